@@ -1,0 +1,94 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m swinumamba_monai``: what comes before and beside ``python -m monai.bundle``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from swinumamba_monai import __version__
+from swinumamba_monai.errors import InputError
+
+TASKS = ("microscopy",)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it did what was asked, 1 with one sentence on standard error if it could not."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        arguments.command(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m swinumamba_monai", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"swinumamba_monai {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+
+    prepare = commands.add_parser("prepare", help="check a dataset and make it a --dataset_dir", formatter_class=defaults)
+    prepare.add_argument("task", choices=TASKS)
+    prepare.add_argument("--source_dir", required=True, help="the images with their labels, left as they are")
+    prepare.add_argument("--output_dir", required=True, help="what --dataset_dir of the bundle will be")
+    prepare.add_argument("--val_fraction", type=float, default=0.1, help="of the training images, where no split says")
+    prepare.add_argument("--test_fraction", type=float, default=0.2, help="of all images, where no split says")
+    prepare.add_argument("--seed", type=int, default=0, help="of these random choices")
+    prepare.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
+    prepare.set_defaults(command=_prepare)
+
+    synthesize = commands.add_parser("synthesize", help="make a synthetic dataset", formatter_class=defaults)
+    synthesize.add_argument("task", choices=TASKS)
+    synthesize.add_argument("--output_dir", required=True, help="what --dataset_dir of the bundle will be")
+    synthesize.add_argument("--num_train", type=int, default=24, help="training images")
+    synthesize.add_argument("--num_validation", type=int, default=4, help="validation images")
+    synthesize.add_argument("--num_test", type=int, default=8, help="test images")
+    synthesize.add_argument("--image_size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    synthesize.add_argument("--seed", type=int, default=0)
+    synthesize.set_defaults(command=_synthesize)
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.data import prepare_microscopy
+
+    report = prepare_microscopy(
+        arguments.source_dir,
+        arguments.output_dir,
+        val_fraction=arguments.val_fraction,
+        test_fraction=arguments.test_fraction,
+        seed=arguments.seed,
+        skip_bad=arguments.skip_bad,
+        progress=_show_progress,
+    )
+    for kind in ("problems", "warnings"):
+        for sentence in report[kind]:
+            print(f"{kind[:-1]}: {sentence}")
+    sections = ", ".join(f"{report[section]} {section}" for section in ("training", "validation", "test"))
+    print(f"layout: {report['layout']}; {report['instances']} instances in {sections} images")
+    print(f"ready: --dataset_dir {report['output_dir']}")
+
+
+def _synthesize(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.data import synthesize_microscopy
+
+    folder = synthesize_microscopy(
+        arguments.output_dir,
+        num_train=arguments.num_train,
+        num_validation=arguments.num_validation,
+        num_test=arguments.num_test,
+        image_size=tuple(arguments.image_size),
+        seed=arguments.seed,
+    )
+    print(f"ready: --dataset_dir {folder}")
+
+
+def _show_progress(done: int, total: int) -> None:
+    if done % 50 == 0 or done == total:
+        print(f"checked {done} of {total} pairs", file=sys.stderr)

@@ -1,0 +1,196 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Microscopy image files as arrays: every channel and every bit of the file, or one sentence that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
+
+from swinumamba_monai.errors import InputError
+
+# Larger files are taken for decompression bombs: a few kilobytes can claim terabytes of pixels.
+MAX_PIXELS = 1 << 29
+MAX_CHANNELS = 4
+
+# The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
+_PILLOW_FILES = {".png": PngImageFile, ".jpg": JpegImageFile, ".jpeg": JpegImageFile, ".bmp": BmpImageFile}
+_TIFF_SUFFIXES = (".tif", ".tiff")
+_TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
+IMAGE_SUFFIXES = (*_PILLOW_FILES, *_TIFF_SUFFIXES)
+
+# Pillow modes that are no plain gray or colour; every other mode is kept.
+_PILLOW_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB"}
+
+
+def read_image(path: PathLike) -> np.ndarray:
+    """Read one 2D image from a PNG, JPEG, BMP or TIFF file.
+
+    The alpha of a gray image is dropped, that of a colour image is the fourth channel. Palettes become RGB, one bit
+    per pixel becomes 0 and 255. Nothing else is changed: no scaling, no rotation by EXIF, no inversion of TIFF files
+    that store white as zero.
+
+    Args:
+        path: the file; its suffix, in any case, is one of ``IMAGE_SUFFIXES``.
+
+    Returns:
+        (H, W) or (H, W, C) with 2 to 4 channels, rows first, in the data type of the file.
+
+    Raises:
+        InputError: The file is missing, of another format, damaged or truncated, is a stack of images, has more than
+            ``MAX_PIXELS`` pixels or ``MAX_CHANNELS`` channels, or has NaN or infinite pixels.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES:
+        raise InputError(f"{path} is not an image that can be read here; use one of {', '.join(IMAGE_SUFFIXES)}.")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path.")
+    try:
+        image = _decode_tiff(path) if suffix in _TIFF_SUFFIXES else _decode_pillow(path)
+    except InputError:
+        raise
+    except Exception as error:  # there is no common class for what decoders raise on a broken file
+        raise InputError(
+            f"{path} cannot be decoded ({type(error).__name__}: {error}); it is damaged, truncated or not a "
+            f"{suffix} file, so replace it."
+        ) from error
+    if image.dtype == bool:
+        image = image.astype(np.uint8) * 255
+    if image.dtype.kind not in "uif":
+        raise InputError(f"{path} has pixels of type {image.dtype}; convert it to integers or floats.")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise InputError(f"{path} has pixels that are NaN or infinite; replace them by numbers.")
+    return image
+
+
+def read_instances(path: PathLike) -> np.ndarray:
+    """Read an instance map: 0 is background, every cell has its own positive number.
+
+    Args:
+        path: the file, as for :func:`read_image`.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        InputError: As for :func:`read_image`, and when the file has colours or numbers that are no cell numbers.
+    """
+    image = read_image(path)
+    if image.ndim != 2:
+        raise InputError(
+            f"{path} has {image.shape[-1]} channels (a colour or palette picture), but an instance map has one number "
+            "per pixel; save the cell numbers as a 16-bit gray PNG or TIFF."
+        )
+    if image.min() < 0 or image.max() > np.iinfo(np.int32).max or (image.dtype.kind == "f" and (image % 1).any()):
+        raise InputError(
+            f"{path} is no instance map: its values, from {image.min()} to {image.max()}, are not all whole numbers "
+            "between 0 and 2147483647; save 0 for background and 1, 2, 3, ... for the cells."
+        )
+    return image.astype(np.int32)
+
+
+class ImageFileReader(ImageReader):
+    """:func:`read_image` for ``monai.transforms.LoadImage(d)``.
+
+    Unlike ``PILReader`` it keeps the rows first, and it reads 16-bit colour and TIFF. Several files given as one item
+    become the channels of one image.
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether every file has a suffix in ``IMAGE_SUFFIXES``."""
+        return all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in ensure_tuple(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike) -> list[Path]:
+        """The paths alone; decoding waits for :meth:`get_data`.
+
+        When ``read`` raises, ``LoadImage`` goes on to its default readers, and ``PILReader`` opens many files that
+        are refused here (and transposes them). What ``get_data`` raises reaches the user.
+        """
+        return [Path(name) for name in ensure_tuple(data)]
+
+    def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
+        """Decode what :meth:`read` returned.
+
+        Returns:
+            The image, (H, W) or (H, W, C), and its metadata with the keys that MONAI's transforms use.
+
+        Raises:
+            InputError: As for :func:`read_image`, and when several files differ in size.
+        """
+        images = [read_image(path) for path in img]
+        for path, image in zip(img, images, strict=True):
+            if image.shape[:2] != images[0].shape[:2]:
+                raise InputError(
+                    f"{path} has {image.shape[:2]} pixels and {img[0]} has {images[0].shape[:2]}; the channels of one "
+                    "image must be of one size."
+                )
+        image = images[0] if len(images) == 1 else np.dstack(images)
+        return image, {
+            ImageMetaKey.FILENAME_OR_OBJ: str(img[0]),
+            MetaKeys.AFFINE: np.eye(4),
+            MetaKeys.ORIGINAL_AFFINE: np.eye(4),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(image.shape[:2]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if image.ndim == 3 else float("nan"),
+        }
+
+
+def _check_size(path: Path, height: int, width: int, channels: int) -> None:
+    """Refuse what the header claims before any memory is reserved for it."""
+    if height * width > MAX_PIXELS:
+        raise InputError(f"{path} claims {height} x {width} pixels, but {MAX_PIXELS} is the limit; cut it into parts.")
+    if channels > MAX_CHANNELS:
+        raise InputError(f"{path} has {channels} channels, but {MAX_CHANNELS} is the limit; keep those that matter.")
+
+
+def _decode_pillow(path: Path) -> np.ndarray:
+    with _PILLOW_FILES[path.suffix.lower()](path) as file:
+        _check_size(path, file.height, file.width, len(file.getbands()))
+        if isinstance(file, PngImageFile) and _png_bit_depth(path) == 16:  # Pillow keeps 8 bits of a 16-bit colour
+            image = imagecodecs.png_decode(path.read_bytes())
+            return image[..., 0] if image.shape[2:] == (2,) else image
+        return np.array(file.convert(_PILLOW_CONVERSIONS.get(file.mode, file.mode)))
+
+
+def _png_bit_depth(path: Path) -> int:
+    """The bit depth in the header, at the place that the PNG standard gives it (Pillow does not say)."""
+    with path.open("rb") as file:
+        return file.read(25)[24]
+
+
+def _decode_tiff(path: Path) -> np.ndarray:
+    with tifffile.TiffFile(path) as file:
+        if len(file.series) != 1:
+            raise InputError(f"{path} holds {len(file.series)} separate images; save each as a file of its own.")
+        series, page = file.series[0], file.series[0].keyframe
+        # tifffile names every axis with a letter: S are samples of a pixel, C channels, Z, T, Q, ... stacks.
+        sizes = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "YX"}
+        axes = "".join(sizes)
+        if axes not in ("YX", "YXS", "YXC", "SYX", "CYX"):
+            raise InputError(
+                f"{path} is a stack with axes {series.axes} and shape {series.shape}, but one 2D image is needed; save "
+                "each plane as a file of its own."
+            )
+        _check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1))
+        _check_size(path, page.tilelength, page.tilewidth, 1)
+        as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it
+        if page.photometric not in _TIFF_COLOURS and not as_rgb:
+            raise InputError(f"{path} has colours of the kind {page.photometric!r}; convert it to gray or RGB.")
+        image = series.asarray().reshape(tuple(sizes.values()))
+        if page.photometric == PHOTOMETRIC.PALETTE:
+            return (page.colormap.T[image] >> 8).astype(np.uint8)  # palettes always have 16 bits
+        if axes in ("SYX", "CYX"):
+            image = np.ascontiguousarray(np.moveaxis(image, 0, -1))
+        alpha = page.extrasamples and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
+        return image[..., 0] if image.shape[2:] == (2,) and alpha else image

@@ -1,0 +1,8 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation networks as MONAI nets."""
+
+from .swin_umamba import SwinUMamba, SwinUMambaD
+from .vmamba import VMambaEncoder
+
+__all__ = ["SwinUMamba", "SwinUMambaD", "VMambaEncoder"]

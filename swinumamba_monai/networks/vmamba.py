@@ -1,0 +1,86 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""VMamba encoder, the foundation model of both Swin-UMamba networks (VMamba-Tiny where the defaults are kept).
+
+Source: VMamba (arXiv 2401.10166, v1 of January 2024); Swin-UMamba (IEEE TMI 2024, section III-C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .vss import PatchEmbed, PatchMerging, VSSStage
+
+__all__ = ["VMambaEncoder"]
+
+
+class VMambaEncoder(nn.Module):
+    """Patch embedding and stages of VSS blocks with patch merging between them; no norm after the last stage.
+
+    Args:
+        in_channels: channels of the image.
+        depths: VSS blocks of each stage.
+        feature_size: channels of the first stage; each further stage has twice those of the one before.
+        patch_size: side of a patch in pixels.
+        d_state: states of each scanned channel.
+        drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
+        norm_name: key of :data:`.vss.NORMS`.
+        use_checkpoint: recompute blocks in the backward instead of keeping their activations.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        depths: Sequence[int] = (2, 2, 9, 2),
+        feature_size: int = 96,
+        patch_size: int = 4,
+        d_state: int = 16,
+        drop_path_rate: float = 0.2,
+        norm_name: str = "layer",
+        use_checkpoint: bool = False,
+        scan_backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.channels = [feature_size * 2**i for i in range(len(depths))]
+        self.patch_embed = PatchEmbed(in_channels, feature_size, patch_size, norm_name)
+        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        self.layers = nn.ModuleList(
+            VSSStage(
+                channels,
+                stage_rates.tolist(),
+                use_checkpoint,
+                d_state=d_state,
+                norm_name=norm_name,
+                scan_backend=scan_backend,
+            )
+            for channels, stage_rates in zip(self.channels, rates)
+        )
+        self.downsamples = nn.ModuleList(PatchMerging(channels, norm_name) for channels in self.channels[:-1])
+        self.apply(self._init_linear)
+
+    @staticmethod
+    def _init_linear(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """
+        Args:
+            x: image, (b, in_channels, h, w), sides multiples of ``patch_size * 2 ** (len(depths) - 1)``.
+
+        Returns:
+            the stages' maps, finest first, channels last: (b, h / p, w / p, feature_size), ...
+        """
+        x = self.patch_embed(x)
+        features = []
+        for i, stage in enumerate(self.layers):
+            if i > 0:
+                x = self.downsamples[i - 1](x)
+            x = stage(x)
+            features.append(x)
+        return features

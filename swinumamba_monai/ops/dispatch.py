@@ -1,0 +1,194 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The two scans that the networks call, and the one place where their backend is chosen.
+
+==============  =====================================================  =============================
+backend         what it is                                             runs on
+==============  =====================================================  =============================
+``portable``    torch operations by chunks (:mod:`.portable`)          every device and dtype
+``mamba_ssm``   the CUDA kernel of that package (:mod:`.mamba`)        NVIDIA GPUs, not float64
+``reference``   one position after another (:mod:`.reference`)         everywhere, slowly: for checks
+==============  =====================================================  =============================
+
+``auto`` takes the fastest that runs on the tensors at hand. A call's ``backend`` argument decides; where that is
+``auto``, the environment variable ``SWINUMAMBA_BACKEND`` does. A new kernel is a module beside these and a line in
+:data:`BACKENDS`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .mamba import selective_scan_mamba, why_mamba_is_unavailable
+from .portable import selective_scan_portable
+from .reference import cross_scan_2d_ref, scan_orders, selective_scan_ref
+
+__all__ = ["BACKENDS", "check_backend_name", "choose_backend", "cross_scan_2d", "selective_scan"]
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "mamba_ssm", "portable", "reference")
+ENVIRONMENT_VARIABLE = "SWINUMAMBA_BACKEND"
+
+_GROUPED_SCANS = {"portable": selective_scan_portable, "mamba_ssm": selective_scan_mamba}
+
+
+def check_backend_name(name: str, source: str = "backend") -> str:
+    """Return ``name``; raises ``ValueError`` that lists the allowed ones when it is not one of :data:`BACKENDS`."""
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {name!r}.")
+    return name
+
+
+@lru_cache(maxsize=None)
+def _log_once(level: int, message: str) -> None:
+    logger.log(level, message)
+
+
+@torch.compiler.assume_constant_result
+def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
+    """The backend that will scan tensors of this device and dtype; named once in the log.
+
+    Args:
+        backend: one of :data:`BACKENDS`.
+        device_type: ``tensor.device.type``.
+        dtype: of the sequence.
+
+    Returns:
+        ``"portable"``, ``"mamba_ssm"`` or ``"reference"``.
+
+    Raises:
+        ValueError: an unknown name, in the argument or in the environment variable.
+        RuntimeError: the backend asked for cannot run on such tensors.
+    """
+    wanted = check_backend_name(backend)
+    if wanted == "auto":
+        wanted = check_backend_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
+    obstacle = why_mamba_is_unavailable(device_type, dtype)
+    if wanted == "mamba_ssm" and obstacle:
+        raise RuntimeError(f"the scan backend 'mamba_ssm' cannot be used: {obstacle}; 'auto' takes one that can.")
+    chosen = ("portable" if obstacle else "mamba_ssm") if wanted == "auto" else wanted
+    slower = wanted == "auto" and device_type == "cuda" and chosen == "portable" and dtype != torch.float64
+    advice = f"; {obstacle}, so the scan is several times slower than it could be" if slower else ""
+    _log_once(logging.WARNING if slower else logging.INFO, f"selective scan on {device_type}: {chosen}{advice}")
+    return chosen
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Selective scan of a sequence, the S6 operator of Mamba; equations in :mod:`.reference`.
+
+    The state is float32, float64 when an input is; the result has the dtype of ``u``. Differentiable once.
+
+    Args:
+        u: input sequence, (b, d, l).
+        delta: step sizes Δ, (b, d, l).
+        A: state matrix, (d, n); negative for a stable system.
+        B: input matrix, (b, g, n, l) or (b, n, l), shared by the ``d / g`` channels of a group.
+        C: output matrix, shaped like ``B``.
+        D: skip weight, (d,).
+        delta_bias: added to ``delta``, (d,).
+        delta_softplus: whether ``delta`` passes through softplus.
+        backend: one of :data:`BACKENDS`.
+
+    Returns:
+        output sequence, (b, d, l).
+
+    Raises:
+        ValueError: shapes that do not fit each other, or an unknown backend.
+        RuntimeError: a backend that cannot run on these tensors.
+    """
+    B, C = (t.unsqueeze(1) if t.ndim == 3 else t for t in (B, C))
+    _check_sequence_shapes(u, delta, A, B, C, D, delta_bias)
+    chosen = choose_backend(backend, u.device.type, u.dtype)
+    if chosen == "reference":
+        return selective_scan_ref(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=delta_softplus)
+    groups = B.shape[1]
+    zeros = A.new_zeros(A.shape[0])
+    y = _GROUPED_SCANS[chosen](
+        *(t.unflatten(1, (groups, -1)).permute(0, 3, 1, 2) for t in (u, delta)),
+        A.unflatten(0, (groups, -1)),
+        *(t.permute(0, 3, 1, 2) for t in (B, C)),
+        *((zeros if t is None else t).unflatten(0, (groups, -1)) for t in (D, delta_bias)),
+        delta_softplus,
+    )
+    return y.flatten(2).transpose(1, 2)
+
+
+def cross_scan_2d(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Scan a map along rows, columns and both reversed, and sum the four outputs (SS2D, eqs. (5)-(7) of the paper).
+
+    Everything is given in pixel order: where a direction goes next is the backend's business. The dtype rules are
+    those of :func:`selective_scan`.
+
+    Args:
+        x: feature map, (b, h, w, d), channels last.
+        delta: step sizes Δ before bias and softplus for each direction, (b, h, w, 4, d).
+        A: state matrices, (4, d, n).
+        B: input matrices, (b, h, w, 4, n).
+        C: output matrices, (b, h, w, 4, n).
+        D: skip weights, (4, d).
+        delta_bias: added to ``delta``, (4, d).
+        backend: one of :data:`BACKENDS`.
+
+    Returns:
+        merged map, (b, h, w, d).
+
+    Raises:
+        RuntimeError: a backend that cannot run on these tensors.
+    """
+    chosen = choose_backend(backend, x.device.type, x.dtype)
+    if chosen == "reference":
+        return cross_scan_2d_ref(x, delta, A, B, C, D, delta_bias)
+    batch, height, width, channels = x.shape
+    orders = scan_orders(height, width, x.device)
+
+    def along_directions(t: Tensor) -> Tensor:  # (b, h, w, 4, ...) -> (b, l, 4, ...)
+        return torch.stack([t[..., k, :].flatten(1, 2).index_select(1, order) for k, order in enumerate(orders)], dim=2)
+
+    u = x.unsqueeze(3).expand(-1, -1, -1, 4, -1)
+    y = _GROUPED_SCANS[chosen](*map(along_directions, (u, delta)), A, *map(along_directions, (B, C)), D, delta_bias, True)
+    back = scan_orders(width, height, x.device)  # visiting the transposed map undoes the visit
+    y = sum(y[:, :, k].index_select(1, order) for k, order in enumerate(back))
+    return y.view(batch, height, width, channels)
+
+
+def _check_sequence_shapes(u, delta, A, B, C, D, delta_bias) -> None:
+    if u.ndim != 3 or delta.shape != u.shape or u.shape[-1] == 0:
+        raise ValueError(f"u and delta must both be (b, d, l), l > 0, got {tuple(u.shape)} and {tuple(delta.shape)}.")
+    batch, channels, length = u.shape
+    if A.ndim != 2 or A.shape[0] != channels:
+        raise ValueError(f"A must be ({channels}, n), got {tuple(A.shape)}.")
+    if B.ndim != 4 or C.shape != B.shape or (B.shape[0], *B.shape[2:]) != (batch, A.shape[1], length):
+        expected = f"({batch}, g, {A.shape[1]}, {length})"
+        raise ValueError(f"B and C must both be {expected}, got {tuple(B.shape)} and {tuple(C.shape)}.")
+    if channels % B.shape[1]:
+        raise ValueError(f"the {channels} channels of u must be a multiple of the {B.shape[1]} groups of B and C.")
+    for name, t in (("D", D), ("delta_bias", delta_bias)):
+        if t is not None and t.shape != (channels,):
+            raise ValueError(f"{name} must be ({channels},), got {tuple(t.shape)}.")

@@ -1,0 +1,54 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The selective scan by the CUDA kernel of the ``mamba-ssm`` package, where that is installed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["selective_scan_mamba", "why_mamba_is_unavailable"]
+
+
+@lru_cache(maxsize=None)
+def _import_error() -> str | None:
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401
+    except ImportError as error:  # not installed, or its CUDA extension does not fit this torch
+        return f"mamba_ssm cannot be imported ({error})"
+    return None
+
+
+def why_mamba_is_unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+    """The reason why the kernel cannot run on such tensors, or None if it can."""
+    if device_type != "cuda":
+        return f"mamba_ssm needs a CUDA device, not '{device_type}'"
+    if dtype == torch.float64:
+        return "mamba_ssm has no float64 kernel"
+    return _import_error()
+
+
+def selective_scan_mamba(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
+) -> Tensor:
+    """Selective scan in the layout of :mod:`.portable`: (b, l, g, d) in and out; the kernel's own is (b, g·d, l)."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    batch, length, groups, channels = u.shape
+
+    def channels_first(t: Tensor) -> Tensor:
+        return t.to(u.dtype).permute(0, 2, 3, 1).contiguous()
+
+    y = selective_scan_fn(
+        channels_first(u).flatten(1, 2),
+        channels_first(delta).flatten(1, 2),
+        A.float().flatten(0, 1),
+        channels_first(B),
+        channels_first(C),
+        D.float().flatten(),
+        delta_bias=delta_bias.float().flatten(),
+        delta_softplus=delta_softplus,
+    )
+    return y.view(batch, groups, channels, length).permute(0, 3, 1, 2)

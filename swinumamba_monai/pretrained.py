@@ -1,0 +1,189 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights from files: read without running what they contain, checked before anything is changed, and reported.
+
+The networks keep the parameter names of the released Swin-UMamba code, so a name map is needed for VMamba only.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn as nn
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .errors import InputError
+
+__all__ = ["LoadReport", "load_pretrained", "read_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+ENCODER = "vssm_encoder."
+VMAMBA_KEYS = {"patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs", "layers.0.downsample.norm.weight"}
+
+# nnU-Net stores its log beside the weights: numpy numbers, which torch's safe unpickler takes when told that it may.
+_NUMPY_SCALARS = [
+    np.dtype,
+    getattr(np, "_core", None) and np._core.multiarray.scalar,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
+]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_pretrained` did.
+
+    Args:
+        kind: what the file was recognised as.
+        loaded: the network's parameters that took their values from it.
+        skipped: names in the file that were left out, each with the reason.
+        missing: the network's parameters that the file does not hold; they keep their values.
+    """
+
+    kind: str
+    loaded: tuple[str, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        reasons = sorted(set(self.skipped.values()))
+        skipped = f"{len(self.skipped)} skipped" + (f" ({'; '.join(reasons)})" if reasons else "")
+        return f"{self.kind}: {len(self.loaded)} tensors loaded, {skipped}, {len(self.missing)} left as they were"
+
+
+def read_checkpoint(path: str | PathLike) -> dict:
+    """Read a ``.safetensors`` file, or a torch file with ``weights_only=True``: no code in it is ever run.
+
+    Args:
+        path: the file.
+
+    Returns:
+        what it holds, on the CPU.
+
+    Raises:
+        InputError: no such file, or one that is truncated, is not a checkpoint, or holds anything but plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals([t for t in _NUMPY_SCALARS if t]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is corrupt, or holds Python objects besides weights; such files are not opened, because "
+            "unpickling them would run their code: save its state dict alone."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a checkpoint, it is corrupt or truncated.") from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint with a state dict.")
+    return content
+
+
+def load_pretrained(
+    net: nn.Module, path_or_state_dict: str | PathLike | Mapping, *, strict: bool = False
+) -> LoadReport:
+    """Load weights into a Swin-UMamba network, or refuse and leave it as it was.
+
+    Accepted are this package's own checkpoints (whole networks, or the encoder alone as pretraining writes it), the
+    released Swin-UMamba checkpoints of nnU-Net (``network_weights``), bare state dicts with those names, and
+    VMamba-Tiny's ImageNet checkpoints (``{"model": ...}``), of which the patch embedding and the classification head
+    are left out (paper, section III-C).
+
+    Args:
+        net: :class:`~swinumamba_monai.networks.SwinUMambaD` or :class:`~swinumamba_monai.networks.SwinUMamba`.
+        path_or_state_dict: a file, or what was read from one.
+        strict: refuse a file that holds the encoder alone, as evaluation and inference must.
+
+    Returns:
+        which tensors were loaded, skipped and why, and which of the network's were not in the file.
+
+    Raises:
+        InputError: a file that is none of these, is corrupt, or does not fit the network.
+    """
+    is_path = isinstance(path_or_state_dict, (str, PathLike))
+    source = str(path_or_state_dict) if is_path else "the state dict"
+    weights = _find_weights(read_checkpoint(path_or_state_dict) if is_path else path_or_state_dict, source)
+    own = net.state_dict()
+
+    if VMAMBA_KEYS <= weights.keys():
+        kind = "VMamba checkpoint"
+        weights, skipped = _translate_vmamba(weights, own)
+        whole = False
+    elif any(name.startswith(ENCODER) for name in weights):
+        whole = not all(name.startswith((ENCODER, "head.")) for name in weights)
+        kind = "Swin-UMamba checkpoint" if whole else "pretrained encoder"
+        skipped = {name: "head of the pretraining" for name in weights if not whole and not name.startswith(ENCODER)}
+        weights = {name: weight for name, weight in weights.items() if name not in skipped}
+    else:
+        raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint (its names start with {_some(weights)}).")
+
+    if strict and not whole:
+        raise InputError(f"{source} is a {kind}; a trained segmentation network is needed here.")
+    required = [name for name in own if whole or (name.startswith(ENCODER) and not name.startswith(ENCODER + "patch_embed."))]
+    _check_fit(source, kind, weights, own, required)
+    net.load_state_dict(weights, strict=False)
+    report = LoadReport(kind, tuple(weights), skipped, tuple(name for name in own if name not in weights))
+    logger.info("%s: %s", source, report)
+    return report
+
+
+def _find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, without what DDP and torch.compile put before its names."""
+    for key in ("network_weights", "model", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    weights = {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value for name, value in content.items()}
+    strangers = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if not weights or strangers:
+        raise InputError(f"{source} holds no state dict of a network" + (f" (found {_some(strangers)})." if strangers else "."))
+    return weights
+
+
+def _translate_vmamba(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """VMamba's names to the encoder's: ``layers.N.downsample`` is the merging after stage N, ``downsamples.N`` here."""
+    translated, skipped = {}, {}
+    for name, weight in weights.items():
+        target = ENCODER + re.sub(r"^layers\.(\d+)\.downsample\.", r"downsamples.\1.", name)
+        if name.startswith("patch_embed."):
+            skipped[name] = "the patch embedding depends on the image's channels"
+        elif name.startswith(("head.", "norm.", "classifier.")):
+            skipped[name] = "classification head"
+        elif target not in own:
+            skipped[name] = "the network has no such block"
+        else:
+            translated[target] = weight
+    return translated, skipped
+
+
+def _check_fit(source: str, kind: str, weights: Mapping, own: Mapping, required: list[str]) -> None:
+    for name in weights:
+        if name in own and weights[name].shape != own[name].shape:
+            raise InputError(
+                f"{source} does not fit the network: {name} is {tuple(weights[name].shape)} in the {kind} and "
+                f"{tuple(own[name].shape)} in the network; check in_channels, out_channels, depths and feature_size."
+            )
+    unknown = [name for name in weights if name not in own]
+    absent = [name for name in required if name not in weights]
+    if unknown or absent:
+        detail = f"the network has no {_some(unknown)}" if unknown else f"the {kind} lacks {_some(absent)}"
+        raise InputError(f"{source} is not of this network: {detail}.")
+
+
+def _some(names) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

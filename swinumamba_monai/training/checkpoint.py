@@ -1,0 +1,150 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The two files of a training run: the best network, and the last state to resume from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from os import PathLike
+from pathlib import Path
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.pretrained import load_pretrained, read_checkpoint
+
+__all__ = ["TrainingCheckpoint", "save_atomically"]
+
+logger = logging.getLogger(__name__)
+
+
+def save_atomically(content: dict, path: Path) -> None:
+    """``torch.save`` that leaves either the old file or the whole new one, whatever stops it.
+
+    Args:
+        content: tensors and plain Python values.
+        path: the file to write or replace.
+
+    Raises:
+        InputError: the file could not be written (full disk, read-only folder); the old one is as it was.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        kept = "the one before it is intact" if path.exists() else "there was none before it"
+        raise InputError(f"the checkpoint {path} could not be written ({error}); {kept}.") from error
+
+
+class TrainingCheckpoint:
+    """Keep ``model.pt``, the network with the best validation metric, and ``checkpoint.pt``, the last epoch's state.
+
+    ``model.pt`` is a bare state dict, what MONAI's loaders and exporters expect. The best metric travels in
+    ``checkpoint.pt``, so a resumed run replaces ``model.pt`` by a better network only.
+
+    Args:
+        ckpt_dir: folder of the two files, made when the first is written.
+        network: the network itself, not its DDP wrapper.
+        optimizer: its optimizer.
+        lr_scheduler: stepped once an epoch.
+        resume: go on from ``checkpoint.pt``; from the beginning, with a warning, where there is none.
+    """
+
+    best_name = "model.pt"
+    last_name = "checkpoint.pt"
+
+    def __init__(
+        self,
+        ckpt_dir: str | PathLike,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        resume: bool = False,
+    ) -> None:
+        self.best_path = Path(ckpt_dir) / self.best_name
+        self.last_path = Path(ckpt_dir) / self.last_name
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.resume = resume
+
+    def attach(self, trainer: Engine, evaluator: Engine) -> None:
+        """Restore the state if asked to, and save from now on; call it after the engines' own handlers are attached.
+
+        Args:
+            trainer: its epoch ends with the validation.
+            evaluator: holds the best metric.
+
+        Raises:
+            InputError: the folder holds a run that would be overwritten, or a checkpoint that cannot be resumed.
+        """
+        if self.resume and self.last_path.exists():
+            self._restore(trainer, evaluator)
+        elif self.resume:
+            logger.warning("nothing to resume in %s, training starts from the beginning", self.last_path.parent)
+        elif self.last_path.exists():
+            raise InputError(
+                f"{self.last_path.parent} already holds a training run: go on with it by --resume true, "
+                "or choose another --ckpt_dir."
+            )
+        evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last, evaluator)
+
+    def _save_best(self, evaluator: Engine) -> None:
+        if evaluator.state.best_metric_epoch == evaluator.state.epoch and idist.get_rank() == 0:
+            save_atomically(self.network.state_dict(), self.best_path)
+
+    def _save_last(self, trainer: Engine, evaluator: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
+        state = {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": trainer.state.epoch,
+            "best_metric": float(evaluator.state.best_metric),
+            "best_metric_epoch": evaluator.state.best_metric_epoch,
+        }
+        save_atomically(state, self.last_path)
+        if evaluator.state.best_metric_epoch == -1:  # not validated yet: the last network is the best one known
+            save_atomically(self.network.state_dict(), self.best_path)
+
+    def _restore(self, trainer: Engine, evaluator: Engine) -> None:
+        state = read_checkpoint(self.last_path)
+        if not {"model", "optimizer", "epoch", "best_metric", "best_metric_epoch"} <= state.keys():
+            raise InputError(f"{self.last_path} is not a checkpoint of a training run, it cannot be resumed.")
+        load_pretrained(self.network, state["model"], strict=True)
+        self._restore_optimizer(state["optimizer"], state["epoch"])
+        trainer.state.epoch = state["epoch"]
+        trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
+        evaluator.state.best_metric = state["best_metric"]
+        evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        logger.info(
+            "resumed after epoch %d of %d, best metric %.4f of epoch %d",
+            state["epoch"],
+            trainer.state.max_epochs,
+            state["best_metric"],
+            state["best_metric_epoch"],
+        )
+        if state["epoch"] >= trainer.state.max_epochs:
+            logger.warning("the run has its %d epochs, there is nothing left to train", trainer.state.max_epochs)
+
+    def _restore_optimizer(self, state: dict, epoch: int) -> None:
+        """The schedule is replayed, not restored, so that a run can be resumed for more epochs than first planned."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the scheduler steps before the optimizer
+            for _ in range(epoch):
+                self.lr_scheduler.step()
+        self.optimizer.load_state_dict(state)
+        for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
+            group["lr"] = lr

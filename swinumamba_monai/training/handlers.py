@@ -1,0 +1,63 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the training recipe does between the backward and the optimizer's step, as handlers of MONAI's trainer."""
+
+from __future__ import annotations
+
+import torch
+from ignite.engine import Engine
+from monai.engines import IterationEvents
+from torch import nn
+
+__all__ = ["FreezeEncoder", "GradientClip"]
+
+
+class FreezeEncoder:
+    """Leave the encoder as it was pretrained for the first epochs (paper, section IV-B).
+
+    The patch embedding, which is not taken from the foundation model, learns from the start. Gradients are dropped
+    instead of switched off, because they have to pass through the encoder to reach it, and because DDP wants the same
+    parameters in every step.
+
+    Args:
+        network: has a ``vssm_encoder``.
+        epochs: how many epochs the encoder stays as it is.
+    """
+
+    def __init__(self, network: nn.Module, epochs: int = 10) -> None:
+        self.epochs = epochs
+        self.parameters = [
+            parameter
+            for name, parameter in network.vssm_encoder.named_parameters()
+            if not name.startswith("patch_embed.")
+        ]
+
+    def attach(self, engine: Engine) -> None:
+        """Call the handler after every backward of ``engine``, a MONAI trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if engine.state.epoch <= self.epochs:
+            for parameter in self.parameters:
+                parameter.grad = None
+
+
+class GradientClip:
+    """Scale the gradients down to a global norm before the optimizer's step, under AMP too.
+
+    Args:
+        max_norm: the 2-norm over all parameters that is not exceeded.
+    """
+
+    def __init__(self, max_norm: float = 12.0) -> None:
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Call the handler after every backward of ``engine``, a MONAI trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if engine.scaler is not None:
+            engine.scaler.unscale_(engine.optimizer)
+        parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)

@@ -1,0 +1,167 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""A datalist gives its files and no others, and bad files are found before the training."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from monai.data import load_decathlon_datalist
+from PIL import Image
+
+from swinumamba_monai.data.datalist import check_pair, check_pairs, load_datalist, load_images, write_datalist
+from swinumamba_monai.errors import InputError
+
+
+def save_pair(folder, name, size=(6, 8), cells=2):
+    """An image and a label with ``cells`` one-pixel cells; the item that names them."""
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    label = np.zeros(size, dtype=np.uint16)
+    label[0, ::2][:cells] = np.arange(1, cells + 1)
+    Image.fromarray(np.full(size, 9, dtype=np.uint8)).save(folder / "images" / f"{name}.png")
+    Image.fromarray(label).save(folder / "labels" / f"{name}.png")
+    return {"image": f"images/{name}.png", "label": f"labels/{name}.png"}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A dataset with 2 training, 1 validation and 1 test images."""
+    names = {"training": "ba", "validation": "c", "test": "d"}
+    sections = {section: [save_pair(tmp_path, name) for name in names[section]] for section in names}
+    write_datalist(tmp_path, sections, "four images")
+    return tmp_path
+
+
+def test_what_is_written_is_loaded(dataset):
+    items = load_datalist(dataset, "training")
+    assert [Path(item["image"]).stem for item in items] == ["b", "a"]
+    assert items[0]["label"] == str(dataset / "labels" / "b.png")
+    assert len(load_datalist(str(dataset), "validation")) == len(load_datalist(dataset, "test")) == 1
+    assert items == load_decathlon_datalist(dataset / "datalist.json", data_list_key="training")
+    assert sorted(path.name for path in dataset.iterdir()) == ["datalist.json", "images", "labels"]
+
+
+def test_images_and_labels_may_be_elsewhere(dataset, tmp_path):
+    other = tmp_path / "prepared"
+    (other / "made").mkdir(parents=True)
+    (dataset / "labels" / "a.png").rename(other / "made" / "a.png")
+    item = {"image": "images/a.png", "label": "made/a.png"}
+    write_datalist(other, {"training": [item], "validation": [], "test": []}, "", str(dataset), label_dir=".")
+    assert load_datalist(other, "training") == [
+        {"image": str(dataset / "images" / "a.png"), "label": str(other / "made" / "a.png")}
+    ]
+
+
+def test_other_datalists_are_not_overwritten(dataset):
+    sections = json.loads((dataset / "datalist.json").read_text())
+    write_datalist(dataset, sections, "four images")
+    with pytest.raises(InputError, match="other data"):
+        write_datalist(dataset, {**sections, "test": []}, "four images")
+    assert len(load_datalist(dataset, "test")) == 1
+
+
+@pytest.mark.parametrize("bad", ["/etc/passwd", "../a.png", "images/../../a.png", "link.png", "linked/a.png"])
+def test_paths_that_leave_the_folder_are_refused(dataset, tmp_path_factory, bad):
+    outside = tmp_path_factory.mktemp("outside")
+    save_pair(outside, "a")
+    (dataset / "link.png").symlink_to(outside / "images" / "a.png")
+    (dataset / "linked").symlink_to(outside / "images")
+    for key in ("image", "label"):
+        content = json.loads((dataset / "datalist.json").read_text())
+        content["training"][1][key] = bad
+        (dataset / "datalist.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match="outside"):
+            load_datalist(dataset, "training", check=False)
+
+
+def test_links_inside_and_to_the_folder_are_fine(dataset, tmp_path):
+    (dataset / "images" / "a.png").rename(dataset / "images" / "real.png")
+    (dataset / "images" / "a.png").symlink_to("real.png")
+    (tmp_path / "shortcut").symlink_to(dataset)
+    items = load_datalist(tmp_path / "shortcut", "training")
+    assert items[1]["image"] == str(dataset / "images" / "real.png")
+
+
+def test_missing_datasets_and_sections_say_what_to_do(dataset, tmp_path):
+    for folder in (tmp_path / "nowhere", dataset / "images"):
+        with pytest.raises(InputError, match="python -m swinumamba_monai prepare microscopy"):
+            load_datalist(folder, "training")
+    with pytest.raises(InputError, match="training, validation, test"):
+        load_datalist(dataset, "train")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"training": [1]}', '{"training": [{"image": "a.png"}]}', '{"training": 3}']
+)
+def test_broken_datalists_are_refused(tmp_path, text):
+    (tmp_path / "datalist.json").write_text(text)
+    with pytest.raises(InputError, match=r"datalist\.json is not a datalist"):
+        load_datalist(tmp_path, "training")
+
+
+def test_check_pair_names_the_problem(tmp_path):
+    item = save_pair(tmp_path, "a")
+    image, label = tmp_path / item["image"], tmp_path / item["label"]
+    assert check_pair(image, label) is None
+    nan = np.zeros((6, 8), dtype=np.float32)
+    nan[0, 0] = np.nan
+    tifffile.imwrite(tmp_path / "nan.tif", nan)
+    Image.fromarray(np.zeros((6, 8, 3), dtype=np.uint8)).save(tmp_path / "rgb.png")
+    Image.fromarray(np.zeros((8, 6), dtype=np.uint8)).save(tmp_path / "turned.png")
+    (tmp_path / "half.png").write_bytes(image.read_bytes()[:40])
+    for bad_image, words in (("nan.tif", "NaN"), ("half.png", "cannot be decoded"), ("no.png", "does not exist")):
+        problem = check_pair(tmp_path / bad_image, label)
+        assert words in problem and bad_image in problem
+    for bad_label, words in (("rgb.png", "3 channels"), ("turned.png", "(8, 6)"), ("half.png", "cannot be decoded")):
+        problem = check_pair(image, tmp_path / bad_label)
+        assert words in problem and bad_label in problem
+
+
+def test_check_pairs_names_three_problems(dataset):
+    items = [{"image": f"missing{index}.png", "label": "x.png"} for index in range(5)]
+    with pytest.raises(InputError) as error:
+        check_pairs(load_datalist(dataset, "test") + items)
+    for words in ("missing0", "missing1", "missing2", "And 2 more"):
+        assert words in str(error.value)
+    assert "missing3" not in str(error.value)
+    (dataset / "images" / "d.png").unlink()
+    with pytest.raises(InputError, match=r"d\.png does not exist"):
+        load_datalist(dataset, "test")
+    assert len(load_datalist(dataset, "test", check=False)) == 1
+
+
+def test_odd_labels_are_only_logged(tmp_path, caplog):
+    items = [save_pair(tmp_path, "full"), save_pair(tmp_path, "empty", cells=0), save_pair(tmp_path, "binary")]
+    binary = np.zeros((6, 8), dtype=np.uint8)
+    binary[[0, 3], [0, 5]] = 255
+    Image.fromarray(binary).save(tmp_path / "labels" / "binary.png")
+    items = [{key: str(tmp_path / path) for key, path in item.items()} for item in items]
+    with caplog.at_level(logging.WARNING):
+        check_pairs(items[:1])
+        assert not caplog.records
+        check_pairs(items[:2])
+        assert "1 of 2" in caplog.text and "empty.png has no cell" in caplog.text
+        check_pairs(items[2:])
+        assert "binary.png has one number for 2 pieces" in caplog.text
+
+
+def test_images_for_inference(dataset, tmp_path):
+    assert load_images(dataset) == [{"image": str(dataset / "images" / "d.png")}]
+    folder = dataset / "images"
+    (folder / "notes.txt").write_text("")
+    (folder / "._a.png").write_bytes(b"")
+    (folder / "e.TIFF").write_bytes(b"")
+    assert [Path(item["image"]).name for item in load_images(folder)] == ["a.png", "b.png", "c.png", "d.png", "e.TIFF"]
+    assert load_images(folder / "a.png") == [{"image": str(folder / "a.png")}]
+    (tmp_path / "bare").mkdir()
+    for path in (tmp_path / "bare", folder / "notes.txt"):
+        with pytest.raises(InputError, match="no image that can be read"):
+            load_images(path)
+    with pytest.raises(InputError, match="does not exist"):
+        load_images(tmp_path / "nowhere")

@@ -1,0 +1,119 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The synthetic dataset is exact, reproducible, whole, and never in somebody's way."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from swinumamba_monai.data.datalist import check_pairs, load_datalist
+from swinumamba_monai.data.readers import read_image, read_instances
+from swinumamba_monai.data.synthetic import dataset_dir_or_synthetic, synthesize_image, synthesize_microscopy
+from swinumamba_monai.errors import InputError
+
+SMALL = {"num_train": 3, "num_validation": 1, "num_test": 2, "image_size": (80, 96)}
+
+
+def content(folder):
+    """Every file below a folder with its bytes."""
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_dataset_has_the_sections_and_sizes(tmp_path):
+    folder = synthesize_microscopy(tmp_path / "new" / "data", **SMALL)
+    assert folder == tmp_path / "new" / "data"
+    for section, count in (("training", 3), ("validation", 1), ("test", 2)):
+        items = load_datalist(folder, section, check=False)
+        check_pairs(items)
+        assert len(items) == count
+        for item in items:
+            assert read_image(item["image"]).shape[:2] == read_instances(item["label"]).shape == (80, 96)
+    assert len(content(folder)) == 13
+    assert [path.name for path in folder.parent.iterdir()] == ["data"]  # the temporary folder is gone
+
+
+def test_images_are_reproducible(tmp_path):
+    first = content(synthesize_microscopy(tmp_path / "a", **SMALL))
+    assert content(synthesize_microscopy(tmp_path / "b", **SMALL)) == first
+    other = content(synthesize_microscopy(tmp_path / "c", **SMALL, seed=1))
+    assert all(other[name] != data for name, data in first.items())
+
+
+@pytest.mark.parametrize("stained", [False, True])
+def test_an_image_and_its_map(stained):
+    sizes = []
+    for seed in range(4):
+        image, instances = synthesize_image(np.random.default_rng(seed), (256, 256), stained)
+        assert image.dtype == np.uint8 and image.shape == ((256, 256, 3) if stained else (256, 256))
+        assert instances.dtype == np.uint16
+        numbers = np.unique(instances)
+        np.testing.assert_array_equal(numbers, np.arange(numbers.size))  # 1..N, none is hidden
+        for number, box in enumerate(ndimage.find_objects(instances), start=1):
+            assert ndimage.label(instances[box] == number)[1] == 1  # each in one piece
+        gray = image.mean(-1) if stained else image.astype(float)
+        inside, outside = gray[instances > 0].mean(), gray[instances == 0].mean()
+        assert inside < 0.8 * outside if stained else inside > 2 * outside
+        sizes.append(numbers.size - 1)
+    assert min(sizes) >= 3 and max(sizes) >= 20
+
+
+def test_some_nuclei_touch():
+    touching = 0
+    for seed in range(4):
+        _, instances = synthesize_image(np.random.default_rng(seed), (256, 256), stained=False)
+        touching += instances.max() - ndimage.label(instances)[1]
+    assert touching >= 10
+
+
+def test_an_existing_dataset_is_used_again_and_others_are_left_alone(tmp_path):
+    folder = synthesize_microscopy(tmp_path / "a", **SMALL)
+    image = folder / "images" / "synthetic_000.png"
+    before = image.stat().st_mtime_ns
+    synthesize_microscopy(folder, **SMALL)
+    assert image.stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="describes other data"):
+        synthesize_microscopy(folder, **SMALL, seed=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not empty"):
+        synthesize_microscopy(tmp_path / "mine", **SMALL)
+    with pytest.raises(InputError, match="is no folder"):
+        synthesize_microscopy(tmp_path / "mine" / "thesis.txt", **SMALL)
+    (tmp_path / "empty").mkdir()
+    assert len(content(synthesize_microscopy(tmp_path / "empty", **SMALL))) == 13
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("swinumamba_monai.data.synthetic.write_datalist", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        synthesize_microscopy(tmp_path / "a", **SMALL)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", [{"num_test": -1}, {"image_size": (63, 96)}])
+def test_impossible_datasets_are_refused(tmp_path, change):
+    with pytest.raises(InputError, match="not possible"):
+        synthesize_microscopy(tmp_path / "a", **{**SMALL, **change})
+
+
+def test_dataset_dir_or_synthetic(tmp_path, monkeypatch, caplog):
+    assert dataset_dir_or_synthetic("/data/mine", str(tmp_path / "a")) == "/data/mine"
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(synthesize_microscopy, "__defaults__", (2, 1, 1, (64, 64), 0))
+    with caplog.at_level(logging.INFO):
+        assert dataset_dir_or_synthetic(None, str(tmp_path / "a")) == str(tmp_path / "a")
+    assert "synthetic" in caplog.text
+    assert len(load_datalist(tmp_path / "a", "training")) == 2
+
+
+def test_several_processes_may_ask_at_once(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: synthesize_microscopy(tmp_path / "a", **SMALL), range(4)))
+    assert folders == [tmp_path / "a"] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert len(content(tmp_path / "a")) == 13

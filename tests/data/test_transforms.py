@@ -1,0 +1,141 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Channels become RGB, instance maps become three classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from skimage.measure import label
+from skimage.morphology import dilation, disk
+from skimage.segmentation import find_boundaries
+
+from swinumamba_monai.data.synthetic import synthesize_image
+from swinumamba_monai.data.transforms import InstancesToClasses, InstancesToClassesd, ToRGB, ToRGBd
+from swinumamba_monai.errors import InputError
+
+
+def channels(*values):
+    """A (C, 2, 2) tensor with one value per channel."""
+    return torch.tensor(values, dtype=torch.float32)[:, None, None].expand(-1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((5,), (5, 5, 5)), ((5, 6), (5, 6, 0)), ((5, 6, 7), (5, 6, 7)), ((5, 6, 7, 9), (5, 6, 7))]
+)
+def test_to_rgb(before, after):
+    torch.testing.assert_close(ToRGB()(channels(*before)).as_tensor(), channels(*after))
+    np.testing.assert_array_equal(ToRGB()(channels(*before).numpy()), channels(*after))
+
+
+def test_to_rgb_keeps_metadata_and_refuses_more_channels():
+    for count in (1, 2, 3, 4):
+        image = MetaTensor(channels(*range(count)), meta={"filename_or_obj": "a.png"})
+        items = ToRGBd("image")({"image": image, "other": 1})
+        assert isinstance(items["image"], MetaTensor) and items["image"].meta["filename_or_obj"] == "a.png"
+        assert items["other"] == 1
+    with pytest.raises(InputError, match="5 channels"):
+        ToRGB()(channels(1, 2, 3, 4, 5))
+
+
+# Cell 1 touches the left edge of the array; cells 1 and 2 touch each other.
+INSTANCES = np.array(
+    [
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 2, 2, 2, 0],
+        [1, 1, 1, 1, 2, 2, 2, 0],
+        [1, 1, 1, 1, 2, 2, 2, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+)
+CLASSES = np.array(
+    [
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [2, 2, 2, 2, 2, 2, 2, 0],
+        [1, 1, 1, 2, 2, 1, 2, 0],
+        [2, 2, 2, 2, 2, 2, 2, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+)
+DILATED = np.array(
+    [
+        [2, 2, 2, 2, 2, 2, 2, 0],
+        [2, 2, 2, 2, 2, 2, 2, 2],
+        [2, 2, 2, 2, 2, 2, 2, 2],
+        [2, 2, 2, 2, 2, 2, 2, 2],
+        [2, 2, 2, 2, 2, 2, 2, 0],
+    ]
+)
+
+
+def test_classes_by_hand():
+    np.testing.assert_array_equal(InstancesToClasses(min_interior=0)(INSTANCES[None])[0], CLASSES)
+    np.testing.assert_array_equal(InstancesToClasses(1, min_interior=0)(INSTANCES[None])[0], DILATED)
+    without_speck = np.where((CLASSES == 1) & (INSTANCES == 2), 0, CLASSES)
+    np.testing.assert_array_equal(InstancesToClasses(min_interior=3)(INSTANCES[None])[0], without_speck)
+    np.testing.assert_array_equal(InstancesToClasses(min_interior=0)(np.ones((1, 4, 4))), np.ones((1, 4, 4)))
+    np.testing.assert_array_equal(InstancesToClasses()(np.zeros((1, 4, 4))), np.zeros((1, 4, 4)))
+
+
+@pytest.fixture(scope="module")
+def instances():
+    """A crowded (200, 240) map."""
+    found = synthesize_image(np.random.default_rng(3), (200, 240), stained=False)[1].astype(np.int32)
+    assert found.max() > 20
+    return found
+
+
+def test_published_classes_as_scikit_image_makes_them(instances):
+    boundary = dilation(find_boundaries(instances, mode="inner"), disk(1))
+    interior = label((instances > 0) & ~boundary, connectivity=1)
+    interior = np.isin(interior, np.flatnonzero(np.bincount(interior.ravel()) >= 16)) & (interior > 0)
+    expected = np.where(boundary, 2, interior)
+    np.testing.assert_array_equal(InstancesToClasses(boundary_dilation=1)(instances[None])[0], expected)
+
+
+def test_a_crop_has_the_classes_of_the_whole_image(instances):
+    """But for its edge, where a neighbour outside may have made a boundary that the crop cannot see."""
+    to_classes = InstancesToClasses(min_interior=0)
+    whole = to_classes(instances[None])
+    window = np.s_[:, 50:150, 60:170]
+    crop = to_classes(instances[None][window])
+    np.testing.assert_array_equal(crop[:, 1:-1, 1:-1], whole[window][:, 1:-1, 1:-1])
+    assert not ((crop == 2) & (whole[window] != 2)).any()
+
+
+def test_interiors_of_touching_cells_stay_apart(instances):
+    classes = InstancesToClasses(min_interior=0)(instances[None])[0]
+    pieces = label(classes == 1, connectivity=2)
+    for piece in range(1, pieces.max() + 1):
+        assert np.unique(instances[pieces == piece]).size == 1
+
+
+def test_kinds_are_kept():
+    tensor = torch.from_numpy(INSTANCES)[None]
+    classes = InstancesToClasses(min_interior=0)(MetaTensor(tensor, meta={"filename_or_obj": "a.png"}))
+    assert isinstance(classes, MetaTensor) and classes.dtype == torch.uint8
+    assert classes.meta["filename_or_obj"] == "a.png"
+    assert type(InstancesToClasses()(tensor)) is torch.Tensor
+    assert InstancesToClasses()(INSTANCES[None]).dtype == np.uint8
+    np.testing.assert_array_equal(classes.numpy()[0], CLASSES)
+
+
+def test_dictionary_version_keeps_the_instances():
+    items = {"label": torch.from_numpy(INSTANCES)[None], "image": 1}
+    done = InstancesToClassesd("label", instances_key="instances", min_interior=0)(items)
+    np.testing.assert_array_equal(done["label"][0], CLASSES)
+    np.testing.assert_array_equal(done["instances"][0], INSTANCES)
+    np.testing.assert_array_equal(items["label"][0], INSTANCES)
+    assert set(InstancesToClassesd("label")(items)) == {"label", "image"}
+    assert InstancesToClassesd("pred", allow_missing_keys=True)({"image": 1}) == {"image": 1}
+    with pytest.raises(ValueError, match="instances_key"):
+        InstancesToClassesd(["label", "pred"], instances_key="instances")
+
+
+def test_bad_maps_and_arguments_are_refused():
+    with pytest.raises(InputError, match=r"\(3, 4, 4\)"):
+        InstancesToClasses()(np.zeros((3, 4, 4)))
+    with pytest.raises(ValueError, match="boundary_dilation"):
+        InstancesToClasses(boundary_dilation=-1)
