@@ -236,7 +236,7 @@ def leads_outside(path: Path, folder: Path) -> bool:
 
 def _inside(folder: Path, relative: str, datalist: Path) -> str:
     """The absolute path of ``relative``, which must not lead out of ``folder``."""
-    path = (folder / relative).resolve()
+    path = folder / relative
     if leads_outside(path, folder):
         raise InputError(f"{datalist} names {relative!r}, which is outside of {folder}; name only files inside of it.")
-    return str(path)
+    return str(path.resolve())

@@ -111,7 +111,7 @@ def test_dataset_dir_or_synthetic(tmp_path, monkeypatch, caplog):
     assert len(load_datalist(tmp_path / "a", "training")) == 2
 
 
-def test_several_processes_may_ask_at_once(tmp_path):
+def test_several_may_ask_at_once(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         folders = list(pool.map(lambda _: synthesize_microscopy(tmp_path / "a", **SMALL), range(4)))
     assert folders == [tmp_path / "a"] * 4

@@ -115,7 +115,7 @@ def test_empty_images_in_the_published_reading() -> None:
 
 
 def test_large_image_is_counted_by_tiles() -> None:
-    truth = np.zeros((5001, 5000), np.int32)
+    truth = np.zeros((5001, 5000), np.uint8)
     truth[100:120, 100:120] = 1
     truth[1990:2010, 100:120] = 2  # on a cut
     truth[4981:5001, 100:120] = 3  # at the lower edge, which the padding moves inside

@@ -171,8 +171,9 @@ def test_figures_keep_little_memory_and_stay_aligned() -> None:
 
 def test_matched_cells_share_their_colour(tmp_path: Path) -> None:
     truth, pred = np.zeros((60, 100), np.int32), np.zeros((60, 100), np.int32)
-    truth[10:40, 10:40], truth[10:22, 60:72] = 1, 2
-    pred[10:40, 12:42], pred[10:22, 62:74], pred[45:55, 45:55] = 2, 1, 3  # other ids than the truth, and a false cell
+    truth[10:40, 10:40], truth[10:22, 41:53] = 1, 2
+    # Other ids than the truth, a large cell that takes a column of the small one too, and a false cell.
+    pred[10:40, 12:42], pred[10:22, 43:55], pred[45:55, 45:55] = 2, 1, 3
     draw_cases(tmp_path / "a.png", [make_case("a", torch.zeros(1, 60, 100), truth, pred)], ["title"], "heading")
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).reshape(-1, 3).astype(int)
     colours, pixels = np.unique(picture[np.ptp(picture, axis=1) > 60], axis=0, return_counts=True)

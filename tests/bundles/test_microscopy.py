@@ -1,0 +1,337 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The microscopy bundle, run the way a user runs it: by MONAI, from its JSON files, with a small network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, load, verify_metadata, verify_net_in_out
+from PIL import Image
+
+from swinumamba_monai.data import read_image, synthesize_microscopy
+from swinumamba_monai.errors import InputError, find_input_error
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "microscopy"
+CONFIGS = BUNDLE / "configs"
+FILES = {
+    "train": CONFIGS / "train.json",
+    "evaluate": [CONFIGS / "train.json", CONFIGS / "evaluate.json"],
+    "inference": CONFIGS / "inference.json",
+}
+NETWORK = {
+    "network_def#feature_size": 8,
+    "network_def#depths": [1, 1, 1, 1],
+    "network_def#d_state": 2,
+    "device": "$torch.device('cpu')",
+    "num_workers": 0,
+    "roi_size": [64, 64],
+}
+SHORT = {
+    "max_epochs": 1,
+    "iterations_per_epoch": 2,
+    "batch_size": 2,
+    "val_interval": 1,
+    "network_def#decoder_depths": [1, 1, 1],
+    **NETWORK,
+}
+NETWORK["network_def#decoder_depths"] = [1, 1, 1]
+
+
+def run(kind: str, run_id: str, out: Path, **override) -> ConfigWorkflow:
+    """Run one of the bundle's workflows in this process."""
+    files = FILES[kind]
+    workflow = ConfigWorkflow(
+        config_file=[str(f) for f in files] if isinstance(files, list) else str(files),
+        run_id=run_id,
+        workflow_type="infer" if kind == "inference" else "train",
+        logging_file=False,
+        tracking=override.pop("tracking", None),
+        bundle_root=str(out),
+        **override,
+    )
+    hook = sys.excepthook
+    try:
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    finally:
+        sys.excepthook = hook
+    return workflow
+
+
+def refusal(kind: str, run_id: str, out: Path, **override) -> str:
+    """The sentence with which a workflow refuses to run."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011, MONAI wraps what is raised in a config
+        run(kind, run_id, out, **override)
+    cause = find_input_error(caught.value)
+    assert cause is not None, f"no InputError behind {caught.value!r}"
+    return str(cause)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "cells"
+    return synthesize_microscopy(folder, num_train=4, num_validation=2, num_test=2, image_size=(64, 80))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, dataset) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    run("train", "training", out, dataset_dir=str(dataset), **SHORT)
+    return out
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_properties(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = FILES[kind]
+    workflow = ConfigWorkflow(
+        config_file=[str(f) for f in files] if isinstance(files, list) else str(files),
+        workflow_type="infer" if kind == "inference" else "train",
+        logging_file=False,
+        bundle_root=str(tmp_path / "bundle"),
+        **NETWORK,
+    )
+    hook = sys.excepthook
+    workflow.initialize()
+    sys.excepthook = hook
+    assert workflow.check_properties() == []
+
+
+def test_metadata_has_what_monai_requires(tmp_path):
+    required = (
+        "schema version monai_version pytorch_version numpy_version required_packages_version task description authors "
+        "copyright network_data_format"
+    ).split()
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", "required": required}))
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
+    assert isinstance(metadata["supported_apps"], dict)
+
+
+@pytest.mark.parametrize("config", ["train.json", "inference.json"])
+def test_network_takes_and_gives_what_the_metadata_says(config):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / config),
+        device="cpu",
+        **{"network_def#feature_size": 8},
+    )
+
+
+def test_training_leaves_the_best_and_the_last_state(trained):
+    best = torch.load(trained / "models" / "model.pt", weights_only=True)
+    last = torch.load(trained / "models" / "checkpoint.pt", weights_only=True)
+    assert last["epoch"] == last["best_metric_epoch"] == 1
+    assert 0 <= last["best_metric"] <= 1
+    assert best.keys() == last["model"].keys()
+    assert all(torch.equal(best[name], last["model"][name]) for name in best)
+    assert list((trained / "eval").glob("events.out.tfevents.*")), "TensorBoard events"
+
+
+def test_resumed_run_goes_on_and_keeps_a_better_model(trained, dataset, tmp_path):
+    models = tmp_path / "models"
+    models.mkdir()
+    last = torch.load(trained / "models" / "checkpoint.pt", weights_only=True)
+    torch.save({**last, "best_metric": 2.0}, models / "checkpoint.pt")  # no epoch can beat it
+    (models / "model.pt").write_bytes(b"the better model")
+    run("train", "training", tmp_path, dataset_dir=str(dataset), resume=True, **{**SHORT, "max_epochs": 3})
+    resumed = torch.load(models / "checkpoint.pt", weights_only=True)
+    assert (resumed["epoch"], resumed["best_metric"], resumed["best_metric_epoch"]) == (3, 2.0, 1)
+    assert (models / "model.pt").read_bytes() == b"the better model"
+    steps = {int(state["step"]) for state in resumed["optimizer"]["state"].values()}
+    assert steps == {6}, "the optimizer went on from its own state"
+    lr = resumed["optimizer"]["param_groups"][0]["lr"]
+    assert lr == pytest.approx(1e-6), "the cosine reached its end, as in a run of three epochs"
+
+
+def test_resuming_a_finished_run_trains_nothing(trained, dataset, tmp_path):
+    (tmp_path / "models").mkdir()
+    for name in ("model.pt", "checkpoint.pt"):
+        (tmp_path / "models" / name).write_bytes((trained / "models" / name).read_bytes())
+    run("train", "training", tmp_path, dataset_dir=str(dataset), resume=True, **SHORT)
+    for name in ("model.pt", "checkpoint.pt"):
+        assert (tmp_path / "models" / name).read_bytes() == (trained / "models" / name).read_bytes()
+
+
+def test_pretrained_encoder_is_frozen_at_first(trained, dataset, tmp_path):
+    before = torch.load(trained / "models" / "model.pt", weights_only=True)
+    pretrained = tmp_path / "encoder.pt"
+    torch.save({name: t for name, t in before.items() if name.startswith("vssm_encoder.")}, pretrained)
+    run("train", "training", tmp_path, dataset_dir=str(dataset), pretrained=str(pretrained), **SHORT)
+    after = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    for name in before:
+        if name.startswith("vssm_encoder.") and not name.startswith("vssm_encoder.patch_embed."):
+            assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(before["vssm_encoder.patch_embed.proj.weight"], after["vssm_encoder.patch_embed.proj.weight"])
+
+
+def test_early_stop(dataset, tmp_path):
+    override = {**SHORT, "max_epochs": 4, "early_stop_patience": 1, "learning_rate": 0.0, "min_learning_rate": 0.0}
+    workflow = run("train", "training", tmp_path, dataset_dir=str(dataset), **override)
+    assert workflow.trainer.state.epoch == 2
+
+
+def test_mlflow_tracking(dataset, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    run("train", "training", tmp_path, dataset_dir=str(dataset), tracking="mlflow", **SHORT)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path.as_posix()}/eval/mlflow.db")
+    (logged,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert "train_loss" in logged.data.metrics
+    assert "val_f1" in logged.data.metrics
+
+
+def test_evaluation_writes_its_report(trained, dataset, tmp_path):
+    run("evaluate", "evaluating", trained, dataset_dir=str(dataset), output_dir=str(tmp_path), **NETWORK)
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = [Path(item["image"]).name for item in json.loads((dataset / "datalist.json").read_text())["test"]]
+    assert [row["name"] for row in rows] == expected
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["columns"]["f1"]["n"] == 2
+    assert summary["columns"]["f1"]["mean"] == pytest.approx(np.mean([float(row["f1"]) for row in rows]), abs=1e-6)
+    assert {"val_dice_interior", "val_dice_boundary"} <= summary["columns"].keys()
+    assert Image.open(tmp_path / "predictions.png").size[0] > 100
+
+
+@pytest.mark.parametrize("extension", [".png", ".tif"])
+def test_inference_writes_instances_of_the_images_size(trained, tmp_path, extension):
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("gray.png", (50, 70)), ("rgba.png", (65, 31, 4)), ("large.tif", (130, 100, 3))):
+        pixels = rng.integers(0, 255, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(images / name)
+    out = tmp_path / "out"
+    run("inference", "inference", trained, dataset_dir=str(images), output_dir=str(out), output_ext=extension, **NETWORK)
+    sizes = {file.name: read_image(file).shape for file in out.iterdir()}
+    stems = {"gray": (50, 70), "rgba": (65, 31), "large": (130, 100)}
+    assert sizes == {f"{stem}_instances{extension}": shape for stem, shape in stems.items()}
+    assert all(read_image(file).dtype == np.uint16 for file in out.iterdir())
+
+
+def test_monai_loads_the_bundle_from_anywhere(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hook = sys.excepthook
+    net = load(
+        "microscopy",
+        bundle_dir=str(BUNDLE.parent),
+        model_file=str(trained / "models" / "model.pt"),
+        workflow_type="inference",
+        device="cpu",
+        net_override={name.split("#")[1]: value for name, value in NETWORK.items() if "#" in name},
+    )
+    sys.excepthook = hook
+    weights = torch.load(trained / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(weights[name], value) for name, value in net.state_dict().items())
+
+
+def test_two_processes_train(dataset, tmp_path):
+    overrides = [f"--{name}={json.dumps(value)}" for name, value in SHORT.items() if name != "device"]
+    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
+    command += ["run", "training", "--config_file", files, "--bundle_root", str(tmp_path), "--dataset_dir", str(dataset)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command + overrides, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    last = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
+    assert last["epoch"] == 1
+    assert done.stdout.count("Iter: 1/2 -- train_loss") == 1, "only the first process reports"
+
+
+class TestBadInput:
+    """One sentence each, before training starts, and nothing overwritten."""
+
+    def test_missing_dataset_dir(self, tmp_path):
+        sentence = refusal("train", "training", tmp_path, dataset_dir=str(tmp_path / "nowhere"), **SHORT)
+        assert "nowhere" in sentence and "prepare microscopy" in sentence
+
+    def test_no_images(self, trained, tmp_path):
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        sentence = refusal("inference", "inference", trained, dataset_dir=str(empty), output_dir=str(tmp_path), **NETWORK)
+        assert "empty" in sentence
+
+    @pytest.mark.parametrize("damage", ["size", "rgb", "truncated", "missing"])
+    def test_bad_pair(self, damage, tmp_path):
+        folder = synthesize_microscopy(tmp_path / "data", num_train=2, num_validation=1, num_test=1, image_size=(64, 64))
+        label = sorted((folder / "labels").iterdir())[0]
+        if damage == "size":
+            Image.fromarray(np.zeros((64, 63), np.uint16)).save(label)
+        elif damage == "rgb":
+            Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(label)
+        elif damage == "truncated":
+            label.write_bytes(label.read_bytes()[:100])
+        else:
+            label.unlink()
+        out = tmp_path / "out"
+        assert label.name in refusal("train", "training", out, dataset_dir=str(folder), **SHORT)
+        assert not (out / "models").exists()
+
+    def test_nan_pixels(self, tmp_path):
+        import tifffile
+
+        folder = synthesize_microscopy(tmp_path / "data", num_train=2, num_validation=1, num_test=1, image_size=(64, 64))
+        datalist = json.loads((folder / "datalist.json").read_text())
+        tifffile.imwrite(folder / "images" / "nan.tif", np.full((64, 64), np.nan, np.float32))
+        datalist["training"][0]["image"] = "images/nan.tif"
+        (folder / "datalist.json").write_text(json.dumps(datalist))
+        assert "nan.tif" in refusal("train", "training", tmp_path / "out", dataset_dir=str(folder), **SHORT)
+
+    def test_run_in_a_folder_that_holds_one(self, trained, dataset):
+        files = [trained / "models" / name for name in ("model.pt", "checkpoint.pt")]
+        before = [file.read_bytes() for file in files]
+        assert "--resume" in refusal("train", "training", trained, dataset_dir=str(dataset), **SHORT)
+        assert [file.read_bytes() for file in files] == before
+
+    def test_checkpoint_of_other_channels(self, trained, dataset):
+        override = {**SHORT, "network_def#in_channels": 1}
+        sentence = refusal("evaluate", "evaluating", trained, dataset_dir=str(dataset), **override)
+        assert "in_channels" in sentence and "model.pt" in sentence
+
+    @pytest.mark.parametrize("key, run_id", [("pretrained", "training"), ("ckpt_path", "evaluating")])
+    def test_corrupt_checkpoint(self, key, run_id, dataset, tmp_path):
+        corrupt = tmp_path / "corrupt.pt"
+        corrupt.write_bytes(b"PK\x03\x04 no zip file")
+        kind = "train" if run_id == "training" else "evaluate"
+        sentence = refusal(kind, run_id, tmp_path / "out", dataset_dir=str(dataset), **{**SHORT, key: str(corrupt)})
+        assert "corrupt.pt" in sentence
+        assert not (tmp_path / "out" / "models").exists()
+
+    def test_corrupt_state_to_resume(self, dataset, tmp_path):
+        (tmp_path / "models").mkdir()
+        state = tmp_path / "models" / "checkpoint.pt"
+        state.write_bytes(b"half a file")
+        assert "checkpoint.pt" in refusal("train", "training", tmp_path, dataset_dir=str(dataset), resume=True, **SHORT)
+        assert state.read_bytes() == b"half a file"
+
+    def test_the_user_sees_the_sentence_alone(self, tmp_path):
+        command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
+        command += ["--bundle_root", str(tmp_path), "--dataset_dir", str(tmp_path / "nowhere")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+        assert "Traceback" not in done.stderr
+
+
+def test_input_error_is_found_behind_what_wraps_it():
+    try:
+        try:
+            raise InputError("the sentence")
+        except InputError as error:
+            raise RuntimeError("wrapped") from error
+    except RuntimeError as error:
+        assert str(find_input_error(error)) == "the sentence"
+    assert find_input_error(RuntimeError("other")) is None
