@@ -33,6 +33,7 @@ import numpy as np
 from monai.config import PathLike
 from scipy import ndimage
 
+from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.readers import IMAGE_SUFFIXES, read_image, read_instances
 from swinumamba_monai.errors import InputError
 
@@ -92,9 +93,8 @@ def write_datalist(
         if path.read_text(encoding="utf-8") != text:
             raise InputError(f"{path} exists and describes other data; give another output_dir.")
         return path
-    temporary = path.with_name(f".{DATALIST_NAME}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +14,10 @@ from monai.data import ImageWriter
 from monai.utils import convert_to_numpy
 from PIL import Image
 
+from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
 
 MAX_16_BIT = np.iinfo(np.uint16).max
-
-
-@contextmanager
-def replacing(path: PathLike) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` and, when the block has written it, put it in the place of ``path``.
-
-    A reader sees the old file or the new one, never a part of it, and a block that fails leaves nothing behind.
-
-    Args:
-        path: the file to write; its folder must exist.
-    """
-    path = Path(path)
-    # Not tempfile: its files are readable by their owner alone. The suffix stays last: writers choose the format by it.
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class InstanceWriter(ImageWriter):

@@ -17,8 +17,8 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, convert_to_numpy, string_list_all_gather
 
 from swinumamba_monai import __version__
+from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.inference.writers import replacing
 from swinumamba_monai.metrics.cells import CELL_COLUMNS, CellF1, read_ids
 from swinumamba_monai.metrics.figures import Case, draw_cases, make_case
 

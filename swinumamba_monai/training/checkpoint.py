@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from os import PathLike
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.pretrained import load_pretrained, read_checkpoint
 
@@ -33,16 +33,11 @@ def save_atomically(content: dict, path: Path) -> None:
     Raises:
         InputError: the file could not be written (full disk, read-only folder); the old one is as it was.
     """
-    temporary = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         kept = "the one before it is intact" if path.exists() else "there was none before it"
         raise InputError(f"the checkpoint {path} could not be written ({error}); {kept}.") from error
 
