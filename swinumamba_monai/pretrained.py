@@ -19,7 +19,6 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import InputError
@@ -32,9 +31,12 @@ ENCODER = "vssm_encoder."
 VMAMBA_KEYS = {"patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs", "layers.0.downsample.norm.weight"}
 
 # nnU-Net stores its log beside the weights: numpy numbers, which torch's safe unpickler takes when told that it may.
+# Files from NumPy 1 and NumPy 2 name the same function differently, and either may be installed here.
+_make_scalar = np.float64().__reduce__()[0]
 _NUMPY_SCALARS = [
     np.dtype,
-    getattr(np, "_core", None) and np._core.multiarray.scalar,
+    (_make_scalar, "numpy.core.multiarray.scalar"),
+    (_make_scalar, "numpy._core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
 ]
 
@@ -75,18 +77,18 @@ def read_checkpoint(path: str | PathLike) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}.")
+        raise InputError(f"there is no checkpoint file {path}.")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([t for t in _NUMPY_SCALARS if t]):
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is corrupt, or holds Python objects besides weights; such files are not opened, because "
             "unpickling them would run their code: save its state dict alone."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file fails anywhere in the readers: struct.error, IndexError, ...
         raise InputError(f"{path} cannot be read as a checkpoint, it is corrupt or truncated.") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint with a state dict.")
@@ -129,11 +131,16 @@ def load_pretrained(
         skipped = {name: "head of the pretraining" for name in weights if not whole and not name.startswith(ENCODER)}
         weights = {name: weight for name, weight in weights.items() if name not in skipped}
     else:
-        raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint (its names start with {_some(weights)}).")
+        found = f"its names start with {_some(weights)}"
+        raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint ({found}).")
 
     if strict and not whole:
         raise InputError(f"{source} is a {kind}; a trained segmentation network is needed here.")
-    required = [name for name in own if whole or (name.startswith(ENCODER) and not name.startswith(ENCODER + "patch_embed."))]
+    required = [
+        name
+        for name in own
+        if whole or (name.startswith(ENCODER) and not name.startswith(ENCODER + "patch_embed."))
+    ]
     _check_fit(source, kind, weights, own, required)
     net.load_state_dict(weights, strict=False)
     report = LoadReport(kind, tuple(weights), skipped, tuple(name for name in own if name not in weights))
@@ -150,7 +157,8 @@ def _find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
     weights = {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value for name, value in content.items()}
     strangers = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if not weights or strangers:
-        raise InputError(f"{source} holds no state dict of a network" + (f" (found {_some(strangers)})." if strangers else "."))
+        found = f" (found {_some(strangers)})" if strangers else ""
+        raise InputError(f"{source} holds no weights of a network{found}.")
     return weights
 
 
@@ -171,17 +179,22 @@ def _translate_vmamba(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[st
 
 
 def _check_fit(source: str, kind: str, weights: Mapping, own: Mapping, required: list[str]) -> None:
-    for name in weights:
-        if name in own and weights[name].shape != own[name].shape:
-            raise InputError(
-                f"{source} does not fit the network: {name} is {tuple(weights[name].shape)} in the {kind} and "
-                f"{tuple(own[name].shape)} in the network; check in_channels, out_channels, depths and feature_size."
-            )
     unknown = [name for name in weights if name not in own]
     absent = [name for name in required if name not in weights]
     if unknown or absent:
         detail = f"the network has no {_some(unknown)}" if unknown else f"the {kind} lacks {_some(absent)}"
-        raise InputError(f"{source} is not of this network: {detail}.")
+        raise InputError(f"{source} is not of this network: {detail}; check its class and depths.")
+    for name, weight in weights.items():
+        if weight.shape != own[name].shape:
+            raise InputError(
+                f"{source} does not fit the network: {name} is {tuple(weight.shape)} in the {kind} and "
+                f"{tuple(own[name].shape)} in the network; check in_channels, out_channels, feature_size and d_state."
+            )
+        if weight.is_floating_point() != own[name].is_floating_point():
+            dtypes = f"{weight.dtype} in the {kind} and {own[name].dtype} in the network"
+            raise InputError(f"{source} does not fit the network: {name} is {dtypes}.")
+        if not weight.isfinite().all():
+            raise InputError(f"{source} cannot be used: {name} holds NaN or infinity, its training had diverged.")
 
 
 def _some(names) -> str:

@@ -53,7 +53,7 @@ class MambaDecoder(nn.Module):
     ) -> None:
         super().__init__()
         deep, *skips = reversed(channels)
-        rates = torch.linspace(drop_path_rate, 0, sum(depths)).split(list(depths))
+        rates = torch.linspace(drop_path_rate, 0, sum(depths), device="cpu").split(list(depths))
         self.expand_layers = nn.ModuleList(PatchExpanding(2 * c, c, norm_name=norm_name) for c in skips)
         self.expand_layers.append(PatchExpanding(skips[-1], skips[-1], scale=4, norm_name=norm_name))
         self.concat_back_dim = nn.ModuleList(nn.Linear(2 * c, c) for c in skips)
@@ -109,7 +109,9 @@ class _SwinUMambaBase(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(f"expected an input of shape (b, {self.in_channels}, h, w), got {tuple(x.shape)}.")
         height, width = x.shape[2:]
-        padded = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        # written so that sizes which torch.compile keeps symbolic cancel to multiples of STRIDE
+        below, right = (-(-side // STRIDE) * STRIDE - side for side in (height, width))
+        padded = F.pad(x, (0, right, 0, below), mode="replicate")
         heads = []
         for head in self.logits(padded, all_heads=self.training and self.deep_supervision):
             scale = padded.shape[2] // head.shape[2]
@@ -125,7 +127,7 @@ class _SwinUMambaBase(nn.Module):
                 raise ValueError(f"{name} must be {allowed}, got {arguments[name]!r}.")
 
         def positive(value) -> bool:
-            return isinstance(value, int) and value > 0
+            return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
         def positives(value, length: int) -> bool:
             return isinstance(value, Sequence) and len(value) == length and all(map(positive, value))
@@ -190,7 +192,7 @@ class SwinUMambaD(_SwinUMambaBase):
             drop_path_rate=drop_path_rate,
             scan_backend=scan_backend,
         )
-        if norm_name not in NORMS:
+        if norm_name not in list(NORMS):
             raise ValueError(f"norm_name must be one of {', '.join(NORMS)}, got {norm_name!r}.")
         super().__init__(deep_supervision)
         self.in_channels = in_channels
@@ -257,7 +259,7 @@ class SwinUMamba(_SwinUMambaBase):
             scan_backend=scan_backend,
         )
         try:
-            get_norm_layer(norm_name, spatial_dims=2, channels=feature_size)
+            get_norm_layer(norm_name, spatial_dims=2, channels=feature_size // 2)  # all widths are multiples of this
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"norm_name must be a norm that MONAI's get_norm_layer takes, got {norm_name!r}.") from error
         super().__init__(deep_supervision)

@@ -48,7 +48,7 @@ class VMambaEncoder(nn.Module):
         super().__init__()
         self.channels = [feature_size * 2**i for i in range(len(depths))]
         self.patch_embed = PatchEmbed(in_channels, feature_size, patch_size, norm_name)
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         self.layers = nn.ModuleList(
             VSSStage(
                 channels,

@@ -6,13 +6,14 @@
 backend         what it is                                             runs on
 ==============  =====================================================  =============================
 ``portable``    torch operations by chunks (:mod:`.portable`)          every device and dtype
+``numba``       loops compiled on first use (:mod:`.jit_cpu`)          CPUs, where Numba is installed
 ``mamba_ssm``   the CUDA kernel of that package (:mod:`.mamba`)        NVIDIA GPUs, not float64
 ``reference``   one position after another (:mod:`.reference`)         everywhere, slowly: for checks
 ==============  =====================================================  =============================
 
 ``auto`` takes the fastest that runs on the tensors at hand. A call's ``backend`` argument decides; where that is
 ``auto``, the environment variable ``SWINUMAMBA_BACKEND`` does. A new kernel is a module beside these and a line in
-:data:`BACKENDS`.
+each of the tables below.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .jit_cpu import cross_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
 from .mamba import selective_scan_mamba, why_mamba_is_unavailable
 from .portable import selective_scan_portable
 from .reference import cross_scan_2d_ref, scan_orders, selective_scan_ref
@@ -32,10 +34,15 @@ __all__ = ["BACKENDS", "check_backend_name", "choose_backend", "cross_scan_2d", 
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "mamba_ssm", "portable", "reference")
+BACKENDS = ("auto", "numba", "mamba_ssm", "portable", "reference")
 ENVIRONMENT_VARIABLE = "SWINUMAMBA_BACKEND"
 
-_GROUPED_SCANS = {"portable": selective_scan_portable, "mamba_ssm": selective_scan_mamba}
+_GROUPED_SCANS = {
+    "portable": selective_scan_portable,
+    "numba": selective_scan_jit,
+    "mamba_ssm": selective_scan_mamba,
+}
+_FASTEST = {"cpu": "numba", "cuda": "mamba_ssm"}  # by device type; "portable" on all others
 
 
 def check_backend_name(name: str, source: str = "backend") -> str:
@@ -60,7 +67,7 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
         dtype: of the sequence.
 
     Returns:
-        ``"portable"``, ``"mamba_ssm"`` or ``"reference"``.
+        ``"portable"``, ``"numba"``, ``"mamba_ssm"`` or ``"reference"``.
 
     Raises:
         ValueError: an unknown name, in the argument or in the environment variable.
@@ -69,11 +76,13 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
     wanted = check_backend_name(backend)
     if wanted == "auto":
         wanted = check_backend_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
-    obstacle = why_mamba_is_unavailable(device_type, dtype)
-    if wanted == "mamba_ssm" and obstacle:
-        raise RuntimeError(f"the scan backend 'mamba_ssm' cannot be used: {obstacle}; 'auto' takes one that can.")
-    chosen = ("portable" if obstacle else "mamba_ssm") if wanted == "auto" else wanted
-    slower = wanted == "auto" and device_type == "cuda" and chosen == "portable" and dtype != torch.float64
+    chosen = _FASTEST.get(device_type, "portable") if wanted == "auto" else wanted
+    why_unavailable = {"numba": why_jit_is_unavailable, "mamba_ssm": why_mamba_is_unavailable}.get(chosen)
+    obstacle = why_unavailable(device_type, dtype) if why_unavailable else None
+    if obstacle and wanted != "auto":
+        raise RuntimeError(f"the scan backend '{wanted}' cannot be used: {obstacle}; 'auto' takes one that can.")
+    chosen = "portable" if obstacle else chosen
+    slower = obstacle and dtype != torch.float64  # float64 is for checks
     advice = f"; {obstacle}, so the scan is several times slower than it could be" if slower else ""
     _log_once(logging.WARNING if slower else logging.INFO, f"selective scan on {device_type}: {chosen}{advice}")
     return chosen
@@ -165,17 +174,23 @@ def cross_scan_2d(
     chosen = choose_backend(backend, x.device.type, x.dtype)
     if chosen == "reference":
         return cross_scan_2d_ref(x, delta, A, B, C, D, delta_bias)
-    batch, height, width, channels = x.shape
-    orders = scan_orders(height, width, x.device)
+    if chosen == "numba":
+        return cross_scan_2d_jit(x, delta, A, B, C, D, delta_bias)
+    height, width = x.shape[1:3]
+    visits = _interleave(scan_orders(height, width, x.device))
+    returns = _interleave(scan_orders(width, height, x.device))  # visiting the transposed map undoes the visit
 
     def along_directions(t: Tensor) -> Tensor:  # (b, h, w, 4, ...) -> (b, l, 4, ...)
-        return torch.stack([t[..., k, :].flatten(1, 2).index_select(1, order) for k, order in enumerate(orders)], dim=2)
+        return t.flatten(1, 3).index_select(1, visits).unflatten(1, (-1, 4))
 
     u = x.unsqueeze(3).expand(-1, -1, -1, 4, -1)
     y = _GROUPED_SCANS[chosen](*map(along_directions, (u, delta)), A, *map(along_directions, (B, C)), D, delta_bias, True)
-    back = scan_orders(width, height, x.device)  # visiting the transposed map undoes the visit
-    y = sum(y[:, :, k].index_select(1, order) for k, order in enumerate(back))
-    return y.view(batch, height, width, channels)
+    return y.flatten(1, 2).index_select(1, returns).unflatten(1, (height, width, 4)).sum(3)
+
+
+def _interleave(orders: Tensor) -> Tensor:
+    """The four directions' orders, (4, l), as one gather over (l * 4): step p of direction k is entry 4p + k."""
+    return (4 * orders + torch.arange(4, device=orders.device)[:, None]).t().flatten()
 
 
 def _check_sequence_shapes(u, delta, A, B, C, D, delta_bias) -> None:

@@ -16,6 +16,9 @@ D, delta_bias (g, d), where d counts the channels of one group.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +35,17 @@ def _chunk_length(length: int, state_elements: int) -> int:
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _without_autocast(op: Callable) -> Callable:
+    """Autocast would run the matrix products of an operator's body in half precision; the states are float32."""
+
+    @wraps(op)
+    def run(first: Tensor, *others):
+        with torch.autocast(first.device.type, enabled=False):
+            return op(first, *others)
+
+    return run
 
 
 def _chunk(t: Tensor, start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -54,6 +68,7 @@ def _states(h: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[
     schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias, bool delta_softplus)"
     " -> (Tensor, Tensor)",
 )
+@_without_autocast
 def _forward(u, delta, A, B, C, D, delta_bias, delta_softplus):
     dtype = _compute_dtype(u, delta, A)
     batch, length = u.shape[:2]
@@ -91,6 +106,7 @@ def _(u, delta, A, B, C, D, delta_bias, delta_softplus):
     schema="(Tensor dy, Tensor chunk_states, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D,"
     " Tensor delta_bias, bool delta_softplus) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
+@_without_autocast
 def _backward(dy, chunk_states, u, delta, A, B, C, D, delta_bias, delta_softplus):
     dtype = chunk_states.dtype
     length = u.shape[1]
