@@ -5,10 +5,12 @@ BIN     = $(VENV)/bin
 BUNDLE  = bundles/microscopy
 DEMO    = demo
 
-# A network of a tenth of the paper's width and short epochs: two minutes on two cores. `make demo SMALL=` is the paper's.
-SMALL = --network_def\#feature_size 16 --network_def\#depths "[1,1,2,1]" --network_def\#decoder_depths "[1,1,1]"
-SHORT = --max_epochs 6 --val_interval 2 --log_interval 8 --iterations_per_epoch 16 --batch_size 4 --learning_rate 0.002 --num_workers 1
-PATHS = --bundle_root $(BUNDLE) --dataset_dir $(DEMO)/data --roi_size "[256,256]"
+# A small network and a short run: two minutes of training on two cores. It shows that everything works and learns, no
+# more: `make demo NETWORK= RUN=` is the paper's network and schedule.
+NETWORK = --network_def\#feature_size 32 --network_def\#depths "[1,1,1,1]" --network_def\#decoder_depths "[1,1,1]"
+RUN     = --roi_size "[128,128]" --max_epochs 8 --iterations_per_epoch 50 --batch_size 4 --learning_rate 0.002 \
+	--val_interval 4 --log_interval 25 --num_workers 1
+PATHS   = --bundle_root $(BUNDLE) --dataset_dir $(DEMO)/data
 
 .PHONY: demo test lint clean
 
@@ -16,11 +18,11 @@ demo: $(VENV)/demo
 	rm -rf $(DEMO)
 	$(BIN)/python -m swinumamba_monai synthesize microscopy --output_dir $(DEMO)/data
 	$(BIN)/python -m monai.bundle run training --config_file $(BUNDLE)/configs/train.json \
-		$(PATHS) $(SMALL) $(SHORT) --ckpt_dir $(DEMO)/models --output_dir $(DEMO)/training
+		$(PATHS) $(NETWORK) $(RUN) --ckpt_dir $(DEMO)/models --output_dir $(DEMO)/training
 	$(BIN)/python -m monai.bundle run evaluating --config_file "['$(BUNDLE)/configs/train.json','$(BUNDLE)/configs/evaluate.json']" \
-		$(PATHS) $(SMALL) --ckpt_dir $(DEMO)/models --output_dir $(DEMO)/evaluation
+		$(PATHS) $(NETWORK) --roi_size "[256,256]" --ckpt_dir $(DEMO)/models --output_dir $(DEMO)/evaluation
 	$(BIN)/python -m monai.bundle run inference --config_file $(BUNDLE)/configs/inference.json \
-		$(PATHS) $(SMALL) --ckpt_path $(DEMO)/models/model.pt --output_dir $(DEMO)/predictions
+		$(PATHS) $(NETWORK) --roi_size "[256,256]" --ckpt_path $(DEMO)/models/model.pt --output_dir $(DEMO)/predictions
 	@echo
 	@echo "metrics of each test image:      $(DEMO)/evaluation/metrics.csv"
 	@echo "image, truth and prediction:     $(DEMO)/evaluation/predictions.png"

@@ -11,8 +11,9 @@ results of tasks that share an input. So the tasks run in any order, on any numb
 
 A task walks its sequence in chunks of POSITIONS visits. It gathers a chunk into buffers of (POSITIONS, CHANNELS), which
 stay in the core's first cache, and goes through them once for each of the n states. The innermost loops run over the
-CHANNELS lanes of a buffer and become vector instructions. Lanes beyond the last channel hold zeros, and so do the
-states and gradients in them.
+CHANNELS lanes of a buffer and become vector instructions. They are kept short because LLVM, before version 16, makes no
+vectors of a loop in which more than eight pairs of arrays might overlap. Lanes beyond the last channel hold zeros, and
+so do the states and gradients in them.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ logger = logging.getLogger(__name__)
 CHANNELS = 64  # of a block: four vectors of AVX-512, whose latencies overlap, in float32
 POSITIONS = 32  # of a chunk: 8 KiB a buffer in float32
 
-# Multiply-adds may be fused, and a division by zero is not an exception but an infinity. Sums may be reordered only in
-# the backward, which adds up lanes: reordering would undo the rounding trick of the exponential.
+# Multiply-adds may be fused, and a division by zero is not an exception but an infinity. Only where lanes are added up
+# may sums be reordered: it would undo the rounding trick of the exponential, which keeps its own rules when inlined.
 _OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
 _inner = njit(no_cpython_wrapper=True, **_OPTIONS)
 _inner_summing = njit(no_cpython_wrapper=True, **_OPTIONS | {"fastmath": {"contract", "reassoc", "nsz"}})
@@ -43,7 +44,8 @@ def _entry(function):
     try:
         return njit(function, nogil=True, cache=True, **_OPTIONS)
     except RuntimeError:  # neither NUMBA_CACHE_DIR, nor this directory, nor the user's cache directory can be written
-        logger.warning("the scan is compiled anew in every process: set NUMBA_CACHE_DIR to a directory to keep it in")
+        name = function.__name__
+        logger.warning(f"the scan's {name} is compiled anew in every process: set NUMBA_CACHE_DIR to a directory for it")
         return njit(function, nogil=True, **_OPTIONS)
 
 
@@ -96,7 +98,7 @@ def _softplus_float64(x):
 
 
 def _exp(x):
-    """e^x in the precision of ``x``; float32 to 1e-7, with 0 for results that are not normal numbers."""
+    """e^x in the precision of ``x``; in float32 to 1e-7, with 0 below -87.7 and infinity above 88.3."""
 
 
 def _softplus(x):
@@ -192,9 +194,10 @@ def _multiply(a, b, product):
 def _scan_state(h, A, step, inflow, B, C, y):
     """Take one of the n states through a chunk and add its output to ``y``; ``inflow`` is Δu."""
     for t in range(len(B)):
+        b, c = B[t], C[t]
         for j in range(CHANNELS):
-            h[j] = _exp(step[t, j] * A[j]) * h[j] + inflow[t, j] * B[t]
-            y[t, j] += C[t] * h[j]
+            h[j] = _exp(step[t, j] * A[j]) * h[j] + inflow[t, j] * b
+            y[t, j] += c * h[j]
 
 
 @_inner
@@ -236,27 +239,31 @@ def _differentiate_state(h, A, step, inflow, B, C, dy, from_right, decay, states
     contribute to are added to; dB and dC, this block's share of them, are overwritten.
     """
     for t in range(len(B)):
+        b = B[t]
         for j in range(CHANNELS):
             decay[t, j] = _exp(step[t, j] * A[j])
+        for j in range(CHANNELS):
             states[t, j] = h[j]
-            h[j] = decay[t, j] * h[j] + inflow[t, j] * B[t]
+            h[j] = decay[t, j] * h[j] + inflow[t, j] * b
     for j in range(CHANNELS):
         states[len(B), j] = h[j]
     for back in range(1, len(B) + 1):
-        t = len(B) - back  # LLVM does not vectorise inside a range that counts down
+        t = len(B) - back
+        b, c = B[t], C[t]
         dB_t = dC_t = A.dtype.type(0)
         for j in range(CHANNELS):
-            dh = dy[t, j] * C[t] + from_right[j]
-            from_right[j] = decay[t, j] * dh
             dC_t += dy[t, j] * states[t + 1, j]
+        for j in range(CHANNELS):
+            dh = dy[t, j] * c + from_right[j]
+            from_right[j] = decay[t, j] * dh
             dB_t += dh * inflow[t, j]
-            dinflow[t, j] += dh * B[t]
+            dinflow[t, j] += dh * b
         dB[t] = dB_t
         dC[t] = dC_t
         for j in range(CHANNELS):
-            dexponent = from_right[j] * states[t, j]  # of decay = exp(Δ A)
-            dstep[t, j] += dexponent * A[j]
-            dA[j] += dexponent * step[t, j]
+            dstep[t, j] += from_right[j] * states[t, j] * A[j]
+        for j in range(CHANNELS):
+            dA[j] += from_right[j] * states[t, j] * step[t, j]
 
 
 @_inner
@@ -310,6 +317,7 @@ def _backward_task(
                 dbias_block[j] += dstep[t, j]
             for j in range(CHANNELS):
                 dD_block[j] += dy_c[t, j] * u_c[t, j]
+            for j in range(CHANNELS):
                 dinflow[t, j] = dinflow[t, j] * step[t, j] + D[j] * dy_c[t, j]
         _store_rows(dstep, where, first, ddelta)
         _store_rows(dinflow, where, first, du)
@@ -328,9 +336,9 @@ def forward(start, stop, u, delta, A, B, C, D, delta_bias, order, delta_softplus
     """Run the tasks ``start`` to ``stop``.
 
     Args:
-        start: first task; there are g * b * (blocks of d) of them.
+        start: first task; there are g * b * (blocks of d).
         stop: the task to stop before.
-        u: to delta_softplus, the inputs; u with one group is shared by all.
+        u: the inputs, from here to delta_softplus; a u of one group is shared by all.
         y: written, (g, b, l, d).
         chunk_states: written with the states before each chunk, (g, b, chunks, n, d).
     """
@@ -354,7 +362,7 @@ def backward(
         start: first task.
         stop: the task to stop before.
         dy: gradient of the output, shaped like u.
-        chunk_states: what the forward wrote; then its inputs.
+        chunk_states: what the forward wrote, followed by its inputs.
         du: written for each group, (g, b, l, d).
         ddelta: written, (g, b, l, d).
         dA: written for each sample, (b, g, d, n); dD and dbias likewise, (b, g, d).

@@ -40,6 +40,7 @@ SHORT = {
     "iterations_per_epoch": 2,
     "batch_size": 2,
     "val_interval": 1,
+    "log_interval": 1,
     "network_def#decoder_depths": [1, 1, 1],
     **NETWORK,
 }

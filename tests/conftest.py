@@ -1,0 +1,26 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What tests in several folders share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The tensors here are small: more threads than one cost more than they bring, and the runner has other work."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """Numbers and names recorded from the released code; a checkout without them skips the tests that compare."""
+    if not REFERENCE.is_dir():
+        pytest.skip(f"the recorded numbers of the released code are not here: no {REFERENCE}")
+    return REFERENCE

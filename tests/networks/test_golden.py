@@ -1,0 +1,151 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Equality with the released code: outputs and gradients that it gave, recorded with generated weights.
+
+What the files hold, and where each tolerance comes from, says ``golden/README.md`` beside them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.networks.vss import SS2D
+from swinumamba_monai.ops import cross_scan_2d
+from swinumamba_monai.pretrained import load_pretrained
+
+OUTPUT_TOLERANCE = {torch.float32: 4e-5, torch.float64: 1e-9}  # absolute; the largest logits are near 5
+GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest entry
+BLOCK_TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-10}
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@pytest.fixture(scope="module")
+def weights_of(reference_dir):
+    """The generated weights for a manifest, by name."""
+    spec = importlib.util.spec_from_file_location("det_weights", reference_dir / "det_weights.py")
+    det_weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(det_weights)
+
+    def generate(manifest: str) -> dict[str, torch.Tensor]:
+        entries = json.loads((reference_dir / "manifests" / f"{manifest}.json").read_text())
+        return {name: torch.from_numpy(w) for name, w in det_weights.det_state_dict(entries).items()}
+
+    return generate
+
+
+@pytest.fixture(scope="module")
+def golden(reference_dir):
+    def load(name: str) -> dict[str, torch.Tensor]:
+        with np.load(reference_dir / "golden" / f"{name}.npz") as arrays:
+            return {key: torch.from_numpy(np.asarray(value)) for key, value in arrays.items()}
+
+    return load
+
+
+def assert_within(actual, expected, tolerance, name=""):
+    assert actual.shape == expected.shape, name
+    error = (actual.detach().double() - expected).abs().max().item()
+    assert error <= tolerance, f"{name}: {error:.2e} > {tolerance:.0e}"
+
+
+def build(cls, in_channels, out_channels, weights):
+    with torch.device("meta"):  # every value is loaded, none needs to be drawn
+        net = cls(in_channels, out_channels, drop_path_rate=0.0, scan_backend="portable")
+    net.to_empty(device="cpu")
+    report = load_pretrained(net, {"network_weights": weights})
+    assert set(report.loaded) == set(weights) and not report.skipped and not report.missing
+    return net.train()
+
+
+@pytest.fixture(scope="module")
+def net_d(weights_of):
+    return build(SwinUMambaD, 1, 14, weights_of("SwinUMambaD_AbdomenMRI"))
+
+
+@pytest.fixture(scope="module")
+def net(weights_of):
+    return build(SwinUMamba, 3, 8, weights_of("SwinUMamba_Endoscopy"))
+
+
+@DTYPES
+def test_swin_umamba_d(dtype, net_d, golden):
+    image, exact = golden("SwinUMambaD_1x1x64x96")["input"], golden("SwinUMambaD_1x1x64x96_f64")
+    net_d.to(dtype).zero_grad()
+    outs = net_d(image.to(dtype))
+    assert len(outs) == 4
+    for i, out in enumerate(outs):
+        assert_within(out, exact[f"out64_{i}"], OUTPUT_TOLERANCE[dtype], f"head {i}")
+    loss = outs[0].square().sum() / outs[0].numel()
+    assert_within(loss, exact["loss64"], OUTPUT_TOLERANCE[dtype], "loss")
+    loss.backward()
+    parameters = dict(net_d.named_parameters())
+    gradients = {key.removeprefix("grad64/"): value for key, value in exact.items() if key.startswith("grad64/")}
+    assert len(gradients) == 5
+    for name, expected in gradients.items():
+        assert_within(parameters[name].grad, expected, GRADIENT_TOLERANCE[dtype] * expected.abs().max(), name)
+
+
+@DTYPES
+def test_swin_umamba(dtype, net, golden):
+    """No gradients were recorded for this network."""
+    image, exact = golden("SwinUMamba_1x3x128x64")["input"], golden("SwinUMamba_1x3x128x64_f64")
+    net.to(dtype)
+    with torch.no_grad():
+        outs = net(image.to(dtype))
+    assert len(outs) == 4
+    for i, out in enumerate(outs):
+        assert_within(out, exact[f"out64_{i}"], OUTPUT_TOLERANCE[dtype], f"head {i}")
+    assert_within(outs[0].double().square().mean(), exact["loss64"], OUTPUT_TOLERANCE[dtype], "loss")
+
+
+class TestSS2D:
+    """One SS2D module on an odd map: its output, all gradients, and each of the four directions on its own."""
+
+    @pytest.fixture(scope="class")
+    def arrays(self, golden):
+        return golden("SS2D_d32_2x7x9x32")
+
+    def block(self, weights_of, dtype):
+        block = SS2D(32, scan_backend="portable")
+        block.load_state_dict(weights_of("SS2D_d32"))
+        return block.to(dtype)
+
+    @DTYPES
+    def test_output_and_gradients(self, dtype, weights_of, arrays):
+        block = self.block(weights_of, dtype)
+        x = arrays["input"].to(dtype, copy=True).requires_grad_()
+        out = block(x)
+        tolerance = BLOCK_TOLERANCE[dtype]
+        assert_within(out, arrays["out64"], tolerance, "output")
+        loss = out.square().sum() / out.numel()
+        assert_within(loss, arrays["loss64"], tolerance, "loss")
+        loss.backward()
+        gradients = {"input": x.grad, **{name: p.grad for name, p in block.named_parameters()}}
+        assert {f"grad64/{name}" for name in gradients} == {key for key in arrays if key.startswith("grad64/")}
+        for name, gradient in gradients.items():
+            assert_within(gradient, arrays[f"grad64/{name}"], tolerance, name)
+
+    @DTYPES
+    def test_four_directions(self, dtype, weights_of, arrays):
+        """Our scan adds the directions up; with C zero in three of them it gives the fourth."""
+        block = self.block(weights_of, dtype)
+        x = arrays["core_in64"].to(dtype).permute(0, 2, 3, 1)
+        names = ("rowmajor", "colmajor", "rowmajor_rev", "colmajor_rev")
+        projected = torch.einsum("bhwd,kcd->bhwkc", x, block.x_proj_weight)
+        low_rank, B, C = projected.split([block.dt_rank, block.d_state, block.d_state], dim=-1)
+        delta = torch.einsum("bhwkr,kdr->bhwkd", low_rank, block.dt_projs_weight)
+        A, D = -block.A_logs.exp().view(4, 64, 16), block.Ds.view(4, 64)
+        outs = []
+        for k, name in enumerate(names):
+            only = torch.eye(4, dtype=dtype)[k, :, None]
+            out = cross_scan_2d(x, delta, A, B, C * only, D * only, block.dt_projs_bias, backend="portable")
+            expected = arrays[f"core_out64_{name}"]
+            assert_within(out.permute(0, 3, 1, 2).flatten(2), expected, BLOCK_TOLERANCE[dtype], name)
+            outs.append(out)
+        assert_within(block.scan(x), sum(outs), BLOCK_TOLERANCE[dtype], "sum")

@@ -1,0 +1,434 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Both networks as modules: sizes, modes, arguments, initialisation, and everything torch does with a module."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from monai.data import MetaTensor
+
+from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.networks.vss import SS2D, PatchExpanding, PatchMerging, VSSBlock
+
+CLASSES = [SwinUMambaD, SwinUMamba]
+SCALES = {SwinUMambaD: (1, 4, 8, 16), SwinUMamba: (1, 2, 4, 8)}
+BOTH = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+TINY = {
+    "in_channels": 1,
+    "out_channels": 3,
+    "depths": (1, 1, 1, 1),
+    "feature_size": 8,
+    "d_state": 4,
+    "drop_path_rate": 0.0,
+    "scan_backend": "portable",
+}
+
+
+def build(cls, seed=0, **changes):
+    torch.manual_seed(seed)
+    if cls is SwinUMambaD:
+        changes = {"decoder_depths": (1, 1, 1), **changes}
+    net = cls(**{**TINY, **changes})
+    for name, p in net.named_parameters():  # the initial scans are next to linear: louder ones show mistakes
+        if name.endswith(("in_proj.weight", "out_proj.weight")):
+            nn.init.normal_(p, std=p.shape[1] ** -0.5)
+    return net
+
+
+def image(*shape, seed=0, **options):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(**options)
+
+
+def loss_of(heads):
+    return sum((head.float() ** 2).mean() for head in heads)
+
+
+def gradients(net):
+    return {name: p.grad for name, p in net.named_parameters()}
+
+
+def assert_same(actual, expected, tolerance=0.0):
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected):
+        torch.testing.assert_close(a, e, rtol=0, atol=tolerance * e.abs().max().item())
+
+
+class TestPublishedSize:
+    """Counts of the paper's configurations; on the meta device, where a network is built without its memory."""
+
+    @pytest.mark.parametrize(
+        "cls, task, in_channels, out_channels, parameters",
+        [
+            (SwinUMambaD, "AbdomenMRI", 1, 14, 27_497_720),
+            (SwinUMambaD, "Endoscopy", 3, 8, 27_496_160),
+            (SwinUMambaD, "Microscopy", 3, 3, 27_492_300),
+            (SwinUMamba, "AbdomenMRI", 1, 14, 59_889_368),
+            (SwinUMamba, "Endoscopy", 3, 8, 59_890_688),
+            (SwinUMamba, "Microscopy", 3, 3, 59_887_068),
+        ],
+    )
+    def test_parameters(self, cls, task, in_channels, out_channels, parameters):
+        with torch.device("meta"):
+            net = cls(in_channels, out_channels)
+        assert sum(p.numel() for p in net.parameters()) == parameters
+
+    @BOTH
+    @pytest.mark.parametrize("task, in_channels, out_channels", [("AbdomenMRI", 1, 14), ("Endoscopy", 3, 8), ("Microscopy", 3, 3)])
+    def test_names_and_shapes_are_the_released_ones(self, cls, task, in_channels, out_channels, reference_dir):
+        manifest = json.loads((reference_dir / "manifests" / f"{cls.__name__}_{task}.json").read_text())
+        with torch.device("meta"):
+            net = cls(in_channels, out_channels)
+        assert {k: list(v.shape) for k, v in net.state_dict().items()} == {e["name"]: e["shape"] for e in manifest["entries"]}
+
+
+SIZES = [(1, 1), (1, 7), (5, 3), (31, 33), (32, 32), (64, 96), (37, 101)]
+
+
+class TestSizes:
+    @BOTH
+    @pytest.mark.parametrize("size", SIZES, ids=str)
+    def test_every_size(self, cls, size):
+        net = build(cls)
+        x = image(2, 1, *size)
+        heads = net(x)
+        assert isinstance(heads, list)
+        assert [tuple(head.shape) for head in heads] == [
+            (2, 3, math.ceil(size[0] / scale), math.ceil(size[1] / scale)) for scale in SCALES[cls]
+        ]
+        single = net.eval()(x)
+        assert isinstance(single, torch.Tensor)
+        assert torch.equal(single, heads[0])  # no dropout is on: the modes differ in the heads alone
+
+    @BOTH
+    def test_padding_repeats_the_border(self, cls):
+        net = build(cls).eval()
+        x = image(1, 1, 37, 40)
+        by_hand = torch.cat([x, x[:, :, -1:].expand(-1, -1, 27, -1)], dim=2)
+        by_hand = torch.cat([by_hand, by_hand[..., -1:].expand(-1, -1, -1, 24)], dim=3)
+        assert torch.equal(net(x), net(by_hand)[:, :, :37, :40])
+
+    @BOTH
+    def test_without_deep_supervision(self, cls):
+        net = build(cls, deep_supervision=False)
+        x = image(2, 1, 33, 40)
+        out = net(x)
+        assert isinstance(out, torch.Tensor) and out.shape == (2, 3, 33, 40)
+        net.deep_supervision = True
+        assert torch.equal(net(x)[0], out)
+
+    @BOTH
+    @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 2, 8, 8), (1, 1, 0, 8), (1, 1, 8, 0), (0, 1, 8, 8), (1, 1, 8, 8, 8)], ids=str)
+    def test_wrong_input(self, cls, shape):
+        with pytest.raises(ValueError, match=r"expected an input of shape \(b, 1, h, w\), got \(" + ", ".join(map(str, shape))):
+            build(cls)(torch.zeros(shape))
+
+
+class TestBatch:
+    @BOTH
+    def test_elements_are_independent(self, cls):
+        net = build(cls).eval()
+        x = image(3, 1, 33, 40)
+        out = net(x)
+        for i in range(3):
+            torch.testing.assert_close(net(x[i : i + 1]), out[i : i + 1], rtol=0, atol=1e-5)
+        other = x.clone()
+        other[1] = 0
+        changed = net(other)
+        assert torch.equal(changed[::2], out[::2]) and not torch.equal(changed[1], out[1])
+
+    @BOTH
+    def test_every_output_sees_every_pixel(self, cls):
+        """Four scans of the whole map: the receptive field is the image, in both directions of both axes."""
+        net = build(cls).double().eval()
+        for row, column in ((0, 0), (63, 63), (0, 63)):
+            x = image(1, 1, 64, 64, dtype=torch.float64).requires_grad_()
+            net(x)[0, :, row, column].sum().backward()
+            assert x.grad.abs().min() > 0
+
+
+class TestPrecision:
+    """Errors are of the root mean square: a LayerNorm over eight channels that nearly agree makes single pixels worse."""
+
+    @BOTH
+    @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1)], ids=str)
+    def test_near_float64(self, cls, dtype, tolerance):
+        """bfloat16 keeps 8 bits, and about thirty layers each round once: a few per cent."""
+        net = build(cls).bfloat16()  # weights and pixels that every dtype holds exactly
+        x = image(2, 1, 33, 40, dtype=torch.bfloat16)
+        expected = copy.deepcopy(net).double()(x.double())
+        heads = net.to(dtype)(x.to(dtype))
+        assert {head.dtype for head in heads} == {dtype} and {head.dtype for head in expected} == {torch.float64}
+        for head, want in zip(heads, expected):
+            assert (head - want).norm() <= tolerance * want.norm()
+        loss_of(heads).backward()
+        assert all(g.isfinite().all() and g.abs().max() > 0 for g in gradients(net).values())
+
+    @BOTH
+    def test_autocast(self, cls):
+        net = build(cls)
+        exact = copy.deepcopy(net).double()
+        x = image(2, 1, 33, 40)
+        expected = exact(x.double())
+        loss_of(expected).backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            heads = net(x)
+        loss_of(heads).backward()
+        for head, want in zip(heads, expected):
+            assert (head - want).norm() <= 0.1 * want.norm()
+        actual, want = (torch.cat([g.double().flatten() for g in gradients(n).values()]) for n in (net, exact))
+        assert actual.isfinite().all()
+        assert F.cosine_similarity(actual, want, dim=0) > 0.95  # a rounded LeakyReLU input may change its sign
+
+
+class TestModule:
+    @BOTH
+    def test_channels_last(self, cls):
+        net, x = build(cls).eval(), image(2, 1, 33, 40)
+        expected = net(x)
+        actual = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+    @BOTH
+    def test_deepcopy_is_independent(self, cls):
+        net, x = build(cls).eval(), image(1, 1, 33, 40)
+        expected = net(x)
+        twin = copy.deepcopy(net)
+        with torch.no_grad():
+            for p in twin.parameters():
+                p.zero_()
+        assert torch.equal(net(x), expected) and not torch.equal(twin(x), expected)
+
+    @BOTH
+    def test_pickle(self, cls):
+        net, x = build(cls).eval(), image(1, 1, 33, 40)
+        assert torch.equal(pickle.loads(pickle.dumps(net))(x), net(x))
+
+    @BOTH
+    def test_state_dict(self, cls):
+        net, x = build(cls).eval(), image(1, 1, 33, 40)
+        file = io.BytesIO()
+        torch.save(net.state_dict(), file)
+        file.seek(0)
+        twin = build(cls, seed=1).eval()
+        assert not torch.equal(twin(x), net(x))
+        twin.load_state_dict(torch.load(file, weights_only=True))
+        assert torch.equal(twin(x), net(x))
+
+    @BOTH
+    def test_gradient_checkpointing(self, cls):
+        """The same numbers with blocks recomputed, also where drop path draws at random."""
+        nets = [build(cls, use_checkpoint=flag, drop_path_rate=0.5) for flag in (False, True)]
+        x = image(3, 1, 33, 40)
+        kept, results = [], []
+        for net in nets:
+            torch.manual_seed(3)
+            sizes = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+                heads = net(x)
+            loss_of(heads).backward()
+            results.append([*heads, *gradients(net).values()])
+            kept.append(sum(sizes))
+        assert_same(results[1], results[0])
+        assert kept[1] < kept[0]
+
+    @BOTH
+    def test_monai_tensors(self, cls):
+        """MONAI's data loaders hand over images that carry metadata."""
+        net, x = build(cls), image(2, 1, 33, 40)
+        plain = net(x)
+        loss_of(plain).backward()
+        expected = [*plain, *(g.clone() for g in gradients(net).values())]
+        net.zero_grad()
+        heads = net(MetaTensor(x))
+        loss_of(heads).backward()
+        assert_same([h.as_tensor() for h in heads] + list(gradients(net).values()), expected)
+
+
+class TestDropPath:
+    def test_rates_rise_through_the_encoder_and_fall_through_the_decoder(self):
+        with torch.device("meta"):
+            net = SwinUMambaD(1, 2)
+        encoder = [block.drop_path.drop_prob for stage in net.vssm_encoder.layers for block in stage.blocks]
+        decoder = [block.drop_path.drop_prob for stage in net.decoder.stages for block in stage.blocks]
+        assert encoder == pytest.approx([0.2 * i / 14 for i in range(15)])
+        assert decoder == pytest.approx([0.2 * i / 5 for i in (5, 4, 3, 2, 1, 0)])
+
+    @BOTH
+    def test_only_in_training(self, cls):
+        net, x = build(cls, drop_path_rate=0.9), image(4, 1, 33, 40)
+        heads = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            heads.append(net(x)[0])
+        assert not torch.equal(*heads)
+        net.eval()
+        expected = build(cls, drop_path_rate=0.0).eval()(x)
+        assert torch.equal(net(x), net(x)) and torch.equal(net(x), expected)
+
+
+NOT_COUNTS = (0, -1, 1.0, "1", None, True)
+WRONG = [
+    *(("in_channels", value) for value in NOT_COUNTS),
+    *(("out_channels", value) for value in NOT_COUNTS),
+    *(("d_state", value) for value in NOT_COUNTS),
+    *(("feature_size", value) for value in (*NOT_COUNTS, 9)),
+    *(("spatial_dims", value) for value in (1, 3, "2d")),
+    *(("depths", value) for value in (4, (1, 1, 1), (1, 1, 1, 1, 1), (1, 1, 0, 1), (1, 1, 1.5, 1), "1111", None)),
+    *(("drop_path_rate", value) for value in (-0.1, 1.0, 2, "0.2", None, math.nan)),
+    *(("scan_backend", value) for value in ("cuda", "", None, [])),
+    *(("norm_name", value) for value in ("nope", None, 1, [], ("group", {"num_groups": 3}))),
+]
+
+
+class TestArguments:
+    @BOTH
+    @pytest.mark.parametrize("name, value", WRONG, ids=str)
+    def test_wrong_argument_is_named(self, cls, name, value):
+        with pytest.raises(ValueError, match=f"^{name} must be .*got .*$"):
+            build(cls, **{name: value})
+
+    @pytest.mark.parametrize("value", [3, (1, 1), (1, 1, 1, 1), (1, 0, 1), None], ids=str)
+    def test_wrong_decoder_depths_are_named(self, value):
+        with pytest.raises(ValueError, match="^decoder_depths must be three positive integers"):
+            build(SwinUMambaD, decoder_depths=value)
+
+    @BOTH
+    def test_lists_from_json(self, cls):
+        assert build(cls, depths=[1, 1, 2, 1])(image(1, 1, 8, 8))[0].shape == (1, 3, 8, 8)
+
+    @pytest.mark.parametrize(
+        "cls, norm_name, kind",
+        [
+            (SwinUMambaD, "rms", nn.RMSNorm),
+            (SwinUMamba, "batch", nn.BatchNorm2d),
+            (SwinUMamba, ("group", {"num_groups": 2}), nn.GroupNorm),
+        ],
+        ids=str,
+    )
+    def test_other_norms(self, cls, norm_name, kind):
+        net = build(cls, norm_name=norm_name)
+        assert any(isinstance(m, kind) for m in net.modules())
+        assert net(image(2, 1, 33, 40))[0].shape == (2, 3, 33, 40)
+
+
+class TestInitialisation:
+    """At 32 channels, so that the smallest tensor looked at has enough numbers for its spread to be known to 10 %."""
+
+    @pytest.fixture(scope="class", params=CLASSES, ids=lambda cls: cls.__name__)
+    def net(self, request):
+        torch.manual_seed(0)
+        return request.param(3, 8, feature_size=32, depths=(1, 1, 2, 1))
+
+    def test_encoder_linears(self, net):
+        linears = [m for m in net.vssm_encoder.modules() if isinstance(m, nn.Linear)]
+        assert len(linears) == 2 * 5 + 3  # two in each block, and three patch mergings
+        for linear in linears:
+            assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+    def test_decoder_linears_and_convolutions_of_the_dagger(self, net):
+        if not isinstance(net, SwinUMambaD):
+            pytest.skip("the CNN decoder has neither")
+        for linear in (m for m in net.decoder.modules() if isinstance(m, nn.Linear)):
+            bound = linear.in_features**-0.5  # PyTorch's default is uniform
+            assert linear.weight.abs().max().item() == pytest.approx(bound, rel=0.05)
+        convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+        assert len(convolutions) == 1 + 5 + 6 + 4  # patch embedding, one in each block, heads
+        for convolution in convolutions:
+            fan_in = convolution.weight[0].numel()
+            he = math.sqrt(2 / (1 + 1e-4) / fan_in)
+            assert convolution.weight.std().item() == pytest.approx(he, rel=0.25)
+            assert convolution.bias.abs().max() == 0
+
+    def test_convolutions_of_the_cnn(self, net):
+        if not isinstance(net, SwinUMamba):
+            pytest.skip("the dagger has He's")
+        for convolution in (m for m in net.modules() if isinstance(m, nn.Conv2d) and m.weight.numel() > 1000):
+            bound = convolution.weight[0].numel() ** -0.5
+            assert convolution.weight.abs().max().item() == pytest.approx(bound, rel=0.05)
+        assert net.stem[0].bias.abs().max() > 0
+
+    def test_scan_parameters(self, net):
+        blocks = [m for m in net.modules() if isinstance(m, SS2D)]
+        steps = []
+        for block in blocks:
+            n = torch.arange(1, 17.0)
+            assert torch.equal(block.A_logs, n.log().expand_as(block.A_logs))
+            assert torch.equal(block.Ds, torch.ones_like(block.Ds))
+            assert block.dt_projs_weight.abs().max() <= block.dt_rank**-0.5
+            steps.append(F.softplus(block.dt_projs_bias).detach().flatten())
+        steps = torch.cat(steps)
+        assert 0.999e-3 <= steps.min() <= 1.05e-3 and 0.095 <= steps.max() <= 0.1001
+        assert steps.median().item() == pytest.approx(1e-2, rel=0.1)  # log-uniform
+
+    def test_norms(self, net):
+        norms = [m for m in net.modules() if isinstance(m, (nn.LayerNorm, nn.InstanceNorm2d))]
+        assert {m.eps for m in norms} == {1e-5}
+
+
+class TestResolutionChanges:
+    def test_merging_takes_rows_first(self):
+        merge = PatchMerging(1)
+        merge.norm = nn.Identity()
+        with torch.no_grad():
+            merge.reduction.weight.copy_(torch.tensor([[1.0, 10, 100, 1000], [0, 0, 0, 0]]))
+        pixels = torch.tensor([[1.0, 2], [3, 4]]).view(1, 2, 2, 1)
+        assert merge(pixels).flatten().tolist() == [1 + 30 + 200 + 4000, 0]
+
+    def test_expanding_puts_channels_into_rows(self):
+        expand = PatchExpanding(1, 1, scale=2)
+        expand.norm = nn.Identity()
+        with torch.no_grad():
+            expand.expand.weight.copy_(torch.tensor([[1.0], [2], [3], [4]]))
+        assert expand(torch.ones(1, 1, 1, 1)).view(2, 2).tolist() == [[1, 2], [3, 4]]
+
+
+class TestCompiler:
+    @pytest.fixture(autouse=True)
+    def fresh(self):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+    def test_training_step(self):
+        net, x = build(SwinUMambaD), image(2, 1, 33, 40)
+        heads = net(x)
+        loss_of(heads).backward()
+        expected = [*heads, *(g.clone() for g in gradients(net).values())]
+        net.zero_grad()
+        heads = torch.compile(net, fullgraph=True, backend="aot_eager")(x)
+        loss_of(heads).backward()
+        assert_same([*heads, *gradients(net).values()], expected, 1e-5)
+
+    @BOTH
+    def test_inference(self, cls):
+        net, x = build(cls).eval(), image(2, 1, 33, 40)
+        with torch.no_grad():
+            actual = torch.compile(net, fullgraph=True, backend="aot_eager")(x)
+            torch.testing.assert_close(actual, net(x), rtol=0, atol=1e-5)
+
+    def test_dynamic_sizes(self):
+        """A block alone: a whole network compiles with symbolic sizes too, in a minute."""
+        block = VSSBlock(8, d_state=4, scan_backend="portable")
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
+        with torch.no_grad():
+            for size in ((5, 7), (9, 4)):
+                torch.testing.assert_close(compiled(x := image(2, *size, 8)), block(x), rtol=0, atol=1e-5)
+            with torch.compiler.set_stance("fail_on_recompile"):
+                x = image(3, 6, 11, 8)
+                torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=1e-5)
+
+    @BOTH
+    def test_export(self, cls):
+        net, x = build(cls).eval(), image(2, 1, 33, 40)
+        exported = torch.export.export(net, (x,)).module()
+        y = image(2, 1, 33, 40, seed=1)
+        torch.testing.assert_close(exported(y), net(y), rtol=0, atol=1e-5)
