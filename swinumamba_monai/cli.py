@@ -33,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     defaults = argparse.ArgumentDefaultsHelpFormatter
 
-    prepare = commands.add_parser("prepare", help="check a dataset and make it a --dataset_dir", formatter_class=defaults)
+    prepare = commands.add_parser(
+        "prepare", help="check a dataset and make it a --dataset_dir", formatter_class=defaults
+    )
     prepare.add_argument("task", choices=TASKS)
     prepare.add_argument("--source_dir", required=True, help="the images with their labels, left as they are")
     prepare.add_argument("--output_dir", required=True, help="what --dataset_dir of the bundle will be")

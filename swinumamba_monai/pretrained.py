@@ -137,9 +137,7 @@ def load_pretrained(
     if strict and not whole:
         raise InputError(f"{source} is a {kind}; a trained segmentation network is needed here.")
     required = [
-        name
-        for name in own
-        if whole or (name.startswith(ENCODER) and not name.startswith(ENCODER + "patch_embed."))
+        name for name in own if whole or (name.startswith(ENCODER) and not name.startswith(ENCODER + "patch_embed."))
     ]
     _check_fit(source, kind, weights, own, required)
     net.load_state_dict(weights, strict=False)

@@ -52,7 +52,7 @@ class MambaDecoder(nn.Module):
         **block,
     ) -> None:
         super().__init__()
-        deep, *skips = reversed(channels)
+        _, *skips = reversed(channels)
         rates = torch.linspace(drop_path_rate, 0, sum(depths), device="cpu").split(list(depths))
         self.expand_layers = nn.ModuleList(PatchExpanding(2 * c, c, norm_name=norm_name) for c in skips)
         self.expand_layers.append(PatchExpanding(skips[-1], skips[-1], scale=4, norm_name=norm_name))
@@ -110,12 +110,12 @@ class _SwinUMambaBase(nn.Module):
             raise ValueError(f"expected an input of shape (b, {self.in_channels}, h, w), got {tuple(x.shape)}.")
         height, width = x.shape[2:]
         # written so that sizes which torch.compile keeps symbolic cancel to multiples of STRIDE
-        below, right = (-(-side // STRIDE) * STRIDE - side for side in (height, width))
+        below, right = ((side + STRIDE - 1) // STRIDE * STRIDE - side for side in (height, width))
         padded = F.pad(x, (0, right, 0, below), mode="replicate")
         heads = []
         for head in self.logits(padded, all_heads=self.training and self.deep_supervision):
             scale = padded.shape[2] // head.shape[2]
-            heads.append(head[:, :, : -(-height // scale), : -(-width // scale)])
+            heads.append(head[:, :, : (height + scale - 1) // scale, : (width + scale - 1) // scale])
         return heads if self.training and self.deep_supervision else heads[0]
 
     @staticmethod
@@ -137,9 +137,13 @@ class _SwinUMambaBase(nn.Module):
         require("feature_size", positive(arguments["feature_size"]), "a positive integer")
         require("feature_size", arguments["feature_size"] % 2 == 0, "even")
         require("spatial_dims", arguments["spatial_dims"] == 2, "2, these networks scan 2D images")
-        require("depths", positives(arguments["depths"], 4), "four positive integers, one for each stage of the encoder")
+        require(
+            "depths", positives(arguments["depths"], 4), "four positive integers, one for each stage of the encoder"
+        )
         if "decoder_depths" in arguments:
-            require("decoder_depths", positives(arguments["decoder_depths"], 3), "three positive integers, coarsest first")
+            require(
+                "decoder_depths", positives(arguments["decoder_depths"], 3), "three positive integers, coarsest first"
+            )
         rate = arguments["drop_path_rate"]
         require("drop_path_rate", isinstance(rate, (int, float)) and 0 <= rate < 1, "a number in [0, 1)")
         check_backend_name(arguments["scan_backend"], "scan_backend")
@@ -196,7 +200,12 @@ class SwinUMambaD(_SwinUMambaBase):
             raise ValueError(f"norm_name must be one of {', '.join(NORMS)}, got {norm_name!r}.")
         super().__init__(deep_supervision)
         self.in_channels = in_channels
-        common = {"d_state": d_state, "norm_name": norm_name, "use_checkpoint": use_checkpoint, "scan_backend": scan_backend}
+        common = {
+            "d_state": d_state,
+            "norm_name": norm_name,
+            "use_checkpoint": use_checkpoint,
+            "scan_backend": scan_backend,
+        }
         self.vssm_encoder = VMambaEncoder(in_channels, depths, feature_size, drop_path_rate=drop_path_rate, **common)
         self.decoder = MambaDecoder(
             out_channels, self.vssm_encoder.channels, decoder_depths, drop_path_rate=drop_path_rate, **common
@@ -261,7 +270,9 @@ class SwinUMamba(_SwinUMambaBase):
         try:
             get_norm_layer(norm_name, spatial_dims=2, channels=feature_size // 2)  # all widths are multiples of this
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"norm_name must be a norm that MONAI's get_norm_layer takes, got {norm_name!r}.") from error
+            raise ValueError(
+                f"norm_name must be a norm that MONAI's get_norm_layer takes, got {norm_name!r}."
+            ) from error
         super().__init__(deep_supervision)
         self.in_channels = in_channels
         half = feature_size // 2
@@ -300,7 +311,9 @@ class SwinUMamba(_SwinUMambaBase):
 
     @staticmethod
     def _up_block(in_channels: int, out_channels: int, norm_name: tuple | str) -> UnetrUpBlock:
-        return UnetrUpBlock(2, in_channels, out_channels, 3, upsample_kernel_size=2, norm_name=norm_name, res_block=True)
+        return UnetrUpBlock(
+            2, in_channels, out_channels, 3, upsample_kernel_size=2, norm_name=norm_name, res_block=True
+        )
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits at 1, 1/2, 1/4 and 1/8 of the image, or the first alone (section III-E, eqs. (8)-(10))."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def check_backend_name(name: str, source: str = "backend") -> str:
     return name
 
 
-@lru_cache(maxsize=None)
+@cache
 def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
 
@@ -184,7 +184,9 @@ def cross_scan_2d(
         return t.flatten(1, 3).index_select(1, visits).unflatten(1, (-1, 4))
 
     u = x.unsqueeze(3).expand(-1, -1, -1, 4, -1)
-    y = _GROUPED_SCANS[chosen](*map(along_directions, (u, delta)), A, *map(along_directions, (B, C)), D, delta_bias, True)
+    y = _GROUPED_SCANS[chosen](
+        *map(along_directions, (u, delta)), A, *map(along_directions, (B, C)), D, delta_bias, True
+    )
     return y.flatten(1, 2).index_select(1, returns).unflatten(1, (height, width, 4)).sum(3)
 
 

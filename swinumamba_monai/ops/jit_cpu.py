@@ -44,7 +44,7 @@ def why_jit_is_unavailable(device_type: str, dtype: torch.dtype) -> str | None:
 def _kernels():
     from . import jit_cpu_kernels
 
-    logger.info("the first scan in each dtype on this machine compiles its loops, which takes about ten seconds")
+    logger.info("the first scan in each dtype on this machine compiles its loops, which takes up to ten seconds")
     return jit_cpu_kernels
 
 
@@ -66,7 +66,7 @@ def _check_shapes(u, delta, A, B, C, D, delta_bias, order) -> None:
     groups, batch, length, channels = delta.shape
     n = A.shape[-1]
     expected = {
-        "u": (u, (u.shape[0], batch, length, channels)),
+        "u": (u, (1 if u.shape[0] == 1 else groups, batch, length, channels)),
         "A": (A, (groups, channels, n)),
         "B": (B, (groups, batch, length, n)),
         "C": (C, (groups, batch, length, n)),
@@ -75,7 +75,7 @@ def _check_shapes(u, delta, A, B, C, D, delta_bias, order) -> None:
         "order": (order, (groups, length)),
     }
     for name, (t, shape) in expected.items():
-        if t.shape != shape or u.shape[0] not in (1, groups):
+        if t.shape != shape:
             raise ValueError(f"{name} must be {shape} for delta {tuple(delta.shape)}, got {tuple(t.shape)}.")
 
 
@@ -122,8 +122,8 @@ def _backward(dy, chunk_states, u, delta, A, B, C, D, delta_bias, order, delta_s
     groups, batch, _, channels = delta.shape
     blocks = _count_blocks(channels)
     du, ddelta = (delta.new_empty(delta.shape) for _ in range(2))
-    dA, dD, dbias = (t.new_empty(batch, *t.shape) for t in (A, D, delta_bias))
-    dB, dC = (t.new_empty(blocks, *t.shape) for t in (B, C))
+    dA, dD, dbias = (t.new_empty((batch, *t.shape)) for t in (A, D, delta_bias))
+    dB, dC = (t.new_empty((blocks, *t.shape)) for t in (B, C))
     inputs = (u, delta, A, B, C, D, delta_bias, order, delta_softplus)
     grads = (du, ddelta, dA, dB, dC, dD, dbias)
     _run(_kernels().backward, groups * batch * blocks, dy, chunk_states, *inputs, *grads)

@@ -44,8 +44,7 @@ def _entry(function):
     try:
         return njit(function, nogil=True, cache=True, **_OPTIONS)
     except RuntimeError:  # neither NUMBA_CACHE_DIR, nor this directory, nor the user's cache directory can be written
-        name = function.__name__
-        logger.warning(f"the scan's {name} is compiled anew in every process: set NUMBA_CACHE_DIR to a directory for it")
+        logger.warning(f"every process compiles the scan's {function.__name__} anew: set NUMBA_CACHE_DIR to keep it")
         return njit(function, nogil=True, **_OPTIONS)
 
 

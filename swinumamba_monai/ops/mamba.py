@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["selective_scan_mamba", "why_mamba_is_unavailable"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _import_error() -> str | None:
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401

@@ -87,19 +87,23 @@ def scan_orders(height: int, width: int, device: torch.device | str | None = Non
         device: where to make the table.
 
     Returns:
-        int64, (4, height * width), indices into the row-major map: along the rows, along the columns, and both reversed.
+        int64, (4, height * width), indices into the row-major map: along the rows, the columns, and both reversed.
     """
     rows = torch.arange(height * width, device=device)
     columns = rows.view(height, width).t().reshape(-1)
     return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])
 
 
-def cross_scan_2d_ref(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
+def cross_scan_2d_ref(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
     """Four-direction scan of a 2D map (SS2D, eqs. (5)-(7)); the shapes are those of :func:`.dispatch.cross_scan_2d`."""
     batch, height, width, channels = x.shape
     merged = torch.zeros_like(x).flatten(1, 2)
     for k, order in enumerate(scan_orders(height, width, x.device)):
-        sequence = [t.flatten(1, 2)[:, order].transpose(1, 2) for t in (x, delta[..., k, :], B[..., k, :], C[..., k, :])]
+        sequence = [
+            t.flatten(1, 2)[:, order].transpose(1, 2) for t in (x, delta[..., k, :], B[..., k, :], C[..., k, :])
+        ]
         u, step, b, c = sequence
         y = selective_scan_ref(u, step, A[k], b, c, D[k], delta_bias=delta_bias[k], delta_softplus=True)
         merged = merged.index_add(1, order, y.transpose(1, 2))

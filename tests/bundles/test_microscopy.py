@@ -71,7 +71,7 @@ def run(kind: str, run_id: str, out: Path, **override) -> ConfigWorkflow:
 
 def refusal(kind: str, run_id: str, out: Path, **override) -> str:
     """The sentence with which a workflow refuses to run."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011, MONAI wraps what is raised in a config
+    with pytest.raises(Exception) as caught:  # MONAI wraps what is raised in a config
         run(kind, run_id, out, **override)
     cause = find_input_error(caught.value)
     assert cause is not None, f"no InputError behind {caught.value!r}"
@@ -176,7 +176,9 @@ def test_pretrained_encoder_is_frozen_at_first(trained, dataset, tmp_path):
     for name in before:
         if name.startswith("vssm_encoder.") and not name.startswith("vssm_encoder.patch_embed."):
             assert torch.equal(before[name], after[name]), name
-    assert not torch.equal(before["vssm_encoder.patch_embed.proj.weight"], after["vssm_encoder.patch_embed.proj.weight"])
+    assert not torch.equal(
+        before["vssm_encoder.patch_embed.proj.weight"], after["vssm_encoder.patch_embed.proj.weight"]
+    )
 
 
 def test_early_stop(dataset, tmp_path):
@@ -216,7 +218,9 @@ def test_inference_writes_instances_of_the_images_size(trained, tmp_path, extens
         pixels = rng.integers(0, 255, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(images / name)
     out = tmp_path / "out"
-    run("inference", "inference", trained, dataset_dir=str(images), output_dir=str(out), output_ext=extension, **NETWORK)
+    run(
+        "inference", "inference", trained, dataset_dir=str(images), output_dir=str(out), output_ext=extension, **NETWORK
+    )
     sizes = {file.name: read_image(file).shape for file in out.iterdir()}
     stems = {"gray": (50, 70), "rgba": (65, 31), "large": (130, 100)}
     assert sizes == {f"{stem}_instances{extension}": shape for stem, shape in stems.items()}
@@ -242,8 +246,25 @@ def test_monai_loads_the_bundle_from_anywhere(trained, tmp_path, monkeypatch):
 def test_two_processes_train(dataset, tmp_path):
     overrides = [f"--{name}={json.dumps(value)}" for name, value in SHORT.items() if name != "device"]
     files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
-    command += ["run", "training", "--config_file", files, "--bundle_root", str(tmp_path), "--dataset_dir", str(dataset)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "monai.bundle",
+    ]
+    command += [
+        "run",
+        "training",
+        "--config_file",
+        files,
+        "--bundle_root",
+        str(tmp_path),
+        "--dataset_dir",
+        str(dataset),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command + overrides, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -262,12 +283,16 @@ class TestBadInput:
     def test_no_images(self, trained, tmp_path):
         empty = tmp_path / "empty"
         empty.mkdir()
-        sentence = refusal("inference", "inference", trained, dataset_dir=str(empty), output_dir=str(tmp_path), **NETWORK)
+        sentence = refusal(
+            "inference", "inference", trained, dataset_dir=str(empty), output_dir=str(tmp_path), **NETWORK
+        )
         assert "empty" in sentence
 
     @pytest.mark.parametrize("damage", ["size", "rgb", "truncated", "missing"])
     def test_bad_pair(self, damage, tmp_path):
-        folder = synthesize_microscopy(tmp_path / "data", num_train=2, num_validation=1, num_test=1, image_size=(64, 64))
+        folder = synthesize_microscopy(
+            tmp_path / "data", num_train=2, num_validation=1, num_test=1, image_size=(64, 64)
+        )
         label = sorted((folder / "labels").iterdir())[0]
         if damage == "size":
             Image.fromarray(np.zeros((64, 63), np.uint16)).save(label)
@@ -284,7 +309,9 @@ class TestBadInput:
     def test_nan_pixels(self, tmp_path):
         import tifffile
 
-        folder = synthesize_microscopy(tmp_path / "data", num_train=2, num_validation=1, num_test=1, image_size=(64, 64))
+        folder = synthesize_microscopy(
+            tmp_path / "data", num_train=2, num_validation=1, num_test=1, image_size=(64, 64)
+        )
         datalist = json.loads((folder / "datalist.json").read_text())
         tifffile.imwrite(folder / "images" / "nan.tif", np.full((64, 64), np.nan, np.float32))
         datalist["training"][0]["image"] = "images/nan.tif"
@@ -319,7 +346,15 @@ class TestBadInput:
         assert state.read_bytes() == b"half a file"
 
     def test_the_user_sees_the_sentence_alone(self, tmp_path):
-        command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
+        command = [
+            sys.executable,
+            "-m",
+            "monai.bundle",
+            "run",
+            "training",
+            "--config_file",
+            str(CONFIGS / "train.json"),
+        ]
         command += ["--bundle_root", str(tmp_path), "--dataset_dir", str(tmp_path / "nowhere")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 1

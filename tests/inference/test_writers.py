@@ -13,9 +13,9 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from PIL import Image
 
+from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference import InstanceWriter
-from swinumamba_monai.atomic import replacing
 
 IDS = np.zeros((5, 9), np.int32)
 IDS[0, 8], IDS[4, 0], IDS[2, 3:6] = 1, 300, 65535

@@ -110,7 +110,7 @@ class TestEquations:
 
     @pytest.mark.parametrize("backend", ["portable", "reference"])
     def test_four_prefix_sums(self, backend):
-        """Without decay and with Δ = B = C = 1, a direction and its reverse add to the sum of the map plus the pixel."""
+        """Without decay and with Δ = B = C = 1, a direction and its reverse give the sum of the map and the pixel."""
         inputs = image_map(b=1, n=1)
         for name in ("B", "C"):
             inputs[name].fill_(1)
@@ -198,8 +198,10 @@ class TestPortableIsReference:
         expected = selective_scan_ref(**double(inputs), delta_softplus=True)
         assert torch.equal(out, expected.float())
 
-    @pytest.mark.parametrize("scan, inputs", [(selective_scan, sequence()), (cross_scan_2d, image_map())])
-    def test_inputs_are_left_alone(self, scan, inputs):
+    @pytest.mark.parametrize("scan, make", [(selective_scan, sequence), (cross_scan_2d, image_map)])
+    @pytest.mark.parametrize("batch", [1, 2])
+    def test_inputs_are_left_alone(self, scan, make, batch):
+        inputs = make(b=batch)
         before = {name: t.clone() for name, t in inputs.items()}
         leaves = {name: t.requires_grad_() for name, t in inputs.items()}
         scan(**leaves, backend="portable").sum().backward()
@@ -246,7 +248,7 @@ class TestDerivatives:
         u = inputs["u"].requires_grad_()
         out = selective_scan(**inputs, delta_softplus=True, backend="portable")
         (first,) = torch.autograd.grad(out.square().sum(), u, create_graph=True)
-        with pytest.raises(RuntimeError, match="selective_scan_backward.*no autograd formula"):
+        with pytest.raises(RuntimeError, match=r"selective_scan_backward.*no autograd formula"):
             first.square().sum().backward()
 
 
@@ -265,13 +267,13 @@ class TestPrecision:
     def test_half_precision_inputs(self, dtype, small_chunks):
         """States and sums are float32, so a half precision result is the exact one of its inputs, rounded once."""
         inputs = sequence(l=64, n=16)
-        halves = {name: t.to(torch.float32 if name in ("A", "D", "delta_bias") else dtype) for name, t in inputs.items()}
+        weights = ("A", "D", "delta_bias")
+        halves = {name: t.to(torch.float32 if name in weights else dtype) for name, t in inputs.items()}
         expected = run(selective_scan_ref, double(halves), delta_softplus=True)
         actual = run(selective_scan, halves, delta_softplus=True, backend="portable")
         for name, t in halves.items():
             assert actual[name].dtype == t.dtype
         assert_near(actual, expected, torch.finfo(dtype).eps)
-        weights = ("A", "D", "delta_bias")
         assert_near({name: actual[name] for name in weights}, {name: expected[name] for name in weights}, 1e-5)
 
     def test_autocast_does_not_reach_the_states(self):
@@ -311,7 +313,8 @@ class TestLength:
 
         monkeypatch.setattr(portable, "_states", measure)
         kept = []
-        inputs = {name: t.requires_grad_() for name, t in sequence(batch, channels, length, n, 1, torch.float32).items()}
+        inputs = sequence(batch, channels, length, n, 1, torch.float32)
+        inputs = {name: t.requires_grad_() for name, t in inputs.items()}
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
             out = selective_scan(**inputs, delta_softplus=True, backend="portable")
         out.sum().backward()
@@ -320,13 +323,12 @@ class TestLength:
         assert sum(kept) - inputs_alone <= all_states / 200
 
     def test_large_batches_keep_a_sixteenth(self):
-        shape = (2, 40, 1, 96, 16)
-        batch, length, groups, channels, n = shape
-        wide = [torch.empty(4096, *shape[1:4], device="meta") for _ in range(2)]
-        BC = [torch.empty(4096, length, groups, n, device="meta") for _ in range(2)]
-        A, D = torch.empty(groups, channels, n, device="meta"), torch.empty(groups, channels, device="meta")
-        _, chunk_states = torch.ops.swinumamba.selective_scan(*wide, A, *BC, D, D, True)
-        assert chunk_states.shape == (3, 4096, groups, channels, n)  # 40 positions: 16, 16 and 8
+        batch, channels, n = 4096, 96, 16
+        with torch.device("meta"):
+            u, B = torch.empty(batch, 40, 1, channels), torch.empty(batch, 40, 1, n)
+            A, D = torch.empty(1, channels, n), torch.empty(1, channels)
+        _, chunk_states = torch.ops.swinumamba.selective_scan(u, u, A, B, B, D, D, True)
+        assert chunk_states.shape == (3, batch, 1, channels, n)  # 40 positions: 16, 16 and 8
 
 
 class TestTorchTools:
@@ -351,8 +353,9 @@ class TestTorchTools:
         for name, t in wrong.items():
             with pytest.raises(ValueError, match=rf"\b{name}\b"):
                 selective_scan(**{**good, name: t})
+        three = good["B"][:, :1].repeat(1, 3, 1, 1)
         with pytest.raises(ValueError, match="groups"):
-            selective_scan(**{**good, "B": good["B"][:, :1].repeat(1, 3, 1, 1), "C": good["C"][:, :1].repeat(1, 3, 1, 1)})
+            selective_scan(**{**good, "B": three, "C": three})
         with pytest.raises(ValueError, match="l > 0"):
             selective_scan(**sequence(l=0))
 

@@ -1,0 +1,422 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Loading weights: every accepted kind gives the values of the file, everything else is refused and changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import pickle
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.pretrained import load_pretrained, read_checkpoint
+
+BOTH = pytest.mark.parametrize("cls", [SwinUMambaD, SwinUMamba], ids=lambda cls: cls.__name__)
+ENCODER = "vssm_encoder."
+
+
+def build(cls=SwinUMambaD, seed=0, **changes):
+    torch.manual_seed(seed)
+    options = {"in_channels": 1, "out_channels": 3, "depths": (1, 1, 2, 1), "feature_size": 8, "d_state": 4}
+    if cls is SwinUMambaD:
+        options["decoder_depths"] = (1, 1, 1)
+    return cls(**{**options, **changes})
+
+
+def weights(cls=SwinUMambaD, **changes) -> dict[str, torch.Tensor]:
+    """The state dict of another network of the same kind."""
+    return build(cls, seed=1, **changes).state_dict()
+
+
+def as_vmamba(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An encoder's weights under VMamba's names, with the classifier's norm and head."""
+    renamed = {}
+    for name, weight in state.items():
+        if name.startswith(ENCODER):
+            first, *rest = name.removeprefix(ENCODER).split(".")
+            if first == "downsamples":
+                first, rest = "layers", [rest[0], "downsample", *rest[1:]]
+            renamed[".".join([first, *rest])] = weight
+    extra = {
+        "norm.weight": torch.ones(64),
+        "norm.bias": torch.ones(64),
+        "head.weight": torch.ones(1000, 64),
+        "head.bias": torch.ones(1000),
+    }
+    return {**renamed, **extra}
+
+
+def assert_holds(net, expected: dict[str, torch.Tensor]):
+    state = net.state_dict()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value.to(state[name].dtype)), name
+
+
+def saved(path: Path, content, **options) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+class TestWholeNetworks:
+    @BOTH
+    @pytest.mark.parametrize("wrap", [None, "model", "network_weights", "state_dict"])
+    @pytest.mark.parametrize("as_file", [False, True])
+    def test_containers(self, cls, wrap, as_file, tmp_path):
+        net, expected = build(cls), weights(cls)
+        content = {wrap: expected, "epoch": 3} if wrap else expected
+        report = load_pretrained(net, saved(tmp_path / "model.pt", content) if as_file else content)
+        assert_holds(net, expected)
+        assert report.kind == "Swin-UMamba checkpoint"
+        assert set(report.loaded) == set(expected) and report.skipped == {} and report.missing == ()
+        assert str(report) == f"Swin-UMamba checkpoint: {len(expected)} tensors loaded, 0 skipped, 0 left as they were"
+
+    @BOTH
+    @pytest.mark.parametrize("as_string", [False, True])
+    def test_safetensors(self, cls, as_string, tmp_path):
+        net, expected, path = build(cls), weights(cls), tmp_path / "model.safetensors"
+        safetensors.torch.save_file(expected, path)
+        load_pretrained(net, str(path) if as_string else path)
+        assert_holds(net, expected)
+
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+    def test_prefixes_of_ddp_and_compile(self, prefix):
+        net, expected = build(), weights()
+        load_pretrained(net, {"network_weights": {prefix + name: w for name, w in expected.items()}})
+        assert_holds(net, expected)
+
+    @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "legacy"])
+    def test_file_of_nnunet(self, options, tmp_path):
+        """What nnU-Net's trainer writes: a log of numpy numbers, plans, a device, an optimiser state."""
+        net, expected = build(), weights()
+        path = saved(tmp_path / "checkpoint_best.pth", nnunet_checkpoint(expected), **options)
+        assert load_pretrained(net, path).kind == "Swin-UMamba checkpoint"
+        assert_holds(net, expected)
+
+    @pytest.mark.parametrize("numpy_name", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+    def test_file_of_either_numpy(self, numpy_name, tmp_path):
+        """NumPy 2 renamed the function that its pickled numbers name; the released checkpoints are of NumPy 1."""
+        net, expected = build(), weights()
+        path = saved(tmp_path / "model.pth", nnunet_checkpoint(expected))
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                if name.endswith("data.pkl"):
+                    old = b"numpy._core.multiarray" if b"numpy._core.multiarray" in data else b"numpy.core.multiarray"
+                    assert old in data
+                    data = data.replace(old, numpy_name)
+                archive.writestr(name, data)
+        load_pretrained(net, path)
+        assert_holds(net, expected)
+
+    def test_half_precision(self):
+        net, expected = build(), {name: w.bfloat16() for name, w in weights().items()}
+        load_pretrained(net, expected)
+        assert_holds(net, expected)
+        assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+    def test_parameters_with_gradients(self):
+        """A dict of parameters is not tied to the network afterwards."""
+        net, other = build(), build(seed=1)
+        load_pretrained(net, dict(other.named_parameters()))
+        expected = {name: p.detach().clone() for name, p in other.named_parameters()}
+        with torch.no_grad():
+            for p in other.parameters():
+                p.zero_()
+        assert_holds(net, expected)
+        assert all(p.requires_grad and p.grad_fn is None for p in net.parameters())
+
+    def test_the_report_is_logged_with_the_file(self, tmp_path, caplog):
+        path = saved(tmp_path / "model.pt", weights())
+        with caplog.at_level(logging.INFO, "swinumamba_monai.pretrained"):
+            report = load_pretrained(build(), path)
+        assert [record.getMessage() for record in caplog.records] == [f"{path}: {report}"]
+
+
+def nnunet_checkpoint(state):
+    numbers = [np.float64(0.5), np.float32(0.25), np.int64(7), np.int32(3), np.bool_(True), 1.5, None]
+    return {
+        "network_weights": state,
+        "optimizer_state": {
+            "state": {0: {"step": torch.tensor(1.0)}},
+            "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999)}],
+        },
+        "grad_scaler_state": {"scale": 65536.0},
+        "logging": {"mean_fg_dice": numbers, "lrs": [1e-4]},
+        "_best_ema": np.float64(0.5),
+        "current_epoch": 250,
+        "init_args": {"plans": {"patch_size": [320, 320]}, "fold": "all", "device": torch.device("cuda")},
+        "trainer_name": "nnUNetTrainerSwinUMambaD",
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
+
+
+class TestEncoders:
+    @BOTH
+    def test_encoder_of_our_pretraining(self, cls):
+        net = build(cls)
+        before = {name: w.clone() for name, w in net.state_dict().items()}
+        expected = {name: w for name, w in weights(cls).items() if name.startswith(ENCODER)}
+        report = load_pretrained(net, {"model": {**expected, "head.weight": torch.zeros(3)}})
+        assert report.kind == "pretrained encoder"
+        assert set(report.loaded) == set(expected)
+        assert report.skipped == {"head.weight": "head of the pretraining"}
+        assert set(report.missing) == set(before) - set(expected)
+        assert_holds(net, {**before, **expected})
+
+    @BOTH
+    @pytest.mark.parametrize("wrap", [True, False])
+    def test_vmamba(self, cls, wrap):
+        net = build(cls)
+        before = {name: w.clone() for name, w in net.state_dict().items()}
+        state = weights(cls)
+        content = {"model": as_vmamba(state)} if wrap else as_vmamba(state)
+        report = load_pretrained(net, content)
+        expected = {n: w for n, w in state.items() if n.startswith(ENCODER) and "patch_embed" not in n}
+        assert len(expected) == 5 * 13 + 3 * 3  # blocks and patch mergings
+        assert report.kind == "VMamba checkpoint"
+        assert set(report.loaded) == set(expected)
+        assert set(report.missing) == set(before) - set(expected)
+        assert {name: reason for name, reason in report.skipped.items() if "patch_embed" not in name} == {
+            name: "classification head" for name in ("norm.weight", "norm.bias", "head.weight", "head.bias")
+        }
+        assert sum("patch embedding" in reason for reason in report.skipped.values()) == 4
+        assert_holds(net, {**before, **expected})
+
+    def test_vmamba_with_blocks_to_spare(self):
+        """A network with fewer blocks takes the first ones, and the report says so."""
+        net, state = build(depths=(1, 1, 1, 1)), weights()
+        report = load_pretrained(net, as_vmamba(state))
+        spare = {name for name, reason in report.skipped.items() if reason == "the network has no such block"}
+        assert len(spare) == 13 and all(name.startswith("layers.2.blocks.1.") for name in spare)
+
+    @BOTH
+    def test_vmamba_tiny_in_full_size(self, cls, reference_dir):
+        """The names and shapes of the published ImageNet checkpoint, each tensor with a value of its own."""
+        manifest = json.loads((reference_dir / "manifests" / "vmamba_tiny_v0_ckpt_model.json").read_text())
+        content = {e["name"]: torch.full(e["shape"], 1e-3 * i) for i, e in enumerate(manifest["entries"])}
+        with torch.device("meta"):
+            net = cls(in_channels=1, out_channels=14)
+        report = load_pretrained(net.to_empty(device="cpu"), {"model": content})
+        assert len(content) == 212 and len(report.loaded) == 204 and len(report.skipped) == 8
+        encoder = {name for name, _ in net.named_parameters() if name.startswith(ENCODER) and "patch_embed" not in name}
+        assert set(report.loaded) == encoder
+        state = net.state_dict()
+        pairs = {
+            "layers.0.blocks.0.ln_1.weight": "layers.0.blocks.0.ln_1.weight",
+            "layers.2.blocks.8.self_attention.A_logs": "layers.2.blocks.8.self_attention.A_logs",
+            "layers.0.downsample.reduction.weight": "downsamples.0.reduction.weight",
+            "layers.2.downsample.norm.bias": "downsamples.2.norm.bias",
+        }
+        for theirs, ours in pairs.items():
+            assert torch.equal(state[ENCODER + ours], content[theirs])
+
+    @pytest.mark.parametrize("kind", ["VMamba checkpoint", "pretrained encoder"])
+    def test_strict_wants_a_whole_network(self, kind):
+        state = weights()
+        encoder = {name: w for name, w in state.items() if name.startswith(ENCODER)}
+        net = build()
+        with refused(net, f"is a {kind}"):
+            load_pretrained(net, as_vmamba(state) if kind.startswith("V") else encoder, strict=True)
+        assert load_pretrained(net, state, strict=True).missing == ()
+
+
+@contextmanager
+def refused(net, *expected: str):
+    """One sentence of class InputError that says what is ``expected``, and not a bit of the network changed."""
+    before = {name: w.clone() for name, w in net.state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        yield
+    message = str(caught.value)
+    for part in expected:
+        assert part in message
+    assert message.endswith(".") and "\n" not in message
+    after = net.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], w) for name, w in before.items())
+
+
+class TestOtherNetworksAreRefused:
+    @BOTH
+    @pytest.mark.parametrize(
+        "change, expected",
+        [
+            ({"out_channels": 4}, "check in_channels, out_channels"),
+            ({"in_channels": 3}, "check in_channels, out_channels"),
+            ({"feature_size": 16}, "check in_channels, out_channels"),
+            ({"d_state": 8}, "check in_channels, out_channels"),
+            ({"depths": (1, 1, 3, 1)}, "the network has no vssm_encoder.layers.2.blocks.2"),
+            ({"depths": (1, 1, 1, 1)}, "lacks vssm_encoder.layers.2.blocks.1"),
+        ],
+        ids=str,
+    )
+    def test_other_arguments(self, cls, change, expected, tmp_path):
+        net = build(cls)
+        path = saved(tmp_path / "other.pt", {"network_weights": weights(cls, **change)})
+        with refused(net, str(path), expected):
+            load_pretrained(net, path)
+
+    def test_the_other_class(self):
+        with refused(net := build(SwinUMambaD), "is not of this network: the network has no stem.0.weight"):
+            load_pretrained(net, weights(SwinUMamba))
+        with refused(net := build(SwinUMamba), "is not of this network: the network has no decoder."):
+            load_pretrained(net, weights(SwinUMambaD))
+
+    def test_one_tensor_missing(self):
+        state = weights()
+        del state["decoder.seg_layers.0.bias"]
+        with refused(net := build(), "lacks decoder.seg_layers.0.bias"):
+            load_pretrained(net, state)
+
+    @pytest.mark.parametrize(
+        "change, expected", [({"depths": (1, 1, 3, 1)}, "lacks"), ({"feature_size": 16}, "does not fit")], ids=str
+    )
+    def test_vmamba_of_another_size(self, change, expected):
+        with refused(net := build(**change), expected):
+            load_pretrained(net, as_vmamba(weights()))
+
+    def test_encoder_for_other_channels(self):
+        encoder = {name: w for name, w in weights(in_channels=3).items() if name.startswith(ENCODER)}
+        with refused(net := build(), "vssm_encoder.patch_embed.proj.weight is (8, 3, 4, 4)"):
+            load_pretrained(net, encoder)
+
+    @pytest.mark.parametrize("value, expected", [(torch.nan, "NaN"), (torch.inf, "NaN or infinity")])
+    @pytest.mark.parametrize("name", ["decoder.seg_layers.0.bias", "vssm_encoder.layers.0.blocks.0.self_attention.Ds"])
+    def test_diverged_weights(self, value, expected, name):
+        state = weights()
+        state[name][-1] = value
+        with refused(net := build(), f"{name} holds {expected}"):
+            load_pretrained(net, state)
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64], ids=str)
+    def test_numbers_that_are_no_weights(self, dtype):
+        """Quantised or truncated weights would load, and predict nonsense."""
+        name = "decoder.seg_layers.0.weight"
+        state = weights()
+        state[name] = state[name].to(dtype)
+        with refused(net := build(), f"{name} is {dtype}"):
+            load_pretrained(net, state)
+
+
+class MakesAFile:
+    """Unpickled without care, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def damaged_files(folder: Path) -> dict[str, str]:
+    """Files that are no checkpoints, each with what its message must say."""
+    state = weights()
+    good = saved(folder / "good.pt", {"model": state}).read_bytes()
+    safetensors.torch.save_file(state, folder / "good.safetensors")
+    tensors = (folder / "good.safetensors").read_bytes()
+    contents = {
+        "text.pt": b"epoch 3, dice 0.9\n",
+        "text.safetensors": b"epoch 3, dice 0.9\n",
+        "empty.pt": b"",
+        "empty.safetensors": b"",
+        "half.pt": good[: len(good) // 2],
+        "short.pt": good[:-100],
+        "half.safetensors": tensors[: len(tensors) // 2],
+        "zeros.pt": bytes(4096),
+        "pickle.pt": pickle.dumps({"model": {"a": 1.0}}),
+        "image.pt": b"\x89PNG\r\n\x1a\n" + bytes(64),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    expected = dict.fromkeys(contents, "corrupt")
+    torch.save([state], folder / "list.pt")
+    torch.save(torch.zeros(3), folder / "tensor.pt")
+    torch.save({"model": state, "args": argparse.Namespace(lr=1e-4)}, folder / "objects.pt")
+    torch.save(build(), folder / "module.pt")
+    expected |= {"list.pt": "holds a list", "tensor.pt": "holds a Tensor"}
+    expected |= dict.fromkeys(("objects.pt", "module.pt"), "Python objects besides weights")
+    return expected
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+class TestDamageIsRefused:
+    def test_files(self, tmp_path):
+        net = build()
+        for name, expected in damaged_files(tmp_path).items():
+            with refused(net, str(tmp_path / name), expected):
+                load_pretrained(net, tmp_path / name)
+
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    def test_random_damage(self, suffix, tmp_path):
+        """Bytes overwritten anywhere: the reader may fail in any way, the user sees one."""
+        state = {name: w for name, w in list(weights().items())[:3]}
+        buffer = io.BytesIO()
+        torch.save(nnunet_checkpoint(state), buffer, _use_new_zipfile_serialization=False)
+        good = buffer.getvalue() if suffix == ".pt" else safetensors.torch.save(state)
+        random = np.random.default_rng(0)
+        outcomes = set()
+        for _ in range(200):
+            data = np.frombuffer(good, np.uint8).copy()
+            data[random.integers(0, len(data), 5)] = random.integers(0, 256, 5)
+            (tmp_path / f"model{suffix}").write_bytes(data)
+            try:
+                read_checkpoint(tmp_path / f"model{suffix}")
+                outcomes.add("read")
+            except InputError:
+                outcomes.add("refused")
+        assert outcomes == {"read", "refused"}
+
+    def test_no_such_file(self, tmp_path):
+        for path in (tmp_path / "absent.pt", tmp_path):
+            with refused(net := build(), f"there is no checkpoint file {path}."):
+                load_pretrained(net, path)
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_code_in_a_file_is_not_run(self, legacy, tmp_path):
+        bomb = MakesAFile(tmp_path / "created")
+        pickle.loads(pickle.dumps(bomb))
+        assert bomb.path.exists()  # so it would work
+        bomb.path.unlink()
+        content = {"model": weights(), "epoch": bomb}
+        path = saved(tmp_path / "model.pt", content, _use_new_zipfile_serialization=not legacy)
+        with refused(net := build(), "Python objects besides weights"):
+            load_pretrained(net, path)
+        assert not bomb.path.exists()
+
+    @pytest.mark.parametrize(
+        "content, expected",
+        [
+            ({}, "the state dict holds no weights of a network"),
+            ({"model": {}}, "holds no weights of a network"),
+            ({"epoch": 3, "lr": 0.1}, "holds no weights of a network (found epoch, lr)"),
+            ({"model": None}, "holds no weights of a network (found model)"),
+            (
+                {"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(3)},
+                "(its names start with conv1.weight, fc.bias)",
+            ),
+            ({0: torch.zeros(3)}, "(its names start with 0)"),
+        ],
+        ids=str,
+    )
+    def test_dicts_that_are_no_checkpoints(self, content, expected):
+        with refused(net := build(), expected):
+            load_pretrained(net, content)
+
+
+def test_reading_leaves_torch_as_it_was(tmp_path):
+    """The numbers of nnU-Net's log are allowed while its file is read, and not for the rest of the process."""
+    path = saved(tmp_path / "model.pt", nnunet_checkpoint(weights()))
+    read_checkpoint(path)
+    with pytest.raises(pickle.UnpicklingError, match=r"multiarray\.scalar"):
+        torch.load(path, weights_only=True)
