@@ -216,6 +216,8 @@ def test_auto_takes_the_loops_on_the_cpu_or_says_what_is_missing(monkeypatch, ca
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
     assert dispatch.choose_backend("auto", "cpu", torch.float32) == "numba"
     monkeypatch.setattr(jit_cpu, "_import_error", lambda: "numba cannot be imported")
+    dispatch._log_once.cache_clear()
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert dispatch.choose_backend("auto", "cpu", torch.float32) == "portable"
         assert dispatch.choose_backend("auto", "cpu", torch.float32) == "portable"
