@@ -102,7 +102,8 @@ def selective_scan(
 ) -> Tensor:
     """Selective scan of a sequence, the S6 operator of Mamba; equations in :mod:`.reference`.
 
-    The state is float32, float64 when an input is; the result has the dtype of ``u``. Differentiable once.
+    The state is float64 when ``u``, ``delta`` or ``A`` is, else float32; the result has the dtype of ``u``.
+    Differentiable once.
 
     Args:
         u: input sequence, (b, d, l).
