@@ -5,10 +5,10 @@ BIN     = $(VENV)/bin
 BUNDLE  = bundles/microscopy
 DEMO    = demo
 
-# A small network and a short run: two minutes of training on two cores. It shows that everything works and learns, no
+# A small network and a short run: three minutes of training on two cores. It shows that everything works and learns, no
 # more: `make demo NETWORK= RUN=` is the paper's network and schedule.
 NETWORK = --network_def\#feature_size 32 --network_def\#depths "[1,1,1,1]" --network_def\#decoder_depths "[1,1,1]"
-RUN     = --roi_size "[128,128]" --max_epochs 8 --iterations_per_epoch 50 --batch_size 4 --learning_rate 0.002 \
+RUN     = --roi_size "[128,128]" --max_epochs 12 --iterations_per_epoch 50 --batch_size 4 --learning_rate 0.002 \
 	--val_interval 4 --log_interval 25 --num_workers 1
 PATHS   = --bundle_root $(BUNDLE) --dataset_dir $(DEMO)/data
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from types import TracebackType
 
@@ -12,11 +13,19 @@ class InputError(ValueError):
     """Something the user gave (a file, a folder, an option) cannot be used; the message is one sentence for them."""
 
 
+# What is left of the error after a DataLoader's worker or MONAI's SaveImage has turned its traceback into text.
+_AS_TEXT = re.compile(rf"^{re.escape(InputError.__module__)}\.InputError: (.+)$", re.MULTILINE)
+
+
 def find_input_error(error: BaseException | None) -> InputError | None:
     """The :class:`InputError` in the chain of causes of ``error``, or None."""
-    while error is not None and not isinstance(error, InputError):
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        if found := _AS_TEXT.search(str(error)):
+            return InputError(found[1])
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def report_plainly() -> None:

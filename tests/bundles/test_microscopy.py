@@ -18,7 +18,7 @@ from monai.bundle import ConfigWorkflow, load, verify_metadata, verify_net_in_ou
 from PIL import Image
 
 from swinumamba_monai.data import read_image, synthesize_microscopy
-from swinumamba_monai.errors import InputError, find_input_error
+from swinumamba_monai.errors import find_input_error
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "microscopy"
 CONFIGS = BUNDLE / "configs"
@@ -360,14 +360,3 @@ class TestBadInput:
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in done.stderr
-
-
-def test_input_error_is_found_behind_what_wraps_it():
-    try:
-        try:
-            raise InputError("the sentence")
-        except InputError as error:
-            raise RuntimeError("wrapped") from error
-    except RuntimeError as error:
-        assert str(find_input_error(error)) == "the sentence"
-    assert find_input_error(RuntimeError("other")) is None
