@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .reference import scan_orders
+from .reference import scan_orders, state_dtype
 
 __all__ = ["cross_scan_2d_jit", "selective_scan_jit", "why_jit_is_unavailable"]
 
@@ -149,7 +149,7 @@ _forward.register_autograd(_autograd, setup_context=_save_for_backward)
 
 
 def _scan(u, delta, A, B, C, D, delta_bias, order, delta_softplus) -> Tensor:
-    dtype = torch.float64 if torch.float64 in (u.dtype, delta.dtype, A.dtype) else torch.float32
+    dtype = state_dtype(u, delta, A)
     inputs = (t.to(dtype) for t in (u, delta, A, B, C, D, delta_bias))
     return _forward(*inputs, order, delta_softplus)[0].to(u.dtype)
 

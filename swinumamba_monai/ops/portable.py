@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .reference import state_dtype
+
 __all__ = ["selective_scan_portable"]
 
 CHUNK_ELEMENTS = 1 << 18  # states held at a time: 1 MiB in float32, about a core's cache
@@ -31,10 +33,6 @@ MIN_CHUNK = 16  # positions; bounds the stored chunk states to 1/16 of all state
 
 def _chunk_length(length: int, state_elements: int) -> int:
     return min(length, max(MIN_CHUNK, CHUNK_ELEMENTS // max(state_elements, 1)))
-
-
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _without_autocast(op: Callable) -> Callable:
@@ -70,7 +68,7 @@ def _states(h: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[
 )
 @_without_autocast
 def _forward(u, delta, A, B, C, D, delta_bias, delta_softplus):
-    dtype = _compute_dtype(u, delta, A)
+    dtype = state_dtype(u, delta, A)
     batch, length = u.shape[:2]
     A, D, delta_bias = (t.to(dtype) for t in (A, D, delta_bias))
     h = torch.zeros(batch, *A.shape, dtype=dtype, device=u.device)
@@ -96,7 +94,7 @@ def _forward(u, delta, A, B, C, D, delta_bias, delta_softplus):
 def _(u, delta, A, B, C, D, delta_bias, delta_softplus):
     batch, length = u.shape[:2]
     num_chunks = -(-length // _chunk_length(length, batch * A.numel()))
-    chunk_states = A.new_empty(num_chunks, batch, *A.shape, dtype=_compute_dtype(u, delta, A))
+    chunk_states = A.new_empty(num_chunks, batch, *A.shape, dtype=state_dtype(u, delta, A))
     return torch.empty_like(u, memory_format=torch.contiguous_format), chunk_states
 
 

@@ -22,7 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["selective_scan_ref", "cross_scan_2d_ref", "scan_orders"]
+__all__ = ["selective_scan_ref", "cross_scan_2d_ref", "scan_orders", "state_dtype"]
+
+
+def state_dtype(u: Tensor, delta: Tensor, A: Tensor) -> torch.dtype:
+    """The precision every backend computes and keeps the state in: float64 when one of these is, else float32."""
+    return torch.float64 if torch.float64 in (u.dtype, delta.dtype, A.dtype) else torch.float32
 
 
 def selective_scan_ref(
@@ -38,7 +43,7 @@ def selective_scan_ref(
 ) -> Tensor:
     """Selective scan, a literal transcription of the equations above.
 
-    Computes in float64 when an input is float64, else in float32, and returns the dtype of ``u``.
+    Computes in :func:`state_dtype`, and returns the dtype of ``u``.
 
     Args:
         u: input sequence, (b, d, l).
@@ -54,7 +59,7 @@ def selective_scan_ref(
         output sequence, (b, d, l).
     """
     out_dtype = u.dtype
-    dtype = torch.float64 if torch.float64 in (u.dtype, delta.dtype, A.dtype) else torch.float32
+    dtype = state_dtype(u, delta, A)
     u, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None]
