@@ -12,16 +12,25 @@ import math
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from monai.networks.layers import DropPath
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from swinumamba_monai.ops.dispatch import check_backend_name, cross_scan_2d
+from swinumamba_monai.ops.dispatch import check_backend_name
+from swinumamba_monai.ops.layer_norm import layer_norm
+from swinumamba_monai.ops.ss2d import ss2d
 
 __all__ = ["SS2D", "VSSBlock", "VSSStage", "PatchEmbed", "PatchMerging", "PatchExpanding", "make_norm", "NORMS"]
 
-NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+class LayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` over the last axis by :func:`swinumamba_monai.ops.layer_norm.layer_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+NORMS = {"layer": LayerNorm, "rms": nn.RMSNorm}
 
 
 def make_norm(norm_name: str, channels: int) -> nn.Module:
@@ -84,16 +93,6 @@ class SS2D(nn.Module):
             dt = log_dt.exp().clamp(min=dt_floor)
             self.dt_projs_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
-    def scan(self, x: Tensor) -> Tensor:
-        """Scan a map in four directions with Δ, B and C made from it; (b, h, w, d) in and out."""
-        projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (self.directions, -1))
-        low_rank, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = torch.einsum("bhwkr,kdr->bhwkd", low_rank, self.dt_projs_weight)
-        A_logs = self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32))
-        A = -A_logs.exp().unflatten(0, (self.directions, -1))
-        D = self.Ds.unflatten(0, (self.directions, -1))
-        return cross_scan_2d(x, delta, A, B, C, D, self.dt_projs_bias, backend=self.scan_backend)
-
     def forward(self, x: Tensor) -> Tensor:
         """
         Args:
@@ -102,10 +101,11 @@ class SS2D(nn.Module):
         Returns:
             (b, h, w, d_model).
         """
-        x, gate = self.in_proj(x).chunk(2, dim=-1)
-        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        x = self.out_norm(self.scan(x))
-        return self.out_proj(x * F.silu(gate))
+        return ss2d(
+            x, self.in_proj.weight, self.conv2d.weight, self.conv2d.bias, self.x_proj_weight, self.dt_projs_weight,
+            self.dt_projs_bias, self.A_logs, self.Ds, self.out_norm.weight, getattr(self.out_norm, "bias", None),
+            self.out_proj.weight, self.out_norm.eps, backend=self.scan_backend,
+        )  # fmt: skip
 
 
 class VSSBlock(nn.Module):

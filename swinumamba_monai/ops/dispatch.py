@@ -5,8 +5,9 @@
 ==============  =====================================================  =============================
 backend         what it is                                             runs on
 ==============  =====================================================  =============================
-``portable``    torch operations by chunks (:mod:`.portable`)          every device and dtype
+``cuda``        kernels compiled on first use (:mod:`.cuda_scan`)      NVIDIA GPUs from Ampere on, not float64
 ``numba``       loops compiled on first use (:mod:`.jit_cpu`)          CPUs, where Numba is installed
+``portable``    torch operations by chunks (:mod:`.portable`)          every device and dtype
 ``mamba_ssm``   the CUDA kernel of that package (:mod:`.mamba`)        NVIDIA GPUs, not float64
 ``reference``   one position after another (:mod:`.reference`)         everywhere, slowly: for checks
 ==============  =====================================================  =============================
@@ -25,6 +26,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .cuda_scan import cross_scan_2d_cuda, selective_scan_cuda, why_cuda_is_unavailable
 from .jit_cpu import cross_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
 from .mamba import selective_scan_mamba, why_mamba_is_unavailable
 from .portable import selective_scan_portable
@@ -34,15 +36,22 @@ __all__ = ["BACKENDS", "check_backend_name", "choose_backend", "cross_scan_2d", 
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "numba", "mamba_ssm", "portable", "reference")
+BACKENDS = ("auto", "cuda", "numba", "mamba_ssm", "portable", "reference")
 ENVIRONMENT_VARIABLE = "SWINUMAMBA_BACKEND"
 
 _GROUPED_SCANS = {
     "portable": selective_scan_portable,
     "numba": selective_scan_jit,
+    "cuda": selective_scan_cuda,
     "mamba_ssm": selective_scan_mamba,
 }
-_FASTEST = {"cpu": "numba", "cuda": "mamba_ssm"}  # by device type; "portable" on all others
+_MAP_SCANS = {"reference": cross_scan_2d_ref, "numba": cross_scan_2d_jit, "cuda": cross_scan_2d_cuda}
+_OBSTACLES = {
+    "cuda": why_cuda_is_unavailable,
+    "numba": why_jit_is_unavailable,
+    "mamba_ssm": why_mamba_is_unavailable,
+}
+_FASTEST = {"cpu": "numba", "cuda": "cuda"}  # by device type; "portable" on all others
 
 
 def check_backend_name(name: str, source: str = "backend") -> str:
@@ -67,7 +76,7 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
         dtype: of the sequence.
 
     Returns:
-        ``"portable"``, ``"numba"``, ``"mamba_ssm"`` or ``"reference"``.
+        one of :data:`BACKENDS`, not ``"auto"``.
 
     Raises:
         ValueError: an unknown name, in the argument or in the environment variable.
@@ -77,7 +86,7 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
     if wanted == "auto":
         wanted = check_backend_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
     chosen = _FASTEST.get(device_type, "portable") if wanted == "auto" else wanted
-    why_unavailable = {"numba": why_jit_is_unavailable, "mamba_ssm": why_mamba_is_unavailable}.get(chosen)
+    why_unavailable = _OBSTACLES.get(chosen)
     obstacle = why_unavailable(device_type, dtype) if why_unavailable else None
     if obstacle and wanted != "auto":
         raise RuntimeError(f"the scan backend '{wanted}' cannot be used: {obstacle}; 'auto' takes one that can.")
@@ -173,10 +182,8 @@ def cross_scan_2d(
         RuntimeError: a backend that cannot run on these tensors.
     """
     chosen = choose_backend(backend, x.device.type, x.dtype)
-    if chosen == "reference":
-        return cross_scan_2d_ref(x, delta, A, B, C, D, delta_bias)
-    if chosen == "numba":
-        return cross_scan_2d_jit(x, delta, A, B, C, D, delta_bias)
+    if chosen in _MAP_SCANS:
+        return _MAP_SCANS[chosen](x, delta, A, B, C, D, delta_bias)
     height, width = x.shape[1:3]
     visits = _interleave(scan_orders(height, width, x.device))
     returns = _interleave(scan_orders(width, height, x.device))  # visiting the transposed map undoes the visit

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .reference import state_dtype
 
-__all__ = ["selective_scan_portable"]
+__all__ = ["selective_scan_portable", "to_autocast_dtype", "without_autocast"]
 
 CHUNK_ELEMENTS = 1 << 18  # states held at a time: 1 MiB in float32, about a core's cache
 MIN_CHUNK = 16  # positions; bounds the stored chunk states to 1/16 of all states however large the batch
@@ -35,7 +35,7 @@ def _chunk_length(length: int, state_elements: int) -> int:
     return min(length, max(MIN_CHUNK, CHUNK_ELEMENTS // max(state_elements, 1)))
 
 
-def _without_autocast(op: Callable) -> Callable:
+def without_autocast(op: Callable) -> Callable:
     """Autocast would run the matrix products of an operator's body in half precision; the states are float32."""
 
     @wraps(op)
@@ -44,6 +44,14 @@ def _without_autocast(op: Callable) -> Callable:
             return op(first, *others)
 
     return run
+
+
+def to_autocast_dtype(x: Tensor) -> Tensor:
+    """What autocast does to the input of a matrix product."""
+    device_type = x.device.type
+    if not torch.is_autocast_enabled(device_type) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(device_type))
 
 
 def _chunk(t: Tensor, start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -66,7 +74,7 @@ def _states(h: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[
     schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias, bool delta_softplus)"
     " -> (Tensor, Tensor)",
 )
-@_without_autocast
+@without_autocast
 def _forward(u, delta, A, B, C, D, delta_bias, delta_softplus):
     dtype = state_dtype(u, delta, A)
     batch, length = u.shape[:2]
@@ -104,7 +112,7 @@ def _(u, delta, A, B, C, D, delta_bias, delta_softplus):
     schema="(Tensor dy, Tensor chunk_states, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D,"
     " Tensor delta_bias, bool delta_softplus) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-@_without_autocast
+@without_autocast
 def _backward(dy, chunk_states, u, delta, A, B, C, D, delta_bias, delta_softplus):
     dtype = chunk_states.dtype
     length = u.shape[1]

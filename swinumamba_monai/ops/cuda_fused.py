@@ -1,0 +1,198 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What surrounds the scan on an NVIDIA GPU, each in one launch: kernels/conv.cu, norm.cu and pack.cu."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from .cuda_scan import ELEMENTS, count_multiprocessors
+from .nvrtc import load_kernels
+
+__all__ = [
+    "conv_silu",
+    "conv_silu_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "pack",
+]
+
+THREADS = 256
+WARPS = 8
+FORWARD_RUN, BACKWARD_RUN = 4, 2  # pixels of a row that a thread of conv.cu has; the backward has sums to hold too
+
+
+def _structure(pointers: str, integers: str, *more: tuple) -> type[ctypes.Structure]:
+    fields = [(name, ctypes.c_void_p) for name in pointers.split()]
+    fields += [(name, ctypes.c_longlong) for name in integers.split()]
+    return type("Params", (ctypes.Structure,), {"_fields_": [*fields, *more]})
+
+
+_ConvParams = _structure(
+    "x dy weight bias y dparameters", "height width channels runs transposed lanes"
+)
+_NormParams = _structure(
+    "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
+)
+
+
+_PackParams = _structure("in_proj out_proj x_proj dt packed", "model channels rank padded_rank BC")
+
+
+def _conv_kernels(x: Tensor, vector: int):
+    return load_kernels("conv.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "FORWARD_RUN": FORWARD_RUN, "BACKWARD_RUN": BACKWARD_RUN})
+
+
+def _convolve(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> None:
+    batch, height, width, channels = x.shape
+    vector = 4 if channels % 4 == 0 else 1
+    runs = batch * height * -(-width // FORWARD_RUN)
+    params = _ConvParams(
+        x=x.data_ptr(), weight=weight.data_ptr(), bias=bias.data_ptr() if bias is not None else None, y=y.data_ptr(),
+        height=height, width=width, channels=channels, runs=runs,
+        transposed=transposed,
+    )  # fmt: skip
+    _conv_kernels(x, vector).launch("conv_silu", (-(-runs * (channels // vector) // THREADS), 1, 1), THREADS, 0, params)
+
+
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """SiLU of the depthwise 3×3 convolution with zero padding.
+
+    Args:
+        x: (b, h, w, c), contiguous.
+        weight: (c, 1, 3, 3), contiguous float32.
+        bias: (c,), float32.
+
+    Returns:
+        (b, h, w, c), contiguous.
+    """
+    y = x.new_empty(x.shape)
+    _convolve(x, y, weight, bias, transposed=False)
+    return y
+
+
+def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`conv_silu`.
+
+    Args:
+        dy: gradient of the output, contiguous.
+        x: input of the forward; so are weight and bias.
+
+    Returns:
+        gradients of x, weight and bias, the last two in float32.
+    """
+    batch, height, width, channels = x.shape
+    vector = 4 if channels % 4 == 0 else 1
+    dsum = dy.new_empty(dy.shape)
+    lanes = min(channels // vector, 32)
+    teams = THREADS // lanes
+    runs = batch * height * -(-width // BACKWARD_RUN)
+    columns = -(-channels // (vector * lanes))
+    blocks = min(-(-runs // teams), max(1, 4 * count_multiprocessors(x.device) // columns))
+    dparameters = weight.new_empty(blocks, 10, channels)
+    params = _ConvParams(
+        x=x.data_ptr(), dy=dy.data_ptr(), weight=weight.data_ptr(), bias=bias.data_ptr(), y=dsum.data_ptr(),
+        dparameters=dparameters.data_ptr(), height=height, width=width,
+        channels=channels, runs=runs, lanes=lanes,
+    )  # fmt: skip
+    _conv_kernels(x, vector).launch(
+        "conv_silu_backward", (blocks, columns, 1), lanes * teams, 4 * lanes * teams * vector, params
+    )
+    dx = torch.empty_like(x)
+    _convolve(dsum, dx, weight, None, transposed=True)
+    return dx, dparameters[:, :9].sum(0).t().reshape(weight.shape), dparameters[:, 9].sum(0)
+
+
+def layer_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``layer_norm(x)``, or ``layer_norm(x) * silu(gate)``.
+
+    Args:
+        x: (rows, d), contiguous.
+        gate: (rows, d), contiguous; or None.
+        weight: (d,), float32.
+        bias: (d,), float32.
+        eps: added to the variance.
+
+    Returns:
+        (rows, d), contiguous; what the backward needs, (rows, 2) float32.
+    """
+    y, statistics = torch.empty_like(x), weight.new_empty(len(x), 2)
+    _launch_norm(
+        "", -(-len(x) // WARPS), x, gate, weight=weight, bias=bias, y=y, statistics=statistics, eps=eps
+    )  # fmt: skip
+    return y, statistics
+
+
+def layer_norm_backward(
+    dy: Tensor, statistics: Tensor, x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    """Gradients of :func:`layer_norm`.
+
+    Args:
+        dy: gradient of the output, contiguous.
+        statistics: what the forward returned.
+        x: input of the forward; so are gate, weight and bias.
+
+    Returns:
+        gradient of x; with a gate its gradient and the forward's output, which costs little here; gradients of weight
+        and bias.
+    """
+    dx = torch.empty_like(x)
+    dgate, y = (None, None) if gate is None else (torch.empty_like(x), torch.empty_like(x))
+    blocks = min(-(-len(x) // WARPS), 4 * count_multiprocessors(x.device))
+    dparameters = weight.new_empty(blocks, 2, x.shape[1])
+    _launch_norm(
+        "_backward", blocks, x, gate, weight=weight, bias=bias, dy=dy, statistics=statistics, dx=dx, dgate=dgate, y=y,
+        dparameters=dparameters,
+    )  # fmt: skip
+    return dx, dgate, y, dparameters[:, 0].sum(0), dparameters[:, 1].sum(0)
+
+
+def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: float = 0.0, **tensors) -> None:
+    rows, channels = x.shape
+    vector = 4 if channels % 4 == 0 else 1
+    kernels = load_kernels(
+        "norm.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "ITEMS": -(-channels // (32 * vector))}
+    )
+    params = _NormParams(rows=rows, channels=channels, eps=eps)
+    for name, t in {"x": x, "gate": gate, **tensors}.items():
+        setattr(params, name, None if t is None else t.data_ptr())
+    name = ("norm" if gate is None else "norm_gate") + suffix
+    kernels.launch(name, (blocks, 1, 1), 32 * WARPS, 4 * WARPS * channels if suffix else 0, params)
+
+
+def pack(in_proj: Tensor, out_proj: Tensor, x_proj: Tensor, dt: Tensor, padded_rank: int, dtype: torch.dtype):
+    """The weight matrices of an SS2D in the dtype of its map.
+
+    Args:
+        in_proj: (2d, model), contiguous float32 as all.
+        out_proj: (model, d).
+        x_proj: (4, r + 2n, d), the rows of the low rank first.
+        dt: (4, d, r).
+        padded_rank: at least r.
+        dtype: of the results.
+
+    Returns:
+        in_proj; out_proj; x_proj, (4 * (2n + padded_rank), d), the rows of the low rank last; dt, (4, d, padded_rank).
+    """
+    directions, channels, rank = dt.shape
+    model, BC = len(out_proj), x_proj.shape[1] - rank
+    sizes = [
+        in_proj.numel(), out_proj.numel(), directions * (BC + padded_rank) * channels, directions * channels * padded_rank
+    ]  # fmt: skip
+    packed = in_proj.new_empty(sum(sizes), dtype=dtype)
+    params = _PackParams(
+        in_proj.data_ptr(), out_proj.data_ptr(), x_proj.data_ptr(), dt.data_ptr(), packed.data_ptr(), model, channels,
+        rank, padded_rank, BC,
+    )  # fmt: skip
+    load_kernels("pack.cu", {"ELEMENT": ELEMENTS[dtype], "VECTOR": 1}).launch(
+        "pack", (-(-len(packed) // THREADS), 1, 1), THREADS, 0, params
+    )
+    in_proj_, out_proj_, x_proj_, dt_ = packed.split(sizes)
+    return (
+        in_proj_.view(in_proj.shape), out_proj_.view(out_proj.shape), x_proj_.view(-1, channels),
+        dt_.view(directions, channels, padded_rank),
+    )  # fmt: skip

@@ -1,0 +1,354 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The selective scan on an NVIDIA GPU, by the kernels of ``kernels/scan.cu``; no CUDA build, see :mod:`.nvrtc`.
+
+The four directions of a map are read where they lie. Maps may be float32, bfloat16 or float16; states and sums are
+float32. All reductions have a fixed order, so repeated runs agree bit for bit.
+
+Symbols as in :mod:`.reference`, groups first: u (g or 1, b, l, d); delta (g, b, l, d); A (g, d, n); B, C (g, b, l, n);
+D, delta_bias (g, d).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .nvrtc import load_kernels, why_nvrtc_is_unavailable
+from .portable import without_autocast
+
+__all__ = ["cross_scan_2d_cuda", "merge", "scan_backward", "scan_forward", "selective_scan_cuda", "why_cuda_is_unavailable"]
+
+TILE = 16  # positions that a warp prepares at a time
+CHUNK = 32  # positions between two states that are kept for the backward
+MAX_STATES = 32  # of a channel
+LOG2_E = math.log2(math.e)
+
+# Warps of a block: independent of each other in the forward; in the backward they share B and C, and add up dB and dC.
+FORWARD_WARPS, BACKWARD_WARPS = 4, 6
+# Warps that keep a multiprocessor busy, and channels of a thread, best first.
+FORWARD_PLAN = 8, (4, 2, 1)
+BACKWARD_PLAN = 6, (2, 1)
+ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def why_cuda_is_unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+    """The reason why the kernels cannot run on such tensors, or None if they can."""
+    if device_type != "cuda":
+        return f"the kernels need a CUDA device, not '{device_type}'"
+    if dtype not in ELEMENTS:
+        return f"there is no {str(dtype).removeprefix('torch.')} kernel"
+    return why_nvrtc_is_unavailable()
+
+
+_POINTERS = "u delta B C dy A delta_bias y states carry decay du ddelta dBC dA dbias dD"
+_INTEGERS = (
+    "u_group u_batch u_position delta_group delta_batch delta_position BC_group BC_batch BC_position "
+    "batch groups channels d_state length height width segment segments four_directions delta_softplus keep_states"
+)
+
+
+class _ScanParams(ctypes.Structure):
+    """``ScanParams`` of scan.cu, field by field."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS.split()),
+        *((name, ctypes.c_longlong) for name in _INTEGERS.split()),
+    ]
+
+
+class _MergeParams(ctypes.Structure):
+    """``MergeParams`` of scan.cu."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("parts", "skip", "weight", "merged")),
+        *((name, ctypes.c_longlong) for name in ("groups", "rows", "channels")),
+    ]
+
+
+def _segment(wanted: int, widths: tuple[int, ...], channels: int, lanes: int, length: int, sequences: int):
+    """Cut a scan into warps: wide tiles cost least, several segments of a sequence cost a second pass.
+
+    Args:
+        wanted: how many warps keep the GPU busy.
+        widths: channels that a thread may hold, best first.
+        channels: of a group.
+        lanes: threads that share the states of a channel.
+        length: positions.
+        sequences: groups times samples.
+
+    Returns:
+        channels of a thread, positions of a segment.
+    """
+    warps = {width: sequences * -(-channels * lanes // (32 * width)) for width in widths}
+    for width in widths:
+        if warps[width] >= wanted:
+            return width, length
+    segments = min(-(-wanted // warps[widths[0]]), -(-length // CHUNK))
+    return widths[0], -(-length // (segments * CHUNK)) * CHUNK
+
+
+def _alignment(count: int, *tensors: Tensor) -> int:
+    """Neighbours that a thread may load at once: 4 where every row of every tensor begins at a multiple of 4."""
+    aligned = all(t.data_ptr() % (4 * t.element_size()) == 0 for t in tensors)
+    return 4 if aligned and all(size % 4 == 0 for t in tensors for size in (count, *t.stride()[:-1])) else 1
+
+
+class _Scan:
+    """The sizes of one scan, and the launches of its kernels.
+
+    Args:
+        inputs: u, delta, A, B, C, delta_bias as in the module's text.
+        size: height and width of the map whose four directions the groups are, or None for sequences.
+        delta_softplus: whether delta passes through softplus.
+        warps: how many keep the GPU busy.
+        widths: channels that a thread may hold, best first.
+    """
+
+    def __init__(self, inputs, size, delta_softplus: bool, warps_per_sm: int, widths: tuple[int, ...]) -> None:
+        u, delta, A, B, C, delta_bias = inputs
+        self.groups, self.batch, self.length, self.channels = delta.shape
+        self.d_state = A.shape[-1]
+        self.sequences = self.groups * self.batch
+        self.state_lanes = 1 << max(0, math.ceil(math.log2(self.d_state / 4)))
+        self.states = 4 * self.state_lanes
+        self.width, segment = _segment(
+            warps_per_sm * count_multiprocessors(u.device),
+            tuple(width for width in widths if width <= self.state_lanes) or (1,), self.channels, self.state_lanes, self.length, self.sequences,
+        )  # fmt: skip
+        self.segments = -(-self.length // segment)
+        self.warp_channels = self.width * 32 // self.state_lanes
+        self.warps = -(-self.channels // self.warp_channels)  # for the channels of one sequence
+        height, width = size or (1, self.length)
+        self.kernels = load_kernels(
+            "scan.cu",
+            {
+                "ELEMENT": ELEMENTS[u.dtype],
+                "VECTOR": _alignment(self.channels, u, delta),
+                "MATRIX_VECTOR": _alignment(self.d_state, B, C),
+                "CHANNELS": self.width,
+                "STATE_LANES": self.state_lanes,
+                "TILE": TILE,
+                "CHUNK": CHUNK,
+                "FORWARD_THREADS": 32 * FORWARD_WARPS,
+                "BACKWARD_THREADS": 32 * BACKWARD_WARPS,
+            },
+        )
+        self.kept = {"u": u, "delta": delta, "A": A * LOG2_E, "B": B, "C": C, "delta_bias": delta_bias}
+        self.params = _ScanParams(
+            u_group=u.stride(0) if u.shape[0] > 1 else 0, u_batch=u.stride(1), u_position=u.stride(2),
+            delta_group=delta.stride(0), delta_batch=delta.stride(1), delta_position=delta.stride(2),
+            BC_group=B.stride(0), BC_batch=B.stride(1), BC_position=B.stride(2),
+            batch=self.batch, groups=self.groups, channels=self.channels, d_state=self.d_state, length=self.length,
+            height=height, width=width, segment=segment, segments=self.segments,
+            four_directions=size is not None, delta_softplus=delta_softplus,
+            **{name: t.data_ptr() for name, t in self.kept.items()},
+        )  # fmt: skip
+
+    def give(self, **tensors: Tensor) -> None:
+        """Hand memory to the kernels, and keep it until they are launched."""
+        for name, t in tensors.items():
+            setattr(self.params, name, t.data_ptr())
+        self.kept.update(tensors)
+
+    def new(self, *shape: int) -> Tensor:
+        return self.kept["A"].new_empty(shape)
+
+    def launch_over_segments(self, kernel: str) -> None:
+        blocks = -(-self.warps // FORWARD_WARPS)
+        tile_floats = TILE * (2 * self.warp_channels + 2 * self.states)
+        self.kernels.launch(
+            kernel, (blocks, self.segments, self.sequences), 32 * FORWARD_WARPS, 4 * FORWARD_WARPS * tile_floats,
+            self.params,
+        )  # fmt: skip
+
+    def chain_segments(self, ends: str) -> None:
+        """Find out what each segment starts with: ``ends`` is "states", or "gradients" for the way back."""
+        if self.segments == 1:
+            return
+        rows = (self.sequences, self.segments, self.channels)
+        self.give(carry=self.new(*rows, self.d_state), decay=self.new(*rows))
+        self.launch_over_segments(f"scan_end_{ends}")
+        pairs = self.sequences * self.channels * self.d_state
+        self.kernels.launch(f"scan_chain_{ends}", (-(-pairs // 128), 1, 1), 128, 0, self.params)
+
+
+@cache
+def count_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, keep_states: bool):
+    """Scan every group on its own.
+
+    Args:
+        inputs: u, delta, A, B, C, delta_bias, shaped as in the module's text; u, delta, B and C of one dtype and with
+            contiguous channels and states, A and delta_bias contiguous float32.
+        size: height and width of the map whose four directions the groups are, or None for sequences.
+        delta_softplus: whether delta passes through softplus.
+        keep_states: whether a backward will follow.
+
+    Returns:
+        y without the skip D u, (g, b, l, d); the state before each chunk, (g, b, chunks, d, n), or an empty tensor.
+    """
+    delta = inputs[1]
+    scan = _Scan(inputs, size, delta_softplus, *FORWARD_PLAN)
+    y = delta.new_empty(delta.shape)
+    chunks = -(-scan.length // CHUNK) if keep_states else 0
+    states = delta.new_empty(scan.groups, scan.batch, chunks, scan.channels, scan.d_state)
+    scan.chain_segments("states")
+    scan.give(y=y, states=states)
+    scan.params.keep_states = keep_states
+    scan.launch_over_segments("scan_forward")
+    return y, states
+
+
+def scan_backward(
+    dy: Tensor, states: Tensor, inputs, size: tuple[int, int] | None, delta_softplus: bool, ddelta: Tensor
+):
+    """Gradients of :func:`scan_forward`.
+
+    Args:
+        dy: gradient of y, laid out like u: (g or 1, b, l, d).
+        states: what the forward kept.
+        inputs: of the forward; so are the other arguments.
+        ddelta: written; laid out like delta, and may be delta itself.
+
+    Returns:
+        du, (g, b, l, d); dA, (g, d, n); dB and dC, (b, l, g, 2, n) float32; dD and ddelta_bias, (g, d).
+    """
+    delta = inputs[1]
+    scan = _Scan(inputs, size, delta_softplus, *BACKWARD_PLAN)
+    scan.give(dy=dy, states=states.contiguous())
+    scan.chain_segments("gradients")
+    warps = min(range(1, min(BACKWARD_WARPS, scan.warps) + 1), key=lambda w: (-(-scan.warps // w) * w, -w))
+    blocks = -(-scan.warps // warps)
+    du = delta.new_empty(delta.shape)
+    parts = (scan.segments, scan.batch, scan.groups, scan.channels)
+    dA, dbias, dD = scan.new(*parts, scan.d_state), scan.new(*parts), scan.new(*parts)
+    dBC = scan.new(blocks, scan.batch, scan.length, scan.groups, 2, scan.states)
+    scan.give(du=du, ddelta=ddelta, dBC=dBC, dA=dA, dbias=dbias, dD=dD)
+    subtile = max(4, scan.state_lanes)
+    warp_floats = (
+        CHUNK * 3 * scan.warp_channels + CHUNK // subtile * scan.width * 128 + CHUNK * 2 * scan.states
+    )  # fmt: skip
+    shared_floats = CHUNK * 2 * scan.states + warps * warp_floats
+    scan.kernels.launch(
+        "scan_backward", (blocks, scan.segments, scan.sequences), 32 * warps, 4 * shared_floats, scan.params
+    )
+    dBC = dBC.squeeze(0) if blocks == 1 else dBC.sum(0)
+    return du, dA.sum((0, 1)), dBC[..., : scan.d_state], dD.sum((0, 1)), dbias.sum((0, 1))
+
+
+def merge(parts: Tensor, skip: Tensor, weight: Tensor, merged: Tensor) -> Tensor:
+    """Write ``(parts + weight * skip).sum(0)`` in one pass: parts (g, b, l, d), weight (g, d), the others (b, l, d)."""
+    groups, *_, channels = parts.shape
+    vector = 4 if channels % 4 == 0 else 1
+    kernels = load_kernels("merge.cu", {"ELEMENT": ELEMENTS[parts.dtype], "VECTOR": vector})
+    params = _MergeParams(
+        parts.data_ptr(), skip.data_ptr(), weight.data_ptr(), merged.data_ptr(), groups, skip.numel() // channels, channels
+    )
+    kernels.launch("merge", (-(-skip.numel() // (256 * vector)), 1, 1), 256, 0, params)
+    return merged
+
+
+@torch.library.custom_op(
+    "swinumamba::scan_cuda",
+    mutates_args=(),
+    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias, int[] size,"
+    " bool delta_softplus, bool keep) -> (Tensor, Tensor)",
+)
+@without_autocast
+def _forward(u, delta, A, B, C, D, delta_bias, size, delta_softplus, keep):
+    y, states = scan_forward((u, delta, A, B, C, delta_bias), tuple(size) or None, delta_softplus, keep)
+    return _skip(y, u, D, size), states
+
+
+def _skip(y: Tensor, u: Tensor, D: Tensor, size) -> Tensor:
+    """Add D u, and the groups of a map."""
+    if size:
+        return merge(y, u[0], D, torch.empty_like(u[0]))[None]
+    return torch.addcmul(y.float(), u, D[:, None, None]).to(y.dtype)
+
+
+@_forward.register_fake
+def _(u, delta, A, B, C, D, delta_bias, size, delta_softplus, keep):
+    groups, batch, length, channels = delta.shape
+    chunks = -(-length // CHUNK) if keep else 0
+    return u.new_empty(u.shape), delta.new_empty(groups, batch, chunks, channels, A.shape[-1])
+
+
+@torch.library.custom_op(
+    "swinumamba::scan_cuda_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor states, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D,"
+    " Tensor delta_bias, int[] size, bool delta_softplus)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+@without_autocast
+def _backward(dy, states, u, delta, A, B, C, D, delta_bias, size, delta_softplus):
+    u, dy = u.contiguous(), dy.contiguous()
+    inputs = (u, delta, A, B, C, delta_bias)
+    ddelta = torch.empty_strided(delta.shape, delta.stride(), dtype=delta.dtype, device=delta.device)
+    du, dA, dBC, dD, dbias = scan_backward(dy, states, inputs, tuple(size) or None, delta_softplus, ddelta)
+    dB, dC = dBC.to(B.dtype).permute(3, 2, 0, 1, 4)
+    return _skip(du, dy, D, size), ddelta, dA, dB.contiguous(), dC.contiguous(), dD, dbias
+
+
+@_backward.register_fake
+def _(dy, states, u, delta, A, B, C, D, delta_bias, size, delta_softplus):
+    return (
+        u.new_empty(u.shape),
+        torch.empty_like(delta),
+        *(t.new_empty(t.shape) for t in (A, B, C, D, delta_bias)),
+    )
+
+
+def _save_for_backward(ctx, inputs, output):
+    *tensors, ctx.size, ctx.delta_softplus, _ = inputs
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _autograd(ctx, dy, _):
+    return *_backward(dy, *ctx.saved_tensors, ctx.size, ctx.delta_softplus), None, None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_save_for_backward)
+
+
+def _scan(u, delta, A, B, C, D, delta_bias, size, delta_softplus) -> Tensor:
+    tensors = (u, delta, A, B, C, D, delta_bias)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (u, delta, B, C)))
+    u, delta, B, C = (_rows_contiguous(t.to(dtype)) for t in (u, delta, B, C))
+    A, D, delta_bias = (t.float().contiguous() for t in (A, D, delta_bias))
+    return _forward(u.contiguous(), delta, A, B, C, D, delta_bias, size, delta_softplus, keep)[0].to(tensors[0].dtype)
+
+
+def _rows_contiguous(t: Tensor) -> Tensor:
+    """The kernels read channels and states that lie side by side."""
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def selective_scan_cuda(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
+) -> Tensor:
+    """Selective scan in the layout of :mod:`.portable`: (b, l, g, d) in and out."""
+    u, delta, B, C = (t.permute(2, 0, 1, 3) for t in (u, delta, B, C))
+    return _scan(u, delta, A, B, C, D, delta_bias, [], delta_softplus).permute(1, 2, 0, 3)
+
+
+def cross_scan_2d_cuda(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """Four-direction scan of a map; the shapes are those of :func:`.dispatch.cross_scan_2d`."""
+    size = x.shape[1:3]
+    delta, B, C = (t.permute(3, 0, 1, 2, 4).flatten(2, 3) for t in (delta, B, C))
+    y = _scan(x.flatten(1, 2)[None], delta, A, B, C, D, delta_bias, list(size), True)
+    return y.squeeze(0).unflatten(1, size)

@@ -1,0 +1,98 @@
+// Copyright (c) the swinumamba_monai authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What all kernels share: the element type of the maps, its conversions, and vectors of it. NVRTC is given no header
+// files, so there is no cuda_bf16.h here. Defined by the compiling side (ops/nvrtc.py):
+//
+//   ELEMENT   0: float32, 1: bfloat16, 2: float16; the type of maps in memory. All arithmetic is float32.
+//   VECTOR    channels that one thread moves at a time: 4 where addresses allow it, else 1.
+
+#if ELEMENT == 0
+typedef float element;
+DEVICE float to_float(element v) { return v; }
+DEVICE element from_float(float v) { return v; }
+#elif ELEMENT == 1
+typedef unsigned short element;
+DEVICE float to_float(element v) { return bfloat16_to_float(v); }
+DEVICE element from_float(float v) { return float_to_bfloat16(v); }
+#else
+typedef unsigned short element;
+DEVICE float to_float(element v) { return float16_to_float(v); }
+DEVICE element from_float(float v) { return float_to_float16(v); }
+#endif
+
+#if ELEMENT != 0
+DEVICE float to_float(float v) { return v; }
+#endif
+
+template <typename T>
+DEVICE T convert(float v) {
+    if constexpr (sizeof(T) == sizeof(float))
+        return v;
+    else
+        return from_float(v);
+}
+
+template <int N>
+struct alignas(N * sizeof(element)) element_vector {
+    element v[N];
+};
+typedef element_vector<VECTOR> elements;
+
+// N neighbours, N a power of two, at an address that divides by their size
+template <int N = VECTOR>
+DEVICE element_vector<N> load(const element* from) {
+    return *reinterpret_cast<const element_vector<N>*>(from);
+}
+
+DEVICE void store(element* to, const float (&values)[VECTOR]) {
+    elements packed;
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) packed.v[i] = from_float(values[i]);
+    *reinterpret_cast<elements*>(to) = packed;
+}
+
+template <int N>
+struct alignas(N * sizeof(float)) floats {
+    float v[N];
+};
+
+// N floats, N a power of two up to 4, at an address that divides by their size
+template <int N>
+DEVICE floats<N> read(const float* from) { return *reinterpret_cast<const floats<N>*>(from); }
+
+template <int N>
+DEVICE void copy(float* to, const float* from) {
+    floats<N> packed;
+#pragma unroll
+    for (int i = 0; i < N; ++i) packed.v[i] = from[i];
+    *reinterpret_cast<floats<N>*>(to) = packed;
+}
+
+DEVICE float exp_(float x) { return exp2_fast(1.442695041f * x); }
+
+// log(1 + e^x) = max(x, 0) + 2 artanh(s) with e = e^-|x| and s = e / (2 + e) <= 1/3; six terms of the series of artanh
+DEVICE float softplus(float x) {
+    const float e = exp_(-fabsf(x));
+    const float s = e * reciprocal_fast(2.f + e), q = s * s;
+    float series = 2.f / 11;
+    series = fmaf(series, q, 2.f / 9);
+    series = fmaf(series, q, 2.f / 7);
+    series = fmaf(series, q, 2.f / 5);
+    series = fmaf(series, q, 2.f / 3);
+    series = fmaf(series, q, 2.f);
+    return fmaf(s, series, fmaxf(x, 0.f));
+}
+
+// The derivative of softplus where its value is y: 1 - e^-y, without cancellation where y is small
+DEVICE float softplus_slope(float y) {
+    float series = -1.f / 720;
+    series = fmaf(series, y, 1.f / 120);
+    series = fmaf(series, y, -1.f / 24);
+    series = fmaf(series, y, 1.f / 6);
+    series = fmaf(series, y, -1.f / 2);
+    series = fmaf(series, y, 1.f);
+    return y < 0.25f ? series * y : 1.f - exp_(-y);
+}
+
+DEVICE float silu(float x) { return x * reciprocal_fast(1.f + exp_(-x)); }

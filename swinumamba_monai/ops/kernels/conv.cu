@@ -1,0 +1,142 @@
+// Copyright (c) the swinumamba_monai authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Depthwise 3x3 convolution of a channels-last map, with SiLU, and its backward. A thread has VECTOR channels of RUN
+// pixels of a row, RUN being FORWARD_RUN or BACKWARD_RUN, which the compiling side defines besides what common.cuh names.
+
+struct ConvParams {
+    const element *x;       // (b, h, w, c)
+    const element *dy;      // (b, h, w, c)
+    const float *weight;    // (c, 9)
+    const float *bias;      // (c), or null
+    element *y;             // (b, h, w, c); in the backward the gradient before SiLU
+    float *dparameters;     // (blocks, 10, c): of the nine weights and the bias
+    long long height, width, channels;
+    long long runs;         // b * h * ceil(w / RUN)
+    long long transposed;   // convolve with the weights turned around and without SiLU
+    long long lanes;        // of a block in the backward that have different channels
+};
+
+// The pixels around a run, all loaded before the first is used.
+template <int RUN>
+struct Window {
+    float v[3][RUN + 2][VECTOR];  // row, column
+
+    DEVICE_MEMBER void load(const ConvParams& p, long long image, int row, int first, int channel) {
+        elements raw[3][RUN + 2];
+#pragma unroll
+        for (int r = 0; r < 3; ++r)
+#pragma unroll
+            for (int j = 0; j < RUN + 2; ++j) {
+                const int i = row + r - 1, column = first + j - 1;
+                const bool inside = i >= 0 && i < p.height && column >= 0 && column < p.width;
+                raw[r][j] = elements{};
+                if (inside)
+                    raw[r][j] = ::load(p.x + ((image * p.height + i) * p.width + column) * p.channels + channel);
+            }
+#pragma unroll
+        for (int r = 0; r < 3; ++r)
+#pragma unroll
+            for (int j = 0; j < RUN + 2; ++j)
+#pragma unroll
+                for (int c = 0; c < VECTOR; ++c) v[r][j][c] = to_float(raw[r][j].v[c]);
+    }
+};
+
+struct Weights {
+    float v[9][VECTOR], bias[VECTOR];
+
+    DEVICE_MEMBER void load(const ConvParams& p, int channel) {
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c) {
+            bias[c] = p.bias ? p.bias[channel + c] : 0.f;
+#pragma unroll
+            for (int k = 0; k < 9; ++k) v[k][c] = p.weight[(channel + c) * 9 + (p.transposed ? 8 - k : k)];
+        }
+    }
+
+    // at pixel j of the run
+    template <int RUN>
+    DEVICE_MEMBER float apply(const Window<RUN>& window, int j, int c) const {
+        float sum = bias[c];
+#pragma unroll
+        for (int k = 0; k < 9; ++k) sum = fmaf(v[k][c], window.v[k / 3][j + k % 3][c], sum);
+        return sum;
+    }
+};
+
+// Go along the run with number `run`; `use` gets the window, the place in the run and the pixel's index.
+template <int RUN, typename Use>
+DEVICE void for_each_pixel(const ConvParams& p, long long run, int channel, const Use& use) {
+    const int runs_per_row = (int(p.width) + RUN - 1) / RUN;
+    const long long row_of_all = run / runs_per_row;
+    const int row = int(row_of_all % p.height), first = int(run % runs_per_row) * RUN;
+    Window<RUN> window;
+    window.load(p, row_of_all / p.height, row, first, channel);
+#pragma unroll
+    for (int j = 0; j < RUN; ++j)
+        if (first + j < p.width) use(window, j, row_of_all * p.width + first + j);
+}
+
+// A thread for each run of each VECTOR channels.
+KERNEL LAUNCH_BOUNDS(256, 2) conv_silu(const GRID_CONSTANT ConvParams p) {
+    const int vectors = int(p.channels) / VECTOR;
+    const long long e = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= p.runs * vectors) return;
+    const int channel = int(e % vectors) * VECTOR;
+    Weights weights;
+    weights.load(p, channel);
+    for_each_pixel<FORWARD_RUN>(p, e / vectors, channel, [&](const Window<FORWARD_RUN>& window, int j, long long pixel) {
+        float y[VECTOR];
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c) {
+            const float sum = weights.apply(window, j, c);
+            y[c] = p.transposed ? sum : silu(sum);
+        }
+        store(p.y + pixel * p.channels + channel, y);
+    });
+}
+
+// The gradient before SiLU, and of the parameters. A block has `teams` of `lanes` threads: a team takes one run after
+// another, a lane VECTOR channels; at the end the teams add up what they found.
+KERNEL LAUNCH_BOUNDS(256, 1) conv_silu_backward(const GRID_CONSTANT ConvParams p) {
+    SHARED_MEMORY(shared);
+    const int lanes = int(p.lanes);
+    const int lane = threadIdx.x % lanes, team = threadIdx.x / lanes, teams = blockDim.x / lanes;
+    const int channel = (blockIdx.y * lanes + lane) * VECTOR;
+    const bool inside = channel < p.channels;
+    float sums[10][VECTOR] = {};
+    if (inside) {
+        Weights weights;
+        weights.load(p, channel);
+        for (long long run = (long long)blockIdx.x * teams + team; run < p.runs; run += (long long)gridDim.x * teams)
+            for_each_pixel<BACKWARD_RUN>(p, run, channel, [&](const Window<BACKWARD_RUN>& window, int j, long long pixel) {
+                const elements dy = load(p.dy + pixel * p.channels + channel);
+                float dsum[VECTOR];
+#pragma unroll
+                for (int c = 0; c < VECTOR; ++c) {
+                    const float sum = weights.apply(window, j, c), gate = reciprocal_fast(1.f + exp_(-sum));
+                    dsum[c] = to_float(dy.v[c]) * gate * fmaf(sum, 1.f - gate, 1.f);
+                    sums[9][c] += dsum[c];
+#pragma unroll
+                    for (int k = 0; k < 9; ++k) sums[k][c] = fmaf(dsum[c], window.v[k / 3][j + k % 3][c], sums[k][c]);
+                }
+                store(p.y + pixel * p.channels + channel, dsum);
+            });
+    }
+#pragma unroll
+    for (int k = 0; k < 10; ++k) {
+        __syncthreads();
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c) shared[(team * lanes + lane) * VECTOR + c] = sums[k][c];
+        __syncthreads();
+        if (team == 0 && inside) {
+#pragma unroll
+            for (int c = 0; c < VECTOR; ++c) {
+                float sum = 0.f;
+                for (int t = 0; t < teams; ++t) sum += shared[(t * lanes + lane) * VECTOR + c];
+                p.dparameters[((long long)blockIdx.x * 10 + k) * p.channels + channel + c] = sum;
+            }
+        }
+    }
+}

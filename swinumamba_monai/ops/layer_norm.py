@@ -1,0 +1,82 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""LayerNorm that stays in half precision under autocast, with float32 statistics.
+
+``F.layer_norm`` under autocast reads and writes float32, several times the bytes that it needs to. Where the backend is
+``cuda``, the operator ``swinumamba::layer_norm`` does it in the dtype that autocast gives to matrix products.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import cuda_fused
+from .dispatch import choose_backend
+from .portable import to_autocast_dtype, without_autocast
+
+__all__ = ["layer_norm"]
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """LayerNorm over the last axis.
+
+    Args:
+        x: (..., d).
+        weight: (d,).
+        bias: (d,).
+        eps: added to the variance.
+
+    Returns:
+        (..., d).
+    """
+    if choose_backend("auto", x.device.type, x.dtype) != "cuda":
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+    x = to_autocast_dtype(x)
+    return _forward(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, eps)[0].view(x.shape)
+
+
+@torch.library.custom_op(
+    "swinumamba::layer_norm",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
+)
+def _forward(x, weight, bias, eps):
+    return cuda_fused.layer_norm(x, None, weight.float(), bias.float(), eps)
+
+
+@_forward.register_fake
+def _(x, weight, bias, eps):
+    return torch.empty_like(x), x.new_empty(len(x), 2, dtype=torch.float32)
+
+
+@torch.library.custom_op(
+    "swinumamba::layer_norm_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor statistics, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)",
+)
+@without_autocast
+def _backward(dy, statistics, x, weight):
+    scale = weight.float()
+    dx, _, _, dweight, dbias = cuda_fused.layer_norm_backward(dy.contiguous(), statistics, x, None, scale, scale)
+    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+@_backward.register_fake
+def _(dy, statistics, x, weight):
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _save_for_backward(ctx, inputs, output):
+    x, weight, _, _ = inputs
+    ctx.save_for_backward(output[1], x, weight)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, dy, _):
+    return *_backward(dy, *ctx.saved_tensors), None
+
+
+_forward.register_autograd(_autograd, setup_context=_save_for_backward)

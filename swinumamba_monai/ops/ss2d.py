@@ -1,0 +1,279 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""2D selective scan with everything around it (SS2D), as one operator.
+
+    x, gate = halves of in_proj(x)
+    x       = silu(depthwise_conv(x))
+    Δ, B, C = linear functions of x, for each of the four directions
+    y       = cross_scan_2d(x, Δ, A, B, C, D)          eqs. (5)-(7) of the paper
+    out     = out_proj(layer_norm(y) * silu(gate))
+
+:func:`ss2d_ref` is that, line for line. The operator ``swinumamba::ss2d`` computes it with the kernels of
+:mod:`.cuda_scan` and :mod:`.cuda_fused`, and keeps for its backward nothing but its input, the merged scan and some of
+the scan's states: everything else is cheaper to compute again than to store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cuda_fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward, pack
+from .cuda_scan import CHUNK, merge, scan_backward, scan_forward
+from .dispatch import choose_backend, cross_scan_2d
+from .portable import to_autocast_dtype, without_autocast
+
+__all__ = ["ss2d", "ss2d_ref"]
+
+DIRECTIONS = 4
+SCAN_BYTES = 1 << 29  # that a scan may take for itself
+SCAN_MAPS = 13  # what it takes at the most, in maps: Δ and u's gradient of four directions, B and C and their gradients
+
+
+def ss2d(
+    x: Tensor,
+    in_proj_weight: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    out_proj_weight: Tensor,
+    eps: float = 1e-5,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """SS2D, by the operator where the backend is ``cuda`` and by :func:`ss2d_ref` elsewhere.
+
+    Args:
+        x: feature map, (b, h, w, m).
+        in_proj_weight: (2d, m).
+        conv_weight: (d, 1, 3, 3).
+        conv_bias: (d,).
+        x_proj_weight: to the low rank of Δ, B and C of each direction, (4, r + 2n, d).
+        dt_weight: from the low rank to Δ, (4, d, r).
+        dt_bias: (4, d).
+        A_logs: log(-A), (4 * d, n).
+        Ds: skip weights, (4 * d,).
+        norm_weight: (d,).
+        norm_bias: (d,); None for an RMS norm in place of the layer norm.
+        out_proj_weight: (m, d).
+        eps: of the norm.
+        backend: one of :data:`.dispatch.BACKENDS`.
+
+    Returns:
+        (b, h, w, m); under autocast in its dtype.
+
+    Raises:
+        RuntimeError: a backend that cannot run on these tensors.
+    """
+    tensors = (
+        x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight, norm_bias,
+        out_proj_weight,
+    )  # fmt: skip
+    if choose_backend(backend, x.device.type, x.dtype) == "cuda" and norm_bias is not None:
+        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return _forward(to_autocast_dtype(x).contiguous(), *tensors[1:], eps, keep)[0]
+    return ss2d_ref(*tensors, eps, backend=backend)
+
+
+def ss2d_ref(
+    x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight, norm_bias,
+    out_proj_weight, eps=1e-5, *, backend="auto",
+) -> Tensor:  # fmt: skip
+    """:func:`ss2d` in plain torch operations around :func:`.dispatch.cross_scan_2d`; the same arguments."""
+    x, gate = F.linear(x, in_proj_weight).chunk(2, dim=-1)
+    channels = x.shape[-1]
+    x = F.silu(F.conv2d(x.permute(0, 3, 1, 2), conv_weight, conv_bias, padding=1, groups=channels)).permute(0, 2, 3, 1)
+    delta, B, C = project(x, x_proj_weight, dt_weight)
+    A_logs = A_logs.to(torch.promote_types(A_logs.dtype, torch.float32))
+    A = -A_logs.exp().unflatten(0, (DIRECTIONS, -1))
+    y = cross_scan_2d(x, delta, A, B, C, Ds.unflatten(0, (DIRECTIONS, -1)), dt_bias, backend=backend)
+    if norm_bias is None:
+        y = F.rms_norm(y, (channels,), norm_weight, eps)
+    else:
+        y = F.layer_norm(y, (channels,), norm_weight, norm_bias, eps)
+    return F.linear(y * F.silu(gate), out_proj_weight)
+
+
+def project(x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Δ before its bias, B and C of every pixel and direction.
+
+    Args:
+        x: (b, h, w, d).
+        x_proj_weight: (4, r + 2n, d).
+        dt_weight: (4, d, r).
+
+    Returns:
+        Δ, (b, h, w, 4, d); B and C, (b, h, w, 4, n).
+    """
+    rank = dt_weight.shape[-1]
+    d_state = (x_proj_weight.shape[1] - rank) // 2
+    projected = F.linear(x, x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
+    low_rank, B, C = projected.split([rank, d_state, d_state], dim=-1)
+    return torch.einsum("bhwkr,kdr->bhwkd", low_rank, dt_weight), B, C
+
+
+class _Weights:
+    """The parameters as the kernels take them, and the projection with them.
+
+    Args:
+        dtype: of the maps.
+        parameters: of :func:`ss2d`, in its order.
+    """
+
+    def __init__(self, dtype: torch.dtype, parameters: Sequence[Tensor]) -> None:
+        parameters = [t.float().contiguous() for t in parameters]
+        (
+            in_proj, conv_weight, conv_bias, x_proj, dt, self.dt_bias, A_logs, Ds, norm_weight, norm_bias, out_proj,
+        ) = parameters  # fmt: skip
+        self.conv, self.norm = (conv_weight, conv_bias), (norm_weight, norm_bias)
+        self.channels, self.rank = dt.shape[1:]
+        self.num_BC = x_proj.shape[1] - self.rank
+        in_proj, self.out_proj, self.x_proj, self.dt = pack(
+            in_proj, out_proj, x_proj, dt, -(-self.rank // 8) * 8, dtype
+        )
+        self.to_map, self.to_gate = in_proj.chunk(2)
+        self.A = -A_logs.exp().unflatten(0, (DIRECTIONS, -1))
+        self.D = Ds.unflatten(0, (DIRECTIONS, -1))
+
+    def project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Δ's low rank, (4, b * l, r), and the inputs of the scan, from x (b, l, d)."""
+        projected = (x.flatten(0, 1) @ self.x_proj.t()).unflatten(1, (DIRECTIONS, -1)).transpose(0, 1)
+        low = projected[..., self.num_BC :]
+        delta = torch.bmm(low, self.dt.transpose(1, 2))
+        BC = projected[..., : self.num_BC].unflatten(1, x.shape[:2]).chunk(2, dim=-1)
+        return low, (x[None], delta.unflatten(1, x.shape[:2]), self.A, *BC, self.dt_bias)
+
+
+def _slices(x: Tensor) -> list[slice]:
+    """Samples that are scanned at a time: what a scan needs for itself is several times as large as its map."""
+    sample_bytes = SCAN_MAPS * x[0].numel() * x.element_size()
+    samples = max(1, SCAN_BYTES // sample_bytes)
+    return [slice(start, start + samples) for start in range(0, len(x), samples)]
+
+
+@torch.library.custom_op(
+    "swinumamba::ss2d",
+    mutates_args=(),
+    schema="(Tensor x, Tensor in_proj_weight, Tensor conv_weight, Tensor conv_bias, Tensor x_proj_weight,"
+    " Tensor dt_weight, Tensor dt_bias, Tensor A_logs, Tensor Ds, Tensor norm_weight, Tensor norm_bias,"
+    " Tensor out_proj_weight, float eps, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+@without_autocast
+def _forward(x, *arguments):
+    *parameters, eps, keep = arguments
+    weights = _Weights(x.dtype, parameters)
+    scanned = conv_silu(x @ weights.to_map.t(), *weights.conv).flatten(1, 2)
+    merged, states = torch.empty_like(scanned), []
+    for samples in _slices(scanned):
+        _, inputs = weights.project(scanned[samples])
+        y, kept = scan_forward(inputs, x.shape[1:3], True, keep)
+        merge(y, scanned[samples], weights.D, merged[samples])
+        states.append(kept)
+        del inputs, y
+    merged = merged.flatten(0, 1)
+    gated, statistics = layer_norm(merged, x.flatten(0, 2) @ weights.to_gate.t(), *weights.norm, eps)
+    out = (gated @ weights.out_proj.t()).view(x.shape)
+    return out, merged, states[0] if len(states) == 1 else torch.cat(states, dim=1), statistics
+
+
+@_forward.register_fake
+def _(x, *arguments):
+    *parameters, _, keep = arguments
+    batch, height, width, _ = x.shape
+    channels, d_state = parameters[4].shape[1], parameters[6].shape[1]
+    chunks = -(-height * width // CHUNK) if keep else 0
+    return (
+        torch.empty_like(x),
+        x.new_empty(batch * height * width, channels),
+        x.new_empty(DIRECTIONS, batch, chunks, channels, d_state),
+        x.new_empty(batch * height * width, 2, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op(
+    "swinumamba::ss2d_backward",
+    mutates_args=(),
+    schema="(Tensor dout, Tensor merged, Tensor states, Tensor statistics, Tensor x, Tensor in_proj_weight,"
+    " Tensor conv_weight, Tensor conv_bias, Tensor x_proj_weight, Tensor dt_weight, Tensor dt_bias, Tensor A_logs,"
+    " Tensor Ds, Tensor norm_weight, Tensor norm_bias, Tensor out_proj_weight) -> (Tensor, Tensor, Tensor, Tensor,"
+    " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+@without_autocast
+def _backward(dout, merged, states, statistics, x, *parameters):
+    weights = _Weights(x.dtype, parameters)
+    rows, dout = x.flatten(0, 2), dout.contiguous().flatten(0, 2)
+
+    # out_proj, norm and gate; then the gate's half of in_proj
+    gate, dgated = rows @ weights.to_gate.t(), dout @ weights.out_proj
+    dmerged, dgate, gated, dnorm_weight, dnorm_bias = layer_norm_backward(
+        dgated, statistics, merged, gate, *weights.norm
+    )
+    dout_proj = dout.t() @ gated
+    dx, dto_gate = dgate @ weights.to_gate, dgate.t() @ rows
+    del gate, dgated, gated, dgate
+
+    # the scan and its projections
+    map_in = x @ weights.to_map.t()
+    scanned = conv_silu(map_in, *weights.conv).flatten(1, 2)
+    dmerged = dmerged.view(scanned.shape)
+    dprojected = x.new_empty(*scanned.shape[:2], DIRECTIONS, len(weights.x_proj) // DIRECTIONS)
+    dscanned = torch.empty_like(scanned)
+    sums = []
+    for samples in _slices(scanned):
+        low, inputs = weights.project(scanned[samples])
+        delta = inputs[1]  # is overwritten by its gradient
+        du, dA, dBC, dD, ddt_bias = scan_backward(
+            dmerged[samples][None], states[:, samples], inputs, x.shape[1:3], True, ddelta=delta
+        )
+        ddelta = delta.flatten(1, 2)
+        dprojected[samples, ..., : weights.num_BC] = dBC.flatten(3)
+        dprojected[samples, ..., weights.num_BC :] = torch.bmm(ddelta, weights.dt).movedim(0, 1).view(
+            *dBC.shape[:3], -1
+        )
+        ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., : weights.rank]
+        merge(du, dmerged[samples], weights.D, dscanned[samples])
+        sums.append((ddt, ddt_bias, dA, dD))
+        del low, inputs, delta, ddelta, du
+    ddt, ddt_bias, dA, dD = sums[0] if len(sums) == 1 else (torch.stack(parts).sum(0) for parts in zip(*sums))
+    dprojected = dprojected.flatten(0, 1).flatten(1)
+    dscanned = dscanned.flatten(0, 1).addmm_(dprojected, weights.x_proj)
+    dx_proj = (dprojected.t() @ scanned.flatten(0, 1)).unflatten(0, (DIRECTIONS, -1))
+    dx_proj = dx_proj[:, : weights.num_BC + weights.rank].roll(weights.rank, dims=1)  # the low rank's rows come first
+
+    # the convolution and its half of in_proj
+    dmap, dconv_weight, dconv_bias = conv_silu_backward(dscanned.view(map_in.shape), map_in, *weights.conv)
+    dmap = dmap.flatten(0, 2)
+    dx.addmm_(dmap, weights.to_map)
+    grads = (
+        dx.view(x.shape), torch.cat([dmap.t() @ rows, dto_gate]), dconv_weight, dconv_bias, dx_proj, ddt, ddt_bias,
+        (dA * weights.A).flatten(0, 1), dD.flatten(), dnorm_weight, dnorm_bias, dout_proj,
+    )  # fmt: skip
+    return tuple(grad.to(t.dtype) for grad, t in zip(grads, (x, *parameters)))
+
+
+@_backward.register_fake
+def _(dout, merged, states, statistics, *inputs):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs)
+
+
+def _save_for_backward(ctx, inputs, output):
+    *tensors, _, _ = inputs
+    ctx.save_for_backward(*output[1:], *tensors)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, dout, *_):
+    return *_backward(dout, *ctx.saved_tensors), None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_save_for_backward)

@@ -1,0 +1,50 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels on a CPU: the same files, compiled by the host's C++ compiler with other words (``cpu.cuh``)."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from swinumamba_monai.ops.nvrtc import read_source
+
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+
+class EmulatedKernels:
+    """Has the ``launch`` of :class:`swinumamba_monai.ops.nvrtc.Kernels`."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
+        self.launched: list[str] = []
+
+    def launch(self, name, grid, threads, shared_bytes, params) -> None:
+        self.launched.append(name)
+        launch = getattr(self.library, f"launch_{name}")
+        launch((ctypes.c_int * 3)(*grid), threads, shared_bytes, ctypes.byref(params))
+
+
+@cache
+def _build(name: str, defines: tuple[tuple[str, int], ...]) -> EmulatedKernels:
+    source = read_source(name, words=Path(__file__).with_name("cpu.cuh"))
+    kernels = re.findall(r"^KERNEL (?:LAUNCH_BOUNDS\([^)]*\) )?(\w+)\(const GRID_CONSTANT (\w+) ", source, re.MULTILINE)
+    source += "\n" + "\n".join(f"EMULATED({kernel}, {params})" for kernel, params in kernels)
+    folder = Path(mkdtemp(prefix="swinumamba_emulator_"))
+    (folder / "kernels.cpp").write_text(source)
+    command = [COMPILER, "-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC"]
+    command += [f"-D{key}={value}" for key, value in defines]
+    result = subprocess.run([*command, "-o", "kernels.so", "kernels.cpp"], cwd=folder, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    return EmulatedKernels(folder / "kernels.so")
+
+
+def load_emulated(name: str, defines: dict[str, int]) -> EmulatedKernels:
+    """What :func:`swinumamba_monai.ops.nvrtc.load_kernels` is replaced by in a test."""
+    return _build(name, tuple(sorted(defines.items())))
