@@ -160,7 +160,7 @@ def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: 
     params = _NormParams(rows=rows, channels=channels, eps=eps)
     for name, t in {"x": x, "gate": gate, **tensors}.items():
         setattr(params, name, None if t is None else t.data_ptr())
-    name = ("norm" if gate is None else "norm_gate") + suffix
+    name = ("layer_norm" if gate is None else "layer_norm_gate") + suffix
     kernels.launch(name, (blocks, 1, 1), 32 * WARPS, 4 * WARPS * channels if suffix else 0, params)
 
 

@@ -26,7 +26,8 @@ __all__ = ["cross_scan_2d_cuda", "merge", "scan_backward", "scan_forward", "sele
 
 TILE = 16  # positions that a warp prepares at a time
 CHUNK = 32  # positions between two states that are kept for the backward
-MAX_STATES = 32  # of a channel
+SUBTILE = 4  # positions between two states that the backward keeps for itself
+MAX_STATES = 16  # of a channel
 LOG2_E = math.log2(math.e)
 
 # Warps of a block: independent of each other in the forward; in the backward they share B and C, and add up dB and dC.
@@ -49,7 +50,7 @@ def why_cuda_is_unavailable(device_type: str, dtype: torch.dtype) -> str | None:
 _POINTERS = "u delta B C dy A delta_bias y states carry decay du ddelta dBC dA dbias dD"
 _INTEGERS = (
     "u_group u_batch u_position delta_group delta_batch delta_position BC_group BC_batch BC_position "
-    "batch groups channels d_state length height width segment segments four_directions delta_softplus keep_states"
+    "batch groups channels d_state length height width segment segments four_directions keep_states"
 )
 
 
@@ -131,10 +132,12 @@ class _Scan:
                 "ELEMENT": ELEMENTS[u.dtype],
                 "VECTOR": _alignment(self.channels, u, delta),
                 "MATRIX_VECTOR": _alignment(self.d_state, B, C),
+                "DELTA_SOFTPLUS": int(delta_softplus),
                 "CHANNELS": self.width,
                 "STATE_LANES": self.state_lanes,
                 "TILE": TILE,
                 "CHUNK": CHUNK,
+                "SUBTILE": SUBTILE,
                 "FORWARD_THREADS": 32 * FORWARD_WARPS,
                 "BACKWARD_THREADS": 32 * BACKWARD_WARPS,
             },
@@ -146,7 +149,7 @@ class _Scan:
             BC_group=B.stride(0), BC_batch=B.stride(1), BC_position=B.stride(2),
             batch=self.batch, groups=self.groups, channels=self.channels, d_state=self.d_state, length=self.length,
             height=height, width=width, segment=segment, segments=self.segments,
-            four_directions=size is not None, delta_softplus=delta_softplus,
+            four_directions=size is not None,
             **{name: t.data_ptr() for name, t in self.kept.items()},
         )  # fmt: skip
 
@@ -233,10 +236,7 @@ def scan_backward(
     dA, dbias, dD = scan.new(*parts, scan.d_state), scan.new(*parts), scan.new(*parts)
     dBC = scan.new(blocks, scan.batch, scan.length, scan.groups, 2, scan.states)
     scan.give(du=du, ddelta=ddelta, dBC=dBC, dA=dA, dbias=dbias, dD=dD)
-    subtile = max(4, scan.state_lanes)
-    warp_floats = (
-        CHUNK * 3 * scan.warp_channels + CHUNK // subtile * scan.width * 128 + CHUNK * 2 * scan.states
-    )  # fmt: skip
+    warp_floats = CHUNK * 3 * scan.warp_channels + CHUNK // SUBTILE * scan.width * 128 + CHUNK * 2 * scan.states
     shared_floats = CHUNK * 2 * scan.states + warps * warp_floats
     scan.kernels.launch(
         "scan_backward", (blocks, scan.segments, scan.sequences), 32 * warps, 4 * shared_floats, scan.params

@@ -92,7 +92,8 @@ DEVICE float softplus_slope(float y) {
     series = fmaf(series, y, 1.f / 6);
     series = fmaf(series, y, -1.f / 2);
     series = fmaf(series, y, 1.f);
-    return y < 0.25f ? series * y : 1.f - exp_(-y);
+    const float exact = 1.f - exp_(-y);
+    return y < 0.25f ? series * y : exact;
 }
 
 DEVICE float silu(float x) { return x * reciprocal_fast(1.f + exp_(-x)); }

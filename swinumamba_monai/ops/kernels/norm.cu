@@ -126,7 +126,7 @@ DEVICE void norm_rows_backward(const NormParams& p) {
     }
 }
 
-KERNEL norm(const GRID_CONSTANT NormParams p) { norm_row<false>(p); }
-KERNEL norm_gate(const GRID_CONSTANT NormParams p) { norm_row<true>(p); }
-KERNEL LAUNCH_BOUNDS(256, 1) norm_backward(const GRID_CONSTANT NormParams p) { norm_rows_backward<false>(p); }
-KERNEL LAUNCH_BOUNDS(256, 1) norm_gate_backward(const GRID_CONSTANT NormParams p) { norm_rows_backward<true>(p); }
+KERNEL layer_norm(const GRID_CONSTANT NormParams p) { norm_row<false>(p); }
+KERNEL layer_norm_gate(const GRID_CONSTANT NormParams p) { norm_row<true>(p); }
+KERNEL LAUNCH_BOUNDS(256, 1) layer_norm_backward(const GRID_CONSTANT NormParams p) { norm_rows_backward<false>(p); }
+KERNEL LAUNCH_BOUNDS(256, 1) layer_norm_gate_backward(const GRID_CONSTANT NormParams p) { norm_rows_backward<true>(p); }

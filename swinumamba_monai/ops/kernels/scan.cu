@@ -20,18 +20,19 @@
 // decays and states of one subtile in registers. Nothing is ever divided by a decay.
 //
 // Defined by the compiling side, besides what common.cuh names: CHANNELS and STATE_LANES as above; MATRIX_VECTOR, the
-// neighbours in B and C that a thread may load at a time; TILE, the positions
-// that a warp prepares at a time in the forward; CHUNK; FORWARD_THREADS and BACKWARD_THREADS, the most of a block.
+// neighbours in B and C that a thread may load at a time; DELTA_SOFTPLUS, whether Δ is softplus of delta; TILE, the
+// positions that a warp prepares at a time in the forward; CHUNK and SUBTILE; FORWARD_THREADS and BACKWARD_THREADS, the
+// most of a block.
 
 constexpr int CHANNEL_LANES = 32 / STATE_LANES;
 constexpr int WARP_CHANNELS = CHANNEL_LANES * CHANNELS;
 constexpr int STATES = 4 * STATE_LANES;  // at least d_state; surplus states have A = B = C = 0
 constexpr int ROW_VECTORS = WARP_CHANNELS / VECTOR;          // that a position's channels of the warp are moved in
 constexpr int MATRIX_VECTORS = 2 * STATES / MATRIX_VECTOR;  // and its B and C
-constexpr int SUBTILE = STATE_LANES < 4 ? 4 : STATE_LANES;  // positions whose states the backward holds in registers
 
 static_assert(CHUNK % TILE == 0 && CHUNK % SUBTILE == 0 && CHUNK <= 32, "a lane knows the pixel of one position");
-static_assert(CHANNELS <= STATE_LANES && 32 % ROW_VECTORS == 0, "a lane moves the same channels of every position");
+static_assert(CHANNELS <= STATE_LANES && STATE_LANES <= 4, "");
+static_assert(32 % ROW_VECTORS == 0 && 32 % MATRIX_VECTORS == 0, "a lane moves the same columns of every position");
 
 struct ScanParams {
     const element *u, *delta, *B, *C, *dy;
@@ -53,7 +54,6 @@ struct ScanParams {
     long long segment;  // positions of a segment, a multiple of CHUNK
     long long segments;
     long long four_directions;  // whether group g walks the map in direction g, or each walks the sequence
-    long long delta_softplus;
     long long keep_states;
 };
 
@@ -189,20 +189,40 @@ DEVICE void for_each_row(const Place& at, const Use& use) {
         use(i, i * (32 / ROW_VECTORS) + at.lane / ROW_VECTORS, at.lane % ROW_VECTORS * VECTOR);
 }
 
-// Bias and softplus of Δ.
+// Bias and softplus of Δ for the channels that a thread moves.
 struct Discretisation {
     float bias[VECTOR];
-    bool softplus_wanted;
+    float inside;  // 0 beyond the last channel
 
-    DEVICE_MEMBER Discretisation(const ScanParams& p, const Place& at) : softplus_wanted(p.delta_softplus) {
+    DEVICE_MEMBER Discretisation(const ScanParams& p, const Place& at) : inside(at.moved < p.channels) {
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v)
-            bias[v] = at.moved < p.channels ? p.delta_bias[at.g * p.channels + at.moved + v] : 0.f;
+        for (int v = 0; v < VECTOR; ++v) bias[v] = inside ? p.delta_bias[at.g * p.channels + at.moved + v] : 0.f;
     }
 
-    DEVICE_MEMBER float apply(element raw, int v) const {
+    // Factors instead of conditions keep the elements free of branches, so that their latencies overlap.
+    DEVICE_MEMBER float apply(element raw, int v, int pixel) const {
         const float step = to_float(raw) + bias[v];
-        return softplus_wanted ? softplus(step) : step;
+        return (DELTA_SOFTPLUS ? softplus(step) : step) * (pixel < 0 ? 0.f : inside);
+    }
+};
+
+// The columns of B or C that a thread moves, of one position after another.
+struct MatrixColumns {
+    Map<const element> map;
+    int column;
+    bool inside;
+
+    DEVICE_MEMBER MatrixColumns(const ScanParams& p, const Place& at) {
+        const int j = at.lane % MATRIX_VECTORS * MATRIX_VECTOR;
+        column = j % STATES;
+        inside = column < p.d_state;
+        map = BC_map(p, at, j < STATES ? p.B : p.C);
+    }
+
+    DEVICE_MEMBER element_vector<MATRIX_VECTOR> load_row(int pixel) const {
+        element_vector<MATRIX_VECTOR> row = {};
+        if (pixel >= 0 && inside) row = load<MATRIX_VECTOR>(map.at(pixel, column));
+        return row;
     }
 };
 
@@ -221,29 +241,24 @@ struct RawTile {
     int pixel;  // of position `lane` of the tile, -1 beyond the end
 
     template <Pass PASS>
-    DEVICE_MEMBER void fetch(const ScanParams& p, const Place& at, int done) {
+    DEVICE_MEMBER void fetch(const ScanParams& p, const Place& at, const MatrixColumns& columns, int done) {
         const auto deltas = delta_map(p, at, p.delta);
         const auto inflows = u_map(p, at, PASS == END_GRADIENTS ? p.dy : p.u);
-        const auto Bs = BC_map(p, at, p.B), Cs = BC_map(p, at, p.C);
         const int position = done + at.lane;
         pixel = -1;
         if (at.lane < TILE && position < at.stop - at.start)
             pixel = visited_pixel(p, at.g, PASS == END_GRADIENTS ? at.stop - 1 - position : at.start + position);
         for_each_row<TILE>(at, [&](int i, int t, int) {
             const int pixel_t = from_lane(pixel, t);
+            delta[i] = inflow[i] = {};
             if (pixel_t >= 0 && at.moved < p.channels) {
                 delta[i] = load(deltas.at(pixel_t, at.moved));
                 inflow[i] = load(inflows.at(pixel_t, at.moved));
             }
         });
 #pragma unroll
-        for (int i = 0; i < TILE * MATRIX_VECTORS / 32; ++i) {
-            const int e = 32 * i + at.lane, j = e % MATRIX_VECTORS * MATRIX_VECTOR;
-            const int pixel_t = from_lane(pixel, e / MATRIX_VECTORS);
-            BC[i] = {};
-            if (pixel_t >= 0 && j % STATES < p.d_state)
-                BC[i] = load<MATRIX_VECTOR>((j < STATES ? Bs : Cs).at(pixel_t, j % STATES));
-        }
+        for (int i = 0; i < TILE * MATRIX_VECTORS / 32; ++i)
+            BC[i] = columns.load_row(from_lane(pixel, (32 * i + at.lane) / MATRIX_VECTORS));
     }
 };
 
@@ -254,12 +269,12 @@ struct Tile {
     template <Pass PASS>
     DEVICE_MEMBER void prepare(const ScanParams& p, const Place& at, const Discretisation& step, const RawTile& raw) {
         for_each_row<TILE>(at, [&](int i, int t, int c) {
-            const bool inside = from_lane(raw.pixel, t) >= 0 && at.moved < p.channels;
+            const int pixel = from_lane(raw.pixel, t);
             float deltas[VECTOR], inflows[VECTOR];
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) {
-                deltas[v] = inside ? step.apply(raw.delta[i].v[v], v) : 0.f;
-                inflows[v] = inside ? to_float(raw.inflow[i].v[v]) : 0.f;
+                deltas[v] = step.apply(raw.delta[i].v[v], v, pixel);
+                inflows[v] = to_float(raw.inflow[i].v[v]);
                 if (PASS != END_GRADIENTS) inflows[v] *= deltas[v];
             }
             copy<VECTOR>(&delta[t][c], deltas);
@@ -290,15 +305,16 @@ DEVICE void scan_segment(const ScanParams& p) {
     if (PASS == OUTPUT && at.segment > 0) load_pairs(p, at, p.carry + row * pairs, h);
 
     const Discretisation step(p, at);
+    const MatrixColumns columns(p, at);
     RawTile raw;
-    raw.fetch<PASS>(p, at, 0);
+    raw.fetch<PASS>(p, at, columns, 0);
     const int length = at.stop - at.start;
     for (int done = 0; done < length; done += TILE) {
         __syncwarp();
         tile.prepare<PASS>(p, at, step, raw);
         const int pixel = raw.pixel;
         __syncwarp();
-        if (done + TILE < length) raw.fetch<PASS>(p, at, done + TILE);
+        if (done + TILE < length) raw.fetch<PASS>(p, at, columns, done + TILE);
         if (PASS == OUTPUT && p.keep_states && done % CHUNK == 0) {
             const int chunks = (int(p.length) + CHUNK - 1) / CHUNK, chunk = (at.start + done) / CHUNK;
             store_pairs(p, at, p.states + (sequence(p, at) * chunks + chunk) * pairs, h);
@@ -415,7 +431,7 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
     WarpChunk& mine = warp_chunks[warp];
     const int chunks = (int(p.length) + CHUNK - 1) / CHUNK, first_channel = at.channel_lane * CHANNELS;
     const long long pairs = p.channels * p.d_state;
-    const auto us = u_map(p, at, p.u), dys = u_map(p, at, p.dy), Bs = BC_map(p, at, p.B), Cs = BC_map(p, at, p.C);
+    const auto us = u_map(p, at, p.u), dys = u_map(p, at, p.dy);
     const auto deltas = delta_map(p, at, p.delta);
     const auto dus = dense_map(p, at, p.du), ddeltas = delta_map(p, at, p.ddelta);
 
@@ -424,31 +440,31 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
     load_pairs(p, at, p.A + at.g * pairs, A);
     if (p.segments > 1) load_pairs(p, at, p.carry + (sequence(p, at) * p.segments + at.segment) * pairs, carry);
     const Discretisation step(p, at);
+    const MatrixColumns columns(p, at);
 
     for (int chunk = (at.stop - 1) / CHUNK; chunk >= at.start / CHUNK; --chunk) {
         const int first = chunk * CHUNK;
         const int pixel = first + at.lane < at.stop ? visited_pixel(p, at.g, first + at.lane) : -1;
         for (int e = threadIdx.x; e < CHUNK * MATRIX_VECTORS; e += blockDim.x) {
-            const int j = e % MATRIX_VECTORS * MATRIX_VECTOR, pixel_t = from_lane(pixel, e / MATRIX_VECTORS);
-            element_vector<MATRIX_VECTOR> raw = {};
-            if (pixel_t >= 0 && j % STATES < p.d_state)
-                raw = load<MATRIX_VECTOR>((j < STATES ? Bs : Cs).at(pixel_t, j % STATES));
+            const auto raw = columns.load_row(from_lane(pixel, e / MATRIX_VECTORS));
 #pragma unroll
             for (int v = 0; v < MATRIX_VECTOR; ++v) BC[e * MATRIX_VECTOR + v] = to_float(raw.v[v]);
         }
         for_each_row<CHUNK>(at, [&](int, int t, int c) {
             const int pixel_t = from_lane(pixel, t);
-            float delta[VECTOR] = {}, u[VECTOR] = {}, dy[VECTOR] = {};
+            elements raw_delta = {}, raw_u = {}, raw_dy = {};
             if (pixel_t >= 0 && at.moved < p.channels) {
-                const elements raw_delta = load(deltas.at(pixel_t, at.moved)), raw_u = load(us.at(pixel_t, at.moved));
-                const elements raw_dy = load(dys.at(pixel_t, at.moved));
+                raw_delta = load(deltas.at(pixel_t, at.moved));
+                raw_u = load(us.at(pixel_t, at.moved));
+                raw_dy = load(dys.at(pixel_t, at.moved));
+            }
+            float delta[VECTOR], u[VECTOR], dy[VECTOR];
 #pragma unroll
-                for (int v = 0; v < VECTOR; ++v) {
-                    delta[v] = step.apply(raw_delta.v[v], v);
-                    u[v] = to_float(raw_u.v[v]);
-                    dy[v] = to_float(raw_dy.v[v]);
-                    dD[v] = fmaf(dy[v], u[v], dD[v]);
-                }
+            for (int v = 0; v < VECTOR; ++v) {
+                delta[v] = step.apply(raw_delta.v[v], v, pixel_t);
+                u[v] = to_float(raw_u.v[v]);
+                dy[v] = to_float(raw_dy.v[v]);
+                dD[v] = fmaf(dy[v], u[v], dD[v]);
             }
             copy<VECTOR>(&mine.delta[t][c], delta);
             copy<VECTOR>(&mine.u[t][c], u);
@@ -526,7 +542,7 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
 #pragma unroll
                 for (int c = 0; c < CHANNELS; ++c) {
                     ddelta[c] = fmaf(sums[t][0][c], u.v[c], LN2 * sums[t][1][c]);
-                    if (p.delta_softplus) ddelta[c] *= softplus_slope(delta.v[c]);
+                    if (DELTA_SOFTPLUS) ddelta[c] *= softplus_slope(delta.v[c]);
                     du[c] = sums[t][0][c] * delta.v[c];
                 }
                 copy<CHANNELS>(&mine.delta[position][first_channel], ddelta);
