@@ -39,7 +39,7 @@ _NormParams = _structure(
 )
 
 
-_PackParams = _structure("in_proj out_proj x_proj dt packed", "model channels rank padded_rank BC")
+_PackParams = _structure("in_proj out_proj x_proj dt A_logs packed A", "model channels rank padded_rank BC")
 
 
 def _conv_kernels(x: Tensor, vector: int):
@@ -74,7 +74,7 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`conv_silu`.
 
     Args:
@@ -82,7 +82,7 @@ def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> t
         x: input of the forward; so are weight and bias.
 
     Returns:
-        gradients of x, weight and bias, the last two in float32.
+        gradient of x; gradients of the nine weights and the bias, (10, c) float32.
     """
     batch, height, width, channels = x.shape
     vector = 4 if channels % 4 == 0 else 1
@@ -103,7 +103,7 @@ def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> t
     )
     dx = torch.empty_like(x)
     _convolve(dsum, dx, weight, None, transposed=True)
-    return dx, dparameters[:, :9].sum(0).t().reshape(weight.shape), dparameters[:, 9].sum(0)
+    return dx, dparameters.sum(0)
 
 
 def layer_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ def layer_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps
 
 def layer_norm_backward(
     dy: Tensor, statistics: Tensor, x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Gradients of :func:`layer_norm`.
 
     Args:
@@ -138,7 +138,7 @@ def layer_norm_backward(
 
     Returns:
         gradient of x; with a gate its gradient and the forward's output, which costs little here; gradients of weight
-        and bias.
+        and bias, (2, d) float32.
     """
     dx = torch.empty_like(x)
     dgate, y = (None, None) if gate is None else (torch.empty_like(x), torch.empty_like(x))
@@ -148,7 +148,7 @@ def layer_norm_backward(
         "_backward", blocks, x, gate, weight=weight, bias=bias, dy=dy, statistics=statistics, dx=dx, dgate=dgate, y=y,
         dparameters=dparameters,
     )  # fmt: skip
-    return dx, dgate, y, dparameters[:, 0].sum(0), dparameters[:, 1].sum(0)
+    return dx, dgate, y, dparameters.sum(0)
 
 
 def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: float = 0.0, **tensors) -> None:
@@ -164,19 +164,23 @@ def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: 
     kernels.launch(name, (blocks, 1, 1), 32 * WARPS, 4 * WARPS * channels if suffix else 0, params)
 
 
-def pack(in_proj: Tensor, out_proj: Tensor, x_proj: Tensor, dt: Tensor, padded_rank: int, dtype: torch.dtype):
-    """The weight matrices of an SS2D in the dtype of its map.
+def pack(
+    in_proj: Tensor, out_proj: Tensor, x_proj: Tensor, dt: Tensor, A_logs: Tensor, padded_rank: int, dtype: torch.dtype
+):
+    """The weights of an SS2D as its products and its scan take them.
 
     Args:
         in_proj: (2d, model), contiguous float32 as all.
         out_proj: (model, d).
         x_proj: (4, r + 2n, d), the rows of the low rank first.
         dt: (4, d, r).
+        A_logs: (4 * d, n).
         padded_rank: at least r.
-        dtype: of the results.
+        dtype: of the matrices.
 
     Returns:
-        in_proj; out_proj; x_proj, (4 * (2n + padded_rank), d), the rows of the low rank last; dt, (4, d, padded_rank).
+        in_proj; out_proj; x_proj, (4 * (2n + padded_rank), d), the rows of the low rank last; dt, (4, d, padded_rank);
+        A times log2(e), (4, d, n) float32.
     """
     directions, channels, rank = dt.shape
     model, BC = len(out_proj), x_proj.shape[1] - rank
@@ -184,15 +188,14 @@ def pack(in_proj: Tensor, out_proj: Tensor, x_proj: Tensor, dt: Tensor, padded_r
         in_proj.numel(), out_proj.numel(), directions * (BC + padded_rank) * channels, directions * channels * padded_rank
     ]  # fmt: skip
     packed = in_proj.new_empty(sum(sizes), dtype=dtype)
-    params = _PackParams(
-        in_proj.data_ptr(), out_proj.data_ptr(), x_proj.data_ptr(), dt.data_ptr(), packed.data_ptr(), model, channels,
-        rank, padded_rank, BC,
-    )  # fmt: skip
+    A = A_logs.new_empty(directions, channels, A_logs.shape[1])
+    tensors = (in_proj, out_proj, x_proj, dt, A_logs, packed, A)
+    params = _PackParams(*(t.data_ptr() for t in tensors), model, channels, rank, padded_rank, BC)
     load_kernels("pack.cu", {"ELEMENT": ELEMENTS[dtype], "VECTOR": 1}).launch(
-        "pack", (-(-len(packed) // THREADS), 1, 1), THREADS, 0, params
+        "pack", (-(-(packed.numel() + A.numel()) // THREADS), 1, 1), THREADS, 0, params
     )
     in_proj_, out_proj_, x_proj_, dt_ = packed.split(sizes)
     return (
         in_proj_.view(in_proj.shape), out_proj_.view(out_proj.shape), x_proj_.view(-1, channels),
-        dt_.view(directions, channels, padded_rank),
+        dt_.view(directions, channels, padded_rank), A,
     )  # fmt: skip

@@ -5,8 +5,8 @@
 The four directions of a map are read where they lie. Maps may be float32, bfloat16 or float16; states and sums are
 float32. All reductions have a fixed order, so repeated runs agree bit for bit.
 
-Symbols as in :mod:`.reference`, groups first: u (g or 1, b, l, d); delta (g, b, l, d); A (g, d, n); B, C (g, b, l, n);
-D, delta_bias (g, d).
+Symbols as in :mod:`.reference`, groups first: u (g or 1, b, l, d); delta (g, b, l, d); A (g, d, n), here times log2(e),
+because the kernels compute powers of two; B, C (g, b, l, n); D, delta_bias (g, d).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from .nvrtc import load_kernels, why_nvrtc_is_unavailable
 from .portable import without_autocast
 
-__all__ = ["cross_scan_2d_cuda", "merge", "scan_backward", "scan_forward", "selective_scan_cuda", "why_cuda_is_unavailable"]
+__all__ = ["cross_scan_2d_cuda", "merge", "scan_backward", "scan_forward", "selective_scan_cuda", "split_parameters", "why_cuda_is_unavailable"]
 
 TILE = 16  # positions that a warp prepares at a time
 CHUNK = 32  # positions between two states that are kept for the backward
@@ -47,7 +47,7 @@ def why_cuda_is_unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     return why_nvrtc_is_unavailable()
 
 
-_POINTERS = "u delta B C dy A delta_bias y states carry decay du ddelta dBC dA dbias dD"
+_POINTERS = "u delta B C dy A delta_bias y states carry decay du ddelta dBC dparameters"
 _INTEGERS = (
     "u_group u_batch u_position delta_group delta_batch delta_position BC_group BC_batch BC_position "
     "batch groups channels d_state length height width segment segments four_directions keep_states"
@@ -142,7 +142,7 @@ class _Scan:
                 "BACKWARD_THREADS": 32 * BACKWARD_WARPS,
             },
         )
-        self.kept = {"u": u, "delta": delta, "A": A * LOG2_E, "B": B, "C": C, "delta_bias": delta_bias}
+        self.kept = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "delta_bias": delta_bias}
         self.params = _ScanParams(
             u_group=u.stride(0) if u.shape[0] > 1 else 0, u_batch=u.stride(1), u_position=u.stride(2),
             delta_group=delta.stride(0), delta_batch=delta.stride(1), delta_position=delta.stride(2),
@@ -223,7 +223,8 @@ def scan_backward(
         ddelta: written; laid out like delta, and may be delta itself.
 
     Returns:
-        du, (g, b, l, d); dA, (g, d, n); dB and dC, (b, l, g, 2, n) float32; dD and ddelta_bias, (g, d).
+        du, (g, b, l, d); dB and dC, (b, l, g, 2, n) float32; (g, (n + 2) * d) float32, which
+        :func:`split_parameters` takes apart.
     """
     delta = inputs[1]
     scan = _Scan(inputs, size, delta_softplus, *BACKWARD_PLAN)
@@ -232,17 +233,24 @@ def scan_backward(
     warps = min(range(1, min(BACKWARD_WARPS, scan.warps) + 1), key=lambda w: (-(-scan.warps // w) * w, -w))
     blocks = -(-scan.warps // warps)
     du = delta.new_empty(delta.shape)
-    parts = (scan.segments, scan.batch, scan.groups, scan.channels)
-    dA, dbias, dD = scan.new(*parts, scan.d_state), scan.new(*parts), scan.new(*parts)
+    dparameters = scan.new(scan.segments * scan.batch, scan.groups, (scan.d_state + 2) * scan.channels)
     dBC = scan.new(blocks, scan.batch, scan.length, scan.groups, 2, scan.states)
-    scan.give(du=du, ddelta=ddelta, dBC=dBC, dA=dA, dbias=dbias, dD=dD)
+    scan.give(du=du, ddelta=ddelta, dBC=dBC, dparameters=dparameters)
     warp_floats = CHUNK * 3 * scan.warp_channels + CHUNK // SUBTILE * scan.width * 128 + CHUNK * 2 * scan.states
     shared_floats = CHUNK * 2 * scan.states + warps * warp_floats
     scan.kernels.launch(
         "scan_backward", (blocks, scan.segments, scan.sequences), 32 * warps, 4 * shared_floats, scan.params
     )
     dBC = dBC.squeeze(0) if blocks == 1 else dBC.sum(0)
-    return du, dA.sum((0, 1)), dBC[..., : scan.d_state], dD.sum((0, 1)), dbias.sum((0, 1))
+    dparameters = dparameters.squeeze(0) if len(dparameters) == 1 else dparameters.sum(0)
+    return du, dBC[..., : scan.d_state], dparameters
+
+
+def split_parameters(dparameters: Tensor, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
+    """dA, (g, d, n), ddelta_bias and dD, (g, d), of what :func:`scan_backward` returned."""
+    channels = dparameters.shape[1] // (d_state + 2)
+    dA, dbias, dD = dparameters.split([channels * d_state, channels, channels], dim=1)
+    return dA.unflatten(1, (channels, d_state)), dbias, dD
 
 
 def merge(parts: Tensor, skip: Tensor, weight: Tensor, merged: Tensor) -> Tensor:
@@ -288,24 +296,26 @@ def _(u, delta, A, B, C, D, delta_bias, size, delta_softplus, keep):
     mutates_args=(),
     schema="(Tensor dy, Tensor states, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D,"
     " Tensor delta_bias, int[] size, bool delta_softplus)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 @without_autocast
 def _backward(dy, states, u, delta, A, B, C, D, delta_bias, size, delta_softplus):
     u, dy = u.contiguous(), dy.contiguous()
     inputs = (u, delta, A, B, C, delta_bias)
     ddelta = torch.empty_strided(delta.shape, delta.stride(), dtype=delta.dtype, device=delta.device)
-    du, dA, dBC, dD, dbias = scan_backward(dy, states, inputs, tuple(size) or None, delta_softplus, ddelta)
-    dB, dC = dBC.to(B.dtype).permute(3, 2, 0, 1, 4)
-    return _skip(du, dy, D, size), ddelta, dA, dB.contiguous(), dC.contiguous(), dD, dbias
+    du, dBC, dparameters = scan_backward(dy, states, inputs, tuple(size) or None, delta_softplus, ddelta)
+    return _skip(du, dy, D, size), ddelta, dBC.to(B.dtype, copy=True), dparameters
 
 
 @_backward.register_fake
 def _(dy, states, u, delta, A, B, C, D, delta_bias, size, delta_softplus):
+    groups, batch, length, channels = delta.shape
+    d_state = A.shape[-1]
     return (
         u.new_empty(u.shape),
         torch.empty_like(delta),
-        *(t.new_empty(t.shape) for t in (A, B, C, D, delta_bias)),
+        B.new_empty(batch, length, groups, 2, d_state),
+        A.new_empty(groups, (d_state + 2) * channels),
     )
 
 
@@ -316,7 +326,10 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _autograd(ctx, dy, _):
-    return *_backward(dy, *ctx.saved_tensors, ctx.size, ctx.delta_softplus), None, None, None
+    du, ddelta, dBC, dparameters = _backward(dy, *ctx.saved_tensors, ctx.size, ctx.delta_softplus)
+    dB, dC = dBC.permute(3, 2, 0, 1, 4)
+    dA, dbias, dD = split_parameters(dparameters, dBC.shape[-1])
+    return du, ddelta, dA, dB, dC, dD, dbias, None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_save_for_backward)
@@ -327,7 +340,7 @@ def _scan(u, delta, A, B, C, D, delta_bias, size, delta_softplus) -> Tensor:
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (u, delta, B, C)))
     u, delta, B, C = (_rows_contiguous(t.to(dtype)) for t in (u, delta, B, C))
-    A, D, delta_bias = (t.float().contiguous() for t in (A, D, delta_bias))
+    A, D, delta_bias = (t.float().contiguous() for t in (A * LOG2_E, D, delta_bias))
     return _forward(u.contiguous(), delta, A, B, C, D, delta_bias, size, delta_softplus, keep)[0].to(tensors[0].dtype)
 
 

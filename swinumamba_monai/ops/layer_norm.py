@@ -54,18 +54,18 @@ def _(x, weight, bias, eps):
 @torch.library.custom_op(
     "swinumamba::layer_norm_backward",
     mutates_args=(),
-    schema="(Tensor dy, Tensor statistics, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor dy, Tensor statistics, Tensor x, Tensor weight) -> (Tensor, Tensor)",
 )
 @without_autocast
 def _backward(dy, statistics, x, weight):
     scale = weight.float()
-    dx, _, _, dweight, dbias = cuda_fused.layer_norm_backward(dy.contiguous(), statistics, x, None, scale, scale)
-    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+    dx, _, _, dparameters = cuda_fused.layer_norm_backward(dy.contiguous(), statistics, x, None, scale, scale)
+    return dx, dparameters.to(weight.dtype)
 
 
 @_backward.register_fake
 def _(dy, statistics, x, weight):
-    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    return torch.empty_like(x), weight.new_empty(2, len(weight))
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -76,7 +76,8 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _autograd(ctx, dy, _):
-    return *_backward(dy, *ctx.saved_tensors), None
+    dx, dparameters = _backward(dy, *ctx.saved_tensors)
+    return dx, *dparameters, None
 
 
 _forward.register_autograd(_autograd, setup_context=_save_for_backward)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cuda_fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward, pack
-from .cuda_scan import CHUNK, merge, scan_backward, scan_forward
+from .cuda_scan import CHUNK, LOG2_E, merge, scan_backward, scan_forward, split_parameters
 from .dispatch import choose_backend, cross_scan_2d
 from .portable import to_autocast_dtype, without_autocast
 
@@ -137,11 +137,10 @@ class _Weights:
         self.conv, self.norm = (conv_weight, conv_bias), (norm_weight, norm_bias)
         self.channels, self.rank = dt.shape[1:]
         self.num_BC = x_proj.shape[1] - self.rank
-        in_proj, self.out_proj, self.x_proj, self.dt = pack(
-            in_proj, out_proj, x_proj, dt, -(-self.rank // 8) * 8, dtype
+        in_proj, self.out_proj, self.x_proj, self.dt, self.A = pack(
+            in_proj, out_proj, x_proj, dt, A_logs, -(-self.rank // 8) * 8, dtype
         )
         self.to_map, self.to_gate = in_proj.chunk(2)
-        self.A = -A_logs.exp().unflatten(0, (DIRECTIONS, -1))
         self.D = Ds.unflatten(0, (DIRECTIONS, -1))
 
     def project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -204,8 +203,8 @@ def _(x, *arguments):
     mutates_args=(),
     schema="(Tensor dout, Tensor merged, Tensor states, Tensor statistics, Tensor x, Tensor in_proj_weight,"
     " Tensor conv_weight, Tensor conv_bias, Tensor x_proj_weight, Tensor dt_weight, Tensor dt_bias, Tensor A_logs,"
-    " Tensor Ds, Tensor norm_weight, Tensor norm_bias, Tensor out_proj_weight) -> (Tensor, Tensor, Tensor, Tensor,"
-    " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor Ds, Tensor norm_weight, Tensor norm_bias, Tensor out_proj_weight)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 @without_autocast
 def _backward(dout, merged, states, statistics, x, *parameters):
@@ -214,7 +213,7 @@ def _backward(dout, merged, states, statistics, x, *parameters):
 
     # out_proj, norm and gate; then the gate's half of in_proj
     gate, dgated = rows @ weights.to_gate.t(), dout @ weights.out_proj
-    dmerged, dgate, gated, dnorm_weight, dnorm_bias = layer_norm_backward(
+    dmerged, dgate, gated, dnorm = layer_norm_backward(
         dgated, statistics, merged, gate, *weights.norm
     )
     dout_proj = dout.t() @ gated
@@ -231,7 +230,7 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     for samples in _slices(scanned):
         low, inputs = weights.project(scanned[samples])
         delta = inputs[1]  # is overwritten by its gradient
-        du, dA, dBC, dD, ddt_bias = scan_backward(
+        du, dBC, dscan = scan_backward(
             dmerged[samples][None], states[:, samples], inputs, x.shape[1:3], True, ddelta=delta
         )
         ddelta = delta.flatten(1, 2)
@@ -241,28 +240,31 @@ def _backward(dout, merged, states, statistics, x, *parameters):
         )
         ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., : weights.rank]
         merge(du, dmerged[samples], weights.D, dscanned[samples])
-        sums.append((ddt, ddt_bias, dA, dD))
+        sums.append((ddt, dscan))
         del low, inputs, delta, ddelta, du
-    ddt, ddt_bias, dA, dD = sums[0] if len(sums) == 1 else (torch.stack(parts).sum(0) for parts in zip(*sums))
+    ddt, dscan = sums[0] if len(sums) == 1 else (torch.stack(parts).sum(0) for parts in zip(*sums))
     dprojected = dprojected.flatten(0, 1).flatten(1)
     dscanned = dscanned.flatten(0, 1).addmm_(dprojected, weights.x_proj)
     dx_proj = (dprojected.t() @ scanned.flatten(0, 1)).unflatten(0, (DIRECTIONS, -1))
     dx_proj = dx_proj[:, : weights.num_BC + weights.rank].roll(weights.rank, dims=1)  # the low rank's rows come first
 
     # the convolution and its half of in_proj
-    dmap, dconv_weight, dconv_bias = conv_silu_backward(dscanned.view(map_in.shape), map_in, *weights.conv)
+    dmap, dconv = conv_silu_backward(dscanned.view(map_in.shape), map_in, *weights.conv)
     dmap = dmap.flatten(0, 2)
     dx.addmm_(dmap, weights.to_map)
-    grads = (
-        dx.view(x.shape), torch.cat([dmap.t() @ rows, dto_gate]), dconv_weight, dconv_bias, dx_proj, ddt, ddt_bias,
-        (dA * weights.A).flatten(0, 1), dD.flatten(), dnorm_weight, dnorm_bias, dout_proj,
-    )  # fmt: skip
-    return tuple(grad.to(t.dtype) for grad, t in zip(grads, (x, *parameters)))
+    din_proj = torch.cat([dmap.t() @ rows, dto_gate])
+    return dx.view(x.shape), din_proj, dconv, dx_proj, ddt.contiguous(), dscan, dnorm, dout_proj
 
 
 @_backward.register_fake
-def _(dout, merged, states, statistics, *inputs):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs)
+def _(dout, merged, states, statistics, x, in_proj, conv_weight, conv_bias, x_proj, dt, dt_bias, A_logs, Ds, *rest):
+    channels, d_state = len(conv_bias), A_logs.shape[1]
+    parameters = [torch.empty_like(t, dtype=x.dtype) for t in (x, in_proj, x_proj, dt, rest[-1])]
+    sums = [
+        conv_bias.new_empty(rows, columns, dtype=torch.float32)
+        for rows, columns in ((10, channels), (DIRECTIONS, (d_state + 2) * channels), (2, channels))
+    ]
+    return parameters[0], parameters[1], sums[0], parameters[2], parameters[3], sums[1], sums[2], parameters[4]
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -273,7 +275,16 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _autograd(ctx, dout, *_):
-    return *_backward(dout, *ctx.saved_tensors), None, None
+    dx, din_proj, dconv, dx_proj, ddt, dscan, dnorm, dout_proj = _backward(dout, *ctx.saved_tensors)
+    parameters = ctx.saved_tensors[4:]
+    A_logs = parameters[6]
+    dA, ddt_bias, dD = split_parameters(dscan, A_logs.shape[1])
+    dA_logs = dA.flatten(0, 1) * (-LOG2_E * A_logs.exp())
+    grads = (
+        din_proj, dconv[:9].t().reshape(parameters[1].shape), dconv[9], dx_proj, ddt, ddt_bias, dA_logs, dD.flatten(),
+        *dnorm, dout_proj,
+    )  # fmt: skip
+    return dx, *(grad.to(t.dtype) for grad, t in zip(grads, parameters)), None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_save_for_backward)

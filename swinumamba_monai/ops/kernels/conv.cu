@@ -22,18 +22,21 @@ template <int RUN>
 struct Window {
     float v[3][RUN + 2][VECTOR];  // row, column
 
-    DEVICE_MEMBER void load(const ConvParams& p, long long image, int row, int first, int channel) {
+    // `line` counts the rows of all images.
+    DEVICE_MEMBER void load(const ConvParams& p, int line, int first, int channel) {
+        const int row = line % int(p.height), width = int(p.width), channels = int(p.channels);
         elements raw[3][RUN + 2];
 #pragma unroll
-        for (int r = 0; r < 3; ++r)
+        for (int r = 0; r < 3; ++r) {
+            const bool row_inside = row + r >= 1 && row + r <= p.height;
+            const element* from = p.x + (long long)(line + r - 1) * width * channels + channel;
 #pragma unroll
             for (int j = 0; j < RUN + 2; ++j) {
-                const int i = row + r - 1, column = first + j - 1;
-                const bool inside = i >= 0 && i < p.height && column >= 0 && column < p.width;
+                const int column = first + j - 1;
                 raw[r][j] = elements{};
-                if (inside)
-                    raw[r][j] = ::load(p.x + ((image * p.height + i) * p.width + column) * p.channels + channel);
+                if (row_inside && column >= 0 && column < width) raw[r][j] = ::load(from + column * channels);
             }
+        }
 #pragma unroll
         for (int r = 0; r < 3; ++r)
 #pragma unroll
@@ -65,35 +68,34 @@ struct Weights {
     }
 };
 
-// Go along the run with number `run`; `use` gets the window, the place in the run and the pixel's index.
+// Go along the run with number `run`; `use` gets the window, the place in the run and where its channels begin.
 template <int RUN, typename Use>
-DEVICE void for_each_pixel(const ConvParams& p, long long run, int channel, const Use& use) {
-    const int runs_per_row = (int(p.width) + RUN - 1) / RUN;
-    const long long row_of_all = run / runs_per_row;
-    const int row = int(row_of_all % p.height), first = int(run % runs_per_row) * RUN;
+DEVICE void for_each_pixel(const ConvParams& p, int run, int channel, const Use& use) {
+    const int width = int(p.width), runs_per_line = (width + RUN - 1) / RUN;
+    const int line = run / runs_per_line, first = run % runs_per_line * RUN;
+    const long long start = ((long long)line * width + first) * p.channels + channel;
     Window<RUN> window;
-    window.load(p, row_of_all / p.height, row, first, channel);
+    window.load(p, line, first, channel);
 #pragma unroll
     for (int j = 0; j < RUN; ++j)
-        if (first + j < p.width) use(window, j, row_of_all * p.width + first + j);
+        if (first + j < width) use(window, j, start + j * int(p.channels));
 }
 
 // A thread for each run of each VECTOR channels.
 KERNEL LAUNCH_BOUNDS(256, 2) conv_silu(const GRID_CONSTANT ConvParams p) {
-    const int vectors = int(p.channels) / VECTOR;
-    const long long e = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const int vectors = int(p.channels) / VECTOR, e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= p.runs * vectors) return;
-    const int channel = int(e % vectors) * VECTOR;
+    const int channel = e % vectors * VECTOR;
     Weights weights;
     weights.load(p, channel);
-    for_each_pixel<FORWARD_RUN>(p, e / vectors, channel, [&](const Window<FORWARD_RUN>& window, int j, long long pixel) {
+    for_each_pixel<FORWARD_RUN>(p, e / vectors, channel, [&](const Window<FORWARD_RUN>& window, int j, long long place) {
         float y[VECTOR];
 #pragma unroll
         for (int c = 0; c < VECTOR; ++c) {
             const float sum = weights.apply(window, j, c);
             y[c] = p.transposed ? sum : silu(sum);
         }
-        store(p.y + pixel * p.channels + channel, y);
+        store(p.y + place, y);
     });
 }
 
@@ -109,9 +111,9 @@ KERNEL LAUNCH_BOUNDS(256, 1) conv_silu_backward(const GRID_CONSTANT ConvParams p
     if (inside) {
         Weights weights;
         weights.load(p, channel);
-        for (long long run = (long long)blockIdx.x * teams + team; run < p.runs; run += (long long)gridDim.x * teams)
-            for_each_pixel<BACKWARD_RUN>(p, run, channel, [&](const Window<BACKWARD_RUN>& window, int j, long long pixel) {
-                const elements dy = load(p.dy + pixel * p.channels + channel);
+        for (int run = blockIdx.x * teams + team; run < p.runs; run += gridDim.x * teams)
+            for_each_pixel<BACKWARD_RUN>(p, run, channel, [&](const Window<BACKWARD_RUN>& window, int j, long long place) {
+                const elements dy = load(p.dy + place);
                 float dsum[VECTOR];
 #pragma unroll
                 for (int c = 0; c < VECTOR; ++c) {
@@ -121,7 +123,7 @@ KERNEL LAUNCH_BOUNDS(256, 1) conv_silu_backward(const GRID_CONSTANT ConvParams p
 #pragma unroll
                     for (int k = 0; k < 9; ++k) sums[k][c] = fmaf(dsum[c], window.v[k / 3][j + k % 3][c], sums[k][c]);
                 }
-                store(p.y + pixel * p.channels + channel, dsum);
+                store(p.y + place, dsum);
             });
     }
 #pragma unroll

@@ -1,7 +1,7 @@
 // Copyright (c) the swinumamba_monai authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The weight matrices of an SS2D in the maps' type, in one launch. For each direction the rows of x_proj that give B and
+// The weights of an SS2D as its kernels take them, in one launch: the matrices in the maps' type, and A. For each direction the rows of x_proj that give B and
 // C come first, then those of Δ's low rank, which is filled up with zeros to `padded_rank`: so whatever the product gives
 // is aligned for vector loads and for the matrix units.
 
@@ -10,7 +10,9 @@ struct PackParams {
     const float *out_proj;  // (model, d)
     const float *x_proj;    // (4, rank + BC, d)
     const float *dt;        // (4, d, rank)
+    const float *A_logs;    // (4 d, n)
     element *packed;        // in_proj, out_proj, x_proj (4, BC + padded_rank, d), dt (4, d, padded_rank)
+    float *A;               // (4 d, n): -e^A_logs times log2(e)
     long long model, channels, rank, padded_rank, BC;
 };
 
@@ -30,6 +32,8 @@ KERNEL pack(const GRID_CONSTANT PackParams p) {
     } else if ((i -= 4 * (BC + padded) * d) < 4 * d * padded) {
         if (i % padded < rank) value = p.dt[i / padded * rank + i % padded];
     } else {
+        i -= 4 * d * padded;
+        if (i < 2 * d * BC) p.A[i] = -1.442695041f * expf(p.A_logs[i]);
         return;
     }
     p.packed[e] = from_float(value);

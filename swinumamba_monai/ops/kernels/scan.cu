@@ -27,6 +27,7 @@
 constexpr int CHANNEL_LANES = 32 / STATE_LANES;
 constexpr int WARP_CHANNELS = CHANNEL_LANES * CHANNELS;
 constexpr int STATES = 4 * STATE_LANES;  // at least d_state; surplus states have A = B = C = 0
+constexpr float LN2 = 0.6931471806f;  // decays are 2^(Δ A), so their derivatives have this factor
 constexpr int ROW_VECTORS = WARP_CHANNELS / VECTOR;          // that a position's channels of the warp are moved in
 constexpr int MATRIX_VECTORS = 2 * STATES / MATRIX_VECTOR;  // and its B and C
 
@@ -45,8 +46,7 @@ struct ScanParams {
     element *du;              // (g, b, l, d)
     element *ddelta;          // strides of delta
     float *dBC;               // (blocks of channels, b, l, g, 2 STATES)
-    float *dA;                // (segments, b, g, d, n)
-    float *dbias, *dD;        // (segments, b, g, d)
+    float *dparameters;       // (segments, b, g, (n + 2) d): dA (d, n), then ddelta_bias and dD (d)
     long long u_group, u_batch, u_position;
     long long delta_group, delta_batch, delta_position;
     long long BC_group, BC_batch, BC_position;
@@ -341,13 +341,18 @@ DEVICE void scan_segment(const ScanParams& p) {
                 if (PASS != OUTPUT) steps[c] += delta.v[c];
             }
             if (PASS == OUTPUT) {
-                using Mine = Left<CHANNELS, STATE_LANES>;
+                // y takes the place of Δu, which all threads of the channel have read: the sums came from them.
                 sum_over_lanes<CHANNELS, STATE_LANES, 1>(y, at.lane);
-                const int pixel_t = from_lane(pixel, t);
-                const int channel = at.channel + first_channel + Mine::first(at.state_lane);
-                if (pixel_t >= 0 && Mine::writes(at.state_lane) && channel < p.channels)
-                    *out.at(pixel_t, channel) = from_float(y[0]);
+                tile.inflow[t][first_channel + Left<CHANNELS, STATE_LANES>::first(at.state_lane)] = y[0];
             }
+        }
+        if (PASS == OUTPUT) {
+            __syncwarp();
+            for_each_row<TILE>(at, [&](int, int t, int c) {
+                const int pixel_t = from_lane(pixel, t);
+                if (pixel_t >= 0 && at.moved < p.channels)
+                    store(out.at(pixel_t, at.moved), read<VECTOR>(&tile.inflow[t][c]).v);
+            });
         }
     }
     if (PASS != OUTPUT) {
@@ -528,7 +533,6 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
                 }
             }
             // Each of the threads that share a channel finishes some of the subtile's positions.
-            constexpr float LN2 = 0.6931471806f;  // A is in units of log2(e)
             constexpr int KEPT = SUBTILE / STATE_LANES;
             sum_over_lanes<SUBTILE * 2 * CHANNELS, STATE_LANES, 1>(
                 reinterpret_cast<float(&)[SUBTILE * 2 * CHANNELS]>(sums), at.lane);
@@ -576,7 +580,10 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
     }
 
     const long long part = ((long long)at.segment * p.batch + at.b) * p.groups + at.g;
-    store_pairs(p, at, p.dA + part * pairs, dA);
+    float* dparameters = p.dparameters + part * (pairs + 2 * p.channels);
+#pragma unroll
+    for (int i = 0; i < CHANNELS * 4; ++i) dA[i / 4][i % 4] *= LN2;
+    store_pairs(p, at, dparameters, dA);
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) {
 #pragma unroll
@@ -585,8 +592,8 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
             dD[v] += exchange(dD[v], offset);
         }
         if (at.lane < ROW_VECTORS && at.moved < p.channels) {
-            p.dbias[part * p.channels + at.moved + v] = dbias[v];
-            p.dD[part * p.channels + at.moved + v] = dD[v];
+            dparameters[pairs + at.moved + v] = dbias[v];
+            dparameters[pairs + p.channels + at.moved + v] = dD[v];
         }
     }
 }
