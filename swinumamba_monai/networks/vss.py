@@ -17,7 +17,7 @@ from monai.networks.layers import DropPath
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from swinumamba_monai.ops.dispatch import check_backend_name, cross_scan_2d
+from swinumamba_monai.ops.dispatch import check_backend_name, projected_scan_2d
 
 __all__ = ["SS2D", "VSSBlock", "VSSStage", "PatchEmbed", "PatchMerging", "PatchExpanding", "make_norm", "NORMS"]
 
@@ -87,12 +87,11 @@ class SS2D(nn.Module):
     def scan(self, x: Tensor) -> Tensor:
         """Scan a map in four directions with Δ, B and C made from it; (b, h, w, d) in and out."""
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (self.directions, -1))
-        low_rank, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = torch.einsum("bhwkr,kdr->bhwkd", low_rank, self.dt_projs_weight)
         A_logs = self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32))
         A = -A_logs.exp().unflatten(0, (self.directions, -1))
         D = self.Ds.unflatten(0, (self.directions, -1))
-        return cross_scan_2d(x, delta, A, B, C, D, self.dt_projs_bias, backend=self.scan_backend)
+        weight, bias = self.dt_projs_weight, self.dt_projs_bias
+        return projected_scan_2d(x, projected, weight, A, D, bias, backend=self.scan_backend)
 
     def forward(self, x: Tensor) -> Tensor:
         """
