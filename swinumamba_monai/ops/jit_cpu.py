@@ -132,7 +132,7 @@ def _forward(u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus
     _check_shapes(*inputs)
     batch, height, width, _, channels = u.shape
     parts = _count_parts(u, A)
-    y = u.new_empty(parts, batch, height * width, channels)
+    y = u.new_empty((parts, batch, height * width, channels))
     chunk_states = u.new_empty(_chunk_states_shape(u, A, keep_states))
     flat = [t.flatten(1, 2) for t in inputs[:3]]
     run_tasks(
@@ -160,9 +160,9 @@ def _backward(dy, chunk_states, u, delta, projected, delta_weight, A, D, delta_b
     batch, height, width, _, channels = u.shape
     groups, _, n = A.shape
     rank, parts, blocks = delta_weight.shape[-1], _count_parts(u, A), _count_blocks(channels)
-    du = u.new_empty(parts, batch, height * width, channels)
-    ddelta = u.new_empty(groups, batch, height * width, channels)
-    dBC = u.new_empty(blocks, batch, height * width, groups, 2 * n)
+    du = u.new_empty((parts, batch, height * width, channels))
+    ddelta = u.new_empty((groups, batch, height * width, channels))
+    dBC = u.new_empty((blocks, batch, height * width, groups, 2 * n))
     dA, dD, dbias = (t.new_empty((batch, *t.shape)) for t in (A, D, delta_bias))
     flat = [t.flatten(1, 2) for t in inputs[:3]]
     run_tasks(
