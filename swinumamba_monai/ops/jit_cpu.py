@@ -2,25 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The selective scan on the CPU by loops that Numba compiles (:mod:`.jit_cpu_kernels`), where that is installed.
 
-One operator, ``swinumamba::scan_jit``, serves sequences and maps. It is given the order in which each group visits the
-positions, so the four directions of a map are read where they lie, and groups may share one u, in which case their
-outputs are summed. As in :mod:`.portable` only the state before each chunk is kept for the backward.
-
-Threads are plain Python threads, started for each call: the loops run without the interpreter lock. Unlike a thread
-pool of OpenMP's or Numba's own they survive a fork, and several threads of a program may scan at once.
+One operator, ``swinumamba::scan_jit``, serves sequences and maps. A map is (b, h, w, g, ...) with its four directions as
+groups, which are read where they lie; a sequence is a map of one row. Where the groups share one u, they are the
+directions of a map, and their outputs are summed. As in :mod:`.portable` only the state before each chunk is kept for
+the backward, and not even that where there will be none.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cpu_threads import run_tasks
 from .reference import state_dtype
 
 __all__ = ["cross_scan_2d_jit", "selective_scan_jit", "why_jit_is_unavailable"]
@@ -50,33 +47,6 @@ def _kernels():
 
     logger.info("the first scan in each dtype on this machine compiles its loops, which takes up to ten seconds")
     return jit_cpu_kernels
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="swinumamba")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
-
-
-def run_tasks(kernel, tasks: int, *arguments) -> None:
-    """Spread the tasks of a kernel over as many threads as torch uses.
-
-    Args:
-        kernel: called with the first task, the task to stop before, and the arguments; releases the interpreter lock.
-        tasks: their number.
-        arguments: passed on, tensors as NumPy arrays.
-    """
-    arguments = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
-    threads = min(torch.get_num_threads(), tasks)
-    if threads <= 1:
-        kernel(0, tasks, *arguments)
-        return
-    calls = min(tasks, 4 * threads)  # several for each thread, so that a core busy elsewhere delays the others little
-    bounds = [tasks * i // calls for i in range(calls + 1)]
-    list(_pool(threads).map(lambda start, stop: kernel(start, stop, *arguments), bounds, bounds[1:]))
 
 
 def _check_shapes(u, delta, projected, delta_weight, A, D, delta_bias) -> None:
