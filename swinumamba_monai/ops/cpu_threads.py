@@ -3,8 +3,8 @@
 """Spread the loops of :mod:`.jit_cpu` and :mod:`.jit_cpu_fused` over threads, with torch's own ones where possible.
 
 torch on Linux runs its operators on the threads of an OpenMP library, which stay awake for milliseconds after each
-operator in case another follows. Threads beside them would have to share the cores with this waiting: a network of short
-operators becomes a third slower. So the loops run on the same threads, by the call that a compiler makes of
+operator in case another follows. Threads beside them would have to share the cores with this waiting, which makes a
+network of short operators a fifth slower. So the loops run on the same threads, by the call that a compiler makes of
 ``#pragma omp parallel``, part of the binary interface of GNU's, LLVM's and Intel's library.
 
 Where there is no such call (Windows, macOS), and in forked processes, whose parent's threads are gone, Python's threads
@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def run_tasks(kernel: Callable, tasks: int, *arguments) -> None:
         return
     calls = min(tasks, 4 * threads)  # several for each thread, so that a core busy elsewhere delays the others little
     bounds = [tasks * i // calls for i in range(calls + 1)]
-    remaining = deque(zip(bounds, bounds[1:]))
+    remaining = deque(pairwise(bounds))
 
     def work() -> None:
         while True:

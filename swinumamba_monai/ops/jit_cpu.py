@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The selective scan on the CPU by loops that Numba compiles (:mod:`.jit_cpu_kernels`), where that is installed.
 
-One operator, ``swinumamba::scan_jit``, serves sequences and maps. A map is (b, h, w, g, ...) with its four directions as
-groups, which are read where they lie; a sequence is a map of one row. Where the groups share one u, they are the
+One operator, ``swinumamba::scan_jit``, serves sequences and maps. A map is (b, h, w, g, ...) with its four directions
+as groups, which are read where they lie; a sequence is a map of one row. Where the groups share one u, they are the
 directions of a map, and their outputs are summed. As in :mod:`.portable` only the state before each chunk is kept for
 the backward, and not even that where there will be none.
 """
