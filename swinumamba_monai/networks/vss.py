@@ -17,7 +17,7 @@ from monai.networks.layers import DropPath
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from swinumamba_monai.ops.dispatch import check_backend_name, projected_scan_2d
+from swinumamba_monai.ops.dispatch import check_backend_name, norm_gate, projected_scan_2d
 
 __all__ = ["SS2D", "VSSBlock", "VSSStage", "PatchEmbed", "PatchMerging", "PatchExpanding", "make_norm", "NORMS"]
 
@@ -103,8 +103,12 @@ class SS2D(nn.Module):
         """
         x, gate = self.in_proj(x).chunk(2, dim=-1)
         x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        x = self.out_norm(self.scan(x))
-        return self.out_proj(x * F.silu(gate))
+        x, norm = self.scan(x), self.out_norm
+        if isinstance(norm, nn.LayerNorm):
+            x = norm_gate(x, gate, norm.weight, norm.bias, norm.eps, backend=self.scan_backend)
+        else:
+            x = norm(x) * F.silu(gate)
+        return self.out_proj(x)
 
 
 class VSSBlock(nn.Module):

@@ -23,14 +23,24 @@ import os
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .jit_cpu import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
+from .jit_cpu_fused import norm_gate_jit
 from .mamba import selective_scan_mamba, why_mamba_is_unavailable
 from .portable import selective_scan_portable
 from .reference import cross_scan_2d_ref, scan_orders, selective_scan_ref
 
-__all__ = ["BACKENDS", "check_backend_name", "choose_backend", "cross_scan_2d", "projected_scan_2d", "selective_scan"]
+__all__ = [
+    "BACKENDS",
+    "check_backend_name",
+    "choose_backend",
+    "cross_scan_2d",
+    "norm_gate",
+    "projected_scan_2d",
+    "selective_scan",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -223,6 +233,14 @@ def projected_scan_2d(
     low_rank, B, C = projected.split([delta_weight.shape[-1], A.shape[-1], A.shape[-1]], dim=-1)
     delta = torch.einsum("bhwkr,kdr->bhwkd", low_rank, delta_weight)
     return cross_scan_2d(x, delta, A, B, C, D, delta_bias, backend=backend)
+
+
+def norm_gate(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, *, backend: str = "auto") -> Tensor:
+    """LayerNorm over the channels of ``y``, times SiLU of ``gate``; both (b, h, w, c), weight and bias (c,)."""
+    float32 = all(t.dtype == torch.float32 for t in (y, gate, weight, bias))
+    if float32 and choose_backend(backend, y.device.type, y.dtype) == "numba":
+        return norm_gate_jit(y, gate, weight, bias, eps)
+    return F.layer_norm(y, weight.shape, weight, bias, eps) * F.silu(gate)
 
 
 def _interleave(orders: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What stands before and behind the scan in a VSS block, in one pass over the map each, by loops that Numba compiles.
+"""Norm and gate behind the scan of a VSS block in one pass over the map, by loops that Numba compiles.
 
-A map is read once where torch's operators, one after another, would read and write it several times, and inputs may be
-halves of a map: they are not copied. Float32 on a CPU; what else there is, the caller leaves to torch. What the backward
-needs of the forward is computed again.
+A pixel is read once where torch's operators, one after another, would read and write it several times, and the gate may
+be half of a larger map: it is not copied. Float32 on a CPU; what else there is, the caller leaves to torch. What the
+backward needs of the forward is computed again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .cpu_threads import run_tasks
 
-__all__ = ["depthwise_conv_silu_jit", "norm_gate_jit"]
+__all__ = ["norm_gate_jit"]
 
 
 def _kernels():
@@ -32,60 +32,19 @@ def _flat(x: Tensor) -> tuple[Tensor, int]:
     return x.as_strided([x.numel() // channels * distance - distance + channels], [1]), distance
 
 
-def _taps(weight: Tensor) -> Tensor:
-    """(c, 1, 3, 3) to (3, 3c), the channels of a tap together."""
-    return weight.permute(2, 3, 0, 1).reshape(3, -1)
-
-
 def _check(x: Tensor, *parameters: Tensor) -> None:
     """Raise ValueError on what the loops would misread."""
     if x.ndim != 4 or any(t.dtype != torch.float32 for t in (x, *parameters)):
         raise ValueError(f"expected a float32 map (b, h, w, c), got {x.dtype} {tuple(x.shape)}.")
     for t in parameters:
-        if t.shape not in [(x.shape[-1],), (x.shape[-1], 1, 3, 3), x.shape]:
+        if t.shape not in [(x.shape[-1],), x.shape]:
             raise ValueError(f"{tuple(t.shape)} does not fit a map of {tuple(x.shape)}.")
-
-
-@torch.library.custom_op("swinumamba::conv_silu_jit", mutates_args=(), device_types="cpu")
-def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    _check(x, weight, bias)
-    out = torch.empty(x.shape)
-    run_tasks(_kernels().conv_silu, x.shape[0] * x.shape[1], *_flat(x), _taps(weight), bias.contiguous(), out)
-    return out
-
-
-@_conv_silu.register_fake
-def _(x, weight, bias):
-    return x.new_empty(x.shape)
-
-
-@torch.library.custom_op("swinumamba::conv_silu_jit_backward", mutates_args=(), device_types="cpu")
-def _conv_silu_backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    rows, channels = x.shape[0] * x.shape[1], x.shape[-1]
-    dz, dx = torch.empty(x.shape), torch.empty(x.shape)
-    dweight, dbias = torch.empty(rows, 9, channels), torch.empty(rows, channels)
-    inputs = (dout.contiguous(), *_flat(x), _taps(weight), bias.contiguous())
-    run_tasks(_kernels().conv_silu_backward, rows, *inputs, dz, dweight, dbias)
-    run_tasks(_kernels().conv, rows, *_flat(dz), _taps(weight.flip(2, 3)), dx)
-    return dx, dweight.sum(0).t().reshape(weight.shape), dbias.sum(0)
-
-
-@_conv_silu_backward.register_fake
-def _(dout, x, weight, bias):
-    return tuple(t.new_empty(t.shape) for t in (x, weight, bias))
-
-
-def _save_conv(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-_conv_silu.register_autograd(lambda ctx, dout: _conv_silu_backward(dout, *ctx.saved_tensors), setup_context=_save_conv)
 
 
 @torch.library.custom_op("swinumamba::norm_gate_jit", mutates_args=(), device_types="cpu")
 def _norm_gate(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     _check(y, gate, weight, bias)
-    out = torch.empty(y.shape)
+    out = y.new_empty(y.shape)
     inputs = (y.contiguous(), *_flat(gate), weight.contiguous(), bias.contiguous())
     run_tasks(_kernels().norm_gate, y.shape[0] * y.shape[1], *inputs, eps, out)
     return out
@@ -101,8 +60,8 @@ def _norm_gate_backward(
     dout: Tensor, y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, channels = y.shape[0] * y.shape[1], y.shape[-1]
-    dy, dgate = torch.empty(y.shape), torch.empty(y.shape)
-    dweight, dbias = torch.empty(rows, channels), torch.empty(rows, channels)
+    dy, dgate = y.new_empty(y.shape), y.new_empty(y.shape)
+    dweight, dbias = y.new_empty((rows, channels)), y.new_empty((rows, channels))
     inputs = (dout.contiguous(), y.contiguous(), *_flat(gate), weight.contiguous(), bias.contiguous())
     run_tasks(_kernels().norm_gate_backward, rows, *inputs, eps, dy, dgate, dweight, dbias)
     return dy, dgate, dweight.sum(0), dbias.sum(0)
@@ -121,23 +80,6 @@ def _save_norm_gate(ctx, inputs, output):
 _norm_gate.register_autograd(
     lambda ctx, dout: (*_norm_gate_backward(dout, *ctx.saved_tensors, ctx.eps), None), setup_context=_save_norm_gate
 )
-
-
-def depthwise_conv_silu_jit(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """SiLU of a depthwise 3×3 convolution with one pixel of zeros around the map.
-
-    Args:
-        x: map, (b, h, w, c), which may be the first channels of a larger one.
-        weight: (c, 1, 3, 3).
-        bias: (c,).
-
-    Returns:
-        (b, h, w, c), contiguous.
-
-    Raises:
-        ValueError: not float32, or shapes that do not fit.
-    """
-    return _conv_silu(x, weight, bias)
 
 
 def norm_gate_jit(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
