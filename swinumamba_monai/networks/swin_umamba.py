@@ -26,6 +26,7 @@ from .vss import NORMS, PatchExpanding, VSSStage
 __all__ = ["SwinUMambaD", "SwinUMamba"]
 
 STRIDE = 32  # pixels of the image to a pixel of the coarsest map
+PIXELS = 1024  # of the finest map, expanded at a time for inference on a CPU
 
 
 class MambaDecoder(nn.Module):
@@ -77,9 +78,23 @@ class MambaDecoder(nn.Module):
         for expand, fuse, stage, skip in zip(self.expand_layers, self.concat_back_dim, self.stages, skips):
             x = stage(fuse(torch.cat([expand(x), skip], dim=-1)))
             maps.append(x)
-        maps.append(self.expand_layers[-1](x))
-        heads = list(zip(self.seg_layers, maps))[::-1]
-        return [head(m.permute(0, 3, 1, 2)) for head, m in (heads if all_heads else heads[:1])]
+        coarser = list(zip(self.seg_layers, maps))[::-1] if all_heads else []
+        return [self._finest_logits(x), *(head(m.permute(0, 3, 1, 2)) for head, m in coarser)]
+
+    def _finest_logits(self, x: Tensor) -> Tensor:
+        """Expand the last map and apply its head, a 1×1 convolution, before pixels change places: classes are fewer."""
+        expand, head = self.expand_layers[-1], self.seg_layers[-1]
+
+        def pixel_logits(x: Tensor) -> Tensor:  # (..., c) to (..., row, column, out_channels)
+            return F.linear(expand.vectors(x), head.weight.flatten(1), head.bias)
+
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # by parts that stay in a cache, and whose memory is used again: this halves the time
+            logits = torch.cat([pixel_logits(part) for part in x.flatten(0, 2).split(PIXELS)])
+            logits = logits.unflatten(0, x.shape[:3])
+        else:
+            logits = pixel_logits(x)
+        return expand.place(logits).permute(0, 3, 1, 2)
 
 
 class _SwinUMambaBase(nn.Module):

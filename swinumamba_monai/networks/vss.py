@@ -217,6 +217,14 @@ class PatchExpanding(nn.Module):
         self.expand = nn.Linear(in_channels, scale**2 * out_channels, bias=False)
         self.norm = make_norm(norm_name, out_channels)
 
+    def vectors(self, x: Tensor) -> Tensor:
+        """What each pixel expands to, before it takes its place: (..., c) to (..., row, column, out_channels)."""
+        return self.norm(self.expand(x).unflatten(-1, (self.scale, self.scale, -1)))
+
+    @staticmethod
+    def place(x: Tensor) -> Tensor:
+        """Put the vectors of each pixel in their places: (b, h, w, row, column, c) to (b, h * rows, w * columns, c)."""
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.expand(x).unflatten(-1, (self.scale, self.scale, -1))  # (b, h, w, row, column, c)
-        return self.norm(x.transpose(2, 3).flatten(3, 4).flatten(1, 2))
+        return self.place(self.vectors(x))

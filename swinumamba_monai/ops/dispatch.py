@@ -24,15 +24,25 @@ import os
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .cuda_scan import cross_scan_2d_cuda, selective_scan_cuda, why_cuda_is_unavailable
-from .jit_cpu import cross_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
+from .jit_cpu import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
+from .jit_cpu_fused import norm_gate_jit
 from .mamba import selective_scan_mamba, why_mamba_is_unavailable
 from .portable import selective_scan_portable
 from .reference import cross_scan_2d_ref, scan_orders, selective_scan_ref
 
-__all__ = ["BACKENDS", "check_backend_name", "choose_backend", "cross_scan_2d", "selective_scan"]
+__all__ = [
+    "BACKENDS",
+    "check_backend_name",
+    "choose_backend",
+    "cross_scan_2d",
+    "norm_gate",
+    "projected_scan_2d",
+    "selective_scan",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +206,48 @@ def cross_scan_2d(
         *map(along_directions, (u, delta)), A, *map(along_directions, (B, C)), D, delta_bias, True
     )
     return y.flatten(1, 2).index_select(1, returns).unflatten(1, (height, width, 4)).sum(3)
+
+
+def projected_scan_2d(
+    x: Tensor,
+    projected: Tensor,
+    delta_weight: Tensor,
+    A: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """:func:`cross_scan_2d` of what one projection of the map makes: Δ as a low rank, B and C of each direction.
+
+    Args:
+        x: feature map, (b, h, w, d), channels last.
+        projected: r numbers that Δ is made from, B and C, one after another, (b, h, w, 4, r + 2n).
+        delta_weight: makes Δ before bias and softplus from the r numbers, (4, d, r).
+        A: state matrices, (4, d, n).
+        D: skip weights, (4, d).
+        delta_bias: added to Δ before softplus, (4, d).
+        backend: one of :data:`BACKENDS`.
+
+    Returns:
+        merged map, (b, h, w, d).
+
+    Raises:
+        RuntimeError: a backend that cannot run on these tensors.
+    """
+    if choose_backend(backend, x.device.type, x.dtype) == "numba":
+        return projected_scan_2d_jit(x, projected, delta_weight, A, D, delta_bias)
+    low_rank, B, C = projected.split([delta_weight.shape[-1], A.shape[-1], A.shape[-1]], dim=-1)
+    delta = torch.einsum("bhwkr,kdr->bhwkd", low_rank, delta_weight)
+    return cross_scan_2d(x, delta, A, B, C, D, delta_bias, backend=backend)
+
+
+def norm_gate(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, *, backend: str = "auto") -> Tensor:
+    """LayerNorm over the channels of ``y``, times SiLU of ``gate``; both (b, h, w, c), weight and bias (c,)."""
+    float32 = all(t.dtype == torch.float32 for t in (y, gate, weight, bias))
+    if float32 and choose_backend(backend, y.device.type, y.dtype) == "numba":
+        return norm_gate_jit(y, gate, weight, bias, eps)
+    return F.layer_norm(y, weight.shape, weight, bias, eps) * F.silu(gate)
 
 
 def _interleave(orders: Tensor) -> Tensor:

@@ -2,28 +2,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The selective scan on the CPU by loops that Numba compiles (:mod:`.jit_cpu_kernels`), where that is installed.
 
-One operator, ``swinumamba::scan_jit``, serves sequences and maps. It is given the order in which each group visits the
-positions, so the four directions of a map are read where they lie, and groups may share one u, in which case their
-outputs are summed. As in :mod:`.portable` only the state before each chunk is kept for the backward.
-
-Threads are plain Python threads, started for each call: the loops run without the interpreter lock. Unlike a thread
-pool of OpenMP's or Numba's own they survive a fork, and several threads of a program may scan at once.
+One operator, ``swinumamba::scan_jit``, serves sequences and maps. A map is (b, h, w, g, ...) with its four directions
+as groups, which are read where they lie; a sequence is a map of one row. Where the groups share one u, they are the
+directions of a map, and their outputs are summed. As in :mod:`.portable` only the state before each chunk is kept for
+the backward, and not even that where there will be none.
 """
 
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import scan_orders, state_dtype
+from .cpu_threads import run_tasks
+from .reference import state_dtype
 
 __all__ = ["cross_scan_2d_jit", "selective_scan_jit", "why_jit_is_unavailable"]
 
 logger = logging.getLogger(__name__)
+
+STATES = 4  # the loops take so many states of a channel at once
 
 
 @cache
@@ -48,95 +49,113 @@ def _kernels():
     return jit_cpu_kernels
 
 
-def _run(kernel, tasks: int, *arguments) -> None:
-    """Spread the tasks of a kernel over as many threads as torch uses."""
-    arguments = [a.detach().contiguous().numpy() if isinstance(a, Tensor) else a for a in arguments]
-    threads = min(torch.get_num_threads(), tasks)
-    if threads <= 1:
-        kernel(0, tasks, *arguments)
-        return
-    calls = min(tasks, 4 * threads)  # several for each thread, so that a core busy elsewhere delays the others little
-    bounds = [tasks * i // calls for i in range(calls + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda start, stop: kernel(start, stop, *arguments), bounds, bounds[1:]))
-
-
-def _check_shapes(u, delta, A, B, C, D, delta_bias, order) -> None:
+def _check_shapes(u, delta, projected, delta_weight, A, D, delta_bias) -> None:
     """Raise ValueError on shapes that do not fit each other: the loops would read beyond the arrays."""
-    groups, batch, length, channels = delta.shape
-    n = A.shape[-1]
+    batch, height, width, u_groups, channels = u.shape
+    groups, _, n = A.shape
+    rank = delta_weight.shape[-1]
+    positions = (batch, height, width, groups)
     expected = {
-        "u": (u, (1 if u.shape[0] == 1 else groups, batch, length, channels)),
+        "u": (u, (batch, height, width, 1 if u_groups == 1 else groups, channels)),
+        "delta": (delta, (*positions, 0 if rank else channels)),
+        "B and C": (projected, (*positions, rank + 2 * n)),
+        "delta_weight": (delta_weight, (groups, channels, rank)),
         "A": (A, (groups, channels, n)),
-        "B": (B, (groups, batch, length, n)),
-        "C": (C, (groups, batch, length, n)),
         "D": (D, (groups, channels)),
         "delta_bias": (delta_bias, (groups, channels)),
-        "order": (order, (groups, length)),
     }
     for name, (t, shape) in expected.items():
         if t.shape != shape:
-            raise ValueError(f"{name} must be {shape} for delta {tuple(delta.shape)}, got {tuple(t.shape)}.")
+            raise ValueError(f"{name} must be {shape} for u {tuple(u.shape)}, got {tuple(t.shape)}.")
+
+
+def _count_parts(u: Tensor, A: Tensor) -> int:
+    """Independent outputs: one a group, or the pair along the rows and the pair along the columns of a map."""
+    return 2 if u.shape[3] < len(A) else len(A)
 
 
 def _count_blocks(channels: int) -> int:
     return -(-channels // _kernels().CHANNELS)
 
 
-def _chunk_states_shape(delta: Tensor, A: Tensor) -> tuple[int, ...]:
-    groups, batch, length, channels = delta.shape
-    return groups, batch, -(-length // _kernels().POSITIONS), A.shape[-1], channels
+def _chunk_states_shape(u: Tensor, A: Tensor, keep_states: bool) -> tuple[int, ...]:
+    batch, height, width, _, channels = u.shape
+    chunks = -(-height * width // _kernels().POSITIONS) if keep_states else 0
+    return len(A), batch, chunks, A.shape[-1], channels
+
+
+def _merge(parts: Tensor, u: Tensor) -> Tensor:
+    """(parts, b, l, d) to the shape of ``u``."""
+    merged = parts[0] + parts[1] if u.shape[3] < len(parts) else parts.permute(1, 2, 0, 3)
+    return merged.reshape(u.shape)
 
 
 @torch.library.custom_op(
     "swinumamba::scan_jit",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias, Tensor order,"
-    " bool delta_softplus) -> (Tensor, Tensor)",
+    schema="(Tensor u, Tensor delta, Tensor projected, Tensor delta_weight, Tensor A, Tensor D, Tensor delta_bias,"
+    " bool delta_softplus, bool keep_states) -> (Tensor, Tensor)",
 )
-def _forward(u, delta, A, B, C, D, delta_bias, order, delta_softplus):
-    _check_shapes(u, delta, A, B, C, D, delta_bias, order)
-    groups, batch, _, channels = delta.shape
-    y = delta.new_empty(delta.shape)
-    chunk_states = delta.new_empty(_chunk_states_shape(delta, A))
-    inputs = (u, delta, A, B, C, D, delta_bias, order, delta_softplus)
-    _run(_kernels().forward, groups * batch * _count_blocks(channels), *inputs, y, chunk_states)
-    return y.sum_to_size(u.shape), chunk_states
+def _forward(u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus, keep_states):
+    inputs = [t.contiguous() for t in (u, delta, projected, delta_weight, A, D, delta_bias)]
+    _check_shapes(*inputs)
+    batch, height, width, _, channels = u.shape
+    parts = _count_parts(u, A)
+    y = u.new_empty((parts, batch, height * width, channels))
+    chunk_states = u.new_empty(_chunk_states_shape(u, A, keep_states))
+    flat = [t.flatten(1, 2) for t in inputs[:3]]
+    run_tasks(
+        _kernels().forward, batch * parts * _count_blocks(channels), *flat, *inputs[3:], delta_softplus, height, width,
+        y, chunk_states,
+    )  # fmt: skip
+    return _merge(y, u), chunk_states
 
 
 @_forward.register_fake
-def _(u, delta, A, B, C, D, delta_bias, order, delta_softplus):
-    return u.new_empty(u.shape), delta.new_empty(_chunk_states_shape(delta, A))
+def _(u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus, keep_states):
+    return u.new_empty(u.shape), u.new_empty(_chunk_states_shape(u, A, keep_states))
 
 
 @torch.library.custom_op(
     "swinumamba::scan_jit_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor dy, Tensor chunk_states, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D,"
-    " Tensor delta_bias, Tensor order, bool delta_softplus)"
+    schema="(Tensor dy, Tensor chunk_states, Tensor u, Tensor delta, Tensor projected, Tensor delta_weight, Tensor A,"
+    " Tensor D, Tensor delta_bias, bool delta_softplus)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(dy, chunk_states, u, delta, A, B, C, D, delta_bias, order, delta_softplus):
-    groups, batch, _, channels = delta.shape
-    blocks = _count_blocks(channels)
-    du, ddelta = (delta.new_empty(delta.shape) for _ in range(2))
+def _backward(dy, chunk_states, u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus):
+    dy, *inputs = (t.contiguous() for t in (dy, u, delta, projected, delta_weight, A, D, delta_bias))
+    batch, height, width, _, channels = u.shape
+    groups, _, n = A.shape
+    rank, parts, blocks = delta_weight.shape[-1], _count_parts(u, A), _count_blocks(channels)
+    du = u.new_empty((parts, batch, height * width, channels))
+    ddelta = u.new_empty((groups, batch, height * width, channels))
+    dBC = u.new_empty((blocks, batch, height * width, groups, 2 * n))
     dA, dD, dbias = (t.new_empty((batch, *t.shape)) for t in (A, D, delta_bias))
-    dB, dC = (t.new_empty((blocks, *t.shape)) for t in (B, C))
-    inputs = (u, delta, A, B, C, D, delta_bias, order, delta_softplus)
-    grads = (du, ddelta, dA, dB, dC, dD, dbias)
-    _run(_kernels().backward, groups * batch * blocks, dy, chunk_states, *inputs, *grads)
-    return du.sum_to_size(u.shape), ddelta, *(t.sum(0) for t in (dA, dB, dC, dD, dbias))
+    flat = [t.flatten(1, 2) for t in inputs[:3]]
+    run_tasks(
+        _kernels().backward, batch * parts * blocks, dy.flatten(1, 2), chunk_states, *flat, *inputs[3:],
+        delta_softplus, height, width, du, ddelta, dBC, dA, dD, dbias,
+    )  # fmt: skip
+    dprojected = projected.new_empty(projected.shape)
+    torch.sum(dBC, 0, out=dprojected.flatten(1, 2)[..., rank:])
+    ddelta = ddelta.flatten(1, 2)
+    low_rank = projected[..., :rank].flatten(0, 2).transpose(0, 1)  # (g, b * l, r)
+    dprojected[..., :rank] = torch.bmm(ddelta, delta_weight).transpose(0, 1).unflatten(0, (batch, height, width))
+    ddelta_weight = torch.bmm(ddelta.transpose(1, 2), low_rank)
+    ddelta = ddelta.transpose(0, 1).reshape(delta.shape) if rank == 0 else torch.empty_like(delta)
+    return _merge(du, u), ddelta, dprojected, ddelta_weight, *(t.sum(0) for t in (dA, dD, dbias))
 
 
 @_backward.register_fake
-def _(dy, chunk_states, u, delta, A, B, C, D, delta_bias, order, delta_softplus):
-    return tuple(t.new_empty(t.shape) for t in (u, delta, A, B, C, D, delta_bias))
+def _(dy, chunk_states, u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus):
+    return tuple(t.new_empty(t.shape) for t in (u, delta, projected, delta_weight, A, D, delta_bias))
 
 
 def _save_for_backward(ctx, inputs, output):
-    *tensors, ctx.delta_softplus = inputs
+    *tensors, ctx.delta_softplus, _ = inputs
     ctx.save_for_backward(output[1], *tensors)
     ctx.mark_non_differentiable(output[1])
 
@@ -148,27 +167,58 @@ def _autograd(ctx, dy, _):
 _forward.register_autograd(_autograd, setup_context=_save_for_backward)
 
 
-def _scan(u, delta, A, B, C, D, delta_bias, order, delta_softplus) -> Tensor:
+def _scan(u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus) -> Tensor:
     dtype = state_dtype(u, delta, A)
-    inputs = (t.to(dtype) for t in (u, delta, A, B, C, D, delta_bias))
-    return _forward(*inputs, order, delta_softplus)[0].to(u.dtype)
+    inputs = [t.to(dtype) for t in (u, delta, projected, delta_weight, A, D, delta_bias)]
+    keep_states = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    return _forward(*inputs, delta_softplus, keep_states)[0].to(u.dtype)
+
+
+def _pad_states(A: Tensor, *matrices: Tensor) -> list[Tensor]:
+    """Add states of zeros, of which the output knows nothing, up to the multiple that the loops take at once."""
+    missing = -A.shape[-1] % STATES
+    return [F.pad(t, (0, missing)) if missing else t for t in (A, *matrices)]
 
 
 def selective_scan_jit(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
 ) -> Tensor:
     """Selective scan in the layout of :mod:`.portable`; returns (b, l, g, d) in the dtype of ``u``."""
-    _, length, groups, _ = u.shape
-    order = torch.arange(length).expand(groups, -1)
-    u, delta, B, C = (t.permute(2, 0, 1, 3) for t in (u, delta, B, C))
-    return _scan(u, delta, A, B, C, D, delta_bias, order, delta_softplus).permute(1, 2, 0, 3)
+    A, B, C = _pad_states(A, B, C)
+    BC = torch.cat([B, C], dim=-1).unsqueeze(1)
+    u, delta = (t.unsqueeze(1) for t in (u, delta))
+    return _scan(u, delta, BC, A.new_empty((*A.shape[:2], 0)), A, D, delta_bias, delta_softplus).squeeze(1)
 
 
 def cross_scan_2d_jit(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
     """Four-direction scan of a map; the shapes are those of :func:`.dispatch.cross_scan_2d`."""
-    _, height, width, _ = x.shape
-    delta, B, C = (t.permute(3, 0, 1, 2, 4).flatten(2, 3) for t in (delta, B, C))
-    y = _scan(x.flatten(1, 2).unsqueeze(0), delta, A, B, C, D, delta_bias, scan_orders(height, width), True)
-    return y.squeeze(0).unflatten(1, (height, width))
+    A, B, C = _pad_states(A, B, C)
+    BC = torch.cat([B, C], dim=-1)
+    return _scan(x.unsqueeze(3), delta, BC, A.new_empty((*A.shape[:2], 0)), A, D, delta_bias, True).squeeze(3)
+
+
+def projected_scan_2d_jit(
+    x: Tensor, projected: Tensor, delta_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """Four-direction scan of a map which makes delta from its low rank on the way.
+
+    Args:
+        x: feature map, (b, h, w, d), channels last.
+        projected: what delta is made from, B and C for each direction, one after another, (b, h, w, 4, r + 2n).
+        delta_weight: delta = low rank times this, transposed, (4, d, r).
+        A: state matrices, (4, d, n).
+        D: skip weights, (4, d).
+        delta_bias: added to delta, (4, d).
+
+    Returns:
+        merged map, (b, h, w, d), in the dtype of ``x``.
+    """
+    rank, n = delta_weight.shape[-1], A.shape[-1]
+    if n % STATES:
+        low_rank, B, C = projected.split([rank, n, n], dim=-1)
+        A, B, C = _pad_states(A, B, C)
+        projected = torch.cat([low_rank, B, C], dim=-1)
+    delta = x.new_empty((*projected.shape[:4], 0))
+    return _scan(x.unsqueeze(3), delta, projected, delta_weight, A, D, delta_bias, True).squeeze(3)

@@ -5,7 +5,7 @@
     x, gate = halves of in_proj(x)
     x       = silu(depthwise_conv(x))
     Δ, B, C = linear functions of x, for each of the four directions
-    y       = cross_scan_2d(x, Δ, A, B, C, D)          eqs. (5)-(7) of the paper
+    y       = cross_scan_2d(x, Δ, A, B, C, D)               eqs. (5)-(7) of the paper
     out     = out_proj(layer_norm(y) * silu(gate))
 
 :func:`ss2d_ref` is that, line for line. The operator ``swinumamba::ss2d`` computes it with the kernels of
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .cuda_fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward, pack
 from .cuda_scan import CHUNK, LOG2_E, merge, scan_backward, scan_forward, split_parameters
-from .dispatch import choose_backend, cross_scan_2d
+from .dispatch import choose_backend, norm_gate, projected_scan_2d
 from .portable import to_autocast_dtype, without_autocast
 
 __all__ = ["ss2d", "ss2d_ref"]
@@ -88,37 +88,19 @@ def ss2d_ref(
     x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight, norm_bias,
     out_proj_weight, eps=1e-5, *, backend="auto",
 ) -> Tensor:  # fmt: skip
-    """:func:`ss2d` in plain torch operations around :func:`.dispatch.cross_scan_2d`; the same arguments."""
+    """:func:`ss2d` in torch operations, around the scan and the norm that the backend has; the same arguments."""
     x, gate = F.linear(x, in_proj_weight).chunk(2, dim=-1)
     channels = x.shape[-1]
     x = F.silu(F.conv2d(x.permute(0, 3, 1, 2), conv_weight, conv_bias, padding=1, groups=channels)).permute(0, 2, 3, 1)
-    delta, B, C = project(x, x_proj_weight, dt_weight)
-    A_logs = A_logs.to(torch.promote_types(A_logs.dtype, torch.float32))
-    A = -A_logs.exp().unflatten(0, (DIRECTIONS, -1))
-    y = cross_scan_2d(x, delta, A, B, C, Ds.unflatten(0, (DIRECTIONS, -1)), dt_bias, backend=backend)
-    if norm_bias is None:
-        y = F.rms_norm(y, (channels,), norm_weight, eps)
-    else:
-        y = F.layer_norm(y, (channels,), norm_weight, norm_bias, eps)
-    return F.linear(y * F.silu(gate), out_proj_weight)
-
-
-def project(x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Δ before its bias, B and C of every pixel and direction.
-
-    Args:
-        x: (b, h, w, d).
-        x_proj_weight: (4, r + 2n, d).
-        dt_weight: (4, d, r).
-
-    Returns:
-        Δ, (b, h, w, 4, d); B and C, (b, h, w, 4, n).
-    """
-    rank = dt_weight.shape[-1]
-    d_state = (x_proj_weight.shape[1] - rank) // 2
     projected = F.linear(x, x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
-    low_rank, B, C = projected.split([rank, d_state, d_state], dim=-1)
-    return torch.einsum("bhwkr,kdr->bhwkd", low_rank, dt_weight), B, C
+    A_logs = A_logs.to(torch.promote_types(A_logs.dtype, torch.float32))
+    A, D = -A_logs.exp().unflatten(0, (DIRECTIONS, -1)), Ds.unflatten(0, (DIRECTIONS, -1))
+    y = projected_scan_2d(x, projected, dt_weight, A, D, dt_bias, backend=backend)
+    if norm_bias is None:
+        gated = F.rms_norm(y, (channels,), norm_weight, eps) * F.silu(gate)
+    else:
+        gated = norm_gate(y, gate, norm_weight, norm_bias, eps, backend=backend)
+    return F.linear(gated, out_proj_weight)
 
 
 class _Weights:

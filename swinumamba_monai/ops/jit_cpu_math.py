@@ -1,0 +1,152 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Elementary functions for the loops that Numba compiles. Importing this module imports Numba.
+
+LLVM makes vector instructions of a loop only if all in it are: these functions are written out in additions,
+multiplications and integer shifts for float32; float64, which serves checks, takes the library's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+__all__ = ["LN2", "LOG2E", "entry", "exp2", "exp2_falling", "inner", "inner_summing", "sigmoid", "softplus"]
+
+logger = logging.getLogger(__name__)
+
+# Multiply-adds may be fused, and a division by zero is not an exception but an infinity. Only where lanes are added up
+# may sums be reordered: it would undo the rounding trick of the exponential, which keeps its own rules when inlined.
+_OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
+inner = njit(no_cpython_wrapper=True, **_OPTIONS)
+inner_summing = njit(no_cpython_wrapper=True, **_OPTIONS | {"fastmath": {"contract", "reassoc", "nsz"}})
+
+
+def entry(function):
+    """Compile what Python calls: without the interpreter lock, and kept on disk for the next process."""
+    try:
+        return njit(function, nogil=True, cache=True, **_OPTIONS)
+    except RuntimeError:  # neither NUMBA_CACHE_DIR, nor this directory, nor the user's cache directory can be written
+        logger.warning(f"every process compiles the loop {function.__name__} anew: set NUMBA_CACHE_DIR to keep it")
+        return njit(function, nogil=True, **_OPTIONS)
+
+
+# 2^x = 2^k 2^r, where k is the integer nearest to x. Adding 1.5 * 2^23 rounds a number to an integer and leaves that in
+# the lowest bits of the sum, from where it is moved into the exponent of 2^k; 127, the bias of an exponent, is part of
+# what is added. For 2^r, |r| <= 1/2, serves a polynomial within 1.1e-7 of it. It is 1 at r = 0, and misses 1 - 2^r by
+# 1e-6 of that at the most, or a state that fades slowly would gather its error over thousands of positions.
+LOG2E, LN2 = 1 / math.log(2), math.log(2)
+_ROUNDER = np.float32(1.5 * 2**23 + 127)
+_MANTISSA_BITS = np.int32(23)
+_LOWEST, _HIGHEST = np.float32(-127), np.float32(128)  # where the bits of 2^k are those of 0 and of infinity
+
+
+def _fit_power():
+    r = np.cos(np.pi * (np.arange(4000) + 0.5) / 4000) / 2  # denser at the ends, which makes the largest error small
+    terms = r[:, None] ** np.arange(1, 6) / np.exp2(r)[:, None]
+    return np.linalg.lstsq(terms, 1 - 1 / np.exp2(r), rcond=None)[0].astype(np.float32)
+
+
+_P1, _P2, _P3, _P4, _P5 = _fit_power()
+# e^x likewise with r = x - k ln 2, for which ln 2 is given in two parts
+_LOG2E_32 = np.float32(LOG2E)
+_LN2_HIGH = np.float32(0.693359375)  # nine bits, so that k times it is exact
+_LN2_LOW = np.float32(LN2 - 0.693359375)
+_LARGE = np.float32(88)  # e^-88 is 0
+_ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
+
+
+@inner
+def _compose(rounded, r):
+    power = np.int32(np.float32(rounded).view(np.int32) << _MANTISSA_BITS).view(np.float32)
+    return power * (((((_P5 * r + _P4) * r + _P3) * r + _P2) * r + _P1) * r + _ONE)
+
+
+@inner
+def _exp2_falling_float32(x):
+    x = _LOWEST if x < _LOWEST else x  # this way round, NaN stays NaN
+    rounded = x + _ROUNDER
+    return _compose(rounded, x - (rounded - _ROUNDER))
+
+
+@inner
+def _exp2_float32(x):
+    return _exp2_falling_float32(_HIGHEST if x > _HIGHEST else x)
+
+
+@inner
+def _exp_of_minus_float32(x):
+    x = _LARGE if x > _LARGE else x
+    rounded = _ROUNDER - x * _LOG2E_32
+    k = rounded - _ROUNDER
+    return _compose(rounded, (-x - k * _LN2_HIGH - k * _LN2_LOW) * _LOG2E_32)
+
+
+# log(1 + e) = 2 artanh(s), s = e / (2 + e) <= 1/3: eight terms of the series 2 (s + s^3 / 3 + s^5 / 5 + ...)
+_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = (np.float32(2 / i) for i in range(1, 17, 2))
+
+
+@inner
+def _softplus_float32(x):
+    e = _exp_of_minus_float32(abs(x))
+    s = e / (_TWO + e)
+    q = s * s
+    log1p = s * (((((((_L7 * q + _L6) * q + _L5) * q + _L4) * q + _L3) * q + _L2) * q + _L1) * q + _L0)
+    return (x if x > _ZERO else _ZERO) + log1p
+
+
+@inner
+def _sigmoid_float32(x):
+    e = _exp_of_minus_float32(abs(x))
+    return (_ONE if x > _ZERO else e) / (_ONE + e)
+
+
+@inner
+def _softplus_float64(x):
+    return (x if x > 0.0 else 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+@inner
+def _sigmoid_float64(x):
+    e = math.exp(-abs(x))
+    return (1.0 if x > 0.0 else e) / (1.0 + e)
+
+
+def exp2(x):
+    """2^x in the precision of ``x``; in float32 to 1e-7, with 0 below -126.5 and infinity above 127.5."""
+
+
+def exp2_falling(x):
+    """:func:`exp2` where ``x`` is known to be below 127, which saves a comparison."""
+
+
+def softplus(x):
+    """log(1 + e^x) in the precision of ``x``."""
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x) in the precision of ``x``, the derivative of :func:`softplus`."""
+
+
+@overload(exp2, jit_options=_OPTIONS)
+def _exp2_of(x):
+    return (lambda x: _exp2_float32(x)) if x == types.float32 else (lambda x: math.exp(x * LN2))
+
+
+@overload(exp2_falling, jit_options=_OPTIONS)
+def _exp2_falling_of(x):
+    return (lambda x: _exp2_falling_float32(x)) if x == types.float32 else (lambda x: math.exp(x * LN2))
+
+
+@overload(softplus, jit_options=_OPTIONS)
+def _softplus_of(x):
+    return (lambda x: _softplus_float32(x)) if x == types.float32 else (lambda x: _softplus_float64(x))
+
+
+@overload(sigmoid, jit_options=_OPTIONS)
+def _sigmoid_of(x):
+    return (lambda x: _sigmoid_float32(x)) if x == types.float32 else (lambda x: _sigmoid_float64(x))
