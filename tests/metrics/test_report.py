@@ -69,7 +69,7 @@ def evaluate(output_dir: Path, items: list[dict], batch_size: int = 2, **options
                     {
                         "_target_": "swinumamba_monai.metrics.EvaluationReport",
                         "output_dir": str(output_dir),
-                        "cell_metric": "@key_metric#val_f1",
+                        "metric": "@key_metric#val_f1",
                         **options,
                     }
                 ],
