@@ -141,10 +141,10 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
+            columns, rows = reader.fieldnames or (), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a table: {error}.") from error
-    if "name" not in (reader.fieldnames or ()) or not rows:
+    if "name" not in columns or not rows:
         raise InputError(f"{path} is no table of cases: give the metrics.csv that an evaluation wrote.")
     table: dict[str, dict[str, float]] = {}
     for row in rows:
