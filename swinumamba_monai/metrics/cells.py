@@ -228,11 +228,13 @@ class CellF1Metric(CaseScores):
         return {"threshold": self.threshold, "count_border_cells": self.count_border_cells}
 
     def caption(self, row: Mapping[str, float]) -> str:
-        return f"F1 {row['f1']:.3f} ({row['tp']:.0f} right, {row['fp']:.0f} wrong, {row['fn']:.0f} missed)"
+        f1, tp, fp, fn = (row[f"{name}_{CORRECTED}"] for name in ("f1", "tp", "fp", "fn"))
+        return f"F1 {f1:.3f} ({tp:.0f} right, {fp:.0f} wrong, {fn:.0f} missed)"
 
     def heading(self) -> str:
         return (
-            f"F1 at IoU {self.threshold:g}, cells at the border {'' if self.count_border_cells else 'not '}counted. "
+            f"F1 at IoU {self.threshold:g}, corrected reading, cells at the border "
+            f"{'' if self.count_border_cells else 'not '}counted. "
             "A predicted cell has the colour of the true cell it overlaps most, or is white."
         )
 

@@ -43,7 +43,7 @@ class Case:
 
 
 def make_case(name: str, image: torch.Tensor, truth: np.ndarray, pred: np.ndarray) -> Case:
-    """Shrink an image and its labels to at most 512 pixels a side; of a volume, the slice with the most wrong voxels.
+    """Shrink an image and its labels to at most 512 pixels a side; of a volume, the slice with most errors.
 
     Args:
         name: of the image file.
@@ -58,7 +58,9 @@ def make_case(name: str, image: torch.Tensor, truth: np.ndarray, pred: np.ndarra
         name = f"{name}, slice {index + 1} of {truth.shape[2]}"
         # The image may be on the network's grid.
         image = image[..., min(index * image.shape[-1] // truth.shape[2], image.shape[-1] - 1)]
-        truth, pred = truth[..., index], pred[..., index]
+        # The first axis of a volume runs across the body, which pictures show from left to right.
+        image = torch.rot90(torch.as_tensor(convert_to_numpy(image)), dims=(1, 2))
+        truth, pred = np.rot90(truth[..., index]), np.rot90(pred[..., index])
     step = -(-max(truth.shape) // MAX_SIDE)
     truth, pred = truth[::step, ::step].copy(), pred[::step, ::step].copy()  # a view would keep the whole map alive
     channels = torch.as_tensor(convert_to_numpy(image[:3] if image.shape[0] >= 3 else image[:1])).float()

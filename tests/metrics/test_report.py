@@ -285,7 +285,9 @@ def test_a_volume_is_shown_by_its_worst_slice() -> None:
     case = make_case("a.nii.gz", image, truth, pred)
     assert case.name == "a.nii.gz, slice 6 of 8"
     assert case.truth.any() and not case.pred.any()
-    assert (case.image[10:] == 255).all() and (case.image[:10] == 0).all()
+    assert case.truth.shape == (30, 20), "the first axis lies across"
+    assert (case.image[:, 10:] == 255).all() and (case.image[:, :10] == 0).all()
+    assert case.truth[15:25, 5:15].all() and case.truth.sum() == 100, "the second one points up"
     assert make_case("a", image, truth, truth).truth.any(), "without errors, a slice with an organ"
 
 
