@@ -54,6 +54,15 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument("--image_size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
     synthesize.add_argument("--seed", type=int, default=0)
     synthesize.set_defaults(command=_synthesize)
+
+    compare = commands.add_parser(
+        "compare", help="test two evaluations of the same cases against each other", formatter_class=defaults
+    )
+    compare.add_argument("a", metavar="A.csv", help="metrics.csv of one evaluation")
+    compare.add_argument("b", metavar="B.csv", help="metrics.csv of the other")
+    compare.add_argument("--columns", nargs="+", help="what to compare, where it is not every column they share")
+    compare.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    compare.set_defaults(command=_compare)
     return parser
 
 
@@ -89,6 +98,12 @@ def _synthesize(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     print(f"ready: --dataset_dir {folder}")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.metrics import compare, comparison_text
+
+    print(comparison_text(compare(arguments.a, arguments.b, columns=arguments.columns, seed=arguments.seed)))
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -1,9 +1,9 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cell F1 at an IoU threshold, as the published evaluation script counts it.
+"""Cell F1 at an IoU threshold, in two readings.
 
-The script is ``evaluation/compute_cell_metric.py`` of U-Mamba, which Swin-UMamba's Microscopy table was made with. Its
-reading differs from a textbook's in four ways, all kept here:
+``published`` counts as ``evaluation/compute_cell_metric.py`` of U-Mamba, which Swin-UMamba's Microscopy table was made
+with. It differs from a textbook's reading in four ways, all kept here:
 
 - Cells that touch the 2-pixel frame of the image are left out, of truth and prediction alike.
 - An image without predicted cells counts no false negatives, and its F1 is 0 even if the truth is empty too.
@@ -16,18 +16,19 @@ Two mishaps of the script on large images are not kept: predicted ids beyond 655
 16-bit file, and counting the cells on the frame stops with an error.
 
 The script prints numbers rounded by ``numpy.round(value, 4)``, and the mean of the rounded F1; nothing is rounded here.
+
+``corrected`` keeps the frame, which is the benchmark's rule and an option, and nothing else: an image of any size is
+counted in one piece, every cell of the truth that nothing matches is a false negative, and an image without cells in
+truth and prediction scores 1. On smaller images the F1 differs from the published one only there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ignite.engine import Engine
-from monai.handlers import IgniteMetricHandler
-from monai.metrics import CumulativeIterationMetric
 from monai.utils import convert_to_numpy
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -35,12 +36,21 @@ from skimage.segmentation import relabel_sequential
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.instances import class_map, classes_to_instances
+from swinumamba_monai.metrics.case_scores import CORRECTED, PUBLISHED, CaseMetric, CaseScores, Column
 
 FRAME = 2  # pixels
 LARGE_IMAGE = 25_000_000  # pixels
 TILE = 2000  # pixels a side
 
-CELL_COLUMNS = ("true_num", "pred_num", "tp", "fp", "fn", "precision", "recall", "f1", "dice")
+COUNTS = ("true_num", "pred_num", "tp", "fp", "fn")
+CELL_COLUMNS = (*COUNTS, "precision", "recall", "f1", "dice")
+
+# The published numbers have the plain names. Dice has one reading, to which nothing needs correction.
+_COLUMNS = tuple(
+    Column(name if reading == PUBLISHED else f"{name}_{reading}", name, reading, "cell", name in COUNTS)
+    for reading, names in ((PUBLISHED, CELL_COLUMNS), (CORRECTED, CELL_COLUMNS[:-1]))
+    for name in names
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class CellCounts:
         fp: predicted cells that match none.
         fn: cells of the truth that nothing matches (see the module's docstring for when they are not counted).
         dice: overlap of cell pixels, whatever cell they belong to, cells on the frame included; 1 if both are empty.
+        of_nothing: precision, recall and F1 of an image without cells in truth and prediction.
     """
 
     true_num: int
@@ -62,18 +73,25 @@ class CellCounts:
     fp: int
     fn: int
     dice: float
+    of_nothing: float = 0.0
 
     @property
     def precision(self) -> float:
-        return self.tp / self.pred_num if self.tp else 0.0
+        return self._share(self.pred_num)
 
     @property
     def recall(self) -> float:
-        return self.tp / self.true_num if self.tp else 0.0
+        return self._share(self.true_num)
 
     @property
     def f1(self) -> float:
-        return 2 * self.precision * self.recall / (self.precision + self.recall) if self.tp else 0.0
+        precision, recall = self.precision, self.recall
+        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+    def _share(self, cells: int) -> float:
+        if self.true_num == self.pred_num == 0:
+            return self.of_nothing
+        return self.tp / cells if self.tp else 0.0
 
     def row(self) -> list[float]:
         """The numbers in the order of ``CELL_COLUMNS``."""
@@ -81,7 +99,11 @@ class CellCounts:
 
 
 def cell_counts(
-    truth: np.ndarray, pred: np.ndarray, threshold: float = 0.5, count_border_cells: bool = False
+    truth: np.ndarray,
+    pred: np.ndarray,
+    threshold: float = 0.5,
+    count_border_cells: bool = False,
+    reading: str = PUBLISHED,
 ) -> CellCounts:
     """Compare predicted cells with the truth.
 
@@ -90,6 +112,7 @@ def cell_counts(
         pred: predicted instance ids, likewise.
         threshold: a pair of cells can match from this IoU on, the threshold included. A cell matches at most one other.
         count_border_cells: count the cells that touch the frame too.
+        reading: "published" or "corrected", see the module's docstring.
 
     Raises:
         InputError: for images that are not of the same two-dimensional shape, or a threshold outside (0, 1].
@@ -97,8 +120,13 @@ def cell_counts(
     if truth.ndim != 2 or truth.shape != pred.shape:
         raise InputError(f"Truth of shape {truth.shape} and prediction of shape {pred.shape} must be the same (H, W).")
     _check_threshold(threshold)
-    counts = sum(_count(*pair, threshold, count_border_cells) for pair in _tiles(truth, pred))
-    return CellCounts(*counts.tolist(), dice=_dice(truth > 0, pred > 0))
+    if reading == CORRECTED:
+        counts, of_nothing = _count(truth, pred, threshold, count_border_cells), 1.0
+    else:
+        tiles = [_count(*tile, threshold, count_border_cells) for tile in _tiles(truth, pred)]
+        # What is left of a tile without predicted cells is the number of its true ones.
+        counts, of_nothing = sum(tile if tile[1] else tile * [1, 0, 0, 0, 0] for tile in tiles), 0.0
+    return CellCounts(*counts.tolist(), dice=_dice(truth > 0, pred > 0), of_nothing=of_nothing)
 
 
 def _check_threshold(threshold: float) -> None:
@@ -122,7 +150,7 @@ def _count(truth: np.ndarray, pred: np.ndarray, threshold: float, count_border_c
     truth, pred = _number(truth, count_border_cells), _number(pred, count_border_cells)
     true_num, pred_num = truth.max(), pred.max()
     if pred_num == 0:
-        return np.array([true_num, 0, 0, 0, 0])
+        return np.array([true_num, 0, 0, 0, true_num])
     true_area, pred_area = np.bincount(truth.ravel()), np.bincount(pred.ravel())
     both = (truth > 0) & (pred > 0)
     # Most pairs of cells share no pixel; a sparse matrix, which adds up what falls on one place, holds the others.
@@ -155,46 +183,60 @@ def _dice(truth: np.ndarray, pred: np.ndarray) -> float:
     return float(2 * np.count_nonzero(truth & pred) / total) if total else 1.0
 
 
-class CellF1Metric(CumulativeIterationMetric):
+class CellF1Metric(CaseScores):
     """Mean over images of the cell F1, MONAI's way: call it on every batch, then :meth:`aggregate`.
 
     A call takes lists of channel-first tensors, or batch-first tensors: ``y_pred`` (3, H, W) scores or one-hot, or
     (1, H, W) class indices, as :func:`~swinumamba_monai.inference.class_map` reads them; ``y`` (1, H, W) instance ids.
-    The buffer holds a row per image with the ``CELL_COLUMNS``.
+    The buffer holds a row per image: the ``CELL_COLUMNS`` in the published reading, then in the corrected one, "f1"
+    being called "f1_corrected" there. Dice, which needs no correction, is there once.
 
     Args:
         threshold: IoU from which on two cells can match.
         count_border_cells: count the cells that touch the 2-pixel frame too.
         pred_instances: ``y_pred`` is (1, H, W) instance ids already, for instance of ``ClassesToInstancesd``.
+        key: the column that counts as the metric's value.
 
     Raises:
         InputError: for a threshold outside (0, 1], and for predictions and truths that do not fit the above.
     """
 
-    def __init__(self, threshold: float = 0.5, count_border_cells: bool = False, pred_instances: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        count_border_cells: bool = False,
+        pred_instances: bool = False,
+        key: str = "f1",
+    ) -> None:
+        super().__init__(_COLUMNS, key)
         _check_threshold(threshold)
         self.threshold = threshold
         self.count_border_cells = count_border_cells
         self.pred_instances = pred_instances
 
-    def read_pred(self, pred: torch.Tensor) -> np.ndarray:
-        """Instance ids of shape (H, W) of a prediction."""
-        return read_ids(pred) if self.pred_instances else classes_to_instances(class_map(pred))
+    def labels(self, pred: torch.Tensor, truth: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return read_ids(truth), read_ids(pred) if self.pred_instances else classes_to_instances(class_map(pred))
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        rows = [
-            cell_counts(read_ids(truth), self.read_pred(pred), self.threshold, self.count_border_cells).row()
-            for pred, truth in zip(y_pred, y, strict=True)
-        ]
-        return torch.tensor(rows, dtype=torch.float64)  # float32 would change digits that the script prints
+    def score(self, pred: torch.Tensor, truth: torch.Tensor) -> list[float]:
+        pair = self.labels(pred, truth)
+        published, corrected = (
+            cell_counts(*pair, self.threshold, self.count_border_cells, reading) for reading in (PUBLISHED, CORRECTED)
+        )
+        return [*published.row(), *corrected.row()[:-1]]
 
-    def aggregate(self) -> torch.Tensor:
-        """Mean F1 over all images of all ranks, a tensor without dimensions."""
-        rows = self.get_buffer()
-        if rows is None:
-            raise InputError("There is no mean F1 of no images: call the metric before aggregate().")
-        return rows[:, CELL_COLUMNS.index("f1")].mean()
+    def settings(self) -> dict[str, object]:
+        return {"threshold": self.threshold, "count_border_cells": self.count_border_cells}
+
+    def caption(self, row: Mapping[str, float]) -> str:
+        f1, tp, fp, fn = (row[f"{name}_{CORRECTED}"] for name in ("f1", "tp", "fp", "fn"))
+        return f"F1 {f1:.3f} ({tp:.0f} right, {fp:.0f} wrong, {fn:.0f} missed)"
+
+    def heading(self) -> str:
+        return (
+            f"F1 at IoU {self.threshold:g}, corrected reading, cells at the border "
+            f"{'' if self.count_border_cells else 'not '}counted. "
+            "A predicted cell has the colour of the true cell it overlaps most, or is white."
+        )
 
 
 def read_ids(ids: torch.Tensor) -> np.ndarray:
@@ -207,7 +249,7 @@ def read_ids(ids: torch.Tensor) -> np.ndarray:
     return convert_to_numpy(whole)
 
 
-class CellF1(IgniteMetricHandler):
+class CellF1(CaseMetric):
     """The cell F1 as a (key) metric of a MONAI evaluator.
 
     In a config::
@@ -215,16 +257,14 @@ class CellF1(IgniteMetricHandler):
         {"_target_": "swinumamba_monai.metrics.CellF1",
          "output_transform": "$monai.handlers.from_engine(['pred', 'instances'])"}
 
-    MONAI keeps keys that only the dataset knows, such as "instances", in ``engine.state.batch``, out of the reach of
-    ``output_transform``. Here it gets the keys of both, batch and output. The evaluator has to decollate, as it does
-    unless told otherwise.
-
     Args:
-        threshold: see :class:`CellF1Metric`, as the next two.
+        threshold: see :class:`CellF1Metric`, as the next three.
         count_border_cells: count the cells that touch the frame too.
         pred_instances: the prediction is instance ids already.
-        output_transform: picks predictions and instance ids.
-        save_details: keep the rows of ``CELL_COLUMNS`` in ``engine.state.metric_details``.
+        key: the column that counts as the metric's value.
+        output_transform: see :class:`~swinumamba_monai.metrics.case_scores.CaseMetric`, as the next two.
+        save_details: keep the rows.
+        every_mean: log the mean of every column.
     """
 
     def __init__(
@@ -232,24 +272,10 @@ class CellF1(IgniteMetricHandler):
         threshold: float = 0.5,
         count_border_cells: bool = False,
         pred_instances: bool = False,
+        key: str = "f1",
         output_transform: Callable = lambda x: x,
         save_details: bool = True,
+        every_mean: bool = False,
     ) -> None:
-        super().__init__(
-            metric_fn=CellF1Metric(threshold, count_border_cells, pred_instances),
-            output_transform=output_transform,
-            save_details=save_details,
-        )
-
-    @property
-    def name(self) -> str | None:
-        """The name it was attached under."""
-        return self._name
-
-    def pairs(self, engine: Engine) -> tuple:
-        """Predictions and truths of the current batch."""
-        items = zip(engine.state.batch, engine.state.output, strict=True)
-        return self._output_transform([{**source, **result} for source, result in items])
-
-    def iteration_completed(self, engine: Engine) -> None:
-        self.update(self.pairs(engine))
+        metric_fn = CellF1Metric(threshold, count_border_cells, pred_instances, key)
+        super().__init__(metric_fn, output_transform, save_details, every_mean)

@@ -1,16 +1,18 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation leaves behind: a row per image, a summary and a picture."""
+"""What an evaluation leaves behind: a row per case, a table per class, a summary and pictures."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import ignite.distributed as idist
 import numpy as np
+import torch.distributed
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 from monai.data import MetaTensor
@@ -19,52 +21,59 @@ from monai.utils import ImageMetaKey, convert_to_numpy, string_list_all_gather
 from swinumamba_monai import __version__
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.metrics.cells import CELL_COLUMNS, CellF1, read_ids
-from swinumamba_monai.metrics.figures import Case, draw_cases, make_case
+from swinumamba_monai.metrics.case_scores import CaseMetric, Column
+from swinumamba_monai.metrics.figures import Case, draw_cases, draw_scores, make_case
+from swinumamba_monai.metrics.statistics import bootstrap_settings, summarize
 
-COUNTS = CELL_COLUMNS[:5]
+Columns = Mapping[Column, np.ndarray]
 
 
 class EvaluationReport:
     """Handler that writes the results of an evaluation, when it is complete, into one folder.
 
-    - ``metrics.csv``: a row per image with its file name, the ``CELL_COLUMNS``, and a column for every other per-image
-      number that a metric left in ``engine.state.metric_details``.
-    - ``summary.json``: mean, standard deviation over images and number of images of each of these columns (an image
-      whose value is nan is left out), and how cells were counted.
-    - ``predictions.png``: the first images with truth and prediction, a colour per cell.
+    - ``metrics.csv``: a row per case with its file name, the columns of the metric, and a column for every other
+      per-case number that a metric left in ``engine.state.metric_details``. ``compare`` reads it.
+    - ``classes.csv``: a row per score, reading and class: mean, standard deviation over cases, 95 % bootstrap interval,
+      number of cases with a value, and number of cases in which truth or prediction has the class.
+    - ``summary.json``: the same for every column, and how it was measured.
+    - ``scores.png``: box plots of the scores, per class.
+    - ``predictions.png``: the first cases with truth and prediction; ``worst_cases.png``: those with the lowest scores.
 
     In a config, among the handlers of a ``SupervisedEvaluator`` whose metrics are ``@validate#key_metric``::
 
         {"_target_": "swinumamba_monai.metrics.EvaluationReport",
          "output_dir": "@output_dir",
-         "cell_metric": "@validate#key_metric#val_cell_f1",
-         "class_names": {"val_mean_dice": ["interior", "boundary"]}}
+         "metric": "@validate#key_metric#val_f1",
+         "class_names": {"val_dice": ["interior", "boundary"]}}
 
-    With several processes the rows of all are written, by the first one, with the pictures of its own images. A sampler
-    that repeats images to give every process as many (``even_divisible=True``) repeats their rows too.
+    With several processes the cases of all are written by the first one; ``predictions.png`` shows its own. A sampler
+    that repeats cases to give every process as many (``even_divisible=True``) repeats their rows too.
 
     Args:
         output_dir: folder to write into; made if absent.
-        cell_metric: the evaluator's :class:`CellF1`, which knows the threshold and which predictions it compared.
-        class_names: for a metric with one value per class, names of the classes, which become part of the column names
-            ("val_mean_dice_interior"); without them classes are numbered from 0.
-        num_figures: rows of the picture; with 0 there is none.
+        metric: the evaluator's :class:`CellF1` or :class:`DiceNSD`, which knows what it compared and how.
+        class_names: for another metric with one value per class, names of the classes, which become part of the column
+            names ("val_dice_interior"); without them classes are numbered from 0.
+        num_figures: rows of a picture of cases; with 0 there is none.
+        seed: of the bootstrap.
     """
 
     def __init__(
         self,
         output_dir: PathLike,
-        cell_metric: CellF1,
+        metric: CaseMetric,
         class_names: Mapping[str, Sequence[str]] | None = None,
         num_figures: int = 6,
+        seed: int = 0,
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.cell_metric = cell_metric
+        self.metric = metric
         self.class_names = class_names or {}
         self.num_figures = num_figures
-        self._names: list[str] = []
-        self._cases: list[Case] = []
+        self.seed = seed
+        self._files: list[str] = []
+        self._first: list[tuple[Case, str]] = []  # with captions
+        self._worst: list[tuple[float, Case, str]] = []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
@@ -72,94 +81,132 @@ class EvaluationReport:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def _start(self, engine: Engine) -> None:
-        self._names, self._cases = [], []
+        self._files, self._first, self._worst = [], [], []
 
     def _collect(self, engine: Engine) -> None:
+        scores = self.metric.metric_fn
         images = [item["image"] for item in engine.state.batch]
-        for image, pred, truth in zip(images, *self.cell_metric.pairs(engine), strict=True):
-            name = _file_name(image)
-            self._names.append(name)
-            if len(self._cases) < self.num_figures and idist.get_rank() == 0:
-                pred_ids = self.cell_metric.metric_fn.read_pred(pred)
-                self._cases.append(make_case(name, image, read_ids(truth), pred_ids))
+        for image, pred, truth, row in zip(images, *self.metric.pairs(engine), self.metric.rows, strict=True):
+            self._files.append(_file_of(image))
+            key = row[scores.key] if not np.isnan(row[scores.key]) else np.inf
+            is_first = len(self._first) < self.num_figures
+            is_bad = is_first or (self.num_figures > 0 and key < self._worst[-1][0])
+            if is_first or is_bad:
+                case = make_case(Path(self._files[-1]).name, image, *scores.labels(pred, truth))
+                if is_first:
+                    self._first.append((case, scores.caption(row)))
+                self._worst = self._lowest([*self._worst, (key, case, scores.caption(row))])
+
+    def _lowest(self, cases: Iterable[tuple[float, Case, str]]) -> list[tuple[float, Case, str]]:
+        return sorted(cases, key=lambda case: case[0])[: self.num_figures]
 
     def __call__(self, engine: Engine) -> None:
-        names = string_list_all_gather(self._names)
-        cell_rows = self.cell_metric.metric_fn.get_buffer()
+        files = string_list_all_gather(self._files)
+        rows = self.metric.metric_fn.get_buffer()
+        worst = [self._worst]
+        if idist.get_world_size() > 1:
+            worst = [None] * idist.get_world_size()
+            torch.distributed.all_gather_object(worst, self._worst)
         if idist.get_rank() > 0:
             return
-        columns = dict(zip(CELL_COLUMNS, convert_to_numpy(cell_rows).T, strict=True))
-        for metric, values in engine.state.metric_details.items():
-            if metric != self.cell_metric.name:
-                columns.update(self._columns_of(metric, convert_to_numpy(values), len(names)))
+        columns = dict(zip(self.metric.metric_fn.columns, convert_to_numpy(rows).T, strict=True))
+        for name, values in engine.state.metric_details.items():
+            if name != self.metric.name:
+                columns.update(self._columns_of(name, convert_to_numpy(values), len(files)))
+        summary = {column: summarize(values, self.seed) for column, values in columns.items()}
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self._write_table(names, columns)
-        self._write_summary(columns)
-        if self._cases:
-            self._write_figure(columns)
+        self._write_cases(_short_names(files), columns)
+        self._write_classes(columns, summary)
+        self._write_summary(summary)
+        self._write_figures(columns, self._lowest(case for cases in worst for case in cases))
 
-    def _columns_of(self, metric: str, values: np.ndarray, num_images: int) -> dict[str, np.ndarray]:
-        if len(values) != num_images:
-            raise InputError(f"Metric '{metric}' has {len(values)} rows for {num_images} images, not one each.")
-        values = values.reshape(num_images, -1)
+    def _columns_of(self, metric: str, values: np.ndarray, num_cases: int) -> dict[Column, np.ndarray]:
+        if len(values) != num_cases:
+            raise InputError(f"Metric '{metric}' has {len(values)} rows for {num_cases} cases, not one each.")
+        values = values.reshape(num_cases, -1)
         num_classes = values.shape[1]
         if metric not in self.class_names and num_classes == 1:
-            return {metric: values[:, 0]}
+            return {Column(metric, metric): values[:, 0]}
         classes = self.class_names.get(metric, range(num_classes))
         if len(classes) != num_classes:
             raise InputError(f"Metric '{metric}' has {num_classes} classes, but class_names gives it {len(classes)}.")
-        return {f"{metric}_{name}": column for name, column in zip(classes, values.T, strict=True)}
+        return {
+            Column(f"{metric}_{name}", metric, label=str(name)): column
+            for name, column in zip(classes, values.T, strict=True)
+        }
 
-    def _write_table(self, names: Sequence[str], columns: Mapping[str, np.ndarray]) -> None:
-        with replacing(self.output_dir / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+    def _write_cases(self, names: Sequence[str], columns: Columns) -> None:
+        texts = ([_as_text(value, column.is_count) for value in values] for column, values in columns.items())
+        self._write_table(
+            "metrics.csv", ["name", *(column.name for column in columns)], zip(names, *texts, strict=True)
+        )
+
+    def _write_classes(self, columns: Columns, summary: Mapping[Column, Mapping]) -> None:
+        rows = []
+        for column, numbers in summary.items():
+            if column.is_count:
+                continue
+            counts = [values for other, values in columns.items() if other.is_count and other.label == column.label]
+            low, high = numbers["interval"] or (np.nan, np.nan)
+            spread = (np.nan if number is None else number for number in (numbers["mean"], numbers["std"], low, high))
+            present = np.count_nonzero(np.any(counts, axis=0)) if counts else ""
+            rows.append(
+                [column.score, column.reading, column.label, *(_as_text(n) for n in spread), numbers["n"], present]
+            )
+        heading = ["score", "reading", "class", "mean", "std", "low", "high", "n", "n_present"]
+        self._write_table("classes.csv", heading, sorted(rows, key=lambda row: row[:2]))
+
+    def _write_table(self, name: str, heading: Sequence[str], rows: Iterable[Sequence]) -> None:
+        with replacing(self.output_dir / name) as path, path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow(["name", *columns])
-            table.writerows(zip(names, *(_as_text(*column) for column in columns.items()), strict=True))
+            table.writerow(heading)
+            table.writerows(rows)
 
-    def _write_summary(self, columns: Mapping[str, np.ndarray]) -> None:
-        counting = self.cell_metric.metric_fn
-        summary = {
+    def _write_summary(self, summary: Mapping[Column, Mapping]) -> None:
+        content = {
             "swinumamba_monai": __version__,
-            "reading": "published",
-            "threshold": counting.threshold,
-            "count_border_cells": counting.count_border_cells,
+            **self.metric.metric_fn.settings(),
             "std_ddof": 1,
-            "columns": {name: _summary_of(values) for name, values in columns.items()},
+            "bootstrap": bootstrap_settings(self.seed),
+            "columns": {
+                column.name: {"score": column.score, "reading": column.reading, "class": column.label, **numbers}
+                for column, numbers in summary.items()
+            },
         }
         with replacing(self.output_dir / "summary.json") as path:
-            path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
-    def _write_figure(self, columns: Mapping[str, np.ndarray]) -> None:
-        shown = len(self._cases)  # the first rows: those of the first process come first
-        titles = [
-            f"prediction: F1 {f1:.3f} ({tp:.0f} right, {fp:.0f} wrong, {fn:.0f} missed)"
-            for f1, tp, fp, fn in zip(*(columns[name][:shown] for name in ("f1", "tp", "fp", "fn")), strict=True)
-        ]
-        counting = self.cell_metric.metric_fn
-        heading = (
-            f"F1 at IoU {counting.threshold:g}, cells at the border {'' if counting.count_border_cells else 'not '}"
-            "counted. A predicted cell has the colour of the true cell it overlaps most, or is white."
-        )
-        with replacing(self.output_dir / "predictions.png") as path:
-            draw_cases(path, self._cases, titles, heading)
+    def _write_figures(self, columns: Columns, worst: Sequence[tuple[float, Case, str]]) -> None:
+        scores = self.metric.metric_fn
+        num_cases = len(next(iter(columns.values())))
+        with replacing(self.output_dir / "scores.png") as path:
+            draw_scores(path, columns, f"{num_cases} cases; a point per case, the diamond is the mean")
+        pictures = {
+            "predictions.png": (self._first, scores.heading()),
+            "worst_cases.png": ([case[1:] for case in worst], f"The lowest {scores.key}. {scores.heading()}"),
+        }
+        for name, (cases, heading) in pictures.items():
+            if cases:
+                titles = [f"prediction: {caption}" for _, caption in cases]
+                with replacing(self.output_dir / name) as path:
+                    draw_cases(path, [case for case, _ in cases], titles, heading, scores.class_names)
 
 
-def _file_name(image: object) -> str:
+def _file_of(image: object) -> str:
     name = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ) if isinstance(image, MetaTensor) else None
     if name is None:
         raise InputError("An image of the batch does not know its file name: load it with LoadImaged to report on it.")
-    return Path(name).name
+    return str(name)
 
 
-def _as_text(column: str, values: np.ndarray) -> list[str]:
-    return [f"{value:.0f}" if column in COUNTS else f"{value:.6f}" for value in values]
+def _short_names(files: Sequence[str]) -> list[str]:
+    """File names, or, where different files have the same one, paths from the folder that holds all of them."""
+    paths = [Path(file) for file in files]
+    if len({path.name for path in paths}) == len(set(paths)):
+        return [path.name for path in paths]
+    top = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(top).as_posix() for path in paths]
 
 
-def _summary_of(values: np.ndarray) -> dict[str, float | int | None]:
-    """Mean, sample standard deviation and number of what is not nan; None where there are too few."""
-    values = values[~np.isnan(values)].astype(np.float64)
-    return {
-        "mean": float(values.mean()) if len(values) > 0 else None,
-        "std": float(values.std(ddof=1)) if len(values) > 1 else None,
-        "n": len(values),
-    }
+def _as_text(value: float, is_count: bool = False) -> str:
+    return f"{value:.0f}" if is_count else f"{value:.6f}"

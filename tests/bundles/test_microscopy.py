@@ -206,7 +206,10 @@ def test_evaluation_writes_its_report(trained, dataset, tmp_path):
     assert summary["columns"]["f1"]["n"] == 2
     assert summary["columns"]["f1"]["mean"] == pytest.approx(np.mean([float(row["f1"]) for row in rows]), abs=1e-6)
     assert {"val_dice_interior", "val_dice_boundary"} <= summary["columns"].keys()
-    assert Image.open(tmp_path / "predictions.png").size[0] > 100
+    assert summary["columns"]["f1_corrected"]["n"] == 2
+    assert (tmp_path / "classes.csv").read_text().startswith("score,reading,class,mean,std,low,high,n,n_present\n")
+    for name in ("predictions.png", "worst_cases.png", "scores.png"):
+        assert Image.open(tmp_path / name).size[0] > 100
 
 
 @pytest.mark.parametrize("extension", [".png", ".tif"])

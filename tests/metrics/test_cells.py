@@ -11,6 +11,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import DataLoader
+from monai.metrics import compute_panoptic_quality
+from scipy import ndimage
+from skimage.measure import label
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference import classes_to_instances
@@ -114,6 +117,46 @@ def test_empty_images_in_the_published_reading() -> None:
     assert (nothing.f1, nothing.dice) == (0, 1)
 
 
+def test_empty_images_in_the_corrected_reading() -> None:
+    empty, cell, touching = image(), image(c1=np.s_[4:8, 4:8]), image(c1=np.s_[1:6, 2:6])
+    assert five(cell_counts(cell, empty, reading="corrected")) == (1, 0, 0, 0, 1)
+    assert five(cell_counts(empty, cell, reading="corrected")) == (0, 1, 0, 1, 0)
+    for pair in ((cell, empty), (empty, cell)):
+        counts = cell_counts(*pair, reading="corrected")
+        assert (counts.precision, counts.recall, counts.f1, counts.dice) == (0, 0, 0, 0)
+    for pair in ((empty, empty), (touching, empty), (touching, touching)):  # cells on the frame are no cells
+        counts = cell_counts(*pair, reading="corrected")
+        assert (counts.precision, counts.recall, counts.f1) == (1, 1, 1)
+
+
+def blobs(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction with a dozen cells, some alike, some not."""
+    rng = np.random.default_rng(seed)
+    truth, noise = (ndimage.gaussian_filter(rng.standard_normal((60, 70)), 2.5) for _ in range(2))
+    return tuple(label(height > np.quantile(height, 0.8)) for height in (truth, truth + 0.4 * noise))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.75])
+def test_readings_agree_where_nothing_is_to_be_corrected(threshold: float) -> None:
+    hits = 0
+    for seed in range(5):
+        published = cell_counts(*blobs(seed), threshold)
+        hits += published.tp
+        assert published.row() == cell_counts(*blobs(seed), threshold, reading="corrected").row()
+    assert hits > 0
+
+
+def test_corrected_f1_is_the_recognition_quality_of_panoptic_quality() -> None:
+    for seed in range(5):
+        truth, pred = blobs(seed)
+        # MONAI matches above the threshold, the script from it on.
+        counts = cell_counts(truth, pred, 0.5 + 1e-9, count_border_cells=True, reading="corrected")
+        pair = (torch.tensor(ids.astype(np.int64)) for ids in (pred, truth))
+        quality = compute_panoptic_quality(*pair, metric_name="rq", match_iou_threshold=0.5)
+        assert counts.tp > 0 and counts.fp > 0
+        assert counts.f1 == pytest.approx(float(quality), abs=1e-6)  # MONAI adds 1e-6 to the denominator
+
+
 def test_large_image_is_counted_by_tiles() -> None:
     truth = np.zeros((5001, 5000), np.uint8)
     truth[100:120, 100:120] = 1
@@ -124,6 +167,8 @@ def test_large_image_is_counted_by_tiles() -> None:
     counts = cell_counts(truth, pred)
     assert five(counts) == (3, 2, 2, 0, 0)
     assert (counts.precision, counts.recall, counts.f1) == pytest.approx((1, 2 / 3, 0.8))
+    corrected = cell_counts(truth, pred, reading="corrected")  # in one piece, where 3 and 4 touch the frame
+    assert five(corrected) == (2, 2, 2, 0, 0) and corrected.f1 == 1
     # One pixel row less is a small image: nothing is cut, and the edges are frame.
     assert five(cell_counts(truth[:-2], pred[:-2])) == (2, 2, 2, 0, 0)
 
@@ -172,7 +217,7 @@ def test_metric_takes_classes_one_hot_and_instances() -> None:
         rows = metric(y_pred=[pred], y=[truth.float()])
         assert rows[0, :5].tolist() == [2, 1, 1, 0, 1]
     metric(y_pred=classes[None, None].repeat(2, 1, 1, 1), y=truth[None].repeat(2, 1, 1, 1))  # batch-first
-    assert metric.get_buffer().shape == (5, len(CELL_COLUMNS))
+    assert metric.get_buffer().shape == (5, 2 * len(CELL_COLUMNS) - 1)
     assert metric.aggregate().item() == pytest.approx(2 / 3)
 
     instances = CellF1Metric(pred_instances=True)
@@ -188,6 +233,16 @@ def test_metric_takes_images_of_different_sizes_and_averages_over_images() -> No
     metric.reset()
     with pytest.raises(InputError, match="no images"):
         metric.aggregate()
+
+
+def test_either_reading_can_be_the_value_of_the_metric() -> None:
+    nothing = torch.zeros(1, 20, 30, dtype=torch.int32)
+    for key, expected in (("f1", 0), ("f1_corrected", 1), ("dice", 1)):
+        metric = CellF1Metric(key=key)
+        metric(y_pred=[nothing], y=[nothing])
+        assert metric.aggregate() == expected
+    with pytest.raises(InputError, match=r"'f2'.*f1_corrected"):
+        CellF1Metric(key="f2")
 
 
 @pytest.mark.parametrize(
