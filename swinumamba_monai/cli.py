@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from swinumamba_monai import __version__
 from swinumamba_monai.errors import InputError
 
-TASKS = ("microscopy",)
+TASKS = ("abdomen_mri", "endoscopy", "microscopy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--val_fraction", type=float, default=0.1, help="of the training images, where no split says")
     prepare.add_argument("--test_fraction", type=float, default=0.2, help="of all images, where no split says")
     prepare.add_argument("--seed", type=int, default=0, help="of these random choices")
+    prepare.add_argument("--fold", type=int, help="which of the folds in split.json, from 0; default: no fold")
+    prepare.add_argument(
+        "--label_map", help="JSON file of class names and their numbers in the labels; default: the paper's classes"
+    )
     prepare.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
     prepare.set_defaults(command=_prepare)
 
@@ -58,22 +62,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from swinumamba_monai.data import prepare_microscopy
+    from swinumamba_monai import data
 
-    report = prepare_microscopy(
-        arguments.source_dir,
-        arguments.output_dir,
+    options = data.Options(
         val_fraction=arguments.val_fraction,
         test_fraction=arguments.test_fraction,
         seed=arguments.seed,
+        fold=arguments.fold,
         skip_bad=arguments.skip_bad,
         progress=_show_progress,
     )
+    folders = (arguments.source_dir, arguments.output_dir, options)
+    if arguments.task == "microscopy":
+        if arguments.label_map is not None:
+            raise InputError("Cells have no classes, so microscopy takes no label_map; leave it out.")
+        report = data.prepare_microscopy(*folders)
+    else:
+        prepare = data.prepare_abdomen_mri if arguments.task == "abdomen_mri" else data.prepare_endoscopy
+        label_map = None if arguments.label_map is None else data.read_label_map(arguments.label_map)
+        report = prepare(*folders, label_map)
     for kind in ("problems", "warnings"):
         for sentence in report[kind]:
             print(f"{kind[:-1]}: {sentence}")
+    print(data.describe_fingerprint(report["fingerprint"]))
     sections = ", ".join(f"{report[section]} {section}" for section in ("training", "validation", "test"))
-    print(f"layout: {report['layout']}; {report['instances']} instances in {sections} images")
+    instances = f"; {report['instances']} instances" if arguments.task == "microscopy" else ""
+    print(f"layout: {report['layout']}; {sections} images{instances}")
     print(f"ready: --dataset_dir {report['output_dir']}")
 
 

@@ -103,7 +103,7 @@ def divide(
 
 def sequence_of(name: str) -> str:
     """The recording that a frame belongs to: its name without the last number."""
-    return re.sub(r"[_\-. ]*[A-Za-z]*\d+$", "", name) or name
+    return re.sub(r"[_\-. ]*[A-Za-z]*\d+$", "", name)
 
 
 def _sample(

@@ -162,6 +162,9 @@ def check_and_write(
     warnings = found.warnings + [report.warning for report in good.values() if report.warning]
     if len(used) < len(good):
         warnings.append(f"{len(good) - len(used)} images are in no section of split.json and are not used.")
+    taught = {number for name in sections["training"] for number in good[name].class_counts}
+    if missing := [name for number, name in enumerate(class_names) if number not in taught]:
+        warnings.append(f"no training image has {', '.join(missing)}; a network cannot learn what it does not see.")
     prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], class_names)
     crop = prints["proposal"]["roi_size"]
     content = f"{prints['instances']} cells" if not class_names else f"{len(class_names) - 1} classes"
