@@ -52,10 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     synthesize = commands.add_parser("synthesize", help="make a synthetic dataset", formatter_class=defaults)
     synthesize.add_argument("task", choices=TASKS)
     synthesize.add_argument("--output_dir", required=True, help="what --dataset_dir of the bundle will be")
-    synthesize.add_argument("--num_train", type=int, default=24, help="training images")
-    synthesize.add_argument("--num_validation", type=int, default=4, help="validation images")
-    synthesize.add_argument("--num_test", type=int, default=8, help="test images")
-    synthesize.add_argument("--image_size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    synthesize.add_argument("--num_train", type=int, help="training images; default: the task's")
+    synthesize.add_argument("--num_validation", type=int, help="validation images; default: the task's")
+    synthesize.add_argument("--num_test", type=int, help="test images; default: the task's")
+    synthesize.add_argument(
+        "--image_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of images or slices; default: the task's"
+    )
+    synthesize.add_argument("--num_slices", type=int, help="of a volume; default: the task's")
     synthesize.add_argument("--seed", type=int, default=0)
     synthesize.set_defaults(command=_synthesize)
     return parser
@@ -92,16 +95,13 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
-    from swinumamba_monai.data import synthesize_microscopy
+    from swinumamba_monai.data import SYNTHESIZERS
 
-    folder = synthesize_microscopy(
-        arguments.output_dir,
-        num_train=arguments.num_train,
-        num_validation=arguments.num_validation,
-        num_test=arguments.num_test,
-        image_size=tuple(arguments.image_size),
-        seed=arguments.seed,
-    )
+    if arguments.num_slices is not None and arguments.task != "abdomen_mri":
+        raise InputError(f"Images of {arguments.task} have no slices; leave num_slices out.")
+    names = ("num_train", "num_validation", "num_test", "image_size", "num_slices")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    folder = SYNTHESIZERS[arguments.task](arguments.output_dir, seed=arguments.seed, **given)
     print(f"ready: --dataset_dir {folder}")
 
 

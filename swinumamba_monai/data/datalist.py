@@ -130,7 +130,7 @@ def load_class_names(dataset_dir: PathLike) -> list[str]:
     content, path = _read(dataset_dir)
     labels = content.get("labels", {})
     if not isinstance(labels, dict) or list(labels) != [str(number) for number in range(len(labels))]:
-        raise InputError(f'{path} needs "labels" of the form {{"0": "background", "1": ...}}; prepare the dataset again.')
+        raise InputError(f'{path} needs "labels" like {{"0": "background", "1": ...}}; prepare the dataset again.')
     return [str(name) for name in labels.values()]
 
 

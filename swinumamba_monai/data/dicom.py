@@ -88,7 +88,9 @@ def _read_slice(file: Path) -> tuple[pydicom.Dataset, np.ndarray]:
             "series to NIfTI."
         ) from error
     if pixels.ndim != 2:
-        raise InputError(f"{file} holds {pixels.shape} pixels, but a gray slice is needed; convert the series to NIfTI.")
+        raise InputError(
+            f"{file} holds {pixels.shape} pixels, but a gray slice is needed; convert the series to NIfTI."
+        )
     slope, intercept = float(getattr(dataset, "RescaleSlope", 1)), float(getattr(dataset, "RescaleIntercept", 0))
     if (slope, intercept) != (1, 0):
         pixels = pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)

@@ -111,8 +111,8 @@ def describe_fingerprint(content: Mapping) -> str:
     if "axes" in content:
         axes = ", ".join(content["axes"])
         lines.append(
-            f"spacing in mm ({axes}): median {joined(content['spacing_median'])}, from {joined(content['spacing_min'])} "
-            f"to {joined(content['spacing_max'])}; orientations: {', '.join(content['orientations'])}"
+            f"spacing in mm ({axes}): median {joined(content['spacing_median'])}, "
+            f"from {joined(content['spacing_min'])} to {joined(content['spacing_max'])}; orientations: {', '.join(content['orientations'])}"
         )
     lines += [
         f"foreground intensity, channel {number}: mean {c['mean']:.4g}, std {c['std']:.4g}, "

@@ -116,5 +116,7 @@ def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str
     selected = select_classes(available, classes)
     if selected is not None and len(selected.ids[0]) > len(available.ids[0]):
         dropped = len(available.names) - len(classes)
-        found.warnings.append(f"{dropped} classes of dataset.json are not among the {len(classes)}: they are background.")
+        found.warnings.append(
+            f"{dropped} classes of dataset.json are not among the {len(classes)}: they are background."
+        )
     return selected or available

@@ -91,7 +91,9 @@ def inspect_volumes(image: PathLike, label: PathLike, label_map: LabelMap) -> Pa
     try:
         (voxels, affine), (ids, label_affine) = read_volume(image), read_volume_label(label)
         if voxels.shape != ids.shape:
-            raise InputError(f"{label} has {ids.shape} voxels but its image {image} has {voxels.shape}; both need one size.")
+            raise InputError(
+                f"{label} has {ids.shape} voxels but its image {image} has {voxels.shape}; both need one size."
+            )
         _check_affines(image, affine, label, label_affine, voxels.shape)
         classes = label_map.to_classes(ids, label)
     except InputError as error:
@@ -196,7 +198,9 @@ def _check_affines(
         )
 
 
-def _describe_pixels(pixels: np.ndarray, classes: np.ndarray, warning: str | None, num_instances: int = 0) -> PairReport:
+def _describe_pixels(
+    pixels: np.ndarray, classes: np.ndarray, warning: str | None, num_instances: int = 0
+) -> PairReport:
     channels = pixels if pixels.ndim == 3 else pixels[..., None]
     return PairReport(
         warning=warning,

@@ -124,9 +124,7 @@ def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, m
     return found
 
 
-def _join(
-    name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], made: Path, found: Found
-) -> bool:
+def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], made: Path, found: Found) -> bool:
     """Write one mask of class numbers for a frame, from masks of numbers or of one instrument each."""
     found.pairs.pop(name, None)
     classes: np.ndarray | None = None

@@ -143,7 +143,9 @@ class FrameReader(ImageFileReader):
             self._next += 1
             if self._next > number:
                 return frame
-        raise InputError(f"{video} ends after {self._next} frames, before frame {number}; it is truncated, so replace it.")
+        raise InputError(
+            f"{video} ends after {self._next} frames, before frame {number}; it is truncated, so replace it."
+        )
 
 
 def _open(path: Path):

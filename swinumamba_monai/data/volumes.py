@@ -51,7 +51,9 @@ def read_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
     if not path.name.lower().endswith(VOLUME_SUFFIXES):
-        raise InputError(f"{path} is no volume that can be read here; use .nii, .nii.gz or the folder of a DICOM series.")
+        raise InputError(
+            f"{path} is no volume that can be read here; use .nii, .nii.gz or the folder of a DICOM series."
+        )
     try:
         image = nib.load(path)
         shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
@@ -97,7 +99,9 @@ def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)
         if np.abs(whole - voxels).max() > 1e-3:  # scl_slope leaves rounding errors in some label files
-            raise InputError(f"{path} is no label volume: its voxels are not whole numbers; save the ids of the classes.")
+            raise InputError(
+                f"{path} is no label volume: its voxels are not whole numbers; save the ids of the classes."
+            )
         voxels = whole
     if voxels.min() < np.iinfo(np.int32).min or voxels.max() > np.iinfo(np.int32).max:
         raise InputError(f"{path} is no label volume: its values reach {voxels.max()}; save the ids of the classes.")
