@@ -110,10 +110,9 @@ def describe_fingerprint(content: Mapping) -> str:
     ]
     if "axes" in content:
         axes = ", ".join(content["axes"])
-        lines.append(
-            f"spacing in mm ({axes}): median {joined(content['spacing_median'])}, "
-            f"from {joined(content['spacing_min'])} to {joined(content['spacing_max'])}; orientations: {', '.join(content['orientations'])}"
-        )
+        median, least, most = (joined(content[f"spacing_{name}"]) for name in ("median", "min", "max"))
+        lines.append(f"spacing in mm ({axes}): median {median}, from {least} to {most}")
+        lines.append(f"orientations: {', '.join(content['orientations'])}")
     lines += [
         f"foreground intensity, channel {number}: mean {c['mean']:.4g}, std {c['std']:.4g}, "
         f"0.5 % {c['percentile_00_5']:.4g}, median {c['median']:.4g}, 99.5 % {c['percentile_99_5']:.4g}"
