@@ -45,6 +45,7 @@ ENDOSCOPY_CLASSES = (
 
 # Names that datasets use for the same organ, as simple_name makes them.
 _SYNONYMS = {
+    "arota": "aorta",  # as AMOS 2022 writes it
     "postcava": "inferiorvenacava",
     "ivc": "inferiorvenacava",
     "oesophagus": "esophagus",

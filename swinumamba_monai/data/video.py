@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Video files as numbered frames, so that datasets and writers see a frame as they see an image file.
 
-The frame ``n`` of ``clip.mp4`` is called ``clip.mp4#n``. A :class:`FrameReader` keeps its decoder open, so reading the
-frames in order decodes each once, also when several workers of a ``DataLoader`` share them out.
+The frame 7 of ``clip.mp4`` is called ``clip#000007.mp4``: writers name a result after what is before the last dot. A
+:class:`FrameReader` keeps its decoder open, so reading the frames in order decodes each once, also when several workers
+of a ``DataLoader`` share them out.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,10 +22,11 @@ from swinumamba_monai.data.readers import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.errors import InputError
 
 av, _has_av = optional_import("av")
+VideoReformatter, _ = optional_import("av.video.reformatter", name="VideoReformatter")
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv")
 
-_FRAME = re.compile(r"^(?P<video>.+)#(?P<number>\d+)$")
+_FRAME = re.compile(r"^(?P<stem>.+)#(?P<number>\d+)(?P<suffix>\.\w+)$")
 
 
 def read_frames(path: PathLike) -> Iterator[np.ndarray]:
@@ -40,9 +43,13 @@ def read_frames(path: PathLike) -> Iterator[np.ndarray]:
     """
     path = Path(path)
     with _open(path) as container:
+        # A worker that is forked while threads of FFmpeg wait for work waits for them for ever when it frees what they
+        # belong to. So the decoder has none, and the converter, whose threads PyAV leaves no choice about, ends with
+        # each frame (frame.to_ndarray would keep one in the frame, which the suspended decoder holds).
+        container.streams.video[0].codec_context.thread_count = 1
         try:
             for frame in container.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
+                yield VideoReformatter().reformat(frame, format="rgb24").to_ndarray()
         except av.FFmpegError as error:
             raise InputError(f"{path} cannot be decoded to its end ({error}); it is damaged, so replace it.") from error
 
@@ -72,8 +79,8 @@ def load_frames(path: PathLike) -> list[dict[str, str]]:
             which the test section is taken.
 
     Returns:
-        Dictionaries with the name "image": the absolute path of an image, or ``VIDEO#NUMBER`` for each frame of a
-        video. Files are sorted by name, frames are in their order.
+        Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video. Files are
+        sorted by name, frames are in their order.
 
     Raises:
         InputError: There is nothing at ``path`` that can be read, or a video cannot be opened.
@@ -91,7 +98,7 @@ def load_frames(path: PathLike) -> list[dict[str, str]]:
         if file.suffix.lower() in IMAGE_SUFFIXES:
             items.append({"image": str(file)})
         elif file.suffix.lower() in VIDEO_SUFFIXES:
-            items += [{"image": f"{file}#{number}"} for number in range(count_frames(file))]
+            items += [{"image": frame_name(file, number)} for number in range(count_frames(file))]
     if not items:
         raise InputError(
             f"{path} has no frame that can be read here; use {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)} files."
@@ -99,17 +106,20 @@ def load_frames(path: PathLike) -> list[dict[str, str]]:
     return items
 
 
-class FrameReader(ImageFileReader):
-    """:class:`~swinumamba_monai.data.readers.ImageFileReader` that also reads ``VIDEO#NUMBER``.
+def frame_name(video: Path, number: int) -> str:
+    """What a frame of a video is called."""
+    return str(video.with_name(f"{video.stem}#{number:06d}{video.suffix}"))
 
-    A result of frame 12 of ``clip.mp4`` is named after ``clip_000012.png``.
-    """
+
+class FrameReader(ImageFileReader):
+    """:class:`~swinumamba_monai.data.readers.ImageFileReader` that also reads the frames of a video by their names."""
 
     def __init__(self) -> None:
         super().__init__()
         self._video: Path | None = None
         self._frames: Iterator[np.ndarray] = iter(())
         self._next = 0
+        self._process = os.getpid()
 
     def __getstate__(self) -> dict:
         """Without the open decoder, which cannot be sent to a worker."""
@@ -129,16 +139,13 @@ class FrameReader(ImageFileReader):
         found = _FRAME.match(str(img[0]))
         if found is None or img[0].exists():
             return super().get_data(img)
-        video, number = Path(found["video"]), int(found["number"])
-        image = self._frame(video, number)
-        return image, {
-            **self.metadata(image),
-            ImageMetaKey.FILENAME_OR_OBJ: str(video.with_name(f"{video.stem}_{number:06d}.png")),
-        }
+        image = self._frame(Path(found["stem"] + found["suffix"]), int(found["number"]))
+        return image, {**self.metadata(image), ImageMetaKey.FILENAME_OR_OBJ: str(img[0])}
 
     def _frame(self, video: Path, number: int) -> np.ndarray:
-        if video != self._video or number < self._next:
-            self._video, self._frames, self._next = video, read_frames(video), 0
+        # A forked worker must not go on with the file that its parent has open.
+        if video != self._video or number < self._next or os.getpid() != self._process:
+            self._video, self._frames, self._next, self._process = video, read_frames(video), 0, os.getpid()
         for frame in self._frames:
             self._next += 1
             if self._next > number:

@@ -17,6 +17,9 @@ from swinumamba_monai.data.dicom import is_dicom_series, read_dicom_series
 from swinumamba_monai.errors import InputError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
+
+# A series in the folder 1.2.3 is called 1.2.3.dicom: writers take what is behind the last dot away.
+_SERIES_SUFFIX = ".dicom"
 MAX_VOXELS = 1 << 31
 
 
@@ -121,7 +124,8 @@ def load_volumes(path: PathLike) -> list[dict[str, str]]:
             each (not searched deeper); or a prepared dataset, of which the test section is taken.
 
     Returns:
-        Dictionaries with the absolute path "image", sorted by name.
+        Dictionaries with the absolute path "image", sorted by name; for a series with ``.dicom`` after its folder, so
+        that a result is named after the folder, dots and all.
 
     Raises:
         InputError: There is nothing at ``path`` that can be read.
@@ -141,19 +145,24 @@ def load_volumes(path: PathLike) -> list[dict[str, str]]:
         )
     if not volumes:
         raise InputError(f"{path} has no volume that can be read here; use .nii or .nii.gz files or DICOM series.")
-    return [{"image": str(volume.absolute())} for volume in volumes]
+    suffixes = [_SERIES_SUFFIX if volume.is_dir() else "" for volume in volumes]
+    return [{"image": f"{volume.absolute()}{suffix}"} for volume, suffix in zip(volumes, suffixes)]
 
 
 class VolumeReader(ImageReader):
-    """:func:`read_volume` for ``monai.transforms.LoadImage(d)``: NIfTI files and folders of DICOM series."""
+    """:func:`read_volume` for ``monai.transforms.LoadImage(d)``: NIfTI files and folders of DICOM series.
+
+    A folder may have ``.dicom`` after its name, see :func:`load_volumes`.
+    """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether every path is a NIfTI file or a folder."""
-        return all(Path(name).is_dir() or is_volume_file(Path(name)) for name in ensure_tuple(filename))
+        return all(path.is_dir() or is_volume_file(path) for path in self.read(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike) -> list[Path]:
         """The paths alone; decoding waits for :meth:`get_data`, whose sentences reach the user."""
-        return [Path(name) for name in ensure_tuple(data)]
+        paths = [Path(name) for name in ensure_tuple(data)]
+        return [path.with_suffix("") if path.suffix == _SERIES_SUFFIX and not path.exists() else path for path in paths]
 
     def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
         """Decode what :meth:`read` returned.
@@ -170,10 +179,8 @@ class VolumeReader(ImageReader):
         voxels, affine = read_volume(path)
         if voxels.dtype.byteorder == ">":
             voxels = voxels.astype(voxels.dtype.newbyteorder("="))
-        # Writers take what follows the last dot of the name away, and names of series are full of dots.
-        name = path / f"{path.name}.dcm" if path.is_dir() else path
         return voxels, {
-            ImageMetaKey.FILENAME_OR_OBJ: str(name),
+            ImageMetaKey.FILENAME_OR_OBJ: str(path),
             MetaKeys.AFFINE: affine,
             MetaKeys.ORIGINAL_AFFINE: affine.copy(),
             MetaKeys.SPATIAL_SHAPE: np.asarray(voxels.shape),
