@@ -50,7 +50,7 @@ class SliceDataset(Randomizable, Dataset):
         num_workers: volumes that are preprocessed at once, when the dataset is made.
 
     Raises:
-        InputError: ``volume_transform`` gives other shapes, labels do not fit in 8 bits, or the disk is full.
+        InputError: ``volume_transform`` cannot be pickled or gives other shapes, labels do not fit in 8 bits, or the disk is full.
     """
 
     def __init__(
@@ -188,7 +188,12 @@ def _cut(plane: np.ndarray, window: Sequence[tuple[int, int]]) -> np.ndarray:
 def _describe(transform: Callable) -> bytes:
     """What a chain of transforms does, as bytes: the state of each, without random states of the chain itself."""
     transforms = transform.flatten().transforms if isinstance(transform, Compose) else [transform]
-    return b"".join(pickle.dumps(part) for part in transforms)
+    try:
+        return b"".join(pickle.dumps(part) for part in transforms)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise InputError(
+            f"volume_transform must be of parts that can be pickled, without lambdas ({error})."
+        ) from error
 
 
 def _hash(item: Mapping[str, str], described: bytes) -> str:
