@@ -50,7 +50,8 @@ class SliceDataset(Randomizable, Dataset):
         num_workers: volumes that are preprocessed at once, when the dataset is made.
 
     Raises:
-        InputError: ``volume_transform`` cannot be pickled or gives other shapes, labels do not fit in 8 bits, or the disk is full.
+        InputError: ``volume_transform`` cannot be pickled or gives other shapes, labels do not fit in 8 bits, or the
+            disk is full.
     """
 
     def __init__(

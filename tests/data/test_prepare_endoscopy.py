@@ -92,7 +92,9 @@ def endovis(tmp_path):
             "Left_Prograsp_Forceps_labels": np.s_[:2], "Maryland_Bipolar_Forceps_labels": np.s_[1:4],
             "Other_labels": np.s_[5:],
         },
-        "train/instrument_dataset_2": {"Large_Needle_Driver_Left_labels": np.s_[2:], "Right_Prograsp_Forceps": np.s_[:1]},
+        "train/instrument_dataset_2": {
+            "Large_Needle_Driver_Left_labels": np.s_[2:], "Right_Prograsp_Forceps": np.s_[:1],
+        },
     }  # fmt: skip
     for sequence, instruments in folders.items():
         for number in range(3):
