@@ -192,6 +192,6 @@ def test_bad_volumes_and_disks_get_a_sentence(items, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("swinumamba_monai.data.slices.np.save", full)
-    with pytest.raises(InputError, match="No space left on device.; free space or give another cache_dir"):
+    with pytest.raises(InputError, match=r"No space left on device\); free space or give another cache_dir"):
         SliceDataset(items, volume_transform(), tmp_path / "cache")
     assert not any((tmp_path / "cache").iterdir())
