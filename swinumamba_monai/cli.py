@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from swinumamba_monai import __version__
 from swinumamba_monai.errors import InputError
 
-TASKS = ("microscopy",)
+TASKS = ("abdomen_mri", "endoscopy", "microscopy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,16 +42,23 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--val_fraction", type=float, default=0.1, help="of the training images, where no split says")
     prepare.add_argument("--test_fraction", type=float, default=0.2, help="of all images, where no split says")
     prepare.add_argument("--seed", type=int, default=0, help="of these random choices")
+    prepare.add_argument("--fold", type=int, help="which of the folds in split.json, from 0; default: no fold")
+    prepare.add_argument(
+        "--label_map", help="JSON file of class names and their numbers in the labels; default: the paper's classes"
+    )
     prepare.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
     prepare.set_defaults(command=_prepare)
 
     synthesize = commands.add_parser("synthesize", help="make a synthetic dataset", formatter_class=defaults)
     synthesize.add_argument("task", choices=TASKS)
     synthesize.add_argument("--output_dir", required=True, help="what --dataset_dir of the bundle will be")
-    synthesize.add_argument("--num_train", type=int, default=24, help="training images")
-    synthesize.add_argument("--num_validation", type=int, default=4, help="validation images")
-    synthesize.add_argument("--num_test", type=int, default=8, help="test images")
-    synthesize.add_argument("--image_size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    synthesize.add_argument("--num_train", type=int, help="training images; default: the task's")
+    synthesize.add_argument("--num_validation", type=int, help="validation images; default: the task's")
+    synthesize.add_argument("--num_test", type=int, help="test images; default: the task's")
+    synthesize.add_argument(
+        "--image_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of images or slices; default: the task's"
+    )
+    synthesize.add_argument("--num_slices", type=int, help="of a volume; default: the task's")
     synthesize.add_argument("--seed", type=int, default=0)
     synthesize.set_defaults(command=_synthesize)
 
@@ -67,36 +74,43 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from swinumamba_monai.data import prepare_microscopy
+    from swinumamba_monai import data
 
-    report = prepare_microscopy(
-        arguments.source_dir,
-        arguments.output_dir,
+    options = data.Options(
         val_fraction=arguments.val_fraction,
         test_fraction=arguments.test_fraction,
         seed=arguments.seed,
+        fold=arguments.fold,
         skip_bad=arguments.skip_bad,
         progress=_show_progress,
     )
+    folders = (arguments.source_dir, arguments.output_dir, options)
+    if arguments.task == "microscopy":
+        if arguments.label_map is not None:
+            raise InputError("Cells have no classes, so microscopy takes no label_map; leave it out.")
+        report = data.prepare_microscopy(*folders)
+    else:
+        prepare = data.prepare_abdomen_mri if arguments.task == "abdomen_mri" else data.prepare_endoscopy
+        label_map = None if arguments.label_map is None else data.read_label_map(arguments.label_map)
+        report = prepare(*folders, label_map)
     for kind in ("problems", "warnings"):
         for sentence in report[kind]:
             print(f"{kind[:-1]}: {sentence}")
+    print(data.describe_fingerprint(report["fingerprint"]))
     sections = ", ".join(f"{report[section]} {section}" for section in ("training", "validation", "test"))
-    print(f"layout: {report['layout']}; {report['instances']} instances in {sections} images")
+    instances = f"; {report['instances']} instances" if arguments.task == "microscopy" else ""
+    print(f"layout: {report['layout']}; {sections} images{instances}")
     print(f"ready: --dataset_dir {report['output_dir']}")
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
-    from swinumamba_monai.data import synthesize_microscopy
+    from swinumamba_monai.data import SYNTHESIZERS
 
-    folder = synthesize_microscopy(
-        arguments.output_dir,
-        num_train=arguments.num_train,
-        num_validation=arguments.num_validation,
-        num_test=arguments.num_test,
-        image_size=tuple(arguments.image_size),
-        seed=arguments.seed,
-    )
+    if arguments.num_slices is not None and arguments.task != "abdomen_mri":
+        raise InputError(f"Images of {arguments.task} have no slices; leave num_slices out.")
+    names = ("num_train", "num_validation", "num_test", "image_size", "num_slices")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    folder = SYNTHESIZERS[arguments.task](arguments.output_dir, seed=arguments.seed, **given)
     print(f"ready: --dataset_dir {folder}")
 
 

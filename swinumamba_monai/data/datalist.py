@@ -6,13 +6,17 @@ The file has the form of the Medical Segmentation Decathlon, as ``monai.data.loa
 names the folder of the files, so that a dataset can be prepared without copying it::
 
     {
-        "name": "microscopy",
+        "name": "endoscopy",
         "description": "...",
-        "source_dir": "/data/cells",
+        "labels": {"0": "background", "1": "shaft", ...},
+        "source_dir": "/data/surgeries",
         "training": [{"image": "images/a.png", "label": "labels/a.png"}, ...],
         "validation": [...],
         "test": [...]
     }
+
+"name" is the task and decides what a pair is: a volume with the volume of its classes, a frame with the mask of its
+classes, or an image with the map of its cells, which alone has no "labels".
 
 Images are found below ``source_dir``, labels below ``label_dir`` where that is given and else below ``source_dir``
 too; both are relative to the folder of the datalist. A path never leads out of its folder: a datalist that somebody
@@ -22,44 +26,22 @@ sends cannot make the training read other files.
 from __future__ import annotations
 
 import json
-import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from monai.config import PathLike
-from scipy import ndimage
 
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.data.readers import IMAGE_SUFFIXES, read_image, read_instances
+from swinumamba_monai.data.division import SECTIONS
+from swinumamba_monai.data.pairs import check_pairs, inspector
+from swinumamba_monai.data.readers import IMAGE_SUFFIXES
 from swinumamba_monai.errors import InputError
 
-logger = logging.getLogger(__name__)
-
 DATALIST_NAME = "datalist.json"
-SECTIONS = ("training", "validation", "test")
 
-_PREPARE = "python -m swinumamba_monai prepare microscopy --source_dir ... --output_dir ..."
+TASKS = ("abdomen_mri", "endoscopy", "microscopy")
 
-
-@dataclass(frozen=True)
-class PairReport:
-    """What is known of an image and its label after decoding both.
-
-    Attributes:
-        problem: the sentence that says why the pair cannot be used, or None.
-        warning: the sentence that says what is odd about it, or None.
-        shape: (H, W) or (H, W, C) of the image; empty when there is a problem.
-        num_instances: the number of cells in the label.
-    """
-
-    problem: str | None = None
-    warning: str | None = None
-    shape: tuple[int, ...] = ()
-    num_instances: int = 0
+_PREPARE = "python -m swinumamba_monai prepare {} --source_dir ... --output_dir ..."
 
 
 def write_datalist(
@@ -68,6 +50,8 @@ def write_datalist(
     description: str,
     source_dir: str = ".",
     label_dir: str | None = None,
+    task: str = "microscopy",
+    class_names: Sequence[str] = (),
 ) -> Path:
     """Write ``datalist.json``, whole or not at all.
 
@@ -77,6 +61,8 @@ def write_datalist(
         description: one line about the data.
         source_dir: folder of the files, absolute or relative to ``dataset_dir``.
         label_dir: folder of the labels when it is another one.
+        task: one of ``TASKS``.
+        class_names: what the numbers in the labels mean, background first; none for cells.
 
     Returns:
         The path of the file.
@@ -84,7 +70,9 @@ def write_datalist(
     Raises:
         InputError: The folder has a ``datalist.json`` with other content.
     """
-    content = {"name": "microscopy", "description": description, "source_dir": source_dir}
+    content: dict[str, object] = {"name": task, "description": description, "source_dir": source_dir}
+    if class_names:
+        content["labels"] = {str(number): name for number, name in enumerate(class_names)}
     if label_dir is not None:
         content["label_dir"] = label_dir
     text = json.dumps({**content, **{name: sections[name] for name in SECTIONS}}, indent=1) + "\n"
@@ -113,11 +101,9 @@ def load_datalist(dataset_dir: PathLike, section: str, check: bool = True) -> li
         InputError: There is no such dataset or section, the datalist is no such file or leads out of its folders, or
             ``check`` found a problem.
     """
-    path = Path(dataset_dir) / DATALIST_NAME
-    if not path.is_file():
-        raise InputError(f"{dataset_dir} is no prepared dataset (it has no {DATALIST_NAME}); run `{_PREPARE}`.")
+    content, path = _read(dataset_dir)
+    prepare = _PREPARE.format(content.get("name", "TASK"))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         entries = [(entry["image"], entry["label"]) for entry in content.get(section, [])]
         image_dir = path.parent / content.get("source_dir", ".")
         label_dir = path.parent / content.get("label_dir", content.get("source_dir", "."))
@@ -125,13 +111,27 @@ def load_datalist(dataset_dir: PathLike, section: str, check: bool = True) -> li
             {"image": _inside(image_dir, image, path), "label": _inside(label_dir, label, path)}
             for image, label in entries
         ]
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not a datalist with images and labels ({error!r}); run `{_PREPARE}`.") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a datalist with images and labels ({error!r}); run `{prepare}`.") from error
     if not items:
         raise InputError(f"{path} has no {section!r} images; its sections are {', '.join(SECTIONS)}.")
     if check:
-        check_pairs(items)
+        task = content.get("name", "microscopy")
+        check_pairs(items, inspector(task if task in TASKS else "microscopy", load_class_names(dataset_dir)))
     return items
+
+
+def load_class_names(dataset_dir: PathLike) -> list[str]:
+    """What the numbers in the labels of a prepared dataset mean, background first; empty for cells.
+
+    Raises:
+        InputError: There is no such dataset, or its "labels" are no numbers 0, 1, ... with names.
+    """
+    content, path = _read(dataset_dir)
+    labels = content.get("labels", {})
+    if not isinstance(labels, dict) or list(labels) != [str(number) for number in range(len(labels))]:
+        raise InputError(f'{path} needs "labels" like {{"0": "background", "1": ...}}; prepare the dataset again.')
+    return [str(name) for name in labels.values()]
 
 
 def load_images(path: PathLike) -> list[dict[str, str]]:
@@ -165,68 +165,19 @@ def list_images(folder: Path) -> list[Path]:
     )
 
 
-def inspect_pair(image: PathLike, label: PathLike) -> PairReport:
-    """Decode an image and its instance map and say what is wrong with them, or how large they are."""
+def _read(dataset_dir: PathLike) -> tuple[dict, Path]:
+    """The content of a datalist and its path."""
+    path = Path(dataset_dir) / DATALIST_NAME
+    prepare = _PREPARE.format("TASK")
+    if not path.is_file():
+        raise InputError(f"{dataset_dir} is no prepared dataset (it has no {DATALIST_NAME}); run `{prepare}`.")
     try:
-        pixels, instances = read_image(image), read_instances(label)
-    except InputError as error:
-        return PairReport(problem=str(error))
-    if pixels.shape[:2] != instances.shape:
-        return PairReport(
-            f"{label} has {instances.shape} pixels but its image {image} has {pixels.shape[:2]}; both need one size."
-        )
-    cells = np.unique(instances[instances > 0]).size
-    warning = None
-    if cells == 0:
-        warning = f"{label} has no cell."
-    elif cells == 1 and (pieces := ndimage.label(instances)[1]) > 1:
-        warning = f"{label} has one number for {pieces} pieces, like a binary mask; give every cell its own number."
-    return PairReport(None, warning, pixels.shape, cells)
-
-
-def inspect_pairs(
-    items: Sequence[Mapping[str, str]], progress: Callable[[int, int], None] | None = None
-) -> list[PairReport]:
-    """:func:`inspect_pair` for many items, a few at a time; the decoders leave the Python lock.
-
-    Args:
-        items: dictionaries with the paths "image" and "label".
-        progress: called with the number of items done and of all items.
-
-    Returns:
-        One report per item, in their order.
-    """
-    reports = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for report in pool.map(lambda item: inspect_pair(item["image"], item["label"]), items):
-            reports.append(report)
-            if progress is not None:
-                progress(len(reports), len(items))
-    return reports
-
-
-def check_pair(image: PathLike, label: PathLike) -> str | None:
-    """The sentence that says why an image and its label cannot be used, or None."""
-    return inspect_pair(image, label).problem
-
-
-def check_pairs(items: Sequence[Mapping[str, str]]) -> None:
-    """Decode every image and label; labels that are empty or look like binary masks are only logged.
-
-    Args:
-        items: dictionaries with the paths "image" and "label".
-
-    Raises:
-        InputError: Some cannot be used; the first three are named.
-    """
-    reports = inspect_pairs(items)
-    problems = [report.problem for report in reports if report.problem]
-    if problems:
-        more = f" And {len(problems) - 3} more." if len(problems) > 3 else ""
-        raise InputError(" ".join(problems[:3]) + more)
-    warnings = [report.warning for report in reports if report.warning]
-    if warnings:
-        logger.warning("%d of %d labels are odd, the first: %s", len(warnings), len(items), warnings[0])
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a datalist with images and labels ({error!r}); run `{prepare}`.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a datalist with images and labels (it is a {type(content).__name__}).")
+    return content, path
 
 
 def leads_outside(path: Path, folder: Path) -> bool:

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Microscopy image files as arrays: every channel and every bit of the file, or one sentence that says why not."""
+"""Image files as arrays: every channel and every bit of the file, or one sentence that says why not."""
 
 from __future__ import annotations
 
@@ -101,6 +101,29 @@ def read_instances(path: PathLike) -> np.ndarray:
     return image.astype(np.int32)
 
 
+def read_classes(path: PathLike) -> np.ndarray:
+    """Read a mask whose pixels are class numbers.
+
+    Args:
+        path: the file, as for :func:`read_image`.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        InputError: As for :func:`read_image`, and when the file has colours or numbers that are no class numbers.
+    """
+    image = read_image(path)
+    if image.ndim != 2:
+        raise InputError(
+            f"{path} has {image.shape[-1]} channels (a colour or palette picture), but a mask has one class number per "
+            "pixel; save the numbers as an 8-bit gray PNG."
+        )
+    if image.min() < 0 or image.max() > np.iinfo(np.uint16).max or (image.dtype.kind == "f" and (image % 1).any()):
+        raise InputError(f"{path} is no mask: its values, from {image.min()} to {image.max()}, are no class numbers.")
+    return image.astype(np.int32)
+
+
 class ImageFileReader(ImageReader):
     """:func:`read_image` for ``monai.transforms.LoadImage(d)``.
 
@@ -137,8 +160,12 @@ class ImageFileReader(ImageReader):
                     "image must be of one size."
                 )
         image = images[0] if len(images) == 1 else np.dstack(images)
-        return image, {
-            ImageMetaKey.FILENAME_OR_OBJ: str(img[0]),
+        return image, {**self.metadata(image), ImageMetaKey.FILENAME_OR_OBJ: str(img[0])}
+
+    @staticmethod
+    def metadata(image: np.ndarray) -> dict:
+        """What MONAI's transforms want to know of an image (H, W) or (H, W, C); pixels have no size in mm."""
+        return {
             MetaKeys.AFFINE: np.eye(4),
             MetaKeys.ORIGINAL_AFFINE: np.eye(4),
             MetaKeys.SPATIAL_SHAPE: np.asarray(image.shape[:2]),

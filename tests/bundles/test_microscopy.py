@@ -281,7 +281,7 @@ class TestBadInput:
 
     def test_missing_dataset_dir(self, tmp_path):
         sentence = refusal("train", "training", tmp_path, dataset_dir=str(tmp_path / "nowhere"), **SHORT)
-        assert "nowhere" in sentence and "prepare microscopy" in sentence
+        assert "nowhere" in sentence and "swinumamba_monai prepare" in sentence
 
     def test_no_images(self, trained, tmp_path):
         empty = tmp_path / "empty"

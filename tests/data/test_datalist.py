@@ -14,7 +14,8 @@ import tifffile
 from monai.data import load_decathlon_datalist
 from PIL import Image
 
-from swinumamba_monai.data.datalist import check_pair, check_pairs, load_datalist, load_images, write_datalist
+from swinumamba_monai.data.datalist import load_datalist, load_images, write_datalist
+from swinumamba_monai.data.pairs import check_pair, check_pairs
 from swinumamba_monai.errors import InputError
 
 
@@ -90,7 +91,7 @@ def test_links_inside_and_to_the_folder_are_fine(dataset, tmp_path):
 
 def test_missing_datasets_and_sections_say_what_to_do(dataset, tmp_path):
     for folder in (tmp_path / "nowhere", dataset / "images"):
-        with pytest.raises(InputError, match="python -m swinumamba_monai prepare microscopy"):
+        with pytest.raises(InputError, match="python -m swinumamba_monai prepare TASK"):
             load_datalist(folder, "training")
     with pytest.raises(InputError, match="training, validation, test"):
         load_datalist(dataset, "train")

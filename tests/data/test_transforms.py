@@ -12,7 +12,7 @@ from skimage.measure import label
 from skimage.morphology import dilation, disk
 from skimage.segmentation import find_boundaries
 
-from swinumamba_monai.data.synthetic import synthesize_image
+from swinumamba_monai.data.synthetic_microscopy import synthesize_image
 from swinumamba_monai.data.transforms import InstancesToClasses, InstancesToClassesd, ToRGB, ToRGBd
 from swinumamba_monai.errors import InputError
 

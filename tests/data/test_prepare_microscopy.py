@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from swinumamba_monai.data.datalist import load_datalist
-from swinumamba_monai.data.prepare import prepare_microscopy
+from swinumamba_monai.data.prepare import Options
+from swinumamba_monai.data.prepare_microscopy import prepare_microscopy
 from swinumamba_monai.data.readers import read_instances
 from swinumamba_monai.errors import InputError
 
@@ -52,11 +53,11 @@ def write_split(source, **split):
 
 def test_division_without_a_split(source, tmp_path):
     done = []
-    report = prepare_microscopy(source, tmp_path / "out", progress=lambda *counts: done.append(counts))
+    report = prepare_microscopy(source, tmp_path / "out", Options(progress=lambda *counts: done.append(counts)))
     assert {key: report[key] for key in ("training", "validation", "test", "instances")} == {
         "training": 14, "validation": 2, "test": 4, "instances": 40,
     }  # fmt: skip
-    assert report["sizes"] == {"6x8": 10, "12x8": 10}
+    assert report["fingerprint"]["sizes"] == {"6x8": 8, "12x8": 8}  # without the test images
     assert report["problems"] == report["warnings"] == []
     assert done == [(count, 20) for count in range(1, 21)]
     sections = [names(tmp_path / "out", section) for section in ("training", "validation", "test")]
@@ -65,13 +66,13 @@ def test_division_without_a_split(source, tmp_path):
         assert sum(name < "cell_10" for name in section) == per_size  # both sizes in proportion
     prepare_microscopy(source, tmp_path / "out")  # the same again is no conflict
     with pytest.raises(InputError, match="other data"):
-        prepare_microscopy(source, tmp_path / "out", seed=1)
+        prepare_microscopy(source, tmp_path / "out", Options(seed=1))
 
 
 def test_the_split_is_kept(source, tmp_path):
     train, test = [f"cell_{index:02d}" for index in range(10)], ["cell_15", "cell_12"]
     write_split(source, seed=1, train=train, test=test)
-    report = prepare_microscopy(source, source, val_fraction=0.2)
+    report = prepare_microscopy(source, source, Options(val_fraction=0.2))
     assert names(source, "test") == test
     assert (report["training"], report["validation"]) == (8, 2)
     assert sorted(names(source, "training") + names(source, "validation")) == train
@@ -129,7 +130,7 @@ def test_every_problem_is_listed_and_nothing_written(source, tmp_path):
     assert all(sum(words in line for line in lines) == 1 for words in expected) and len(lines) == 7
     assert not (tmp_path / "out").exists()
 
-    report = prepare_microscopy(source, tmp_path / "out", skip_bad=True)
+    report = prepare_microscopy(source, tmp_path / "out", Options(skip_bad=True))
     assert report["training"] + report["validation"] + report["test"] == 20 - 6
     assert sorted(report["problems"]) == sorted(lines)
     assert len(report["warnings"]) == 1 and "cell_05.png has no cell" in report["warnings"][0]
@@ -207,7 +208,7 @@ def test_unusable_arguments_are_refused(source, tmp_path):
         prepare_microscopy(tmp_path / "nowhere", tmp_path / "out")
     for fractions in ({"val_fraction": 0.0}, {"test_fraction": 1.0}):
         with pytest.raises(InputError, match="between 0 and 1"):
-            prepare_microscopy(source, tmp_path / "out", **fractions)
+            prepare_microscopy(source, tmp_path / "out", Options(**fractions))
     for index in range(2, 20):
         (source / "images" / f"cell_{index:02d}.png").unlink()
         (source / "labels" / f"cell_{index:02d}.png").unlink()

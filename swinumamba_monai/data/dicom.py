@@ -1,0 +1,131 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""One DICOM series as a volume: its slices put in order by position, and refused when one is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from monai.utils import optional_import
+
+from swinumamba_monai.errors import InputError
+
+if TYPE_CHECKING:
+    import pydicom
+
+dcmread, _has_pydicom = optional_import("pydicom", name="dcmread")
+
+# How much the distances of neighbouring slices may differ, relative to their median: positions are rounded in files.
+_SPACING_TOLERANCE = 0.05
+# DICOM's patient axes are left, posterior, superior; NIfTI's are right, anterior, superior.
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def is_dicom_series(folder: Path) -> bool:
+    """Whether a folder holds at least one DICOM file (by suffix, or by the mark at byte 128)."""
+    return folder.is_dir() and any(_is_dicom(file) for file in folder.iterdir())
+
+
+def read_dicom_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read the slices of one series.
+
+    The order of the files and of their instance numbers does not matter: slices are sorted by the position along
+    their normal. Rescale slope and intercept are applied.
+
+    Args:
+        folder: with the files of one series, one slice each; what is no DICOM file is passed over.
+
+    Returns:
+        The voxels (columns, rows, slices) and the affine (4, 4) to millimetres, RAS+. Without rescaling the data type
+        is that of the files, else float32.
+
+    Raises:
+        InputError: pydicom is not installed; a file cannot be read; slices are of several series, sizes or
+            orientations, lack their position, share one, or leave a gap; a slice is in colour.
+    """
+    files = sorted(file for file in folder.iterdir() if _is_dicom(file))
+    if not files:
+        raise InputError(f"{folder} has no DICOM file; give a NIfTI file or the folder of a DICOM series.")
+    if not _has_pydicom:
+        raise InputError(f"{folder} holds DICOM files, which need pydicom; install swinumamba-monai[dicom].")
+    slices = [_read_slice(file) for file in files]
+    for attribute, plural in (
+        ("SeriesInstanceUID", "series"),
+        ("Rows", "heights"),
+        ("Columns", "widths"),
+        ("PixelSpacing", "pixel spacings"),
+        ("ImageOrientationPatient", "orientations"),
+    ):
+        if len(different := {str(getattr(dataset, attribute, None)) for dataset, _ in slices}) > 1:
+            raise InputError(f"{folder} has slices of {len(different)} {plural}; give a folder with one series of one.")
+    order, axes, step = _geometry(folder, files, [dataset for dataset, _ in slices])
+    voxels = np.stack([slices[index][1].T for index in order], axis=-1)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([axes[0], axes[1], step], axis=1)
+    affine[:3, 3] = np.asarray(slices[order[0]][0].ImagePositionPatient, dtype=np.float64)
+    return voxels, _LPS_TO_RAS @ affine
+
+
+def _is_dicom(file: Path) -> bool:
+    if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
+        return False
+    if file.suffix.lower() in (".dcm", ".dicom", ".ima"):
+        return True
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _read_slice(file: Path) -> tuple[pydicom.Dataset, np.ndarray]:
+    """The header and the pixels (rows, columns) of one file."""
+    try:
+        dataset = dcmread(file)
+        pixels = dataset.pixel_array
+    except Exception as error:  # pydicom and its decoders have no common class for a broken file
+        raise InputError(
+            f"{file} is a slice that cannot be decoded ({type(error).__name__}: {error}); replace it, or convert the "
+            "series to NIfTI."
+        ) from error
+    if pixels.ndim != 2:
+        raise InputError(
+            f"{file} holds {pixels.shape} pixels, but a gray slice is needed; convert the series to NIfTI."
+        )
+    slope, intercept = float(getattr(dataset, "RescaleSlope", 1)), float(getattr(dataset, "RescaleIntercept", 0))
+    if (slope, intercept) != (1, 0):
+        pixels = pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    return dataset, pixels
+
+
+def _geometry(
+    folder: Path, files: list[Path], datasets: list[pydicom.Dataset]
+) -> tuple[list[int], tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """The order of the slices, the steps of a column and of a row, and the step of a slice, in mm and LPS axes."""
+    try:
+        orientation = np.asarray(datasets[0].ImageOrientationPatient, dtype=np.float64)
+        row_spacing, column_spacing = (float(value) for value in datasets[0].PixelSpacing)
+        positions = np.stack([np.asarray(d.ImagePositionPatient, dtype=np.float64) for d in datasets])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{folder} has a slice without position, orientation or spacing ({error}).") from error
+    along_row, along_column = orientation[:3], orientation[3:]
+    axes = (along_row * column_spacing, along_column * row_spacing)
+    normal = np.cross(along_row, along_column)
+    depths = positions @ normal
+    order = np.argsort(depths, kind="stable").tolist()
+    if len(order) == 1:
+        thickness = float(getattr(datasets[0], "SliceThickness", None) or 1.0)
+        return order, axes, normal * thickness
+    gaps = np.diff(depths[order])
+    typical = float(np.median(gaps))
+    if gaps.min() <= 1e-3 * max(typical, 1e-3):
+        index = int(gaps.argmin())
+        raise InputError(
+            f"{files[order[index]]} and {files[order[index + 1]]} lie at one position; give a folder with one volume."
+        )
+    if np.abs(gaps - typical).max() > _SPACING_TOLERANCE * typical:
+        index = int(np.abs(gaps - typical).argmax())
+        raise InputError(
+            f"{folder} misses slices: {files[order[index]].name} and {files[order[index + 1]].name} are "
+            f"{gaps[index]:.2f} mm apart, the others {typical:.2f} mm; complete the series."
+        )
+    return order, axes, (positions[order[-1]] - positions[order[0]]) / (len(order) - 1)

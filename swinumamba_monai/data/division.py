@@ -1,0 +1,131 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which images train, validate and test: as ``split.json`` says, and for the rest by chance."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from swinumamba_monai.errors import InputError
+
+SECTIONS = ("training", "validation", "test")
+
+_SPLIT_KEYS = {"train": "training", "validation": "validation", "val": "validation", "test": "test"}
+
+
+def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
+    """The names of each section that a ``split.json`` gives.
+
+    The file has the lists "train" and "test" and may have "val" or "validation". It may hold several such divisions:
+    one under "default", and a list of folds under any other key.
+
+    Args:
+        path: the file; without it the result is empty.
+        fold: the number of the fold, from 0; None for the default.
+
+    Raises:
+        InputError: The file has another form, names something twice in a division, or has no such fold.
+    """
+    if not path.is_file():
+        if fold is not None:
+            raise InputError(f"{path} does not exist, so there is no fold {fold}; leave the fold out.")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if fold is not None:
+            content = _fold(content, fold, path)
+        elif isinstance(content.get("default"), dict):
+            content = content["default"]
+        split = {section: list(content[key]) for key, section in _SPLIT_KEYS.items() if key in content}
+        twice = [name for name, count in Counter(chain.from_iterable(split.values())).items() if count > 1]
+    except (AttributeError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} has no lists of names ({error!r}); correct or remove it.") from error
+    if "training" not in split or "test" not in split:
+        raise InputError(f"{path} needs the lists 'train' and 'test'; correct or remove it.")
+    if twice:
+        raise InputError(f"{path} names {twice[0]} twice ({len(twice)} such names), but sections must not overlap.")
+    return split
+
+
+def _fold(content: Mapping, fold: int, path: Path) -> Mapping:
+    """The division number ``fold`` of the only list of divisions in a split file."""
+    lists = [value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) != 1:
+        raise InputError(f"{path} has {len(lists)} lists of folds, but one is needed to take fold {fold} from.")
+    if not 0 <= fold < len(lists[0]):
+        raise InputError(f"{path} has the folds 0 to {len(lists[0]) - 1}, but no fold {fold}.")
+    return lists[0][fold]
+
+
+def divide(
+    shapes: Mapping[str, tuple[int, ...]],
+    split: Mapping[str, Sequence[str]],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    by_sequence: bool = False,
+) -> dict[str, list[str]]:
+    """The names of the three sections: those of the split, and a part of the training names for what it lacks.
+
+    Args:
+        shapes: the size of every usable image by its name.
+        split: of :func:`read_split`.
+        val_fraction: the part of the training names that becomes the validation section.
+        test_fraction: the part of all names that becomes the test section.
+        seed: of the random choices. They are spread over the image sizes, in which scanners and microscopes differ.
+        by_sequence: names that differ in their last number only (``op1_07``, ``op1_08``) are frames of one recording,
+            which look alike: whole recordings are chosen. Of a single one the last frames are taken.
+
+    Raises:
+        InputError: A section would be empty.
+    """
+    rng = np.random.default_rng(seed)
+    sections = {section: [name for name in names if name in shapes] for section, names in split.items()}
+    sections.setdefault("training", list(shapes))
+    for section, fraction in (("test", test_fraction), ("validation", val_fraction)):
+        if section not in sections:
+            names = sections["training"]
+            chosen = _sequences(names, fraction, rng) if by_sequence else _sample(names, fraction, shapes, rng)
+            sections[section] = chosen
+            sections["training"] = [name for name in names if name not in set(chosen)]
+    empty = [section for section in SECTIONS if not sections[section]]
+    if empty:
+        raise InputError(f"{len(shapes)} usable images leave none for {', '.join(empty)}; add images to the dataset.")
+    return sections
+
+
+def sequence_of(name: str) -> str:
+    """The recording that a frame belongs to: its name without the last number."""
+    return re.sub(r"[_\-. ]*[A-Za-z]*\d+$", "", name)
+
+
+def _sample(
+    names: Sequence[str], fraction: float, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator
+) -> list[str]:
+    """At least one of the names, in proportion from every image size: sort shuffled names by size, take every n-th."""
+    shuffled = [names[index] for index in rng.permutation(len(names))]
+    by_size = sorted(shuffled, key=lambda name: shapes[name])
+    count = min(max(1, round(fraction * len(names))), len(names))
+    return sorted(by_size[int((number + 0.5) * len(names) / count)] for number in range(count))
+
+
+def _sequences(names: Sequence[str], fraction: float, rng: np.random.Generator) -> list[str]:
+    """Whole recordings, drawn until they hold the fraction of the frames; one is always left."""
+    recordings: dict[str, list[str]] = {}
+    for name in names:
+        recordings.setdefault(sequence_of(name), []).append(name)
+    if len(recordings) < 2:
+        return sorted(names)[len(names) - max(1, round(fraction * len(names))) :] if len(names) > 1 else []
+    chosen: list[str] = []
+    for index in rng.permutation(len(recordings))[:-1]:
+        chosen += list(recordings.values())[index]
+        if len(chosen) >= fraction * len(names):
+            break
+    return sorted(chosen)

@@ -1,0 +1,161 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a dataset looks like in numbers, and which crop, batch and spacing follow from them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.pairs import PairReport
+from swinumamba_monai.data.plan import propose_2d
+
+FINGERPRINT_NAME = "fingerprint.json"
+
+_AXES = ("right-left", "anterior-posterior", "superior-inferior")
+# For slices across each axis of RAS: the orientation that shows them as radiologists see them, rows first, and the
+# axes of RAS along its rows and columns. Axial, coronal and sagittal slices are across 2, 1 and 0.
+_VIEWS = {2: ("PLS", (1, 0)), 1: ("ILA", (2, 0)), 0: ("IPR", (2, 1))}
+
+
+def fingerprint(reports: Sequence[PairReport], class_names: Sequence[str] = ()) -> dict:
+    """Describe the images that a network is developed on (training and validation; a test section is not looked at).
+
+    Args:
+        reports: of the images, without problems.
+        class_names: background first; none for cells.
+
+    Returns:
+        "cases"; "sizes" (how many images have each, the ten most frequent) and "size_median"; for volumes also
+        "orientations", "spacing_median", "spacing_min", "spacing_max" (mm, with the axes of "axes"); "dtypes";
+        "intensities", one dictionary per channel with the statistics of foreground pixels, as nnU-Net takes them;
+        "classes", for each the "fraction" of all pixels and the number of "cases" that have it; "instances" for cells;
+        "proposal", see :func:`propose`.
+    """
+    shapes = np.array([report.shape[: 3 if report.spacing else 2] for report in reports])
+    counts = Counter("x".join(map(str, shape)) for shape in shapes.tolist())
+    result: dict = {
+        "cases": len(reports),
+        "sizes": dict(counts.most_common(10)),
+        "size_median": np.median(shapes, axis=0).tolist(),
+    }
+    if reports[0].spacing:
+        spacings = np.array([report.spacing for report in reports])
+        result["axes"] = list(_AXES)
+        result["orientations"] = dict(Counter(report.orientation for report in reports).most_common())
+        for name, function in (("median", np.median), ("min", np.min), ("max", np.max)):
+            result[f"spacing_{name}"] = function(spacings, axis=0).round(4).tolist()
+    result["dtypes"] = dict(Counter(report.dtype for report in reports).most_common())
+    result["intensities"] = _intensities(reports)
+    if class_names:
+        result["classes"] = _classes(reports, class_names)
+    else:
+        result["instances"] = sum(report.num_instances for report in reports)
+    # Cells are learnt as background, interior and boundary.
+    result["proposal"] = propose(reports, len(class_names) or 3)
+    return result
+
+
+def propose(reports: Sequence[PairReport], num_classes: int) -> dict:
+    """Crop size, batch size and, for volumes, orientation and in-plane spacing, as nnU-Net's planner would choose them.
+
+    Slices are taken across the axis with the largest median spacing (the superior-inferior one when all are equal). The
+    spacing in them is the median over all volumes, as in nnU-Net v2, and images count with the size that they have
+    after resampling to it. Crop and batch: :func:`~swinumamba_monai.data.plan.propose_2d`.
+
+    Returns:
+        "roi_size" [rows, columns], "batch_size", and for volumes "spacing" [rows, columns] in mm and "axcodes", the
+        orientation in which the last axis is the one across the slices.
+    """
+    if not reports[0].spacing:
+        sizes = np.array([report.shape[:2] for report in reports], dtype=float)
+        return propose_2d(np.median(sizes, axis=0), num_classes, float(np.prod(np.median(sizes, axis=0))) * len(sizes))
+    spacings = np.array([report.spacing for report in reports])
+    target = np.median(spacings, axis=0)
+    across = 2 - int(np.argmax(target[::-1]))
+    axcodes, plane = _VIEWS[across]
+    target_plane = target[list(plane)]
+    sizes = np.array([report.shape for report in reports]) * 1.0
+    for axis in plane:
+        sizes[:, axis] = np.round(sizes[:, axis] * spacings[:, axis] / target[axis])
+    median = np.median(sizes, axis=0)
+    proposal = propose_2d(median[list(plane)], num_classes, float(np.prod(median)) * len(reports), target_plane)
+    return {**proposal, "spacing": target_plane.round(4).tolist(), "axcodes": axcodes}
+
+
+def write_fingerprint(folder: Path, content: Mapping) -> Path:
+    """Write ``fingerprint.json``, whole or not at all; returns its path."""
+    path = Path(folder) / FINGERPRINT_NAME
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def describe_fingerprint(content: Mapping) -> str:
+    """The fingerprint as text for people, some ten lines."""
+
+    def joined(values: Sequence[float]) -> str:
+        return " x ".join(f"{value:g}" for value in values)
+
+    sizes = ", ".join(f"{size} ({count})" for size, count in list(content["sizes"].items())[:3])
+    more = ", ..." if len(content["sizes"]) > 3 else ""
+    lines = [
+        f"training and validation: {content['cases']} images, median size {joined(content['size_median'])}",
+        f"sizes: {sizes}{more}; data types: {', '.join(content['dtypes'])}",
+    ]
+    if "axes" in content:
+        axes = ", ".join(content["axes"])
+        median, least, most = (joined(content[f"spacing_{name}"]) for name in ("median", "min", "max"))
+        lines.append(f"spacing in mm ({axes}): median {median}, from {least} to {most}")
+        lines.append(f"orientations: {', '.join(content['orientations'])}")
+    lines += [
+        f"foreground intensity, channel {number}: mean {c['mean']:.4g}, std {c['std']:.4g}, "
+        f"0.5 % {c['percentile_00_5']:.4g}, median {c['median']:.4g}, 99.5 % {c['percentile_99_5']:.4g}"
+        for number, c in enumerate(content["intensities"])
+    ]
+    if "classes" in content:
+        lines.append("classes (part of all pixels, images that have it):")
+        lines += [f"  {name}: {c['fraction']:.3%}, {c['cases']}" for name, c in content["classes"].items()]
+    else:
+        lines.append(f"instances: {content['instances']}")
+    proposal = ", ".join(f"{name} {json.dumps(value)}" for name, value in content["proposal"].items())
+    lines.append(f"as nnU-Net would plan it: {proposal} (the bundle's defaults stay the paper's)")
+    return "\n".join(lines)
+
+
+def _intensities(reports: Sequence[PairReport]) -> list[dict[str, float]]:
+    """Statistics per channel of the samples; images with fewer channels than others do not count for the rest."""
+    channels = max(report.sample.shape[1] for report in reports)
+    result = []
+    for channel in range(channels):
+        values = np.concatenate([r.sample[:, channel] for r in reports if r.sample.shape[1] > channel]).astype(float)
+        low, median, high = np.percentile(values, [0.5, 50, 99.5])
+        result.append(
+            {
+                "mean": float(values.mean()),
+                "std": float(values.std()),
+                "min": float(values.min()),
+                "percentile_00_5": float(low),
+                "median": float(median),
+                "percentile_99_5": float(high),
+                "max": float(values.max()),
+            }
+        )
+    return result
+
+
+def _classes(reports: Sequence[PairReport], class_names: Sequence[str]) -> dict[str, dict[str, float]]:
+    totals = Counter({number: 0 for number in range(len(class_names))})
+    cases: Counter[int] = Counter()
+    for report in reports:
+        totals.update(report.class_counts)
+        cases.update(report.class_counts.keys())
+    pixels = sum(totals.values())
+    return {
+        name: {"fraction": totals[number] / pixels, "cases": cases[number]} for number, name in enumerate(class_names)
+    }

@@ -1,0 +1,164 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which number in a label file is which class: the label map."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from monai.config import PathLike
+
+from swinumamba_monai.errors import InputError
+
+# The classes of the paper's AbdomenMRI and Endoscopy data, in its order; 0 is background.
+ABDOMEN_CLASSES = (
+    "background",
+    "liver",
+    "right kidney",
+    "spleen",
+    "pancreas",
+    "aorta",
+    "inferior vena cava",
+    "right adrenal gland",
+    "left adrenal gland",
+    "gallbladder",
+    "esophagus",
+    "stomach",
+    "duodenum",
+    "left kidney",
+)
+ENDOSCOPY_CLASSES = (
+    "background",
+    "large needle driver",
+    "prograsp forceps",
+    "monopolar curved scissors",
+    "cadiere forceps",
+    "bipolar forceps",
+    "vessel sealer",
+    "drop-in ultrasound probe",
+)
+
+# Names that datasets use for the same organ, as simple_name makes them.
+_SYNONYMS = {
+    "arota": "aorta",  # as AMOS 2022 writes it
+    "postcava": "inferiorvenacava",
+    "ivc": "inferiorvenacava",
+    "oesophagus": "esophagus",
+    "rightadrenal": "rightadrenalgland",
+    "leftadrenal": "leftadrenalgland",
+}
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The classes of a dataset and the numbers that its label files use for them.
+
+    Attributes:
+        names: the name of every class, background first; the position is the number that the network predicts.
+        ids: for every class the numbers in the label files that mean it.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of_names(cls, names: Iterable[str]) -> LabelMap:
+        """The map of files whose numbers are the classes themselves."""
+        names = tuple(names)
+        return cls(names, tuple((index,) for index in range(len(names))))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the numbers in the files are the classes themselves."""
+        return self.ids == tuple((index,) for index in range(len(self.names)))
+
+    def to_classes(self, label: np.ndarray, name: object) -> np.ndarray:
+        """The classes, uint8 of the shape of ``label``.
+
+        Args:
+            label: whole numbers, as in the file.
+            name: of the file, for the sentence.
+
+        Raises:
+            InputError: A number of ``label`` is not in the map.
+        """
+        found = np.unique(label)
+        if unknown := [number for number in found.tolist() if not any(number in ids for ids in self.ids)]:
+            shown = ", ".join(f"{number:g}" for number in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+            known = ", ".join(str(number) for number in sorted(number for ids in self.ids for number in ids))
+            raise InputError(
+                f"{name} has the label ids {shown}, but the label map has {known}; give them a class, or list them "
+                'under "background", in the label map.'
+            )
+        classes = np.array([next(c for c, ids in enumerate(self.ids) if number in ids) for number in found.tolist()])
+        return classes.astype(np.uint8)[np.searchsorted(found, label)]
+
+
+def read_label_map(path: PathLike) -> LabelMap:
+    """Read a label map from a JSON file.
+
+    The class numbers follow the order in the file, background first. Three forms are known: a name with its number in
+    the label files, ``{"background": 0, "liver": 1}`` as in nnU-Net v2; with a list of numbers that become one class,
+    ``{"background": [0, 14, 15], "kidneys": [2, 3]}``; a number with its name, ``{"0": "background", "1": "liver"}``,
+    as in the Medical Segmentation Decathlon. A file with a key "labels" (any ``dataset.json``) is read from there.
+
+    Raises:
+        InputError: The file is missing or of another form, names no background, or uses a name or number twice.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_label_map(content.get("labels", content), path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; give the JSON file of the label map.") from error
+    except (AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f'{path} is no label map ({error!r}); write {{"background": 0, "liver": 1, ...}}.') from error
+
+
+def parse_label_map(content: Mapping[str, object], source: object) -> LabelMap:
+    """The map of one of the forms that :func:`read_label_map` names; ``source`` is named in its sentences."""
+    try:
+        by_number = all(str(key).lstrip("-").isdigit() for key in content)
+        pairs = [(str(name), (int(key),)) for key, name in content.items()] if by_number else None
+        if pairs is None:
+            pairs = [
+                (str(name), tuple(int(v) for v in (value if isinstance(value, list) else [value])))
+                for name, value in content.items()
+            ]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f'{source} is no label map ({error}); write {{"background": 0, "liver": 1, ...}}.') from error
+    numbers = [number for _, ids in pairs for number in ids]
+    names = [name for name, _ in pairs]
+    if len(set(numbers)) < len(numbers) or len(set(names)) < len(names) or len(pairs) > 256:
+        raise InputError(f"{source} uses a name or a number twice, or has over 256 classes; every class needs its own.")
+    background = [pair for pair in pairs if pair[0].lower() == "background" or 0 in pair[1]]
+    if len(background) != 1 or len(pairs) < 2:
+        raise InputError(f'{source} needs one entry "background" that has the number 0, and a class beside it.')
+    pairs = background + [pair for pair in pairs if pair not in background]
+    return LabelMap(tuple(name for name, _ in pairs), tuple(ids for _, ids in pairs))
+
+
+def select_classes(available: LabelMap, names: Iterable[str]) -> LabelMap | None:
+    """The classes ``names`` out of a dataset that has more, or has them in another order; None if it lacks one.
+
+    Names are compared without case, spaces and punctuation, with the usual synonyms (postcava, oesophagus). What is not
+    selected becomes background.
+    """
+    ids_of = {simple_name(name): ids for name, ids in zip(available.names, available.ids, strict=True)}
+    names = tuple(names)
+    selected = [ids_of.pop(simple_name(name), None) for name in names]
+    if None in selected:
+        return None
+    rest = tuple(sorted(number for ids in ids_of.values() for number in ids))
+    return LabelMap(names, (selected[0] + rest, *selected[1:]))
+
+
+def simple_name(name: str) -> str:
+    """A class name without case, spaces and punctuation, and one of its synonyms."""
+    simple = re.sub("[^a-z0-9]", "", name.lower())
+    return _SYNONYMS.get(simple, simple)

@@ -1,0 +1,122 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The folder layouts that datasets of volumes and of frames share: nnU-Net v2, the Decathlon, AMOS 2022, and plain."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from swinumamba_monai.data.labels import LabelMap, parse_label_map, select_classes
+from swinumamba_monai.data.prepare import Found, match_by_name
+from swinumamba_monai.errors import InputError
+
+# The folders of a Decathlon-like dataset and the section that each is; AMOS 2022 alone has Va.
+_PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
+
+# The number of a channel that nnU-Net puts after the name of an image.
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+def find_pairs(
+    source: Path, list_files: Callable[[Path], Sequence[Path]], name_of: Callable[[Path], str], kind: str
+) -> Found:
+    """Match images and labels in ``imagesTr`` and ``labelsTr`` (and ``Va``, ``Ts``), or in ``images`` and ``labels``.
+
+    Images may have nnU-Net's ``_0000`` after their names. ``imagesTs`` without ``labelsTs``, as challenges give it, is
+    not used: its images cannot be evaluated.
+
+    Args:
+        source: the downloaded dataset.
+        list_files: gives the images of a folder, sorted.
+        name_of: the name of a file without its suffix.
+        kind: of the files, in words.
+
+    Raises:
+        InputError: The layout is unknown.
+    """
+    if not (source / "imagesTr").is_dir():
+        images, labels = ([f for f in list_files(source / part)] if (source / part).is_dir() else [] for part in _PLAIN)
+        if not images or not labels:
+            raise InputError(
+                f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
+                f"AMOS 2022), or images and labels, with {kind} in them."
+            )
+        found = Found("folders images and labels")
+        match_by_name(images, labels, source, found, name_of)
+        return found
+    found = Found("folders imagesTr and labelsTr")
+    for part, section in _PARTS.items():
+        folders = source / f"images{part}", source / f"labels{part}"
+        if all(folder.is_dir() for folder in folders):
+            before = set(found.pairs)
+            images, labels = (list_files(folder) for folder in folders)
+            _match_channels(images, labels, source, found, name_of)
+            found.split[section] = [name for name in found.pairs if name not in before]
+        elif folders[0].is_dir() and any(list_files(folders[0])):
+            found.warnings.append(f"{folders[0]} is not used, because there is no {folders[1].name}.")
+    found.split = {section: names for section, names in found.split.items() if names}
+    return found
+
+
+_PLAIN = ("images", "labels")
+
+
+def _match_channels(
+    images: Sequence[Path], labels: Sequence[Path], source: Path, found: Found, name_of: Callable[[Path], str]
+) -> None:
+    """:func:`match_by_name`, with nnU-Net's number of the channel taken from the images where the labels lack it."""
+    label_names = {name_of(label) for label in labels}
+
+    def image_name(image: Path) -> str:
+        name = name_of(image)
+        return name if name in label_names else _CHANNEL.sub("", name)
+
+    first = [image for image in images if name_of(image) in label_names or not _is_further_channel(name_of(image))]
+    found.problems += [
+        f"{image} is a further channel of its image, but one channel is needed; keep the one that ends with _0000."
+        for image in images
+        if image not in first
+    ]
+    names_of = {image: image_name(image) for image in first}
+    match_by_name(first, labels, source, found, lambda file: names_of.get(file) or name_of(file))
+
+
+def _is_further_channel(name: str) -> bool:
+    """Whether nnU-Net's number of a channel is there and is not the first; case numbers like _0507 are larger."""
+    channel = _CHANNEL.search(name)
+    return channel is not None and 0 < int(channel[1]) < 10
+
+
+def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str], found: Found) -> LabelMap:
+    """The label map of a dataset: the one given; else ``classes``, by the names in ``dataset.json``; else that file's.
+
+    Where nothing says what the numbers mean they are taken for ``classes`` in their order, with a warning.
+
+    Raises:
+        InputError: ``dataset.json`` cannot be read, or its labels are no label map.
+    """
+    if given is not None:
+        return given
+    path = source / "dataset.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        labels = content.get("labels", {})
+    except (AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error!r}); correct it or give a label map.") from error
+    if not labels:
+        found.warnings.append(
+            f"no label map is given and {source.name} has none in dataset.json: 1 is taken for {classes[1]}, 2 for "
+            f"{classes[2]}, and so on."
+        )
+        return LabelMap.of_names(classes)
+    available = parse_label_map(labels, path)
+    selected = select_classes(available, classes)
+    if selected is not None and len(selected.ids[0]) > len(available.ids[0]):
+        dropped = len(available.names) - len(classes)
+        found.warnings.append(
+            f"{dropped} classes of dataset.json are not among the {len(classes)}: they are background."
+        )
+    return selected or available

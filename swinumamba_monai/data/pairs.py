@@ -1,0 +1,225 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""An image and its label, decoded and checked: what is wrong with them, and what the fingerprint needs to know."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from monai.config import PathLike
+from scipy import ndimage
+
+from swinumamba_monai.data.labels import LabelMap
+from swinumamba_monai.data.readers import read_classes, read_image, read_instances
+from swinumamba_monai.data.volumes import read_volume, read_volume_label, spacing_of
+from swinumamba_monai.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Pixels of an image that its part of the dataset's intensity statistics is computed from.
+SAMPLE_SIZE = 2000
+
+# Geometries of an image and its label are equal when their corners are closer than this part of a voxel.
+_AFFINE_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """What is known of an image and its label after decoding both.
+
+    Attributes:
+        problem: the sentence that says why the pair cannot be used, or None.
+        warning: the sentence that says what is odd about it, or None.
+        shape: (H, W), (H, W, C) or (X, Y, Z) of the image, volumes along right-left, anterior-posterior,
+            superior-inferior; empty when there is a problem.
+        spacing: the size of a voxel along the axes of a volume in mm; empty for pixels, which have none.
+        dtype: of the image file.
+        orientation: where the axes of a volume file lead, as in "LPS"; empty for pixels.
+        num_instances: the number of cells in the label.
+        class_counts: the number of pixels of each class.
+        sample: (N, C) intensities of at most ``SAMPLE_SIZE`` foreground pixels; of any pixels without foreground.
+    """
+
+    problem: str | None = None
+    warning: str | None = None
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    dtype: str = ""
+    orientation: str = ""
+    num_instances: int = 0
+    class_counts: Mapping[int, int] = field(default_factory=dict)
+    sample: np.ndarray = field(default_factory=lambda: np.empty((0, 1), dtype=np.float32), repr=False)
+
+
+def inspect_cells(image: PathLike, label: PathLike) -> PairReport:
+    """Decode an image and its instance map and say what is wrong with them, or how large they are."""
+    try:
+        pixels, instances = read_image(image), read_instances(label)
+        _check_sizes(image, pixels, label, instances)
+    except InputError as error:
+        return PairReport(problem=str(error))
+    cells = np.unique(instances[instances > 0]).size
+    warning = None
+    if cells == 0:
+        warning = f"{label} has no cell."
+    elif cells == 1 and (pieces := ndimage.label(instances)[1]) > 1:
+        warning = f"{label} has one number for {pieces} pieces, like a binary mask; give every cell its own number."
+    return _describe_pixels(pixels, (instances > 0).astype(np.uint8), warning, num_instances=cells)
+
+
+def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> PairReport:
+    """Decode a frame and its class mask and say what is wrong with them, or what they hold."""
+    try:
+        pixels, classes = read_image(image), label_map.to_classes(read_classes(label), label)
+        _check_sizes(image, pixels, label, classes)
+    except InputError as error:
+        return PairReport(problem=str(error))
+    warning = None if classes.any() else f"{label} has background only."
+    return _describe_pixels(pixels, classes, warning)
+
+
+def inspect_volumes(image: PathLike, label: PathLike, label_map: LabelMap) -> PairReport:
+    """Decode a volume and its label volume and say what is wrong with them, or what they hold."""
+    try:
+        (voxels, affine), (ids, label_affine) = read_volume(image), read_volume_label(label)
+        if voxels.shape != ids.shape:
+            raise InputError(
+                f"{label} has {ids.shape} voxels but its image {image} has {voxels.shape}; both need one size."
+            )
+        _check_affines(image, affine, label, label_affine, voxels.shape)
+        classes = label_map.to_classes(ids, label)
+    except InputError as error:
+        return PairReport(problem=str(error))
+    warning = None
+    orientation = nib.io_orientation(affine)
+    if 1 in voxels.shape:
+        warning = f"{image} has one slice only ({voxels.shape}); it is used as it is."
+    elif not classes.any():
+        warning = f"{label} has background only."
+    elif voxels.min() == voxels.max():
+        warning = f"{image} has the same value everywhere."
+    # The axes of the file, put in the order and direction of RAS.
+    to_ras = np.argsort(orientation[:, 0])
+    return PairReport(
+        warning=warning,
+        shape=tuple(int(voxels.shape[axis]) for axis in to_ras),
+        spacing=tuple(spacing_of(affine)[axis] for axis in to_ras),
+        dtype=str(voxels.dtype),
+        orientation="".join(nib.aff2axcodes(affine)),
+        class_counts=_count(classes),
+        sample=_sample(voxels[..., None], classes),
+    )
+
+
+def inspect_pairs(
+    items: Sequence[Mapping[str, str]],
+    inspect: Callable[[PathLike, PathLike], PairReport] = inspect_cells,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[PairReport]:
+    """Inspect many items, a few at a time; the decoders leave the Python lock.
+
+    Args:
+        items: dictionaries with the paths "image" and "label".
+        inspect: one of the functions above.
+        progress: called with the number of items done and of all items.
+
+    Returns:
+        One report per item, in their order.
+    """
+    reports = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for report in pool.map(lambda item: inspect(item["image"], item["label"]), items):
+            reports.append(report)
+            if progress is not None:
+                progress(len(reports), len(items))
+    return reports
+
+
+def inspector(task: str, class_names: Sequence[str]) -> Callable[[PathLike, PathLike], PairReport]:
+    """How the prepared pairs of a task are inspected; ``class_names`` are those of its datalist."""
+    if task == "microscopy":
+        return inspect_cells
+    inspect = {"abdomen_mri": inspect_volumes, "endoscopy": inspect_frames}[task]
+    return partial(inspect, label_map=LabelMap.of_names(class_names))
+
+
+def check_pair(image: PathLike, label: PathLike) -> str | None:
+    """The sentence that says why an image and its instance map cannot be used, or None."""
+    return inspect_cells(image, label).problem
+
+
+def check_pairs(
+    items: Sequence[Mapping[str, str]], inspect: Callable[[PathLike, PathLike], PairReport] = inspect_cells
+) -> None:
+    """Decode every image and label; what is only odd about them is logged.
+
+    Args:
+        items: dictionaries with the paths "image" and "label".
+        inspect: one of the functions above.
+
+    Raises:
+        InputError: Some cannot be used; the first three are named.
+    """
+    reports = inspect_pairs(items, inspect)
+    problems = [report.problem for report in reports if report.problem]
+    if problems:
+        more = f" And {len(problems) - 3} more." if len(problems) > 3 else ""
+        raise InputError(" ".join(problems[:3]) + more)
+    warnings = [report.warning for report in reports if report.warning]
+    if warnings:
+        logger.warning("%d of %d labels are odd, the first: %s", len(warnings), len(items), warnings[0])
+
+
+def _check_sizes(image: PathLike, pixels: np.ndarray, label: PathLike, classes: np.ndarray) -> None:
+    if pixels.shape[:2] != classes.shape:
+        raise InputError(
+            f"{label} has {classes.shape} pixels but its image {image} has {pixels.shape[:2]}; both need one size."
+        )
+
+
+def _check_affines(
+    image: PathLike, affine: np.ndarray, label: PathLike, label_affine: np.ndarray, shape: tuple[int, ...]
+) -> None:
+    """Compare where the corners of both volumes lie: small errors of an affine matter by how far they move a voxel."""
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
+    apart = np.linalg.norm((corners @ (affine - label_affine).T)[:, :3], axis=1).max()
+    if apart > _AFFINE_TOLERANCE * min(spacing_of(affine)):
+        raise InputError(
+            f"{label} lies elsewhere than its image {Path(image).name}: the affines differ, and corners are "
+            f"{apart:.2f} mm apart; resample the label onto the image, or copy the header if the voxels match."
+        )
+
+
+def _describe_pixels(
+    pixels: np.ndarray, classes: np.ndarray, warning: str | None, num_instances: int = 0
+) -> PairReport:
+    channels = pixels if pixels.ndim == 3 else pixels[..., None]
+    return PairReport(
+        warning=warning,
+        shape=pixels.shape,
+        dtype=str(pixels.dtype),
+        num_instances=num_instances,
+        class_counts=_count(classes),
+        sample=_sample(channels, classes),
+    )
+
+
+def _count(classes: np.ndarray) -> dict[int, int]:
+    return {number: int(count) for number, count in enumerate(np.bincount(classes.ravel())) if count}
+
+
+def _sample(channels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Intensities (N, C) at evenly chosen foreground pixels of ``channels`` (..., C)."""
+    places = np.flatnonzero(classes)
+    if places.size == 0:
+        places = np.arange(classes.size)
+    chosen = places[np.linspace(0, places.size - 1, min(SAMPLE_SIZE, places.size)).astype(np.int64)]
+    return np.stack([channels[..., c].ravel()[chosen] for c in range(channels.shape[-1])], axis=-1).astype(np.float32)

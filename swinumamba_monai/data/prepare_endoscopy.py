@@ -1,0 +1,175 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Check a downloaded dataset of endoscopy frames and write the ``datalist.json`` that training starts from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from monai.config import PathLike
+from PIL import Image
+
+from swinumamba_monai.data.datalist import list_images
+from swinumamba_monai.data.labels import ENDOSCOPY_CLASSES, LabelMap, simple_name
+from swinumamba_monai.data.layouts import choose_label_map, find_pairs
+from swinumamba_monai.data.pairs import inspect_frames
+from swinumamba_monai.data.prepare import Found, Options, check_and_write, label_folder, open_source
+from swinumamba_monai.data.readers import read_classes, read_image
+from swinumamba_monai.errors import InputError
+
+# The files of EndoVis 2017 that number its instruments; mappings.json of some copies numbers their parts instead.
+_MAPPINGS = ("instrument_type_mapping.json", "mappings.json")
+
+# What EndoVis 2017's folders have around the name of the instrument: the hand, a subtype, and the word labels.
+_AROUND = re.compile(r"(^|_)(left|right|maryland|labels?)(?=_|$)", re.IGNORECASE)
+
+
+def prepare_endoscopy(
+    source_dir: PathLike, output_dir: PathLike, options: Options | None = None, label_map: LabelMap | None = None
+) -> dict:
+    """Find frames and masks, check every pair, divide them into three sections and write the datalist.
+
+    Three layouts are known:
+
+    - EndoVis 2017: sequences with ``left_frames``, and ``ground_truth`` with a folder of masks for every instrument, or
+      ``TypeSegmentation`` with one mask of instrument numbers. Sequences below a folder with "test" in its name are the
+      test section. ``instrument_type_mapping.json`` or ``mappings.json``, in the source folder or at the sequences,
+      gives the number of every instrument. The masks of a frame are joined into one in ``output_dir/labels``; a pixel
+      of two instruments stays with the first folder by name;
+    - ``imagesTr`` and ``labelsTr`` (and ``Ts``) as nnU-Net v2 has them, ``NAME_0000.png`` and ``NAME.png``;
+    - folders ``images`` and ``labels`` with files of the same name, as EndoVis 2015.
+
+    In the latter two masks have one class number per pixel. ``split.json`` may give ``train`` and ``test`` (and
+    ``validation``), lists of names without suffix, or several such divisions. What it leaves open is divided by
+    sequence, because the frames of one surgery look alike. Originals are referred to and never copied.
+
+    Args:
+        source_dir: the downloaded dataset.
+        output_dir: where the datalist is written; it may be ``source_dir``.
+        options: see :class:`~swinumamba_monai.data.prepare.Options`.
+        label_map: the classes and their numbers in the masks. Default: see above for EndoVis 2017, and else the paper's
+            seven instruments, by their names in ``dataset.json`` where there is one.
+
+    Returns:
+        The report of :func:`~swinumamba_monai.data.prepare.check_and_write`.
+
+    Raises:
+        InputError: The layout is unknown, or the instruments of EndoVis 2017 have no numbers; for the rest see
+            :func:`~swinumamba_monai.data.prepare.check_and_write`.
+    """
+    source = open_source(source_dir)
+    sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
+    with label_folder() as made:
+        made.mkdir()
+        if sequences:
+            labels = label_map or _read_mappings(source, sequences)
+            found = _find_sequences(source, sequences, labels, made)
+        else:
+            found = find_pairs(source, list_images, lambda file: file.stem, "frames")
+            labels = choose_label_map(source, label_map, ENDOSCOPY_CLASSES, found)
+            if labels.is_identity:
+                made.rmdir()
+            else:
+                for name, (frame, mask) in list(found.pairs.items()):
+                    _join(name, frame, [(mask, labels)], made, found)
+        names = labels.names
+        inspect = partial(inspect_frames, label_map=LabelMap.of_names(names))
+        return check_and_write(
+            "endoscopy", found, source, output_dir, options or Options(), inspect, made, names, by_sequence=True
+        )
+
+
+def instrument_of(folder: str) -> str:
+    """The instrument that a mask folder of EndoVis 2017 is for: ``Left_Prograsp_Forceps_labels`` is prograspforceps."""
+    return simple_name(_AROUND.sub("", folder))
+
+
+def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, made: Path) -> Found:
+    """Join the masks of every frame of EndoVis 2017 into one in the folder ``made``."""
+    found = Found("EndoVis 2017, sequences with left_frames")
+    class_of = {instrument_of(name): number for number, name in enumerate(labels.names)}
+    sections: dict[str, list[str]] = {"training": [], "test": []}
+    for sequence in sequences:
+        frames = list_images(sequence / "left_frames")
+        types = next((path for path in sorted(sequence.rglob("TypeSegmentation")) if path.is_dir()), None)
+        folders = sorted(path for path in (sequence / "ground_truth").glob("*") if path.is_dir())
+        if types is None and not folders:
+            found.warnings.append(f"{sequence} is not used, because it has no masks.")
+            continue
+        unknown = [folder for folder in folders if types is None and instrument_of(folder.name) not in class_of]
+        if unknown:
+            found.problems += [f"{folder} is for an instrument that has no number; add it." for folder in unknown]
+            continue
+        parts = sequence.relative_to(source).parts
+        section = "test" if any("test" in part.lower() for part in parts) else "training"
+        for frame in frames:
+            name = f"{'_'.join(parts[-1:])}_{frame.stem}" if len(sequences) > 1 else frame.stem
+            if types is not None:
+                masks = [(types / frame.name, labels)]
+            else:
+                masks = [(folder / frame.name, class_of[instrument_of(folder.name)]) for folder in folders]
+            masks = [(mask, value) for mask, value in masks if mask.is_file()]
+            if not masks:
+                found.problems.append(f"{frame} has no mask.")
+                continue
+            name = name if name not in found.pairs else f"{section}_{name}"
+            if _join(name, frame, masks, made, found):
+                sections[section].append(name)
+    found.split = {section: names for section, names in sections.items() if names} if sections["test"] else {}
+    return found
+
+
+def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], made: Path, found: Found) -> bool:
+    """Write one mask of class numbers for a frame, from masks of numbers or of one instrument each."""
+    found.pairs.pop(name, None)
+    classes: np.ndarray | None = None
+    try:
+        for file, value in masks:
+            if isinstance(value, LabelMap):
+                mask = value.to_classes(read_classes(file), file)
+            else:
+                mask = np.where(_is_instrument(file), np.uint8(value), np.uint8(0))
+            classes = np.zeros_like(mask) if classes is None else classes
+            if mask.shape != classes.shape:
+                raise InputError(f"{file} is {mask.shape}, but the masks of a frame must be of one size.")
+            classes[classes == 0] = mask[classes == 0]
+    except InputError as error:
+        found.problems.append(str(error))
+        return False
+    label = made / f"{name}.png"
+    Image.fromarray(classes).save(label)
+    found.pairs[name] = (frame, label)
+    return True
+
+
+def _is_instrument(file: Path) -> np.ndarray:
+    """Where a mask of one instrument is not black, (H, W) bool; some are stored in colour."""
+    mask = read_image(file)
+    return mask > 0 if mask.ndim == 2 else mask[..., :3].any(-1)
+
+
+def _read_mappings(source: Path, sequences: Sequence[Path]) -> LabelMap:
+    """The numbers of the instruments in the first file that has them."""
+    folders = {instrument_of(f.name) for s in sequences for f in (s / "ground_truth").glob("*") if f.is_dir()}
+    places = dict.fromkeys([source, *sorted({path.parent for path in sequences}), *sequences])
+    seen = []
+    for path in (place / name for name in _MAPPINGS for place in places):
+        if not path.is_file():
+            continue
+        try:
+            numbers = {str(name): int(number) for name, number in json.loads(path.read_text(encoding="utf-8")).items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"{path} has no numbers of instruments ({error}); correct it.") from error
+        seen.append(str(path))
+        numbers = {name: number for name, number in numbers.items() if number > 0}
+        if {instrument_of(name) for name in numbers} & folders or (numbers and not folders):
+            if sorted(numbers.values()) != list(range(1, len(numbers) + 1)):
+                raise InputError(f"{path} must number its instruments 1, 2, 3, ... without a gap; correct it.")
+            return LabelMap.of_names(["background", *sorted(numbers, key=numbers.get)])
+    where = f"{', '.join(seen)} number(s) none of the mask folders" if seen else f"{source} has no {_MAPPINGS[1]}"
+    raise InputError(f"{where}; add the file with the number of every instrument, or give a label map.")

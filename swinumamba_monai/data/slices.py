@@ -1,0 +1,209 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""2D training from volumes: each is preprocessed once, kept on the disk, and slices are read from there alone."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from monai.config import PathLike
+from monai.transforms import Compose, Randomizable
+from monai.utils import ensure_tuple_rep
+from torch.utils.data import Dataset
+
+from swinumamba_monai.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class SliceDataset(Randomizable, Dataset):
+    """Random slices, or crops of slices, of volumes, sampled as nnU-Net's 2D configuration samples them.
+
+    An item is a volume, and reading it gives another slice each time: with a random sampler every volume has the same
+    chance, as in nnU-Net (``nnUNetDataLoader2D``). A part of the samples must show a foreground class: one class of the
+    volume is drawn, then one of its pixels, and the crop is centred on it. The other samples are any crop of any slice.
+    (nnU-Net makes the last third of every batch foreground; here each sample is with that probability.)
+
+    Preprocessed volumes lie in ``cache_dir`` as ``.npy`` files and are memory-mapped, so a process holds the pages of
+    the crops that it reads and no volume. The folder of a volume is named by a hash of its files (path, size, time) and
+    of ``volume_transform``: when either changes a new one is written, and old ones may be deleted at any time between
+    runs. Several processes may share ``cache_dir``: each starts at another volume and takes over what others wrote.
+
+    Args:
+        data: dictionaries with the path "image" and, where there is one, the path "label".
+        volume_transform: makes of such a dictionary one with arrays (C, H, W, S) and (1, H, W, S); S are the slices. It
+            must be the same every time: load, orient, resample in the plane, normalise.
+        cache_dir: folder for the preprocessed volumes, made when needed.
+        roi_size: (H, W) of the crops; smaller slices are padded with zeros. None gives whole slices.
+        transform: what follows for a sample, for instance augmentation.
+        foreground_fraction: the probability of a sample with a foreground class, of volumes that have one.
+        num_workers: volumes that are preprocessed at once, when the dataset is made.
+
+    Raises:
+        InputError: ``volume_transform`` cannot be pickled or gives other shapes, labels do not fit in 8 bits, or the
+            disk is full.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, str]],
+        volume_transform: Callable[[Mapping], Mapping],
+        cache_dir: PathLike,
+        roi_size: Sequence[int] | int | None = None,
+        transform: Callable[[Mapping], Mapping] | None = None,
+        foreground_fraction: float = 1 / 3,
+        num_workers: int = 1,
+    ) -> None:
+        self.data = list(data)
+        self.volume_transform = volume_transform
+        self.cache_dir = Path(cache_dir)
+        self.roi_size = None if roi_size is None else ensure_tuple_rep(roi_size, 2)
+        self.transform = transform
+        self.foreground_fraction = foreground_fraction
+        described = _describe(volume_transform)
+        self.folders = [self.cache_dir / _hash(item, described) for item in self.data]
+        self._preprocess(num_workers)
+
+    def __len__(self) -> int:
+        """The number of volumes."""
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Mapping:
+        """A random sample of a volume.
+
+        Returns:
+            "image" (C, H, W) float32, and "label" (1, H, W) uint8 where the volume has one; then ``transform``.
+        """
+        folder = self.folders[index]
+        image = np.load(folder / "image.npy", mmap_mode="r")
+        labelled = (folder / "label.npy").exists()
+        label = np.load(folder / "label.npy", mmap_mode="r") if labelled else None
+        number, centre = self._draw(image.shape[0], label, folder)
+        window = self._window(image.shape[2:], centre)
+        sample = {"image": torch.from_numpy(_cut(image[number], window))}
+        if label is not None:
+            sample["label"] = torch.from_numpy(_cut(label[number][None], window))
+        return sample if self.transform is None else self.transform(sample)
+
+    def _draw(self, slices: int, label: np.ndarray | None, folder: Path) -> tuple[int, tuple[int, int] | None]:
+        """The number of a slice, and the pixel in it that the crop is to be centred on."""
+        if label is not None and self.R.random() < self.foreground_fraction:
+            # How many pixels of each foreground class (rows) each slice (columns) has.
+            counts = np.load(folder / "counts.npy")[1:]
+            present = np.flatnonzero(counts.sum(axis=1))
+            if present.size:
+                label_class = self.R.choice(present)
+                weights = counts[label_class] / counts[label_class].sum()  # every pixel of the class is as likely
+                number = int(self.R.choice(slices, p=weights))
+                rows, columns = np.nonzero(label[number] == label_class + 1)
+                pixel = self.R.randint(rows.size)
+                return number, (int(rows[pixel]), int(columns[pixel]))
+        return int(self.R.randint(slices)), None
+
+    def _window(self, shape: tuple[int, ...], centre: tuple[int, int] | None) -> list[tuple[int, int]]:
+        """The first and the number of rows, and of columns; the first is negative where the slice is padded."""
+        window = []
+        for axis, (available, wanted) in enumerate(zip(shape, self.roi_size or shape)):
+            lowest = -(max(wanted - available, 0) // 2)
+            highest = max(available - wanted, lowest)
+            if centre is None:
+                first = int(self.R.randint(lowest, highest + 1))
+            else:
+                first = min(max(centre[axis] - wanted // 2, lowest), highest)
+            window.append((first, wanted))
+        return window
+
+    def _preprocess(self, num_workers: int) -> None:
+        """Write what is not in the cache; other processes of this training begin elsewhere."""
+        missing = [index for index, folder in enumerate(self.folders) if not folder.is_dir()]
+        start = idist.get_rank() * len(missing) // idist.get_world_size()
+        if missing:
+            logger.info("preprocessing %d of %d volumes into %s", len(missing), len(self.data), self.cache_dir)
+        with ThreadPoolExecutor(max(1, num_workers)) as pool:
+            list(pool.map(self._write, missing[start:] + missing[:start]))
+        if self.roi_size is not None:
+            shapes = [np.load(folder / "image.npy", mmap_mode="r").shape[2:] for folder in self.folders]
+            small = sum(any(s < w for s, w in zip(shape, self.roi_size)) for shape in shapes)
+            if small:
+                logger.warning("slices of %d of %d volumes are smaller than the crop %s and are padded with zeros",
+                               small, len(shapes), self.roi_size)  # fmt: skip
+
+    def _write(self, index: int) -> None:
+        """Preprocess a volume into its folder, which appears as a whole."""
+        folder, item = self.folders[index], self.data[index]
+        if folder.is_dir():  # another process was faster
+            return
+        volume = self.volume_transform(dict(item))
+        image = _slices_first(volume["image"], item["image"]).astype(np.float32, copy=False)
+        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        try:
+            temporary.mkdir(parents=True)
+            np.save(temporary / "image.npy", image)
+            if "label" in volume:
+                label = _slices_first(volume["label"], item["label"])
+                if label.shape[0] != image.shape[0] or label.shape[1] != 1 or label.shape[2:] != image.shape[2:]:
+                    raise InputError(f"{item['label']} is {label.shape} after the transforms, its image {image.shape}.")
+                if label.min() < 0 or label.max() > 255:
+                    raise InputError(f"{item['label']} has classes up to {label.max()}, but 0 to 255 are possible.")
+                label = np.rint(label[:, 0]).astype(np.uint8)
+                np.save(temporary / "label.npy", label)
+                classes = int(label.max()) + 1
+                counts = np.stack([np.bincount(plane.ravel(), minlength=classes) for plane in label], axis=1)
+                np.save(temporary / "counts.npy", counts)
+            temporary.rename(folder)
+        except OSError as error:
+            if not folder.is_dir():
+                raise InputError(
+                    f"{folder} cannot be written ({error.strerror or error}); free space or give another cache_dir."
+                ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _slices_first(volume: torch.Tensor | np.ndarray, path: str) -> np.ndarray:
+    """(C, H, W, S) as a contiguous array (S, C, H, W)."""
+    if volume.ndim != 4:
+        raise InputError(f"{path} is {tuple(volume.shape)} after the transforms, but (C, H, W, slices) is needed.")
+    return np.ascontiguousarray(np.moveaxis(np.asarray(volume), -1, 0))
+
+
+def _cut(plane: np.ndarray, window: Sequence[tuple[int, int]]) -> np.ndarray:
+    """A copy of the window of (C, H, W), with zeros where it leaves the plane."""
+    (top, rows), (left, columns) = window
+    result = np.zeros((plane.shape[0], rows, columns), dtype=plane.dtype)
+    part = plane[:, max(top, 0) : top + rows, max(left, 0) : left + columns]
+    result[:, max(-top, 0) : max(-top, 0) + part.shape[1], max(-left, 0) : max(-left, 0) + part.shape[2]] = part
+    return result
+
+
+def _describe(transform: Callable) -> bytes:
+    """What a chain of transforms does, as bytes: the state of each, without random states of the chain itself."""
+    transforms = transform.flatten().transforms if isinstance(transform, Compose) else [transform]
+    try:
+        return b"".join(pickle.dumps(part) for part in transforms)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise InputError(
+            f"volume_transform must be of parts that can be pickled, without lambdas ({error})."
+        ) from error
+
+
+def _hash(item: Mapping[str, str], described: bytes) -> str:
+    """The name of the folder of a volume; it changes with the files and with what is done to them."""
+    digest = hashlib.sha256(described)
+    for key in ("image", "label"):
+        if key in item:
+            path = Path(item[key])
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                status = file.stat()
+                digest.update(f"{key} {file.absolute()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]

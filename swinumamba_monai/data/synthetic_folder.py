@@ -1,0 +1,86 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a synthetic dataset: written whole, found again, and never in the way of other files."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from monai.config import PathLike
+
+from swinumamba_monai.data.datalist import DATALIST_NAME, write_datalist
+from swinumamba_monai.data.division import SECTIONS
+from swinumamba_monai.errors import InputError
+
+
+def write_synthetic(
+    output_dir: PathLike,
+    task: str,
+    counts: Sequence[int],
+    suffix: str,
+    description: str,
+    make: Callable[[np.random.Generator, int, Path, Path], None],
+    seed: int,
+    class_names: Sequence[str] = (),
+) -> Path:
+    """Write images, labels and datalist of a synthetic dataset.
+
+    The same arguments give the same files. The folder appears as a whole, so that several processes may ask for it at
+    once, and one that exists with these very arguments is left as it is.
+
+    Args:
+        output_dir: new or empty folder.
+        task: one of :data:`~swinumamba_monai.data.datalist.TASKS`.
+        counts: the number of training, validation and test images.
+        suffix: of the files.
+        description: one line that differs when the arguments of the maker differ.
+        make: writes an image and its label; called with a generator, the number of the image, and both paths.
+        seed: of the random numbers.
+        class_names: what the numbers in the labels mean, background first; none for cells.
+
+    Returns:
+        ``output_dir``.
+
+    Raises:
+        InputError: The folder holds something else, or a count is negative.
+    """
+    if min(counts) < 0:
+        raise InputError(f"A dataset of {tuple(counts)} images is not possible; use at least 0.")
+    output = Path(output_dir).absolute()
+    names = [f"synthetic_{index:03d}{suffix}" for index in range(sum(counts))]
+    items = iter({"image": f"images/{name}", "label": f"labels/{name}"} for name in names)
+    sections = {section: [next(items) for _ in range(count)] for section, count in zip(SECTIONS, counts, strict=True)}
+
+    def write_list(folder: Path) -> None:
+        write_datalist(folder, sections, description, task=task, class_names=class_names)
+
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is no folder; give a new one for the synthetic dataset.")
+    if output.is_dir() and any(output.iterdir()):
+        if not (output / DATALIST_NAME).is_file():
+            raise InputError(f"{output} is not empty; give a new folder for the synthetic dataset.")
+        write_list(output)  # refuses a dataset other than this one
+        return output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        for folder in ("images", "labels"):
+            (temporary / folder).mkdir(parents=True)
+        for index, name in enumerate(names):
+            # A generator per image: the first images are the same whatever the number of images.
+            rng = np.random.default_rng([seed, index])
+            make(rng, index, temporary / "images" / name, temporary / "labels" / name)
+        write_list(temporary)
+        try:
+            temporary.rename(output)
+        except OSError:
+            if not (output / DATALIST_NAME).is_file():
+                raise
+            write_list(output)  # another process was faster; it must have made the same
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return output

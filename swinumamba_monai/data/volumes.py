@@ -1,0 +1,196 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes as arrays with their geometry, from NIfTI files and DICOM series, or one sentence that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
+
+from swinumamba_monai.data.dicom import is_dicom_series, read_dicom_series
+from swinumamba_monai.errors import InputError
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz")
+
+# A series in the folder 1.2.3 is called 1.2.3.dicom: writers take what is behind the last dot away.
+_SERIES_SUFFIX = ".dicom"
+MAX_VOXELS = 1 << 31
+
+
+def is_volume_file(path: Path) -> bool:
+    """Whether the name is that of a NIfTI file, and not of a hidden one."""
+    return path.name.lower().endswith(VOLUME_SUFFIXES) and not path.name.startswith(".")
+
+
+def volume_name(path: Path) -> str:
+    """The name of a volume without ``.nii.gz`` or ``.nii``; the name of the folder for a DICOM series."""
+    lower = path.name.lower()
+    return next((path.name[: -len(suffix)] for suffix in VOLUME_SUFFIXES[::-1] if lower.endswith(suffix)), path.name)
+
+
+def read_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Read one volume from a NIfTI file or the folder of a DICOM series.
+
+    Args:
+        path: ``.nii``, ``.nii.gz``, or a folder with the slices of one series.
+
+    Returns:
+        The voxels (X, Y, Z) in the order of the file, and the affine (4, 4) from voxel indices to millimetres, RAS+.
+        Scaling in the header is applied; without any, the data type is that of the file.
+
+    Raises:
+        InputError: The file is missing, damaged or of another format; is no 3D volume; has colours, NaN or infinite
+            voxels, or no usable geometry. For a series see :func:`~swinumamba_monai.data.dicom.read_dicom_series`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_dicom_series(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path.")
+    if not path.name.lower().endswith(VOLUME_SUFFIXES):
+        raise InputError(
+            f"{path} is no volume that can be read here; use .nii, .nii.gz or the folder of a DICOM series."
+        )
+    try:
+        image = nib.load(path)
+        shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
+    except Exception as error:  # nibabel and gzip have no common class for a broken file
+        raise _undecodable(path, error) from error
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise InputError(
+            f"{path} has {len(shape)} dimensions {tuple(shape)}, but one 3D volume is needed; save each volume of a "
+            "series or each channel as a file of its own."
+        )
+    if min(shape) < 1 or np.prod(shape, dtype=np.int64) > MAX_VOXELS:
+        raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
+    if image.get_data_dtype().fields or image.get_data_dtype().kind not in "uif":
+        raise InputError(f"{path} has voxels of type {image.get_data_dtype()}; convert it to one number per voxel.")
+    try:
+        voxels = np.asanyarray(image.dataobj).reshape(shape)
+    except Exception as error:
+        raise _undecodable(path, error) from error
+    return check_volume(voxels, affine, path)
+
+
+def check_volume(voxels: np.ndarray, affine: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What every volume must hold, whatever its format; the arguments are returned."""
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        raise InputError(f"{path} has voxels that are NaN or infinite; replace them by numbers.")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path} has no usable geometry (the affine is singular); correct its header.")
+    return voxels, affine
+
+
+def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Read a label volume: whole numbers, one for each class.
+
+    Returns:
+        The numbers (X, Y, Z), int32, and the affine (4, 4).
+
+    Raises:
+        InputError: As for :func:`read_volume`, and when a voxel is no whole number.
+    """
+    voxels, affine = read_volume(path)
+    if voxels.dtype.kind == "f":
+        whole = np.rint(voxels)
+        if np.abs(whole - voxels).max() > 1e-3:  # scl_slope leaves rounding errors in some label files
+            raise InputError(
+                f"{path} is no label volume: its voxels are not whole numbers; save the ids of the classes."
+            )
+        voxels = whole
+    if voxels.min() < np.iinfo(np.int32).min or voxels.max() > np.iinfo(np.int32).max:
+        raise InputError(f"{path} is no label volume: its values reach {voxels.max()}; save the ids of the classes.")
+    return voxels.astype(np.int32), affine
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
+    """The distance of neighbouring voxels along each array axis, in mm."""
+    return tuple(float(round(value, 5)) for value in np.linalg.norm(affine[:3, :3], axis=0))
+
+
+def load_volumes(path: PathLike) -> list[dict[str, str]]:
+    """The volumes to run inference on.
+
+    Args:
+        path: a NIfTI file; the folder of a DICOM series; a folder of NIfTI files and of folders with a DICOM series
+            each (not searched deeper); or a prepared dataset, of which the test section is taken.
+
+    Returns:
+        Dictionaries with the absolute path "image", sorted by name; for a series with ``.dicom`` after its folder, so
+        that a result is named after the folder, dots and all.
+
+    Raises:
+        InputError: There is nothing at ``path`` that can be read.
+    """
+    from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
+
+    path = Path(path)
+    if (path / DATALIST_NAME).is_file():
+        return [{"image": item["image"]} for item in load_datalist(path, "test", check=False)]
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a volume, a folder of volumes or a prepared dataset.")
+    if path.is_file() or is_dicom_series(path):
+        volumes = [path] if path.is_dir() or is_volume_file(path) else []
+    else:
+        volumes = sorted(
+            entry for entry in path.iterdir() if (is_dicom_series(entry) if entry.is_dir() else is_volume_file(entry))
+        )
+    if not volumes:
+        raise InputError(f"{path} has no volume that can be read here; use .nii or .nii.gz files or DICOM series.")
+    suffixes = [_SERIES_SUFFIX if volume.is_dir() else "" for volume in volumes]
+    return [{"image": f"{volume.absolute()}{suffix}"} for volume, suffix in zip(volumes, suffixes)]
+
+
+class VolumeReader(ImageReader):
+    """:func:`read_volume` for ``monai.transforms.LoadImage(d)``: NIfTI files and folders of DICOM series.
+
+    A folder may have ``.dicom`` after its name, see :func:`load_volumes`.
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether every path is a NIfTI file or a folder."""
+        return all(path.is_dir() or is_volume_file(path) for path in self.read(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike) -> list[Path]:
+        """The paths alone; decoding waits for :meth:`get_data`, whose sentences reach the user."""
+        paths = [Path(name) for name in ensure_tuple(data)]
+        return [path.with_suffix("") if path.suffix == _SERIES_SUFFIX and not path.exists() else path for path in paths]
+
+    def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
+        """Decode what :meth:`read` returned.
+
+        Returns:
+            The volume (X, Y, Z), and its metadata with the keys that MONAI's transforms and writers use.
+
+        Raises:
+            InputError: As for :func:`read_volume`, and for more than one path.
+        """
+        if len(img) != 1:
+            raise InputError(f"{len(img)} volumes were given as one image; give one path per image.")
+        (path,) = img
+        voxels, affine = read_volume(path)
+        if voxels.dtype.byteorder == ">":
+            voxels = voxels.astype(voxels.dtype.newbyteorder("="))
+        return voxels, {
+            ImageMetaKey.FILENAME_OR_OBJ: str(path),
+            MetaKeys.AFFINE: affine,
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(voxels.shape),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+        }
+
+
+def _undecodable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} cannot be decoded ({type(error).__name__}: {error}); it is damaged, truncated or no NIfTI file, so "
+        "replace it."
+    )

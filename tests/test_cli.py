@@ -1,0 +1,51 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line makes and prepares datasets of every task, and says in one sentence why it cannot."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from swinumamba_monai.cli import TASKS, main
+from swinumamba_monai.data import datalist
+
+SIZES = {"abdomen_mri": ["48", "64", "--num_slices", "6"], "endoscopy": ["64", "96"], "microscopy": ["64", "64"]}
+
+
+def test_the_tasks_are_those_of_the_data():
+    assert TASKS == datalist.TASKS
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_synthesize_and_prepare(tmp_path, capsys, task):
+    made = str(tmp_path / "made")
+    counts = ["--num_train", "5", "--num_validation", "1", "--num_test", "1"]
+    assert main(["synthesize", task, "--output_dir", made, *counts, "--image_size", *SIZES[task]]) == 0
+    assert f"ready: --dataset_dir {made}" in capsys.readouterr().out
+    out = tmp_path / "prepared"
+    assert main(["prepare", task, "--source_dir", made, "--output_dir", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("as nnU-Net would plan it: roi_size", f"ready: --dataset_dir {out}", "training and validation: 6"):
+        assert words in printed, printed
+    prints = json.loads((out / "fingerprint.json").read_text())
+    assert prints["task"] == task and {"roi_size", "batch_size"} <= set(prints["proposal"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prepare", "endoscopy", "--source_dir", "nowhere"], "nowhere is not a folder"),
+        (["prepare", "abdomen_mri", "--source_dir", ".", "--label_map", "no.json"], "no.json does not exist"),
+        (["prepare", "microscopy", "--source_dir", ".", "--label_map", "a.json"], "microscopy takes no label_map"),
+        (["synthesize", "endoscopy", "--num_slices", "3"], "have no slices"),
+        (["synthesize", "endoscopy", "--image_size", "8", "8"], "not possible"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--output_dir", "out"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
