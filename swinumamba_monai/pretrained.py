@@ -134,9 +134,7 @@ def load_pretrained(
         )
         kind = "Swin-UMamba checkpoint" if whole else "pretrained encoder"
         skipped = {
-            name: "of the pretraining alone"
-            for name in weights
-            if not whole and name.startswith(PRETRAINING_ONLY)
+            name: "of the pretraining alone" for name in weights if not whole and name.startswith(PRETRAINING_ONLY)
         }
         weights = {name: weight for name, weight in weights.items() if name not in skipped}
     else:

@@ -33,7 +33,7 @@ class SeedEveryEpoch:
     they are seeded here.
 
     Args:
-        seed: of the run, a non-negative integer.
+        seed: of the run.
         dataset: the dataset that the trainer draws from.
     """
 
@@ -46,7 +46,7 @@ class SeedEveryEpoch:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        sequence = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank()))
+        sequence = np.random.SeedSequence((self.seed % 2**32, engine.state.epoch, idist.get_rank()))
         seed = int(sequence.generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
@@ -90,7 +90,7 @@ class StopOnSigterm:
         Args:
             trainer: what ran.
         """
-        if self.received:
+        if self.received and trainer.should_terminate:  # not if it came after the last iteration of all
             logger.warning(
                 "stopped by SIGTERM in epoch %d of %d; --resume true goes on from the last whole epoch, and ends where "
                 "an uninterrupted run ends",

@@ -61,6 +61,11 @@ PRETRAIN = {
     "log_interval": 1,
     **{name.replace("_def#", "_def#network#"): value for name, value in NETWORK.items() if name != "roi_size"},
 }
+RUN_FILES = {
+    "train": ("model.pt", "checkpoint.pt"),
+    "pretrain": ("pretrained_encoder.pt", "pretraining_checkpoint.pt"),
+}
+FOUR_EPOCHS = {"max_epochs": 4, "val_interval": 2}
 STAGES = {"train": ("training", SHORT), "pretrain": ("pretraining", PRETRAIN)}
 
 
@@ -249,12 +254,6 @@ def sigterm() -> None:
 class TestResume:
     """A run stopped anywhere and resumed ends with the very files of one that was not."""
 
-    FILES = {
-        "train": ("model.pt", "checkpoint.pt"),
-        "pretrain": ("pretrained_encoder.pt", "pretraining_checkpoint.pt"),
-    }
-    OPTIONS = {"max_epochs": 4, "val_interval": 2}
-
     @pytest.fixture(scope="class")
     def uninterrupted(self, dataset, tmp_path_factory):
         runs = {}
@@ -263,7 +262,7 @@ class TestResume:
             if (kind, num_workers) not in runs:
                 out = tmp_path_factory.mktemp("uninterrupted")
                 run_id, options = STAGES[kind]
-                options = {**options, **self.OPTIONS, "num_workers": num_workers}
+                options = {**options, **FOUR_EPOCHS, "num_workers": num_workers}
                 run(kind, run_id, out, dataset_dir=str(dataset), **options)
                 runs[kind, num_workers] = out
             return runs[kind, num_workers]
@@ -300,7 +299,7 @@ class TestResume:
 
     def check(self, kind, stop, num_workers, watch, uninterrupted, dataset, out):
         run_id, options = STAGES[kind]
-        options = {**options, **self.OPTIONS, "dataset_dir": str(dataset), "num_workers": num_workers}
+        options = {**options, **FOUR_EPOCHS, "dataset_dir": str(dataset), "num_workers": num_workers}
         previous = signal.getsignal(signal.SIGTERM)
         with pytest.raises(BaseException) as stopped:
             run(kind, run_id, out, before=watch, **options)
@@ -309,7 +308,7 @@ class TestResume:
             assert signal.getsignal(signal.SIGTERM) is previous
         run(kind, run_id, out, resume=True, **options)
         expected = uninterrupted(kind, num_workers)
-        for name in self.FILES[kind]:
+        for name in RUN_FILES[kind]:
             assert_same(load_weights(out / "models" / name), load_weights(expected / "models" / name), name)
 
     def test_with_early_stopping(self, dataset, tmp_path):
@@ -331,8 +330,8 @@ class TestResume:
         """The system refuses to write past a size, in the middle of the third epoch's checkpoint."""
         resource = pytest.importorskip("resource")
         run_id, options = STAGES[kind]
-        options = {**options, **self.OPTIONS, "dataset_dir": str(dataset)}
-        best, last = (tmp_path / "models" / name for name in self.FILES[kind])
+        options = {**options, **FOUR_EPOCHS, "dataset_dir": str(dataset)}
+        best, last = (tmp_path / "models" / name for name in RUN_FILES[kind])
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
         def fill():
@@ -350,7 +349,7 @@ class TestResume:
         assert sorted(last.parent.iterdir()) == sorted([best, last]), "no half-written file"
         run(kind, run_id, tmp_path, resume=True, **options)
         expected = uninterrupted(kind, 0)
-        for name in self.FILES[kind]:
+        for name in RUN_FILES[kind]:
             assert_same(load_weights(tmp_path / "models" / name), load_weights(expected / "models" / name), name)
 
     def test_killed_while_writing(self, trained, dataset, tmp_path):
@@ -370,11 +369,21 @@ class TestResume:
     def test_signal_from_outside(self, dataset, tmp_path):
         """A process of its own: it ends with a sentence and 143, as a shell would say of SIGTERM."""
         options = {**SHORT, "max_epochs": 1000, "val_interval": 1000}
-        command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
+        command = [
+            sys.executable,
+            "-m",
+            "monai.bundle",
+            "run",
+            "training",
+            "--config_file",
+            str(CONFIGS / "train.json"),
+        ]
         command += ["--bundle_root", str(tmp_path), "--dataset_dir", str(dataset)]
         command += [f"--{name}={json.dumps(value)}" for name, value in options.items() if name != "device"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
         try:
             deadline = time.monotonic() + 120
             while not (tmp_path / "models" / "checkpoint.pt").exists() and time.monotonic() < deadline:
@@ -457,7 +466,13 @@ class TestPretraining:
         assert (tmp_path / "models" / "pretrained_encoder.pt").exists()
 
     def test_early_stop(self, dataset, tmp_path):
-        options = {**PRETRAIN, "max_epochs": 4, "early_stop_patience": 1, "learning_rate": 0.0, "min_learning_rate": 0.0}
+        options = {
+            **PRETRAIN,
+            "max_epochs": 4,
+            "early_stop_patience": 1,
+            "learning_rate": 0.0,
+            "min_learning_rate": 0.0,
+        }
         workflow = run("pretrain", "pretraining", tmp_path, dataset_dir=str(dataset), **options)
         assert workflow.trainer.state.epoch == 2
 
@@ -535,7 +550,7 @@ def test_two_processes(kind, dataset, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command + overrides, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    last = torch.load(tmp_path / "models" / TestResume.FILES[kind][1], weights_only=True)
+    last = torch.load(tmp_path / "models" / RUN_FILES[kind][1], weights_only=True)
     assert last["epoch"] == 1
     assert done.stdout.count("Iter: 1/") == 1, "only the first process reports"
 

@@ -80,7 +80,9 @@ def train(workflow: str) -> tuple[list[float], dict[str, torch.Tensor]]:
         train_handlers=[FreezeEncoder(net, epochs=0), GradientClip(12.0)],
         decollate=False,
     )
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"].item()))
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"].item())
+    )
     trainer.run()
     return losses, net.state_dict()
 
