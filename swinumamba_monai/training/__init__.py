@@ -8,7 +8,7 @@ from .distributed import GlobalBatchLoss
 from .handlers import EarlyStop, FreezeEncoder, GradientClip
 from .mim import MaskedBatch, MaskedImageModel, MaskedL1Loss, random_patch_mask
 from .pictures import ReconstructionPicture
-from .reproducible import SeedEveryEpoch, StopOnSigterm
+from .reproducible import SeedEveryEpoch, StopOnSigterm, init_worker
 
 __all__ = [
     "EarlyStop",
@@ -24,5 +24,6 @@ __all__ = [
     "TrainingCheckpoint",
     "autocast_dtype",
     "default_amp",
+    "init_worker",
     "random_patch_mask",
 ]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
 import sys
@@ -14,9 +15,9 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data.utils import set_rnd
+from monai.data.utils import set_rnd, worker_init_fn
 
-__all__ = ["SeedEveryEpoch", "StopOnSigterm"]
+__all__ = ["SeedEveryEpoch", "StopOnSigterm", "init_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class StopOnSigterm:
     and no file is left half-written. Of several processes each stops after the same iteration. There is nothing to
     save: ``checkpoint.pt`` holds the last whole epoch, and the epoch begun is done again in the same way.
 
+    The signal reaches the loader's workers too, which should have :func:`init_worker`, or their death ends the run first.
+
     Outside of the main thread (MONAI Label trains in another) there are no signals, and this does nothing.
     """
 
@@ -91,12 +94,13 @@ class StopOnSigterm:
             trainer: what ran.
         """
         if self.received and trainer.should_terminate:  # not if it came after the last iteration of all
-            logger.warning(
-                "stopped by SIGTERM in epoch %d of %d; --resume true goes on from the last whole epoch, and ends where "
-                "an uninterrupted run ends",
-                trainer.state.epoch,
-                trainer.state.max_epochs,
-            )
+            if idist.get_rank() == 0:
+                logger.warning(
+                    "stopped by SIGTERM in epoch %d of %d; --resume true goes on from the last whole epoch, and ends "
+                    "where an uninterrupted run ends",
+                    trainer.state.epoch,
+                    trainer.state.max_epochs,
+                )
             sys.exit(self.exit_code)
 
     def _watch(self) -> None:
@@ -118,3 +122,24 @@ class StopOnSigterm:
         if self.received:
             evaluator.terminate()
             trainer.terminate()
+
+
+def init_worker(worker_id: int) -> None:
+    """``worker_init_fn`` of a loader: MONAI's, and the worker heeds SIGTERM from its own parent alone.
+
+    Slurm and torchrun send the signal to every process of a job, but the run needs its workers until it has stopped. Who
+    sent a signal is known on Linux only; elsewhere the workers are as MONAI has them.
+
+    Args:
+        worker_id: number of the worker.
+    """
+    worker_init_fn(worker_id)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the thread below, which sees the sender
+        threading.Thread(target=_end_for_parent, daemon=True).start()
+
+
+def _end_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

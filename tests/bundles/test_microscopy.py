@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -248,7 +249,10 @@ def power_loss() -> None:
 
 
 def sigterm() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+    """To the run and to its loader's workers, from outside, with time for a dead worker to be noticed."""
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    subprocess.run(["kill", "-TERM", *map(str, pids)], check=True)
+    time.sleep(0.2)
 
 
 class TestResume:
@@ -367,8 +371,8 @@ class TestResume:
         assert "resumed with batch_size 4 (was 2); it will not end where" in caplog.text
 
     def test_signal_from_outside(self, dataset, tmp_path):
-        """A process of its own: it ends with a sentence and 143, as a shell would say of SIGTERM."""
-        options = {**SHORT, "max_epochs": 1000, "val_interval": 1000}
+        """Slurm signals a process and its workers: it ends with a sentence and 143, as a shell would say of SIGTERM."""
+        options = {**SHORT, "max_epochs": 1000, "val_interval": 1000, "num_workers": 2}
         command = [
             sys.executable,
             "-m",
@@ -381,14 +385,13 @@ class TestResume:
         command += ["--bundle_root", str(tmp_path), "--dataset_dir", str(dataset)]
         command += [f"--{name}={json.dumps(value)}" for name, value in options.items() if name != "device"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
         try:
             deadline = time.monotonic() + 120
             while not (tmp_path / "models" / "checkpoint.pt").exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             output, _ = process.communicate(timeout=60)
         finally:
             process.kill()
