@@ -62,7 +62,7 @@ class StopOnSigterm:
     and no file is left half-written. Of several processes each stops after the same iteration. There is nothing to
     save: ``checkpoint.pt`` holds the last whole epoch, and the epoch begun is done again in the same way.
 
-    The signal reaches the loader's workers too, which should have :func:`init_worker`, or their death ends the run first.
+    The signal reaches the loader's workers too: without :func:`init_worker` their death ends the run first.
 
     Outside of the main thread (MONAI Label trains in another) there are no signals, and this does nothing.
     """
@@ -127,8 +127,8 @@ class StopOnSigterm:
 def init_worker(worker_id: int) -> None:
     """``worker_init_fn`` of a loader: MONAI's, and the worker heeds SIGTERM from its own parent alone.
 
-    Slurm and torchrun send the signal to every process of a job, but the run needs its workers until it has stopped. Who
-    sent a signal is known on Linux only; elsewhere the workers are as MONAI has them.
+    Slurm and torchrun send the signal to every process of a job, but the run needs its workers until it has stopped.
+    Who sent a signal is known on Linux only; elsewhere the workers are as MONAI has them.
 
     Args:
         worker_id: number of the worker.
