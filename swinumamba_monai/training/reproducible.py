@@ -62,9 +62,10 @@ class StopOnSigterm:
     and no file is left half-written. Of several processes each stops after the same iteration. There is nothing to
     save: ``checkpoint.pt`` holds the last whole epoch, and the epoch begun is done again in the same way.
 
-    The signal reaches the loader's workers too: without :func:`init_worker` their death ends the run first.
+    The signal reaches the loader's workers and the other processes of the job too. With :func:`init_worker` workers go
+    on until the run has stopped; where one of them dies first all the same, the run counts as stopped, not as failed.
 
-    Outside of the main thread (MONAI Label trains in another) there are no signals, and this does nothing.
+    Outside of the main thread (MONAI Label trains in another) there are no signals, and this only runs the trainer.
     """
 
     exit_code = 128 + signal.SIGTERM
@@ -72,28 +73,31 @@ class StopOnSigterm:
     def __init__(self) -> None:
         self.received = False
 
-    def attach(self, trainer: Engine, evaluator: Engine) -> None:
-        """Watch for the signal while ``trainer`` runs.
+    def run(self, trainer: Engine, evaluator: Engine) -> None:
+        """Run the trainer, and end the process with exit code 143 if it was stopped.
 
         Args:
             trainer: ends after its iteration.
             evaluator: validates within the trainer's epochs; it ends too, and that validation does not count.
         """
-        if threading.current_thread() is threading.main_thread():
-            trainer.add_event_handler(Events.STARTED, self._watch)
-            trainer.add_event_handler(Events.COMPLETED, self._unwatch)
+        if threading.current_thread() is not threading.main_thread():
+            trainer.run()
+            return
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._stop_trainer)
         # Processes validate different numbers of images, so there they cannot agree on one to stop after.
         if idist.get_world_size() == 1:
             evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_evaluator, trainer)
-
-    def leave(self, trainer: Engine) -> None:
-        """End the process with exit code 143 if the run was stopped; call it after the run.
-
-        Args:
-            trainer: what ran.
-        """
-        if self.received and trainer.should_terminate:  # not if it came after the last iteration of all
+        before = signal.signal(signal.SIGTERM, self._receive)
+        try:
+            trainer.run()
+            stopped = self.received and trainer.should_terminate  # it may have come after the last iteration of all
+        except Exception:
+            if not self.received:
+                raise
+            stopped = True
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if stopped:
             if idist.get_rank() == 0:
                 logger.warning(
                     "stopped by SIGTERM in epoch %d of %d; --resume true goes on from the last whole epoch, and ends "
@@ -102,12 +106,6 @@ class StopOnSigterm:
                     trainer.state.max_epochs,
                 )
             sys.exit(self.exit_code)
-
-    def _watch(self) -> None:
-        self.before = signal.signal(signal.SIGTERM, self._receive)
-
-    def _unwatch(self) -> None:
-        signal.signal(signal.SIGTERM, self.before)
 
     def _receive(self, *_) -> None:
         self.received = True
