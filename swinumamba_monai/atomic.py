@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["remove_unfinished", "replacing"]
 
 
 @contextmanager
@@ -33,3 +34,16 @@ def replacing(path: str | PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(*paths: str | PathLike) -> None:
+    """Remove the temporary files that processes killed while they wrote ``paths`` have left beside them.
+
+    Args:
+        paths: files that nobody is writing now.
+    """
+    for path in map(Path, paths):
+        unfinished = re.compile(rf"\.\d+-{re.escape(path.name)}")
+        for file in path.parent.glob(".*"):
+            if unfinished.fullmatch(file.name):
+                file.unlink()

@@ -28,6 +28,8 @@ __all__ = ["LoadReport", "load_pretrained", "read_checkpoint"]
 logger = logging.getLogger(__name__)
 
 ENCODER = "vssm_encoder."
+STEM = "stem."  # the convolution before the encoder of Swin-UMamba, pretrained with it
+PRETRAINING_ONLY = ("head.", "mask_token")  # the rest of a masked image model
 VMAMBA_KEYS = {"patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs", "layers.0.downsample.norm.weight"}
 
 # nnU-Net stores its log beside the weights: numpy numbers, which torch's safe unpickler takes when told that it may.
@@ -106,7 +108,8 @@ def load_pretrained(
     are left out (paper, section III-C).
 
     Args:
-        net: :class:`~swinumamba_monai.networks.SwinUMambaD` or :class:`~swinumamba_monai.networks.SwinUMamba`.
+        net: :class:`~swinumamba_monai.networks.SwinUMambaD`, :class:`~swinumamba_monai.networks.SwinUMamba`, or a
+            :class:`~swinumamba_monai.training.MaskedImageModel` of either.
         path_or_state_dict: a file, or what was read from one.
         strict: refuse a file that holds the encoder alone, as evaluation and inference must.
 
@@ -126,9 +129,13 @@ def load_pretrained(
         weights, skipped = _translate_vmamba(weights, own)
         whole = False
     elif any(name.startswith(ENCODER) for name in weights):
-        whole = not all(name.startswith((ENCODER, "head.")) for name in weights)
+        whole = weights.keys() == own.keys() or not all(
+            name.startswith((ENCODER, STEM, *PRETRAINING_ONLY)) for name in weights
+        )
         kind = "Swin-UMamba checkpoint" if whole else "pretrained encoder"
-        skipped = {name: "head of the pretraining" for name in weights if not whole and not name.startswith(ENCODER)}
+        skipped = {
+            name: "of the pretraining alone" for name in weights if not whole and name.startswith(PRETRAINING_ONLY)
+        }
         weights = {name: weight for name, weight in weights.items() if name not in skipped}
     else:
         found = f"its names start with {_some(weights)}"

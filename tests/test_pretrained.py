@@ -171,7 +171,7 @@ class TestEncoders:
         report = load_pretrained(net, {"model": {**expected, "head.weight": torch.zeros(3)}})
         assert report.kind == "pretrained encoder"
         assert set(report.loaded) == set(expected)
-        assert report.skipped == {"head.weight": "head of the pretraining"}
+        assert report.skipped == {"head.weight": "of the pretraining alone"}
         assert set(report.missing) == set(before) - set(expected)
         assert_holds(net, {**before, **expected})
 

@@ -76,7 +76,17 @@ class VMambaEncoder(nn.Module):
         Returns:
             the stages' maps, finest first, channels last: (b, h / p, w / p, feature_size), ...
         """
-        x = self.patch_embed(x)
+        return self.forward_stages(self.patch_embed(x))
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """What follows the patch embedding, so that masked image modelling can replace patches after it.
+
+        Args:
+            x: embedded patches, (b, h / p, w / p, feature_size).
+
+        Returns:
+            as :meth:`forward`.
+        """
         features = []
         for i, stage in enumerate(self.layers):
             if i > 0:

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.atomic import remove_unfinished, replacing
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.pretrained import load_pretrained, read_checkpoint
 
@@ -48,16 +50,19 @@ class TrainingCheckpoint:
     ``model.pt`` is a bare state dict, what MONAI's loaders and exporters expect. The best metric travels in
     ``checkpoint.pt``, so a resumed run replaces ``model.pt`` by a better network only.
 
+    A run resumes after its last whole epoch: what was done of the next is done again. No random state is saved,
+    because :class:`~swinumamba_monai.training.SeedEveryEpoch` makes that of an epoch from its number.
+
     Args:
         ckpt_dir: folder of the two files, made when the first is written.
         network: the network itself, not its DDP wrapper.
         optimizer: its optimizer.
         lr_scheduler: stepped once an epoch.
         resume: go on from ``checkpoint.pt``; from the beginning, with a warning, where there is none.
+        best_name: file of the best network.
+        last_name: file of the last epoch's state.
+        settings: options that make the run what it is. A run resumed with others is warned that it ends elsewhere.
     """
-
-    best_name = "model.pt"
-    last_name = "checkpoint.pt"
 
     def __init__(
         self,
@@ -66,13 +71,17 @@ class TrainingCheckpoint:
         optimizer: torch.optim.Optimizer,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
         resume: bool = False,
+        best_name: str = "model.pt",
+        last_name: str = "checkpoint.pt",
+        settings: Mapping | None = None,
     ) -> None:
-        self.best_path = Path(ckpt_dir) / self.best_name
-        self.last_path = Path(ckpt_dir) / self.last_name
+        self.best_path = Path(ckpt_dir) / best_name
+        self.last_path = Path(ckpt_dir) / last_name
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.resume = resume
+        self.settings = json.dumps(dict(settings or {}))
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
         """Restore the state if asked to, and save from now on; call it after the engines' own handlers are attached.
@@ -93,6 +102,8 @@ class TrainingCheckpoint:
                 f"{self.last_path.parent} already holds a training run: go on with it by --resume true, "
                 "or choose another --ckpt_dir."
             )
+        if idist.get_rank() == 0:
+            remove_unfinished(self.best_path, self.last_path)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last, evaluator)
 
@@ -101,7 +112,7 @@ class TrainingCheckpoint:
             save_atomically(self.network.state_dict(), self.best_path)
 
     def _save_last(self, trainer: Engine, evaluator: Engine) -> None:
-        if idist.get_rank() > 0:
+        if idist.get_rank() > 0 or evaluator.should_terminate:  # a validation cut short: the epoch is not whole
             return
         state = {
             "model": self.network.state_dict(),
@@ -109,6 +120,8 @@ class TrainingCheckpoint:
             "epoch": trainer.state.epoch,
             "best_metric": float(evaluator.state.best_metric),
             "best_metric_epoch": evaluator.state.best_metric_epoch,
+            "scaler": trainer.scaler.state_dict() if trainer.scaler else {},
+            "settings": self.settings,
         }
         save_atomically(state, self.last_path)
         if evaluator.state.best_metric_epoch == -1:  # not validated yet: the last network is the best one known
@@ -124,6 +137,8 @@ class TrainingCheckpoint:
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
         evaluator.state.best_metric = state["best_metric"]
         evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        trainer.add_event_handler(Events.STARTED, self._restore_scaler, state.get("scaler"))
+        self._compare_settings(json.loads(state.get("settings", "{}")))
         logger.info(
             "resumed after epoch %d of %d, best metric %.4f of epoch %d",
             state["epoch"],
@@ -133,6 +148,20 @@ class TrainingCheckpoint:
         )
         if state["epoch"] >= trainer.state.max_epochs:
             logger.warning("the run has its %d epochs, there is nothing left to train", trainer.state.max_epochs)
+
+    @staticmethod
+    def _restore_scaler(trainer: Engine, state: dict | None) -> None:
+        """MONAI's trainer makes its gradient scaler when the run starts."""
+        if trainer.scaler and state:
+            trainer.scaler.load_state_dict(state)
+
+    def _compare_settings(self, before: dict) -> None:
+        now = json.loads(self.settings)
+        others = [f"{name} {now[name]!r} (was {old!r})" for name, old in before.items() if now.get(name, old) != old]
+        if others:
+            logger.warning(
+                "resumed with %s; it will not end where the run as it was begun would have ended", ", ".join(others)
+            )
 
     def _restore_optimizer(self, state: dict, epoch: int) -> None:
         """The schedule is replayed, not restored, so that a run can be resumed for more epochs than first planned."""

@@ -1,15 +1,46 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the training recipe does between the backward and the optimizer's step, as handlers of MONAI's trainer."""
+"""What the training recipe does around the optimizer's step and after a validation, as handlers of MONAI's engines."""
 
 from __future__ import annotations
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from torch import nn
 
-__all__ = ["FreezeEncoder", "GradientClip"]
+__all__ = ["EarlyStop", "FreezeEncoder", "GradientClip"]
+
+
+class EarlyStop:
+    """Stop after so many validations without a better key metric.
+
+    It counts from the epoch of the best metric, which is restored with a checkpoint, so a resumed run stops where an
+    uninterrupted one does. (MONAI's ``EarlyStopHandler`` counts from the resumption.)
+
+    Args:
+        patience: how many validations.
+        val_interval: epochs from one to the next.
+    """
+
+    def __init__(self, patience: int, val_interval: int = 1) -> None:
+        self.patience = patience
+        self.val_interval = val_interval
+
+    def attach(self, trainer: Engine, evaluator: Engine) -> None:
+        """Look after every validation, and before a resumed run's first epoch.
+
+        Args:
+            trainer: what is stopped.
+            evaluator: has the key metric.
+        """
+        trainer.add_event_handler(Events.STARTED, self._look, trainer, evaluator)
+        evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._look, trainer, evaluator)
+
+    def _look(self, _: Engine, trainer: Engine, evaluator: Engine) -> None:
+        best = evaluator.state.best_metric_epoch
+        if best > 0 and trainer.state.epoch // self.val_interval - best // self.val_interval >= self.patience:
+            trainer.terminate()
 
 
 class FreezeEncoder:

@@ -1,0 +1,47 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of several processes as if it were one."""
+
+from __future__ import annotations
+
+import ignite.distributed as idist
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+__all__ = ["GlobalBatchLoss"]
+
+
+class GlobalBatchLoss(nn.Module):
+    """A loss over the batches of all processes, for a loss that is not the mean of its images' losses.
+
+    Dice over a batch (``batch=True``, nnU-Net's in 2D) is one: DDP averages gradients, and the mean of two halves'
+    Dice losses is not the Dice loss of the whole. Every process gathers predictions and targets, computes the same
+    loss, and keeps the gradient of its own part, times the number of processes, which DDP divides by. With one process
+    it is ``loss`` itself.
+
+    Args:
+        loss: takes a prediction and a target, both batch first.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """
+        Args:
+            prediction: this process's part, (b, ...), b the same in all.
+            target: its target, (b, ...).
+
+        Returns:
+            the loss of all parts, with the gradient that makes DDP's mean right.
+        """
+        processes = idist.get_world_size()
+        if processes == 1:
+            return self.loss(prediction, target)
+        start = idist.get_rank() * len(prediction)
+        everyone = idist.all_gather(prediction.detach())
+        everyone = torch.cat([everyone[:start], prediction, everyone[start + len(prediction) :]])
+        loss = self.loss(everyone, idist.all_gather(target))
+        return loss.detach() + processes * (loss - loss.detach())

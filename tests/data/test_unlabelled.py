@@ -1,0 +1,90 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which images a pretraining sees: none that a later test is made on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swinumamba_monai.data import synthesize_microscopy
+from swinumamba_monai.data.unlabelled import load_unlabelled
+from swinumamba_monai.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "cells"
+    return synthesize_microscopy(folder, num_train=3, num_validation=2, num_test=2, image_size=(64, 64))
+
+
+def folder_of(count: int, folder: Path) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def names(items: list[dict[str, str]]) -> list[str]:
+    assert all(item.keys() == {"image"} and Path(item["image"]).is_file() for item in items)
+    return [Path(item["image"]).name for item in items]
+
+
+@pytest.mark.parametrize("section", ["training", "validation"])
+def test_section_of_a_prepared_dataset(section, prepared):
+    expected = json.loads((prepared / "datalist.json").read_text())[section]
+    assert names(load_unlabelled(prepared, section)) == [Path(item["image"]).name for item in expected]
+
+
+def test_labels_need_not_be_there(prepared, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    shutil.rmtree(copy / "labels")
+    assert names(load_unlabelled(copy, "training")) == names(load_unlabelled(prepared, "training"))
+
+
+def test_extra_images(prepared, tmp_path):
+    extra = folder_of(2, tmp_path / "extra")
+    own = names(load_unlabelled(prepared, "training"))
+    assert names(load_unlabelled(prepared, "training", extra)) == [*own, "00.png", "01.png"]
+    assert names(load_unlabelled(prepared, "validation", extra)) == names(load_unlabelled(prepared, "validation"))
+
+
+def test_extra_images_leave_out_what_is_held_out(prepared):
+    """A challenge's folder of all images holds the validation and test images too."""
+    assert load_unlabelled(prepared, "training", prepared / "images") == load_unlabelled(prepared, "training")
+
+
+def test_extra_prepared_dataset(prepared, tmp_path):
+    other = synthesize_microscopy(
+        tmp_path / "other", num_train=2, num_validation=1, num_test=1, image_size=(64, 64), seed=1
+    )
+    expected = load_unlabelled(prepared, "training") + load_unlabelled(other, "training")
+    assert load_unlabelled(prepared, "training", other) == expected
+
+
+@pytest.mark.parametrize("count, held_out", [(10, ["00.png"]), (21, ["00.png", "10.png", "20.png"])])
+def test_folder_is_split(count, held_out, tmp_path):
+    folder = folder_of(count, tmp_path / "images")
+    training, validation = (names(load_unlabelled(folder, section)) for section in ("training", "validation"))
+    assert validation == held_out
+    assert sorted(training + validation) == [f"{i:02d}.png" for i in range(count)]
+    assert names(load_unlabelled(folder, "training", folder)) == training
+
+
+def test_few_images_are_trained_and_validated_on(tmp_path, caplog):
+    folder = folder_of(3, tmp_path / "images")
+    assert load_unlabelled(folder, "training") == load_unlabelled(folder, "validation")
+    assert caplog.text.count("only 3 images to pretrain on") == 1
+
+
+@pytest.mark.parametrize("where", ["dataset_dir", "extra_image_dir"])
+def test_no_images(where, prepared, tmp_path):
+    folders = (tmp_path, None) if where == "dataset_dir" else (prepared, tmp_path)
+    with pytest.raises(InputError, match="has no image"):
+        load_unlabelled(folders[0], "training", folders[1])
