@@ -100,7 +100,9 @@ def _prepare(arguments: argparse.Namespace) -> None:
     sections = ", ".join(f"{report[section]} {section}" for section in ("training", "validation", "test"))
     instances = f"; {report['instances']} instances" if arguments.task == "microscopy" else ""
     print(f"layout: {report['layout']}; {sections} images{instances}")
-    print(f"ready: --dataset_dir {report['output_dir']}")
+    classes = report["fingerprint"].get("classes")
+    num_classes = f" --num_classes {len(classes)}" if classes else ""
+    print(f"ready: --dataset_dir {report['output_dir']}{num_classes}")
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:

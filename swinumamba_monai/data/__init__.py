@@ -13,18 +13,20 @@ from .prepare_abdomen import prepare_abdomen_mri
 from .prepare_endoscopy import prepare_endoscopy
 from .prepare_microscopy import prepare_microscopy
 from .readers import ImageFileReader, read_classes, read_image, read_instances
-from .slices import SliceDataset
+from .slices import EverySliceDataset, SliceDataset
 from .synthetic import SYNTHESIZERS, dataset_dir_or_synthetic
 from .synthetic_abdomen import synthesize_abdomen_mri
 from .synthetic_endoscopy import synthesize_endoscopy
 from .synthetic_microscopy import synthesize_microscopy
 from .transforms import InstancesToClasses, InstancesToClassesd, ToRGB, ToRGBd
+from .unlabelled import load_unlabelled
 from .video import FrameReader, load_frames
 from .volumes import VolumeReader, load_volumes, read_volume
 
 __all__ = [
     "ABDOMEN_CLASSES",
     "ENDOSCOPY_CLASSES",
+    "EverySliceDataset",
     "FrameReader",
     "ImageFileReader",
     "InstancesToClasses",
@@ -45,6 +47,7 @@ __all__ = [
     "load_datalist",
     "load_frames",
     "load_images",
+    "load_unlabelled",
     "load_volumes",
     "prepare_abdomen_mri",
     "prepare_endoscopy",

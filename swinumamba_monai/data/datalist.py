@@ -86,22 +86,30 @@ def write_datalist(
     return path
 
 
-def load_datalist(dataset_dir: PathLike, section: str, check: bool = True) -> list[dict[str, str]]:
+def load_datalist(
+    dataset_dir: PathLike, section: str, check: bool = True, num_classes: int | None = None
+) -> list[dict[str, str]]:
     """The items of one section, ready for ``LoadImaged``.
 
     Args:
         dataset_dir: folder with a ``datalist.json``.
         section: one of ``SECTIONS``.
         check: decode every file first (:func:`check_pairs`), so that a bad one is found before the training starts.
+        num_classes: what a network can tell apart, background included.
 
     Returns:
         Dictionaries with the absolute paths "image" and "label".
 
     Raises:
-        InputError: There is no such dataset or section, the datalist is no such file or leads out of its folders, or
-            ``check`` found a problem.
+        InputError: There is no such dataset or section, the datalist is no such file or leads out of its folders, it
+            has another number of classes, or ``check`` found a problem.
     """
     content, path = _read(dataset_dir)
+    if num_classes is not None and len(names := load_class_names(dataset_dir)) not in (0, num_classes):
+        raise InputError(
+            f"{path} has {len(names)} classes ({', '.join(names)}), but num_classes is {num_classes}; give "
+            f"--num_classes {len(names)}."
+        )
     prepare = _PREPARE.format(content.get("name", "TASK"))
     try:
         entries = [(entry["image"], entry["label"]) for entry in content.get(section, [])]

@@ -17,10 +17,12 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.config import PathLike
+from monai.data.utils import set_rnd
 from monai.transforms import Compose, Randomizable
-from monai.utils import ensure_tuple_rep
+from monai.utils import MAX_SEED, ensure_tuple_rep
 from torch.utils.data import Dataset
 
+from swinumamba_monai.data.volumes import volume_path
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,12 @@ class SliceDataset(Randomizable, Dataset):
     def __len__(self) -> int:
         """The number of volumes."""
         return len(self.data)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> SliceDataset:
+        """Seed the choice of slices, and ``transform`` too: MONAI's loaders look no deeper than this."""
+        super().set_random_state(seed, state)
+        set_rnd(self.transform, int(self.R.randint(MAX_SEED, dtype="uint32")))
+        return self
 
     def __getitem__(self, index: int) -> Mapping:
         """A random sample of a volume.
@@ -170,6 +178,47 @@ class SliceDataset(Randomizable, Dataset):
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+class EverySliceDataset(Dataset):
+    """Every slice of some volumes once and whole, from the same cache as :class:`SliceDataset`.
+
+    Args:
+        data: see :class:`SliceDataset`, as the next two.
+        volume_transform: preprocessing.
+        cache_dir: folder of the preprocessed volumes.
+        transform: what follows for a slice.
+        num_workers: volumes that are preprocessed at once.
+
+    Raises:
+        InputError: as for :class:`SliceDataset`.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, str]],
+        volume_transform: Callable[[Mapping], Mapping],
+        cache_dir: PathLike,
+        transform: Callable[[Mapping], Mapping] | None = None,
+        num_workers: int = 1,
+    ) -> None:
+        self.folders = SliceDataset(data, volume_transform, cache_dir, num_workers=num_workers).folders
+        self.transform = transform
+        counts = [np.load(folder / "image.npy", mmap_mode="r").shape[0] for folder in self.folders]
+        self.places = [(volume, number) for volume, count in enumerate(counts) for number in range(count)]
+
+    def __len__(self) -> int:
+        """The number of slices."""
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Mapping:
+        """The slice ``index``, counted through all volumes: see :meth:`SliceDataset.__getitem__`."""
+        volume, number = self.places[index]
+        folder = self.folders[volume]
+        sample = {"image": torch.from_numpy(np.load(folder / "image.npy", mmap_mode="r")[number].copy())}
+        if (folder / "label.npy").exists():
+            sample["label"] = torch.from_numpy(np.load(folder / "label.npy", mmap_mode="r")[number][None].copy())
+        return sample if self.transform is None else self.transform(sample)
+
+
 def _slices_first(volume: torch.Tensor | np.ndarray, path: str) -> np.ndarray:
     """(C, H, W, S) as a contiguous array (S, C, H, W)."""
     if volume.ndim != 4:
@@ -202,7 +251,7 @@ def _hash(item: Mapping[str, str], described: bytes) -> str:
     digest = hashlib.sha256(described)
     for key in ("image", "label"):
         if key in item:
-            path = Path(item[key])
+            path = volume_path(item[key])
             for file in sorted(path.iterdir()) if path.is_dir() else [path]:
                 status = file.stat()
                 digest.update(f"{key} {file.absolute()} {status.st_size} {status.st_mtime_ns}\n".encode())

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from monai.config import PathLike
 
 from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, load_datalist, load_images
+from swinumamba_monai.data.volumes import volume_path
 from swinumamba_monai.errors import InputError
 
 __all__ = ["load_unlabelled"]
@@ -20,7 +22,10 @@ HELD_OUT = 10  # every so many images of a plain folder
 
 
 def load_unlabelled(
-    dataset_dir: PathLike, section: str, extra_image_dir: PathLike | None = None
+    dataset_dir: PathLike,
+    section: str,
+    extra_image_dir: PathLike | None = None,
+    list_folder: Callable[[PathLike], Sequence[dict[str, str]]] = load_images,
 ) -> list[dict[str, str]]:
     """The images of one section, without labels.
 
@@ -33,6 +38,8 @@ def load_unlabelled(
         extra_image_dir: folder of further images (or another prepared dataset, of which the training section is
             taken) for "training". Images that the datalist of ``dataset_dir`` names are left out: what it validates
             and tests on is not trained on, not even without labels.
+        list_folder: finds the images of a plain folder: :func:`~swinumamba_monai.data.load_images` or
+            :func:`~swinumamba_monai.data.load_volumes`.
 
     Returns:
         Dictionaries with the absolute path "image".
@@ -44,9 +51,10 @@ def load_unlabelled(
         images = _section(dataset_dir, section)
         others = {path for name in SECTIONS if name != section for path in _section(dataset_dir, name, required=False)}
     else:
-        images, others = _split_folder(_folder(dataset_dir), section)
+        images, others = _split_folder(_folder(dataset_dir, list_folder), section)
     if section == "training" and extra_image_dir is not None:
-        extra = _section(extra_image_dir, section) if _is_prepared(extra_image_dir) else _folder(extra_image_dir)
+        prepared = _is_prepared(extra_image_dir)
+        extra = _section(extra_image_dir, section) if prepared else _folder(extra_image_dir, list_folder)
         new = [path for path in extra if path not in others.union(images)]
         logger.info("%d unlabelled images, and %d of %s", len(images), len(new), extra_image_dir)
         images += new
@@ -57,8 +65,8 @@ def _is_prepared(folder: PathLike) -> bool:
     return (Path(folder) / DATALIST_NAME).is_file()
 
 
-def _folder(path: PathLike) -> list[str]:
-    return [str(Path(item["image"]).resolve()) for item in load_images(path)]
+def _folder(path: PathLike, list_folder: Callable[[PathLike], Sequence[dict[str, str]]]) -> list[str]:
+    return [str(volume_path(item["image"]).resolve()) for item in list_folder(path)]
 
 
 def _section(dataset_dir: PathLike, section: str, required: bool = True) -> list[str]:

@@ -28,6 +28,12 @@ def is_volume_file(path: Path) -> bool:
     return path.name.lower().endswith(VOLUME_SUFFIXES) and not path.name.startswith(".")
 
 
+def volume_path(name: PathLike) -> Path:
+    """The file, or the folder of a DICOM series, that :func:`load_volumes` calls by this name."""
+    path = Path(name)
+    return path.with_suffix("") if path.suffix == _SERIES_SUFFIX and not path.exists() else path
+
+
 def volume_name(path: Path) -> str:
     """The name of a volume without ``.nii.gz`` or ``.nii``; the name of the folder for a DICOM series."""
     lower = path.name.lower()
@@ -161,8 +167,7 @@ class VolumeReader(ImageReader):
 
     def read(self, data: Sequence[PathLike] | PathLike) -> list[Path]:
         """The paths alone; decoding waits for :meth:`get_data`, whose sentences reach the user."""
-        paths = [Path(name) for name in ensure_tuple(data)]
-        return [path.with_suffix("") if path.suffix == _SERIES_SUFFIX and not path.exists() else path for path in paths]
+        return [volume_path(name) for name in ensure_tuple(data)]
 
     def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
         """Decode what :meth:`read` returned.

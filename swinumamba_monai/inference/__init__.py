@@ -1,8 +1,29 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""After the network: numbering cells, and writing them."""
+"""Around and after the network: ensembles and mirroring, the image's own grid, cells, uncertainty, and writing."""
 
+from swinumamba_monai.inference.ensemble import Ensemble
 from swinumamba_monai.inference.instances import ClassesToInstancesd, class_map, classes_to_instances
-from swinumamba_monai.inference.writers import InstanceWriter
+from swinumamba_monai.inference.mirroring import MirrorInferer
+from swinumamba_monai.inference.overlay import Overlayd
+from swinumamba_monai.inference.restore import RestoreVolumed
+from swinumamba_monai.inference.uncertainty import Entropyd, Probabilitiesd, entropy_map
+from swinumamba_monai.inference.writers import ClassWriter, InstanceWriter, MapWriter, PictureWriter, VolumeWriter
 
-__all__ = ["ClassesToInstancesd", "InstanceWriter", "class_map", "classes_to_instances"]
+__all__ = [
+    "ClassWriter",
+    "ClassesToInstancesd",
+    "Ensemble",
+    "Entropyd",
+    "InstanceWriter",
+    "MapWriter",
+    "MirrorInferer",
+    "Overlayd",
+    "PictureWriter",
+    "Probabilitiesd",
+    "RestoreVolumed",
+    "VolumeWriter",
+    "class_map",
+    "classes_to_instances",
+    "entropy_map",
+]

@@ -1,64 +1,54 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writing instance maps: exact ids, rows first, and never half a file."""
+"""Writing results: exact numbers, rows first, in the geometry of the image, and never half a file.
+
+All are for ``SaveImaged(writer=..., resample=False)``. MONAI's PILWriter would clip numbers to 8 bits and swap rows and
+columns, and writes a file where it will be read. An :class:`~swinumamba_monai.errors.InputError` of a writer comes out
+of ``SaveImaged`` as a RuntimeError that ends with its sentence.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import tifffile
 from monai.config import NdarrayOrTensor, PathLike
-from monai.data import ImageWriter
+from monai.data import ImageWriter, NibabelWriter
 from monai.utils import convert_to_numpy
 from PIL import Image
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
 
-MAX_16_BIT = np.iinfo(np.uint16).max
+MAX_8_BIT, MAX_16_BIT = np.iinfo(np.uint8).max, np.iinfo(np.uint16).max
 
 
-class InstanceWriter(ImageWriter):
-    """Write instance ids as a 16-bit PNG or TIFF image in (H, W) order.
-
-    For ``SaveImaged(writer="swinumamba_monai.inference.InstanceWriter", output_ext=".png", resample=False)``. MONAI's
-    PILWriter would clip ids to 8 bits and swap rows and columns. A TIFF file is zlib-compressed and becomes 32-bit when
-    there are more than 65535 cells.
+class _RowsFirstWriter(ImageWriter):
+    """What the writers of 2D results share.
 
     Args:
-        output_dtype: part of the interface of ``SaveImaged``; the ids alone decide the type.
-        scale: must be None, ids are not intensities.
+        output_dtype: part of the interface of ``SaveImaged``; the content alone decides the type.
+        scale: must be None, numbers are not intensities.
 
     Raises:
-        InputError: when ids would have to be scaled, resampled, rounded or cut to fit, and for another file type.
-            ``SaveImaged`` turns it into a RuntimeError that ends with its sentence.
+        InputError: when numbers would have to be scaled or resampled, and for another file type.
     """
+
+    content: str
+    suffixes: tuple[str, ...]
 
     def __init__(self, output_dtype: object = None, scale: int | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
         if scale is not None:
-            raise InputError("InstanceWriter writes cell ids, which cannot be scaled: leave 'scale' of SaveImaged out.")
-
-    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
-        """Take the ids.
-
-        Args:
-            data_array: instance ids of shape (1, H, W) or (H, W), whole numbers, of any type.
-            channel_dim: ignored: ids have one channel, first if there at all.
-        """
-        ids = convert_to_numpy(data_array)
-        if ids.ndim == 3 and ids.shape[0] == 1:
-            ids = ids[0]
-        if ids.ndim != 2:
-            raise InputError(f"InstanceWriter writes (1, H, W) cell ids, but got an array of shape {ids.shape}.")
-        if ids.min() < 0 or (ids.dtype.kind == "f" and (ids != np.rint(ids)).any()):
-            raise InputError("InstanceWriter writes cell ids, but got negative or fractional numbers.")
-        self.data_obj = ids.astype(np.uint16 if ids.max() <= MAX_16_BIT else np.uint32)
+            raise InputError(
+                f"{type(self).__name__} writes {self.content}, which cannot be scaled: leave 'scale' of SaveImaged out."
+            )
 
     def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = False, **options: object) -> None:
-        """Ids keep the grid they are on: there is nothing to take from the metadata.
+        """Results keep the grid they are on: there is nothing to take from the metadata.
 
         Args:
             meta_dict: ignored.
@@ -66,28 +56,123 @@ class InstanceWriter(ImageWriter):
         """
         if resample:
             raise InputError(
-                "InstanceWriter cannot resample cell ids: give SaveImaged resample=False, and bring the prediction to "
-                "the size of the image (Invertd) before its cells are numbered."
+                f"{type(self).__name__} cannot resample {self.content}: give SaveImaged resample=False, and bring the "
+                "prediction to the size of the image (Invertd) before."
             )
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: object) -> None:
         """Write the file.
 
         Args:
-            filename: ends in .png, .tif or .tiff.
+            filename: ends in one of ``suffixes``.
             verbose: log the file name.
         """
         super().write(filename, verbose=verbose)
         suffix = Path(filename).suffix.lower()
-        if suffix not in (".png", ".tif", ".tiff"):
-            raise InputError(f"InstanceWriter cannot write '{filename}': set output_ext to '.png' or '.tif'.")
+        if suffix not in self.suffixes:
+            allowed = " or ".join(f"'{allowed}'" for allowed in dict.fromkeys(s[:4] for s in self.suffixes))
+            raise InputError(f"{type(self).__name__} cannot write '{filename}': set output_ext to {allowed}.")
+        self._check(filename, suffix)
+        with replacing(filename) as temporary:
+            self._save(temporary, suffix)
+
+    def _check(self, filename: PathLike, suffix: str) -> None:
+        """Refuse what does not fit into a file of this type."""
+
+    def _save(self, path: Path, suffix: str) -> None:
+        if suffix in (".tif", ".tiff"):
+            tifffile.imwrite(path, self.data_obj, photometric="minisblack", compression="zlib")
+        else:
+            Image.fromarray(self.data_obj).save(path)
+
+    def _whole_numbers(self, data_array: NdarrayOrTensor) -> np.ndarray:
+        """Whole numbers (H, W), not negative, from (1, H, W) or (H, W) of any type."""
+        numbers = convert_to_numpy(data_array)
+        if numbers.ndim == 3 and numbers.shape[0] == 1:
+            numbers = numbers[0]
+        name = type(self).__name__
+        if numbers.ndim != 2:
+            raise InputError(f"{name} writes (1, H, W) {self.content}, but got an array of shape {numbers.shape}.")
+        if numbers.min() < 0 or (numbers.dtype.kind == "f" and (numbers != np.rint(numbers)).any()):
+            raise InputError(f"{name} writes {self.content}, but got negative or fractional numbers.")
+        return numbers
+
+
+class InstanceWriter(_RowsFirstWriter):
+    """Write instance ids, (1, H, W) or (H, W), as a 16-bit PNG or TIFF image in (H, W) order.
+
+    A TIFF file is zlib-compressed and becomes 32-bit when there are more than 65535 cells.
+    """
+
+    content = "cell ids"
+    suffixes = (".png", ".tif", ".tiff")
+
+    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
+        ids = self._whole_numbers(data_array)
+        self.data_obj = ids.astype(np.uint16 if ids.max() <= MAX_16_BIT else np.uint32)
+
+    def _check(self, filename: PathLike, suffix: str) -> None:
         if suffix == ".png" and self.data_obj.dtype != np.uint16:
             raise InputError(
                 f"'{filename}' would need cell ids up to {self.data_obj.max()}, more than the {MAX_16_BIT} of a PNG "
                 "image: set output_ext to '.tif'."
             )
+
+
+class ClassWriter(_RowsFirstWriter):
+    """Write class numbers, (1, H, W) or (H, W), as an 8-bit gray PNG or TIFF image in (H, W) order."""
+
+    content = "class numbers"
+    suffixes = (".png", ".tif", ".tiff")
+
+    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
+        classes = self._whole_numbers(data_array)
+        if classes.max() > MAX_8_BIT:
+            raise InputError(f"ClassWriter writes class numbers up to {MAX_8_BIT}, but got {classes.max():g}.")
+        self.data_obj = classes.astype(np.uint8)
+
+
+class PictureWriter(_RowsFirstWriter):
+    """Write a picture, (3, H, W) uint8, as an RGB image."""
+
+    content = "pictures"
+    suffixes = (".png", ".jpg", ".jpeg")
+
+    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
+        picture = convert_to_numpy(data_array)
+        if picture.ndim != 3 or picture.shape[0] != 3:
+            raise InputError(f"PictureWriter writes (3, H, W) pictures, but got an array of shape {picture.shape}.")
+        self.data_obj = np.ascontiguousarray(np.moveaxis(picture, 0, -1)).astype(np.uint8)
+
+
+class MapWriter(_RowsFirstWriter):
+    """Write maps of any numbers, (C, H, W), as a float32 TIFF image with a page per channel."""
+
+    content = "maps"
+    suffixes = (".tif", ".tiff")
+
+    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
+        maps = convert_to_numpy(data_array).astype(np.float32)
+        self.data_obj = maps[0] if maps.ndim == 3 and maps.shape[0] == 1 else maps
+
+
+class VolumeWriter(NibabelWriter):
+    """MONAI's NIfTI writer, with units, with the affine as sform and qform, and never half a file."""
+
+    @classmethod
+    def create_backend_obj(cls, *args: object, **kwargs: object) -> nib.nifti1.Nifti1Image:
+        image = super().create_backend_obj(*args, **kwargs)
+        image.set_sform(image.affine, code=1)
+        image.set_qform(image.affine, code=1)  # some programs look at it alone
+        image.header.set_xyzt_units("mm")
+        return image
+
+    def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: object) -> None:
+        """Write the file.
+
+        Args:
+            filename: ends in .nii or .nii.gz.
+            verbose: log the file name.
+        """
         with replacing(filename) as temporary:
-            if suffix == ".png":
-                Image.fromarray(self.data_obj).save(temporary)
-            else:
-                tifffile.imwrite(temporary, self.data_obj, photometric="minisblack", compression="zlib")
+            super().write(temporary, verbose=verbose, **obj_kwargs)

@@ -101,9 +101,11 @@ class DiceNSDMetric(CaseScores):
 
     Args:
         class_names: of the labels 1, 2, ... in order.
-        tolerances: of the NSD, one per class or one for all, in mm if ``in_mm``, else in pixels.
+        tolerances: of the NSD, one per class (in order, or by name, where those of other classes may be among them) or
+            one for all, in mm if ``in_mm``, else in pixels.
         in_mm: take the spacing of the truth, a MetaTensor, as the unit; else pixels.
-        cut_slices: labels that the published reading cuts to the truth's slices, without the last one.
+        cut_slices: classes that the published reading cuts to the truth's slices, without the last one, as labels or
+            by name; names of other classes may be among them.
         only_present: the published reading scores only classes that truth or prediction has.
         key: the column that counts as the metric's value.
 
@@ -115,9 +117,9 @@ class DiceNSDMetric(CaseScores):
     def __init__(
         self,
         class_names: Sequence[str],
-        tolerances: Sequence[float] | float,
+        tolerances: Mapping[str, float] | Sequence[float] | float,
         in_mm: bool = False,
-        cut_slices: Sequence[int] = (),
+        cut_slices: Sequence[int | str] = (),
         only_present: bool = False,
         key: str = "dsc_corrected",
     ) -> None:
@@ -125,6 +127,15 @@ class DiceNSDMetric(CaseScores):
         if len(set(self.class_names) - {MEAN}) < len(self.class_names):
             raise InputError(f"Class names must differ from each other and from '{MEAN}': {', '.join(class_names)}.")
         super().__init__(_columns(self.class_names), key)
+        if isinstance(tolerances, Mapping):
+            if missing := [name for name in class_names if name not in tolerances]:
+                raise InputError(f"There is no NSD tolerance for {', '.join(missing)}: give one each, or one for all.")
+            tolerances = [tolerances[name] for name in class_names]
+        cut_slices = [
+            list(class_names).index(cut) + 1 if isinstance(cut, str) else cut
+            for cut in cut_slices
+            if cut in class_names or not isinstance(cut, str)
+        ]
         try:
             self.tolerances = ensure_tuple_rep(tolerances, len(self.class_names))
         except ValueError as error:
@@ -254,9 +265,9 @@ class DiceNSD(CaseMetric):
     def __init__(
         self,
         class_names: Sequence[str],
-        tolerances: Sequence[float] | float,
+        tolerances: Mapping[str, float] | Sequence[float] | float,
         in_mm: bool = False,
-        cut_slices: Sequence[int] = (),
+        cut_slices: Sequence[int | str] = (),
         only_present: bool = False,
         key: str = "dsc_corrected",
         output_transform: Callable = lambda x: x,

@@ -1,0 +1,54 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Test-time mirroring: every window is seen in all its mirror images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor
+
+from swinumamba_monai.errors import InputError
+
+
+class MirrorInferer(Inferer):
+    """Mean of the logits over the mirror images of what another inferer gives the network (nnU-Net's way).
+
+    Args:
+        inferer: cuts an image into windows (b, c, h, w) and puts their logits together.
+        mirror_axes: 0 mirrors top and bottom, 1 left and right. With both there are four passes, with none there is
+            one, and this is ``inferer`` itself.
+
+    Raises:
+        InputError: for other axes.
+    """
+
+    def __init__(self, inferer: Inferer, mirror_axes: Sequence[int] = ()) -> None:
+        if not set(mirror_axes) <= {0, 1}:
+            raise InputError(f"mirror_axes can hold 0 (top and bottom) and 1 (left and right), not {mirror_axes}.")
+        self.inferer = inferer
+        axes = [axis + 2 for axis in sorted(set(mirror_axes))]
+        self.flips = [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
+        """
+        Args:
+            inputs: (b, c, ...), what ``inferer`` takes.
+            network: maps windows to logits of their size.
+            args: further arguments of the network.
+            kwargs: further keyword arguments of the network.
+
+        Returns:
+            logits of the shape that ``inferer`` gives.
+        """
+
+        def mean(window: Tensor, *args: object, **kwargs: object) -> Tensor:
+            total = network(window, *args, **kwargs)
+            for flip in self.flips[1:]:
+                total = total + torch.flip(network(torch.flip(window, flip), *args, **kwargs), flip)
+            return total / len(self.flips)
+
+        return self.inferer(inputs, mean, *args, **kwargs)

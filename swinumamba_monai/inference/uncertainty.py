@@ -1,0 +1,74 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""How sure a prediction is: probabilities of the classes, and their entropy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type, convert_to_tensor
+from torch import Tensor
+
+
+def entropy_map(logits: Tensor) -> Tensor:
+    """Entropy of the class probabilities, in units of that of a uniform choice.
+
+    Args:
+        logits: (classes, ...), two classes at least.
+
+    Returns:
+        (1, ...) float32: 0 where one class is certain, 1 where all are equally likely.
+    """
+    result = torch.empty((1, *logits.shape[1:]), dtype=torch.float32, device=logits.device)
+    # By rows, so that the probabilities of a volume are never all in memory.
+    for row, part in enumerate(logits.unbind(1)):
+        log_p = part.float().log_softmax(0)
+        result[0, row] = -(log_p.exp() * log_p).sum(0) / math.log(logits.shape[0])
+    return result.clamp_(0, 1)
+
+
+class Probabilitiesd(MapTransform):
+    """Put the probabilities of the classes, the softmax of logits (classes, ...), beside them, as float32.
+
+    Args:
+        keys: the logits, one key.
+        probabilities_key: of the result, of the same shape and with the same metadata.
+        allow_missing_keys: do nothing when the logits are absent.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, probabilities_key: str = "probabilities", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.probabilities_key = probabilities_key
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[self.probabilities_key] = result[key].float().softmax(0)
+        return result
+
+
+class Entropyd(MapTransform):
+    """Put :func:`entropy_map` of logits (classes, ...) beside them.
+
+    Args:
+        keys: the logits, one key.
+        entropy_key: of the result, (1, ...) float32 with the same metadata.
+        allow_missing_keys: do nothing when the logits are absent.
+    """
+
+    def __init__(self, keys: KeysCollection, entropy_key: str = "entropy", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.entropy_key = entropy_key
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            entropy = entropy_map(convert_to_tensor(result[key], track_meta=False))
+            result[self.entropy_key] = convert_to_dst_type(entropy, result[key], dtype=torch.float32)[0]
+        return result
