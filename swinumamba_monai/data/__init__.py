@@ -18,7 +18,7 @@ from .synthetic import SYNTHESIZERS, dataset_dir_or_synthetic
 from .synthetic_abdomen import synthesize_abdomen_mri
 from .synthetic_endoscopy import synthesize_endoscopy
 from .synthetic_microscopy import synthesize_microscopy
-from .transforms import InstancesToClasses, InstancesToClassesd, ToRGB, ToRGBd
+from .transforms import InstancesToClasses, InstancesToClassesd, SliceSpacingd, ToRGB, ToRGBd
 from .unlabelled import load_unlabelled
 from .video import FrameReader, load_frames
 from .volumes import VolumeReader, load_volumes, read_volume
@@ -35,6 +35,7 @@ __all__ = [
     "Options",
     "SYNTHESIZERS",
     "SliceDataset",
+    "SliceSpacingd",
     "TASKS",
     "ToRGB",
     "ToRGBd",

@@ -1,16 +1,16 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""From what a file holds to what the network takes: three colour channels, and three classes for a map of cells."""
+"""From what a file holds to what the network takes: three colour channels, the spacing, three classes for cells."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import get_track_meta
-from monai.transforms import MapTransform, Transform
+from monai.transforms import MapTransform, Spacingd, Transform
 from monai.utils import TransformBackends, convert_data_type, convert_to_dst_type, convert_to_tensor, ensure_tuple
 from scipy import ndimage
 
@@ -180,6 +180,37 @@ class InstancesToClassesd(MapTransform):
                 items[self.instances_key] = items[key]
             items[key] = self.convert(items[key])
         return items
+
+
+class SliceSpacingd(Spacingd):
+    """Resample volumes (C, H, W, S) in the planes of their slices; the slices stay where they are.
+
+    MONAI's transform with one difference: items that are neither arrays nor dictionaries do not reach it, because from
+    1.6 on it fails on a string such as the "image_path" that MONAI Label has beside "image".
+
+    Args:
+        keys: the volumes, slices along the last axis.
+        spacing: of the pixels of a slice along H and W, in mm.
+        mode: of the interpolation, one for all keys or one each.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing: Sequence[float],
+        mode: Sequence[str] | str = "bilinear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        if len(spacing) != 2 or not all(mm > 0 for mm in spacing):
+            raise InputError(f"spacing holds the mm of a pixel along the rows and columns of a slice, not {spacing}.")
+        super().__init__(keys, (*spacing, -1.0), mode=mode, allow_missing_keys=allow_missing_keys)
+
+    def __call__(
+        self, data: Mapping[Hashable, NdarrayOrTensor], lazy: bool | None = None
+    ) -> dict[Hashable, NdarrayOrTensor]:
+        arrays = {key: item for key, item in data.items() if isinstance(item, (torch.Tensor, np.ndarray, Mapping))}
+        return {**data, **super().__call__(arrays, lazy)}
 
 
 def _inner_boundary(instances: np.ndarray) -> np.ndarray:

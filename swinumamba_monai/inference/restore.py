@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -16,16 +16,19 @@ from torch import Tensor
 
 
 class RestoreVolumed(MapTransform):
-    """Bring logits, or other maps, back to the voxels of the image file, with the very affine of that file.
+    """Bring logits back to the voxels of the image file, with the very affine of that file, as classes.
 
     Logits are interpolated linearly, as nnU-Net does, and the class of a voxel is the one with the highest. This goes
     class by class, so beside the logits there are never more than a few volumes in memory.
 
     Args:
-        keys: maps (C, X, Y, Z) on the grid of ``image_key``. A key of a batch that has none is passed over.
+        keys: logits (C, H, W, S) on the grid of ``image_key``; they become classes (1, X, Y, Z) uint8.
         transform: what brought the image from its file to the network's grid.
         image_key: the image as the network saw it; it knows how it was transformed.
-        argmax_keys: those of ``keys`` that are logits and become classes, (1, X, Y, Z) uint8.
+        map_keys: other maps (C, H, W, S) on that grid, which are brought back as they are. Missing ones are passed
+            over.
+        probabilities_key: where to put the probabilities (C, X, Y, Z) of the classes, the softmax of the restored
+            logits; None for nowhere, which saves their memory.
     """
 
     def __init__(
@@ -33,38 +36,48 @@ class RestoreVolumed(MapTransform):
         keys: KeysCollection,
         transform: Callable,
         image_key: str = "image",
-        argmax_keys: KeysCollection = ("pred",),
+        map_keys: KeysCollection = (),
+        probabilities_key: str | None = None,
     ) -> None:
-        super().__init__(keys, allow_missing_keys=True)
+        super().__init__(keys)
         self.image_key = image_key
-        self.argmax_keys = MapTransform(argmax_keys).keys
-        self.invert = Invertd(
-            keys="map", transform=transform, orig_keys=image_key, nearest_interp=False, to_tensor=True
-        )
+        self.map_keys = (map_keys,) if isinstance(map_keys, str) else tuple(map_keys)
+        self.probabilities_key = probabilities_key
+        self.invert = Invertd("map", transform, orig_keys=image_key, nearest_interp=False)
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         result = dict(data)
         image = result[self.image_key]
-        for key in self.key_iterator(result):
-            maps = result[key]
-            if key in self.argmax_keys:
-                restored = self._classes(maps, image)
-            else:
-                restored = torch.cat([self._restore(channel, image) for channel in maps])
-            affine = torch.as_tensor(np.asarray(image.meta[MetaKeys.ORIGINAL_AFFINE]))
-            result[key] = MetaTensor(restored, meta={**image.meta, MetaKeys.AFFINE: affine})
+        affine = torch.as_tensor(np.asarray(image.meta[MetaKeys.ORIGINAL_AFFINE]))
+
+        def on_file_grid(volume: Tensor) -> MetaTensor:
+            return MetaTensor(volume, meta={**image.meta, MetaKeys.AFFINE: affine})
+
+        for key in self.map_keys:
+            if key in result:
+                result[key] = on_file_grid(torch.cat(list(self._channels(result[key], image))))
+        for key in self.keys:
+            channels = self._channels(result[key], image)
+            if self.probabilities_key is not None:
+                channels = list(channels)
+                result[self.probabilities_key] = on_file_grid(torch.cat(channels).softmax(0))
+            result[key] = on_file_grid(_argmax(channels))
         return result
 
-    def _classes(self, logits: Tensor, image: MetaTensor) -> Tensor:
-        best = self._restore(logits[0], image)
-        classes = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
-        for number, channel in enumerate(logits[1:], start=1):
-            restored = self._restore(channel, image)
-            classes[restored > best] = number
-            torch.maximum(best, restored, out=best)
-        return classes
+    def _channels(self, maps: Tensor, image: MetaTensor) -> Iterator[Tensor]:
+        """Every channel of (C, H, W, S) on the grid of the file, (1, X, Y, Z) float32."""
+        for channel in convert_to_tensor(maps, track_meta=False):
+            volume = MetaTensor(channel[None].float())
+            yield self.invert({self.image_key: image, "map": volume})["map"].as_tensor().float()
 
-    def _restore(self, channel: Tensor, image: MetaTensor) -> Tensor:
-        """A map (H, W, S) of the network's grid on that of the file, (1, X, Y, Z) float32."""
-        volume = convert_to_tensor(channel, dtype=torch.float32, track_meta=False)[None]
-        return self.invert({self.image_key: image, "map": MetaTensor(volume)})["map"].as_tensor().float()
+
+def _argmax(channels: Iterator[Tensor] | list[Tensor]) -> Tensor:
+    """The number of the channel that is highest, uint8, one channel at a time."""
+    best = classes = None
+    for number, channel in enumerate(channels):
+        if best is None:
+            best, classes = channel.clone(), torch.zeros_like(channel, dtype=torch.uint8)
+        else:
+            classes[channel > best] = number
+            torch.maximum(best, channel, out=best)
+    return classes

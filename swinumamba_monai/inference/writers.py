@@ -9,7 +9,8 @@ of ``SaveImaged`` as a RuntimeError that ends with its sentence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -24,6 +25,18 @@ from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
 
 MAX_8_BIT, MAX_16_BIT = np.iinfo(np.uint8).max, np.iinfo(np.uint16).max
+
+
+@contextmanager
+def _writing(filename: PathLike) -> Iterator[Path]:
+    """:func:`~swinumamba_monai.atomic.replacing` with a sentence for a full disk."""
+    try:
+        with replacing(filename) as temporary:
+            yield temporary
+    except OSError as error:
+        raise InputError(
+            f"{filename} could not be written ({error.strerror or error}); nothing is left of it."
+        ) from error
 
 
 class _RowsFirstWriter(ImageWriter):
@@ -73,7 +86,7 @@ class _RowsFirstWriter(ImageWriter):
             allowed = " or ".join(f"'{allowed}'" for allowed in dict.fromkeys(s[:4] for s in self.suffixes))
             raise InputError(f"{type(self).__name__} cannot write '{filename}': set output_ext to {allowed}.")
         self._check(filename, suffix)
-        with replacing(filename) as temporary:
+        with _writing(filename) as temporary:
             self._save(temporary, suffix)
 
     def _check(self, filename: PathLike, suffix: str) -> None:
@@ -157,7 +170,15 @@ class MapWriter(_RowsFirstWriter):
 
 
 class VolumeWriter(NibabelWriter):
-    """MONAI's NIfTI writer, with units, with the affine as sform and qform, and never half a file."""
+    """MONAI's NIfTI writer, with units, with the affine as sform and qform, and never half a file.
+
+    A volume of one slice stays a volume.
+    """
+
+    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
+        """Take a volume (C, X, Y, Z); several channels become the last axis of the file."""
+        volume = convert_to_numpy(data_array)
+        self.data_obj = volume[0] if volume.shape[0] == 1 else np.moveaxis(volume, 0, -1)
 
     @classmethod
     def create_backend_obj(cls, *args: object, **kwargs: object) -> nib.nifti1.Nifti1Image:
@@ -174,5 +195,5 @@ class VolumeWriter(NibabelWriter):
             filename: ends in .nii or .nii.gz.
             verbose: log the file name.
         """
-        with replacing(filename) as temporary:
+        with _writing(filename) as temporary:
             super().write(temporary, verbose=verbose, **obj_kwargs)

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The microscopy bundle, run the way a user runs it: by MONAI, from its JSON files, with a small network."""
+"""What is particular to microscopy, and how a run of any bundle is stopped, resumed and refused."""
 
 from __future__ import annotations
 
@@ -11,159 +11,49 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import bundle_runs
 import numpy as np
 import pytest
 import torch
+from bundle_runs import (
+    NETWORK,
+    PRETRAIN,
+    RUN_FILES,
+    SHORT,
+    STAGES,
+    assert_same,
+    command,
+    load_weights,
+    power_loss,
+)
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow, load, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigWorkflow
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from swinumamba_monai.data import read_image, synthesize_microscopy
-from swinumamba_monai.errors import find_input_error
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "microscopy"
-CONFIGS = BUNDLE / "configs"
-FILES = {
-    "train": CONFIGS / "train.json",
-    "pretrain": CONFIGS / "pretrain.json",
-    "evaluate": [CONFIGS / "train.json", CONFIGS / "evaluate.json"],
-    "inference": CONFIGS / "inference.json",
-}
-NETWORK = {
-    "network_def#feature_size": 8,
-    "network_def#depths": [1, 1, 1, 1],
-    "network_def#d_state": 2,
-    "device": "$torch.device('cpu')",
-    "num_workers": 0,
-    "roi_size": [64, 64],
-}
-SHORT = {
-    "max_epochs": 1,
-    "iterations_per_epoch": 2,
-    "batch_size": 2,
-    "val_interval": 1,
-    "log_interval": 1,
-    "network_def#decoder_depths": [1, 1, 1],
-    **NETWORK,
-}
-NETWORK["network_def#decoder_depths"] = [1, 1, 1]
-PRETRAIN = {
-    "max_epochs": 1,
-    "batch_size": 2,
-    "spatial_size": [32, 64],
-    "mask_patch_size": 16,
-    "val_interval": 1,
-    "picture_interval": 1,
-    "log_interval": 1,
-    **{name.replace("_def#", "_def#network#"): value for name, value in NETWORK.items() if name != "roi_size"},
-}
-RUN_FILES = {
-    "train": ("model.pt", "checkpoint.pt"),
-    "pretrain": ("pretrained_encoder.pt", "pretraining_checkpoint.pt"),
-}
 FOUR_EPOCHS = {"max_epochs": 4, "val_interval": 2}
-STAGES = {"train": ("training", SHORT), "pretrain": ("pretraining", PRETRAIN)}
 
 
-def run(kind: str, run_id: str, out: Path, before=lambda workflow: None, **override) -> ConfigWorkflow:
-    """Run one of the bundle's workflows in this process; ``before`` is called with it when it is ready to run."""
-    files = FILES[kind]
-    workflow = ConfigWorkflow(
-        config_file=[str(f) for f in files] if isinstance(files, list) else str(files),
-        run_id=run_id,
-        workflow_type="infer" if kind == "inference" else "train",
-        logging_file=False,
-        tracking=override.pop("tracking", None),
-        bundle_root=str(out),
-        **override,
-    )
-    hook = sys.excepthook
-    try:
-        workflow.initialize()
-        before(workflow)
-        workflow.run()
-        workflow.finalize()
-    finally:
-        sys.excepthook = hook
-    return workflow
+def run(kind: str, out: Path, before=lambda workflow: None, **override) -> ConfigWorkflow:
+    return bundle_runs.run("microscopy", kind, out, before, **override)
 
 
-def refusal(kind: str, run_id: str, out: Path, **override) -> str:
-    """The sentence with which a workflow refuses to run."""
-    with pytest.raises(Exception) as caught:  # MONAI wraps what is raised in a config
-        run(kind, run_id, out, **override)
-    cause = find_input_error(caught.value)
-    assert cause is not None, f"no InputError behind {caught.value!r}"
-    return str(cause)
+def refusal(kind: str, out: Path, **override) -> str:
+    return bundle_runs.refusal("microscopy", kind, out, **override)
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "cells"
-    return synthesize_microscopy(folder, num_train=4, num_validation=2, num_test=2, image_size=(64, 80))
+def dataset(dataset_of) -> Path:
+    return dataset_of("microscopy")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, dataset) -> Path:
-    out = tmp_path_factory.mktemp("trained")
-    run("train", "training", out, dataset_dir=str(dataset), **SHORT)
-    return out
-
-
-@pytest.mark.parametrize("kind", FILES)
-def test_properties(kind, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    files = FILES[kind]
-    workflow = ConfigWorkflow(
-        config_file=[str(f) for f in files] if isinstance(files, list) else str(files),
-        workflow_type="infer" if kind == "inference" else "train",
-        logging_file=False,
-        bundle_root=str(tmp_path / "bundle"),
-        **(PRETRAIN if kind == "pretrain" else NETWORK),
-    )
-    hook = sys.excepthook
-    workflow.initialize()
-    sys.excepthook = hook
-    assert workflow.check_properties() == []
-
-
-def test_metadata_has_what_monai_requires(tmp_path):
-    required = (
-        "schema version monai_version pytorch_version numpy_version required_packages_version task description authors "
-        "copyright network_data_format"
-    ).split()
-    schema = tmp_path / "schema.json"
-    schema.write_text(json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", "required": required}))
-    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
-    metadata = json.loads((CONFIGS / "metadata.json").read_text())
-    assert metadata["version"] in metadata["changelog"]
-    assert isinstance(metadata["supported_apps"], dict)
-
-
-@pytest.mark.parametrize("config", ["train.json", "inference.json"])
-def test_network_takes_and_gives_what_the_metadata_says(config):
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=str(CONFIGS / config),
-        device="cpu",
-        **{"network_def#feature_size": 8},
-    )
-
-
-def test_training_leaves_the_best_and_the_last_state(trained):
-    best = torch.load(trained / "models" / "model.pt", weights_only=True)
-    last = torch.load(trained / "models" / "checkpoint.pt", weights_only=True)
-    assert last["epoch"] == last["best_metric_epoch"] == 1
-    assert 0 <= last["best_metric"] <= 1
-    assert best.keys() == last["model"].keys()
-    assert all(torch.equal(best[name], last["model"][name]) for name in best)
-    assert list((trained / "eval").glob("events.out.tfevents.*")), "TensorBoard events"
+def trained(trained_in) -> Path:
+    return trained_in("microscopy")
 
 
 def test_resumed_run_goes_on_and_keeps_a_better_model(trained, dataset, tmp_path):
@@ -172,7 +62,7 @@ def test_resumed_run_goes_on_and_keeps_a_better_model(trained, dataset, tmp_path
     last = torch.load(trained / "models" / "checkpoint.pt", weights_only=True)
     torch.save({**last, "best_metric": 2.0}, models / "checkpoint.pt")  # no epoch can beat it
     (models / "model.pt").write_bytes(b"the better model")
-    run("train", "training", tmp_path, dataset_dir=str(dataset), resume=True, **{**SHORT, "max_epochs": 3})
+    run("train", tmp_path, dataset_dir=str(dataset), resume=True, **{**SHORT, "max_epochs": 3})
     resumed = torch.load(models / "checkpoint.pt", weights_only=True)
     assert (resumed["epoch"], resumed["best_metric"], resumed["best_metric_epoch"]) == (3, 2.0, 1)
     assert (models / "model.pt").read_bytes() == b"the better model"
@@ -186,7 +76,7 @@ def test_resuming_a_finished_run_trains_nothing(trained, dataset, tmp_path):
     (tmp_path / "models").mkdir()
     for name in ("model.pt", "checkpoint.pt"):
         (tmp_path / "models" / name).write_bytes((trained / "models" / name).read_bytes())
-    run("train", "training", tmp_path, dataset_dir=str(dataset), resume=True, **SHORT)
+    run("train", tmp_path, dataset_dir=str(dataset), resume=True, **SHORT)
     for name in ("model.pt", "checkpoint.pt"):
         assert (tmp_path / "models" / name).read_bytes() == (trained / "models" / name).read_bytes()
 
@@ -195,7 +85,7 @@ def test_pretrained_encoder_is_frozen_at_first(trained, dataset, tmp_path):
     before = torch.load(trained / "models" / "model.pt", weights_only=True)
     pretrained = tmp_path / "encoder.pt"
     torch.save({name: t for name, t in before.items() if name.startswith("vssm_encoder.")}, pretrained)
-    run("train", "training", tmp_path, dataset_dir=str(dataset), pretrained=str(pretrained), **SHORT)
+    run("train", tmp_path, dataset_dir=str(dataset), pretrained=str(pretrained), **SHORT)
     after = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     for name in before:
         if name.startswith("vssm_encoder.") and not name.startswith("vssm_encoder.patch_embed."):
@@ -207,45 +97,17 @@ def test_pretrained_encoder_is_frozen_at_first(trained, dataset, tmp_path):
 
 def test_early_stop(dataset, tmp_path):
     override = {**SHORT, "max_epochs": 4, "early_stop_patience": 1, "learning_rate": 0.0, "min_learning_rate": 0.0}
-    workflow = run("train", "training", tmp_path, dataset_dir=str(dataset), **override)
+    workflow = run("train", tmp_path, dataset_dir=str(dataset), **override)
     assert workflow.trainer.state.epoch == 2
 
 
 def test_mlflow_tracking(dataset, tmp_path):
     mlflow = pytest.importorskip("mlflow")
-    run("train", "training", tmp_path, dataset_dir=str(dataset), tracking="mlflow", **SHORT)
+    run("train", tmp_path, dataset_dir=str(dataset), tracking="mlflow", **SHORT)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path.as_posix()}/eval/mlflow.db")
     (logged,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert "train_loss" in logged.data.metrics
     assert "val_f1" in logged.data.metrics
-
-
-def load_weights(path: Path) -> dict:
-    return torch.load(path, weights_only=True)
-
-
-def assert_same(a, b, where: str = "") -> None:
-    """Equal to the last bit, through all dictionaries and lists."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, pair in enumerate(zip(a, b)):
-            assert_same(*pair, f"{where}.{i}")
-    else:
-        assert a == b, where
-
-
-class Interrupted(BaseException):
-    """The power fails."""
-
-
-def power_loss() -> None:
-    raise Interrupted
 
 
 def sigterm() -> None:
@@ -265,9 +127,9 @@ class TestResume:
         def get(kind: str, num_workers: int) -> Path:
             if (kind, num_workers) not in runs:
                 out = tmp_path_factory.mktemp("uninterrupted")
-                run_id, options = STAGES[kind]
+                _, options = STAGES[kind]
                 options = {**options, **FOUR_EPOCHS, "num_workers": num_workers}
-                run(kind, run_id, out, dataset_dir=str(dataset), **options)
+                run(kind, out, dataset_dir=str(dataset), **options)
                 runs[kind, num_workers] = out
             return runs[kind, num_workers]
 
@@ -302,15 +164,15 @@ class TestResume:
         self.check(kind, stop, 0, watch, uninterrupted, dataset, tmp_path)
 
     def check(self, kind, stop, num_workers, watch, uninterrupted, dataset, out):
-        run_id, options = STAGES[kind]
+        _, options = STAGES[kind]
         options = {**options, **FOUR_EPOCHS, "dataset_dir": str(dataset), "num_workers": num_workers}
         previous = signal.getsignal(signal.SIGTERM)
         with pytest.raises(BaseException) as stopped:
-            run(kind, run_id, out, before=watch, **options)
+            run(kind, out, before=watch, **options)
         if stop is sigterm:
             assert isinstance(stopped.value, SystemExit) and stopped.value.code == 143
             assert signal.getsignal(signal.SIGTERM) is previous
-        run(kind, run_id, out, resume=True, **options)
+        run(kind, out, resume=True, **options)
         expected = uninterrupted(kind, num_workers)
         for name in RUN_FILES[kind]:
             assert_same(load_weights(out / "models" / name), load_weights(expected / "models" / name), name)
@@ -324,16 +186,16 @@ class TestResume:
             workflow.trainer.add_event_handler(Events.EPOCH_STARTED(once=3), power_loss)
 
         with pytest.raises(BaseException):  # noqa: B017
-            run("train", "training", tmp_path, before=watch, **options)
+            run("train", tmp_path, before=watch, **options)
         for _ in range(2):  # and once it has stopped it has
-            workflow = run("train", "training", tmp_path, resume=True, **options)
+            workflow = run("train", tmp_path, resume=True, **options)
             assert workflow.trainer.state.epoch == 3
 
     @pytest.mark.parametrize("kind", STAGES)
     def test_a_full_disk_loses_nothing(self, kind, uninterrupted, dataset, tmp_path):
         """The system refuses to write past a size, in the middle of the third epoch's checkpoint."""
         resource = pytest.importorskip("resource")
-        run_id, options = STAGES[kind]
+        _, options = STAGES[kind]
         options = {**options, **FOUR_EPOCHS, "dataset_dir": str(dataset)}
         best, last = (tmp_path / "models" / name for name in RUN_FILES[kind])
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -345,13 +207,13 @@ class TestResume:
             workflow.trainer.add_event_handler(Events.EPOCH_STARTED(once=3), fill)
 
         try:
-            sentence = refusal(kind, run_id, tmp_path, before=watch, **options)
+            sentence = refusal(kind, tmp_path, before=watch, **options)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert "could not be written" in sentence and "is intact" in sentence
         assert load_weights(last)["epoch"] == 2
         assert sorted(last.parent.iterdir()) == sorted([best, last]), "no half-written file"
-        run(kind, run_id, tmp_path, resume=True, **options)
+        run(kind, tmp_path, resume=True, **options)
         expected = uninterrupted(kind, 0)
         for name in RUN_FILES[kind]:
             assert_same(load_weights(tmp_path / "models" / name), load_weights(expected / "models" / name), name)
@@ -362,31 +224,21 @@ class TestResume:
         shutil.copytree(trained / "models", models)
         (models / ".12345-checkpoint.pt").write_bytes(b"half a file")
         (models / ".hidden-checkpoint.pt").write_bytes(b"somebody's")
-        run("train", "training", tmp_path, dataset_dir=str(dataset), resume=True, **SHORT)
+        run("train", tmp_path, dataset_dir=str(dataset), resume=True, **SHORT)
         assert {file.name for file in models.iterdir()} == {"model.pt", "checkpoint.pt", ".hidden-checkpoint.pt"}
 
     def test_other_options_are_named(self, trained, dataset, tmp_path, caplog):
         shutil.copytree(trained / "models", tmp_path / "models")
-        run("train", "training", tmp_path, dataset_dir=str(dataset), resume=True, **{**SHORT, "batch_size": 4})
+        run("train", tmp_path, dataset_dir=str(dataset), resume=True, **{**SHORT, "batch_size": 4})
         assert "resumed with batch_size 4 (was 2); it will not end where" in caplog.text
 
     def test_signal_from_outside(self, dataset, tmp_path):
         """Slurm signals a process and its workers: it ends with a sentence and 143, as a shell would say of SIGTERM."""
         options = {**SHORT, "max_epochs": 1000, "val_interval": 1000, "num_workers": 2}
-        command = [
-            sys.executable,
-            "-m",
-            "monai.bundle",
-            "run",
-            "training",
-            "--config_file",
-            str(CONFIGS / "train.json"),
-        ]
-        command += ["--bundle_root", str(tmp_path), "--dataset_dir", str(dataset)]
-        command += [f"--{name}={json.dumps(value)}" for name, value in options.items() if name != "device"]
+        line = command("microscopy", "train", tmp_path, dataset_dir=str(dataset), **options)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        process = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
+        process = subprocess.Popen(line, **pipes, env=environment, start_new_session=True)
         try:
             deadline = time.monotonic() + 120
             while not (tmp_path / "models" / "checkpoint.pt").exists() and time.monotonic() < deadline:
@@ -406,37 +258,15 @@ class TestAmp:
     @pytest.mark.parametrize("kind", STAGES)
     @pytest.mark.parametrize("amp, sentence", [("bf16", "needs a CUDA device"), ("half", "must be one of bf16")])
     def test_what_cannot_be(self, kind, amp, sentence, dataset, tmp_path):
-        run_id, options = STAGES[kind]
-        assert sentence in refusal(kind, run_id, tmp_path, dataset_dir=str(dataset), amp=amp, **options)
+        _, options = STAGES[kind]
+        assert sentence in refusal(kind, tmp_path, dataset_dir=str(dataset), amp=amp, **options)
         assert not (tmp_path / "models").exists()
 
 
 class TestPretraining:
     @pytest.fixture(scope="class")
-    def pretrained(self, tmp_path_factory, dataset) -> Path:
-        out = tmp_path_factory.mktemp("pretrained")
-        run("pretrain", "pretraining", out, dataset_dir=str(dataset), **{**PRETRAIN, "max_epochs": 2})
-        return out
-
-    def test_leaves_encoder_state_pictures_and_log(self, pretrained):
-        encoder = load_weights(pretrained / "models" / "pretrained_encoder.pt")
-        assert {name.split(".")[0] for name in encoder} == {"vssm_encoder", "head", "mask_token"}
-        assert load_weights(pretrained / "models" / "pretraining_checkpoint.pt")["epoch"] == 2
-        folder = pretrained / "eval" / "pretraining"
-        pictures = sorted(file.name for file in folder.glob("*.png"))
-        assert pictures == ["reconstruction_epoch0001.png", "reconstruction_epoch0002.png"]
-        assert Image.open(folder / pictures[0]).size[0] > 500
-        logged = EventAccumulator(str(folder)).Reload().Tags()
-        assert {"train_loss", "val_loss"} <= set(logged["scalars"]) and logged["images"] == ["reconstruction"]
-
-    def test_stage_3_starts_from_it(self, pretrained, dataset, tmp_path):
-        encoder = load_weights(pretrained / "models" / "pretrained_encoder.pt")
-        file = str(pretrained / "models" / "pretrained_encoder.pt")
-        run("train", "training", tmp_path, dataset_dir=str(dataset), pretrained=file, **SHORT)
-        after = load_weights(tmp_path / "models" / "model.pt")
-        same = [name for name in after if name in encoder and torch.equal(after[name], encoder[name])]
-        frozen = [name for name in after if name.startswith("vssm_encoder.") and "patch_embed" not in name]
-        assert sorted(same) == sorted(frozen)
+    def pretrained(self, pretrained_in) -> Path:
+        return pretrained_in("microscopy")
 
     def test_freezes_what_it_is_given(self, pretrained, dataset, tmp_path):
         before = load_weights(pretrained / "models" / "pretrained_encoder.pt")
@@ -450,7 +280,7 @@ class TestPretraining:
                 lambda engine: states.append({n: w.clone() for n, w in engine.network.state_dict().items()}),
             )
 
-        run("pretrain", "pretraining", tmp_path, before=watch, dataset_dir=str(dataset), pretrained=file, **options)
+        run("pretrain", tmp_path, before=watch, dataset_dir=str(dataset), pretrained=file, **options)
         name = "vssm_encoder.layers.0.blocks.0.ln_1.weight"
         assert torch.equal(states[0][name], before[name]) and not torch.equal(states[1][name], before[name])
         assert not torch.equal(states[0]["head.0.weight"], before["head.0.weight"])
@@ -463,7 +293,7 @@ class TestPretraining:
         for i in range(count):
             Image.fromarray(rng.integers(0, 255, (40 + i, 50), dtype=np.uint8)).save(folder / f"{i}.png")
         options = {**PRETRAIN, "batch_size": 8}
-        workflow = run("pretrain", "pretraining", tmp_path, dataset_dir=str(folder), **options)
+        workflow = run("pretrain", tmp_path, dataset_dir=str(folder), **options)
         assert workflow.trainer.state.iteration == 1
         assert f"only {count} images to pretrain on" in caplog.text
         assert (tmp_path / "models" / "pretrained_encoder.pt").exists()
@@ -476,7 +306,7 @@ class TestPretraining:
             "learning_rate": 0.0,
             "min_learning_rate": 0.0,
         }
-        workflow = run("pretrain", "pretraining", tmp_path, dataset_dir=str(dataset), **options)
+        workflow = run("pretrain", tmp_path, dataset_dir=str(dataset), **options)
         assert workflow.trainer.state.epoch == 2
 
     @pytest.mark.parametrize(
@@ -492,12 +322,12 @@ class TestPretraining:
     )
     def test_bad_input(self, change, sentence, dataset, tmp_path):
         options = {"dataset_dir": str(dataset), **PRETRAIN, **change}
-        assert sentence in refusal("pretrain", "pretraining", tmp_path, **options)
+        assert sentence in refusal("pretrain", tmp_path, **options)
         assert not (tmp_path / "models").exists()
 
 
 def test_evaluation_writes_its_report(trained, dataset, tmp_path):
-    run("evaluate", "evaluating", trained, dataset_dir=str(dataset), output_dir=str(tmp_path), **NETWORK)
+    run("evaluate", trained, dataset_dir=str(dataset), output_dir=str(tmp_path), **NETWORK)
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     expected = [Path(item["image"]).name for item in json.loads((dataset / "datalist.json").read_text())["test"]]
@@ -521,59 +351,24 @@ def test_inference_writes_instances_of_the_images_size(trained, tmp_path, extens
         pixels = rng.integers(0, 255, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(images / name)
     out = tmp_path / "out"
-    run(
-        "inference", "inference", trained, dataset_dir=str(images), output_dir=str(out), output_ext=extension, **NETWORK
-    )
+    run("inference", trained, dataset_dir=str(images), output_dir=str(out), output_ext=extension, **NETWORK)
     sizes = {file.name: read_image(file).shape for file in out.iterdir()}
     stems = {"gray": (50, 70), "rgba": (65, 31), "large": (130, 100)}
     assert sizes == {f"{stem}_instances{extension}": shape for stem, shape in stems.items()}
     assert all(read_image(file).dtype == np.uint16 for file in out.iterdir())
 
 
-def test_monai_loads_the_bundle_from_anywhere(trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    hook = sys.excepthook
-    net = load(
-        "microscopy",
-        bundle_dir=str(BUNDLE.parent),
-        model_file=str(trained / "models" / "model.pt"),
-        workflow_type="inference",
-        device="cpu",
-        net_override={name.split("#")[1]: value for name, value in NETWORK.items() if "#" in name},
-    )
-    sys.excepthook = hook
-    weights = torch.load(trained / "models" / "model.pt", weights_only=True)
-    assert all(torch.equal(weights[name], value) for name, value in net.state_dict().items())
-
-
-@pytest.mark.parametrize("kind", STAGES)
-def test_two_processes(kind, dataset, tmp_path):
-    run_id, options = STAGES[kind]
-    overrides = [f"--{name}={json.dumps(value)}" for name, value in options.items() if name != "device"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "monai.bundle", "run", run_id, "--bundle_root", str(tmp_path), "--dataset_dir", str(dataset)]
-    command += ["--config_file", f"['{CONFIGS / f'{kind}.json'}','{CONFIGS / 'multi_gpu_train.json'}']"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command + overrides, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    last = torch.load(tmp_path / "models" / RUN_FILES[kind][1], weights_only=True)
-    assert last["epoch"] == 1
-    assert done.stdout.count("Iter: 1/") == 1, "only the first process reports"
-
-
 class TestBadInput:
     """One sentence each, before training starts, and nothing overwritten."""
 
     def test_missing_dataset_dir(self, tmp_path):
-        sentence = refusal("train", "training", tmp_path, dataset_dir=str(tmp_path / "nowhere"), **SHORT)
+        sentence = refusal("train", tmp_path, dataset_dir=str(tmp_path / "nowhere"), **SHORT)
         assert "nowhere" in sentence and "swinumamba_monai prepare" in sentence
 
     def test_no_images(self, trained, tmp_path):
         empty = tmp_path / "empty"
         empty.mkdir()
-        sentence = refusal(
-            "inference", "inference", trained, dataset_dir=str(empty), output_dir=str(tmp_path), **NETWORK
-        )
+        sentence = refusal("inference", trained, dataset_dir=str(empty), output_dir=str(tmp_path), **NETWORK)
         assert "empty" in sentence
 
     @pytest.mark.parametrize("damage", ["size", "rgb", "truncated", "missing"])
@@ -591,7 +386,7 @@ class TestBadInput:
         else:
             label.unlink()
         out = tmp_path / "out"
-        assert label.name in refusal("train", "training", out, dataset_dir=str(folder), **SHORT)
+        assert label.name in refusal("train", out, dataset_dir=str(folder), **SHORT)
         assert not (out / "models").exists()
 
     def test_nan_pixels(self, tmp_path):
@@ -604,25 +399,24 @@ class TestBadInput:
         tifffile.imwrite(folder / "images" / "nan.tif", np.full((64, 64), np.nan, np.float32))
         datalist["training"][0]["image"] = "images/nan.tif"
         (folder / "datalist.json").write_text(json.dumps(datalist))
-        assert "nan.tif" in refusal("train", "training", tmp_path / "out", dataset_dir=str(folder), **SHORT)
+        assert "nan.tif" in refusal("train", tmp_path / "out", dataset_dir=str(folder), **SHORT)
 
     def test_run_in_a_folder_that_holds_one(self, trained, dataset):
         files = [trained / "models" / name for name in ("model.pt", "checkpoint.pt")]
         before = [file.read_bytes() for file in files]
-        assert "--resume" in refusal("train", "training", trained, dataset_dir=str(dataset), **SHORT)
+        assert "--resume" in refusal("train", trained, dataset_dir=str(dataset), **SHORT)
         assert [file.read_bytes() for file in files] == before
 
     def test_checkpoint_of_other_channels(self, trained, dataset):
         override = {**SHORT, "network_def#in_channels": 1}
-        sentence = refusal("evaluate", "evaluating", trained, dataset_dir=str(dataset), **override)
+        sentence = refusal("evaluate", trained, dataset_dir=str(dataset), **override)
         assert "in_channels" in sentence and "model.pt" in sentence
 
-    @pytest.mark.parametrize("key, run_id", [("pretrained", "training"), ("ckpt_path", "evaluating")])
-    def test_corrupt_checkpoint(self, key, run_id, dataset, tmp_path):
+    @pytest.mark.parametrize("key, kind", [("pretrained", "train"), ("ckpt_path", "evaluate")])
+    def test_corrupt_checkpoint(self, key, kind, dataset, tmp_path):
         corrupt = tmp_path / "corrupt.pt"
         corrupt.write_bytes(b"PK\x03\x04 no zip file")
-        kind = "train" if run_id == "training" else "evaluate"
-        sentence = refusal(kind, run_id, tmp_path / "out", dataset_dir=str(dataset), **{**SHORT, key: str(corrupt)})
+        sentence = refusal(kind, tmp_path / "out", dataset_dir=str(dataset), **{**SHORT, key: str(corrupt)})
         assert "corrupt.pt" in sentence
         assert not (tmp_path / "out" / "models").exists()
 
@@ -630,21 +424,12 @@ class TestBadInput:
         (tmp_path / "models").mkdir()
         state = tmp_path / "models" / "checkpoint.pt"
         state.write_bytes(b"half a file")
-        assert "checkpoint.pt" in refusal("train", "training", tmp_path, dataset_dir=str(dataset), resume=True, **SHORT)
+        assert "checkpoint.pt" in refusal("train", tmp_path, dataset_dir=str(dataset), resume=True, **SHORT)
         assert state.read_bytes() == b"half a file"
 
     def test_the_user_sees_the_sentence_alone(self, tmp_path):
-        command = [
-            sys.executable,
-            "-m",
-            "monai.bundle",
-            "run",
-            "training",
-            "--config_file",
-            str(CONFIGS / "train.json"),
-        ]
-        command += ["--bundle_root", str(tmp_path), "--dataset_dir", str(tmp_path / "nowhere")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        line = command("microscopy", "train", tmp_path, dataset_dir=str(tmp_path / "nowhere"))
+        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in done.stderr
