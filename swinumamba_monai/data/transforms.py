@@ -185,8 +185,8 @@ class InstancesToClassesd(MapTransform):
 class SliceSpacingd(Spacingd):
     """Resample volumes (C, H, W, S) in the planes of their slices; the slices stay where they are.
 
-    MONAI's transform with one difference: items that are neither arrays nor dictionaries do not reach it, because from
-    1.6 on it fails on a string such as the "image_path" that MONAI Label has beside "image".
+    MONAI's transform with one difference: it sees nothing but the keys, because from 1.6 on it takes every item whose
+    name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has beside "image".
 
     Args:
         keys: the volumes, slices along the last axis.
@@ -209,8 +209,8 @@ class SliceSpacingd(Spacingd):
     def __call__(
         self, data: Mapping[Hashable, NdarrayOrTensor], lazy: bool | None = None
     ) -> dict[Hashable, NdarrayOrTensor]:
-        arrays = {key: item for key, item in data.items() if isinstance(item, (torch.Tensor, np.ndarray, Mapping))}
-        return {**data, **super().__call__(arrays, lazy)}
+        volumes = {key: data[key] for key in self.keys if key in data}
+        return {**data, **super().__call__(volumes, lazy)}
 
 
 def _inner_boundary(instances: np.ndarray) -> np.ndarray:

@@ -56,6 +56,7 @@ class EvaluationReport:
             names ("val_dice_interior"); without them classes are numbered from 0.
         num_figures: rows of a picture of cases; with 0 there is none.
         seed: of the bootstrap.
+        image_key: the image to name and show; it has to lie like the truth.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class EvaluationReport:
         class_names: Mapping[str, Sequence[str]] | None = None,
         num_figures: int = 6,
         seed: int = 0,
+        image_key: str = "image",
     ) -> None:
         self.output_dir = Path(output_dir)
         self.metric = metric
         self.class_names = class_names or {}
         self.num_figures = num_figures
         self.seed = seed
+        self.image_key = image_key
         self._files: list[str] = []
         self._first: list[tuple[Case, str]] = []  # with captions
         self._worst: list[tuple[float, Case, str]] = []
@@ -85,7 +88,7 @@ class EvaluationReport:
 
     def _collect(self, engine: Engine) -> None:
         scores = self.metric.metric_fn
-        images = [item["image"] for item in engine.state.batch]
+        images = [item[self.image_key] for item in engine.state.batch]
         for image, pred, truth, row in zip(images, *self.metric.pairs(engine), self.metric.rows, strict=True):
             self._files.append(_file_of(image))
             key = row[scores.key] if not np.isnan(row[scores.key]) else np.inf

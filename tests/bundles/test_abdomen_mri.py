@@ -226,6 +226,21 @@ class TestScores:
         assert summary["published_cut_slices"] == ["aorta", "inferior_vena_cava", "esophagus"]
         assert summary["columns"]["nsd_corrected_liver"]["mean"] < 1  # slices are some 45 mm apart
 
+    def test_pictures_show_the_image_as_it_lies_in_the_file(self, trained_in, dataset_of, tmp_path):
+        """The network sees it turned; the labels of the picture are those of the file."""
+        options = {"dataset_dir": str(dataset_of("abdomen_mri")), "output_dir": str(tmp_path), **NETWORK}
+        reports = []
+
+        def watch(workflow):
+            reports.append(workflow.parser.get_parsed_content("validate#handlers")[2])
+
+        run("evaluate", trained_in("abdomen_mri"), watch, **options)
+        for case, _ in reports[0]._first:
+            body = ndimage.gaussian_filter(case.image[..., 0].astype(float), 2) > 25
+            assert body[case.truth > 0].mean() > 0.95, case.name
+            # and not because the body is everywhere
+            assert body.mean() < 0.9
+
     def test_of_a_dataset_with_fewer_organs(self, tmp_path, dataset_of):
         """Four organs with numbers of their own: the tolerances follow the names."""
         label_map = LabelMap(

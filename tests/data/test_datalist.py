@@ -166,3 +166,14 @@ def test_images_for_inference(dataset, tmp_path):
             load_images(path)
     with pytest.raises(InputError, match="does not exist"):
         load_images(tmp_path / "nowhere")
+
+
+def test_the_number_of_classes_is_checked_first(dataset, tmp_path):
+    folder = tmp_path / "classes"
+    folder.mkdir()
+    sections = {"training": [{"image": "a.png", "label": "b.png"}], "validation": [], "test": []}
+    write_datalist(folder, sections, "", task="endoscopy", class_names=["background", "shaft", "tip"])
+    assert len(load_datalist(folder, "training", check=False, num_classes=3)) == 1
+    with pytest.raises(InputError, match=r"3 classes \(background, shaft, tip\).*give --num_classes 3"):
+        load_datalist(folder, "training", num_classes=8)
+    assert len(load_datalist(dataset, "training", num_classes=3)) == 2  # cells have no names of classes

@@ -12,11 +12,13 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigParser
 from monai.data import DataLoader
-from monai.transforms import Compose, SqueezeDimd
+from monai.data.utils import set_rnd
+from monai.transforms import Compose, RandGaussianNoised, SqueezeDimd
 
-from swinumamba_monai.data.slices import SliceDataset
+from swinumamba_monai.data.slices import EverySliceDataset, SliceDataset
 from swinumamba_monai.errors import InputError
 
 # What a bundle's config has: load, orient so that the slices are last, resample in the plane, normalise.
@@ -195,3 +197,35 @@ def test_bad_volumes_and_disks_get_a_sentence(items, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"No space left on device\); free space or give another cache_dir"):
         SliceDataset(items, volume_transform(), tmp_path / "cache")
     assert not any((tmp_path / "cache").iterdir())
+
+
+def test_transform_is_seeded_with_the_slices(items, tmp_path):
+    """MONAI's workers and SeedEveryEpoch seed the dataset; the augmentation must not be the same in every worker."""
+    noise = RandGaussianNoised("image", prob=1.0)
+    dataset = SliceDataset(items, volume_transform(), tmp_path / "cache", (4, 4), transform=noise)
+
+    def drawn(seed):
+        set_rnd(dataset, seed)
+        return dataset[0]["image"]
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    set_rnd(dataset, 1)
+    state = noise.R.get_state()[1].copy()
+    set_rnd(dataset, 2)
+    assert (noise.R.get_state()[1] != state).any()
+
+
+def test_every_slice_comes_once_and_whole(items, tmp_path):
+    dataset = EverySliceDataset(items, volume_transform(), tmp_path / "cache", transform=lambda s: {**s, "seen": True})
+    assert len(dataset) == 12
+    for volume, folder in enumerate(SliceDataset(items, volume_transform(), tmp_path / "cache").folders):
+        image, label = np.load(folder / "image.npy"), np.load(folder / "label.npy")
+        for number in range(6):
+            sample = dataset[6 * volume + number]
+            np.testing.assert_array_equal(sample["image"], image[number])
+            np.testing.assert_array_equal(sample["label"], label[number][None])
+            assert sample["seen"]
+    with pytest.raises(IndexError):
+        dataset[12]
+    alone = EverySliceDataset([{"image": items[0]["image"]}], volume_transform(("image",)), tmp_path / "cache")
+    assert set(alone[0]) == {"image"}

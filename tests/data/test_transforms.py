@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Channels become RGB, instance maps become three classes."""
+"""Channels become RGB, slices get their spacing, instance maps become three classes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Spacing
 from skimage.measure import label
 from skimage.morphology import dilation, disk
 from skimage.segmentation import find_boundaries
 
 from swinumamba_monai.data.synthetic_microscopy import synthesize_image
-from swinumamba_monai.data.transforms import InstancesToClasses, InstancesToClassesd, ToRGB, ToRGBd
+from swinumamba_monai.data.transforms import InstancesToClasses, InstancesToClassesd, SliceSpacingd, ToRGB, ToRGBd
 from swinumamba_monai.errors import InputError
 
 
@@ -139,3 +140,23 @@ def test_bad_maps_and_arguments_are_refused():
         InstancesToClasses()(np.zeros((3, 4, 4)))
     with pytest.raises(ValueError, match="boundary_dilation"):
         InstancesToClasses(boundary_dilation=-1)
+
+
+def test_slices_are_resampled_and_stay_where_they_are():
+    affine = np.diag([2.0, 4.0, 7.0, 1.0])
+    volume = MetaTensor(torch.arange(2 * 8 * 6 * 3, dtype=torch.float32).reshape(2, 8, 6, 3), affine=affine)
+    items = {"image": volume, "image_path": "a.nii", "image_of_file": volume, "label": 3}  # MONAI Label has such a path
+    done = SliceSpacingd("image", spacing=[1.0, 2.0])(items)
+    assert done["image"].shape[0] == 2 and done["image"].shape[3] == 3
+    np.testing.assert_allclose(done["image"].pixdim, [1, 2, 7])
+    expected = Spacing((1.0, 2.0, -1.0), mode="bilinear")(volume)
+    torch.testing.assert_close(done["image"].as_tensor(), expected.as_tensor())
+    assert done["image_path"] == "a.nii" and done["image_of_file"] is volume and done["label"] == 3
+    same = SliceSpacingd("image", spacing=[2.0, 4.0])(items)["image"]
+    torch.testing.assert_close(same.as_tensor(), volume.as_tensor())
+
+
+@pytest.mark.parametrize("spacing", [[1.0], [0.0, 1.0], [1.0, 1.0, 1.0]], ids=str)
+def test_a_spacing_is_of_two_axes(spacing):
+    with pytest.raises(InputError, match="spacing holds the mm"):
+        SliceSpacingd("image", spacing)

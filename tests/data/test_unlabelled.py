@@ -8,11 +8,12 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
-from swinumamba_monai.data import synthesize_microscopy
+from swinumamba_monai.data import load_volumes, synthesize_microscopy
 from swinumamba_monai.data.unlabelled import load_unlabelled
 from swinumamba_monai.errors import InputError
 
@@ -31,7 +32,7 @@ def folder_of(count: int, folder: Path) -> Path:
 
 
 def names(items: list[dict[str, str]]) -> list[str]:
-    assert all(item.keys() == {"image"} and Path(item["image"]).is_file() for item in items)
+    assert all(item.keys() == {"image"} and Path(item["image"]).exists() for item in items)
     return [Path(item["image"]).name for item in items]
 
 
@@ -88,3 +89,15 @@ def test_no_images(where, prepared, tmp_path):
     folders = (tmp_path, None) if where == "dataset_dir" else (prepared, tmp_path)
     with pytest.raises(InputError, match="has no image"):
         load_unlabelled(folders[0], "training", folders[1])
+
+
+def test_volumes(tmp_path):
+    """Files and DICOM series, whose names for inference no reader of files knows."""
+    folder = tmp_path / "volumes"
+    (folder / "1.2.3").mkdir(parents=True)
+    (folder / "1.2.3" / "a.dcm").write_bytes(bytes(128) + b"DICM")
+    for number in range(10):
+        nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), folder / f"{number}.nii.gz")
+    training, validation = (load_unlabelled(folder, s, list_folder=load_volumes) for s in ("training", "validation"))
+    assert names(validation) == ["0.nii.gz", "9.nii.gz"] and len(training) == 9
+    assert "1.2.3" in names(training) and all(Path(item["image"]).exists() for item in training)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.inference import InstanceWriter
+from swinumamba_monai.inference import ClassWriter, InstanceWriter, MapWriter, PictureWriter
 
 IDS = np.zeros((5, 9), np.int32)
 IDS[0, 8], IDS[4, 0], IDS[2, 3:6] = 1, 300, 65535
@@ -112,3 +112,41 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         temporary.write_text("new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def save_all(writer: type, array: np.ndarray, path: Path) -> None:
+    instance = writer()
+    instance.set_data_array(array)
+    instance.set_metadata({})
+    instance.write(path)
+
+
+def test_classes_are_8_bit_gray(tmp_path: Path) -> None:
+    classes = np.zeros((1, 5, 9))
+    classes[0, 0, 8], classes[0, 4, 0] = 7, 255
+    for name in ("a.png", "a.tif"):
+        save_all(ClassWriter, classes, tmp_path / name)
+        assert read(tmp_path / name).dtype == np.uint8
+        np.testing.assert_array_equal(read(tmp_path / name), classes[0])
+    with pytest.raises(InputError, match="up to 255, but got 256"):
+        save_all(ClassWriter, np.full((5, 9), 256), tmp_path / "b.png")
+    with pytest.raises(InputError, match="fractional"):
+        save_all(ClassWriter, np.full((5, 9), 0.5), tmp_path / "b.png")
+
+
+def test_pictures_are_rgb(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (3, 5, 9), dtype=np.uint8)
+    save_all(PictureWriter, picture, tmp_path / "a.png")
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), np.moveaxis(picture, 0, -1))
+    with pytest.raises(InputError, match=r"\(3, H, W\)"):
+        save_all(PictureWriter, picture[:2], tmp_path / "b.png")
+
+
+def test_maps_are_float_pages(tmp_path: Path) -> None:
+    maps = np.random.default_rng(0).random((4, 5, 9), dtype=np.float32)
+    save_all(MapWriter, maps, tmp_path / "a.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), maps)
+    save_all(MapWriter, maps[:1], tmp_path / "b.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), maps[0])
+    with pytest.raises(InputError, match=r"output_ext to '\.tif'"):
+        save_all(MapWriter, maps, tmp_path / "a.png")

@@ -349,3 +349,15 @@ def test_mean_over_the_cases_of_all_processes(tmp_path: Path) -> None:
         value, means = json.loads((tmp_path / f"{rank}.json").read_text())
         assert value == metric.aggregate().item()
         assert means == metric.means()
+
+
+def test_settings_by_name_are_those_by_label() -> None:
+    names = ["liver", "spleen", "aorta"]
+    by_label = DiceNSDMetric(names, [5, 3, 2], cut_slices=[3])
+    by_name = DiceNSDMetric(
+        names, {"aorta": 2, "liver": 5, "spleen": 3, "stomach": 5}, cut_slices=["aorta", "esophagus"]
+    )
+    assert by_name.settings() == by_label.settings()
+    assert by_name.cut_slices == (3,)
+    with pytest.raises(InputError, match="no NSD tolerance for spleen, aorta"):
+        DiceNSDMetric(names, {"liver": 5})
