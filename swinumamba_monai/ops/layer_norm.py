@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import cuda_fused
 from .dispatch import choose_backend
+from .nvrtc import on_its_device
 from .portable import to_autocast_dtype, without_autocast
 
 __all__ = ["layer_norm"]
@@ -42,6 +43,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     mutates_args=(),
     schema="(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
 )
+@on_its_device
 def _forward(x, weight, bias, eps):
     return cuda_fused.layer_norm(x, None, weight.float(), bias.float(), eps)
 
@@ -56,6 +58,7 @@ def _(x, weight, bias, eps):
     mutates_args=(),
     schema="(Tensor dy, Tensor statistics, Tensor x, Tensor weight) -> (Tensor, Tensor)",
 )
+@on_its_device
 @without_autocast
 def _backward(dy, statistics, x, weight):
     scale = weight.float()

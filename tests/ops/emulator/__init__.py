@@ -22,10 +22,8 @@ class EmulatedKernels:
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
-        self.launched: list[str] = []
 
     def launch(self, name, grid, threads, shared_bytes, params) -> None:
-        self.launched.append(name)
         launch = getattr(self.library, f"launch_{name}")
         launch((ctypes.c_int * 3)(*grid), threads, shared_bytes, ctypes.byref(params))
 

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #define DEVICE static inline
@@ -135,7 +136,7 @@ struct Launch {
         gridDim.x = grid[0];
         std::vector<float> memory(shared_bytes / 4 + 8);
         shared = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 15) / 16 * 16);
-        std::vector<char> stacks((size_t)threads_per_block * STACK_BYTES);
+        const std::unique_ptr<char[]> stacks(new char[(size_t)threads_per_block * STACK_BYTES]);  // not filled: it is large
         threads.resize(threads_per_block);
         for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
             for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
@@ -146,7 +147,7 @@ struct Launch {
                     for (auto& barrier : of_warp) barrier = Barrier();
                     for (int i = 0; i < threads_per_block; ++i) {
                         getcontext(&threads[i]);
-                        threads[i].uc_stack.ss_sp = stacks.data() + (size_t)i * STACK_BYTES;
+                        threads[i].uc_stack.ss_sp = stacks.get() + (size_t)i * STACK_BYTES;
                         threads[i].uc_stack.ss_size = STACK_BYTES;
                         threads[i].uc_link = nullptr;
                         makecontext(&threads[i], thread, 0);
