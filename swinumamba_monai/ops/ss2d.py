@@ -260,8 +260,9 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _autograd(ctx, dout, *_):
-    dx, din_proj, dconv, dx_proj, ddt, dscan, dnorm, dout_proj = _backward(dout, *ctx.saved_tensors)
-    parameters = ctx.saved_tensors[4:]
+    saved = ctx.saved_tensors  # once: checkpointing computes them when asked for, and not again
+    dx, din_proj, dconv, dx_proj, ddt, dscan, dnorm, dout_proj = _backward(dout, *saved)
+    parameters = saved[4:]
     A_logs = parameters[6]
     dA, ddt_bias, dD = split_parameters(dscan, A_logs.shape[1])
     dA_logs = dA.flatten(0, 1) * (-LOG2_E * A_logs.exp())

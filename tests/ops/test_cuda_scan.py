@@ -87,7 +87,7 @@ def test_segments(emulator, monkeypatch, segment):
 def test_more_multiprocessors_get_more_segments(emulator):
     for multiprocessors, segments in ((1, 1), (1000, 4)):
         emulator.set_multiprocessors(multiprocessors)
-        results = output_and_gradients(cross_scan_2d, leaves(map_inputs(3, 11, 9, 20, 16)))
+        results = output_and_gradients(cross_scan_2d, leaves(map_inputs(2, 11, 9, 20, 16)))
         assert emulator.grids("scan_forward")[-1][1] == emulator.grids("scan_backward")[-1][1] == segments
         assert all(t.isfinite().all() for t in results.values())
 
