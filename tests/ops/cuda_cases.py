@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from swinumamba_monai.ops.reference import scan_orders
 
 # Relative to the norm of the truth, of the output and of every gradient: the issue's bounds for the scan.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-PARAMETERS = ("A", "D", "delta_bias")  # float32 whatever the dtype of the maps
 
 
 class Draw:
@@ -97,7 +99,9 @@ def output_and_gradients(function: Callable[..., Tensor], inputs: Mapping[str, T
     out = function(**inputs)
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()  # exact in every dtype
     wanted = {name: t for name, t in inputs.items() if t.requires_grad}
-    grads = torch.autograd.grad(out, tuple(wanted.values()), direction.to(out.device, out.dtype))
+    direction = direction.to(out.device, out.dtype)
+    # At a single position nothing depends on A: some ways to write that have no edge to it, others a gradient of zero.
+    grads = torch.autograd.grad(out, tuple(wanted.values()), direction, allow_unused=True, materialize_grads=True)
     return {"out": out.detach(), **dict(zip(wanted, grads))}
 
 
@@ -133,3 +137,34 @@ def assert_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     assert actual.keys() == expected.keys()
     for name, want in expected.items():
         assert actual[name].equal(want), name
+
+
+def doubling_cross_scan(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """``cross_scan_2d`` for maps that are too long for one position after another.
+
+    After i rounds every state holds the last 2^i positions' share of it. Takes about log2(h w) times the memory of all
+    states, and shares nothing with the backends but the order of the directions.
+    """
+    height, width = x.shape[1:3]
+    orders = scan_orders(height, width, x.device)
+
+    def along_directions(t: Tensor) -> Tensor:  # (b, h, w, 4, ...) -> (4, b, l, ...)
+        return torch.stack([t.flatten(1, 2)[:, order, k] for k, order in enumerate(orders)])
+
+    u, delta, B, C = map(along_directions, (x[..., None, :].expand_as(delta), delta, B, C))
+    delta = F.softplus(delta + delta_bias[:, None, None])
+    decay = torch.exp(delta[..., None] * A[:, None, None])
+    states = (delta * u)[..., None] * B[..., None, :]
+    reach = 1
+    while reach < height * width:
+        earlier, later = slice(None, -reach), slice(reach, None)
+        carried = decay[:, :, later] * states[:, :, earlier]
+        longer = decay[:, :, later] * decay[:, :, earlier]
+        states = torch.cat([states[:, :, :reach], states[:, :, later] + carried], dim=2)
+        decay = torch.cat([decay[:, :, :reach], longer], dim=2)
+        reach *= 2
+    y = (states * C[..., None, :]).sum(-1) + D[:, None, None] * u
+    merged = sum(torch.zeros_like(y[k]).index_add(1, order, y[k]) for k, order in enumerate(orders))
+    return merged.unflatten(1, (height, width))

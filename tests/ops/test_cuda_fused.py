@@ -15,8 +15,8 @@ from swinumamba_monai.ops.cuda_scan import LOG2_E, merge
 pytestmark = pytest.mark.usefixtures("emulator")
 HALVES = [torch.bfloat16, torch.float16]
 
-# batch, height, width, channels: runs of 4 pixels that fit a row, do not, and exceed it; channels one at a time and four
-# at a time, in one block and in two
+# batch, height, width, channels: runs of 4 pixels that fit a row, do not, and exceed it; channels one at a time and
+# four at a time, in one block and in two
 MAPS = [(1, 1, 1, 1), (2, 3, 5, 5), (1, 4, 8, 20), (3, 2, 3, 17), (1, 2, 6, 132), (1, 5, 1, 36)]
 
 

@@ -13,6 +13,7 @@ from cuda_cases import (
     assert_equal,
     assert_like_float64,
     assert_near,
+    doubling_cross_scan,
     leaves,
     map_inputs,
     output_and_gradients,
@@ -45,6 +46,12 @@ def exact(dtype=torch.float32):
 @pytest.mark.parametrize("sizes", MAPS, ids=str)
 def test_map(sizes):
     assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(*sizes, seed=sum(sizes)), exact())
+
+
+def test_the_truth_of_long_maps():
+    """What test_gpu.py compares large maps with is what the equations say."""
+    inputs = {name: t.double() for name, t in map_inputs(2, 5, 7, 4, 3).items()}
+    assert_like_float64(doubling_cross_scan, cross_scan_2d_ref, inputs, 1e-12)
 
 
 def test_numbers_never_seen_before():

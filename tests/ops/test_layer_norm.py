@@ -62,9 +62,7 @@ def test_gradients_of_some_inputs(emulator):
     everything = output_and_gradients(layer_norm, leaves(given))
     for wanted in given:
         some = {name: t.requires_grad_(name == wanted) for name, t in leaves(given).items()}
-        assert_equal(
-            output_and_gradients(layer_norm, some), {"out": everything["out"], wanted: everything[wanted]}
-        )
+        assert_equal(output_and_gradients(layer_norm, some), {"out": everything["out"], wanted: everything[wanted]})
 
 
 def test_operators_are_registered_correctly(emulator):

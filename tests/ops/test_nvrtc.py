@@ -127,9 +127,7 @@ def in_a_new_process(name="merge.cu", **defines):
 class TestTarget:
     def test_machine_code_for_an_architecture_that_nvrtc_knows(self, machine):
         in_a_new_process()
-        assert machine.nvrtc.compiled == [
-            ["--gpu-architecture=sm_90", "--std=c++17", "-DELEMENT=0", "-DVECTOR=4"]
-        ]
+        assert machine.nvrtc.compiled == [["--gpu-architecture=sm_90", "--std=c++17", "-DELEMENT=0", "-DVECTOR=4"]]
         assert machine.driver.images == [b"machine code"]
         assert [path.suffix for path in machine.cache.iterdir()] == [".cubin"]
 

@@ -112,9 +112,7 @@ def test_operators_are_registered_correctly(emulator, keep):
     torch.library.opcheck(torch.ops.swinumamba.ss2d.default, (*inputs, 1e-5, keep))
     if keep:
         out, *kept = (t.detach() for t in torch.ops.swinumamba.ss2d(*inputs, 1e-5, True))
-        torch.library.opcheck(
-            torch.ops.swinumamba.ss2d_backward.default, (out, *kept, *(t.detach() for t in inputs))
-        )
+        torch.library.opcheck(torch.ops.swinumamba.ss2d_backward.default, (out, *kept, *(t.detach() for t in inputs)))
 
 
 def test_compiles_into_one_graph(emulator):
