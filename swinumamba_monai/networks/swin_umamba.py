@@ -20,6 +20,7 @@ from torch import Tensor
 
 from swinumamba_monai.ops.dispatch import check_backend_name
 
+from .cuda_graphs import InferenceGraphs
 from .vmamba import VMambaEncoder
 from .vss import NORMS, PatchExpanding, VSSStage
 
@@ -103,6 +104,7 @@ class _SwinUMambaBase(nn.Module):
     def __init__(self, deep_supervision: bool) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
+        self._graphs = InferenceGraphs()
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits of an image whose sides divide by 32, finest first; only the finest unless ``all_heads``."""
@@ -123,15 +125,20 @@ class _SwinUMambaBase(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(f"expected an input of shape (b, {self.in_channels}, h, w), got {tuple(x.shape)}.")
+        if self.training and self.deep_supervision:
+            return self._heads(x, all_heads=True)
+        return self._graphs.run(self, lambda x: self._heads(x, all_heads=False)[0], x)
+
+    def _heads(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         height, width = x.shape[2:]
         # written so that sizes which torch.compile keeps symbolic cancel to multiples of STRIDE
         below, right = ((side + STRIDE - 1) // STRIDE * STRIDE - side for side in (height, width))
         padded = F.pad(x, (0, right, 0, below), mode="replicate")
         heads = []
-        for head in self.logits(padded, all_heads=self.training and self.deep_supervision):
+        for head in self.logits(padded, all_heads):
             scale = padded.shape[2] // head.shape[2]
             heads.append(head[:, :, : (height + scale - 1) // scale, : (width + scale - 1) // scale])
-        return heads if self.training and self.deep_supervision else heads[0]
+        return heads
 
     @staticmethod
     def check_arguments(**arguments) -> None:
