@@ -1,158 +1,236 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA graphs: the launches of a forward recorded once and replayed, because issuing them one by one takes longer than
-small batches compute.
+"""A network's launches recorded once and replayed (CUDA graphs), because issuing them one by one from Python takes longer
+than a GPU needs for them.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-__all__ = ["InferenceGraphs", "graph_training"]
+__all__ = ["CUDAGraphs"]
 
 logger = logging.getLogger(__name__)
 
-MAX_GRAPHS = 4  # kept at a time; each holds the memory of one forward
+MAX_GRAPHS = 4  # kept at a time; each holds the memory of one forward, or of one forward and backward
 CALLS_BEFORE = 2  # with the same kind of input before it is recorded, so that images of many sizes cost nothing
 
-
-class _Graph:
-    """One recorded forward and the memory it reads and writes."""
-
-    def __init__(self, forward: Callable[[Tensor], Tensor], x: Tensor, parameters: Sequence[Tensor]) -> None:
-        self.parameters = parameters
-        self.addresses = [p.data_ptr() for p in parameters]
-        autocast = torch.is_autocast_enabled("cuda")
-        # weights cast outside of the graph would be freed with autocast's cache
-        context = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=autocast, cache_enabled=False)
-        with torch.inference_mode(False), torch.no_grad(), context:
-            self.x = x.clone(memory_format=torch.contiguous_format)
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                forward(self.x)  # whatever is set up by a first call
-            torch.cuda.current_stream().wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.y = forward(self.x)
-            self.used = torch.cuda.Event()
-
-    def is_valid(self) -> bool:
-        return self.addresses == [p.data_ptr() for p in self.parameters]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        torch.cuda.current_stream().wait_event(self.used)
-        self.x.copy_(x)
-        self.graph.replay()
-        y = self.y.clone()
-        self.used.record()
-        return y
+Forward = Callable[[Tensor], list[Tensor]]
 
 
-class InferenceGraphs:
-    """Replays a network's inference where that is possible, and is None-safe to copy, pickle and use from threads.
+class CUDAGraphs:
+    """Replays the forward of a network, and its backward in training, where that gives what running it would give.
 
-    A forward is recorded when the same shape, dtype and autocast come for the third time. It is run as usual in
-    training, with gradients, on a CPU, inside ``torch.compile``, a trace or another recording, for subclasses of
-    ``Tensor``, where a module has a forward hook, and while another thread replays. New values in the parameters are
-    seen; parameters that moved (``.to``, ``load_state_dict(assign=True)``) are recorded anew.
+    A forward is recorded when the same shape, dtype and autocast come for the third time. It is run as usual on a CPU,
+    inside ``torch.compile``, a trace or another recording, for subclasses of ``Tensor`` and inputs that want a gradient,
+    where a module has a forward hook, in a replica of ``DataParallel``, while another thread replays, and in training
+    before the backward of the last replay. New values in the parameters are seen; parameters that moved, or whose
+    ``requires_grad`` changed, are recorded anew. Copies and pickles begin empty.
+
+    Args:
+        training: whether forwards with gradients are recorded too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, training: bool = True) -> None:
+        self.training = training
         self._lock = threading.Lock()
         self._calls: OrderedDict[tuple, int] = OrderedDict()
         self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
         self._failed = False
 
-    def __deepcopy__(self, memo: dict) -> InferenceGraphs:
-        return InferenceGraphs()
+    def __deepcopy__(self, memo: dict) -> CUDAGraphs:
+        return CUDAGraphs(self.training)
 
     def __reduce__(self) -> tuple:
-        return InferenceGraphs, ()
+        return CUDAGraphs, (self.training,)
 
-    def run(self, network: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def run(self, network: nn.Module, forward: Forward, x: Tensor) -> list[Tensor]:
         """``forward(x)``, replayed if it can be.
 
         Args:
             network: whose parameters and modules ``forward`` uses.
-            forward: computes one tensor from one tensor, the same way for every input of a shape.
+            forward: computes tensors from one tensor; in each mode of the network the same way for all of a shape.
             x: its input.
         """
-        if self._failed or not _is_replayable(network, x) or not self._lock.acquire(blocking=False):
+        if self._failed or not self._can_replay(network, x) or not self._lock.acquire(blocking=False):
             return forward(x)
         try:
             graph = self._find(network, forward, x)
-            return forward(x) if graph is None else graph(x)
+            return forward(x) if graph is None else graph.replay(x)
         finally:
             self._lock.release()
 
-    def _find(self, network: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> _Graph | None:
+    def _can_replay(self, network: nn.Module, x: Tensor) -> bool:
+        return (
+            type(x) is Tensor
+            and x.is_cuda
+            and not (torch.is_grad_enabled() and (x.requires_grad or not network.training or not self.training))
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and not torch.cuda.is_current_stream_capturing()
+        )
+
+    def _find(self, network: nn.Module, forward: Forward, x: Tensor) -> _Graph | None:
         autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        key = (x.shape, x.dtype, x.device, autocast)
+        key = (x.shape, x.dtype, x.device, autocast, network.training, torch.is_grad_enabled())
         graph = self._graphs.pop(key, None)
         if graph is None or not graph.is_valid():
+            graph = None  # its memory is free for the new one
             self._calls[key] = self._calls.pop(key, 0) + 1
             if len(self._calls) > 100 * MAX_GRAPHS:
                 self._calls.popitem(last=False)
-            if self._calls[key] <= CALLS_BEFORE or any(_has_hooks(m) for m in network.modules()):
+            if self._calls[key] <= CALLS_BEFORE or not _is_plain(network):
                 return None
-            graph = None  # frees the old one's memory first
             while len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.popitem(last=False)
             try:
-                graph = _Graph(forward, x, [*network.parameters(), *network.buffers()])
+                graph = (_TrainingGraph if torch.is_grad_enabled() else _Graph)(network, forward, x)
             except RuntimeError as error:
                 self._failed = True
-                logger.warning("inference goes on without CUDA graphs (%s)", str(error).splitlines()[0])
+                logger.warning("going on without CUDA graphs: %s", str(error).splitlines()[0])
                 return None
         self._graphs[key] = graph
-        return graph
+        return None if graph.is_busy() else graph
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _is_plain(network: nn.Module) -> bool:
+    """Whether nothing happens in a forward but the network's own work."""
+    hooks = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in network.modules())
+    return not hooks and all(p.is_leaf for p in network.parameters())
 
 
-def _is_replayable(network: nn.Module, x: Tensor) -> bool:
-    return (
-        type(x) is Tensor
-        and x.is_cuda
-        and not network.training
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch.cuda.is_current_stream_capturing()
-    )
+class _Graph:
+    """A recorded forward, and the memory it reads and writes."""
+
+    def __init__(self, network: nn.Module, forward: Forward, x: Tensor) -> None:
+        self.tensors = [*network.parameters(), *network.buffers()]
+        self.state = self._read_state()
+        self.hooks = [hooks for m in network.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self.last_use = torch.cuda.Event()
+        autocast = torch.is_autocast_enabled("cuda")
+        # weights that autocast keeps until its context ends would be gone at the first replay
+        context = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=autocast, cache_enabled=False)
+        random_state = torch.cuda.get_rng_state(x.device)
+        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()), context:
+            self.x = x.detach().clone(memory_format=torch.contiguous_format)
+            self._record(forward)
+        torch.cuda.set_rng_state(random_state, x.device)
+
+    def _read_state(self) -> list[tuple[int, bool]]:
+        return [(t.data_ptr(), t.requires_grad) for t in self.tensors]
+
+    def is_valid(self) -> bool:
+        return not any(self.hooks) and self.state == self._read_state()
+
+    def is_busy(self) -> bool:
+        """Whether a replay would overwrite what is still needed."""
+        return False
+
+    def _record(self, forward: Forward) -> None:
+        _warm_up(lambda: forward(self.x))
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.heads = forward(self.x)
+
+    def replay(self, x: Tensor) -> list[Tensor]:
+        torch.cuda.current_stream().wait_event(self.last_use)  # which may have been on another stream
+        self.x.copy_(x)
+        self.graph.replay()
+        heads = [head.clone() for head in self.heads]
+        self.last_use.record()
+        return heads
 
 
-def graph_training(network: nn.Module, sample: Tensor, amp_dtype: torch.dtype | None = None) -> nn.Module:
-    """Let a network's training replay recorded forwards and backwards, by ``torch.cuda.make_graphed_callables``.
+def _warm_up(step: Callable[[], object]) -> None:
+    """Run what will be recorded once before, on a stream of its own: libraries set themselves up at a first call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
 
-    From then on a training forward takes inputs of this shape only, each must have its backward before the next
-    forward, and gradients are those of one forward: do not accumulate them. Evaluation is as before. To be called before
-    DDP wraps the network.
 
-    Args:
-        network: on its CUDA device.
-        sample: an input of the shape, dtype and device of those to come.
-        amp_dtype: of the autocast that training will use; None for none.
+class _Pass:
+    """One replayed forward, until its backward."""
 
-    Returns:
-        the network itself.
+    done = False
 
-    Raises:
-        ValueError: an input that is not on a CUDA device.
-    """
-    if not sample.is_cuda:
-        raise ValueError(f"CUDA graphs need a CUDA device, but the sample is on '{sample.device}'.")
-    training = network.training
-    network.train()
-    with torch.autocast("cuda", amp_dtype, enabled=amp_dtype is not None, cache_enabled=False):
-        torch.cuda.make_graphed_callables(network, (sample,))
-    return network.train(training)
+
+class _TrainingGraph(_Graph):
+    """A recorded forward and its backward."""
+
+    _last_pass: weakref.ref[_Pass] | None = None
+
+    def is_busy(self) -> bool:
+        last = self._last_pass and self._last_pass()
+        return last is not None and not last.done
+
+    def _record(self, forward: Forward) -> None:
+        self.parameters = [t for t in self.tensors if t.requires_grad]
+        if len({p.dtype for p in self.parameters}) != 1:
+            raise RuntimeError("the trained parameters are not of one dtype.")
+
+        def gradients(heads: Sequence[Tensor], dheads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad(heads, self.parameters, dheads, allow_unused=True)
+
+        def step() -> None:
+            heads = forward(self.x)
+            gradients(heads, [torch.zeros_like(head) for head in heads])
+
+        _warm_up(step)
+        self.graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            heads = forward(self.x)
+        self.dheads = [torch.zeros_like(head) for head in heads]
+        with torch.cuda.graph(self.backward_graph, pool=self.graph.pool(), capture_error_mode="thread_local"):
+            grads = gradients(heads, self.dheads)
+            self.flat = _flatten_dense_tensors([grad for grad in grads if grad is not None])
+        self.is_used = [grad is not None for grad in grads]
+        self.used = [p for p, is_used in zip(self.parameters, self.is_used) if is_used]
+        self.heads = [head.detach() for head in heads]
+
+    def replay(self, x: Tensor) -> list[Tensor]:
+        return list(_Replay.apply(self, x, *self.parameters))
+
+    def begin(self, x: Tensor) -> tuple[_Pass, list[Tensor]]:
+        heads = super().replay(x)
+        this_pass = _Pass()
+        self._last_pass = weakref.ref(this_pass)
+        return this_pass, heads
+
+    def finish(self, this_pass: _Pass, dheads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of the parameters, in memory of their own."""
+        if self._last_pass() is not this_pass:
+            raise RuntimeError(
+                "a later forward has overwritten what this second backward needs; build the network with "
+                "cuda_graphs=False to go backward more than once."
+            )
+        for static, dhead in zip(self.dheads, dheads):
+            static.zero_() if dhead is None else static.copy_(dhead)
+        self.backward_graph.replay()
+        this_pass.done = True
+        grads = iter(_unflatten_dense_tensors(self.flat.clone(), self.used))
+        self.last_use.record()
+        return [next(grads) if is_used else None for is_used in self.is_used]
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, graph: _TrainingGraph, x: Tensor, *parameters: Tensor):
+        ctx.graph = graph
+        ctx.this_pass, heads = graph.begin(x)
+        ctx.set_materialize_grads(False)
+        return tuple(heads)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *dheads: Tensor | None):
+        return None, None, *ctx.graph.finish(ctx.this_pass, dheads)

@@ -169,9 +169,7 @@ def _backward(dout, merged, states, statistics, x, *parameters):
 
     # out_proj, norm and gate; then the gate's half of in_proj
     gate, dgated = rows @ weights.to_gate.t(), dout @ weights.out_proj
-    dmerged, dgate, gated, dnorm = layer_norm_backward(
-        dgated, statistics, merged, gate, *weights.norm
-    )
+    dmerged, dgate, gated, dnorm = layer_norm_backward(dgated, statistics, merged, gate, *weights.norm)
     dout_proj = dout.t() @ gated
     dx, dto_gate = dgate @ weights.to_gate, dgate.t() @ rows
     del gate, dgated, gated, dgate
@@ -191,8 +189,8 @@ def _backward(dout, merged, states, statistics, x, *parameters):
         )
         ddelta = delta.flatten(1, 2)
         dprojected[samples, ..., : weights.num_BC] = dBC.flatten(3)
-        dprojected[samples, ..., weights.num_BC :] = torch.bmm(ddelta, weights.dt).movedim(0, 1).view(
-            *dBC.shape[:3], -1
+        dprojected[samples, ..., weights.num_BC :] = (
+            torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
         )
         ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., : weights.rank]
         merge(du, dmerged[samples], weights.D, dscanned[samples])
