@@ -1,7 +1,7 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""A network's launches recorded once and replayed (CUDA graphs), because issuing them one by one from Python takes longer
-than a GPU needs for them.
+"""A network's launches recorded once and replayed (CUDA graphs): issuing them one by one from Python takes longer than a
+GPU needs for them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.func import functional_call
 
 __all__ = ["CUDAGraphs"]
 
@@ -30,10 +31,10 @@ class CUDAGraphs:
     """Replays the forward of a network, and its backward in training, where that gives what running it would give.
 
     A forward is recorded when the same shape, dtype and autocast come for the third time. It is run as usual on a CPU,
-    inside ``torch.compile``, a trace or another recording, for subclasses of ``Tensor`` and inputs that want a gradient,
-    where a module has a forward hook, in a replica of ``DataParallel``, while another thread replays, and in training
-    before the backward of the last replay. New values in the parameters are seen; parameters that moved, or whose
-    ``requires_grad`` changed, are recorded anew. Copies and pickles begin empty.
+    inside ``torch.compile``, a trace or another recording, for subclasses of ``Tensor`` and inputs that want a
+    gradient, where a module has a forward hook, in a replica of ``DataParallel``, while another thread replays, and in
+    training before the backward of the last replay. New values in the parameters are seen; parameters that moved, or
+    whose ``requires_grad`` changed, are recorded anew. Copies and pickles begin empty.
 
     Args:
         training: whether forwards with gradients are recorded too.
@@ -119,10 +120,16 @@ class _Graph:
         # weights that autocast keeps until its context ends would be gone at the first replay
         context = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=autocast, cache_enabled=False)
         random_state = torch.cuda.get_rng_state(x.device)
-        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()), context:
-            self.x = x.detach().clone(memory_format=torch.contiguous_format)
-            self._record(forward)
-        torch.cuda.set_rng_state(random_state, x.device)
+        try:
+            with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()), context:
+                self.x = x.detach().clone(memory_format=torch.contiguous_format)
+                self._record(network, forward)
+        except RuntimeError:  # which may have left the random numbers waiting for the recording to end
+            generator = torch.cuda.default_generators[x.device.index]
+            generator.graphsafe_set_state(torch.Generator(x.device).graphsafe_get_state())
+            raise
+        finally:
+            torch.cuda.set_rng_state(random_state, x.device)
 
     def _read_state(self) -> list[tuple[int, bool]]:
         return [(t.data_ptr(), t.requires_grad) for t in self.tensors]
@@ -134,7 +141,7 @@ class _Graph:
         """Whether a replay would overwrite what is still needed."""
         return False
 
-    def _record(self, forward: Forward) -> None:
+    def _record(self, network: nn.Module, forward: Forward) -> None:
         _warm_up(lambda: forward(self.x))
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
@@ -173,25 +180,33 @@ class _TrainingGraph(_Graph):
         last = self._last_pass and self._last_pass()
         return last is not None and not last.done
 
-    def _record(self, forward: Forward) -> None:
-        self.parameters = [t for t in self.tensors if t.requires_grad]
+    def _record(self, network: nn.Module, forward: Forward) -> None:
+        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.parameters = list(trained.values())
         if len({p.dtype for p in self.parameters}) != 1:
             raise RuntimeError("the trained parameters are not of one dtype.")
 
-        def gradients(heads: Sequence[Tensor], dheads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-            return torch.autograd.grad(heads, self.parameters, dheads, allow_unused=True)
+        def run_forward() -> tuple[list[Tensor], list[Tensor]]:
+            # Stand-ins that share the parameters' memory: an earlier loss that is still alive would tie the backward of
+            # the parameters themselves to the stream that it ran on.
+            stand_ins = {name: p.detach().requires_grad_() for name, p in trained.items()}
+            heads = functional_call(network, stand_ins, (self.x,))
+            return list(stand_ins.values()), heads if isinstance(heads, list) else [heads]
+
+        def run_backward(parameters: Sequence[Tensor], heads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad(heads, parameters, self.dheads, allow_unused=True)
 
         def step() -> None:
-            heads = forward(self.x)
-            gradients(heads, [torch.zeros_like(head) for head in heads])
+            parameters, heads = run_forward()
+            self.dheads = [torch.zeros_like(head) for head in heads]
+            run_backward(parameters, heads)
 
         _warm_up(step)
         self.graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            heads = forward(self.x)
-        self.dheads = [torch.zeros_like(head) for head in heads]
+            parameters, heads = run_forward()
         with torch.cuda.graph(self.backward_graph, pool=self.graph.pool(), capture_error_mode="thread_local"):
-            grads = gradients(heads, self.dheads)
+            grads = run_backward(parameters, heads)
             self.flat = _flatten_dense_tensors([grad for grad in grads if grad is not None])
         self.is_used = [grad is not None for grad in grads]
         self.used = [p for p, is_used in zip(self.parameters, self.is_used) if is_used]

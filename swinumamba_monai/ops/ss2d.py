@@ -75,8 +75,8 @@ def ss2d(
         RuntimeError: a backend that cannot run on these tensors.
     """
     tensors = (
-        x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight, norm_bias,
-        out_proj_weight,
+        x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight,
+        norm_bias, out_proj_weight,
     )  # fmt: skip
     if choose_backend(backend, x.device.type, x.dtype) == "cuda" and norm_bias is not None:
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
