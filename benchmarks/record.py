@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.ops.dispatch import choose_backend
 
 __all__ = ["Record", "make_parser", "start"]
 
@@ -97,6 +98,9 @@ class Record:
             "notes": notes,
             "rows": [],
         }
+        if "scan_backend" in arguments:
+            device_type = torch.device(arguments.device).type
+            self.content["scan_backend"] = choose_backend(arguments.scan_backend, device_type, torch.float32)
         self.save()
 
     def add(self, row: dict) -> None:
@@ -121,6 +125,8 @@ class Record:
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         where = place.get("gpu", {}).get("name") or f"{place['cpu']}, {place['threads']} threads"
         facts = f"{self.content['date'][:10]}, {where}, torch {used['torch']}, commit {self.content['git_commit']}"
+        if "scan_backend" in self.content:
+            facts += f", scan backend {self.content['scan_backend']}"
         if self.content["quick"]:
             facts += ", TOY SIZES"
         return "\n".join([f"# {self.name}", "", table, "", f"{facts}: `{self.content['command']}`", ""]) + "".join(
