@@ -21,7 +21,7 @@ from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
 from swinumamba_monai.networks.vss import SS2D
 
 from .published import PublishedSS2D
-from .timing import allocated_bytes, peak_bytes
+from .timing import allocated_bytes, free, peak_bytes, reserved_bytes
 
 __all__ = ["NNUNet", "Size", "TrainingStep", "NETWORKS", "QUICK_SIZES", "SIZES", "autocast", "build", "make_loss"]
 
@@ -105,7 +105,13 @@ PUBLISHED = ", released"  # ends the name of a network whose scans are arranged 
 
 
 def build(
-    name: str, size: Size, device: torch.device, quick: bool, scan_backend: str = "auto", heads: bool = True
+    name: str,
+    size: Size,
+    device: torch.device,
+    quick: bool,
+    scan_backend: str = "auto",
+    heads: bool = True,
+    cuda_graphs: bool = True,
 ) -> nn.Module:
     """A network of :data:`NETWORKS` on a device; with :data:`PUBLISHED` after its name, as released."""
     with torch.device(device):
@@ -114,6 +120,9 @@ def build(
         for module in network.modules():
             if isinstance(module, SS2D):
                 module.__class__ = PublishedSS2D  # the same parameters, another forward
+        cuda_graphs = False
+    if not cuda_graphs and not isinstance(network, DynUNet):
+        network._graphs = None
     return network.to(device)  # what was made from NumPy or on the CPU
 
 
@@ -146,22 +155,40 @@ class TrainingStep:
         device: where it runs.
         quick: a toy network.
         scan_backend: of the network.
+        cuda_graphs: whether the network replays its forward and backward; nnU-Net by torch's make_graphed_callables.
+        precision: see :func:`autocast`.
     """
 
     def __init__(
-        self, name: str, size: Size, device: torch.device, quick: bool = False, scan_backend: str = "auto"
+        self,
+        name: str,
+        size: Size,
+        device: torch.device,
+        quick: bool = False,
+        scan_backend: str = "auto",
+        cuda_graphs: bool = False,
+        precision: str = "fp32",
     ) -> None:
         before = allocated_bytes(device)
+        reserved_before = reserved_bytes(device)
         self.device = device
-        self.precision = "fp32"
-        self.network = build(name, size, device, quick, scan_backend).train()
+        self.precision = precision
+        self.cuda_graphs = cuda_graphs
+        self.network = build(name, size, device, quick, scan_backend, cuda_graphs=cuda_graphs).train()
         self.loss = make_loss(self.network)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, weight_decay=0.05, eps=1e-5)
         shape = (size.batch_size, size.height, size.width)
         self.image = torch.randn(size.batch_size, size.in_channels, *shape[1:], device=device)
         self.label = torch.randint(size.out_channels, shape, device=device).unsqueeze(1).float()
-        self()
+        if cuda_graphs and isinstance(self.network, DynUNet):
+            half = precision == "bf16"
+            with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+                torch.cuda.make_graphed_callables(self.network, (self.image,))
+        for _ in range(5 if cuda_graphs else 1):  # at the third our networks are recorded
+            self()
         self.resident_bytes = allocated_bytes(device) - before
+        free(device)
+        self.held_bytes = reserved_bytes(device) - reserved_before
 
     def __call__(self) -> None:
         with autocast(self.device, self.precision):
@@ -171,6 +198,11 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
 
     def peak_bytes(self) -> int | None:
-        """The most memory that this network's step needs: parameters, optimizer state, batch and what a step adds."""
+        """The most memory that this network's step needs: parameters, optimizer state, batch and what a step adds.
+
+        A graph's memory counts as allocated to nobody between replays; there it is what the network keeps reserved.
+        """
+        if self.cuda_graphs:
+            return self.held_bytes
         added = peak_bytes(self, self.device)
         return None if added is None else self.resident_bytes + added

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-__all__ = ["exponential_floor_ms", "graphed", "measure", "peak_bytes", "ratio", "reason", "summarize"]
+__all__ = ["exponential_floor_ms", "graphed", "measure", "peak_bytes", "ratio", "reason", "reserved_bytes", "summarize"]
 
 MAX_CALLS = 200  # a sample's calls, however short they are
 
@@ -129,6 +129,11 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
 def allocated_bytes(device: torch.device) -> int:
     """Memory of the tensors that are there; 0 on a CPU, where nobody counts."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def reserved_bytes(device: torch.device) -> int:
+    """Memory that torch holds of the device; 0 on a CPU."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
 
 
 def free(device: torch.device) -> None:

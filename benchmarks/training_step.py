@@ -12,9 +12,11 @@ from .timing import free, measure, ratio, reason
 COLUMNS = {
     "batch": "batch",
     "precision": "precision",
+    "launch": "launch",
     "network": "network",
     "step, ms": "ms",
     "× nnU-Net": "ratio",
+    "× eager nnU-Net": "eager_ratio",
     "peak, GB": lambda row: row.get("peak_bytes") and row["peak_bytes"] / 1e9,
     "× nnU-Net's": "peak_ratio",
     "failed": "error",
@@ -22,8 +24,11 @@ COLUMNS = {
 NOTES = [
     "A step is forward, DeepSupervisionLoss over DiceCELoss (train.json's), backward and AdamW; nothing is clipped.",
     "bf16: torch.autocast around forward and loss; fp32: none. TF32 as in settings.",
+    "graph: forward and backward are replayed, by our networks on their own (their default), by nnU-Net with torch's "
+    "make_graphed_callables; eager: every kernel is launched from Python. Loss and optimizer are eager in both.",
     "Times: median (least–most) over the samples. Ratios: of samples of the same round, median (least–most).",
-    "Peak: parameters, AdamW's state, batch, and the most that a step allocates on top; 1 GB is 10^9 bytes.",
+    "Peak: parameters, AdamW's state, batch, and the most that a step allocates on top (graph: all that the network "
+    "and its graph keep reserved); 1 GB is 10^9 bytes.",
     "nnU-Net: MONAI's DynUNet whose heads keep their own resolution. 'released': the scans in the published code's "
     "arrangement with mamba-ssm's selective_scan_fn (on a CPU with this package's kernel), all else as here.",
 ]
@@ -48,35 +53,41 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure_size(size, names, device, arguments, record) -> None:
-    """Rows of one size: all networks are built, and then take turns."""
-    steps, broken = {}, {}
-    for name in names:
-        try:
-            steps[name] = TrainingStep(name, size, device, arguments.quick, arguments.scan_backend)
-        except Exception as error:
-            broken[name] = reason(error)
-            free(device)
+    """Rows of one size: in each precision all networks, eager and as graphs, are built and then take turns."""
     for precision in arguments.precisions:
-        for step in steps.values():
-            step.precision = precision
-        results = measure(steps, device, arguments.repeats, arguments.warmup, arguments.sample_seconds)
-        peaks = {name: peak_of(steps[name]) for name, result in results.items() if "ms" in result}
-        results |= {name: {"error": message} for name, message in broken.items()}
-        baseline = results.get("nnU-Net", {}).get("ms")
-        for name in names:
-            result, peak, nnunet = results[name], peaks.get(name), peaks.get("nnU-Net")
+        steps, results = {}, {}
+        for launch in ("eager", "graph") if device.type == "cuda" else ("eager",):
+            for name in names:
+                if launch == "graph" and name.endswith(PUBLISHED):
+                    continue
+                options = {"cuda_graphs": launch == "graph", "precision": precision}
+                try:
+                    key = (launch, name)
+                    steps[key] = TrainingStep(name, size, device, arguments.quick, arguments.scan_backend, **options)
+                except Exception as error:
+                    results[key] = {"error": reason(error)}
+                    free(device)
+        peaks = {key: peak_of(step) for key, step in steps.items()}
+        results |= measure(steps, device, arguments.repeats, arguments.warmup, arguments.sample_seconds)
+        eager = results.get(("eager", "nnU-Net"), {}).get("ms")
+        for (launch, name), result in results.items():
+            peak, nnunet = peaks.get((launch, name)), peaks.get((launch, "nnU-Net"))
             record.add(
                 {
                     "size": size.name,
                     "batch": str(size),
                     "precision": precision,
+                    "launch": launch,
                     "network": name,
-                    "ratio": ratio(result.get("ms"), baseline),
+                    "ratio": ratio(result.get("ms"), results.get((launch, "nnU-Net"), {}).get("ms")),
+                    "eager_ratio": ratio(result.get("ms"), eager),
                     "peak_bytes": peak,
                     "peak_ratio": peak / nnunet if peak and nnunet else None,
                     **result,
                 }
             )
+        del steps
+        free(device)
 
 
 def peak_of(step: TrainingStep) -> int | None:
