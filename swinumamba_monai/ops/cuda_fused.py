@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .cuda_scan import ELEMENTS, count_multiprocessors
+from .cuda_scan import ELEMENTS, alignment, count_multiprocessors
 from .nvrtc import load_kernels
 
 __all__ = [
@@ -47,7 +47,7 @@ def _conv_kernels(x: Tensor, vector: int):
 
 def _convolve(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> None:
     batch, height, width, channels = x.shape
-    vector = 4 if channels % 4 == 0 else 1
+    vector = alignment(channels, x, y)
     runs = batch * height * -(-width // RUN)
     params = _ConvParams(
         x=x.data_ptr(), weight=weight.data_ptr(), bias=bias.data_ptr() if bias is not None else None, y=y.data_ptr(),
@@ -84,7 +84,7 @@ def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> t
         gradient of x; gradients of the nine weights and the bias, (10, c) float32.
     """
     batch, height, width, channels = x.shape
-    vector = 2 if channels % 2 == 0 else 1  # the sums take the registers of the other two
+    vector = min(2, alignment(channels, x, dy))  # the sums take the registers of the other two
     dsum = dy.new_empty(dy.shape)
     lanes = min(channels // vector, 32)
     teams = THREADS // lanes
@@ -150,7 +150,7 @@ def layer_norm_backward(
 
 def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: float = 0.0, **tensors) -> None:
     rows, channels = x.shape
-    vector = 4 if channels % 4 == 0 else 1
+    vector = alignment(channels, *(t for t in (x, gate, tensors.get("dy")) if t is not None))
     kernels = load_kernels(
         "norm.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "ITEMS": -(-channels // (32 * vector))}
     )

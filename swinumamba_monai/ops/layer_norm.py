@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import cuda_fused
 from .dispatch import choose_backend
+from .nvrtc import on_its_device
 from .portable import to_autocast_dtype
 
 __all__ = ["layer_norm"]
@@ -39,10 +40,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     return y.view(x.shape)
 
 
+@on_its_device
 def _forward(x, weight, bias, eps):
     return cuda_fused.layer_norm(x, None, weight.float(), bias.float(), eps)
 
 
+@on_its_device
 def _backward(dy, statistics, x, weight):
     scale = weight.float()
     dx, _, _, dparameters = cuda_fused.layer_norm_backward(dy.contiguous(), statistics, x, None, scale, scale)

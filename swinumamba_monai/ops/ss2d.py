@@ -24,6 +24,7 @@ from torch import Tensor
 from .cuda_fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward, pack
 from .cuda_scan import CHUNK, LOG2_E, merge, scan_backward, scan_forward, split_parameters
 from .dispatch import choose_backend, norm_gate, projected_scan_2d
+from .nvrtc import on_its_device
 from .portable import to_autocast_dtype, without_autocast
 
 __all__ = ["ss2d", "ss2d_ref"]
@@ -78,7 +79,7 @@ def ss2d(
         x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight,
         norm_bias, out_proj_weight,
     )  # fmt: skip
-    if choose_backend(backend, x.device.type, x.dtype) == "cuda" and norm_bias is not None:
+    if choose_backend(backend, x.device.type, x.dtype, A_logs.shape[1]) == "cuda" and norm_bias is not None:
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         arguments = (to_autocast_dtype(x).contiguous(), *tensors[1:], eps, keep)
         if torch.compiler.is_compiling():
@@ -144,6 +145,7 @@ def _slices(x: Tensor) -> list[slice]:
     return [slice(start, start + samples) for start in range(0, len(x), samples)]
 
 
+@on_its_device
 @without_autocast
 def _forward(x, *arguments):
     *parameters, eps, keep = arguments
@@ -162,6 +164,7 @@ def _forward(x, *arguments):
     return out, merged, states[0] if len(states) == 1 else torch.cat(states, dim=1), statistics
 
 
+@on_its_device
 @without_autocast
 def _backward(dout, merged, states, statistics, x, *parameters):
     weights = _Weights(x.dtype, parameters)
