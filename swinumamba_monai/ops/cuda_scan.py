@@ -22,7 +22,16 @@ from torch import Tensor
 from .nvrtc import load_kernels, on_its_device, why_nvrtc_is_unavailable
 from .portable import without_autocast
 
-__all__ = ["alignment", "cross_scan_2d_cuda", "merge", "scan_backward", "scan_forward", "selective_scan_cuda", "split_parameters", "why_cuda_is_unavailable"]
+__all__ = [
+    "alignment",
+    "cross_scan_2d_cuda",
+    "merge",
+    "scan_backward",
+    "scan_forward",
+    "selective_scan_cuda",
+    "split_parameters",
+    "why_cuda_is_unavailable",
+]
 
 TILE = 16  # positions that a warp prepares at a time
 CHUNK = 32  # positions between two states that are kept for the backward
@@ -122,7 +131,8 @@ class _Scan:
         self.states = 4 * self.state_lanes
         self.width, segment = _segment(
             warps_per_sm * count_multiprocessors(u.device),
-            tuple(width for width in widths if width <= self.state_lanes) or (1,), self.channels, self.state_lanes, self.length, self.sequences,
+            tuple(width for width in widths if width <= self.state_lanes) or (1,),
+            self.channels, self.state_lanes, self.length, self.sequences,
         )  # fmt: skip
         self.segments = -(-self.length // segment)
         self.warp_channels = self.width * 32 // self.state_lanes
@@ -260,9 +270,8 @@ def merge(parts: Tensor, skip: Tensor, weight: Tensor, merged: Tensor) -> Tensor
     groups, *_, channels = parts.shape
     vector = alignment(channels, parts, skip, merged)
     kernels = load_kernels("merge.cu", {"ELEMENT": ELEMENTS[parts.dtype], "VECTOR": vector})
-    params = _MergeParams(
-        parts.data_ptr(), skip.data_ptr(), weight.data_ptr(), merged.data_ptr(), groups, skip.numel() // channels, channels
-    )
+    tensors = (parts, skip, weight, merged)
+    params = _MergeParams(*(t.data_ptr() for t in tensors), groups, skip.numel() // channels, channels)
     kernels.launch("merge", (-(-skip.numel() // (256 * vector)), 1, 1), 256, 0, params)
     return merged
 

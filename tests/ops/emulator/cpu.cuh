@@ -80,6 +80,7 @@ static inline float exp2_fast(float x) {
     const float y = std::exp2(x);
     return y < 1.17549435e-38f ? 0.f : y;
 }
+static inline float log2_fast(float x) { return std::log2(x); }
 static inline float reciprocal_fast(float x) { return 1.f / x; }
 static inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 
