@@ -14,8 +14,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from monai.networks.layers.utils import get_norm_layer
+from monai.utils import convert_to_dst_type
 from torch import Tensor
 
 from swinumamba_monai.ops.dispatch import check_backend_name
@@ -126,7 +128,10 @@ class _SwinUMambaBase(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(f"expected an input of shape (b, {self.in_channels}, h, w), got {tuple(x.shape)}.")
-        heads = self._heads(x) if self._graphs is None else self._graphs.run(self, self._heads, x)
+        image = x.as_tensor() if isinstance(x, MetaTensor) else x
+        heads = self._heads(image) if self._graphs is None else self._graphs.run(self, self._heads, image)
+        if isinstance(x, MetaTensor):
+            heads = [convert_to_dst_type(head, x, dtype=head.dtype)[0] for head in heads]
         return heads if self.training and self.deep_supervision else heads[0]
 
     def _heads(self, x: Tensor) -> list[Tensor]:

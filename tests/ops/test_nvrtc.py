@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from swinumamba_monai.ops import nvrtc
-from swinumamba_monai.ops.cuda_fused import BACKWARD_RUN, FORWARD_RUN
+from swinumamba_monai.ops.cuda_fused import RUN
 from swinumamba_monai.ops.cuda_scan import BACKWARD_WARPS, CHUNK, ELEMENTS, FORWARD_WARPS, SUBTILE, TILE
 
 
@@ -297,7 +297,7 @@ FILES = [
     ("scan.cu", scan_defines(1, 1)),
     ("merge.cu", {}),
     ("pack.cu", {}),
-    ("conv.cu", {"FORWARD_RUN": FORWARD_RUN, "BACKWARD_RUN": BACKWARD_RUN}),
+    ("conv.cu", {"RUN": RUN}),
     ("norm.cu", {"ITEMS": 1}),
     ("norm.cu", {"ITEMS": 12}),
 ]
