@@ -22,7 +22,7 @@ __all__ = ["PublishedSS2D", "published_kernel", "why_published_is_unavailable"]
 
 def why_published_is_unavailable(device: torch.device) -> str | None:
     """The reason why :func:`published_kernel` cannot run there, or None if it can."""
-    return why_mamba_is_unavailable("cuda", torch.float32) if device.type == "cuda" else None
+    return why_mamba_is_unavailable("cuda", torch.float32, 16) if device.type == "cuda" else None
 
 
 def published_kernel(

@@ -39,8 +39,9 @@ SUBTILE = 4  # positions between two states that the backward keeps for itself
 MAX_STATES = 16  # of a channel
 LOG2_E = math.log2(math.e)
 
-# Warps of a block: independent of each other in the forward; in the backward they share B and C, and add up dB and dC.
-FORWARD_WARPS, BACKWARD_WARPS = 4, 6
+# Warps of a block: in the forward, where they are independent, few, so that multiprocessors get about as many each; in
+# the backward they share B and C, and add up dB and dC.
+FORWARD_WARPS, BACKWARD_WARPS = 2, 6
 # Warps that keep a multiprocessor busy, and channels of a thread, best first.
 FORWARD_PLAN = 8, (4, 2, 1)
 BACKWARD_PLAN = 6, (2, 1)

@@ -375,11 +375,11 @@ DEVICE void scan_segment(const ScanParams& p) {
     }
 }
 
-KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 4) scan_forward(const GRID_CONSTANT ScanParams p) { scan_segment<OUTPUT>(p); }
-KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 4) scan_end_states(const GRID_CONSTANT ScanParams p) {
+KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 512 / FORWARD_THREADS) scan_forward(const GRID_CONSTANT ScanParams p) { scan_segment<OUTPUT>(p); }
+KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 512 / FORWARD_THREADS) scan_end_states(const GRID_CONSTANT ScanParams p) {
     scan_segment<END_STATES>(p);
 }
-KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 4) scan_end_gradients(const GRID_CONSTANT ScanParams p) {
+KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 512 / FORWARD_THREADS) scan_end_gradients(const GRID_CONSTANT ScanParams p) {
     scan_segment<END_GRADIENTS>(p);
 }
 
