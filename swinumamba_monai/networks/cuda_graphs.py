@@ -21,7 +21,7 @@ __all__ = ["CUDAGraphs"]
 
 logger = logging.getLogger(__name__)
 
-MAX_GRAPHS = 4  # kept at a time; each holds the memory of one forward, or of one forward and backward
+MAX_GRAPHS = 4  # kept at a time of each kind; each holds the memory of one forward, or of one forward and backward
 CALLS_BEFORE = 2  # with the same kind of input before it is recorded, so that images of many sizes cost nothing
 
 Forward = Callable[[Tensor], list[Tensor]]
@@ -90,8 +90,9 @@ class CUDAGraphs:
                 self._calls.popitem(last=False)
             if self._calls[key] <= CALLS_BEFORE or not _is_plain(network):
                 return None
-            while len(self._graphs) >= MAX_GRAPHS:
-                self._graphs.popitem(last=False)
+            same_kind = [other for other in self._graphs if other[-1] == key[-1]]  # with gradients, or without
+            if len(same_kind) >= MAX_GRAPHS:
+                del self._graphs[same_kind[0]]
             try:
                 graph = (_TrainingGraph if torch.is_grad_enabled() else _Graph)(network, forward, x)
             except RuntimeError as error:
