@@ -14,12 +14,15 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from monai.networks.layers.utils import get_norm_layer
+from monai.utils import convert_to_dst_type
 from torch import Tensor
 
 from swinumamba_monai.ops.dispatch import check_backend_name
 
+from .cuda_graphs import CUDAGraphs
 from .vmamba import VMambaEncoder
 from .vss import NORMS, PatchExpanding, VSSStage
 
@@ -100,9 +103,11 @@ class MambaDecoder(nn.Module):
 class _SwinUMambaBase(nn.Module):
     """What both networks share: checked arguments, any image size, and when the coarser heads are returned."""
 
-    def __init__(self, deep_supervision: bool) -> None:
+    def __init__(self, deep_supervision: bool, cuda_graphs: bool, use_checkpoint: bool) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
+        # a recomputation restores the state of the random numbers, which cannot be recorded
+        self._graphs = CUDAGraphs(training=not use_checkpoint) if cuda_graphs else None
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits of an image whose sides divide by 32, finest first; only the finest unless ``all_heads``."""
@@ -123,6 +128,13 @@ class _SwinUMambaBase(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(f"expected an input of shape (b, {self.in_channels}, h, w), got {tuple(x.shape)}.")
+        image = x.as_tensor() if isinstance(x, MetaTensor) else x
+        heads = self._heads(image) if self._graphs is None else self._graphs.run(self, self._heads, image)
+        if isinstance(x, MetaTensor):
+            heads = [convert_to_dst_type(head, x, dtype=head.dtype)[0] for head in heads]
+        return heads if self.training and self.deep_supervision else heads[0]
+
+    def _heads(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[2:]
         # written so that sizes which torch.compile keeps symbolic cancel to multiples of STRIDE
         below, right = ((side + STRIDE - 1) // STRIDE * STRIDE - side for side in (height, width))
@@ -131,7 +143,7 @@ class _SwinUMambaBase(nn.Module):
         for head in self.logits(padded, all_heads=self.training and self.deep_supervision):
             scale = padded.shape[2] // head.shape[2]
             heads.append(head[:, :, : (height + scale - 1) // scale, : (width + scale - 1) // scale])
-        return heads if self.training and self.deep_supervision else heads[0]
+        return heads
 
     @staticmethod
     def check_arguments(**arguments) -> None:
@@ -180,6 +192,7 @@ class SwinUMambaD(_SwinUMambaBase):
         deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
         use_checkpoint: recompute blocks in the backward instead of keeping their activations.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        cuda_graphs: on a GPU, replay recorded launches for shapes that come again; see :mod:`.cuda_graphs`.
 
     Raises:
         ValueError: an argument out of its range; the message names it.
@@ -199,6 +212,7 @@ class SwinUMambaD(_SwinUMambaBase):
         deep_supervision: bool = True,
         use_checkpoint: bool = False,
         scan_backend: str = "auto",
+        cuda_graphs: bool = True,
     ) -> None:
         self.check_arguments(
             in_channels=in_channels,
@@ -213,7 +227,7 @@ class SwinUMambaD(_SwinUMambaBase):
         )
         if norm_name not in list(NORMS):
             raise ValueError(f"norm_name must be one of {', '.join(NORMS)}, got {norm_name!r}.")
-        super().__init__(deep_supervision)
+        super().__init__(deep_supervision, cuda_graphs, use_checkpoint)
         self.in_channels = in_channels
         common = {
             "d_state": d_state,
@@ -253,6 +267,7 @@ class SwinUMamba(_SwinUMambaBase):
         deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
         use_checkpoint: recompute VSS blocks in the backward instead of keeping their activations.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        cuda_graphs: on a GPU, replay recorded launches for shapes that come again; see :mod:`.cuda_graphs`.
 
     Raises:
         ValueError: an argument out of its range; the message names it.
@@ -271,6 +286,7 @@ class SwinUMamba(_SwinUMambaBase):
         deep_supervision: bool = True,
         use_checkpoint: bool = False,
         scan_backend: str = "auto",
+        cuda_graphs: bool = True,
     ) -> None:
         self.check_arguments(
             in_channels=in_channels,
@@ -288,7 +304,7 @@ class SwinUMamba(_SwinUMambaBase):
             raise ValueError(
                 f"norm_name must be a norm that MONAI's get_norm_layer takes, got {norm_name!r}."
             ) from error
-        super().__init__(deep_supervision)
+        super().__init__(deep_supervision, cuda_graphs, use_checkpoint)
         self.in_channels = in_channels
         half = feature_size // 2
         self.stem = nn.Sequential(

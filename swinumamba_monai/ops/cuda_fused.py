@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 
 import torch
 from torch import Tensor
 
-from .cuda_scan import ELEMENTS, count_multiprocessors
+from .cuda_scan import ELEMENTS, alignment, count_multiprocessors
 from .nvrtc import load_kernels
 
 __all__ = [
@@ -22,7 +23,7 @@ __all__ = [
 
 THREADS = 256
 WARPS = 8
-FORWARD_RUN, BACKWARD_RUN = 4, 2  # pixels of a row that a thread of conv.cu has; the backward has sums to hold too
+RUN = 4  # pixels of a row that a thread of conv.cu has
 
 
 def _structure(pointers: str, integers: str, *more: tuple) -> type[ctypes.Structure]:
@@ -31,9 +32,7 @@ def _structure(pointers: str, integers: str, *more: tuple) -> type[ctypes.Struct
     return type("Params", (ctypes.Structure,), {"_fields_": [*fields, *more]})
 
 
-_ConvParams = _structure(
-    "x dy weight bias y dparameters", "height width channels runs transposed lanes"
-)
+_ConvParams = _structure("x dy weight bias y dparameters", "height width channels runs transposed lanes")
 _NormParams = _structure(
     "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
 )
@@ -43,13 +42,13 @@ _PackParams = _structure("in_proj out_proj x_proj dt A_logs packed A", "model ch
 
 
 def _conv_kernels(x: Tensor, vector: int):
-    return load_kernels("conv.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "FORWARD_RUN": FORWARD_RUN, "BACKWARD_RUN": BACKWARD_RUN})
+    return load_kernels("conv.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "RUN": RUN})
 
 
 def _convolve(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> None:
     batch, height, width, channels = x.shape
-    vector = 4 if channels % 4 == 0 else 1
-    runs = batch * height * -(-width // FORWARD_RUN)
+    vector = alignment(channels, x, y)
+    runs = batch * height * -(-width // RUN)
     params = _ConvParams(
         x=x.data_ptr(), weight=weight.data_ptr(), bias=bias.data_ptr() if bias is not None else None, y=y.data_ptr(),
         height=height, width=width, channels=channels, runs=runs,
@@ -85,11 +84,11 @@ def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> t
         gradient of x; gradients of the nine weights and the bias, (10, c) float32.
     """
     batch, height, width, channels = x.shape
-    vector = 4 if channels % 4 == 0 else 1
+    vector = min(2, alignment(channels, x, dy))  # the sums take the registers of the other two
     dsum = dy.new_empty(dy.shape)
     lanes = min(channels // vector, 32)
     teams = THREADS // lanes
-    runs = batch * height * -(-width // BACKWARD_RUN)
+    runs = batch * height * -(-width // RUN)
     columns = -(-channels // (vector * lanes))
     blocks = min(-(-runs // teams), max(1, 4 * count_multiprocessors(x.device) // columns))
     dparameters = weight.new_empty(blocks, 10, channels)
@@ -120,9 +119,7 @@ def layer_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps
         (rows, d), contiguous; what the backward needs, (rows, 2) float32.
     """
     y, statistics = torch.empty_like(x), weight.new_empty(len(x), 2)
-    _launch_norm(
-        "", -(-len(x) // WARPS), x, gate, weight=weight, bias=bias, y=y, statistics=statistics, eps=eps
-    )  # fmt: skip
+    _launch_norm("", -(-len(x) // WARPS), x, gate, weight=weight, bias=bias, y=y, statistics=statistics, eps=eps)
     return y, statistics
 
 
@@ -153,7 +150,7 @@ def layer_norm_backward(
 
 def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: float = 0.0, **tensors) -> None:
     rows, channels = x.shape
-    vector = 4 if channels % 4 == 0 else 1
+    vector = alignment(channels, *(t for t in (x, gate, tensors.get("dy")) if t is not None))
     kernels = load_kernels(
         "norm.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "ITEMS": -(-channels // (32 * vector))}
     )
@@ -184,9 +181,8 @@ def pack(
     """
     directions, channels, rank = dt.shape
     model, BC = len(out_proj), x_proj.shape[1] - rank
-    sizes = [
-        in_proj.numel(), out_proj.numel(), directions * (BC + padded_rank) * channels, directions * channels * padded_rank
-    ]  # fmt: skip
+    shapes = (directions * (BC + padded_rank), channels), (directions, channels, padded_rank)
+    sizes = [in_proj.numel(), out_proj.numel(), *map(math.prod, shapes)]
     packed = in_proj.new_empty(sum(sizes), dtype=dtype)
     A = A_logs.new_empty(directions, channels, A_logs.shape[1])
     tensors = (in_proj, out_proj, x_proj, dt, A_logs, packed, A)
@@ -196,6 +192,5 @@ def pack(
     )
     in_proj_, out_proj_, x_proj_, dt_ = packed.split(sizes)
     return (
-        in_proj_.view(in_proj.shape), out_proj_.view(out_proj.shape), x_proj_.view(-1, channels),
-        dt_.view(directions, channels, padded_rank), A,
+        in_proj_.view(in_proj.shape), out_proj_.view(out_proj.shape), x_proj_.view(shapes[0]), dt_.view(shapes[1]), A,
     )  # fmt: skip

@@ -19,10 +19,19 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .nvrtc import load_kernels, why_nvrtc_is_unavailable
+from .nvrtc import load_kernels, on_its_device, why_nvrtc_is_unavailable
 from .portable import without_autocast
 
-__all__ = ["cross_scan_2d_cuda", "merge", "scan_backward", "scan_forward", "selective_scan_cuda", "split_parameters", "why_cuda_is_unavailable"]
+__all__ = [
+    "alignment",
+    "cross_scan_2d_cuda",
+    "merge",
+    "scan_backward",
+    "scan_forward",
+    "selective_scan_cuda",
+    "split_parameters",
+    "why_cuda_is_unavailable",
+]
 
 TILE = 16  # positions that a warp prepares at a time
 CHUNK = 32  # positions between two states that are kept for the backward
@@ -30,20 +39,23 @@ SUBTILE = 4  # positions between two states that the backward keeps for itself
 MAX_STATES = 16  # of a channel
 LOG2_E = math.log2(math.e)
 
-# Warps of a block: independent of each other in the forward; in the backward they share B and C, and add up dB and dC.
-FORWARD_WARPS, BACKWARD_WARPS = 4, 6
+# Warps of a block: in the forward, where they are independent, few, so that multiprocessors get about as many each; in
+# the backward they share B and C, and add up dB and dC.
+FORWARD_WARPS, BACKWARD_WARPS = 2, 6
 # Warps that keep a multiprocessor busy, and channels of a thread, best first.
 FORWARD_PLAN = 8, (4, 2, 1)
 BACKWARD_PLAN = 6, (2, 1)
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def why_cuda_is_unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+def why_cuda_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -> str | None:
     """The reason why the kernels cannot run on such tensors, or None if they can."""
     if device_type != "cuda":
         return f"the kernels need a CUDA device, not '{device_type}'"
     if dtype not in ELEMENTS:
         return f"there is no {str(dtype).removeprefix('torch.')} kernel"
+    if d_state > MAX_STATES:
+        return f"the kernels hold at most {MAX_STATES} states of a channel, not {d_state}"
     return why_nvrtc_is_unavailable()
 
 
@@ -94,7 +106,7 @@ def _segment(wanted: int, widths: tuple[int, ...], channels: int, lanes: int, le
     return widths[0], -(-length // (segments * CHUNK)) * CHUNK
 
 
-def _alignment(count: int, *tensors: Tensor) -> int:
+def alignment(count: int, *tensors: Tensor) -> int:
     """Neighbours that a thread may load at once: 4 where every row of every tensor begins at a multiple of 4."""
     aligned = all(t.data_ptr() % (4 * t.element_size()) == 0 for t in tensors)
     return 4 if aligned and all(size % 4 == 0 for t in tensors for size in (count, *t.stride()[:-1])) else 1
@@ -120,7 +132,8 @@ class _Scan:
         self.states = 4 * self.state_lanes
         self.width, segment = _segment(
             warps_per_sm * count_multiprocessors(u.device),
-            tuple(width for width in widths if width <= self.state_lanes) or (1,), self.channels, self.state_lanes, self.length, self.sequences,
+            tuple(width for width in widths if width <= self.state_lanes) or (1,),
+            self.channels, self.state_lanes, self.length, self.sequences,
         )  # fmt: skip
         self.segments = -(-self.length // segment)
         self.warp_channels = self.width * 32 // self.state_lanes
@@ -130,8 +143,8 @@ class _Scan:
             "scan.cu",
             {
                 "ELEMENT": ELEMENTS[u.dtype],
-                "VECTOR": _alignment(self.channels, u, delta),
-                "MATRIX_VECTOR": _alignment(self.d_state, B, C),
+                "VECTOR": alignment(self.channels, u, delta),
+                "MATRIX_VECTOR": alignment(self.d_state, B, C),
                 "DELTA_SOFTPLUS": int(delta_softplus),
                 "CHANNELS": self.width,
                 "STATE_LANES": self.state_lanes,
@@ -256,11 +269,10 @@ def split_parameters(dparameters: Tensor, d_state: int) -> tuple[Tensor, Tensor,
 def merge(parts: Tensor, skip: Tensor, weight: Tensor, merged: Tensor) -> Tensor:
     """Write ``(parts + weight * skip).sum(0)`` in one pass: parts (g, b, l, d), weight (g, d), the others (b, l, d)."""
     groups, *_, channels = parts.shape
-    vector = 4 if channels % 4 == 0 else 1
+    vector = alignment(channels, parts, skip, merged)
     kernels = load_kernels("merge.cu", {"ELEMENT": ELEMENTS[parts.dtype], "VECTOR": vector})
-    params = _MergeParams(
-        parts.data_ptr(), skip.data_ptr(), weight.data_ptr(), merged.data_ptr(), groups, skip.numel() // channels, channels
-    )
+    tensors = (parts, skip, weight, merged)
+    params = _MergeParams(*(t.data_ptr() for t in tensors), groups, skip.numel() // channels, channels)
     kernels.launch("merge", (-(-skip.numel() // (256 * vector)), 1, 1), 256, 0, params)
     return merged
 
@@ -271,6 +283,7 @@ def merge(parts: Tensor, skip: Tensor, weight: Tensor, merged: Tensor) -> Tensor
     schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias, int[] size,"
     " bool delta_softplus, bool keep) -> (Tensor, Tensor)",
 )
+@on_its_device
 @without_autocast
 def _forward(u, delta, A, B, C, D, delta_bias, size, delta_softplus, keep):
     y, states = scan_forward((u, delta, A, B, C, delta_bias), tuple(size) or None, delta_softplus, keep)
@@ -298,11 +311,15 @@ def _(u, delta, A, B, C, D, delta_bias, size, delta_softplus, keep):
     " Tensor delta_bias, int[] size, bool delta_softplus)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
+@on_its_device
 @without_autocast
 def _backward(dy, states, u, delta, A, B, C, D, delta_bias, size, delta_softplus):
     u, dy = u.contiguous(), dy.contiguous()
+    ddelta = torch.empty_like(delta)
+    if ddelta.stride() != delta.stride():  # delta has gaps, or repeats itself; its gradient does not
+        delta = delta.contiguous()
+        ddelta = torch.empty_like(delta)
     inputs = (u, delta, A, B, C, delta_bias)
-    ddelta = torch.empty_strided(delta.shape, delta.stride(), dtype=delta.dtype, device=delta.device)
     du, dBC, dparameters = scan_backward(dy, states, inputs, tuple(size) or None, delta_softplus, ddelta)
     return _skip(du, dy, D, size), ddelta, dBC.to(B.dtype, copy=True), dparameters
 

@@ -77,13 +77,14 @@ def _log_once(level: int, message: str) -> None:
 
 
 @torch.compiler.assume_constant_result
-def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
+def choose_backend(backend: str, device_type: str, dtype: torch.dtype, d_state: int = 1) -> str:
     """The backend that will scan tensors of this device and dtype; named once in the log.
 
     Args:
         backend: one of :data:`BACKENDS`.
         device_type: ``tensor.device.type``.
         dtype: of the sequence.
+        d_state: states of a channel.
 
     Returns:
         one of :data:`BACKENDS`, not ``"auto"``.
@@ -97,7 +98,7 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
         wanted = check_backend_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
     chosen = _FASTEST.get(device_type, "portable") if wanted == "auto" else wanted
     why_unavailable = _OBSTACLES.get(chosen)
-    obstacle = why_unavailable(device_type, dtype) if why_unavailable else None
+    obstacle = why_unavailable(device_type, dtype, d_state) if why_unavailable else None
     if obstacle and wanted != "auto":
         raise RuntimeError(f"the scan backend '{wanted}' cannot be used: {obstacle}; 'auto' takes one that can.")
     chosen = "portable" if obstacle else chosen
@@ -144,7 +145,7 @@ def selective_scan(
     """
     B, C = (t.unsqueeze(1) if t.ndim == 3 else t for t in (B, C))
     _check_sequence_shapes(u, delta, A, B, C, D, delta_bias)
-    chosen = choose_backend(backend, u.device.type, u.dtype)
+    chosen = choose_backend(backend, u.device.type, u.dtype, A.shape[1])
     if chosen == "reference":
         return selective_scan_ref(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=delta_softplus)
     groups = B.shape[1]
@@ -191,7 +192,7 @@ def cross_scan_2d(
     Raises:
         RuntimeError: a backend that cannot run on these tensors.
     """
-    chosen = choose_backend(backend, x.device.type, x.dtype)
+    chosen = choose_backend(backend, x.device.type, x.dtype, A.shape[2])
     if chosen in _MAP_SCANS:
         return _MAP_SCANS[chosen](x, delta, A, B, C, D, delta_bias)
     height, width = x.shape[1:3]
@@ -235,7 +236,7 @@ def projected_scan_2d(
     Raises:
         RuntimeError: a backend that cannot run on these tensors.
     """
-    if choose_backend(backend, x.device.type, x.dtype) == "numba":
+    if choose_backend(backend, x.device.type, x.dtype, A.shape[2]) == "numba":
         return projected_scan_2d_jit(x, projected, delta_weight, A, D, delta_bias)
     low_rank, B, C = projected.split([delta_weight.shape[-1], A.shape[-1], A.shape[-1]], dim=-1)
     delta = torch.einsum("bhwkr,kdr->bhwkd", low_rank, delta_weight)

@@ -36,8 +36,8 @@ def _import_error() -> str | None:
     return "NUMBA_DISABLE_JIT is set" if config.DISABLE_JIT else None
 
 
-def why_jit_is_unavailable(device_type: str, dtype: torch.dtype) -> str | None:
-    """The reason why the loops cannot run on such tensors, or None if they can; every floating dtype will do."""
+def why_jit_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -> str | None:
+    """The reason why the loops cannot run on such tensors, or None if they can; any dtype and d_state will do."""
     return _import_error() if device_type == "cpu" else f"numba compiles for the CPU, not for '{device_type}'"
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from . import cuda_fused
 from .dispatch import choose_backend
-from .portable import to_autocast_dtype, without_autocast
+from .nvrtc import on_its_device
+from .portable import to_autocast_dtype
 
 __all__ = ["layer_norm"]
 
@@ -34,36 +35,61 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     if choose_backend("auto", x.device.type, x.dtype) != "cuda":
         return F.layer_norm(x, weight.shape, weight, bias, eps)
     x = to_autocast_dtype(x)
-    return _forward(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, eps)[0].view(x.shape)
+    arguments = (x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, eps)
+    y = _forward_op(*arguments)[0] if torch.compiler.is_compiling() else _LayerNorm.apply(*arguments)
+    return y.view(x.shape)
 
 
-@torch.library.custom_op(
-    "swinumamba::layer_norm",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
-)
+@on_its_device
 def _forward(x, weight, bias, eps):
     return cuda_fused.layer_norm(x, None, weight.float(), bias.float(), eps)
 
 
-@_forward.register_fake
-def _(x, weight, bias, eps):
-    return torch.empty_like(x), x.new_empty(len(x), 2, dtype=torch.float32)
-
-
-@torch.library.custom_op(
-    "swinumamba::layer_norm_backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor statistics, Tensor x, Tensor weight) -> (Tensor, Tensor)",
-)
-@without_autocast
+@on_its_device
 def _backward(dy, statistics, x, weight):
     scale = weight.float()
     dx, _, _, dparameters = cuda_fused.layer_norm_backward(dy.contiguous(), statistics, x, None, scale, scale)
     return dx, dparameters.to(weight.dtype)
 
 
-@_backward.register_fake
+class _LayerNorm(torch.autograd.Function):
+    """The operator without its registration, which takes as long as several launches."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        y, statistics = _forward(x, weight, bias, eps)
+        ctx.save_for_backward(statistics, x, weight)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        dx, dparameters = _backward(dy, *ctx.saved_tensors)
+        return dx, *dparameters, None
+
+
+# The same as operators, for torch.compile and the exporters.
+
+_forward_op = torch.library.custom_op(
+    "swinumamba::layer_norm",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
+)
+_backward_op = torch.library.custom_op(
+    "swinumamba::layer_norm_backward",
+    _backward,
+    mutates_args=(),
+    schema="(Tensor dy, Tensor statistics, Tensor x, Tensor weight) -> (Tensor, Tensor)",
+)
+
+
+@_forward_op.register_fake
+def _(x, weight, bias, eps):
+    return torch.empty_like(x), x.new_empty(len(x), 2, dtype=torch.float32)
+
+
+@_backward_op.register_fake
 def _(dy, statistics, x, weight):
     return torch.empty_like(x), weight.new_empty(2, len(weight))
 
@@ -76,8 +102,8 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _autograd(ctx, dy, _):
-    dx, dparameters = _backward(dy, *ctx.saved_tensors)
+    dx, dparameters = _backward_op(dy, *ctx.saved_tensors)
     return dx, *dparameters, None
 
 
-_forward.register_autograd(_autograd, setup_context=_save_for_backward)
+_forward_op.register_autograd(_autograd, setup_context=_save_for_backward)

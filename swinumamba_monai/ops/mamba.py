@@ -11,6 +11,8 @@ from torch import Tensor
 
 __all__ = ["selective_scan_mamba", "why_mamba_is_unavailable"]
 
+MAX_STATES = 256  # of a channel
+
 
 @cache
 def _import_error() -> str | None:
@@ -21,12 +23,14 @@ def _import_error() -> str | None:
     return None
 
 
-def why_mamba_is_unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+def why_mamba_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -> str | None:
     """The reason why the kernel cannot run on such tensors, or None if it can."""
     if device_type != "cuda":
         return f"mamba_ssm needs a CUDA device, not '{device_type}'"
     if dtype == torch.float64:
         return "mamba_ssm has no float64 kernel"
+    if d_state > MAX_STATES:
+        return f"mamba_ssm has kernels for at most {MAX_STATES} states of a channel, not {d_state}"
     return _import_error()
 
 

@@ -10,20 +10,21 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, wraps
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from swinumamba_monai.atomic import replacing
 
-__all__ = ["Kernels", "load_kernels", "why_nvrtc_is_unavailable"]
+__all__ = ["Kernels", "load_kernels", "on_its_device", "why_nvrtc_is_unavailable"]
 
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "kernels"
-CACHE = Path.home() / ".cache" / "swinumamba_monai"
+CACHE = Path("~/.cache/swinumamba_monai")
 MIN_CAPABILITY = (8, 0)  # conversion instructions of bfloat16
 _MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _DEFAULT_SHARED_SIZE = 48 << 10
@@ -117,17 +118,23 @@ def _compile_cached(source: str, name: str, options: tuple[str, ...], binary: bo
     key = hashlib.sha256("\0".join((source, *options, torch.version.cuda)).encode()).hexdigest()
     path = CACHE / f"{Path(name).stem}-{key[:32]}.{'cubin' if binary else 'ptx'}"
     try:
-        return path.read_bytes()
-    except OSError:
+        return path.expanduser().read_bytes()
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
         logger.info("compiling %s for this GPU, which takes some seconds the first time", name)
     image = _compile(source, name, options, binary)
     try:
-        CACHE.mkdir(parents=True, exist_ok=True)
+        path = path.expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(image)
-    except OSError as error:
-        logger.warning("every process compiles the kernels anew, because %s cannot be written (%s)", CACHE, error)
+    except (OSError, RuntimeError) as error:
+        _warn_that_nothing_is_kept(getattr(error, "strerror", None) or str(error))
     return image
+
+
+@cache
+def _warn_that_nothing_is_kept(reason: str) -> None:
+    logger.warning("every process compiles the kernels anew, because %s cannot be written (%s)", CACHE, reason)
 
 
 class Kernels:
@@ -179,6 +186,17 @@ class Kernels:
             None,
         )  # fmt: skip
         _check_driver(code, f"launch {name}")
+
+
+def on_its_device(op: Callable) -> Callable:
+    """Kernels are launched on the current device, which need not be that of an operator's tensors."""
+
+    @wraps(op)
+    def run(first: Tensor, *others):
+        with torch.cuda.device_of(first):
+            return op(first, *others)
+
+    return run
 
 
 @cache

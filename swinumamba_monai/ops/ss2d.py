@@ -24,6 +24,7 @@ from torch import Tensor
 from .cuda_fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward, pack
 from .cuda_scan import CHUNK, LOG2_E, merge, scan_backward, scan_forward, split_parameters
 from .dispatch import choose_backend, norm_gate, projected_scan_2d
+from .nvrtc import on_its_device
 from .portable import to_autocast_dtype, without_autocast
 
 __all__ = ["ss2d", "ss2d_ref"]
@@ -75,12 +76,15 @@ def ss2d(
         RuntimeError: a backend that cannot run on these tensors.
     """
     tensors = (
-        x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight, norm_bias,
-        out_proj_weight,
+        x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight,
+        norm_bias, out_proj_weight,
     )  # fmt: skip
-    if choose_backend(backend, x.device.type, x.dtype) == "cuda" and norm_bias is not None:
+    if choose_backend(backend, x.device.type, x.dtype, A_logs.shape[1]) == "cuda" and norm_bias is not None:
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return _forward(to_autocast_dtype(x).contiguous(), *tensors[1:], eps, keep)[0]
+        arguments = (to_autocast_dtype(x).contiguous(), *tensors[1:], eps, keep)
+        if torch.compiler.is_compiling():
+            return _forward_op(*arguments)[0]
+        return _SS2D.apply(*arguments) if keep else _forward(*arguments)[0]
     return ss2d_ref(*tensors, eps, backend=backend)
 
 
@@ -141,13 +145,7 @@ def _slices(x: Tensor) -> list[slice]:
     return [slice(start, start + samples) for start in range(0, len(x), samples)]
 
 
-@torch.library.custom_op(
-    "swinumamba::ss2d",
-    mutates_args=(),
-    schema="(Tensor x, Tensor in_proj_weight, Tensor conv_weight, Tensor conv_bias, Tensor x_proj_weight,"
-    " Tensor dt_weight, Tensor dt_bias, Tensor A_logs, Tensor Ds, Tensor norm_weight, Tensor norm_bias,"
-    " Tensor out_proj_weight, float eps, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
-)
+@on_its_device
 @without_autocast
 def _forward(x, *arguments):
     *parameters, eps, keep = arguments
@@ -166,28 +164,7 @@ def _forward(x, *arguments):
     return out, merged, states[0] if len(states) == 1 else torch.cat(states, dim=1), statistics
 
 
-@_forward.register_fake
-def _(x, *arguments):
-    *parameters, _, keep = arguments
-    batch, height, width, _ = x.shape
-    channels, d_state = parameters[4].shape[1], parameters[6].shape[1]
-    chunks = -(-height * width // CHUNK) if keep else 0
-    return (
-        torch.empty_like(x),
-        x.new_empty(batch * height * width, channels),
-        x.new_empty(DIRECTIONS, batch, chunks, channels, d_state),
-        x.new_empty(batch * height * width, 2, dtype=torch.float32),
-    )
-
-
-@torch.library.custom_op(
-    "swinumamba::ss2d_backward",
-    mutates_args=(),
-    schema="(Tensor dout, Tensor merged, Tensor states, Tensor statistics, Tensor x, Tensor in_proj_weight,"
-    " Tensor conv_weight, Tensor conv_bias, Tensor x_proj_weight, Tensor dt_weight, Tensor dt_bias, Tensor A_logs,"
-    " Tensor Ds, Tensor norm_weight, Tensor norm_bias, Tensor out_proj_weight)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
+@on_its_device
 @without_autocast
 def _backward(dout, merged, states, statistics, x, *parameters):
     weights = _Weights(x.dtype, parameters)
@@ -195,9 +172,7 @@ def _backward(dout, merged, states, statistics, x, *parameters):
 
     # out_proj, norm and gate; then the gate's half of in_proj
     gate, dgated = rows @ weights.to_gate.t(), dout @ weights.out_proj
-    dmerged, dgate, gated, dnorm = layer_norm_backward(
-        dgated, statistics, merged, gate, *weights.norm
-    )
+    dmerged, dgate, gated, dnorm = layer_norm_backward(dgated, statistics, merged, gate, *weights.norm)
     dout_proj = dout.t() @ gated
     dx, dto_gate = dgate @ weights.to_gate, dgate.t() @ rows
     del gate, dgated, gated, dgate
@@ -217,8 +192,8 @@ def _backward(dout, merged, states, statistics, x, *parameters):
         )
         ddelta = delta.flatten(1, 2)
         dprojected[samples, ..., : weights.num_BC] = dBC.flatten(3)
-        dprojected[samples, ..., weights.num_BC :] = torch.bmm(ddelta, weights.dt).movedim(0, 1).view(
-            *dBC.shape[:3], -1
+        dprojected[samples, ..., weights.num_BC :] = (
+            torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
         )
         ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., : weights.rank]
         merge(du, dmerged[samples], weights.D, dscanned[samples])
@@ -238,7 +213,71 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     return dx.view(x.shape), din_proj, dconv, dx_proj, ddt.contiguous(), dscan, dnorm, dout_proj
 
 
-@_backward.register_fake
+def _parameter_gradients(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What :func:`_backward` returned, as the gradients of x and each parameter."""
+    dx, din_proj, dconv, dx_proj, ddt, dscan, dnorm, dout_proj = gradients
+    A_logs = parameters[6]
+    dA, ddt_bias, dD = split_parameters(dscan, A_logs.shape[1])
+    grads = (
+        din_proj, dconv[:9].t().reshape(parameters[1].shape), dconv[9], dx_proj, ddt, ddt_bias,
+        dA.flatten(0, 1) * (-LOG2_E * A_logs.exp()), dD.flatten(), *dnorm, dout_proj,
+    )  # fmt: skip
+    return dx, *(grad.to(t.dtype) for grad, t in zip(grads, parameters))
+
+
+class _SS2D(torch.autograd.Function):
+    """The operator without its registration, which takes as long as several launches."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        *tensors, _, _ = arguments
+        out, *kept = _forward(*arguments)
+        ctx.save_for_backward(*kept, *tensors)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dout):
+        saved = ctx.saved_tensors
+        return *_parameter_gradients(_backward(dout, *saved), saved[4:]), None, None
+
+
+# The same as operators, for torch.compile and the exporters.
+
+_forward_op = torch.library.custom_op(
+    "swinumamba::ss2d",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor x, Tensor in_proj_weight, Tensor conv_weight, Tensor conv_bias, Tensor x_proj_weight,"
+    " Tensor dt_weight, Tensor dt_bias, Tensor A_logs, Tensor Ds, Tensor norm_weight, Tensor norm_bias,"
+    " Tensor out_proj_weight, float eps, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+_backward_op = torch.library.custom_op(
+    "swinumamba::ss2d_backward",
+    _backward,
+    mutates_args=(),
+    schema="(Tensor dout, Tensor merged, Tensor states, Tensor statistics, Tensor x, Tensor in_proj_weight,"
+    " Tensor conv_weight, Tensor conv_bias, Tensor x_proj_weight, Tensor dt_weight, Tensor dt_bias, Tensor A_logs,"
+    " Tensor Ds, Tensor norm_weight, Tensor norm_bias, Tensor out_proj_weight)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@_forward_op.register_fake
+def _(x, *arguments):
+    *parameters, _, keep = arguments
+    batch, height, width, _ = x.shape
+    channels, d_state = parameters[4].shape[1], parameters[6].shape[1]
+    chunks = -(-height * width // CHUNK) if keep else 0
+    return (
+        torch.empty_like(x),
+        x.new_empty(batch * height * width, channels),
+        x.new_empty(DIRECTIONS, batch, chunks, channels, d_state),
+        x.new_empty(batch * height * width, 2, dtype=torch.float32),
+    )
+
+
+@_backward_op.register_fake
 def _(dout, merged, states, statistics, x, in_proj, conv_weight, conv_bias, x_proj, dt, dt_bias, A_logs, Ds, *rest):
     channels, d_state = len(conv_bias), A_logs.shape[1]
     parameters = [torch.empty_like(t, dtype=x.dtype) for t in (x, in_proj, x_proj, dt, rest[-1])]
@@ -257,16 +296,8 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _autograd(ctx, dout, *_):
-    dx, din_proj, dconv, dx_proj, ddt, dscan, dnorm, dout_proj = _backward(dout, *ctx.saved_tensors)
-    parameters = ctx.saved_tensors[4:]
-    A_logs = parameters[6]
-    dA, ddt_bias, dD = split_parameters(dscan, A_logs.shape[1])
-    dA_logs = dA.flatten(0, 1) * (-LOG2_E * A_logs.exp())
-    grads = (
-        din_proj, dconv[:9].t().reshape(parameters[1].shape), dconv[9], dx_proj, ddt, ddt_bias, dA_logs, dD.flatten(),
-        *dnorm, dout_proj,
-    )  # fmt: skip
-    return dx, *(grad.to(t.dtype) for grad, t in zip(grads, parameters)), None, None
+    saved = ctx.saved_tensors
+    return *_parameter_gradients(_backward_op(dout, *saved), saved[4:]), None, None
 
 
-_forward.register_autograd(_autograd, setup_context=_save_for_backward)
+_forward_op.register_autograd(_autograd, setup_context=_save_for_backward)

@@ -292,7 +292,7 @@ WRONG = [
     *(("spatial_dims", value) for value in (1, 3, "2d")),
     *(("depths", value) for value in (4, (1, 1, 1), (1, 1, 1, 1, 1), (1, 1, 0, 1), (1, 1, 1.5, 1), "1111", None)),
     *(("drop_path_rate", value) for value in (-0.1, 1.0, 2, "0.2", None, math.nan)),
-    *(("scan_backend", value) for value in ("cuda", "", None, [])),
+    *(("scan_backend", value) for value in ("gpu", "", None, [])),
     *(("norm_name", value) for value in ("nope", None, 1, [], ("group", {"num_groups": 3}))),
 ]
 

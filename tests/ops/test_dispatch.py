@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from swinumamba_monai.ops import BACKENDS, cross_scan_2d, dispatch, selective_scan, selective_scan_ref
+from swinumamba_monai.ops import BACKENDS, cross_scan_2d, dispatch, nvrtc, selective_scan, selective_scan_ref
 
 LOGGER = "swinumamba_monai.ops.dispatch"
 
@@ -52,8 +52,8 @@ def tiny_map() -> dict[str, torch.Tensor]:
 class TestNames:
     @pytest.mark.parametrize("scan, inputs", [(selective_scan, tiny_sequence()), (cross_scan_2d, tiny_map())])
     def test_unknown_argument(self, scan, inputs):
-        with pytest.raises(ValueError, match=r"^backend must be one of .*portable.*, got 'cuda'\.$"):
-            scan(**inputs, backend="cuda")
+        with pytest.raises(ValueError, match=r"^backend must be one of .*portable.*, got 'gpu'\.$"):
+            scan(**inputs, backend="gpu")
 
     def test_unknown_variable(self, monkeypatch):
         monkeypatch.setenv("SWINUMAMBA_BACKEND", "fastest")
@@ -61,7 +61,7 @@ class TestNames:
             selective_scan(**tiny_sequence())
 
     def test_every_name_is_listed(self):
-        assert {"auto", "portable", "mamba_ssm", "reference"} <= set(BACKENDS)
+        assert {"auto", "cuda", "numba", "portable", "mamba_ssm", "reference"} == set(BACKENDS)
         with pytest.raises(ValueError) as error:
             dispatch.check_backend_name("x")
         assert all(name in str(error.value) for name in BACKENDS)
@@ -90,18 +90,25 @@ class TestChoice:
         assert called == ["portable", "reference"]
 
     @pytest.mark.parametrize("scan, inputs", [(selective_scan, tiny_sequence()), (cross_scan_2d, tiny_map())])
-    def test_mamba_on_the_cpu(self, scan, inputs):
-        with pytest.raises(RuntimeError, match=r"'mamba_ssm' cannot be used: .* needs a CUDA device, not 'cpu'.*\.$"):
-            scan(**inputs, backend="mamba_ssm")
+    @pytest.mark.parametrize("backend", ["cuda", "mamba_ssm"])
+    def test_kernels_of_a_gpu_on_the_cpu(self, scan, inputs, backend):
+        with pytest.raises(RuntimeError, match=rf"'{backend}' cannot be used: .* needs? a CUDA device, not 'cpu'.*\.$"):
+            scan(**inputs, backend=backend)
 
     def test_mamba_from_the_variable_on_the_cpu(self, monkeypatch):
         monkeypatch.setenv("SWINUMAMBA_BACKEND", "mamba_ssm")
         with pytest.raises(RuntimeError, match="needs a CUDA device"):
             selective_scan(**tiny_sequence())
 
-    def test_mamba_has_no_float64(self):
+    @pytest.mark.parametrize("backend", ["cuda", "mamba_ssm"])
+    def test_no_kernel_for_float64(self, backend):
         with pytest.raises(RuntimeError, match="no float64 kernel"):
-            dispatch.choose_backend("mamba_ssm", "cuda", torch.float64)
+            dispatch.choose_backend(backend, "cuda", torch.float64)
+
+    @pytest.mark.parametrize("backend, most", [("cuda", 16), ("mamba_ssm", 256)])
+    def test_no_kernel_for_so_many_states(self, backend, most):
+        with pytest.raises(RuntimeError, match=f"at most {most} states of a channel, not {most + 1}; 'auto' takes one"):
+            dispatch.choose_backend(backend, "cuda", torch.float32, most + 1)
 
 
 class TestLog:
@@ -116,14 +123,59 @@ class TestLog:
             "selective scan on xpu: portable",
         ]
 
-    def test_a_slow_choice_is_a_warning_with_its_reason(self, caplog, monkeypatch):
-        monkeypatch.setattr(dispatch, "why_mamba_is_unavailable", lambda device, dtype: "mamba_ssm is on holiday")
+    def test_float64_is_no_matter_for_a_warning(self, caplog):
+        """It is for checks, on a GPU as well."""
         with caplog.at_level(logging.INFO, LOGGER):
-            assert dispatch.choose_backend("auto", "cuda", torch.float32) == "portable"
-            assert dispatch.choose_backend("auto", "cuda", torch.float32) == "portable"
+            assert dispatch.choose_backend("auto", "cuda", torch.float64) == "portable"
+        assert [r.levelno for r in caplog.records] == [logging.INFO]
+
+
+class TestFallbackOfAGPU:
+    """What a CUDA device gets where the kernels cannot run, and what is said; as torch sees other machines."""
+
+    @pytest.fixture(autouse=True)
+    def machine(self, monkeypatch):
+        """An H100 and a torch whose CUDA has NVRTC."""
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        monkeypatch.setattr(nvrtc, "_libraries", lambda: (None, None))
+
+    def chosen_and_said(self, caplog, d_state=16):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, LOGGER):
+            choices = {dispatch.choose_backend("auto", "cuda", torch.bfloat16, d_state) for _ in range(3)}
         (record,) = caplog.records
-        assert record.levelno == logging.WARNING
-        assert "portable; mamba_ssm is on holiday" in record.getMessage()
+        return choices.pop(), record.levelno, record.getMessage()
+
+    def test_the_kernels_where_they_run(self, caplog):
+        assert self.chosen_and_said(caplog) == ("cuda", logging.INFO, "selective scan on cuda: cuda")
+
+    def test_rocm(self, caplog, monkeypatch):
+        monkeypatch.setattr(torch.version, "cuda", None)
+        self.check_fallback(caplog, "the kernels are for NVIDIA GPUs")
+
+    def test_old_gpu(self, caplog, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+        self.check_fallback(caplog, "the kernels need compute capability 8.0 or newer, this GPU has 7.5")
+
+    def test_no_nvrtc(self, caplog, monkeypatch):
+        def missing():
+            raise OSError("libcaffe2_nvrtc.so: no such file")
+
+        monkeypatch.setattr(nvrtc, "_libraries", missing)
+        reason = "the NVRTC library of CUDA 13.0 cannot be loaded (libcaffe2_nvrtc.so: no such file)"
+        self.check_fallback(caplog, reason)
+
+    def test_too_many_states(self, caplog):
+        self.check_fallback(caplog, "the kernels hold at most 16 states of a channel, not 17", d_state=17)
+
+    def check_fallback(self, caplog, reason, d_state=16):
+        message = f"selective scan on cuda: portable; {reason}, so the scan is several times slower than it could be"
+        assert self.chosen_and_said(caplog, d_state) == ("portable", logging.WARNING, message)
+        with pytest.raises(RuntimeError) as error:
+            dispatch.choose_backend("cuda", "cuda", torch.bfloat16, d_state)
+        expected = f"the scan backend 'cuda' cannot be used: {reason}; 'auto' takes one that can."
+        assert str(error.value) == expected
 
 
 def documented_mamba(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
@@ -150,7 +202,7 @@ class TestMambaLayouts:
         modules[-1].selective_scan_fn = documented_mamba
         for name, module in zip(names, modules):
             monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setattr(dispatch, "why_mamba_is_unavailable", lambda device, dtype: None)
+        monkeypatch.setitem(dispatch._OBSTACLES, "mamba_ssm", lambda device_type, dtype, d_state: None)
 
     @pytest.mark.parametrize("absent", [(), ("D", "delta_bias")], ids=str)
     @pytest.mark.parametrize("softplus", [True, False])
@@ -177,17 +229,3 @@ class TestMambaLayouts:
         assert out.dtype == torch.bfloat16
         expected = cross_scan_2d(**inputs, backend="reference")
         torch.testing.assert_close(out.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)], ids=str)
-def test_the_real_mamba_ssm(dtype, tolerance):
-    pytest.importorskip("mamba_ssm")
-    inputs = {name: t.cuda().requires_grad_() for name, t in tiny_map().items()}
-    results = []
-    for backend in ("mamba_ssm", "reference"):
-        halves = {name: t.to(dtype) if name in ("x", "delta", "B", "C") else t for name, t in inputs.items()}
-        out = cross_scan_2d(**halves, backend=backend)
-        results.append((out, *torch.autograd.grad(out.float().square().sum(), tuple(inputs.values()))))
-    for actual, expected in zip(*results):
-        assert (actual - expected).abs().max() <= tolerance * expected.abs().max()

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Depthwise 3x3 convolution of a channels-last map, with SiLU, and its backward. A thread has VECTOR channels of RUN
-// pixels of a row, RUN being FORWARD_RUN or BACKWARD_RUN, which the compiling side defines besides what common.cuh names.
+// pixels of a row. RUN is defined by the compiling side, besides what common.cuh names.
 
 struct ConvParams {
     const element *x;       // (b, h, w, c)
@@ -18,7 +18,6 @@ struct ConvParams {
 };
 
 // The pixels around a run, all loaded before the first is used.
-template <int RUN>
 struct Window {
     float v[3][RUN + 2][VECTOR];  // row, column
 
@@ -59,8 +58,7 @@ struct Weights {
     }
 
     // at pixel j of the run
-    template <int RUN>
-    DEVICE_MEMBER float apply(const Window<RUN>& window, int j, int c) const {
+    DEVICE_MEMBER float apply(const Window& window, int j, int c) const {
         float sum = bias[c];
 #pragma unroll
         for (int k = 0; k < 9; ++k) sum = fmaf(v[k][c], window.v[k / 3][j + k % 3][c], sum);
@@ -69,12 +67,12 @@ struct Weights {
 };
 
 // Go along the run with number `run`; `use` gets the window, the place in the run and where its channels begin.
-template <int RUN, typename Use>
+template <typename Use>
 DEVICE void for_each_pixel(const ConvParams& p, int run, int channel, const Use& use) {
     const int width = int(p.width), runs_per_line = (width + RUN - 1) / RUN;
     const int line = run / runs_per_line, first = run % runs_per_line * RUN;
     const long long start = ((long long)line * width + first) * p.channels + channel;
-    Window<RUN> window;
+    Window window;
     window.load(p, line, first, channel);
 #pragma unroll
     for (int j = 0; j < RUN; ++j)
@@ -88,7 +86,7 @@ KERNEL LAUNCH_BOUNDS(256, 2) conv_silu(const GRID_CONSTANT ConvParams p) {
     const int channel = e % vectors * VECTOR;
     Weights weights;
     weights.load(p, channel);
-    for_each_pixel<FORWARD_RUN>(p, e / vectors, channel, [&](const Window<FORWARD_RUN>& window, int j, long long place) {
+    for_each_pixel(p, e / vectors, channel, [&](const Window& window, int j, long long place) {
         float y[VECTOR];
 #pragma unroll
         for (int c = 0; c < VECTOR; ++c) {
@@ -101,7 +99,7 @@ KERNEL LAUNCH_BOUNDS(256, 2) conv_silu(const GRID_CONSTANT ConvParams p) {
 
 // The gradient before SiLU, and of the parameters. A block has `teams` of `lanes` threads: a team takes one run after
 // another, a lane VECTOR channels; at the end the teams add up what they found.
-KERNEL LAUNCH_BOUNDS(256, 1) conv_silu_backward(const GRID_CONSTANT ConvParams p) {
+KERNEL LAUNCH_BOUNDS(256, 2) conv_silu_backward(const GRID_CONSTANT ConvParams p) {
     SHARED_MEMORY(shared);
     const int lanes = int(p.lanes);
     const int lane = threadIdx.x % lanes, team = threadIdx.x / lanes, teams = blockDim.x / lanes;
@@ -112,7 +110,7 @@ KERNEL LAUNCH_BOUNDS(256, 1) conv_silu_backward(const GRID_CONSTANT ConvParams p
         Weights weights;
         weights.load(p, channel);
         for (int run = blockIdx.x * teams + team; run < p.runs; run += gridDim.x * teams)
-            for_each_pixel<BACKWARD_RUN>(p, run, channel, [&](const Window<BACKWARD_RUN>& window, int j, long long place) {
+            for_each_pixel(p, run, channel, [&](const Window& window, int j, long long place) {
                 const elements dy = load(p.dy + place);
                 float dsum[VECTOR];
 #pragma unroll

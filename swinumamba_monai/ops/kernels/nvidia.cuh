@@ -19,6 +19,13 @@ DEVICE float exp2_fast(float x) {
     return y;
 }
 
+// log2(x), for 1 <= x <= 2 to 2^-22
+DEVICE float log2_fast(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // 1 / x with relative error 2^-23
 DEVICE float reciprocal_fast(float x) {
     float y;

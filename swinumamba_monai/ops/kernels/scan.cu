@@ -319,31 +319,41 @@ DEVICE void scan_segment(const ScanParams& p) {
             const int chunks = (int(p.length) + CHUNK - 1) / CHUNK, chunk = (at.start + done) / CHUNK;
             store_pairs(p, at, p.states + (sequence(p, at) * chunks + chunk) * pairs, h);
         }
-#pragma unroll 4
-        for (int t = 0; t < TILE; ++t) {
-            const floats<CHANNELS> delta = read<CHANNELS>(&tile.delta[t][first_channel]);
-            const floats<CHANNELS> inflow = read<CHANNELS>(&tile.inflow[t][first_channel]);
-            const floats<4> B = read<4>(&tile.BC[t * 2 * STATES + 4 * at.state_lane]);
-            const floats<4> C = read<4>(&tile.BC[t * 2 * STATES + STATES + 4 * at.state_lane]);
-            float y[CHANNELS];
+#pragma unroll 1
+        for (int start = 0; start < TILE; start += SUBTILE) {
+            float results[SUBTILE];
 #pragma unroll
-            for (int c = 0; c < CHANNELS; ++c) {
-                y[c] = 0.f;
+            for (int i = 0; i < SUBTILE; ++i) {
+                const int t = start + i;
+                const floats<CHANNELS> delta = read<CHANNELS>(&tile.delta[t][first_channel]);
+                const floats<CHANNELS> inflow = read<CHANNELS>(&tile.inflow[t][first_channel]);
+                const floats<4> B = read<4>(&tile.BC[t * 2 * STATES + 4 * at.state_lane]);
+                const floats<4> C = read<4>(&tile.BC[t * 2 * STATES + STATES + 4 * at.state_lane]);
+                float y[CHANNELS];
 #pragma unroll
-                for (int s = 0; s < 4; ++s) {
-                    const float decay = exp2_fast(delta.v[c] * A[c][s]);
-                    if (PASS == END_GRADIENTS)
-                        h[c][s] = decay * fmaf(inflow.v[c], C.v[s], h[c][s]);
-                    else
-                        h[c][s] = fmaf(decay, h[c][s], inflow.v[c] * B.v[s]);
-                    if (PASS == OUTPUT) y[c] = fmaf(C.v[s], h[c][s], y[c]);
+                for (int c = 0; c < CHANNELS; ++c) {
+                    y[c] = 0.f;
+#pragma unroll
+                    for (int s = 0; s < 4; ++s) {
+                        const float decay = exp2_fast(delta.v[c] * A[c][s]);
+                        if (PASS == END_GRADIENTS)
+                            h[c][s] = decay * fmaf(inflow.v[c], C.v[s], h[c][s]);
+                        else
+                            h[c][s] = fmaf(decay, h[c][s], inflow.v[c] * B.v[s]);
+                        if (PASS == OUTPUT) y[c] = fmaf(C.v[s], h[c][s], y[c]);
+                    }
+                    if (PASS != OUTPUT) steps[c] += delta.v[c];
                 }
-                if (PASS != OUTPUT) steps[c] += delta.v[c];
+                if (PASS == OUTPUT) sum_over_lanes<CHANNELS, STATE_LANES, 1>(y, at.lane);
+                results[i] = y[0];
             }
+            // y takes the place of Δu. It is stored for several positions at once: the compiler, which can't know that
+            // nothing read later is overwritten, would begin no position before all stores of the one before it.
             if (PASS == OUTPUT) {
-                // y takes the place of Δu, which all threads of the channel have read: the sums came from them.
-                sum_over_lanes<CHANNELS, STATE_LANES, 1>(y, at.lane);
-                tile.inflow[t][first_channel + Left<CHANNELS, STATE_LANES>::first(at.state_lane)] = y[0];
+                __syncwarp();
+#pragma unroll
+                for (int i = 0; i < SUBTILE; ++i)
+                    tile.inflow[start + i][first_channel + Left<CHANNELS, STATE_LANES>::first(at.state_lane)] = results[i];
             }
         }
         if (PASS == OUTPUT) {
@@ -365,11 +375,11 @@ DEVICE void scan_segment(const ScanParams& p) {
     }
 }
 
-KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 4) scan_forward(const GRID_CONSTANT ScanParams p) { scan_segment<OUTPUT>(p); }
-KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 4) scan_end_states(const GRID_CONSTANT ScanParams p) {
+KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 512 / FORWARD_THREADS) scan_forward(const GRID_CONSTANT ScanParams p) { scan_segment<OUTPUT>(p); }
+KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 512 / FORWARD_THREADS) scan_end_states(const GRID_CONSTANT ScanParams p) {
     scan_segment<END_STATES>(p);
 }
-KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 4) scan_end_gradients(const GRID_CONSTANT ScanParams p) {
+KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 512 / FORWARD_THREADS) scan_end_gradients(const GRID_CONSTANT ScanParams p) {
     scan_segment<END_GRADIENTS>(p);
 }
 
@@ -496,7 +506,9 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
             }
             tile.advance<true>(at, mine, BC, A, i * SUBTILE);
 
+            using Mine = Left<8, CHANNEL_LANES>;
             float sums[SUBTILE][2][CHANNELS];  // over this thread's states: dL/d(Δu), and the decays' share of dL/dΔ
+            float dBC[SUBTILE][Mine::count];
 #pragma unroll
             for (int t = SUBTILE - 1; t >= 0; --t) {
                 const int position = i * SUBTILE + t;
@@ -505,7 +517,7 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
                 const floats<CHANNELS> delta = read<CHANNELS>(&mine.delta[position][first_channel]);
                 const floats<CHANNELS> u = read<CHANNELS>(&mine.u[position][first_channel]);
                 const floats<CHANNELS> dy = read<CHANNELS>(&mine.dy[position][first_channel]);
-                float dBC[8] = {};
+                float dmatrices[8] = {};  // dB and dC of this thread's states
 #pragma unroll
                 for (int c = 0; c < CHANNELS; ++c) {
                     const float inflow = delta.v[c] * u.v[c];
@@ -513,8 +525,8 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
 #pragma unroll
                     for (int s = 0; s < 4; ++s) {
                         const float dh = fmaf(dy.v[c], C.v[s], carry[c][s]);
-                        dBC[s] = fmaf(dh, inflow, dBC[s]);
-                        dBC[4 + s] = fmaf(dy.v[c], tile.h[t + 1][c][s], dBC[4 + s]);
+                        dmatrices[s] = fmaf(dh, inflow, dmatrices[s]);
+                        dmatrices[4 + s] = fmaf(dy.v[c], tile.h[t + 1][c][s], dmatrices[4 + s]);
                         sums[t][0][c] = fmaf(dh, B.v[s], sums[t][0][c]);
                         carry[c][s] = tile.decay[t][c][s] * dh;
                         const float dexponent = carry[c][s] * tile.h[t][c][s];
@@ -522,15 +534,19 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
                         dA[c][s] = fmaf(dexponent, delta.v[c], dA[c][s]);
                     }
                 }
-                using Mine = Left<8, CHANNEL_LANES>;
-                sum_over_lanes<8, CHANNEL_LANES, STATE_LANES>(dBC, at.lane);
-                if (Mine::writes(at.channel_lane)) {
+                sum_over_lanes<8, CHANNEL_LANES, STATE_LANES>(dmatrices, at.lane);
+#pragma unroll
+                for (int j = 0; j < Mine::count; ++j) dBC[t][j] = dmatrices[j];
+            }
+            // Stored for several positions at once, as y in the forward.
+            if (Mine::writes(at.channel_lane)) {
+#pragma unroll
+                for (int t = 0; t < SUBTILE; ++t)
 #pragma unroll
                     for (int j = 0; j < Mine::count; ++j) {
                         const int k = Mine::first(at.channel_lane) + j;  // 0 to 3: dB, 4 to 7: dC
-                        mine.dBC[position * 2 * STATES + k / 4 * STATES + 4 * at.state_lane + k % 4] = dBC[j];
+                        mine.dBC[(i * SUBTILE + t) * 2 * STATES + k / 4 * STATES + 4 * at.state_lane + k % 4] = dBC[t][j];
                     }
-                }
             }
             // Each of the threads that share a channel finishes some of the subtile's positions.
             constexpr int KEPT = SUBTILE / STATE_LANES;

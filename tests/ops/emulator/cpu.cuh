@@ -4,6 +4,7 @@
 // The words of the kernels for a CPU: a block's threads are coroutines that take turns, and each gives its turn away
 // where it waits for others. A thread that reads what another has not written yet, for want of a barrier, sees poison.
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #define DEVICE static inline
@@ -33,10 +35,26 @@ struct Index {
 constexpr int STACK_BYTES = 1 << 18;
 float* shared;
 float exchanged[1024];
-std::vector<ucontext_t> threads;
-std::vector<char> done;
-ucontext_t scheduler;
+enum State : char { NEW, STARTED, DONE };
+struct Thread {
+    State state;
+    ucontext_t start;  // a thread is started with it; going on by jumps is cheaper, they make no system calls
+    jmp_buf place;
+};
+std::vector<Thread> threads;
+jmp_buf scheduler;
 int current;
+
+void give_turn() {
+    if (!_setjmp(threads[current].place)) _longjmp(scheduler, 1);
+}
+
+__attribute__((noinline)) void let_current_run() {
+    if (_setjmp(scheduler)) return;
+    if (threads[current].state == STARTED) _longjmp(threads[current].place, 1);
+    threads[current].state = STARTED;
+    setcontext(&threads[current].start);
+}
 
 struct Barrier {
     int arrived = 0, generation = 0;
@@ -49,7 +67,7 @@ void wait(Barrier& barrier, int count) {
         barrier.arrived = 0;
         ++barrier.generation;
     }
-    while (barrier.generation == generation) swapcontext(&threads[current], &scheduler);
+    while (barrier.generation == generation) give_turn();
 }
 }  // namespace emulator
 
@@ -62,6 +80,7 @@ static inline float exp2_fast(float x) {
     const float y = std::exp2(x);
     return y < 1.17549435e-38f ? 0.f : y;
 }
+static inline float log2_fast(float x) { return std::log2(x); }
 static inline float reciprocal_fast(float x) { return 1.f / x; }
 static inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 
@@ -124,8 +143,8 @@ struct Launch {
 
     static void thread() {
         kernel(*params);
-        done[current] = 1;
-        swapcontext(&threads[current], &scheduler);
+        threads[current].state = DONE;
+        give_turn();
     }
 
     static void run(void (*kernel_)(Params), const int* grid, int threads_per_block, int shared_bytes, const void* p) {
@@ -135,29 +154,30 @@ struct Launch {
         gridDim.x = grid[0];
         std::vector<float> memory(shared_bytes / 4 + 8);
         shared = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 15) / 16 * 16);
-        std::vector<char> stacks((size_t)threads_per_block * STACK_BYTES);
+        const std::unique_ptr<char[]> stacks(new char[(size_t)threads_per_block * STACK_BYTES]);  // not filled: it is large
         threads.resize(threads_per_block);
         for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
             for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
                 for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x) {
                     std::fill(memory.begin(), memory.end(), NAN);
-                    done.assign(threads_per_block, 0);
                     of_block = Barrier();
                     for (auto& barrier : of_warp) barrier = Barrier();
                     for (int i = 0; i < threads_per_block; ++i) {
-                        getcontext(&threads[i]);
-                        threads[i].uc_stack.ss_sp = stacks.data() + (size_t)i * STACK_BYTES;
-                        threads[i].uc_stack.ss_size = STACK_BYTES;
-                        threads[i].uc_link = nullptr;
-                        makecontext(&threads[i], thread, 0);
+                        ucontext_t& start = threads[i].start;
+                        getcontext(&start);
+                        start.uc_stack.ss_sp = stacks.get() + (size_t)i * STACK_BYTES;
+                        start.uc_stack.ss_size = STACK_BYTES;
+                        start.uc_link = nullptr;
+                        makecontext(&start, thread, 0);
+                        threads[i].state = NEW;
                     }
                     for (bool running = true; running;) {
                         running = false;
                         for (current = 0; current < threads_per_block; ++current) {
-                            if (done[current]) continue;
+                            if (threads[current].state == DONE) continue;
                             running = true;
                             threadIdx.x = current;
-                            swapcontext(&scheduler, &threads[current]);
+                            let_current_run();
                         }
                     }
                 }

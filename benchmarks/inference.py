@@ -1,0 +1,111 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Time of an inference, eager and as a CUDA graph: both networks beside nnU-Net, at the three sizes."""
+
+from __future__ import annotations
+
+import torch
+
+from .cases import NETWORKS, PUBLISHED, QUICK_SIZES, SIZES, autocast, build
+from .published import why_published_is_unavailable
+from .record import Record, make_parser, start
+from .timing import free, graphed, measure, ratio, reason
+
+COLUMNS = {
+    "batch": "batch",
+    "launch": "launch",
+    "network": "network",
+    "inference, ms": "ms",
+    "× nnU-Net": "ratio",
+    "× called nnU-Net": "call_ratio",
+    "failed": "error",
+}
+NOTES = [
+    "Evaluation mode, torch.inference_mode, logits of the finest head; the batch is on the device already. nnU-Net is "
+    "built without heads, as it predicts.",
+    "call: the network called as a user calls it, so ours replay their own CUDA graphs. eager: each call launches its "
+    "kernels and casts its weights. graph: for all, the replay of one captured call.",
+    "Times: median (least–most) over the samples, back-to-back calls. Ratios: of samples of the same round.",
+]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__, repeats=20)
+    parser.set_defaults(warmup=10)
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--sizes", nargs="+", default=[size.name for size in SIZES], help="data sets, see cases.py")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--scan_backend", default="auto")
+    parser.add_argument("--skip_released", action="store_true", help="no rows for the released arrangement")
+    parser.add_argument("--skip_graph", action="store_true", help="no rows for CUDA graphs")
+    arguments = parser.parse_args(argv)
+    device = start(arguments)
+    record = Record("inference", arguments, COLUMNS, [*NOTES, f"Precision: {arguments.precision}."])
+    names = list(arguments.networks)
+    if not arguments.skip_released and why_published_is_unavailable(device) is None:
+        names += [name + PUBLISHED for name in arguments.networks if name != "nnU-Net"]
+    for size in QUICK_SIZES if arguments.quick else [size for size in SIZES if size.name in arguments.sizes]:
+        for batch_size in arguments.batch_sizes:
+            measure_size(size._replace(batch_size=batch_size), names, device, arguments, record)
+            free(device)
+
+
+def measure_size(size, names, device, arguments, record) -> None:
+    """Rows of one batch: all networks, eager, and then their graphs, take turns."""
+    image = torch.randn(size.batch_size, size.in_channels, size.height, size.width, device=device)
+
+    def make_run(name, cuda_graphs=False):
+        network = build(
+            name, size, device, arguments.quick, arguments.scan_backend, heads=False, cuda_graphs=cuda_graphs
+        ).eval()
+
+        def run():
+            with torch.inference_mode(), autocast(device, arguments.precision):
+                return network(image)
+
+        return run
+
+    calls, broken = attempt(names, lambda name: make_run(name, cuda_graphs=True), device)
+    called = report(size, "call", calls, broken, device, arguments, record)
+    if device.type == "cuda":
+        eager, broken = attempt(names, make_run, device)
+        report(size, "eager", eager, broken, device, arguments, record, called)
+        if not arguments.skip_graph:
+            graphs, broken = attempt(eager, lambda name: graphed(eager[name], device), device)
+            report(size, "graph", graphs, broken, device, arguments, record, called)
+
+
+def attempt(names, make, device) -> tuple[dict, dict]:
+    """What ``make`` returns for each name, and the results of those for which it fails."""
+    made, broken = {}, {}
+    for name in names:
+        try:
+            made[name] = make(name)
+        except Exception as error:
+            broken[name] = {"error": reason(error)}
+            free(device)
+    return made, broken
+
+
+def report(size, launch, runs, broken, device, arguments, record, called=None) -> dict | None:
+    """Measure and record; returns what nnU-Net took, which other launches are compared with too."""
+    results = measure(runs, device, arguments.repeats, arguments.warmup, arguments.sample_seconds) | broken
+    baseline = results.get("nnU-Net", {}).get("ms")
+    for name, result in results.items():
+        record.add(
+            {
+                "size": size.name,
+                "batch": str(size),
+                "launch": launch,
+                "network": name,
+                "ratio": ratio(result.get("ms"), baseline),
+                "call_ratio": ratio(result.get("ms"), called or baseline),
+                **result,
+            }
+        )
+    return baseline
+
+
+if __name__ == "__main__":
+    main()

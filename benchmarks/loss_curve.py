@@ -1,0 +1,183 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The same thousand training steps with two scan backends: does the loss end in the same place?
+
+Two runs that differ in rounding alone part after some hundred steps, so no tolerance on single losses can be right for
+all of them. Three questions can be answered, and each can fail:
+
+1. Over the first steps, before rounding has grown, do the losses agree to ``--tolerance``?
+2. Do the backends' mean losses over the last steps differ by less than the means of one backend's runs from different
+   seeds (initial weights and drop path; the batches are the same)?
+3. Do both learn, that is, end below the loss they began with?
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+
+from swinumamba_monai.data import load_datalist, synthesize_microscopy
+from swinumamba_monai.networks import SwinUMambaD
+from swinumamba_monai.ops.dispatch import choose_backend
+
+from .cases import autocast, make_loss
+from .record import ROOT, Record, make_parser, start
+from .timing import free, reason
+
+TRAIN_CONFIG = ROOT / "bundles" / "microscopy" / "configs" / "train.json"
+COLUMNS = {
+    "backend": "backend",
+    "seed": "seed",
+    "steps": "steps",
+    "first loss": "first_loss",
+    "mean of the last": "last_mean",
+    "seconds": "seconds",
+    "failed": "error",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__, repeats=1)
+    parser.add_argument("--scan_backends", nargs=2, default=None, help="default: what auto takes here, and portable")
+    parser.add_argument("--other_seeds", nargs="*", type=int, default=[1, 2], help="runs of the first backend")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--last", type=int, default=100, help="steps at the end that are averaged")
+    parser.add_argument("--first", type=int, default=10, help="steps at the beginning that must agree")
+    parser.add_argument("--tolerance", type=float, default=None, help="default: 1e-3 in fp32, 2e-2 in bf16, relative")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--feature_size", type=int, default=96)
+    parser.add_argument("--roi_size", type=int, default=96)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--dataset_dir", default=None, help="a prepared microscopy dataset; default: synthetic cells")
+    arguments = parser.parse_args(argv)
+    device = start(arguments)
+    if arguments.quick:
+        arguments.feature_size, arguments.roi_size, arguments.batch_size = 8, 64, 1
+        arguments.steps, arguments.last, arguments.first, arguments.other_seeds = 6, 2, 2, [1]
+    auto = choose_backend("auto", device.type, torch.float32)
+    first, second = arguments.scan_backends or (auto, "portable" if auto != "portable" else "reference")
+    tolerance = arguments.tolerance or {"fp32": 1e-3, "bf16": 2e-2}[arguments.precision]
+    notes = [
+        f"Swin-UMamba†, feature_size {arguments.feature_size}, {arguments.precision}, {arguments.batch_size} "
+        f"crops a batch of {arguments.roi_size}², AdamW 1e-4, clip 12, drop path 0.2; the same batches in every run.",
+        f"The last {arguments.last} steps are averaged.",
+    ]
+    record = Record("loss_curve", arguments, COLUMNS, notes)
+    images = load_images(arguments)
+    seeds = [(first, arguments.seed), (second, arguments.seed), *((first, seed) for seed in arguments.other_seeds)]
+    curves = {}
+    for backend, seed in seeds:
+        row = {"backend": backend, "seed": seed, "steps": arguments.steps}
+        try:
+            choose_backend(backend, device.type, torch.float32)
+            begin = time.perf_counter()
+            losses = train(images, backend, seed, device, arguments)
+        except Exception as error:
+            record.add({**row, "error": reason(error)})
+            free(device)
+            continue
+        curves[backend, seed] = losses
+        row |= {"first_loss": float(losses[0]), "last_mean": float(losses[-arguments.last :].mean())}
+        record.add({**row, "seconds": time.perf_counter() - begin, "losses": [float(f"{x:.6g}") for x in losses]})
+    judge(record, curves, first, second, tolerance, arguments)
+    plot(record, curves)
+
+
+def load_images(arguments) -> list[dict[str, torch.Tensor]]:
+    """Images (3, H, W) float32, normalised, and class maps (1, H, W) float32, by the bundle's own transforms."""
+    config = ConfigParser(ConfigParser.load_config_file(TRAIN_CONFIG))
+    transforms = [config.get_parsed_content(name) for name in ("load_transforms", "train#label_transforms")]
+    with tempfile.TemporaryDirectory() as work:
+        folder = arguments.dataset_dir or Path(work) / "data"
+        if arguments.dataset_dir is None:
+            number, side = (2, 64) if arguments.quick else (32, 256)
+            synthesize_microscopy(folder, num_train=number, num_validation=1, num_test=1, image_size=(side, side))
+        return [Compose(transforms[0] + transforms[1])(item) for item in load_datalist(folder, "training")]
+
+
+def make_batch(images, step: int, arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random crops, flipped at random, the same for a step in every run."""
+    rng = np.random.default_rng([arguments.seed, step])
+    side, crops = arguments.roi_size, []
+    while len(crops) < arguments.batch_size:
+        item = images[rng.integers(len(images))]
+        pair = torch.cat([item["image"], item["label"]])
+        pair = torch.nn.functional.pad(pair, (0, max(side - pair.shape[2], 0), 0, max(side - pair.shape[1], 0)))
+        top, left = (rng.integers(length - side + 1) for length in pair.shape[1:])
+        flips = [axis for axis in (1, 2) if rng.random() < 0.5]
+        crops.append(pair[:, top : top + side, left : left + side].flip(flips))
+    batch = torch.stack(crops)
+    return batch[:, :-1], batch[:, -1:]
+
+
+def train(images, backend: str, seed: int, device: torch.device, arguments) -> np.ndarray:
+    """The losses of all steps of one run."""
+    torch.manual_seed(seed)
+    network = SwinUMambaD(3, 3, feature_size=arguments.feature_size, scan_backend=backend).to(device).train()
+    loss_function = make_loss(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, eps=1e-5)
+    losses = torch.empty(arguments.steps, device=device)
+    for step in range(arguments.steps):
+        image, label = (t.to(device) for t in make_batch(images, step, arguments))
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device, arguments.precision):
+            loss = loss_function(network(image), label)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 12.0)
+        optimizer.step()
+        losses[step] = loss.detach()
+        if step % 100 == 0:
+            print(f"loss_curve: {backend}, seed {seed}, step {step}: {float(losses[step]):.4f}", flush=True)
+    return losses.cpu().numpy()
+
+
+def judge(record: Record, curves: dict, first: str, second: str, tolerance: float, arguments) -> None:
+    """Answer the three questions in the record; an answer that could not be had is None."""
+    pair = [curves.get((backend, arguments.seed)) for backend in (first, second)]
+    verdict = {"backends": [first, second], "tolerance": tolerance}
+    verdict |= {"first_steps_agree": None, "same_end": None, "both_learn": None}
+    if all(losses is not None and np.isfinite(losses).all() for losses in pair):
+        early = [losses[: arguments.first] for losses in pair]
+        last = [float(losses[-arguments.last :].mean()) for losses in pair]
+        seeds = [float(losses[-arguments.last :].mean()) for (backend, _), losses in curves.items() if backend == first]
+        verdict["largest_early_difference"] = float(np.max(np.abs(early[0] - early[1]) / np.abs(early[0])))
+        verdict["first_steps_agree"] = verdict["largest_early_difference"] <= tolerance
+        verdict["both_learn"] = all(mean < losses[0] for mean, losses in zip(last, pair))
+        verdict["end_difference"] = abs(last[0] - last[1])
+        if len(seeds) > 1:
+            verdict["spread_of_seeds"] = max(seeds) - min(seeds)
+            verdict["same_end"] = verdict["end_difference"] <= verdict["spread_of_seeds"]
+    record.content["verdict"] = verdict
+    record.content["notes"].append(f"Verdict: {verdict}.")
+    record.save()
+    print(f"loss_curve: {verdict}", flush=True)
+
+
+def plot(record: Record, curves: dict) -> None:
+    """Write ``loss_curve.png``: every run, raw in the background, as a moving mean in front."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 4.5))
+    for index, ((backend, seed), losses) in enumerate(curves.items()):
+        window = max(1, min(25, len(losses) // 4))
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        style = {"color": f"C{index}", "linestyle": "-" if index < 2 else ":"}
+        axis.plot(losses, alpha=0.15 if index < 2 else 0, **style)
+        axis.plot(np.arange(window - 1, len(losses)), smooth, label=f"{backend}, seed {seed}", **style)
+    axis.set(xlabel="step", ylabel="loss", title="Swin-UMamba†, raw and moving mean of 25")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(record.output_dir / "loss_curve.png", dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Time and memory of a whole training step: both networks beside nnU-Net, at the three sizes, in two precisions."""
+
+from __future__ import annotations
+
+from .cases import NETWORKS, PUBLISHED, QUICK_SIZES, SIZES, TrainingStep
+from .published import why_published_is_unavailable
+from .record import Record, make_parser, start
+from .timing import free, measure, ratio, reason
+
+COLUMNS = {
+    "batch": "batch",
+    "precision": "precision",
+    "launch": "launch",
+    "network": "network",
+    "step, ms": "ms",
+    "× nnU-Net": "ratio",
+    "× eager nnU-Net": "eager_ratio",
+    "peak, GB": lambda row: row.get("peak_bytes") and row["peak_bytes"] / 1e9,
+    "× nnU-Net's": "peak_ratio",
+    "failed": "error",
+}
+NOTES = [
+    "A step is forward, DeepSupervisionLoss over DiceCELoss (train.json's), backward and AdamW; nothing is clipped.",
+    "bf16: torch.autocast around forward and loss; fp32: none. TF32 as in settings.",
+    "graph: forward and backward are replayed, by our networks on their own (their default), by nnU-Net with torch's "
+    "make_graphed_callables; eager: every kernel is launched from Python. Loss and optimizer are eager in both.",
+    "Times: median (least–most) over the samples. Ratios: of samples of the same round, median (least–most).",
+    "Peak: parameters, AdamW's state, batch, and the most that a step allocates on top (graph: all that the network "
+    "and its graph keep reserved); 1 GB is 10^9 bytes.",
+    "nnU-Net: MONAI's DynUNet whose heads keep their own resolution. 'released': the scans in the published code's "
+    "arrangement with mamba-ssm's selective_scan_fn (on a CPU with this package's kernel), all else as here.",
+]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__, repeats=10)
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"], choices=["bf16", "fp32"])
+    parser.add_argument("--sizes", nargs="+", default=[size.name for size in SIZES], help="data sets, see cases.py")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--scan_backend", default="auto")
+    parser.add_argument("--skip_released", action="store_true", help="no rows for the released arrangement")
+    arguments = parser.parse_args(argv)
+    device = start(arguments)
+    record = Record("training_step", arguments, COLUMNS, NOTES)
+    names = list(arguments.networks)
+    if not arguments.skip_released and why_published_is_unavailable(device) is None:
+        names += [name + PUBLISHED for name in arguments.networks if name != "nnU-Net"]
+    for size in QUICK_SIZES if arguments.quick else [size for size in SIZES if size.name in arguments.sizes]:
+        measure_size(size, names, device, arguments, record)
+        free(device)
+
+
+def measure_size(size, names, device, arguments, record) -> None:
+    """Rows of one size: in each precision all networks, eager and as graphs, are built and then take turns."""
+    for precision in arguments.precisions:
+        steps, results = {}, {}
+        for launch in ("eager", "graph") if device.type == "cuda" else ("eager",):
+            for name in names:
+                if launch == "graph" and name.endswith(PUBLISHED):
+                    continue
+                options = {"cuda_graphs": launch == "graph", "precision": precision}
+                try:
+                    key = (launch, name)
+                    steps[key] = TrainingStep(name, size, device, arguments.quick, arguments.scan_backend, **options)
+                except Exception as error:
+                    results[key] = {"error": reason(error)}
+                    free(device)
+        peaks = {key: peak_of(step) for key, step in steps.items()}
+        results |= measure(steps, device, arguments.repeats, arguments.warmup, arguments.sample_seconds)
+        eager = results.get(("eager", "nnU-Net"), {}).get("ms")
+        for (launch, name), result in results.items():
+            peak, nnunet = peaks.get((launch, name)), peaks.get((launch, "nnU-Net"))
+            record.add(
+                {
+                    "size": size.name,
+                    "batch": str(size),
+                    "precision": precision,
+                    "launch": launch,
+                    "network": name,
+                    "ratio": ratio(result.get("ms"), results.get((launch, "nnU-Net"), {}).get("ms")),
+                    "eager_ratio": ratio(result.get("ms"), eager),
+                    "peak_bytes": peak,
+                    "peak_ratio": peak / nnunet if peak and nnunet else None,
+                    **result,
+                }
+            )
+        del steps
+        free(device)
+
+
+def peak_of(step: TrainingStep) -> int | None:
+    try:
+        return step.peak_bytes()
+    except Exception as error:
+        print(f"no peak memory: {reason(error)}", flush=True)
+        return None
+
+
+if __name__ == "__main__":
+    main()

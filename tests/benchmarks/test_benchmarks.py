@@ -1,0 +1,201 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark scripts, at toy size on a CPU: they run, keep their rows, and compare what they say they compare."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tarfile
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import data_parallel, growth, loss_curve, mamba_ssm_build, timing, training_step
+from benchmarks.cases import PUBLISHED, SIZES, NNUNet, Size, TrainingStep, build, make_loss
+from benchmarks.published import PublishedSS2D
+from swinumamba_monai.networks.vss import SS2D
+
+CPU = torch.device("cpu")
+TOY = Size("toy", 1, 1, 32, 32, 3, 4)
+QUICK = ["--device", "cpu", "--quick", "--repeats", "2", "--warmup", "0", "--git_commit", "tested"]
+
+
+def run(name: str, folder, *options: str) -> dict:
+    importlib.import_module(f"benchmarks.{name}").main([*QUICK, "--output_dir", str(folder), *options])
+    record = json.loads((folder / f"{name}.json").read_text())
+    assert record["quick"] and record["git_commit"] == "tested" and record["versions"]["torch"]
+    assert "TOY SIZES" in (folder / f"{name}.md").read_text()
+    return record
+
+
+def check_times(rows: list[dict]) -> None:
+    for row in rows:
+        assert "error" not in row, row
+        ms = row["ms"]
+        assert 0 < ms["min"] <= ms["q1"] <= ms["median"] <= ms["q3"] <= ms["max"]
+        assert ms["n"] == len(ms["samples"]) == 2
+
+
+class TestScripts:
+    def test_training_step(self, tmp_path):
+        rows = run("training_step", tmp_path)["rows"]
+        check_times(rows)
+        names = ["nnU-Net", "Swin-UMamba†", "Swin-UMamba", "Swin-UMamba†, released", "Swin-UMamba, released"]
+        assert [(row["precision"], row["network"]) for row in rows] == [(p, n) for p in ("bf16", "fp32") for n in names]
+        assert rows[0]["ratio"]["min"] == rows[0]["ratio"]["max"] == 1
+
+    def test_inference(self, tmp_path):
+        rows = run("inference", tmp_path, "--batch_sizes", "1", "2", "--skip_released")["rows"]
+        check_times(rows)
+        assert len(rows) == 6
+
+    def test_ss2d_block(self, tmp_path):
+        rows = run("ss2d_block", tmp_path)["rows"]
+        check_times(rows)
+        assert [row["part"] for row in rows] == ["block"] * 2 + ["scan"] * 4
+
+    def test_growth(self, tmp_path):
+        record = run("growth", tmp_path)
+        check_times(record["rows"])
+        assert record["slopes"].keys() == {"map", "batch"}
+        assert (tmp_path / "growth.png").stat().st_size > 1000
+
+    def test_cpu(self, tmp_path):
+        threads = torch.get_num_threads()
+        rows = run("cpu", tmp_path, "--threads", str(threads), "--scan_backends", "portable", "mamba_ssm")["rows"]
+        failed = [row for row in rows if "error" in row]
+        assert {row["network"] for row in failed} == {"Swin-UMamba†, mamba_ssm"}, "and its reason stands in the row"
+        check_times([row for row in rows if "error" not in row])
+
+    def test_loss_curve(self, tmp_path):
+        record = run("loss_curve", tmp_path, "--scan_backends", "portable", "reference")
+        assert [len(row["losses"]) for row in record["rows"]] == [6, 6, 6]
+        assert record["verdict"]["first_steps_agree"] is True
+        assert record["rows"][0]["losses"] != record["rows"][2]["losses"], "another seed, other losses"
+        assert (tmp_path / "loss_curve.png").stat().st_size > 1000
+
+    def test_data_parallel(self, tmp_path):
+        rows = run("data_parallel", tmp_path, "--repeats", "1", "--augmentations", "crops")["rows"]
+        assert [row["processes"] for row in rows] == [1, 2]
+        assert all("error" not in row and row["images_per_second"] > 0 for row in rows), rows
+        assert rows[1]["speedup"] == pytest.approx(rows[1]["images_per_second"] / rows[0]["images_per_second"])
+
+    def test_a_failing_network_leaves_the_others(self, tmp_path, monkeypatch):
+        def fail(name, *arguments):
+            if name == "Swin-UMamba":
+                raise RuntimeError("CUDA out of memory\nmore words")
+            return TrainingStep(name, *arguments)
+
+        monkeypatch.setattr(training_step, "TrainingStep", fail)
+        rows = run("training_step", tmp_path, "--precisions", "fp32", "--skip_released")["rows"]
+        assert [row.get("error") for row in rows] == [None, None, "RuntimeError: CUDA out of memory"]
+
+
+class TestPublished:
+    @pytest.mark.parametrize("height, width", [(5, 7), (8, 8), (1, 3)])
+    def test_equals_this_package(self, height, width):
+        torch.manual_seed(0)
+        ours = SS2D(16, 4)
+        theirs = PublishedSS2D(16, 4)
+        theirs.load_state_dict(ours.state_dict())
+        x = torch.randn(2, height, width, 16)
+        results = []
+        for block in (ours, theirs):
+            leaf = x.clone().requires_grad_()
+            y = block(leaf)
+            y.square().sum().backward()
+            results.append([y, leaf.grad, *(parameter.grad for parameter in block.parameters())])
+        for mine, published in zip(*results):
+            # float32 sums in another order, through some ten operations
+            torch.testing.assert_close(mine, published, rtol=1e-3, atol=2e-5 * mine.detach().abs().max().item())
+
+    def test_network_with_its_scans(self):
+        torch.manual_seed(0)
+        network = build("Swin-UMamba†" + PUBLISHED, TOY, CPU, quick=True).eval()
+        x = torch.randn(1, 1, 32, 32)
+        published = network(x)
+        blocks = [module for module in network.modules() if isinstance(module, SS2D)]
+        assert {type(block) for block in blocks} == {PublishedSS2D}
+        for block in blocks:
+            block.__class__ = SS2D
+        torch.testing.assert_close(network(x), published, rtol=1e-3, atol=1e-4)
+
+
+class TestNNUNet:
+    @pytest.mark.parametrize("size, millions", zip(SIZES, (33.4814, 33.4729, 46.3161)), ids=lambda v: str(v)[:5])
+    def test_parameters(self, size, millions):
+        """Those that MONAI's DynUNet has in nnU-Net's configuration, counted beside the released code (facts.md)."""
+        with torch.device("meta"):
+            network = NNUNet(size.in_channels, size.out_channels, size.stages)
+        assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=1e-4)
+
+    def test_heads_keep_their_resolution(self):
+        network = NNUNet(1, 3, stages=5, base_channels=4)
+        x = torch.randn(1, 1, 64, 64)
+        assert [head.shape[-1] for head in network.train()(x)] == [64, 32, 16, 8]
+        assert network.eval()(x).shape == (1, 3, 64, 64)
+        assert make_loss(network).weights == pytest.approx([4 / 7, 2 / 7, 1 / 7, 0])
+
+
+class TestTiming:
+    def test_rows_take_turns(self):
+        calls = []
+        runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+        results = timing.measure(runs, CPU, repeats=3, warmup=1, sample_seconds=0)
+        assert "".join(calls) == "aabb" + "ab" * 3
+        assert results["a"]["ms"]["n"] == 3
+
+    def test_a_run_that_fails_later_leaves_the_others(self):
+        left = iter([1, 2, 3])
+        results = timing.measure({"a": lambda: next(left), "b": lambda: None}, CPU, 5, 1, 0)
+        assert results["a"] == {"error": "StopIteration: "}
+        assert results["b"]["ms"]["n"] == 5
+
+    def test_ratio_is_of_rounds(self):
+        summary = timing.ratio(timing.summarize([2.0, 30.0, 4.0]), timing.summarize([1.0, 10.0, 2.0]))
+        assert (summary["min"], summary["median"], summary["max"]) == (2, 2, 3)
+
+    def test_floor(self):
+        """The issue's own number: 192 channels, 80 × 80, 16 states, batch 16 take 0.30 ms on 132 SMs at 1.98 GHz."""
+        hardware = {"gpu": {"multiprocessors": 132, "max_sm_clock_mhz": 1980.0}}
+        assert timing.exponential_floor_ms(16 * 6400 * 4 * 192 * 16, hardware) == pytest.approx(0.30, abs=0.005)
+        assert timing.exponential_floor_ms(1, {"cpu": "no GPU"}) is None
+
+
+def test_slope_of_linear_growth_is_one():
+    rows = [{"series": "map", "side": s, "batch_size": 1, "ms": {"median": 3e-5 * s * s}} for s in (8, 16, 32, 64)]
+    assert growth.slopes(rows, "map") == {"all": 1.0, "larger_half": 1.0}
+    assert growth.slopes(rows, "batch") is None
+
+
+def test_verdict_can_be_no():
+    arguments = Namespace(seed=0, first=2, last=2)
+    record = Namespace(content={"notes": []}, save=lambda: None)
+    curves = {("a", 0): [2, 1.5, 1, 1.0], ("b", 0): [2, 1.6, 1, 1.4], ("a", 1): [2, 1.5, 1, 1.1]}
+    loss_curve.judge(record, {k: np.array(v) for k, v in curves.items()}, "a", "b", 1e-3, arguments)
+    verdict = record.content["verdict"]
+    assert (verdict["first_steps_agree"], verdict["same_end"], verdict["both_learn"]) == (False, False, True)
+
+
+def test_throughput_counts_the_last_epoch_after_what_was_prepared():
+    first_epoch = [[1, t, t + 0.5, t + 1] for t in range(4)]
+    last_epoch = [[2, 100 + t, 100 + t + 0.25, 101 + t] for t in range(10)]
+    result = data_parallel.throughput(np.array(first_epoch + last_epoch), images=24, ahead=3)
+    assert result["iterations"] == 6
+    assert result["images_per_second"] == pytest.approx(24)
+    assert result["data_share"] == pytest.approx(0.25)
+
+
+def test_build_refuses_another_source(tmp_path):
+    root = tmp_path / "mamba_ssm-0"
+    for name in (*mamba_ssm_build.PYTHON_FILES, "__init__.py"):
+        mamba_ssm_build._write(root / "mamba_ssm" / name, '__version__ = "0"\n')
+    mamba_ssm_build._write(root / "csrc" / "selective_scan" / "static_switch.h", "no pragma\n")
+    archive = tmp_path / "mamba_ssm-0.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(root, arcname=root.name)
+    with pytest.raises(RuntimeError, match=r"static_switch\.h has 0 places"):
+        mamba_ssm_build.unpack(archive, tmp_path / "out")

@@ -1,0 +1,77 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""No kernel reads or writes beyond a tensor: every tensor ends, or begins, at a page that must not be touched.
+
+Run in a process of its own, which the operating system ends at the first such access.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import ctypes, math, sys
+import pytest, torch
+sys.path[:0] = ["tests/ops"]
+from conftest import Emulator
+from cuda_cases import map_inputs
+from swinumamba_monai.ops import cuda_fused, cuda_scan
+
+libc, page = ctypes.CDLL(None), 4096
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+at_end = sys.argv[1] == "end"
+
+def guarded(shape, dtype, strides=None):
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.zeros(shape, dtype=dtype)
+    pages = -(-size // page)
+    address = libc.mmap(None, (pages + 2) * page, 3, 0x22, -1, 0)
+    for forbidden in (address, address + (pages + 1) * page):
+        assert libc.mprotect(forbidden, page, 0) == 0
+    first = address + page + (pages * page - size if at_end else 0)
+    memory = (ctypes.c_byte * size).from_address(first)
+    t = torch.frombuffer(memory, dtype=dtype, count=math.prod(shape))
+    return t.view(shape) if strides is None else t.as_strided(shape, strides)
+
+def copied(t):
+    return guarded(t.shape, t.dtype).copy_(t)
+
+def new_empty(self, *shape, dtype=None):
+    return guarded(tuple(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape), dtype or self.dtype)
+
+torch.Tensor.new_empty = new_empty
+torch.empty_like = lambda t: guarded(tuple(t.shape), t.dtype, t.stride())
+
+with pytest.MonkeyPatch.context() as monkeypatch:
+    emulator = Emulator(monkeypatch)
+    for multiprocessors, sizes in ((1, (2, 5, 9, 96, 16)), (40, (1, 13, 11, 20, 8)), (1, (1, 7, 7, 5, 1))):
+        emulator.set_multiprocessors(multiprocessors)
+        for dtype in (torch.float32, torch.bfloat16):
+            x, delta, A, B, C, D, bias = map(copied, map_inputs(*sizes, dtype=dtype).values())
+            delta, B, C = (t.permute(3, 0, 1, 2, 4).flatten(2, 3) for t in (delta, B, C))
+            u, size = x.flatten(1, 2)[None], list(sizes[1:3])
+            _, states = cuda_scan._forward(u, delta, A, B, C, D, bias, size, True, True)
+            gradients = cuda_scan._backward(copied(u), states, u, delta, A, B, C, D, bias, size, True)
+            assert all(t.isfinite().all() for t in gradients)
+            channels = sizes[3]
+            weight, bias = (copied(torch.randn(channels, *shape)) for shape in ((1, 3, 3), ()))
+            y = cuda_fused.conv_silu(x, weight, bias)
+            cuda_fused.conv_silu_backward(y, x, weight, bias)
+            rows, gate = x.flatten(0, 2), copied(x).flatten(0, 2)
+            y, statistics = cuda_fused.layer_norm(rows, gate, bias, bias, 1e-5)
+            cuda_fused.layer_norm_backward(y, statistics, rows, gate, bias, bias)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forbids pages by mmap and mprotect")
+@pytest.mark.parametrize("side", ["end", "beginning"])
+def test_no_access_beyond_a_tensor(side, emulator, pytestconfig):
+    command = [sys.executable, "-c", SCRIPT, side]
+    done = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr}"

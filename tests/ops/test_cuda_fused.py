@@ -1,0 +1,139 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution, norm and packing on a GPU, emulated, against torch's operators in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cuda_cases import TOLERANCES, Draw, assert_equal, assert_near
+
+from swinumamba_monai.ops import cuda_fused
+from swinumamba_monai.ops.cuda_scan import LOG2_E, merge
+
+pytestmark = pytest.mark.usefixtures("emulator")
+HALVES = [torch.bfloat16, torch.float16]
+
+# batch, height, width, channels: runs of 4 pixels that fit a row, do not, and exceed it; channels one at a time and
+# four at a time, in one block and in two
+MAPS = [(1, 1, 1, 1), (2, 3, 5, 5), (1, 4, 8, 20), (3, 2, 3, 17), (1, 2, 6, 132), (1, 5, 1, 36)]
+
+
+def conv_silu_reference(x, weight, bias):
+    x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[-1])
+    return F.silu(x).permute(0, 2, 3, 1)
+
+
+def check_convolution(sizes, dtype):
+    draw = Draw(sum(sizes), dtype)
+    channels = sizes[-1]
+    x, dy = draw.normal(*sizes), draw.normal(*sizes)
+    weight, bias = draw.parameter(channels, 1, 3, 3), draw.parameter(channels)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    y = conv_silu_reference(*exact)
+    names = ("out", "x", "weight", "bias")
+    expected = dict(zip(names, (y.detach(), *torch.autograd.grad(y, exact, dy.double()))))
+    out = cuda_fused.conv_silu(x, weight, bias)
+    dx, dparameters = cuda_fused.conv_silu_backward(dy, x, weight, bias)
+    actual = dict(zip(names, (out, dx, dparameters[:9].t().reshape(weight.shape), dparameters[9])))
+    assert out.dtype == dx.dtype == dtype and dparameters.dtype == torch.float32
+    assert_near(actual, expected, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("sizes", MAPS, ids=str)
+def test_convolution(sizes):
+    check_convolution(sizes, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_convolution_in_half_precision(dtype):
+    check_convolution((2, 3, 5, 20), dtype)
+
+
+def test_convolution_over_many_blocks(emulator):
+    """Parts of the parameters' gradients are added up in the same order in each run."""
+    emulator.set_multiprocessors(7)
+    check_convolution((3, 9, 13, 20), torch.float32)
+    (grid,) = emulator.grids("conv_silu_backward")
+    assert grid[0] > 1
+
+
+# rows, channels: fewer rows than a block has warps, and more; channels that one warp holds at once, and does not
+ROWS = [(1, 1), (7, 5), (9, 20), (19, 33), (3, 132), (8, 64)]
+
+
+def check_norm(sizes, dtype, gated):
+    draw = Draw(sum(sizes), dtype)
+    channels = sizes[1]
+    x, gate, dy = draw.normal(*sizes) + 3, draw.normal(*sizes) if gated else None, draw.normal(*sizes)
+    weight, bias = draw.parameter(channels), draw.parameter(channels)
+    given = {"x": x, "gate": gate, "weight": weight, "bias": bias}
+    exact = {name: t.double().requires_grad_() for name, t in given.items() if t is not None}
+    y = F.layer_norm(exact["x"], (channels,), exact["weight"], exact["bias"], 1e-5)
+    y = y * F.silu(exact["gate"]) if gated else y
+    expected = dict(zip(exact, torch.autograd.grad(y, tuple(exact.values()), dy.double())), out=y.detach())
+    out, statistics = cuda_fused.layer_norm(x, gate, weight, bias, 1e-5)
+    dx, dgate, again, dparameters = cuda_fused.layer_norm_backward(dy, statistics, x, gate, weight, bias)
+    actual = {"x": dx, "gate": dgate, "weight": dparameters[0], "bias": dparameters[1], "out": out}
+    assert_near({name: t for name, t in actual.items() if t is not None}, expected, TOLERANCES[dtype])
+    assert out.dtype == dx.dtype == dtype
+    if gated:
+        assert_near({"again": again}, {"again": out}, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("sizes", ROWS, ids=str)
+def test_norm(sizes, gated):
+    check_norm(sizes, torch.float32, gated)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_norm_in_half_precision(dtype):
+    check_norm((9, 20), dtype, gated=True)
+
+
+def test_norm_over_many_blocks(emulator):
+    emulator.set_multiprocessors(3)
+    check_norm((101, 5), torch.float32, gated=True)
+    assert emulator.grids("layer_norm_gate_backward") == [(12, 1, 1)]
+
+
+def test_silu_of_any_size():
+    """No infinity times zero where the exponential leaves the range of float32."""
+    x = torch.tensor([-3e38, -1e4, -100.0, -88.0, -1e-30, 0.0, 88.0, 100.0, 1e4]).view(1, 1, 9, 1)
+    weight, bias = torch.zeros(1, 1, 3, 3), torch.zeros(1)
+    weight[..., 1, 1] = 1
+    actual = cuda_fused.conv_silu(x, weight, bias)
+    torch.testing.assert_close(actual.double(), F.silu(x.double()), rtol=1e-5, atol=1e-36)
+    dx, _ = cuda_fused.conv_silu_backward(torch.ones_like(x), x, weight, bias)
+    exact = x.double().requires_grad_()
+    expected = torch.autograd.grad(F.silu(exact).sum(), exact)[0]
+    torch.testing.assert_close(dx.double(), expected, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("padded_rank", [3, 8])
+def test_packed_weights(padded_rank, dtype):
+    model, d, n, rank = 5, 6, 3, 3
+    draw = Draw(0)
+    in_proj, out_proj, dt = draw.normal(2 * d, model), draw.normal(model, d), draw.normal(4, d, rank)
+    x_proj, A_logs = draw.normal(4, rank + 2 * n, d), draw.normal(4 * d, n)
+    packed = cuda_fused.pack(in_proj, out_proj, x_proj, dt, A_logs, padded_rank, dtype)
+    surplus = padded_rank - rank
+    low_rank_last = F.pad(torch.cat([x_proj[:, rank:], x_proj[:, :rank]], dim=1), (0, 0, 0, surplus))
+    expected = [in_proj, out_proj, low_rank_last.flatten(0, 1), F.pad(dt, (0, surplus))]
+    for actual, want in zip(packed, expected):
+        assert actual.equal(want.to(dtype))
+    torch.testing.assert_close(packed[4], -A_logs.exp().view(4, d, n) * LOG2_E)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("channels", [5, 20])
+def test_merge(channels, dtype):
+    draw = Draw(channels, dtype)
+    parts, skip, weight = draw.normal(4, 2, 35, channels), draw.normal(2, 35, channels), draw.parameter(4, channels)
+    merged = merge(parts, skip, weight, torch.empty_like(skip))
+    expected = (parts.double() + weight.double()[:, None, None] * skip.double()).sum(0)
+    assert_near({"merged": merged}, {"merged": expected}, TOLERANCES[dtype])
+    assert_equal({"": merge(parts, skip, weight, torch.empty_like(skip))}, {"": merged})

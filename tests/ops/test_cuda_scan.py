@@ -1,0 +1,267 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The scan's CUDA kernels, emulated, compute what the equations say in float64: the output and every gradient."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from cuda_cases import (
+    TOLERANCES,
+    assert_equal,
+    assert_like_float64,
+    assert_near,
+    doubling_cross_scan,
+    leaves,
+    map_inputs,
+    output_and_gradients,
+    sequence_inputs,
+)
+
+from swinumamba_monai.ops import cross_scan_2d, cross_scan_2d_ref, cuda_scan, selective_scan, selective_scan_ref
+from swinumamba_monai.ops.cuda_scan import CHUNK, LOG2_E, TILE
+
+pytestmark = pytest.mark.usefixtures("emulator")
+
+# batch, height, width, channels, states: one position, primes, one less than a tile, a tile, a chunk and one more; all
+# of 1, 2 and 4 threads for the states of a channel; channels one at a time and four at a time, in one block and in two
+MAPS = [
+    (1, 1, 1, 1, 1),
+    (3, 5, 3, 5, 3),
+    (1, 1, TILE, 17, 8),
+    (2, 3, 11, 20, 16),
+    (1, CHUNK - 1, 1, 36, 8),
+    (1, 8, 4, 64, 16),
+    (1, 2, 17, 20, 13),
+]
+SEQUENCES = [(1, 1, 1, 1, 1), (2, TILE + 1, 2, 5, 3), (1, CHUNK, 3, 20, 16), (1, 2 * CHUNK + 1, 2, 4, 8)]
+
+
+def exact(dtype=torch.float32):
+    return TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("sizes", MAPS, ids=str)
+def test_map(sizes):
+    assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(*sizes, seed=sum(sizes)), exact())
+
+
+def test_the_truth_of_long_maps():
+    """What test_gpu.py compares large maps with is what the equations say."""
+    inputs = {name: t.double() for name, t in map_inputs(2, 5, 7, 4, 3).items()}
+    assert_like_float64(doubling_cross_scan, cross_scan_2d_ref, inputs, 1e-12)
+
+
+def test_numbers_never_seen_before():
+    """Other numbers in each run; the seed that failed is in the message."""
+    seed = torch.seed() % 2**32
+    inputs = map_inputs(2, 5, 7, 20, 16, seed=seed)
+    assert_like_float64(cross_scan_2d, cross_scan_2d_ref, inputs, exact(), note=f"(seed {seed})")
+
+
+@pytest.mark.parametrize("direction", range(4))
+def test_each_direction_alone(direction):
+    """A direction whose C and D are zero gives nothing, so a direction that goes astray is not hidden by the others."""
+    inputs = map_inputs(1, 5, 7, 5, 3, seed=direction)
+    others = torch.arange(4) != direction
+    inputs["C"][..., others, :] = 0
+    inputs["D"][others] = 0
+    expected = output_and_gradients(cross_scan_2d_ref, leaves(inputs, torch.float64))
+    actual = output_and_gradients(cross_scan_2d, leaves(inputs))
+    assert_near(actual, expected, exact())
+    assert actual["delta"][..., others, :].abs().max() == 0
+    assert actual["delta"][..., direction, :].abs().min() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype):
+    inputs = map_inputs(2, 5, 7, 20, 16, dtype=dtype)
+    assert_like_float64(cross_scan_2d, cross_scan_2d_ref, inputs, exact(dtype))
+
+
+@pytest.mark.parametrize("segment", [CHUNK, 2 * CHUNK, 3 * CHUNK, 99])
+def test_segments(emulator, monkeypatch, segment):
+    """Sequences of 99 positions cut into 4, 2, 2 and 1, so that the last is shorter than the others, or is all."""
+    monkeypatch.setattr(cuda_scan, "_segment", lambda wanted, widths, *sizes: (widths[-1], segment))
+    assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 11, 9, 20, 16), exact())
+    for kernel in ("scan_forward", "scan_backward"):
+        assert {grid[1] for grid in emulator.grids(kernel)} == {-(-99 // segment)}
+    assert bool(emulator.grids("scan_chain_states")) == (segment < 99)
+
+
+def test_more_multiprocessors_get_more_segments(emulator):
+    for multiprocessors, segments in ((1, 1), (1000, 4)):
+        emulator.set_multiprocessors(multiprocessors)
+        results = output_and_gradients(cross_scan_2d, leaves(map_inputs(2, 11, 9, 20, 16)))
+        assert emulator.grids("scan_forward")[-1][1] == emulator.grids("scan_backward")[-1][1] == segments
+        assert all(t.isfinite().all() for t in results.values())
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_every_tile_of_a_thread(emulator, width):
+    emulator.set_width(width)
+    assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 5, 7, 36, 16), exact())
+    assert set(emulator.macros("scan.cu", "CHANNELS")) == {width}
+
+
+@pytest.mark.parametrize("sizes", SEQUENCES, ids=str)
+@pytest.mark.parametrize("softplus", [False, True])
+def test_sequence(sizes, softplus):
+    scan, reference = (partial(f, delta_softplus=softplus) for f in (selective_scan, selective_scan_ref))
+    assert_like_float64(scan, reference, sequence_inputs(*sizes, seed=sum(sizes)), exact())
+
+
+def test_sequence_without_skip_and_bias():
+    inputs = sequence_inputs(2, 9, 2, 4, 3)
+    del inputs["D"], inputs["delta_bias"]
+    assert_like_float64(selective_scan, selective_scan_ref, inputs, exact())
+
+
+def every_second(t):
+    """The same numbers with gaps between all of them."""
+    return torch.stack([t, torch.full_like(t, torch.nan)], dim=-1)[..., 0]
+
+
+def from_an_odd_address(t):
+    """The same numbers, contiguous, but not where four of them may be loaded at once."""
+    memory = t.new_empty(t.numel() + 1)
+    return memory[1:].view(t.shape).copy_(t)
+
+
+LAYOUTS = {
+    "gaps": every_second,
+    "gaps between rows": lambda t: torch.cat([t, t], dim=-1)[..., : t.shape[-1]],
+    "reversed axes": lambda t: t.permute(*range(t.ndim)[::-1]).contiguous().permute(*range(t.ndim)[::-1]),
+    "odd address": from_an_odd_address,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts(layout):
+    inputs = map_inputs(2, 3, 5, 4, 4)
+    changed = {name: layout(t) for name, t in inputs.items()}
+    actual = output_and_gradients(cross_scan_2d, leaves(changed))
+    assert_near(actual, output_and_gradients(cross_scan_2d_ref, leaves(inputs, torch.float64)), exact())
+
+
+def test_odd_addresses_are_read_one_by_one(emulator):
+    inputs = map_inputs(1, 3, 5, 4, 4)
+    cross_scan_2d(**inputs)
+    cross_scan_2d(**{name: from_an_odd_address(t) for name, t in inputs.items()})
+    assert emulator.macros("scan.cu", "VECTOR") == emulator.macros("merge.cu", "VECTOR") == [4, 1]
+
+
+def test_repeated_samples():
+    """A map whose samples are one and the same memory: each has a gradient of its own."""
+    one = map_inputs(1, 3, 5, 4, 4)
+    maps = ("x", "delta", "B", "C")
+
+    def repeated(scan, **inputs):
+        return scan(**{name: t.expand(3, *t.shape[1:]) if name in maps else t for name, t in inputs.items()})
+
+    assert_like_float64(partial(repeated, cross_scan_2d), partial(repeated, cross_scan_2d_ref), one, exact())
+
+
+@pytest.mark.parametrize("step", [-50.0, 0.0, 50.0])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_steps_of_any_size(step, dtype):
+    inputs = map_inputs(1, 7, 5, 4, 4, dtype=dtype)
+    inputs["delta"].fill_(step)
+    inputs["delta_bias"].zero_()
+    assert_like_float64(cross_scan_2d, cross_scan_2d_ref, inputs, exact(dtype))
+
+
+def test_steps_of_all_sizes_without_softplus():
+    """Without softplus a step is what was given; 0 keeps the state, 50 forgets it."""
+    inputs = sequence_inputs(1, 45, 1, 4, 4)
+    del inputs["delta_bias"]
+    inputs["delta"] = torch.tensor([50.0, 0.0, 1e-30, 1.0, 1e-4]).repeat(36).view(1, 4, 45).contiguous()
+    assert_like_float64(selective_scan, selective_scan_ref, inputs, exact())
+
+
+def test_repeated_runs_agree_bit_for_bit(emulator):
+    emulator.set_multiprocessors(3)
+    inputs = leaves(map_inputs(2, 7, 5, 20, 16))
+    first = output_and_gradients(cross_scan_2d, inputs)
+    assert_equal(output_and_gradients(cross_scan_2d, inputs), first)
+
+
+@pytest.mark.parametrize("wanted", [("x",), ("A",), ("delta", "B"), ("D", "delta_bias")], ids=str)
+def test_gradients_of_some_inputs(wanted):
+    inputs = map_inputs(1, 5, 3, 5, 3)
+    everything = output_and_gradients(cross_scan_2d, leaves(inputs))
+    some = {name: t.requires_grad_(name in wanted) for name, t in leaves(inputs).items()}
+    assert_equal(output_and_gradients(cross_scan_2d, some), {name: everything[name] for name in ("out", *wanted)})
+
+
+def test_no_states_are_kept_without_gradients(monkeypatch):
+    kept, scan_forward = [], cuda_scan.scan_forward
+
+    def spy(*arguments):
+        y, states = scan_forward(*arguments)
+        kept.append(states.numel())
+        return y, states
+
+    monkeypatch.setattr(cuda_scan, "scan_forward", spy)
+    inputs = leaves(map_inputs(1, 5, 7, 5, 3))
+    with torch.no_grad():
+        silent = cross_scan_2d(**inputs)
+    assert cross_scan_2d(**inputs).equal(silent)
+    assert kept == [0, 4 * 2 * 5 * 3]  # directions, chunks of 35 positions, channels, states
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype):
+    """Maps in half precision, and a delta that autocast left in float32: all is scanned in float32."""
+    inputs = map_inputs(1, 5, 7, 20, 16)
+    rounded = {name: t.to(dtype) if name in ("x", "B", "C") else t for name, t in inputs.items()}
+
+    def scan(**tensors):
+        with torch.autocast("cpu", dtype):
+            return cross_scan_2d(**tensors)
+
+    actual = assert_like_float64(scan, cross_scan_2d_ref, rounded, exact(dtype))
+    assert actual["out"].dtype == dtype
+
+
+@pytest.mark.parametrize("size", [[], [3, 5]], ids=["sequence", "map"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_operators_are_registered_correctly(size, keep):
+    u, delta, A, B, C, delta_bias = kernel_inputs(map_inputs(2, 3, 5, 4, 4))
+    u = u if size else u.expand(4, -1, -1, -1).contiguous()
+    D = torch.ones(4, 4)
+    inputs = [t.detach().requires_grad_(keep) for t in (u, delta, A, B, C, D, delta_bias)]
+    torch.library.opcheck(torch.ops.swinumamba.scan_cuda.default, (*inputs, size, True, keep))
+    if keep:
+        y, states = torch.ops.swinumamba.scan_cuda(*inputs, size, True, keep)
+        saved = [t.detach() for t in (y, states, *inputs)]
+        torch.library.opcheck(torch.ops.swinumamba.scan_cuda_backward.default, (*saved, size, True))
+
+
+def test_compiles_into_one_graph():
+    inputs = leaves(map_inputs(1, 3, 5, 4, 4))
+    compiled = torch.compile(cross_scan_2d, backend="aot_eager", fullgraph=True)
+    assert_equal(output_and_gradients(compiled, inputs), output_and_gradients(cross_scan_2d, inputs))
+
+
+def test_the_gradient_of_delta_may_take_its_place():
+    inputs = kernel_inputs(map_inputs(2, 5, 7, 20, 16))
+    y, states = cuda_scan.scan_forward(inputs, (5, 7), True, True)
+    dy = torch.randn(1, *y.shape[1:], generator=torch.Generator().manual_seed(2))
+    results = []
+    for in_place in (False, True):
+        delta = inputs[1].clone(memory_format=torch.preserve_format)
+        ddelta = delta if in_place else torch.empty_like(delta)
+        du, dBC, sums = cuda_scan.scan_backward(
+            dy, states, (inputs[0], delta, *inputs[2:]), (5, 7), True, ddelta=ddelta
+        )
+        results.append({"du": du, "dBC": dBC, "sums": sums, "ddelta": ddelta})
+    assert_equal(*results)
+
+
+def kernel_inputs(inputs):
+    """u, delta, A, B, C and delta_bias of a map, as ``scan_forward`` takes them."""
+    delta, B, C = (inputs[name].permute(3, 0, 1, 2, 4).flatten(2, 3) for name in ("delta", "B", "C"))
+    return inputs["x"].flatten(1, 2)[None], delta, inputs["A"] * LOG2_E, B, C, inputs["delta_bias"]

@@ -1,0 +1,226 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels on a real GPU, at real sizes: ``python -m pytest tests/ops/test_gpu.py``, about a minute."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cuda_cases import (
+    TOLERANCES,
+    Draw,
+    assert_equal,
+    assert_like_float64,
+    assert_near,
+    doubling_cross_scan,
+    leaves,
+    map_inputs,
+    output_and_gradients,
+    sequence_inputs,
+    ss2d_inputs,
+)
+
+from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.ops import cross_scan_2d, dispatch, selective_scan, selective_scan_ref
+from swinumamba_monai.ops.layer_norm import layer_norm
+from swinumamba_monai.ops.ss2d import ss2d, ss2d_ref
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+
+scan = partial(cross_scan_2d, backend="cuda")
+ss2d_portable = partial(ss2d_ref, backend="portable")
+
+# batch, height, width, channels, states
+MAPS = [
+    (1, 1, 1, 36, 16),
+    (2, 13, 17, 36, 16),
+    (3, 31, 33, 17, 8),
+    (1, 1, 4099, 5, 1),
+    (64, 7, 5, 36, 16),
+    (1, 257, 131, 20, 16),
+]
+
+
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch):
+    """No TF32 in convolutions (products have none unless asked for), and no backend from the environment."""
+    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+    torch.cuda.empty_cache()
+
+
+@DTYPES
+@pytest.mark.parametrize("sizes", MAPS, ids=str)
+def test_map(sizes, dtype):
+    inputs = map_inputs(*sizes, dtype=dtype, seed=sum(sizes), device="cuda")
+    assert_like_float64(scan, doubling_cross_scan, inputs, TOLERANCES[dtype])
+
+
+def test_largest_map():
+    """A million positions; the truth takes 11 GB."""
+    if torch.cuda.get_device_properties(0).total_memory < 20 << 30:
+        pytest.skip("the float64 truth needs a GPU with more than 20 GB")
+    inputs = map_inputs(1, 1024, 1024, 4, 2, device="cuda")
+    assert_like_float64(scan, doubling_cross_scan, inputs, TOLERANCES[torch.float32])
+
+
+def test_numbers_never_seen_before():
+    """Other numbers in each run; the seed that failed is in the message."""
+    seed = torch.seed() % 2**32
+    inputs = map_inputs(2, 40, 41, 36, 16, seed=seed, device="cuda")
+    assert_like_float64(scan, doubling_cross_scan, inputs, TOLERANCES[torch.float32], note=f"(seed {seed})")
+
+
+@pytest.mark.parametrize("direction", range(4))
+def test_each_direction_alone(direction):
+    inputs = map_inputs(1, 37, 41, 20, 16, seed=direction, device="cuda")
+    others = torch.arange(4) != direction
+    inputs["C"][..., others, :] = 0
+    inputs["D"][others] = 0
+    assert_like_float64(scan, doubling_cross_scan, inputs, TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+def test_sequence(softplus):
+    inputs = sequence_inputs(2, 257, 3, 20, 16, device="cuda")
+    function = partial(selective_scan, delta_softplus=softplus, backend="cuda")
+    reference = partial(selective_scan_ref, delta_softplus=softplus)
+    assert_like_float64(function, reference, inputs, TOLERANCES[torch.float32])
+
+
+@DTYPES
+@pytest.mark.parametrize("step", [-50.0, 50.0])
+def test_steps_of_any_size(step, dtype):
+    inputs = map_inputs(1, 29, 31, 36, 16, dtype=dtype, device="cuda")
+    inputs["delta"].fill_(step)
+    inputs["delta_bias"].zero_()
+    assert_like_float64(scan, doubling_cross_scan, inputs, TOLERANCES[dtype])
+
+
+def test_layouts():
+    """Gaps between all numbers, and a memory that repeats itself."""
+    inputs = map_inputs(2, 13, 17, 36, 16, device="cuda")
+    expected = output_and_gradients(doubling_cross_scan, leaves(inputs, torch.float64))
+    gaps = {name: torch.stack([t, torch.full_like(t, torch.nan)], dim=-1)[..., 0] for name, t in inputs.items()}
+    assert_near(output_and_gradients(scan, leaves(gaps)), expected, TOLERANCES[torch.float32])
+    maps = ("x", "delta", "B", "C")
+
+    def repeated(function, **tensors):
+        return function(**{n: t[:1].expand(3, *t.shape[1:]) if n in maps else t for n, t in tensors.items()})
+
+    assert_like_float64(
+        partial(repeated, scan), partial(repeated, doubling_cross_scan), inputs, TOLERANCES[torch.float32]
+    )
+
+
+def test_an_odd_address():
+    inputs = map_inputs(2, 13, 17, 36, 16, device="cuda")
+    memory = torch.empty(inputs["x"].numel() + 1, device="cuda")
+    moved = memory[1:].view(inputs["x"].shape).copy_(inputs["x"])
+    assert_near({"": scan(**{**inputs, "x": moved})}, {"": scan(**inputs)}, 1e-6)
+
+
+@pytest.mark.parametrize("function", [scan, partial(ss2d, backend="cuda")], ids=["scan", "ss2d"])
+def test_repeated_runs_agree_bit_for_bit(function):
+    sizes = (2, 40, 40, 36, 16)
+    inputs = map_inputs(*sizes, device="cuda") if function is scan else ss2d_inputs(*sizes, 3, device="cuda")
+    first = output_and_gradients(function, leaves(inputs))
+    assert_equal(output_and_gradients(function, leaves(inputs)), first)
+
+
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=str
+)
+@pytest.mark.parametrize("sizes", [(2, 40, 40, 96, 16, 6), (3, 7, 11, 10, 8, 3), (16, 10, 10, 128, 16, 8)], ids=str)
+def test_ss2d(sizes, dtype, tolerance):
+    """Tolerances are those of test_ss2d.py."""
+    inputs = ss2d_inputs(*sizes, dtype=dtype, device="cuda")
+    actual = assert_like_float64(partial(ss2d, backend="cuda"), ss2d_portable, inputs, tolerance)
+    expected = ss2d_portable(**{name: t.double() for name, t in inputs.items()})
+    assert_near({"out": actual["out"]}, {"out": expected}, TOLERANCES[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1), (1601, 96), (2, 7, 5, 3072)], ids=str)
+def test_layer_norm(shape, dtype):
+    """3072 channels need more shared memory than a block has without asking."""
+    draw = Draw(0, dtype, "cuda")
+    inputs = {"x": draw.normal(*shape) + 2, "weight": draw.parameter(shape[-1]), "bias": draw.parameter(shape[-1])}
+    assert_like_float64(
+        layer_norm, lambda x, weight, bias: F.layer_norm(x, weight.shape, weight, bias), inputs, TOLERANCES[dtype]
+    )
+
+
+def test_cuda_graph():
+    """Kernels go to the stream that is captured, and a replay reads what is in the inputs then."""
+    inputs = ss2d_inputs(2, 20, 20, 96, 16, 6, dtype=torch.bfloat16, device="cuda")
+    with torch.no_grad():
+        ss2d(**inputs)  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = ss2d(**inputs)
+        inputs["x"].mul_(0.5)
+        graph.replay()
+        assert captured.equal(ss2d(**inputs))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_another_device_than_the_current_one():
+    inputs = map_inputs(2, 13, 17, 36, 16)
+    here, there = ({n: t.to(device) for n, t in inputs.items()} for device in ("cuda:0", "cuda:1"))
+    expected = output_and_gradients(scan, leaves(here))
+    actual = output_and_gradients(scan, leaves(there))
+    assert torch.cuda.current_device() == 0
+    assert all(t.device.index == 1 for t in actual.values())
+    assert_near({n: t.cpu() for n, t in actual.items()}, {n: t.cpu() for n, t in expected.items()}, 1e-6)
+
+
+def test_the_default_is_the_kernels(caplog):
+    dispatch._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, dispatch.__name__):
+        assert dispatch.choose_backend("auto", "cuda", torch.bfloat16, 16) == "cuda"
+        assert dispatch.choose_backend("auto", "cuda", torch.bfloat16, 17) == "portable"
+    assert [r.levelno for r in caplog.records] == [logging.INFO, logging.WARNING]
+
+
+def loss_and_gradients(network, images):
+    heads = network(images)
+    sum(head.double().square().mean() for head in heads).backward()
+    gradients = torch.cat([p.grad.double().flatten() for p in network.parameters()])
+    network.zero_grad()
+    return {**{f"head {i}": head.detach() for i, head in enumerate(heads)}, "gradients": gradients}
+
+
+@pytest.mark.parametrize("cls", [SwinUMambaD, SwinUMamba], ids=lambda cls: cls.__name__)
+def test_published_networks(cls):
+    """The kernels and torch's operators, both in float32; and under autocast against that."""
+    torch.manual_seed(0)
+    network = cls(3, 5, drop_path_rate=0.0).cuda()
+    portable = copy.deepcopy(network)
+    for module in portable.modules():
+        if hasattr(module, "scan_backend"):
+            module.scan_backend = "portable"
+    images = torch.randn(2, 3, 96, 128, device="cuda")
+    actual, expected = (loss_and_gradients(n, images) for n in (network, portable))
+    assert_near(actual, expected, 1e-3)  # of roundings through some forty layers, forth and back
+    with torch.autocast("cuda", torch.bfloat16):
+        halves = loss_and_gradients(network, images)
+    for name, want in expected.items():
+        assert halves[name].isfinite().all()
+        similarity = F.cosine_similarity(halves[name].double().flatten(), want.double().flatten(), dim=0)
+        assert similarity > 0.95, name
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)], ids=str)
+def test_mamba_ssm_computes_the_same(dtype, tolerance):
+    pytest.importorskip("mamba_ssm")
+    inputs = leaves(map_inputs(2, 13, 17, 36, 16, dtype=dtype, device="cuda"))
+    expected = output_and_gradients(partial(cross_scan_2d, backend="mamba_ssm"), inputs)
+    assert_near(output_and_gradients(scan, inputs), expected, tolerance)

@@ -1,0 +1,194 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""SS2D as one operator, its CUDA kernels emulated, against its lines in torch in float64; and in the networks."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from cuda_cases import (
+    TOLERANCES,
+    assert_equal,
+    assert_like_float64,
+    assert_near,
+    leaves,
+    output_and_gradients,
+    ss2d_inputs,
+)
+from monai.data import MetaTensor
+
+from swinumamba_monai.networks import SwinUMambaD
+from swinumamba_monai.networks.vss import SS2D
+from swinumamba_monai.ops import ss2d as ss2d_module
+from swinumamba_monai.ops.ss2d import ss2d, ss2d_ref
+
+reference = partial(ss2d_ref, backend="reference")
+
+# batch, height, width, channels (twice as many are scanned), states, rank of Δ
+SIZES = [(1, 1, 1, 3, 1, 1), (2, 3, 5, 5, 3, 1), (3, 2, 9, 10, 8, 3), (1, 5, 7, 16, 16, 9)]
+# The output is held to the bounds of a scan. Its gradients pass a dozen maps that are rounded one after another, and
+# weights that are; torch's own lines under autocast are up to 2e-2 (bfloat16) from float64 here.
+HALF_TOLERANCES = {torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_float32(emulator, sizes):
+    inputs = ss2d_inputs(*sizes, seed=sum(sizes))
+    assert_like_float64(ss2d, reference, inputs, TOLERANCES[torch.float32])
+    assert emulator.grids("scan_backward")
+
+
+@pytest.mark.parametrize("dtype", HALF_TOLERANCES, ids=str)
+def test_half_precision(emulator, dtype):
+    inputs = ss2d_inputs(1, 5, 7, 10, 16, 3, dtype=dtype)
+    actual = assert_like_float64(ss2d, reference, inputs, HALF_TOLERANCES[dtype])
+    expected = reference(**{name: t.double() for name, t in inputs.items()})
+    assert_near({"out": actual["out"]}, {"out": expected}, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", HALF_TOLERANCES, ids=str)
+def test_autocast(emulator, dtype):
+    """The same as maps of that dtype, with the gradient of the map in its own."""
+    inputs = ss2d_inputs(1, 5, 7, 10, 16, 3)
+    inputs["x"] = inputs["x"].to(dtype).float()
+
+    def under_autocast(**tensors):
+        with torch.autocast("cpu", dtype):
+            return ss2d(**tensors)
+
+    actual = output_and_gradients(under_autocast, leaves(inputs))
+    expected = output_and_gradients(ss2d, leaves({**inputs, "x": inputs["x"].to(dtype)}))
+    assert actual["out"].dtype == dtype and actual["x"].dtype == torch.float32
+    assert_equal({**actual, "x": actual["x"].to(dtype)}, expected)
+
+
+def test_numbers_never_seen_before(emulator):
+    """Other numbers in each run; the seed that failed is in the message."""
+    seed = torch.seed() % 2**32
+    inputs = ss2d_inputs(2, 3, 11, 8, 4, 2, seed=seed)
+    assert_like_float64(ss2d, reference, inputs, TOLERANCES[torch.float32], note=f"(seed {seed})")
+
+
+def test_some_samples_at_a_time(emulator, monkeypatch):
+    inputs = ss2d_inputs(3, 5, 7, 8, 4, 2)
+    together = output_and_gradients(ss2d, leaves(inputs))
+    assert {grid[2] for grid in emulator.grids("scan_forward")} == {4 * 3}
+    emulator.launched.clear()
+    sample_bytes = ss2d_module.SCAN_MAPS * 5 * 7 * 16 * 4
+    monkeypatch.setattr(ss2d_module, "SCAN_BYTES", 2 * sample_bytes)
+    in_parts = assert_like_float64(ss2d, reference, inputs, TOLERANCES[torch.float32])
+    assert [grid[2] for grid in emulator.grids("scan_forward")] == [8, 4]
+    assert [grid[2] for grid in emulator.grids("scan_backward")] == [8, 4]
+    assert in_parts["out"].equal(together["out"])
+
+
+def test_layouts(emulator):
+    inputs = ss2d_inputs(2, 3, 5, 8, 4, 2)
+    expected = output_and_gradients(ss2d, leaves(inputs))
+    columns_first = {name: t.mT.contiguous().mT if t.ndim > 1 else t for name, t in inputs.items()}
+    actual = output_and_gradients(ss2d, leaves(columns_first))
+    assert_near(actual, expected, 1e-6)
+
+
+def test_repeated_runs_agree_bit_for_bit(emulator):
+    emulator.set_multiprocessors(3)
+    inputs = leaves(ss2d_inputs(2, 5, 7, 8, 4, 2))
+    assert_equal(output_and_gradients(ss2d, inputs), output_and_gradients(ss2d, inputs))
+
+
+@pytest.mark.parametrize("wanted", [("x",), ("A_logs", "conv_bias"), ("out_proj_weight",)], ids=str)
+def test_gradients_of_some_inputs(emulator, wanted):
+    inputs = ss2d_inputs(1, 3, 5, 8, 4, 2)
+    everything = output_and_gradients(ss2d, leaves(inputs))
+    some = {name: t.requires_grad_(name in wanted) for name, t in leaves(inputs).items()}
+    assert_equal(output_and_gradients(ss2d, some), {name: everything[name] for name in ("out", *wanted)})
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_operators_are_registered_correctly(emulator, keep):
+    inputs = [t.requires_grad_(keep) for t in leaves(ss2d_inputs(2, 3, 5, 8, 4, 2)).values()]
+    torch.library.opcheck(torch.ops.swinumamba.ss2d.default, (*inputs, 1e-5, keep))
+    if keep:
+        out, *kept = (t.detach() for t in torch.ops.swinumamba.ss2d(*inputs, 1e-5, True))
+        torch.library.opcheck(torch.ops.swinumamba.ss2d_backward.default, (out, *kept, *(t.detach() for t in inputs)))
+
+
+def test_compiles_into_one_graph(emulator):
+    inputs = leaves(ss2d_inputs(2, 3, 5, 8, 4, 2))
+    compiled = torch.compile(ss2d, backend="aot_eager", fullgraph=True)
+    assert_equal(output_and_gradients(compiled, inputs), output_and_gradients(ss2d, inputs))
+
+
+def test_an_rms_norm_takes_the_scan_alone(emulator):
+    inputs = ss2d_inputs(1, 3, 5, 8, 4, 2)
+    del inputs["norm_bias"]
+    assert_like_float64(
+        partial(ss2d, norm_bias=None), partial(reference, norm_bias=None), inputs, TOLERANCES[torch.float32]
+    )
+    launched = {name for name, _ in emulator.launched}
+    assert "scan_backward" in launched and "conv_silu" not in launched
+
+
+def test_more_states_than_the_kernels_hold(emulator):
+    inputs = ss2d_inputs(1, 2, 3, 2, 17, 1)
+    assert_like_float64(ss2d, reference, inputs, TOLERANCES[torch.float32])
+    assert not emulator.launched
+    with pytest.raises(RuntimeError, match=r"'cuda' cannot be used: the kernels hold at most 16 states .*, not 17;"):
+        ss2d(**inputs, backend="cuda")
+
+
+def module_gradients(module, x):
+    x = x.detach().requires_grad_()
+    heads = module(x)
+    heads = heads if isinstance(heads, list) else [heads]
+    sum(head.as_subclass(torch.Tensor).double().square().mean() for head in heads).backward()
+    results = {name: p.grad for name, p in module.named_parameters()}
+    module.zero_grad()
+    return {**{f"head {i}": head.detach() for i, head in enumerate(heads)}, "x": x.grad, **results}
+
+
+def test_every_parameter_of_the_module(emulator):
+    torch.manual_seed(0)
+    module = SS2D(8, d_state=4)
+    x = torch.randn(2, 5, 3, 8)
+    actual = module_gradients(module, x)
+    assert emulator.grids("scan_backward")
+    exact = SS2D(8, d_state=4, scan_backend="reference").double()
+    exact.load_state_dict(module.state_dict())
+    assert_near(actual, module_gradients(exact, x.double()), TOLERANCES[torch.float32])
+
+
+@pytest.fixture(scope="module")
+def small_network():
+    torch.manual_seed(0)
+    return SwinUMambaD(
+        1, 3, depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1), feature_size=8, d_state=4, drop_path_rate=0.0
+    )
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return torch.randn(1, 1, 37, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_network(emulator, small_network, picture, monkeypatch):
+    actual = module_gradients(small_network, picture)
+    assert len(emulator.grids("scan_backward")) == 7  # blocks
+    monkeypatch.setenv("SWINUMAMBA_BACKEND", "portable")
+    # Thirty layers, and convolutions whose sums have other orders.
+    assert_near(actual, module_gradients(small_network, picture), 1e-4)
+
+
+def test_network_with_checkpoints_and_metadata(emulator, small_network, picture):
+    expected = module_gradients(small_network, picture)
+    stages = [*small_network.vssm_encoder.layers, *small_network.decoder.stages]
+    for stage in stages:
+        stage.use_checkpoint = True
+    try:
+        actual = module_gradients(small_network, MetaTensor(picture))
+    finally:
+        for stage in stages:
+            stage.use_checkpoint = False
+    assert_equal({name: t.as_subclass(torch.Tensor) for name, t in actual.items()}, expected)
