@@ -3,6 +3,7 @@
 """Around and after the network: ensembles and mirroring, the image's own grid, cells, uncertainty, and writing."""
 
 from swinumamba_monai.inference.ensemble import Ensemble
+from swinumamba_monai.inference.folders import keep_folders
 from swinumamba_monai.inference.instances import ClassesToInstancesd, class_map, classes_to_instances
 from swinumamba_monai.inference.mirroring import MirrorInferer
 from swinumamba_monai.inference.overlay import Overlayd
@@ -26,4 +27,5 @@ __all__ = [
     "class_map",
     "classes_to_instances",
     "entropy_map",
+    "keep_folders",
 ]

@@ -124,6 +124,28 @@ class TestFrames:
         assert names == [f"clip#00000{n}_{what}.png" for n in range(3) for what in ("classes", "overlay")]
         assert read_image(tmp_path / "out" / names[0]).shape == (48, 64)
 
+    def test_of_the_same_name_in_several_surgeries(self, trained_in, tmp_path):
+        rng = np.random.default_rng(0)
+        for place in ("1", "2"):
+            (tmp_path / "surgeries" / place).mkdir(parents=True)
+            pixels = rng.integers(0, 255, (40, 40 + int(place), 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "surgeries" / place / "frame000.png")
+        items = [{"image": f"surgeries/{place}/frame000.png", "label": "no"} for place in ("1", "2")]
+        (tmp_path / "datalist.json").write_text(json.dumps({"name": "endoscopy", "test": items}))
+        options = {**NETWORK, "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), "save_overlay": False}
+        run("inference", trained_in("endoscopy"), **options)
+        for place in ("1", "2"):
+            mask = read_image(tmp_path / "out" / place / "frame000_classes.png")
+            assert mask.shape == (40, 40 + int(place))
+
+    def test_whose_results_would_be_one(self, trained_in, tmp_path):
+        (tmp_path / "frames").mkdir()
+        for name in ("a.png", "a.bmp"):
+            Image.fromarray(np.zeros((40, 40), dtype=np.uint8)).save(tmp_path / "frames" / name)
+        options = {**NETWORK, "dataset_dir": str(tmp_path / "frames"), "output_dir": str(tmp_path / "out")}
+        assert "would give one result" in refusal("inference", trained_in("endoscopy"), **options)
+        assert not (tmp_path / "out").exists()
+
     def test_without_any(self, trained_in, tmp_path):
         (tmp_path / "empty").mkdir()
         options = {**NETWORK, "dataset_dir": str(tmp_path / "empty"), "output_dir": str(tmp_path / "out")}

@@ -1,0 +1,38 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where results go, so that none overwrites another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from monai.transforms import Compose, SaveImaged
+
+from swinumamba_monai.errors import InputError
+
+
+def keep_folders(postprocessing: Compose, items: Sequence[Mapping[str, str]]) -> None:
+    """Let every ``SaveImaged`` keep the folders of the images below the one that holds all of them.
+
+    Images of one folder give results in one folder. The frames of several surgeries have the same names in each.
+
+    Args:
+        postprocessing: holds the transforms that save.
+        items: dictionaries with the path "image", all that will be saved.
+
+    Raises:
+        InputError: two images differ in their suffix alone.
+    """
+    sources: dict[str, str] = {}
+    for item in items:
+        image = item["image"]
+        name = os.path.splitext(image.removesuffix(".gz"))[0]  # what SaveImaged takes for the name
+        if name in sources:
+            raise InputError(f"{image} and {sources[name]} would give one result; rename one of them.")
+        sources[name] = image
+    root = os.path.commonpath([Path(name).parent for name in sources])
+    for transform in postprocessing.flatten().transforms:
+        if isinstance(transform, SaveImaged):
+            transform.saver.folder_layout.data_root_dir = root
