@@ -119,7 +119,7 @@ class _Scan:
         inputs: u, delta, A, B, C, delta_bias as in the module's text.
         size: height and width of the map whose four directions the groups are, or None for sequences.
         delta_softplus: whether delta passes through softplus.
-        warps: how many keep the GPU busy.
+        warps_per_sm: how many keep a multiprocessor busy.
         widths: channels that a thread may hold, best first.
     """
 
@@ -210,13 +210,13 @@ def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, kee
         keep_states: whether a backward will follow.
 
     Returns:
-        y without the skip D u, (g, b, l, d); the state before each chunk, (g, b, chunks, d, n), or an empty tensor.
+        y without the skip D u, (g, b, l, d); the state before each chunk, (b, g, chunks, d, n), or an empty tensor.
     """
     delta = inputs[1]
     scan = _Scan(inputs, size, delta_softplus, *FORWARD_PLAN)
     y = delta.new_empty(delta.shape)
     chunks = -(-scan.length // CHUNK) if keep_states else 0
-    states = delta.new_empty(scan.groups, scan.batch, chunks, scan.channels, scan.d_state)
+    states = delta.new_empty(scan.batch, scan.groups, chunks, scan.channels, scan.d_state)
     scan.chain_segments("states")
     scan.give(y=y, states=states)
     scan.params.keep_states = keep_states
@@ -241,7 +241,7 @@ def scan_backward(
     """
     delta = inputs[1]
     scan = _Scan(inputs, size, delta_softplus, *BACKWARD_PLAN)
-    scan.give(dy=dy, states=states.contiguous())
+    scan.give(dy=dy, states=states)
     scan.chain_segments("gradients")
     warps = min(range(1, min(BACKWARD_WARPS, scan.warps) + 1), key=lambda w: (-(-scan.warps // w) * w, -w))
     blocks = -(-scan.warps // warps)
@@ -301,7 +301,7 @@ def _skip(y: Tensor, u: Tensor, D: Tensor, size) -> Tensor:
 def _(u, delta, A, B, C, D, delta_bias, size, delta_softplus, keep):
     groups, batch, length, channels = delta.shape
     chunks = -(-length // CHUNK) if keep else 0
-    return u.new_empty(u.shape), delta.new_empty(groups, batch, chunks, channels, A.shape[-1])
+    return u.new_empty(u.shape), delta.new_empty(batch, groups, chunks, channels, A.shape[-1])
 
 
 @torch.library.custom_op(

@@ -161,7 +161,7 @@ def _forward(x, *arguments):
     merged = merged.flatten(0, 1)
     gated, statistics = layer_norm(merged, x.flatten(0, 2) @ weights.to_gate.t(), *weights.norm, eps)
     out = (gated @ weights.out_proj.t()).view(x.shape)
-    return out, merged, states[0] if len(states) == 1 else torch.cat(states, dim=1), statistics
+    return out, merged, states[0] if len(states) == 1 else torch.cat(states), statistics
 
 
 @on_its_device
@@ -178,17 +178,15 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     del gate, dgated, gated, dgate
 
     # the scan and its projections
-    map_in = x @ weights.to_map.t()
-    scanned = conv_silu(map_in, *weights.conv).flatten(1, 2)
+    scanned = conv_silu(x @ weights.to_map.t(), *weights.conv).flatten(1, 2)
     dmerged = dmerged.view(scanned.shape)
     dprojected = x.new_empty(*scanned.shape[:2], DIRECTIONS, len(weights.x_proj) // DIRECTIONS)
-    dscanned = torch.empty_like(scanned)
     sums = []
     for samples in _slices(scanned):
         low, inputs = weights.project(scanned[samples])
         delta = inputs[1]  # is overwritten by its gradient
         du, dBC, dscan = scan_backward(
-            dmerged[samples][None], states[:, samples], inputs, x.shape[1:3], True, ddelta=delta
+            dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta
         )
         ddelta = delta.flatten(1, 2)
         dprojected[samples, ..., : weights.num_BC] = dBC.flatten(3)
@@ -196,16 +194,19 @@ def _backward(dout, merged, states, statistics, x, *parameters):
             torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
         )
         ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., : weights.rank]
-        merge(du, dmerged[samples], weights.D, dscanned[samples])
+        merge(du, dmerged[samples], weights.D, dmerged[samples])  # now the gradient of what is scanned
         sums.append((ddt, dscan))
-        del low, inputs, delta, ddelta, du
+        del low, inputs, delta, ddelta, du, dBC
     ddt, dscan = sums[0] if len(sums) == 1 else (torch.stack(parts).sum(0) for parts in zip(*sums))
     dprojected = dprojected.flatten(0, 1).flatten(1)
-    dscanned = dscanned.flatten(0, 1).addmm_(dprojected, weights.x_proj)
+    dscanned = dmerged.flatten(0, 1).addmm_(dprojected, weights.x_proj)
     dx_proj = (dprojected.t() @ scanned.flatten(0, 1)).unflatten(0, (DIRECTIONS, -1))
     dx_proj = dx_proj[:, : weights.num_BC + weights.rank].roll(weights.rank, dims=1)  # the low rank's rows come first
 
+    del scanned, dprojected
+
     # the convolution and its half of in_proj
+    map_in = x @ weights.to_map.t()  # again, instead of keeping it through the scan
     dmap, dconv = conv_silu_backward(dscanned.view(map_in.shape), map_in, *weights.conv)
     dmap = dmap.flatten(0, 2)
     dx.addmm_(dmap, weights.to_map)
@@ -272,7 +273,7 @@ def _(x, *arguments):
     return (
         torch.empty_like(x),
         x.new_empty(batch * height * width, channels),
-        x.new_empty(DIRECTIONS, batch, chunks, channels, d_state),
+        x.new_empty(batch, DIRECTIONS, chunks, channels, d_state),
         x.new_empty(batch * height * width, 2, dtype=torch.float32),
     )
 

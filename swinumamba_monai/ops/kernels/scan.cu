@@ -40,7 +40,7 @@ struct ScanParams {
     const float *A;           // (g, d, n), times log2(e)
     const float *delta_bias;  // (g, d)
     element *y;               // (g, b, l, d)
-    element *states;          // (g, b, chunks, d, n): the state before each chunk
+    element *states;          // (b, g, chunks, d, n): the state before each chunk
     float *carry;             // (g, b, segments, d, n): what a segment ends with, then what it starts with
     float *decay;             // (g, b, segments, d): sum of Δ over a segment
     element *du;              // (g, b, l, d)
@@ -117,6 +117,11 @@ DEVICE Map<const element> BC_map(const ScanParams& p, const Place& at, const ele
 
 DEVICE Map<element> dense_map(const ScanParams& p, const Place& at, element* rows) {
     return {rows + sequence(p, at) * p.length * p.channels, int(p.channels)};
+}
+
+DEVICE element* kept_states(const ScanParams& p, const Place& at, int chunk) {
+    const int chunks = (int(p.length) + CHUNK - 1) / CHUNK;
+    return p.states + ((at.b * p.groups + at.g) * chunks + chunk) * p.channels * p.d_state;
 }
 
 // (channel, state) pairs of this thread from, or to, rows (d, n)
@@ -315,10 +320,8 @@ DEVICE void scan_segment(const ScanParams& p) {
         const int pixel = raw.pixel;
         __syncwarp();
         if (done + TILE < length) raw.fetch<PASS>(p, at, columns, done + TILE);
-        if (PASS == OUTPUT && p.keep_states && done % CHUNK == 0) {
-            const int chunks = (int(p.length) + CHUNK - 1) / CHUNK, chunk = (at.start + done) / CHUNK;
-            store_pairs(p, at, p.states + (sequence(p, at) * chunks + chunk) * pairs, h);
-        }
+        if (PASS == OUTPUT && p.keep_states && done % CHUNK == 0)
+            store_pairs(p, at, kept_states(p, at, (at.start + done) / CHUNK), h);
 #pragma unroll 1
         for (int start = 0; start < TILE; start += SUBTILE) {
             float results[SUBTILE];
@@ -444,7 +447,7 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
     const Place at = find_place(p);
     const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
     WarpChunk& mine = warp_chunks[warp];
-    const int chunks = (int(p.length) + CHUNK - 1) / CHUNK, first_channel = at.channel_lane * CHANNELS;
+    const int first_channel = at.channel_lane * CHANNELS;
     const long long pairs = p.channels * p.d_state;
     const auto us = u_map(p, at, p.u), dys = u_map(p, at, p.dy);
     const auto deltas = delta_map(p, at, p.delta);
@@ -486,7 +489,7 @@ KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT Scan
             copy<VECTOR>(&mine.dy[t][c], dy);
         });
         Subtile tile;
-        load_pairs(p, at, p.states + (sequence(p, at) * chunks + chunk) * pairs, tile.h[0]);
+        load_pairs(p, at, kept_states(p, at, chunk), tile.h[0]);
         __syncthreads();
 
 #pragma unroll 1
