@@ -84,10 +84,10 @@ class TestScripts:
         assert rows[1]["speedup"] == pytest.approx(rows[1]["images_per_second"] / rows[0]["images_per_second"])
 
     def test_a_failing_network_leaves_the_others(self, tmp_path, monkeypatch):
-        def fail(name, *arguments):
+        def fail(name, *arguments, **options):
             if name == "Swin-UMamba":
                 raise RuntimeError("CUDA out of memory\nmore words")
-            return TrainingStep(name, *arguments)
+            return TrainingStep(name, *arguments, **options)
 
         monkeypatch.setattr(training_step, "TrainingStep", fail)
         rows = run("training_step", tmp_path, "--precisions", "fp32", "--skip_released")["rows"]
