@@ -193,7 +193,8 @@ def _check_fit(source: str, kind: str, weights: Mapping, own: Mapping, required:
         if weight.shape != own[name].shape:
             raise InputError(
                 f"{source} does not fit the network: {name} is {tuple(weight.shape)} in the {kind} and "
-                f"{tuple(own[name].shape)} in the network; check in_channels, out_channels, feature_size and d_state."
+                f"{tuple(own[name].shape)} in the network; check in_channels, out_channels (a bundle's num_classes), "
+                "feature_size and d_state."
             )
         if weight.is_floating_point() != own[name].is_floating_point():
             dtypes = f"{weight.dtype} in the {kind} and {own[name].dtype} in the network"
