@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Invertd, MapTransform
-from monai.utils import MetaKeys, convert_to_tensor
+from monai.utils import MetaKeys, convert_to_numpy, convert_to_tensor
 from torch import Tensor
 
 
@@ -48,7 +47,7 @@ class RestoreVolumed(MapTransform):
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         result = dict(data)
         image = result[self.image_key]
-        affine = torch.as_tensor(np.asarray(image.meta[MetaKeys.ORIGINAL_AFFINE]))
+        affine = torch.as_tensor(convert_to_numpy(image.meta[MetaKeys.ORIGINAL_AFFINE]))
 
         def on_file_grid(volume: Tensor) -> MetaTensor:
             return MetaTensor(volume, meta={**image.meta, MetaKeys.AFFINE: affine})
