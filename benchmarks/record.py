@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -82,7 +83,7 @@ class Record:
             "benchmark": name,
             "quick": arguments.quick,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+            "command": _command(name),
             "git_commit": arguments.git_commit or _git_commit(),
             "seed": arguments.seed,
             "repeats": arguments.repeats,
@@ -189,6 +190,12 @@ def versions() -> dict:
         except PackageNotFoundError:
             found[name] = None
     return found
+
+
+def _command(name: str) -> str:
+    """What was typed, but for the folder that the files went to: it says nothing elsewhere."""
+    words = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    return re.sub(r" --output_dir[ =]\S+", "", words)
 
 
 def _git_commit() -> str:
