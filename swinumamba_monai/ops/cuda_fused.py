@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .cuda_scan import ELEMENTS, alignment, count_multiprocessors
-from .nvrtc import load_kernels
+from .nvrtc import load_kernels, params_type
 
 __all__ = [
     "conv_silu",
@@ -26,19 +26,13 @@ WARPS = 8
 RUN = 4  # pixels of a row that a thread of conv.cu has
 
 
-def _structure(pointers: str, integers: str, *more: tuple) -> type[ctypes.Structure]:
-    fields = [(name, ctypes.c_void_p) for name in pointers.split()]
-    fields += [(name, ctypes.c_longlong) for name in integers.split()]
-    return type("Params", (ctypes.Structure,), {"_fields_": [*fields, *more]})
-
-
-_ConvParams = _structure("x dy weight bias y dparameters", "height width channels runs transposed lanes")
-_NormParams = _structure(
-    "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
+_ConvParams = params_type("ConvParams", "x dy weight bias y dparameters", "height width channels runs transposed lanes")
+_NormParams = params_type(
+    "NormParams", "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
 )
-
-
-_PackParams = _structure("in_proj out_proj x_proj dt A_logs packed A", "model channels rank padded_rank BC")
+_PackParams = params_type(
+    "PackParams", "in_proj out_proj x_proj dt A_logs packed A", "model channels rank padded_rank BC"
+)
 
 
 def _conv_kernels(x: Tensor, vector: int):

@@ -11,7 +11,6 @@ because the kernels compute powers of two; B, C (g, b, l, n); D, delta_bias (g, 
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 from functools import cache
@@ -19,7 +18,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .nvrtc import load_kernels, on_its_device, why_nvrtc_is_unavailable
+from .nvrtc import load_kernels, on_its_device, params_type, why_nvrtc_is_unavailable
 from .portable import without_autocast
 
 __all__ = [
@@ -59,29 +58,13 @@ def why_cuda_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) 
     return why_nvrtc_is_unavailable()
 
 
-_POINTERS = "u delta B C dy A delta_bias y states carry decay du ddelta dBC dparameters"
-_INTEGERS = (
+_ScanParams = params_type(
+    "ScanParams",
+    "u delta B C dy A delta_bias y states carry decay du ddelta dBC dparameters",
     "u_group u_batch u_position delta_group delta_batch delta_position BC_group BC_batch BC_position "
-    "batch groups channels d_state length height width segment segments four_directions keep_states"
+    "batch groups channels d_state length height width segment segments four_directions keep_states",
 )
-
-
-class _ScanParams(ctypes.Structure):
-    """``ScanParams`` of scan.cu, field by field."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in _POINTERS.split()),
-        *((name, ctypes.c_longlong) for name in _INTEGERS.split()),
-    ]
-
-
-class _MergeParams(ctypes.Structure):
-    """``MergeParams`` of scan.cu."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("parts", "skip", "weight", "merged")),
-        *((name, ctypes.c_longlong) for name in ("groups", "rows", "channels")),
-    ]
+_MergeParams = params_type("MergeParams", "parts skip weight merged", "groups rows channels")
 
 
 def _segment(wanted: int, widths: tuple[int, ...], channels: int, lanes: int, length: int, sequences: int):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from swinumamba_monai.atomic import replacing
 
-__all__ = ["Kernels", "load_kernels", "on_its_device", "why_nvrtc_is_unavailable"]
+__all__ = ["Kernels", "load_kernels", "on_its_device", "params_type", "why_nvrtc_is_unavailable"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,20 @@ CACHE = Path("~/.cache/swinumamba_monai")
 MIN_CAPABILITY = (8, 0)  # conversion instructions of bfloat16
 _MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _DEFAULT_SHARED_SIZE = 48 << 10
+
+
+def params_type(name: str, pointers: str, integers: str, *more: tuple) -> type[ctypes.Structure]:
+    """The one argument of a kernel, as its source declares it.
+
+    Args:
+        name: of the structure in the source.
+        pointers: names of its pointers, which come first, parted by spaces.
+        integers: names of its 64-bit integers, which follow.
+        more: name and ctypes type of each field after those.
+    """
+    fields = [(field, ctypes.c_void_p) for field in pointers.split()]
+    fields += [(field, ctypes.c_longlong) for field in integers.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": [*fields, *more]})
 
 
 def why_nvrtc_is_unavailable() -> str | None:

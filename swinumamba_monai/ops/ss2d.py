@@ -202,7 +202,6 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     dscanned = dmerged.flatten(0, 1).addmm_(dprojected, weights.x_proj)
     dx_proj = (dprojected.t() @ scanned.flatten(0, 1)).unflatten(0, (DIRECTIONS, -1))
     dx_proj = dx_proj[:, : weights.num_BC + weights.rank].roll(weights.rank, dims=1)  # the low rank's rows come first
-
     del scanned, dprojected
 
     # the convolution and its half of in_proj
