@@ -21,8 +21,8 @@ COLUMNS = {
     "failed": "error",
 }
 NOTES = [
-    "Evaluation mode, torch.inference_mode, logits of the finest head; the batch is on the device already. nnU-Net is "
-    "built without heads, as it predicts.",
+    "Evaluation mode, torch.inference_mode, logits of the finest head; the batch is on the device already. Only "
+    "the finest head is computed.",
     "call: the network called as a user calls it, so ours replay their own CUDA graphs. eager: each call launches its "
     "kernels and casts its weights. graph: for all, the replay of one captured call.",
     "Times: median (least–most) over the samples, back-to-back calls. Ratios: of samples of the same round.",
