@@ -14,11 +14,11 @@ import torch
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import nn
 
+from swinumamba_monai.analysis.timing import allocated_bytes, free, peak_bytes, reserved_bytes
 from swinumamba_monai.networks import NNUNet, SwinUMamba, SwinUMambaD
 from swinumamba_monai.networks.vss import SS2D
 
 from .published import PublishedSS2D
-from .timing import allocated_bytes, free, peak_bytes, reserved_bytes
 
 __all__ = ["Size", "TrainingStep", "NETWORKS", "QUICK_SIZES", "SIZES", "autocast", "build", "make_loss"]
 
@@ -163,8 +163,10 @@ class TrainingStep:
         """The most memory that this network's step needs: parameters, optimizer state, batch and what a step adds.
 
         A graph's memory counts as allocated to nobody between replays; there it is what the network keeps reserved.
+        None on a CPU, where nobody counts what is resident.
         """
+        if self.device.type != "cuda":
+            return None
         if self.cuda_graphs:
             return self.held_bytes
-        added = peak_bytes(self, self.device)
-        return None if added is None else self.resident_bytes + added
+        return self.resident_bytes + peak_bytes(self, self.device)

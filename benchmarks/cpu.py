@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import torch
 
+from swinumamba_monai.analysis.timing import measure, reason
 from swinumamba_monai.ops.dispatch import choose_backend
 
 from .cases import QUICK_SIZES, Size, TrainingStep, build
 from .record import Record, make_parser, start
-from .timing import measure, ratio, reason
+from .timing import ratio
 
 SIZE = Size("abdomen_mri", 1, 1, 320, 320, 14)
 COLUMNS = {"what": "what", "network": "network", "ms": "ms", "× nnU-Net": "ratio", "failed": "error"}

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import torch
 
+from swinumamba_monai.analysis.timing import free, measure, reason
+
 from .cases import NETWORKS, PUBLISHED, QUICK_SIZES, SIZES, autocast, build
 from .published import why_published_is_unavailable
 from .record import Record, make_parser, start
-from .timing import free, graphed, measure, ratio, reason
+from .timing import graphed, ratio
 
 COLUMNS = {
     "batch": "batch",

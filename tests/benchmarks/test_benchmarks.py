@@ -16,6 +16,7 @@ import torch
 from benchmarks import data_parallel, growth, loss_curve, mamba_ssm_build, timing, training_step
 from benchmarks.cases import PUBLISHED, Size, TrainingStep, build, make_loss
 from benchmarks.published import PublishedSS2D
+from swinumamba_monai.analysis.timing import measure, summarize
 from swinumamba_monai.networks import NNUNet
 from swinumamba_monai.networks.vss import SS2D
 
@@ -134,18 +135,18 @@ class TestTiming:
     def test_rows_take_turns(self):
         calls = []
         runs = {name: lambda name=name: calls.append(name) for name in "ab"}
-        results = timing.measure(runs, CPU, repeats=3, warmup=1, sample_seconds=0)
+        results = measure(runs, CPU, repeats=3, warmup=1, sample_seconds=0)
         assert "".join(calls) == "aabb" + "ab" * 3
         assert results["a"]["ms"]["n"] == 3
 
     def test_a_run_that_fails_later_leaves_the_others(self):
         left = iter([1, 2, 3])
-        results = timing.measure({"a": lambda: next(left), "b": lambda: None}, CPU, 5, 1, 0)
+        results = measure({"a": lambda: next(left), "b": lambda: None}, CPU, 5, 1, 0)
         assert results["a"] == {"error": "StopIteration: "}
         assert results["b"]["ms"]["n"] == 5
 
     def test_ratio_is_of_rounds(self):
-        summary = timing.ratio(timing.summarize([2.0, 30.0, 4.0]), timing.summarize([1.0, 10.0, 2.0]))
+        summary = timing.ratio(summarize([2.0, 30.0, 4.0]), summarize([1.0, 10.0, 2.0]))
         assert (summary["min"], summary["median"], summary["max"]) == (2, 2, 3)
 
     def test_floor(self):
