@@ -24,27 +24,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_class_names, load_datalist
 from swinumamba_monai.data.synthetic import SYNTHESIZERS
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.networks import SYSTEMS
 from swinumamba_monai.overlays import OVERLAYS
 
 from .evidence_report import write_report
-from .record import ROOT, hardware, versions
+from .record import ROOT, versions
 
 OURS, REFERENCE = "SwinUMambaD", "nnUNet"
-SYSTEMS = (
-    OURS, "SwinUMamba", REFERENCE, "SegResNet", "UNETR", "SwinUNETR", "UMambaBot", "UMambaEnc", "NNFormer",
-)  # fmt: skip
 BLOCKS = {OURS: (), **{f"{OURS}-{block}": (f"block_{block.lower()}",) for block in ("Vim", "Mamba", "Conv")}}
 TASKS = ("microscopy", "endoscopy")
 ROI_SIZE = {"microscopy": (256, 256), "endoscopy": (384, 640)}
 MACHINE = ("dataset_dir", "num_workers")  # settings that may change when a run goes on elsewhere
-# A network of a few thousand parameters, where the systems have options that make one.
-QUICK = {"feature_size": 8, "depths": [1, 1, 1, 1], "decoder_depths": [1, 1, 1], "d_state": 2}
+TINY = {"feature_size": 8, "depths": [1, 1, 1, 1], "d_state": 2}
+QUICK = {OURS: {**TINY, "decoder_depths": [1, 1, 1]}, "SwinUMamba": TINY, REFERENCE: {"base_channels": 4}}
 
 
 @dataclass(frozen=True)
@@ -118,8 +114,9 @@ def _run(arguments, group: str, task: str, label: str, overlays: tuple[str, ...]
         "num_workers": arguments.num_workers,
         "log_interval": max(1, iterations // 20),
     }
-    if arguments.quick and label.startswith(OURS):
-        settings |= {f"network_def#{name}": value for name, value in QUICK.items()}
+    if arguments.quick:
+        options = QUICK.get(label.split("-")[0], {})
+        settings |= {f"network_def#{name}": value for name, value in options.items()}
     return Run(group, task, label, overlays, budget, seed, settings)
 
 
@@ -137,7 +134,6 @@ def execute(run: Run, folder: Path, gpu: str | None, arguments: argparse.Namespa
         return record
 
     record = {"run": run.name, "gpu": gpu, "jobs_per_gpu": arguments.jobs_per_gpu, "state": "done"}
-    record["hardware"] = hardware(torch.device("cpu" if gpu is None else f"cuda:{gpu}"))
     deadline = time.perf_counter() + arguments.time_limit
     for workflow in ("training", "evaluating"):
         error = _start(workflow, run, folder, gpu, deadline - time.perf_counter())
@@ -146,7 +142,7 @@ def execute(run: Run, folder: Path, gpu: str | None, arguments: argparse.Namespa
             break
     else:
         meter = _read_json(folder / "meter.json")
-        record |= {"seconds": sum(meter["seconds"].values()), "peak_bytes": meter["peak_bytes"]}
+        record |= {**meter, "seconds": sum(meter["seconds"].values())}
         if not arguments.keep_models:
             shutil.rmtree(folder / "models")
     _write_json(folder / "run.json", record)

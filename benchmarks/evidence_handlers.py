@@ -16,6 +16,8 @@ from monai.utils import ImageMetaKey
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.metrics.figures import Case, make_case
 
+from .record import hardware
+
 __all__ = ["KeepCases", "TrainingMeter", "read_cases"]
 
 
@@ -26,7 +28,7 @@ class TrainingMeter:
     checkpoints. A resumed training goes on counting where the last whole epoch ended.
 
     Args:
-        path: JSON file with the "seconds" of every epoch, and "peak_bytes", None on a CPU.
+        path: JSON file with the "seconds" of every epoch, "peak_bytes", None on a CPU, and the "hardware".
     """
 
     def __init__(self, path: str) -> None:
@@ -41,6 +43,7 @@ class TrainingMeter:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish)
 
     def _restore(self, engine: Engine) -> None:
+        self.hardware = hardware(engine.state.device)
         if engine.state.epoch > 0 and self.path.exists():
             before = json.loads(self.path.read_text())
             self.peak_bytes = before["peak_bytes"]
@@ -58,8 +61,9 @@ class TrainingMeter:
             torch.cuda.synchronize()
             self.peak_bytes = max(self.peak_bytes or 0, torch.cuda.max_memory_reserved())
         self.seconds[str(engine.state.epoch)] = time.perf_counter() - self._begin
+        content = {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "hardware": self.hardware}
         with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps({"seconds": self.seconds, "peak_bytes": self.peak_bytes}))
+            temporary.write_text(json.dumps(content))
 
 
 class KeepCases:
@@ -102,6 +106,4 @@ def read_cases(path: Path) -> list[Case]:
     """The cases that :class:`KeepCases` wrote."""
     with np.load(path) as arrays:
         count = len(arrays.files) // len(PARTS)
-        return [
-            Case(str(arrays[f"{i}_name"]), *(arrays[f"{i}_{part}"] for part in PARTS[1:])) for i in range(count)
-        ]
+        return [Case(str(arrays[f"{i}_name"]), *(arrays[f"{i}_{part}"] for part in PARTS[1:])) for i in range(count)]

@@ -29,14 +29,14 @@ TITLES = {
 }
 GIGABYTE = 1e9
 NOTES = [
-    "Score: mean ± standard deviation over test cases, of each case's mean over the seeds. Seeds: standard deviation of "
-    "the mean score over seeds. Difference: mean over cases with its 95 % bootstrap interval, and p of the paired "
+    "Score: mean ± standard deviation over test cases, of each case's mean over the seeds. Seeds: standard deviation "
+    "of the mean score over seeds. Difference: mean over cases with its 95 % bootstrap interval, and p of the paired "
     "Wilcoxon signed-rank test; frames of one surgery are alike, so for endoscopy both are too confident; p is not "
     "corrected for the number of tests.",
-    "Time: the epochs with their data, without validations; runs that share a GPU slow each other down. Memory: the most "
-    "that torch reserved on the GPU in training.",
-    "Every system has its own optimizer and schedule (swinumamba_monai/configs/baselines), at the learning rate meant for "
-    "long trainings; all are trained from scratch. Such short trainings say nothing about where longer ones end.",
+    "Time: the epochs with their data, without validations; runs that share a GPU slow each other down. Memory: the "
+    "most that torch reserved on the GPU in training.",
+    "Every system has its own optimizer and schedule (swinumamba_monai/configs/baselines), at the learning rate meant "
+    "for long trainings; all are trained from scratch. Such short trainings say nothing about where longer ones end.",
 ]
 
 

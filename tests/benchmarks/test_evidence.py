@@ -23,7 +23,8 @@ def pretended(monkeypatch):
         started.append((workflow, run.name, gpu))
         if workflow == "training":
             (folder / "models").mkdir()
-            (folder / "meter.json").write_text(json.dumps({"seconds": {"1": 1.5, "2": 2.5}, "peak_bytes": 3e9}))
+            meter = {"seconds": {"1": 1.5, "2": 2.5}, "peak_bytes": 3e9, "hardware": {"cpu": "pretended"}}
+            (folder / "meter.json").write_text(json.dumps(meter))
             return None
         if run.label not in SCORE:
             return "OutOfMemoryError: none left"
@@ -68,7 +69,8 @@ class TestPlan:
     def test_every_run_once_over_the_gpus(self, pretended, tmp_path):
         main(tmp_path, "--gpus", "0,1", "--jobs_per_gpu", "2")
         names = [name for workflow, name, _ in pretended if workflow == "training"]
-        assert len(names) == len(set(names)) == 2 * 9 + 3 + 2 * 2 * 2  # systems, blocks besides VSS, pairs of two seeds
+        blocks_besides_vss, pairs = 3, 2 * 2 * 2  # of two seeds
+        assert len(names) == len(set(names)) == 2 * len(evidence.SYSTEMS) + blocks_besides_vss + pairs
         assert {gpu for _, _, gpu in pretended} == {"0", "1"}
 
     def test_failures_stop_nothing_and_are_tried_again(self, pretended, tmp_path):
@@ -105,7 +107,7 @@ def test_the_tables_numbers(pretended, tmp_path):
     ours = table(tmp_path, "pair-endoscopy")["SwinUMambaD"]
     scores = ours["scores"]["dsc_corrected"]
     assert scores["mean"] == pytest.approx(0.6 + 0.035 + 0.05)
-    assert scores["std"] == pytest.approx(0.0244949, abs=1e-6)  # of 0, 0.01, ..., 0.07
+    assert scores["std"] == pytest.approx(0.0244949, abs=1e-6)  # of 0, 0.01 … 0.07
     assert scores["std_of_seeds"] == pytest.approx(0.1 / 2**0.5)
     difference = ours["differences"]["dsc_corrected"]
     assert difference["mean"] == pytest.approx(0.1)
