@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--columns", nargs="+", help="what to compare, where it is not every column they share")
     compare.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     compare.set_defaults(command=_compare)
+
+    overlay = commands.add_parser(
+        "overlay", help="where a baseline's recipe or an ablation lies, for --config_file", formatter_class=defaults
+    )
+    overlay.add_argument("name", nargs="?", help="which; default: the list of all")
+    overlay.set_defaults(command=_overlay)
     return parser
 
 
@@ -120,6 +126,16 @@ def _compare(arguments: argparse.Namespace) -> None:
     from swinumamba_monai.metrics import compare, comparison_text
 
     print(comparison_text(compare(arguments.a, arguments.b, columns=arguments.columns, seed=arguments.seed)))
+
+
+def _overlay(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.overlays import OVERLAYS, overlay_path
+
+    if arguments.name is not None:
+        print(overlay_path(arguments.name))
+        return
+    for name, path in OVERLAYS.items():
+        print(f"{path.parent.name}: {name}")
 
 
 def _show_progress(done: int, total: int) -> None:

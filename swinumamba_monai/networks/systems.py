@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from swinumamba_monai.errors import InputError
+
 from .baselines import UNETR, NNUNet, SegResNet, SwinUNETR
 from .swin_umamba import SwinUMamba, SwinUMambaD
 
@@ -62,10 +64,11 @@ def build_network(
         options: of the network's own class, in place of the paper's.
 
     Raises:
-        ValueError: no such name, or an argument that the network does not allow.
+        InputError: no such name, or an option that the network does not have.
+        ValueError: an argument that the network does not allow.
     """
     if name not in SYSTEMS:
-        raise ValueError(f"network_name must be one of {', '.join(SYSTEMS)}, got {name!r}.")
+        raise InputError(f"network_name must be one of {', '.join(SYSTEMS)}, got {name!r}.")
     if len(roi_size) != 2 or any(isinstance(side, bool) or side != int(side) or side < 1 for side in roi_size):
         raise ValueError(f"roi_size must be two positive integers (h, w), got {roi_size!r}.")
     system = SYSTEMS[name]
@@ -73,4 +76,7 @@ def build_network(
         options["roi_size"] = roi_size
     if system.heads:
         options["deep_supervision"] = deep_supervision
-    return system.make(in_channels, out_channels, **options)
+    try:
+        return system.make(in_channels, out_channels, **options)
+    except TypeError as error:  # an option that is not the network's, or not of its kind
+        raise InputError(f"the network {name} cannot be built: {error}.") from error

@@ -31,6 +31,7 @@ class VMambaEncoder(nn.Module):
         norm_name: key of :data:`.vss.NORMS`.
         use_checkpoint: recompute blocks in the backward instead of keeping their activations.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        block: further keyword arguments of :class:`.vss.VSSBlock`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class VMambaEncoder(nn.Module):
         norm_name: str = "layer",
         use_checkpoint: bool = False,
         scan_backend: str = "auto",
+        **block,
     ) -> None:
         super().__init__()
         self.channels = [feature_size * 2**i for i in range(len(depths))]
@@ -57,6 +59,7 @@ class VMambaEncoder(nn.Module):
                 d_state=d_state,
                 norm_name=norm_name,
                 scan_backend=scan_backend,
+                **block,
             )
             for channels, stage_rates in zip(self.channels, rates)
         )

@@ -4,6 +4,7 @@
 
 from .amp import autocast_dtype, default_amp
 from .checkpoint import TrainingCheckpoint
+from .deep_supervision import HalvingDeepSupervisionLoss
 from .distributed import GlobalBatchLoss
 from .handlers import EarlyStop, FreezeEncoder, GradientClip
 from .mim import MaskedBatch, MaskedImageModel, MaskedL1Loss, random_patch_mask
@@ -15,6 +16,7 @@ __all__ = [
     "FreezeEncoder",
     "GlobalBatchLoss",
     "GradientClip",
+    "HalvingDeepSupervisionLoss",
     "MaskedBatch",
     "MaskedImageModel",
     "MaskedL1Loss",
