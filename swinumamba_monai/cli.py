@@ -8,9 +8,14 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swinumamba_monai import __version__
 from swinumamba_monai.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 TASKS = ("abdomen_mri", "endoscopy", "microscopy")
 
@@ -76,7 +81,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     overlay.add_argument("name", nargs="?", help="which; default: the list of all")
     overlay.set_defaults(command=_overlay)
+    _add_tables(commands, defaults)
     return parser
+
+
+def _add_tables(commands: argparse._SubParsersAction, defaults: type) -> None:
+    table = commands.add_parser("table", help="the paper's tables, computed here and beside the paper's numbers")
+    tables = table.add_subparsers(required=True, metavar="TABLE")
+    complexity = tables.add_parser(
+        "complexity", help="parameters and FLOPs of every system, Tables I–IV", formatter_class=defaults
+    )
+    complexity.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    complexity.add_argument("--systems", nargs="+", metavar="NETWORK_NAME", help="default: all")
+    complexity.add_argument("--output_dir", default=".", help="where complexity.md, .csv and what is measured go")
+    complexity.add_argument(
+        "--measure", action="store_true", help="also time and memory, side by side, and Fig. 1 with time for FLOPs"
+    )
+    complexity.add_argument("--device", help="to measure on, as cuda:0 or cpu; default: a GPU if there is one")
+    complexity.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    complexity.add_argument("--batch_size", type=int, default=2, help="of the training step")
+    complexity.add_argument("--repeats", type=int, default=5, help="samples of each")
+    complexity.set_defaults(command=_table_complexity)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -136,6 +161,47 @@ def _overlay(arguments: argparse.Namespace) -> None:
         return
     for name, path in OVERLAYS.items():
         print(f"{path.parent.name}: {name}")
+
+
+def _table_complexity(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai import analysis
+
+    systems = _check_systems(arguments.systems)
+    rows = analysis.complexity_rows(arguments.tasks, systems)
+    columns, notes = analysis.COMPLEXITY_COLUMNS, analysis.COMPLEXITY_NOTES
+    print(analysis.write_table(arguments.output_dir, "complexity", columns, rows, notes))
+    if not arguments.measure:
+        return
+    device = _device(arguments.device)
+    settings = {"batch_size": arguments.batch_size, "precision": arguments.precision, "repeats": arguments.repeats}
+    speed = analysis.speed_rows(arguments.tasks, systems, device, **settings)
+    notes = analysis.speed_notes(device, **settings)
+    print(analysis.write_table(arguments.output_dir, "speed", analysis.SPEED_COLUMNS, speed, notes))
+    path = Path(arguments.output_dir) / "speed.png"
+    analysis.draw_speed(path, speed, rows, notes[0])
+    print(f"figure: {path}")
+
+
+def _check_systems(names: Sequence[str] | None) -> list[str]:
+    """Names of networks; all for None. An InputError lists them where one is wrong."""
+    from swinumamba_monai.networks import SYSTEMS
+
+    wrong = [name for name in names or () if name not in SYSTEMS]
+    if wrong:
+        raise InputError(f"there is no network '{wrong[0]}'; choose from {', '.join(SYSTEMS)}.")
+    return list(names or SYSTEMS)
+
+
+def _device(name: str | None) -> torch.device:
+    """A device by its name; a GPU if there is one, else the CPU, for None."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -10,6 +10,7 @@ wise operations, softmax and activations are none.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +22,13 @@ from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
 from swinumamba_monai.networks import SYSTEMS, build_network
+from swinumamba_monai.overlays import overlay_path
 
-from .published import published_rows
+from .published import PublishedRow, published_rows
 
-__all__ = ["ABLATIONS", "SIZES", "Complexity", "Size", "complexity_rows", "count"]
+__all__ = ["COMPLEXITY_COLUMNS", "COMPLEXITY_NOTES", "SIZES", "Complexity", "Size", "complexity_rows", "count"]
 
-COLUMNS = {
+COMPLEXITY_COLUMNS = {
     "table": "Table",
     "task": "task",
     "row": "network",
@@ -36,10 +38,11 @@ COLUMNS = {
     "paper_flops": "the paper's",
     "remark": "",
 }
-NOTES = (
-    "Counted by fvcore with its default handles at batch 1, heads of deep supervision on, and 9·B·L·D·N + B·L·D for each "
-    "selective scan. The columns of the paper hold what it prints.",
-    "nnU-Net is counted as MONAI's DynUNet, whose convolutions before instance norms have no biases.",
+COMPLEXITY_NOTES = (
+    "Counted by fvcore with its default handles at batch 1, heads of deep supervision on, and 9·B·L·D·N + B·L·D for "
+    "each selective scan. The columns of the paper hold what it prints.",
+    "nnU-Net is counted as MONAI's DynUNet, whose convolutions have no biases; its own code has them (conv_bias=True: "
+    "33.4899 M at the first size), and the FLOPs are the same.",
 )
 REMARKS = {
     "UMambaEnc": "The paper's number comes out if the x_proj and out_proj of its Mamba blocks are left out.",
@@ -62,7 +65,7 @@ SIZES = {
     "endoscopy": Size(3, 384, 640, 8),
     "microscopy": Size(3, 512, 512, 3),
 }
-ABLATIONS = {"symmetric_decoder": {"decoder_depths": (9, 2, 2)}, "symmetric_encoder": {"depths": (2, 2, 2, 2)}}
+STRUCTURES = ("symmetric_decoder", "symmetric_encoder")  # of Table IV, overlays
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def complexity_rows(tasks: Sequence[str] = tuple(SIZES), systems: Sequence[str] 
     """
     rows, seen = [], set()
     for published in published_rows():
-        structure = published.setting if published.setting in ABLATIONS else ""
+        structure = published.setting if published.setting in STRUCTURES else ""
         key = published.task, published.system, structure
         known = published.system in SYSTEMS and published.system in (systems or SYSTEMS)
         if key in seen or not known or published.task not in tasks or published.table == "V":
@@ -140,7 +143,7 @@ def complexity_rows(tasks: Sequence[str] = tuple(SIZES), systems: Sequence[str] 
             out_channels=size.out_channels,
             roi_size=(size.height, size.width),
             deep_supervision=True,
-            **ABLATIONS.get(structure, {}),
+            **(_options(structure) if structure else {}),
         )
         counted = count(network, *size[:3])
         row = published.row if structure else SYSTEMS[published.system].title
@@ -148,7 +151,13 @@ def complexity_rows(tasks: Sequence[str] = tuple(SIZES), systems: Sequence[str] 
     return rows
 
 
-def _row(published, name: str, counted: Complexity) -> dict:
+def _options(overlay: str) -> dict:
+    """The network's own options in an overlay."""
+    config = json.loads(overlay_path(overlay).read_text(encoding="utf-8"))
+    return {name.removeprefix("network_def#"): value for name, value in config.items()}
+
+
+def _row(published: PublishedRow, name: str, counted: Complexity) -> dict:
     row = {
         "table": published.table,
         "task": published.task,

@@ -10,6 +10,7 @@ first sample each row is called a few times: compilation, cuDNN's choice and the
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import time
@@ -112,9 +113,8 @@ def _elapsed_ms(run: Callable[[], object], calls: int, device: torch.device) -> 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     """The most that one call of ``run`` adds to the memory held before it.
 
-    On a GPU that is the allocator's peak. On a CPU it is the process' resident memory, whose peak Linux lets a process
-    reset: pages that stayed after an earlier call count as held, so call it in a young process; None where there is
-    no such reset.
+    On a GPU that is the allocator's peak. On a CPU it is the peak of the process' resident memory, which Linux lets a
+    process reset, after freed memory was given back to the system; None where either is not possible.
     """
     if device.type != "cuda":
         return _resident_peak_bytes(run)
@@ -128,9 +128,10 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
 
 def _resident_peak_bytes(run: Callable[[], object]) -> int | None:
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # else what an earlier call used is there already, and seems to cost nothing
         CLEAR_REFS.write_text("5")
         before = _status_bytes("VmRSS")
-    except OSError:
+    except (AttributeError, OSError, TypeError):  # no glibc, no Linux
         run()
         return None
     run()

@@ -3,7 +3,7 @@
 """Parts of the training recipe that MONAI does not have; the bundles' configs put them together."""
 
 from .amp import autocast_dtype, default_amp
-from .checkpoint import TrainingCheckpoint
+from .checkpoint import TrainingCheckpoint, run_record
 from .deep_supervision import HalvingDeepSupervisionLoss
 from .distributed import GlobalBatchLoss
 from .handlers import EarlyStop, FreezeEncoder, GradientClip
@@ -28,4 +28,5 @@ __all__ = [
     "default_amp",
     "init_worker",
     "random_patch_mask",
+    "run_record",
 ]
