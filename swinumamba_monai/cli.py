@@ -103,6 +103,31 @@ def _add_tables(commands: argparse._SubParsersAction, defaults: type) -> None:
     complexity.add_argument("--repeats", type=int, default=5, help="samples of each")
     complexity.set_defaults(command=_table_complexity)
 
+    results = tables.add_parser(
+        "results", help="evaluations of runs in the layout of Tables I–III and V", formatter_class=defaults
+    )
+    results.add_argument(
+        "dirs", nargs="+", metavar="DIR", help="what an evaluation wrote; NAME=DIR to call its row NAME, else by itself"
+    )
+    results.add_argument(
+        "--reading", choices=["published", "corrected"], default="published", help="how scores are computed"
+    )
+    results.add_argument("--output_dir", default=".", help="where results.md and results.csv go")
+    results.set_defaults(command=_table_results)
+
+    erf = commands.add_parser("erf", help="effective receptive fields of networks (Fig. 7)", formatter_class=defaults)
+    erf.add_argument("--network_name", nargs="+", default=["nnUNet", "SegResNet", "UNETR", "SwinUMambaD"])
+    erf.add_argument("--ckpt_path", nargs="+", help="weights, one file a network; default: random ones")
+    erf.add_argument("--images", help="an image, a folder of images or a prepared dataset; default: random input")
+    erf.add_argument("--num_images", type=int, default=100, help="averaged over, at most; the paper: 1000")
+    erf.add_argument("--in_channels", type=int, default=3, help="1 or 3")
+    erf.add_argument("--num_classes", type=int, default=3, help="of the network")
+    erf.add_argument("--roi_size", type=int, nargs=2, default=[320, 320], metavar=("HEIGHT", "WIDTH"))
+    erf.add_argument("--seed", type=int, default=0, help="of random weights and input")
+    erf.add_argument("--device", help="as cuda:0 or cpu; default: a GPU if there is one")
+    erf.add_argument("--output_dir", default=".", help="where NETWORK_erf.png, erf.csv and erf.png go")
+    erf.set_defaults(command=_erf)
+
 
 def _prepare(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import data
@@ -180,6 +205,49 @@ def _table_complexity(arguments: argparse.Namespace) -> None:
     path = Path(arguments.output_dir) / "speed.png"
     analysis.draw_speed(path, speed, rows, notes[0])
     print(f"figure: {path}")
+
+
+def _table_results(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai import analysis
+
+    evaluations = [analysis.read_evaluation(argument) for argument in arguments.dirs]
+    tables = analysis.result_tables(evaluations, arguments.reading)
+    print(analysis.write_results(arguments.output_dir, tables, arguments.reading))
+
+
+def _erf(arguments: argparse.Namespace) -> None:
+    from monai.utils import set_determinism
+
+    from swinumamba_monai import analysis
+    from swinumamba_monai.networks import build_network
+    from swinumamba_monai.pretrained import load_pretrained
+
+    names = _check_systems(arguments.network_name)
+    files = arguments.ckpt_path or [None] * len(names)
+    if len(files) != len(names):
+        raise InputError(f"{len(names)} networks need as many files in ckpt_path, not {len(files)}.")
+    device, size = _device(arguments.device), tuple(arguments.roi_size)
+    inputs = analysis.load_inputs(
+        arguments.images, arguments.num_images, arguments.in_channels, size, seed=arguments.seed
+    )
+    fields = {}
+    for name, file in zip(names, files):
+        set_determinism(arguments.seed)
+        try:
+            network = build_network(
+                name, in_channels=arguments.in_channels, out_channels=arguments.num_classes, roi_size=size
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if file is not None:
+            load_pretrained(network, file, strict=True)
+        label = name if name not in fields else f"{name}_{len(fields)}"
+        fields[label] = analysis.effective_receptive_field(network.to(device), inputs)
+        print(f"{label}: computed over {len(inputs)} inputs", file=sys.stderr)
+    weights = "random weights" if arguments.ckpt_path is None else "weights of ckpt_path"
+    source = f"images of {Path(arguments.images).name}" if arguments.images else "random input"
+    for path in analysis.write_erf(arguments.output_dir, fields, f"{len(inputs)} {source}, {weights}"):
+        print(f"written: {path}")
 
 
 def _check_systems(names: Sequence[str] | None) -> list[str]:

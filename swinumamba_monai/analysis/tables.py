@@ -12,7 +12,7 @@ from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
 
-__all__ = ["markdown", "write_table"]
+__all__ = ["markdown", "write_csv", "write_table"]
 
 
 def markdown(columns: Mapping[str, str], rows: Sequence[Mapping], notes: Sequence[str] = ()) -> str:
@@ -32,17 +32,22 @@ def write_table(
     output_dir: PathLike, name: str, columns: Mapping[str, str], rows: Sequence[Mapping], notes: Sequence[str] = ()
 ) -> str:
     """Write ``NAME.md``, what :func:`markdown` returns, and ``NAME.csv``, every key of every row; return the former."""
+    write_csv(output_dir, name, rows)
+    text = markdown(columns, rows, notes)
+    with replacing(Path(output_dir) / f"{name}.md") as path:
+        path.write_text(text, encoding="utf-8")
+    return text
+
+
+def write_csv(output_dir: PathLike, name: str, rows: Sequence[Mapping]) -> None:
+    """Write ``NAME.csv`` with every key of every row, into a folder that is made if absent."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    text = markdown(columns, rows, notes)
-    with replacing(folder / f"{name}.md") as path:
-        path.write_text(text, encoding="utf-8")
     keys = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(folder / f"{name}.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, keys, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    return text
 
 
 def _text(cell: object) -> str:
