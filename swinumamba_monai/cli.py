@@ -245,7 +245,7 @@ def _erf(arguments: argparse.Namespace) -> None:
         fields[label] = analysis.effective_receptive_field(network.to(device), inputs)
         print(f"{label}: computed over {len(inputs)} inputs", file=sys.stderr)
     weights = "random weights" if arguments.ckpt_path is None else "weights of ckpt_path"
-    source = f"images of {Path(arguments.images).name}" if arguments.images else "random input"
+    source = f"images of {Path(arguments.images).name}" if arguments.images else "random inputs"
     for path in analysis.write_erf(arguments.output_dir, fields, f"{len(inputs)} {source}, {weights}"):
         print(f"written: {path}")
 

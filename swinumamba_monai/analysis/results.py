@@ -47,8 +47,8 @@ RESULT_COLUMNS = {
 }
 RESULT_NOTES = (
     "Rows of 'the paper' are printed there (mean ± std over its own cases), and were not measured here. Rows of "
-    "'here': mean ± std over the n cases, each with its mean over the seeds; interval: 95 % bootstrap of the mean over cases; "
-    "std over seeds: of the first score, of the seeds' means.",
+    "'here': mean ± std over the n cases, each with its mean over the seeds; interval: 95 % bootstrap of the mean "
+    "over cases; std over seeds: of the first score, of the seeds' means.",
 )
 TABLES = {"abdomen_mri": "I", "endoscopy": "II", "microscopy": "III"}
 SCORES = {"abdomen_mri": ("dsc", "nsd"), "endoscopy": ("dsc", "nsd"), "microscopy": ("f1",)}
