@@ -3,12 +3,14 @@
 """Segmentation networks as MONAI nets."""
 
 from .baselines import UNETR, NNUNet, SegResNet, SwinUNETR
+from .nnformer import NNFormer
 from .swin_umamba import SwinUMamba, SwinUMambaD
 from .systems import SYSTEMS, System, build_network
-from .vmamba import VMambaEncoder
+from .vmamba import VMambaClassifier, VMambaEncoder
 
 __all__ = [
     "SYSTEMS",
+    "NNFormer",
     "NNUNet",
     "SegResNet",
     "SwinUMamba",
@@ -16,6 +18,7 @@ __all__ = [
     "SwinUNETR",
     "System",
     "UNETR",
+    "VMambaClassifier",
     "VMambaEncoder",
     "build_network",
 ]

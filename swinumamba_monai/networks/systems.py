@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from swinumamba_monai.errors import InputError
 
 from .baselines import UNETR, NNUNet, SegResNet, SwinUNETR
+from .nnformer import NNFormer
 from .swin_umamba import SwinUMamba, SwinUMambaD
 
 __all__ = ["SYSTEMS", "System", "build_network"]
@@ -38,6 +40,7 @@ SYSTEMS = {
     "SegResNet": System("SegResNet", SegResNet),
     "UNETR": System("UNETR", UNETR, planned=True),
     "SwinUNETR": System("SwinUNETR", SwinUNETR),
+    "NNFormer": System("nnFormer", partial(NNFormer, spatial_dims=2), heads=True, planned=True),
     "SwinUMamba": System("Swin-UMamba", SwinUMamba, heads=True),
     "SwinUMambaD": System("Swin-UMamba†", SwinUMambaD, heads=True),
 }
