@@ -31,7 +31,8 @@ class TestCounts:
         assert first["parameters"] == parameters
         assert first["flops"] / 1e9 == pytest.approx(gflops, abs=TOLERANCE)
         assert f"{first['flops'] / 1e9:.1f}G" == first["paper_flops"]
-        assert round(parameters / 1e6) == int(first["paper_parameters"].removesuffix("M"))
+        printed = int(first["paper_parameters"].removesuffix("M"))
+        assert printed == pytest.approx(parameters / 1e6, abs=0.51)  # 27.4977 is printed as 28
         expected = [(35.8682, 23.3617), (19.1273, 14.4657)] if system == "SwinUMambaD" else []
         assert len(structures) == len(expected)
         for row, (millions, gflops) in zip(structures, expected):

@@ -39,11 +39,9 @@ def test_shapes_and_gradients(name):
     sizes = [head.shape[2] for head in heads]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes), "finest first"
     sum(head.square().mean() for head in heads).backward()
-    for parameter_name, parameter in network.named_parameters():
-        if parameter.requires_grad and parameter.grad is not None:
-            assert parameter.grad.isfinite().all(), parameter_name
-    missing = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
-    assert len(missing) <= 2, missing  # MONAI's UNETR has a class token's place, others none
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+    idle = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert all("norm_cross_attn" in n for n in idle), idle  # MONAI's UNETR builds them and never calls them
 
 
 @EVERY
