@@ -20,7 +20,7 @@ classes, or an image with the map of its cells, which alone has no "labels".
 
 Images are found below ``source_dir``, labels below ``label_dir`` where that is given and else below ``source_dir``
 too; both are absolute or relative to the folder of the datalist. A path never leads out of these folders, not through
-a link either, and names what is an image of the task by its suffix (or a folder, for a DICOM series). So a datalist that
+a link either, and names an image of the task by its suffix (or a folder, for a DICOM series). So a datalist that
 somebody sends can name no other files than images below the one folder that it states, which the log repeats.
 """
 
@@ -206,7 +206,9 @@ def _inside(folder: Path, relative: str, datalist: Path, task: str) -> str:
     path = folder / relative
     try:
         outside, resolved = leads_outside(path, folder), path.resolve()
-        known = is_volume_file(path) or path.is_dir() if task == "abdomen_mri" else path.suffix.lower() in IMAGE_SUFFIXES
+        known = (
+            is_volume_file(path) or path.is_dir() if task == "abdomen_mri" else path.suffix.lower() in IMAGE_SUFFIXES
+        )
     except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
         raise InputError(f"{datalist} names {relative!a}, which is no path ({type(error).__name__}).") from error
     if outside:

@@ -181,6 +181,8 @@ class ImageFileReader(ImageReader):
 
 def _check_size(path: Path, height: int, width: int, channels: int) -> None:
     """Refuse what the header claims before any memory is reserved for it."""
+    if min(height, width, channels) < 1:
+        raise InputError(f"{path} claims {height} x {width} pixels; it is damaged.")
     if height * width > MAX_PIXELS:
         raise InputError(f"{path} claims {height} x {width} pixels, but {MAX_PIXELS} is the limit; cut it into parts.")
     if channels > MAX_CHANNELS:

@@ -10,7 +10,8 @@ What is made, for a bundle NAME of version X::
     models/NAME/            everything without the weights, committed beside it, as the model zoo keeps its bundles
     huggingface/NAME/       everything with the weights: for ``push_to_hf_hub``
 
-Archive and folders hold ``large_files.yml``, by which ``download_large_files`` fetches weights or checks their hash. MONAI loads ``models/model.pt``, so that is what the weights become, whatever file they come from, in its precision.
+Archive and folders hold ``large_files.yml``, by which ``download_large_files`` fetches weights or checks their hash.
+MONAI loads ``models/model.pt``, so that is what the weights become, whatever file they come from, in its precision.
 """
 
 from __future__ import annotations
