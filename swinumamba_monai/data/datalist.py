@@ -206,13 +206,11 @@ def _inside(folder: Path, relative: str, datalist: Path, task: str) -> str:
     path = folder / relative
     try:
         outside, resolved = leads_outside(path, folder), path.resolve()
-        known = (
-            is_volume_file(path) or path.is_dir() if task == "abdomen_mri" else path.suffix.lower() in IMAGE_SUFFIXES
-        )
+        is_volume, is_picture = path.is_dir() or is_volume_file(path), path.suffix.lower() in IMAGE_SUFFIXES
     except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
         raise InputError(f"{datalist} names {relative!a}, which is no path ({type(error).__name__}).") from error
     if outside:
         raise InputError(f"{datalist} names {relative!r}, which is outside of {folder}; name only files inside of it.")
-    if not known:
+    if not (is_volume if task == "abdomen_mri" else is_picture):
         raise InputError(f"{datalist} names {relative!r}, which is no image of {task}; name only images.")
     return str(resolved)

@@ -72,6 +72,8 @@ def read_image(path: PathLike) -> np.ndarray:
             f"{path} cannot be decoded ({type(error).__name__}: {error}); it is damaged, truncated or not a "
             f"{suffix} file, so replace it."
         ) from error
+    if image.size == 0:
+        raise InputError(f"{path} has {image.shape} pixels, which is none; it is damaged.")
     if image.dtype == bool:
         image = image.astype(np.uint8) * 255
     if image.dtype.kind not in "uif":
@@ -181,8 +183,6 @@ class ImageFileReader(ImageReader):
 
 def _check_size(path: Path, height: int, width: int, channels: int) -> None:
     """Refuse what the header claims before any memory is reserved for it."""
-    if min(height, width, channels) < 1:
-        raise InputError(f"{path} claims {height} x {width} pixels; it is damaged.")
     if height * width > MAX_PIXELS:
         raise InputError(f"{path} claims {height} x {width} pixels, but {MAX_PIXELS} is the limit; cut it into parts.")
     if channels > MAX_CHANNELS:

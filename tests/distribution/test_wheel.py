@@ -22,9 +22,7 @@ from small_bundles import DATA, ROOT, copy_bundle
 from swinumamba_monai.distribution import package_bundle
 
 # What a checkout holds besides the sources; wheels that were built before must not find their way into a new one.
-LEFT_OUT = shutil.ignore_patterns(
-    ".*", "build", "dist", "demo", "*.egg-info", "__pycache__", "models", "eval", "shared"
-)
+NO_SOURCES = ".* build dist demo *.egg-info __pycache__ models eval shared".split()
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
 
 
@@ -48,7 +46,7 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
     """The sdist of a copy of the checkout, and the wheel of the sdist."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("built")
-    shutil.copytree(ROOT, folder / "checkout", ignore=LEFT_OUT)
+    shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(*NO_SOURCES))
     sdist = build("sdist", folder / "checkout", folder / "dist")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "unpacked", filter="data")
