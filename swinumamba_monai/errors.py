@@ -10,14 +10,12 @@ from types import TracebackType
 
 
 class InputError(ValueError):
-    """Something the user gave (a file, a folder, an option) cannot be used; the message is one sentence for them.
+    """Something the user gave (a file, a folder, an option) cannot be used; the message is one sentence for them."""
 
-    Args:
-        sentence: what is wrong and what to do. It stays on one line, also where it quotes a library that uses several.
-    """
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(re.sub(r"\s*[\r\n]\s*", " ", sentence))
+def quoted(error: BaseException) -> str:
+    """An error of a library as part of a sentence: its class and its message, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 # What is left of the error after a DataLoader's worker or MONAI's SaveImage has turned its traceback into text.

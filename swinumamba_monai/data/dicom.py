@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from monai.utils import optional_import
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted
 
 if TYPE_CHECKING:
     import pydicom
@@ -106,8 +106,7 @@ def _read_slice(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
         raise
     except Exception as error:  # pydicom and its decoders have no common class for a broken file
         raise InputError(
-            f"{file} is a slice that cannot be decoded ({type(error).__name__}: {error}); replace it, or convert the "
-            "series to NIfTI."
+            f"{file} is a slice that cannot be decoded ({quoted(error)}); replace it, or convert the series to NIfTI."
         ) from error
     if pixels.ndim != 2:
         raise InputError(

@@ -20,7 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted
 
 # Larger files are taken for decompression bombs: a few kilobytes can claim terabytes of pixels.
 MAX_PIXELS = 1 << 29
@@ -69,7 +69,7 @@ def read_image(path: PathLike) -> np.ndarray:
         raise
     except Exception as error:  # there is no common class for what decoders raise on a broken file
         raise InputError(
-            f"{path} cannot be decoded ({type(error).__name__}: {error}); it is damaged, truncated or not a "
+            f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or not a "
             f"{suffix} file, so replace it."
         ) from error
     if image.size == 0:

@@ -16,7 +16,7 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
 from swinumamba_monai.data.dicom import MAX_VOXELS, is_dicom_series, read_dicom_series
 from swinumamba_monai.data.readers import MAX_DEFLATE
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 
@@ -200,6 +200,5 @@ class VolumeReader(ImageReader):
 
 def _undecodable(path: Path, error: Exception) -> InputError:
     return InputError(
-        f"{path} cannot be decoded ({type(error).__name__}: {error}); it is damaged, truncated or no NIfTI file, so "
-        "replace it."
+        f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or no NIfTI file, so replace it."
     )

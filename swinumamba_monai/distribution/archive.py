@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted
 
 MAX_BYTES = 1 << 31  # of all files together; a bundle with weights of every fold has a few hundred megabytes
 MAX_FILES = 10_000
@@ -79,7 +79,7 @@ def unpack(path: str | PathLike, folder: str | PathLike) -> Path:
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and struct each have their own for what is damaged
-        raise InputError(f"{path} cannot be read as a zip archive ({type(error).__name__}: {error}).") from error
+        raise InputError(f"{path} cannot be read as a zip archive ({quoted(error)}).") from error
     return bundle
 
 

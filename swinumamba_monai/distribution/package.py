@@ -31,7 +31,7 @@ from monai.bundle import ConfigParser
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.distribution.archive import write_archive
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted
 from swinumamba_monai.pretrained import find_checkpoint, load_pretrained, read_weights
 
 __all__ = ["Package", "build_network", "check_version", "package_bundle", "read_metadata"]
@@ -110,7 +110,7 @@ def read_metadata(bundle: Path) -> dict:
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{bundle} is no bundle: {path} cannot be read ({type(error).__name__}: {error}).") from error
+        raise InputError(f"{bundle} is no bundle: {path} cannot be read ({quoted(error)}).") from error
     if not isinstance(metadata, dict):
         raise InputError(f"{bundle} is no bundle: {path} is a {type(metadata).__name__}.")
     return metadata
@@ -175,7 +175,7 @@ def build_network(bundle: Path, override: Mapping[str, object] | None = None) ->
             parser[key] = value
         return parser.get_parsed_content("network_def")
     except Exception as error:  # a config can fail in any way
-        raise InputError(f"{path} gives no network_def that can be built ({type(error).__name__}: {error}).") from error
+        raise InputError(f"{path} gives no network_def that can be built ({quoted(error)}).") from error
 
 
 def _large_files(url: str, weights: bytes) -> str:
