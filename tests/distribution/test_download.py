@@ -63,12 +63,19 @@ def test_download_large_files_and_run_on_a_file(small_bundle, serve, tmp_path, e
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     config = str(fetched / "configs" / "inference.json")
-    monai(
-        *("run", "--config_file", config, "--bundle_root", str(fetched)),
-        *("--dataset_dir", image, "--output_dir", str(tmp_path / "results")),
-    )
-    (result,) = (tmp_path / "results").iterdir()
-    assert Image.open(result).size == Image.open(image).size
+    bundle_models = tmp_path / "bundles" / "microscopy" / "models"
+    for weights in ("model.pt", "model.safetensors"):  # as downloaded, and as in a clone of the repository
+        results = tmp_path / weights.replace(".", "_")
+        monai(
+            *("run", "--config_file", config, "--bundle_root", str(fetched)),
+            *("--dataset_dir", image, "--output_dir", str(results)),
+        )
+        (result,) = results.iterdir()
+        assert Image.open(result).size == Image.open(image).size
+        (fetched / "models" / "model.pt").unlink(missing_ok=True)
+        shutil.copy(bundle_models / "model.safetensors", fetched / "models")
+    first, second = (next((tmp_path / name).iterdir()).read_bytes() for name in ("model_pt", "model_safetensors"))
+    assert first == second
     assert not any(elsewhere.iterdir()), "nothing is written where it is run"
 
 
