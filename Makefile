@@ -12,7 +12,7 @@ RUN     = --roi_size "[128,128]" --max_epochs 12 --iterations_per_epoch 50 --bat
 	--val_interval 4 --log_interval 25 --num_workers 1
 PATHS   = --bundle_root $(BUNDLE) --dataset_dir $(DEMO)/data
 
-.PHONY: demo test lint clean
+.PHONY: demo test fuzz verify package lint clean
 
 demo: $(VENV)/demo
 	rm -rf $(DEMO)
@@ -30,6 +30,19 @@ demo: $(VENV)/demo
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
+
+# Damaged files of every format for as long as you like; `make test` does it for a minute.
+SECONDS = 600
+fuzz: $(VENV)/test
+	SWINUMAMBA_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py
+
+# The model zoo's checks on the three bundles, with their networks in full size; `make test` takes small ones.
+verify: $(VENV)/test
+	$(BIN)/python -m swinumamba_monai verify bundles/abdomen_mri bundles/endoscopy bundles/microscopy
+
+package: $(VENV)/test
+	for bundle in abdomen_mri endoscopy microscopy; do \
+		$(BIN)/python -m swinumamba_monai package bundles/$$bundle --output_dir dist || exit 1; done
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from swinumamba_monai import __version__
@@ -82,6 +84,30 @@ def _parser() -> argparse.ArgumentParser:
     overlay.add_argument("name", nargs="?", help="which; default: the list of all")
     overlay.set_defaults(command=_overlay)
     _add_tables(commands, defaults)
+
+    package = commands.add_parser(
+        "package", help="make the archive of a bundle, and what else its release needs", formatter_class=defaults
+    )
+    package.add_argument("bundle_dir", help="such as bundles/microscopy")
+    package.add_argument("--output_dir", required=True, help="it may hold other bundles and versions already")
+    package.add_argument("--release_url", help="where the archives will lie; default: files are named without it")
+    package.set_defaults(command=_package)
+
+    verify = commands.add_parser(
+        "verify", help="run the model zoo's checks on bundles, and each on an image", formatter_class=defaults
+    )
+    verify.add_argument("bundles", nargs="+", help="folders, or archives made by package")
+    verify.add_argument("--schema_file", help="what the metadata's schema names; default: the required fields alone")
+    verify.add_argument("--override", default="{}", help="JSON of id-value pairs for the configs")
+    verify.set_defaults(command=_verify)
+
+    halve = commands.add_parser("halve", help="write weights as safetensors of half precision")
+    halve.add_argument("checkpoint", help="such as models/model.pt")
+    halve.add_argument("safetensors", help="such as bundles/microscopy/models/model.safetensors")
+    halve.set_defaults(command=_halve)
+
+    doctor = commands.add_parser("doctor", help="say what is installed, what will be used, and what could be faster")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -270,6 +296,52 @@ def _device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
     return device
+
+
+def _package(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.distribution import package_bundle
+
+    package = package_bundle(arguments.bundle_dir, arguments.output_dir, arguments.release_url)
+    print(f"archive: {package.archive} (sha256 {package.sha256})")
+    if package.weights is None:
+        print("weights: none in its models folder, so whoever fetches it has to train it")
+    else:
+        print(f"weights: {package.weights}")
+        if arguments.release_url is None:
+            print("no --release_url: large_files.yml and model_info.json name the files without an address")
+    print(f"for push_to_hf_hub: --bundle_dir {package.huggingface_dir}")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.distribution import unpack, verify_bundle
+
+    try:
+        override = json.loads(arguments.override)
+    except ValueError as error:
+        raise InputError(f"--override is not JSON ({error}).") from error
+    logging.getLogger().setLevel(logging.ERROR)
+    failed = 0
+    for path in map(Path, arguments.bundles):
+        with TemporaryDirectory() as temporary:
+            bundle = unpack(path, temporary) if path.is_file() else path
+            for check, problem in verify_bundle(bundle, arguments.schema_file, override):
+                print(f"{bundle.name}: {check}: {problem or 'ok'}")
+                failed += problem is not None
+    if failed:
+        raise InputError(f"{failed} checks failed.")
+
+
+def _halve(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.pretrained import save_half_precision
+
+    size = save_half_precision(arguments.checkpoint, arguments.safetensors)
+    print(f"{arguments.safetensors}: {size / 1e6:.1f} MB")
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.doctor import examine
+
+    print("\n".join(examine()))
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -21,9 +22,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .atomic import replacing
 from .errors import InputError
 
-__all__ = ["LoadReport", "load_pretrained", "read_checkpoint"]
+__all__ = ["LoadReport", "find_checkpoint", "load_pretrained", "read_checkpoint", "read_weights", "save_half_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ def read_checkpoint(path: str | PathLike) -> dict:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _check_records(path)
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -91,11 +94,75 @@ def read_checkpoint(path: str | PathLike) -> dict:
             f"{path} is corrupt, or holds Python objects besides weights; such files are not opened, because "
             "unpickling them would run their code: save its state dict alone."
         ) from error
+    except InputError:
+        raise
     except Exception as error:  # a damaged file fails anywhere in the readers: struct.error, IndexError, ...
         raise InputError(f"{path} cannot be read as a checkpoint, it is corrupt or truncated.") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint with a state dict.")
     return content
+
+
+def _check_records(path: Path) -> None:
+    """Refuse what only claims to be large: torch.save never compresses, so a record is as long as it is in the file."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+                raise InputError(f"{path} holds compressed records, which torch.save does not write; it is not opened.")
+
+
+def read_weights(path: str | PathLike) -> dict[str, Tensor]:
+    """The weights in a checkpoint, by their names without what DDP and torch.compile put before them.
+
+    Args:
+        path: a file that :func:`read_checkpoint` reads.
+
+    Returns:
+        the state dict, on the CPU, in the precision of the file.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`, and for a file without weights.
+    """
+    return _find_weights(read_checkpoint(path), str(path))
+
+
+def find_checkpoint(folder: str | PathLike, name: str = "model") -> str:
+    """The trained network of a folder: ``model.pt``, which training writes, else ``model.safetensors``, which ships.
+
+    Args:
+        folder: the folder.
+        name: of the files, without suffix.
+
+    Returns:
+        the path of one that exists, or of ``model.pt``, so that a sentence on the missing file names that.
+    """
+    trained, shipped = (Path(folder) / f"{name}{suffix}" for suffix in (".pt", ".safetensors"))
+    return str(shipped if shipped.is_file() and not trained.is_file() else trained)
+
+
+def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
+    """Write the weights of a checkpoint as safetensors of half the size; networks compute in float32 all the same.
+
+    Args:
+        source: a file that :func:`read_checkpoint` reads.
+        target: the ``.safetensors`` file, written whole or not at all; its folder must exist.
+
+    Returns:
+        the size of the file in bytes.
+
+    Raises:
+        InputError: ``source`` cannot be read, or holds a number that float16 cannot; ``target`` has another suffix.
+    """
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target} must end in .safetensors.")
+    weights = read_weights(source)
+    half = {name: (w.half() if w.is_floating_point() else w).contiguous().clone() for name, w in weights.items()}
+    if spoilt := [name for name, weight in half.items() if not weight.isfinite().all()]:
+        raise InputError(f"{source} cannot be halved: {_some(spoilt)} would not be finite in float16.")
+    with replacing(target) as temporary:
+        safetensors.torch.save_file(half, temporary)
+    return target.stat().st_size
 
 
 def load_pretrained(

@@ -180,6 +180,25 @@ class VolumeWriter(NibabelWriter):
         volume = convert_to_numpy(data_array)
         self.data_obj = volume[0] if volume.shape[0] == 1 else np.moveaxis(volume, 0, -1)
 
+    def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = False, **options: object) -> None:
+        """Take the affine of the data as it is.
+
+        MONAI 1.6 resamples even from a grid to the same, and takes the volume for a 2D image: that fails where the
+        first two axes are not left-right and front-back, as in a coronal volume.
+
+        Args:
+            meta_dict: with "affine".
+            resample: must be False.
+
+        Raises:
+            InputError: ``resample`` is True.
+        """
+        if resample:
+            raise InputError("VolumeWriter does not resample: give SaveImaged resample=False.")
+        _, self.affine, _ = self.get_meta_info(meta_dict)
+        if self.output_dtype is None:
+            self.output_dtype = self.data_obj.dtype
+
     @classmethod
     def create_backend_obj(cls, *args: object, **kwargs: object) -> nib.nifti1.Nifti1Image:
         image = super().create_backend_obj(*args, **kwargs)

@@ -27,6 +27,11 @@ RECORD_NAME = "run.json"
 
 logger = logging.getLogger(__name__)
 
+MAX_EPOCHS = 1_000_000  # the schedule of so many is replayed in seconds
+
+# What a run is resumed from.
+_STATE = {"model": Mapping, "optimizer": Mapping, "epoch": int, "best_metric": float, "best_metric_epoch": int}
+
 
 def save_atomically(content: dict, path: Path) -> None:
     """``torch.save`` that leaves either the old file or the whole new one, whatever stops it.
@@ -171,7 +176,8 @@ class TrainingCheckpoint:
 
     def _restore(self, trainer: Engine, evaluator: Engine) -> None:
         state = read_checkpoint(self.last_path)
-        if not {"model", "optimizer", "epoch", "best_metric", "best_metric_epoch"} <= state.keys():
+        known = all(isinstance(state.get(name), kind) for name, kind in _STATE.items())
+        if not known or not 0 <= state["epoch"] <= MAX_EPOCHS:
             raise InputError(f"{self.last_path} is not a checkpoint of a training run, it cannot be resumed.")
         load_pretrained(self.network, state["model"], strict=True)
         self._restore_optimizer(state["optimizer"], state["epoch"])
@@ -181,7 +187,7 @@ class TrainingCheckpoint:
         evaluator.state.best_metric = state["best_metric"]
         evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         trainer.add_event_handler(Events.STARTED, self._restore_scaler, state.get("scaler"))
-        self._compare_settings(json.loads(state.get("settings", "{}")))
+        self._compare_settings(self._settings_of(state))
         logger.info(
             "resumed after epoch %d of %d, best metric %.4f of epoch %d",
             state["epoch"],
@@ -198,6 +204,12 @@ class TrainingCheckpoint:
         if trainer.scaler and state:
             trainer.scaler.load_state_dict(state)
 
+    def _settings_of(self, state: Mapping) -> dict:
+        try:
+            return dict(json.loads(state.get("settings", "{}")))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{self.last_path} has unreadable settings ({error}), it cannot be resumed.") from error
+
     def _compare_settings(self, before: dict) -> None:
         now = json.loads(self.settings)
         others = [f"{name} {now[name]!r} (was {old!r})" for name, old in before.items() if now.get(name, old) != old]
@@ -212,6 +224,11 @@ class TrainingCheckpoint:
             warnings.simplefilter("ignore")  # that the scheduler steps before the optimizer
             for _ in range(epoch):
                 self.lr_scheduler.step()
-        self.optimizer.load_state_dict(state)
+        try:
+            self.optimizer.load_state_dict(state)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.last_path} holds the state of another optimizer ({error}), it cannot be resumed."
+            ) from error
         for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
             group["lr"] = lr
