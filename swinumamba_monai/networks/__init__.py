@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segmentation networks as MONAI nets."""
 
+from .mamba import Mamba
 from .swin_umamba import SwinUMamba, SwinUMambaD
 from .vmamba import VMambaEncoder
 
-__all__ = ["SwinUMamba", "SwinUMambaD", "VMambaEncoder"]
+__all__ = ["Mamba", "SwinUMamba", "SwinUMambaD", "VMambaEncoder"]
