@@ -22,12 +22,14 @@ import torch.nn as nn
 from torch import Tensor
 
 from .errors import InputError
+from .networks.umamba import first_name
 
 __all__ = ["LoadReport", "load_pretrained", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
 ENCODER = "vssm_encoder."
+DECODER = "decoder.stages."  # of Swin-UMamba†
 STEM = "stem."  # the convolution before the encoder of Swin-UMamba, pretrained with it
 PRETRAINING_ONLY = ("head.", "mask_token")  # the rest of a masked image model
 VMAMBA_KEYS = {"patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs", "layers.0.downsample.norm.weight"}
@@ -98,20 +100,23 @@ def read_checkpoint(path: str | PathLike) -> dict:
 
 
 def load_pretrained(
-    net: nn.Module, path_or_state_dict: str | PathLike | Mapping, *, strict: bool = False
+    net: nn.Module, path_or_state_dict: str | PathLike | Mapping | None, *, strict: bool = False, decoder: bool = False
 ) -> LoadReport:
-    """Load weights into a Swin-UMamba network, or refuse and leave it as it was.
+    """Load weights into a network, or refuse and leave it as it was.
 
     Accepted are this package's own checkpoints (whole networks, or the encoder alone as pretraining writes it), the
     released Swin-UMamba checkpoints of nnU-Net (``network_weights``), bare state dicts with those names, and
     VMamba-Tiny's ImageNet checkpoints (``{"model": ...}``), of which the patch embedding and the classification head
-    are left out (paper, section III-C).
+    are left out (paper, section III-C). A network without VMamba's encoder takes its own state dicts alone; those of
+    U-Mamba are the released checkpoints too, which name most tensors several times.
 
     Args:
-        net: :class:`~swinumamba_monai.networks.SwinUMambaD`, :class:`~swinumamba_monai.networks.SwinUMamba`, or a
-            :class:`~swinumamba_monai.training.MaskedImageModel` of either.
+        net: any of :data:`~swinumamba_monai.networks.SYSTEMS`, or a
+            :class:`~swinumamba_monai.training.MaskedImageModel` of one with VMamba's encoder.
         path_or_state_dict: a file, or what was read from one.
         strict: refuse a file that holds the encoder alone, as evaluation and inference must.
+        decoder: give the blocks of the encoder to the decoder of Swin-UMamba† too (paper, section IV-H, "w/ pretrained
+            decoder"): to each of its stages the first blocks of the encoder's stage with as many channels.
 
     Returns:
         which tensors were loaded, skipped and why, and which of the network's were not in the file.
@@ -119,12 +124,17 @@ def load_pretrained(
     Raises:
         InputError: a file that is none of these, is corrupt, or does not fit the network.
     """
+    if path_or_state_dict is None:
+        raise InputError("a pretrained decoder needs a file to take its weights from; give one to pretrained.")
     is_path = isinstance(path_or_state_dict, (str, PathLike))
     source = str(path_or_state_dict) if is_path else "the state dict"
     weights = _find_weights(read_checkpoint(path_or_state_dict) if is_path else path_or_state_dict, source)
     own = net.state_dict()
 
-    if VMAMBA_KEYS <= weights.keys():
+    if not any(name.startswith(ENCODER) for name in own):
+        kind, whole = "whole network", True
+        weights, skipped = _drop_second_names(weights, own)
+    elif VMAMBA_KEYS <= weights.keys():
         kind = "VMamba checkpoint"
         weights, skipped = _translate_vmamba(weights, own)
         whole = False
@@ -141,6 +151,9 @@ def load_pretrained(
         found = f"its names start with {_some(weights)}"
         raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint ({found}).")
 
+    if decoder:
+        weights = {**weights, **_decoder_weights(weights, own, source, kind, whole)}
+        kind += ", for the decoder too"
     if strict and not whole:
         raise InputError(f"{source} is a {kind}; a trained segmentation network is needed here.")
     required = [
@@ -181,6 +194,35 @@ def _translate_vmamba(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[st
         else:
             translated[target] = weight
     return translated, skipped
+
+
+def _drop_second_names(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor of a released U-Mamba once, under its first name; every other network's as they are."""
+    firsts, skipped = {}, {}
+    for name, weight in weights.items():
+        first = name if name in own else first_name(name)
+        if first != name and first in weights:
+            skipped[name] = "a second name of a tensor"
+        else:
+            firsts[first] = weight
+    return firsts, skipped
+
+
+def _decoder_weights(
+    weights: Mapping[str, Tensor], own: Mapping, source: str, kind: str, whole: bool
+) -> dict[str, Tensor]:
+    """The blocks of the encoder's stages under the names of the decoder's, whose first stage has the most channels."""
+    stages = 1 + max((int(name.split(".")[2]) for name in own if name.startswith(DECODER)), default=-1)
+    if whole or not stages:
+        reason = f"{source} is a {kind}, which has a decoder of its own" if whole else "the network has no such decoder"
+        raise InputError(f"the decoder cannot be pretrained: {reason}.")
+    copies = {}
+    for name, weight in weights.items():
+        stage, _, rest = name.removeprefix(f"{ENCODER}layers.").partition(".")
+        target = f"{DECODER}{stages - 1 - int(stage)}.{rest}" if stage.isdecimal() else None
+        if target in own:
+            copies[target] = weight
+    return copies
 
 
 def _check_fit(source: str, kind: str, weights: Mapping, own: Mapping, required: list[str]) -> None:

@@ -4,6 +4,7 @@
 
 from .mamba import Mamba
 from .swin_umamba import SwinUMamba, SwinUMambaD
+from .umamba import UMambaBot, UMambaEnc
 from .vmamba import VMambaEncoder
 
-__all__ = ["Mamba", "SwinUMamba", "SwinUMambaD", "VMambaEncoder"]
+__all__ = ["Mamba", "SwinUMamba", "SwinUMambaD", "UMambaBot", "UMambaEnc", "VMambaEncoder"]
