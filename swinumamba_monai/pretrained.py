@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .atomic import replacing
 from .errors import InputError
+from .networks.umamba import first_name
 
 __all__ = ["LoadReport", "find_checkpoint", "load_pretrained", "read_checkpoint", "read_weights", "save_half_precision"]
 
@@ -173,7 +174,8 @@ def load_pretrained(
     Accepted are this package's own checkpoints (whole networks, or the encoder alone as pretraining writes it), the
     released Swin-UMamba checkpoints of nnU-Net (``network_weights``), bare state dicts with those names, and
     VMamba-Tiny's ImageNet checkpoints (``{"model": ...}``), of which the patch embedding and the classification head
-    are left out (paper, section III-C). A network without VMamba's encoder takes its own state dicts alone.
+    are left out (paper, section III-C). A network without VMamba's encoder takes its own state dicts alone; those of
+    U-Mamba are the released checkpoints too, which name most tensors several times.
 
     Args:
         net: any of :data:`~swinumamba_monai.networks.SYSTEMS`, or a
@@ -197,7 +199,8 @@ def load_pretrained(
     own = net.state_dict()
 
     if not any(name.startswith(ENCODER) for name in own):
-        kind, skipped, whole = "whole network", {}, True
+        kind, whole = "whole network", True
+        weights, skipped = _drop_second_names(weights, own)
     elif VMAMBA_KEYS <= weights.keys():
         kind = "VMamba checkpoint"
         weights, skipped = _translate_vmamba(weights, own)
@@ -258,6 +261,18 @@ def _translate_vmamba(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[st
         else:
             translated[target] = weight
     return translated, skipped
+
+
+def _drop_second_names(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor of a released U-Mamba once, under its first name; every other network's as they are."""
+    firsts, skipped = {}, {}
+    for name, weight in weights.items():
+        first = name if name in own else first_name(name)
+        if first != name and first in weights:
+            skipped[name] = "a second name of a tensor"
+        else:
+            firsts[first] = weight
+    return firsts, skipped
 
 
 def _decoder_weights(

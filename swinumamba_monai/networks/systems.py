@@ -15,6 +15,7 @@ from swinumamba_monai.errors import InputError
 from .baselines import UNETR, NNUNet, SegResNet, SwinUNETR
 from .nnformer import NNFormer
 from .swin_umamba import SwinUMamba, SwinUMambaD
+from .umamba import UMambaBot, UMambaEnc
 
 __all__ = ["SYSTEMS", "System", "build_network"]
 
@@ -41,6 +42,8 @@ SYSTEMS = {
     "UNETR": System("UNETR", UNETR, planned=True),
     "SwinUNETR": System("SwinUNETR", SwinUNETR),
     "NNFormer": System("nnFormer", partial(NNFormer, spatial_dims=2), heads=True, planned=True),
+    "UMambaBot": System("U-Mamba_Bot", UMambaBot, heads=True, planned=True),
+    "UMambaEnc": System("U-Mamba_Enc", UMambaEnc, heads=True, planned=True),
     "SwinUMamba": System("Swin-UMamba", SwinUMamba, heads=True),
     "SwinUMambaD": System("Swin-UMamba†", SwinUMambaD, heads=True),
 }
