@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--columns", nargs="+", help="what to compare, where it is not every column they share")
     compare.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     compare.set_defaults(command=_compare)
+
+    serve = commands.add_parser("serve", help="serve a bundle by MONAI Label", formatter_class=defaults)
+    serve.add_argument("bundle", help="folder of the bundle; its models/model.pt is served, and replaced by training")
+    serve.add_argument("--studies", required=True, help="folder of the images; labels are saved in its labels")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.set_defaults(command=_serve)
     return parser
 
 
@@ -120,6 +127,12 @@ def _compare(arguments: argparse.Namespace) -> None:
     from swinumamba_monai.metrics import compare, comparison_text
 
     print(comparison_text(compare(arguments.a, arguments.b, columns=arguments.columns, seed=arguments.seed)))
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.serving import serve
+
+    serve(arguments.bundle, arguments.studies, arguments.host, arguments.port)
 
 
 def _show_progress(done: int, total: int) -> None:
