@@ -10,6 +10,11 @@ from pathlib import Path
 
 import torch
 from monai.transforms import SaveImaged
+
+from swinumamba_monai.serving.start import stand_in_for_torchvision
+
+stand_in_for_torchvision()  # before the first import that needs it, in the server and in the processes that train
+
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
