@@ -15,15 +15,15 @@ from swinumamba_monai.serving.start import stand_in_for_torchvision
 
 stand_in_for_torchvision()  # before the first import that needs it, in the server and in the processes that train
 
-from monailabel.interfaces.app import MONAILabelApp
-from monailabel.tasks.activelearning.first import First
-from monailabel.tasks.activelearning.random import Random
-from monailabel.tasks.infer.bundle import BundleInferTask
-from monailabel.tasks.train.bundle import BundleTrainTask
+from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
+from monailabel.tasks.activelearning.first import First  # noqa: E402
+from monailabel.tasks.activelearning.random import Random  # noqa: E402
+from monailabel.tasks.infer.bundle import BundleInferTask  # noqa: E402
+from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
 
-from swinumamba_monai.inference import ClassesToInstancesd, geojson
-from swinumamba_monai.inference.polygons import CELL, class_names
-from swinumamba_monai.training import autocast_dtype, default_amp
+from swinumamba_monai.inference import ClassesToInstancesd, geojson  # noqa: E402
+from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
+from swinumamba_monai.training import autocast_dtype, default_amp  # noqa: E402
 
 LAST_CHECKPOINT = "label_checkpoint.pt"
 
@@ -52,7 +52,9 @@ class InferTask(BundleInferTask):
     def writer(self, data: dict, extension: str | None = None, dtype: object = None) -> tuple[str, dict]:
         """The path of the file, and the polygons of a 2D prediction."""
         prediction = data[self.key_pred]
-        result = {"polygons": geojson(prediction[0].cpu().numpy().astype(int), self.names)} if prediction.ndim == 3 else {}
+        result = (
+            {"polygons": geojson(prediction[0].cpu().numpy().astype(int), self.names)} if prediction.ndim == 3 else {}
+        )
         save = self.saver.saver
         save.folder_layout.output_dir = tempfile.mkdtemp()
         save(prediction)
