@@ -108,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="say what is installed, what will be used, and what could be faster")
     doctor.set_defaults(command=_doctor)
+
+    serve = commands.add_parser("serve", help="serve a bundle by MONAI Label", formatter_class=defaults)
+    serve.add_argument("bundle", help="folder of the bundle; its models/model.pt is served, and replaced by training")
+    serve.add_argument("--studies", required=True, help="folder of the images; labels are saved in its labels")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.set_defaults(command=_serve)
     return parser
 
 
@@ -342,6 +349,12 @@ def _doctor(arguments: argparse.Namespace) -> None:
     from swinumamba_monai.doctor import examine
 
     print("\n".join(examine()))
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.serving import serve
+
+    serve(arguments.bundle, arguments.studies, arguments.host, arguments.port)
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -39,7 +39,7 @@ def _writing(filename: PathLike) -> Iterator[Path]:
         ) from error
 
 
-class _RowsFirstWriter(ImageWriter):
+class RowsFirstWriter(ImageWriter):
     """What the writers of 2D results share.
 
     Args:
@@ -111,7 +111,7 @@ class _RowsFirstWriter(ImageWriter):
         return numbers
 
 
-class InstanceWriter(_RowsFirstWriter):
+class InstanceWriter(RowsFirstWriter):
     """Write instance ids, (1, H, W) or (H, W), as a 16-bit PNG or TIFF image in (H, W) order.
 
     A TIFF file is zlib-compressed and becomes 32-bit when there are more than 65535 cells.
@@ -132,7 +132,7 @@ class InstanceWriter(_RowsFirstWriter):
             )
 
 
-class ClassWriter(_RowsFirstWriter):
+class ClassWriter(RowsFirstWriter):
     """Write class numbers, (1, H, W) or (H, W), as an 8-bit gray PNG or TIFF image in (H, W) order."""
 
     content = "class numbers"
@@ -145,7 +145,7 @@ class ClassWriter(_RowsFirstWriter):
         self.data_obj = classes.astype(np.uint8)
 
 
-class PictureWriter(_RowsFirstWriter):
+class PictureWriter(RowsFirstWriter):
     """Write a picture, (3, H, W) uint8, as an RGB image."""
 
     content = "pictures"
@@ -158,7 +158,7 @@ class PictureWriter(_RowsFirstWriter):
         self.data_obj = np.ascontiguousarray(np.moveaxis(picture, 0, -1)).astype(np.uint8)
 
 
-class MapWriter(_RowsFirstWriter):
+class MapWriter(RowsFirstWriter):
     """Write maps of any numbers, (C, H, W), as a float32 TIFF image with a page per channel."""
 
     content = "maps"
