@@ -82,7 +82,9 @@ class TestInTheNetwork:
         with torch.autocast("cpu", torch.bfloat16):
             half = net(x)
         expected = net(x)
-        torch.testing.assert_close(half.float(), expected, rtol=0, atol=0.1 * expected.abs().max().item())  # 8 bits, 60 layers
+        torch.testing.assert_close(
+            half.float(), expected, rtol=0, atol=0.1 * expected.abs().max().item()
+        )  # 8 bits, 60 layers
 
     @TYPES
     def test_torchscript_by_tracing(self, block_type):
