@@ -164,6 +164,7 @@ def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], obj
         graph.replay()
         return held
 
+    replay.run = run  # its closure holds the memory that the graph reads
     return replay
 
 

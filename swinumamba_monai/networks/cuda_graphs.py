@@ -34,7 +34,8 @@ class CUDAGraphs:
     inside ``torch.compile``, a trace or another recording, for subclasses of ``Tensor`` and inputs that want a
     gradient, where a module has a forward hook, in a replica of ``DataParallel``, while another thread replays, and in
     training before the backward of the last replay. New values in the parameters are seen; parameters that moved, or
-    whose ``requires_grad`` changed, are recorded anew. Copies and pickles begin empty.
+    whose ``requires_grad`` changed, are recorded anew. Parameters of heads that a loss leaves out get gradients of
+    zero, not None. Copies and pickles begin empty.
 
     Args:
         training: whether forwards with gradients are recorded too.

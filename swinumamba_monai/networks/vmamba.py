@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
+from monai.data import MetaTensor
 from torch import Tensor
 
 from .vss import PatchEmbed, PatchMerging, VSSStage
@@ -90,6 +91,8 @@ class VMambaEncoder(nn.Module):
         Returns:
             as :meth:`forward`.
         """
+        if isinstance(x, MetaTensor):  # the scan's kernels take plain tensors
+            x = x.as_tensor()
         features = []
         for i, stage in enumerate(self.layers):
             if i > 0:

@@ -192,3 +192,12 @@ def test_network_with_checkpoints_and_metadata(emulator, small_network, picture)
         for stage in stages:
             stage.use_checkpoint = False
     assert_equal({name: t.as_subclass(torch.Tensor) for name, t in actual.items()}, expected)
+
+
+def test_encoder_alone_with_metadata(emulator, small_network, picture):
+    """As masked image modelling calls it."""
+    encoder = small_network.vssm_encoder
+    picture = picture[..., :32, :32]
+    features = encoder(MetaTensor(picture))
+    assert all(type(feature) is torch.Tensor for feature in features)
+    assert all(a.equal(b) for a, b in zip(features, encoder(picture)))
