@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from swinumamba_monai.analysis.complexity import count
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.networks.blocks import MIXERS, ConvMixer, MambaMixer, VimMixer, depthwise_conv_by_fft
 from swinumamba_monai.ops.reference import selective_scan_ref
@@ -46,6 +47,12 @@ class TestInTheNetwork:
         with torch.device("meta"):
             net = SwinUMambaD(3, 8, block_type=block_type)
         assert sum(p.numel() for p in net.parameters()) == PARAMETERS[block_type]
+
+    @pytest.mark.parametrize("block_type, gflops", [("Mamba", 28.69), ("Vim", 34.24), ("Conv", 35.22)])
+    def test_flops(self, block_type, gflops):
+        """Counted on a sixteenth of the pixels: every operation is linear in them, up to fvcore's rounding of einsum."""
+        counted = count(SwinUMambaD(3, 8, block_type=block_type), 3, 96, 160)
+        assert counted.flops * 16 / 1e9 == pytest.approx(gflops, abs=0.01)
 
     @TYPES
     @pytest.mark.parametrize("size", [(1, 7), (33, 40), (64, 96)], ids=str)
