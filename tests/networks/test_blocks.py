@@ -50,7 +50,7 @@ class TestInTheNetwork:
 
     @pytest.mark.parametrize("block_type, gflops", [("Mamba", 28.69), ("Vim", 34.24), ("Conv", 35.22)])
     def test_flops(self, block_type, gflops):
-        """Counted on a sixteenth of the pixels: every operation is linear in them, up to fvcore's rounding of einsum."""
+        """Counted on a sixteenth of the pixels: everything is linear in them, up to how fvcore rounds einsum."""
         counted = count(SwinUMambaD(3, 8, block_type=block_type), 3, 96, 160)
         assert counted.flops * 16 / 1e9 == pytest.approx(gflops, abs=0.01)
 
