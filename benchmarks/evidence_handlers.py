@@ -21,11 +21,15 @@ from .record import hardware
 __all__ = ["KeepCases", "TrainingMeter", "read_cases"]
 
 
+SETTLED = 10  # iterations until a training needs as much memory as it will
+
+
 class TrainingMeter:
     """Handler that writes how long the epochs of a training took, and the most memory that torch reserved.
 
     Counted is the time from an epoch's start to the end of its last iteration: with its data, without validations and
-    checkpoints. A resumed training goes on counting where the last whole epoch ended.
+    checkpoints. Memory counts from the tenth iteration on, when a network whose launches are recorded has no use any
+    more for what it took before. A resumed training goes on counting where the last whole epoch ended.
 
     Args:
         path: JSON file with the "seconds" of every epoch, "peak_bytes", None on a CPU, and the "hardware".
@@ -44,6 +48,7 @@ class TrainingMeter:
 
     def _restore(self, engine: Engine) -> None:
         self.hardware = hardware(engine.state.device)
+        self._settled = engine.state.iteration + SETTLED
         if engine.state.epoch > 0 and self.path.exists():
             before = json.loads(self.path.read_text())
             self.peak_bytes = before["peak_bytes"]
@@ -55,6 +60,9 @@ class TrainingMeter:
         self._begin = time.perf_counter()
 
     def _finish(self, engine: Engine) -> None:
+        if engine.state.iteration == self._settled and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         if engine.state.iteration % engine.state.epoch_length:
             return
         if torch.cuda.is_available():

@@ -34,7 +34,7 @@ NOTES = [
     "Wilcoxon signed-rank test; frames of one surgery are alike, so for endoscopy both are too confident; p is not "
     "corrected for the number of tests.",
     "Time: the epochs with their data, without validations; runs that share a GPU slow each other down. Memory: the "
-    "most that torch reserved on the GPU in training.",
+    "most that torch reserved on the GPU after the first ten steps.",
     "Every system has its own optimizer and schedule (swinumamba_monai/configs/baselines), at the learning rate meant "
     "for long trainings; all are trained from scratch. Such short trainings say nothing about where longer ones end.",
 ]

@@ -24,6 +24,7 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from swinumamba_monai.ops.dispatch import check_backend_name, selective_scan
@@ -161,8 +162,37 @@ class ConvMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, h, w, d_model) to the same shape."""
         x, gate = self.in_proj(x).chunk(2, dim=-1)
-        x = self.mixing_conv(F.silu(self.conv2d(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
-        return self.out_proj(self.out_norm(x) * F.silu(gate))
+        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2)))
+        if x.is_cuda:
+            x = depthwise_conv_by_fft(x, self.mixing_conv.weight, self.mixing_conv.bias)
+        else:
+            x = self.mixing_conv(x)
+        return self.out_proj(self.out_norm(x.permute(0, 2, 3, 1)) * F.silu(gate))
+
+
+def depthwise_conv_by_fft(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.conv2d(x, weight, bias, padding=k // 2, groups=c)`` for large kernels on a GPU, where torch has only kernels
+    whose time grows with the kernel's area.
+
+    The product of spectra is a circular convolution; with k // 2 zeros behind the map nothing comes round.
+
+    Args:
+        x: (b, c, h, w).
+        weight: (c, 1, k, k), k odd.
+        bias: (c,).
+
+    Returns:
+        (b, c, h, w), computed in float32 where ``x`` is of half precision.
+    """
+    *_, height, width = x.shape
+    side = weight.shape[-1]
+    reach = side // 2
+    rows, columns = (next_fast_len(max(length + reach, side), real=True) for length in (height, width))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    kernel = F.pad(weight[:, 0].to(dtype), (0, columns - side, 0, rows - side)).roll((-reach, -reach), (1, 2))
+    spectrum = torch.fft.rfft2(x.to(dtype), s=(rows, columns)) * torch.fft.rfft2(kernel).conj()
+    y = torch.fft.irfft2(spectrum, s=(rows, columns))[..., :height, :width]
+    return (y + bias.to(dtype)[:, None, None]).to(x.dtype)
 
 
 MIXERS = {"VSS": SS2D, "Vim": VimMixer, "Mamba": MambaMixer, "Conv": ConvMixer}

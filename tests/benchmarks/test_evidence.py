@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -63,6 +64,26 @@ def test_a_run_for_real(tmp_path, capfd):
     before = (folder / "run.json").stat().st_mtime_ns
     assert main(tmp_path, *only) == 0
     assert (folder / "run.json").stat().st_mtime_ns == before
+
+
+def test_a_stopped_run_resumes_with_its_overlay_and_gpu(monkeypatch, tmp_path):
+    """Stopped by the time limit, it says so; the next time it goes on from its checkpoint."""
+    commands = []
+
+    def process(command, env, timeout, **options):
+        config = json.loads((tmp_path / "runs" / name / "training.json").read_text())
+        commands.append((command, env["CUDA_VISIBLE_DEVICES"], config["resume"]))
+        (tmp_path / "runs" / name / "models").mkdir(exist_ok=True)
+        (tmp_path / "runs" / name / "models" / "checkpoint.pt").touch()
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    name = "endoscopy-nnUNet-short-seed0"
+    monkeypatch.setattr(evidence.subprocess, "run", process)
+    for _ in range(2):
+        assert main(tmp_path, "--only", name, "--gpus", "1") == 1
+    assert [resume for _, _, resume in commands] == [False, True]
+    assert all(gpu == "1" and "baselines/nnUNet.json" in command[-1] for command, gpu, _ in commands)
+    assert "out of time" in table(tmp_path, "comparison-endoscopy")["nnUNet"]["failed"][0]
 
 
 class TestPlan:

@@ -77,8 +77,9 @@ class TestOverlays:
             network = content(parse(bundle, "train", name), "network_def")
             assert type(network) is SwinUMambaD
             counts[name] = sum(p.numel() for p in network.parameters())
-        if bundle == "abdomen_mri":  # Table IV
-            assert (counts["symmetric_decoder"], counts["symmetric_encoder"]) == (35_868_200, 19_127_336)
+        if bundle == "abdomen_mri":  # the structures of Table IV
+            millions = [round(counts[name] / 1e6, 4) for name in ("symmetric_decoder", "symmetric_encoder")]
+            assert millions == [35.8682, 19.1273]
         assert counts["block_mamba"] < counts["block_vim"] < counts["from_scratch"] < counts["symmetric_decoder"]
 
     def test_ablations_of_the_training(self):
