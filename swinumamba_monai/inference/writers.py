@@ -199,28 +199,6 @@ class VolumeWriter(NibabelWriter):
         if self.output_dtype is None:
             self.output_dtype = self.data_obj.dtype
 
-    def set_metadata(self, meta_dict: Mapping, resample: bool = False, **options: object) -> None:
-        """Take the affine as it is.
-
-        MONAI's writer resamples to the very same grid here, and from 1.6 on takes a volume for a stack of planes when it
-        does: it fails where the first two axes of the file alone have no invertible affine.
-
-        Args:
-            meta_dict: has the "affine" of the volume.
-            resample: must be False.
-
-        Raises:
-            InputError: the volume would have to be resampled.
-        """
-        if resample:
-            raise InputError(
-                "VolumeWriter cannot resample: give SaveImaged resample=False, and restore the grid before."
-            )
-        _, affine, _ = self.get_meta_info(meta_dict)
-        self.affine = convert_to_numpy(affine)
-        if self.output_dtype is None:
-            self.output_dtype = self.data_obj.dtype
-
     @classmethod
     def create_backend_obj(cls, *args: object, **kwargs: object) -> nib.nifti1.Nifti1Image:
         image = super().create_backend_obj(*args, **kwargs)

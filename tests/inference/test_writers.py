@@ -167,17 +167,3 @@ def test_volumes_keep_voxels_and_affine_in_every_orientation(axes: tuple[int, ..
     written = nib.load(tmp_path / "a_x.nii.gz")
     np.testing.assert_array_equal(np.asarray(written.dataobj), volume[0])
     np.testing.assert_allclose(written.affine, affine)
-
-
-@pytest.mark.parametrize("axcodes", ["RAS", "PIR", "SAL", "IPL"])
-def test_a_volume_of_any_orientation_is_written_with_its_affine(tmp_path, axcodes) -> None:
-    turn = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], nib.orientations.axcodes2ornt(axcodes))
-    image = nib.Nifti1Image(np.arange(60, dtype=np.uint8).reshape(3, 4, 5), np.diag([1.0, 2.0, 3.0, 1.0]))
-    image = image.as_reoriented(turn)
-    meta = {"affine": image.affine, "original_affine": image.affine, "filename_or_obj": "a.nii.gz"}
-    volume = MetaTensor(torch.from_numpy(np.asarray(image.dataobj).copy())[None], meta=meta)
-    save = SaveImage(tmp_path, output_ext=".nii.gz", separate_folder=False, resample=False, writer=VolumeWriter)
-    save(volume)
-    (path,) = tmp_path.iterdir()
-    np.testing.assert_array_equal(nib.load(path).affine, image.affine)
-    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), np.asarray(image.dataobj))
