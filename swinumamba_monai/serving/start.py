@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-import os
 import runpy
+import shutil
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -40,8 +41,9 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
     if not studies.is_dir():
         raise InputError(f"{studies} is no folder; give the one with the images as --studies.")
     stand_in_for_torchvision()
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(APP), os.environ.get("PYTHONPATH")]))
-    sys.argv = ["monailabel", "start_server", "--app", str(APP), "--studies", str(studies)]
+    # MONAI Label writes its log beside the app, so it gets a copy.
+    app = shutil.copytree(APP, Path(tempfile.mkdtemp()) / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    sys.argv = ["monailabel", "start_server", "--app", str(app), "--studies", str(studies)]
     sys.argv += ["--host", host, "--port", str(port), "--conf", "bundle", str(bundle)]
     runpy.run_module("monailabel.main", run_name="__main__")
 
