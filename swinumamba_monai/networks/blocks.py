@@ -27,29 +27,48 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from swinumamba_monai.ops.dispatch import check_backend_name, selective_scan
+from swinumamba_monai.ops.dispatch import check_backend_name
 
+from .mamba import Mamba, MambaScan
 from .vss import SS2D, make_norm
 
 __all__ = ["MIXERS", "ConvMixer", "MambaMixer", "VimMixer"]
 
 
-class MambaMixer(SS2D):
-    """Mamba (Gu and Dao, arXiv 2312.00752, fig. 3) over the pixels of a map in row-major order.
-
-    The projections and the parameters of the scan are SS2D's; there is one direction instead of four, the convolution
-    is causal and along the row-major sequence, and nothing is normalised before the gate.
+class MambaMixer(nn.Module):
+    """Mamba (:class:`.mamba.Mamba`) over the pixels of a map in row-major order.
 
     Args:
         d_model: channels of the map.
         d_state: states of each scanned channel.
         expand: scanned channels as a multiple of ``d_model``.
-        norm_name: key of :data:`.vss.NORMS`; of no effect within this mixer.
+        norm_name: of no effect: Mamba has no norm before its gate.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
     """
 
-    directions = 1
-    kernel_size = 4  # of the causal convolution
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        expand: int = 2,
+        norm_name: str = "layer",
+        scan_backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.mamba = Mamba(d_model, d_state, expand=expand, scan_backend=scan_backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, h, w, d_model) to the same shape."""
+        return self.mamba(x.flatten(1, 2)).view(x.shape)
+
+
+class VimMixer(MambaMixer):
+    """Vision Mamba's mixer (Zhu et al., arXiv 2401.09417, algorithm 1): Mamba forwards and backwards, summed.
+
+    Each direction has a convolution and a scan of its own; the projections and the gate are shared.
+
+    Args: as those of :class:`MambaMixer`.
+    """
 
     def __init__(
         self,
@@ -60,68 +79,13 @@ class MambaMixer(SS2D):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__(d_model, d_state, expand, norm_name, scan_backend)
-        del self.conv2d, self.out_norm
-        inner = expand * d_model
-        self.conv1d = nn.ModuleList(
-            nn.Conv1d(inner, inner, self.kernel_size, groups=inner) for _ in range(self.directions)
-        )
+        self.backwards = MambaScan(expand * d_model, self.mamba.dt_rank, d_state, scan_backend=scan_backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        """
-        Args:
-            x: (b, h, w, d_model).
-
-        Returns:
-            (b, h, w, d_model).
-        """
-        sequence, gate = self.in_proj(x.flatten(1, 2)).chunk(2, dim=-1)
-        y = self.scan(sequence, 0)
-        for direction in range(1, self.directions):  # backwards
-            y = y + self.scan(sequence.flip(1), direction).flip(1)
-        return self.out_proj(y * F.silu(gate)).view(x.shape)
-
-    def scan(self, x: Tensor, direction: int) -> Tensor:
-        """Causal convolution, SiLU and the selective scan of a sequence with the parameters of one direction.
-
-        Args:
-            x: (b, l, d).
-            direction: whose parameters.
-
-        Returns:
-            (b, l, d).
-        """
-        conv, length = self.conv1d[direction], x.shape[1]
-        # As a convolution of a map of one row whose channels lie side by side, as the projections and the scan want
-        # them; the padding behind the end is cut.
-        row = F.conv2d(
-            x.transpose(1, 2).unsqueeze(2), conv.weight.unsqueeze(2), conv.bias, padding=(0, self.kernel_size - 1),
-            groups=conv.groups,
-        )  # fmt: skip
-        x = F.silu(row[..., :length]).squeeze(2).transpose(1, 2)
-        projected = F.linear(x, self.x_proj_weight[direction])
-        low_rank, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = F.linear(low_rank, self.dt_projs_weight[direction])
-        A_logs = self.A_logs.unflatten(0, (self.directions, -1))[direction]
-        A = -A_logs.to(torch.promote_types(A_logs.dtype, torch.float32)).exp()
-        y = selective_scan(
-            *(t.transpose(1, 2) for t in (x, delta)),
-            A,
-            *(t.transpose(1, 2) for t in (B, C)),
-            self.Ds.unflatten(0, (self.directions, -1))[direction],
-            delta_bias=self.dt_projs_bias[direction],
-            delta_softplus=True,
-            backend=self.scan_backend,
-        )
-        return y.transpose(1, 2)
-
-
-class VimMixer(MambaMixer):
-    """Vision Mamba's mixer (Zhu et al., arXiv 2401.09417, algorithm 1): Mamba forwards and backwards, summed.
-
-    Each direction has a convolution and a scan of its own; the projections and the gate are shared.
-    """
-
-    directions = 2
+        """Map (b, h, w, d_model) to the same shape."""
+        sequence, gate = self.mamba.in_proj(x.flatten(1, 2)).chunk(2, dim=-1)
+        y = self.mamba.scan(sequence) + self.backwards.scan(sequence.flip(1)).flip(1)
+        return self.mamba.out_proj(y * F.silu(gate)).view(x.shape)
 
 
 class ConvMixer(nn.Module):

@@ -23,38 +23,33 @@ from torch import Tensor
 
 from swinumamba_monai.ops.dispatch import check_backend_name, selective_scan
 
-__all__ = ["Mamba"]
+__all__ = ["Mamba", "MambaScan"]
 
 
-class Mamba(nn.Module):
-    """Mamba's mixer in one direction. Under autocast its matrix products are in half precision, its states in float32.
+class MambaScan(nn.Module):
+    """What Mamba does between its projections: causal convolution, SiLU, and a scan with Δ, B, C made of its input.
 
     Args:
-        d_model: channels of the sequence.
-        d_state: states of each scanned channel.
+        channels: of the sequence.
+        dt_rank: of the linear function that gives Δ.
+        d_state: states of each channel.
         d_conv: positions that the causal convolution sees, the present one and those before it.
-        expand: scanned channels as a multiple of ``d_model``.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
 
     Raises:
         ValueError: an unknown backend.
     """
 
-    def __init__(
-        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, scan_backend: str = "auto"
-    ) -> None:
+    def __init__(self, channels: int, dt_rank: int, d_state: int = 16, d_conv: int = 4, scan_backend: str = "auto"):
         super().__init__()
         self.d_state = d_state
-        self.dt_rank = math.ceil(d_model / 16)
+        self.dt_rank = dt_rank
         self.scan_backend = check_backend_name(scan_backend, "scan_backend")
-        inner = expand * d_model
-        self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, kernel_size=d_conv, padding=d_conv - 1, groups=inner)
-        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, inner)
-        self.A_log = nn.Parameter(torch.empty(inner, d_state))
-        self.D = nn.Parameter(torch.empty(inner))
-        self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self.conv1d = nn.Conv1d(channels, channels, kernel_size=d_conv, padding=d_conv - 1, groups=channels)
+        self.x_proj = nn.Linear(channels, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, channels)
+        self.A_log = nn.Parameter(torch.empty(channels, d_state))
+        self.D = nn.Parameter(torch.empty(channels))
         self.reset_scan_parameters()
 
     def reset_scan_parameters(self, dt_min: float = 1e-3, dt_max: float = 1e-1, dt_floor: float = 1e-4) -> None:
@@ -73,18 +68,17 @@ class Mamba(nn.Module):
             dt = log_dt.exp().clamp(min=dt_floor)
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
-    def forward(self, sequence: Tensor) -> Tensor:
+    def scan(self, x: Tensor) -> Tensor:
         """
         Args:
-            sequence: (b, l, d_model).
+            x: (b, l, channels).
 
         Returns:
-            (b, l, d_model); under autocast in its dtype.
+            (b, l, channels).
 
         Raises:
             RuntimeError: a backend that cannot run on such tensors.
         """
-        x, gate = self.in_proj(sequence).chunk(2, dim=-1)
         x = F.silu(self._convolve(x))
         low_rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         # the bias is added inside the scan, in the precision of the states
@@ -99,7 +93,7 @@ class Mamba(nn.Module):
             delta_softplus=True,
             backend=self.scan_backend,
         )
-        return self.out_proj(y.transpose(1, 2) * F.silu(gate))
+        return y.transpose(1, 2)
 
     def _convolve(self, x: Tensor) -> Tensor:
         """``conv1d`` of (b, l, d), as a convolution of maps of one row: those may have their channels side by side, as
@@ -110,3 +104,40 @@ class Mamba(nn.Module):
         row = F.conv2d(row, conv.weight.unsqueeze(2), conv.bias, padding=(0, *conv.padding), groups=conv.groups)
         # both ends were padded: what lies beyond the last position is the padding's
         return row[..., :length].squeeze(2).transpose(1, 2)
+
+
+class Mamba(MambaScan):
+    """Mamba's mixer in one direction. Under autocast its matrix products are in half precision, its states in float32.
+
+    Args:
+        d_model: channels of the sequence.
+        d_state: states of each scanned channel.
+        d_conv: positions that the causal convolution sees.
+        expand: scanned channels as a multiple of ``d_model``.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+
+    Raises:
+        ValueError: an unknown backend.
+    """
+
+    def __init__(
+        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, scan_backend: str = "auto"
+    ) -> None:
+        inner = expand * d_model
+        super().__init__(inner, math.ceil(d_model / 16), d_state, d_conv, scan_backend)
+        self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """
+        Args:
+            sequence: (b, l, d_model).
+
+        Returns:
+            (b, l, d_model); under autocast in its dtype.
+
+        Raises:
+            RuntimeError: a backend that cannot run on such tensors.
+        """
+        x, gate = self.in_proj(sequence).chunk(2, dim=-1)
+        return self.out_proj(self.scan(x) * F.silu(gate))

@@ -16,6 +16,7 @@ import torch.nn as nn
 from monai.data import MetaTensor
 from torch import Tensor
 
+from .mamba import MambaScan
 from .vss import PatchEmbed, PatchMerging, VSSStage, make_norm
 
 __all__ = ["VMambaClassifier", "VMambaEncoder"]
@@ -67,12 +68,14 @@ class VMambaEncoder(nn.Module):
             for channels, stage_rates in zip(self.channels, rates)
         )
         self.downsamples = nn.ModuleList(PatchMerging(channels, norm_name) for channels in self.channels[:-1])
-        self.apply(self._init_linear)
+        self.apply(self._init_weights)
 
     @staticmethod
-    def _init_linear(module: nn.Module) -> None:
+    def _init_weights(module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
+        elif isinstance(module, MambaScan):  # which comes after its own linear layers
+            module.reset_scan_parameters()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """
@@ -135,7 +138,7 @@ class VMambaClassifier(VMambaEncoder):
             stage.downsample = merging
         self.norm = make_norm(encoder.get("norm_name", "layer"), self.channels[-1])
         self.head = nn.Linear(self.channels[-1], num_classes)
-        self._init_linear(self.head)
+        self._init_weights(self.head)
 
     def _merging(self, stage: int) -> nn.Module:
         return self.layers[stage].downsample

@@ -14,6 +14,7 @@ from torch import nn
 from swinumamba_monai.analysis.complexity import count
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.networks.blocks import MIXERS, ConvMixer, MambaMixer, VimMixer, depthwise_conv_by_fft
+from swinumamba_monai.networks.mamba import MambaScan
 from swinumamba_monai.ops.reference import selective_scan_ref
 
 TYPES = pytest.mark.parametrize("block_type", list(MIXERS))
@@ -104,11 +105,16 @@ class TestInTheNetwork:
         """Linear layers of the encoder: truncated normal 0.02; what a scan starts with is Mamba's, in all of them."""
         net = build(block_type, feature_size=32)
         first = net.vssm_encoder.layers[0].blocks[0].self_attention
-        assert first.in_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)
-        if block_type != "Conv":
-            assert torch.equal(first.A_logs[0].exp().round(), torch.arange(1.0, 5.0))
-            steps = F.softplus(first.dt_projs_bias)
-            assert 1e-4 <= steps.min() and steps.max() <= 0.1001
+        weights = dict(first.named_parameters())
+        projection = next(weight for name, weight in weights.items() if name.endswith("in_proj.weight"))
+        assert projection.std().item() == pytest.approx(0.02, rel=0.1)
+        for name, weight in weights.items():
+            if "A_log" in name:
+                assert torch.equal(weight[0].exp().round(), torch.arange(1.0, 5.0))
+            if name.endswith(("dt_projs_bias", "dt_proj.bias")):
+                steps = F.softplus(weight)
+                assert 1e-4 <= steps.min() and steps.max() <= 0.1001
+        assert sum("A_log" in name for name in weights) == {"VSS": 1, "Vim": 2, "Mamba": 1, "Conv": 0}[block_type]
 
     @pytest.mark.parametrize("wrong", ["vss", "", None, ["VSS"]])
     def test_wrong_type(self, wrong):
@@ -116,18 +122,16 @@ class TestInTheNetwork:
             SwinUMambaD(1, 3, block_type=wrong)
 
 
-def mamba_by_hand(made: MambaMixer, x: torch.Tensor, direction: int) -> torch.Tensor:
+def mamba_by_hand(made: MambaMixer, x: torch.Tensor, scan: MambaScan) -> torch.Tensor:
     """A scan of Mamba as its paper writes it, of one direction, before gate and output: (b, l, c) to (b, d, l)."""
-    sequence = F.linear(x, made.in_proj.weight).chunk(2, dim=-1)[0].transpose(1, 2)
-    conv = made.conv1d[direction]
+    sequence = F.linear(x, made.mamba.in_proj.weight).chunk(2, dim=-1)[0].transpose(1, 2)
+    conv = scan.conv1d
     sequence = F.silu(F.conv1d(F.pad(sequence, (3, 0)), conv.weight, conv.bias, groups=conv.groups))
-    rank, states, inner = made.dt_rank, made.d_state, sequence.shape[1]
-    low, B, C = torch.einsum("pd,bdl->bpl", made.x_proj_weight[direction], sequence).split([rank, states, states], 1)
-    delta = torch.einsum("dr,brl->bdl", made.dt_projs_weight[direction], low)
-    own = slice(direction * inner, (direction + 1) * inner)
-    A, D = -made.A_logs[own].exp(), made.Ds[own]
-    bias = made.dt_projs_bias[direction]
-    return selective_scan_ref(sequence, delta, A, B, C, D, delta_bias=bias, delta_softplus=True)
+    rank, states = scan.dt_rank, scan.d_state
+    low, B, C = torch.einsum("pd,bdl->bpl", scan.x_proj.weight, sequence).split([rank, states, states], 1)
+    delta = torch.einsum("dr,brl->bdl", scan.dt_proj.weight, low)
+    A, bias = -scan.A_log.exp(), scan.dt_proj.bias
+    return selective_scan_ref(sequence, delta, A, B, C, scan.D, delta_bias=bias, delta_softplus=True)
 
 
 class TestMixers:
@@ -135,11 +139,11 @@ class TestMixers:
     def test_against_mamba_by_hand(self, cls):
         made, x = mixer(cls), image(2, 3, 5, 6, dtype=torch.float64)
         sequence = x.flatten(1, 2)
-        y = mamba_by_hand(made, sequence, 0)
+        y = mamba_by_hand(made, sequence, made.mamba)
         if cls is VimMixer:
-            y = y + mamba_by_hand(made, sequence.flip(1), 1).flip(2)
-        gate = F.silu(F.linear(sequence, made.in_proj.weight).chunk(2, dim=-1)[1])
-        expected = F.linear(y.transpose(1, 2) * gate, made.out_proj.weight).view(x.shape)
+            y = y + mamba_by_hand(made, sequence.flip(1), made.backwards).flip(2)
+        gate = F.silu(F.linear(sequence, made.mamba.in_proj.weight).chunk(2, dim=-1)[1])
+        expected = F.linear(y.transpose(1, 2) * gate, made.mamba.out_proj.weight).view(x.shape)
         torch.testing.assert_close(made(x), expected, rtol=0, atol=1e-10 * expected.abs().max().item())
 
     @pytest.mark.parametrize("cls, before, after", [(MambaMixer, False, True), (VimMixer, True, True)])
