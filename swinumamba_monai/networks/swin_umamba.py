@@ -91,7 +91,8 @@ class MambaDecoder(nn.Module):
         def pixel_logits(x: Tensor) -> Tensor:  # (..., c) to (..., row, column, out_channels)
             return F.linear(expand.vectors(x), head.weight.flatten(1), head.bias)
 
-        if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # the number of parts would be fixed
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and not recorded:
             # by parts that stay in a cache, and whose memory is used again: this halves the time
             logits = torch.cat([pixel_logits(part) for part in x.flatten(0, 2).split(PIXELS)])
             logits = logits.unflatten(0, x.shape[:3])

@@ -12,7 +12,8 @@ backend         what it is                                             runs on
 ``reference``   one position after another (:mod:`.reference`)         everywhere, slowly: for checks
 ==============  =====================================================  =============================
 
-``auto`` takes the fastest that runs on the tensors at hand. A call's ``backend`` argument decides; where that is
+``auto`` takes the fastest that runs on the tensors at hand; while a network is exported, :func:`_export_backend` says
+which. A call's ``backend`` argument decides; where that is
 ``auto``, the environment variable ``SWINUMAMBA_BACKEND`` does. A new kernel is a module beside these and a line in
 each of the tables below.
 """
@@ -33,6 +34,7 @@ from .jit_cpu_fused import norm_gate_jit
 from .mamba import selective_scan_mamba, why_mamba_is_unavailable
 from .portable import selective_scan_portable
 from .reference import cross_scan_2d_ref, scan_orders, selective_scan_ref
+from .torchscript import selective_scan_torchscript
 
 __all__ = [
     "BACKENDS",
@@ -54,6 +56,7 @@ _GROUPED_SCANS = {
     "numba": selective_scan_jit,
     "cuda": selective_scan_cuda,
     "mamba_ssm": selective_scan_mamba,
+    "torchscript": selective_scan_torchscript,  # only by _export_backend
 }
 _MAP_SCANS = {"reference": cross_scan_2d_ref, "numba": cross_scan_2d_jit, "cuda": cross_scan_2d_cuda}
 _OBSTACLES = {
@@ -76,6 +79,24 @@ def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
 
 
+def _export_backend(device_type: str) -> str | None:
+    """What ``auto`` means while a network leaves Python; None where it does not.
+
+    A trace for TorchScript takes a scripted loop, which needs no package to load. ``torch.export`` takes an operator
+    with a body in plain torch, for a file must not depend on Numba; on a GPU it takes the kernels.
+    """
+    if torch.jit.is_tracing():
+        return "torchscript"
+    if torch.compiler.is_compiling() and _is_exporting() and device_type != "cuda":
+        return "portable"
+    return None
+
+
+def _is_exporting() -> bool:
+    is_exporting = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
+    return is_exporting is not None and is_exporting()
+
+
 @torch.compiler.assume_constant_result
 def choose_backend(backend: str, device_type: str, dtype: torch.dtype, d_state: int = 1) -> str:
     """The backend that will scan tensors of this device and dtype; named once in the log.
@@ -87,7 +108,7 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype, d_state: 
         d_state: states of a channel.
 
     Returns:
-        one of :data:`BACKENDS`, not ``"auto"``.
+        one of :data:`BACKENDS`, not ``"auto"``; in a trace for TorchScript ``"torchscript"``.
 
     Raises:
         ValueError: an unknown name, in the argument or in the environment variable.
@@ -96,6 +117,8 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype, d_state: 
     wanted = check_backend_name(backend)
     if wanted == "auto":
         wanted = check_backend_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
+    if wanted == "auto" and (exported := _export_backend(device_type)):
+        return exported
     chosen = _FASTEST.get(device_type, "portable") if wanted == "auto" else wanted
     why_unavailable = _OBSTACLES.get(chosen)
     obstacle = why_unavailable(device_type, dtype, d_state) if why_unavailable else None
