@@ -20,7 +20,7 @@ from monai.networks.layers.utils import get_norm_layer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from swinumamba_monai.ops.dispatch import check_backend_name
+from swinumamba_monai.ops.dispatch import check_backend_name, is_exporting
 
 from .cuda_graphs import CUDAGraphs
 from .vmamba import VMambaEncoder
@@ -101,6 +101,15 @@ class MambaDecoder(nn.Module):
         return expand.place(logits).permute(0, 3, 1, 2)
 
 
+def _cut(head: Tensor, height: int, width: int) -> Tensor:
+    """The upper left corner of a map."""
+    if not is_exporting():
+        return head[:, :, :height, :width]
+    # The strides of a slice tell whether anything was cut, which would tie an exported program to sizes of one kind.
+    rows, columns = (torch.arange(side, device=head.device) for side in (height, width))
+    return head.index_select(2, rows).index_select(3, columns)
+
+
 class _SwinUMambaBase(nn.Module):
     """What both networks share: checked arguments, any image size, and when the coarser heads are returned."""
 
@@ -143,7 +152,7 @@ class _SwinUMambaBase(nn.Module):
         heads = []
         for head in self.logits(padded, all_heads=self.training and self.deep_supervision):
             scale = padded.shape[2] // head.shape[2]
-            heads.append(head[:, :, : (height + scale - 1) // scale, : (width + scale - 1) // scale])
+            heads.append(_cut(head, (height + scale - 1) // scale, (width + scale - 1) // scale))
         return heads
 
     @staticmethod

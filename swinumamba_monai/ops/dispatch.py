@@ -32,7 +32,7 @@ from .cuda_scan import cross_scan_2d_cuda, selective_scan_cuda, why_cuda_is_unav
 from .jit_cpu import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
 from .jit_cpu_fused import norm_gate_jit
 from .mamba import selective_scan_mamba, why_mamba_is_unavailable
-from .portable import selective_scan_portable
+from .portable import selective_scan_exported, selective_scan_portable
 from .reference import cross_scan_2d_ref, scan_orders, selective_scan_ref
 from .torchscript import selective_scan_torchscript
 
@@ -40,6 +40,7 @@ __all__ = [
     "BACKENDS",
     "check_backend_name",
     "choose_backend",
+    "is_exporting",
     "cross_scan_2d",
     "norm_gate",
     "projected_scan_2d",
@@ -56,7 +57,8 @@ _GROUPED_SCANS = {
     "numba": selective_scan_jit,
     "cuda": selective_scan_cuda,
     "mamba_ssm": selective_scan_mamba,
-    "torchscript": selective_scan_torchscript,  # only by _export_backend
+    "torchscript": selective_scan_torchscript,  # this and the next only by _export_backend
+    "exported": selective_scan_exported,
 }
 _MAP_SCANS = {"reference": cross_scan_2d_ref, "numba": cross_scan_2d_jit, "cuda": cross_scan_2d_cuda}
 _OBSTACLES = {
@@ -79,6 +81,12 @@ def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
 
 
+@torch.compiler.assume_constant_result
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is at work; torch 2.6 does not tell, and there it is False."""
+    return getattr(torch.compiler, "is_exporting", lambda: False)()
+
+
 def _export_backend(device_type: str) -> str | None:
     """What ``auto`` means while a network leaves Python; None where it does not.
 
@@ -87,14 +95,7 @@ def _export_backend(device_type: str) -> str | None:
     """
     if torch.jit.is_tracing():
         return "torchscript"
-    if torch.compiler.is_compiling() and _is_exporting() and device_type != "cuda":
-        return "portable"
-    return None
-
-
-def _is_exporting() -> bool:
-    is_exporting = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
-    return is_exporting is not None and is_exporting()
+    return "exported" if is_exporting() and device_type != "cuda" else None
 
 
 @torch.compiler.assume_constant_result
@@ -108,7 +109,8 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype, d_state: 
         d_state: states of a channel.
 
     Returns:
-        one of :data:`BACKENDS`, not ``"auto"``; in a trace for TorchScript ``"torchscript"``.
+        one of :data:`BACKENDS`, not ``"auto"``; while a network is exported also what
+        :func:`_export_backend` says.
 
     Raises:
         ValueError: an unknown name, in the argument or in the environment variable.
