@@ -9,7 +9,7 @@ nothing is exponentiated but Δ A. What fills the last chunk has Δ = 0, which l
 Equations in :mod:`.reference`, shapes in :mod:`.portable`. Importing this module needs ``onnxscript``.
 """
 
-# no "from __future__ import annotations": onnxscript reads the annotations
+# Without the future import of annotations: onnxscript reads them, and needs the number of axes.
 
 import onnxscript
 from onnxscript import FLOAT, graph, script
@@ -18,10 +18,11 @@ from onnxscript import opset18 as op
 __all__ = ["selective_scan_onnx"]
 
 
+MAP, STATE, SKIP = (FLOAT[(None,) * rank] for rank in (4, 3, 2))
+
+
 @script(onnxscript.values.Opset("swinumamba_monai", 1), default_opset=op)
-def SelectiveScan(
-    u: FLOAT[...], delta: FLOAT[...], A: FLOAT[...], B: FLOAT[...], C: FLOAT[...], D: FLOAT[...], delta_bias: FLOAT[...]
-) -> FLOAT[...]:
+def SelectiveScan(u: MAP, delta: MAP, A: STATE, B: MAP, C: MAP, D: SKIP, delta_bias: SKIP) -> MAP:
     step = op.Softplus(op.Add(delta, delta_bias))
     length = op.Shape(u, start=1, end=2)
     chunk = op.Constant(value_ints=[64])
@@ -54,8 +55,9 @@ def SelectiveScan(
         y_c = op.Squeeze(op.MatMul(states, op.Unsqueeze(C_c, last_axis)), last_axis)
         return h_after, y_c
 
-    h_last, ys = op.Scan(h0, steps, inputs, Bs, Cs, body=scan_chunk, num_scan_inputs=4)
-    joined = op.Reshape(op.Transpose(ys, perm=[2, 0, 1, 3, 4]), op.Concat(none, op.Constant(value_ints=[-1]), op.Shape(u, start=2), axis=0))
+    _last, ys = op.Scan(h0, steps, inputs, Bs, Cs, body=scan_chunk, num_scan_inputs=4)
+    to_map = op.Concat(none, op.Constant(value_ints=[-1]), op.Shape(u, start=2), axis=0)
+    joined = op.Reshape(op.Transpose(ys, perm=[2, 0, 1, 3, 4]), to_map)
     y = op.Slice(joined, none, length, op.Constant(value_ints=[1]))
     return op.Add(y, op.Mul(D, u))
 
