@@ -12,7 +12,7 @@ RUN     = --roi_size "[128,128]" --max_epochs 12 --iterations_per_epoch 50 --bat
 	--val_interval 4 --log_interval 25 --num_workers 1
 PATHS   = --bundle_root $(BUNDLE) --dataset_dir $(DEMO)/data
 
-.PHONY: demo test lint clean
+.PHONY: demo test fuzz verify package lint label test-label clean
 
 demo: $(VENV)/demo
 	rm -rf $(DEMO)
@@ -30,6 +30,19 @@ demo: $(VENV)/demo
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
+
+# Damaged files of every format for as long as you like; `make test` does it for a minute.
+SECONDS = 600
+fuzz: $(VENV)/test
+	SWINUMAMBA_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py
+
+# The model zoo's checks on the three bundles, with their networks in full size; `make test` takes small ones.
+verify: $(VENV)/test
+	$(BIN)/python -m swinumamba_monai verify bundles/abdomen_mri bundles/endoscopy bundles/microscopy
+
+package: $(VENV)/test
+	for bundle in abdomen_mri endoscopy microscopy; do \
+		$(BIN)/python -m swinumamba_monai package bundles/$$bundle --output_dir dist || exit 1; done
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -49,5 +62,23 @@ $(VENV)/test: $(VENV)/torch setup.cfg
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[cpu,dev]"
 	touch $@
 
+# MONAI Label in an environment of its own: make label TASK=microscopy STUDIES=my_images
+TASK    ?= microscopy
+LABEL    = .venv-label
+label: $(LABEL)/ready
+	$(LABEL)/bin/python -m swinumamba_monai serve bundles/$(TASK) --studies $(STUDIES)
+
+test-label: $(LABEL)/ready $(VENV)/test
+	SWINUMAMBA_LABEL_PYTHON=$(abspath $(LABEL)/bin/python) $(BIN)/python -m pytest tests/serving
+
+# Without its dependencies, because they ask for packages that need a CUDA build of torch or an older numpy, and that
+# nothing here uses (SAM 2, MLflow, LMDB); label-requirements.txt has those that the server imports.
+$(LABEL)/ready: label-requirements.txt constraints.txt setup.cfg
+	$(PYTHON) -m venv $(LABEL)
+	$(LABEL)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(LABEL)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[cpu]" -r label-requirements.txt
+	$(LABEL)/bin/python -m pip install -q --disable-pip-version-check --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(LABEL) $(DEMO)

@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks, sizes and loss that the tables compare.
 
-nnU-Net is MONAI's DynUNet in the configuration that nnU-Net plans for these data: seven stages (eight at 512 × 512),
-two convolutions each, min(512, 32 · 2^i) channels, affine instance norm. Its heads keep their own resolutions, as in
-nnU-Net itself: DynUNet would raise every head to the full one, at a cost in time and memory that nnU-Net doesn't have.
+nnU-Net is :class:`swinumamba_monai.networks.NNUNet`, MONAI's DynUNet with heads that keep their own resolutions.
 """
 
 from __future__ import annotations
@@ -14,16 +12,15 @@ from typing import NamedTuple
 
 import torch
 from monai.losses import DeepSupervisionLoss, DiceCELoss
-from monai.networks.nets import DynUNet
-from torch import Tensor, nn
+from torch import nn
 
-from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.analysis.timing import allocated_bytes, free, peak_bytes, reserved_bytes
+from swinumamba_monai.networks import NNUNet, SwinUMamba, SwinUMambaD
 from swinumamba_monai.networks.vss import SS2D
 
 from .published import PublishedSS2D
-from .timing import allocated_bytes, free, peak_bytes, reserved_bytes
 
-__all__ = ["NNUNet", "Size", "TrainingStep", "NETWORKS", "QUICK_SIZES", "SIZES", "autocast", "build", "make_loss"]
+__all__ = ["Size", "TrainingStep", "NETWORKS", "QUICK_SIZES", "SIZES", "autocast", "build", "make_loss"]
 
 
 class Size(NamedTuple):
@@ -35,63 +32,28 @@ class Size(NamedTuple):
     height: int
     width: int
     out_channels: int
-    stages: int  # of nnU-Net
 
     def __str__(self) -> str:
         return f"{self.batch_size} × {self.in_channels}×{self.height}×{self.width}, {self.out_channels} classes"
 
 
 SIZES = (
-    Size("abdomen_mri", 16, 1, 320, 320, 14, 7),
-    Size("endoscopy", 13, 3, 384, 640, 8, 7),
-    Size("microscopy", 12, 3, 512, 512, 3, 8),
+    Size("abdomen_mri", 16, 1, 320, 320, 14),
+    Size("endoscopy", 13, 3, 384, 640, 8),
+    Size("microscopy", 12, 3, 512, 512, 3),
 )
-QUICK_SIZES = (Size("toy", 2, 1, 64, 64, 3, 5),)
-
-
-class NNUNet(DynUNet):
-    """DynUNet whose heads keep their own resolution.
-
-    Args:
-        in_channels: channels of the image.
-        out_channels: number of classes.
-        stages: resolutions, the image's included.
-        base_channels: of the first stage, doubled at each further one up to sixteen times as many.
-        deep_supervision: whether there are heads at all resolutions but the two coarsest, and training returns them.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stages: int = 7,
-        base_channels: int = 32,
-        deep_supervision: bool = True,
-    ) -> None:
-        strides = [1] + [2] * (stages - 1)
-        super().__init__(
-            spatial_dims=2,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel_size=[3] * stages,
-            strides=strides,
-            upsample_kernel_size=strides[1:],
-            filters=[min(2**i, 16) * base_channels for i in range(stages)],
-            deep_supervision=deep_supervision,
-            deep_supr_num=stages - 2,
-        )
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Logits of (b, in_channels, h, w); in training mode the list of all heads, finest first."""
-        logits = self.output_block(self.skip_layers(x))
-        return [logits, *self.heads] if self.training and self.deep_supervision else logits
+QUICK_SIZES = (Size("toy", 2, 1, 64, 64, 3),)
 
 
 # How a row is called, and what makes it from a size, the arguments of a toy network (None: the real one), a scan
 # backend and whether there are heads.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "nnU-Net": lambda size, toy, scan_backend, heads: NNUNet(
-        size.in_channels, size.out_channels, size.stages, base_channels=8 if toy else 32, deep_supervision=heads
+        size.in_channels,
+        size.out_channels,
+        (size.height, size.width),
+        base_channels=8 if toy else 32,
+        deep_supervision=heads,
     ),
     "Swin-UMamba†": lambda size, toy, scan_backend, heads: SwinUMambaD(
         size.in_channels, size.out_channels, deep_supervision=heads, scan_backend=scan_backend, **(toy or {})
@@ -121,7 +83,7 @@ def build(
             if isinstance(module, SS2D):
                 module.__class__ = PublishedSS2D  # the same parameters, another forward
         cuda_graphs = False
-    if not cuda_graphs and not isinstance(network, DynUNet):
+    if not cuda_graphs and not isinstance(network, NNUNet):
         network._graphs = None
     return network.to(device)  # what was made from NumPy or on the CPU
 
@@ -180,7 +142,7 @@ class TrainingStep:
         shape = (size.batch_size, size.height, size.width)
         self.image = torch.randn(size.batch_size, size.in_channels, *shape[1:], device=device)
         self.label = torch.randint(size.out_channels, shape, device=device).unsqueeze(1).float()
-        if cuda_graphs and isinstance(self.network, DynUNet):
+        if cuda_graphs and isinstance(self.network, NNUNet):
             half = precision == "bf16"
             with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
                 torch.cuda.make_graphed_callables(self.network, (self.image,))
@@ -201,8 +163,10 @@ class TrainingStep:
         """The most memory that this network's step needs: parameters, optimizer state, batch and what a step adds.
 
         A graph's memory counts as allocated to nobody between replays; there it is what the network keeps reserved.
+        None on a CPU, where nobody counts what is resident.
         """
+        if self.device.type != "cuda":
+            return None
         if self.cuda_graphs:
             return self.held_bytes
-        added = peak_bytes(self, self.device)
-        return None if added is None else self.resident_bytes + added
+        return self.resident_bytes + peak_bytes(self, self.device)

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import torch
 
+from swinumamba_monai.analysis.timing import measure, reason
 from swinumamba_monai.ops.dispatch import choose_backend
 
 from .cases import QUICK_SIZES, Size, TrainingStep, build
 from .record import Record, make_parser, start
-from .timing import measure, ratio, reason
+from .timing import ratio
 
-SIZE = Size("abdomen_mri", 1, 1, 320, 320, 14, 7)
+SIZE = Size("abdomen_mri", 1, 1, 320, 320, 14)
 COLUMNS = {"what": "what", "network": "network", "ms": "ms", "× nnU-Net": "ratio", "failed": "error"}
 NOTES = [
-    "float32. Inference: evaluation mode, torch.inference_mode, nnU-Net without heads. Step: forward, deep supervision "
+    "float32. Inference: evaluation mode, torch.inference_mode, the finest head alone. Step: forward, deep supervision "
     "loss, backward, AdamW.",
     "Times: median (least–most) over the samples, a call each. Ratios: of samples of the same round.",
 ]

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
+from swinumamba_monai.analysis.timing import reason, summarize
 from swinumamba_monai.data import synthesize_microscopy
 
 from .record import ROOT, Record, make_parser, start
-from .timing import reason, summarize
 
 CONFIGS = ROOT / "bundles" / "microscopy" / "configs"
 COLUMNS = {

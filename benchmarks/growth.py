@@ -7,11 +7,11 @@ from __future__ import annotations
 import matplotlib
 import numpy as np
 
+from swinumamba_monai.analysis.timing import free, measure, peak_bytes, reason
 from swinumamba_monai.networks.vss import SS2D
 
 from .record import Record, make_parser, start
 from .ss2d_block import block_step, graphed_if_possible
-from .timing import free, measure, peak_bytes, reason
 
 SIDES = (40, 56, 80, 112, 160, 224, 320, 448, 640, 1024)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import torch
 
+from swinumamba_monai.analysis.timing import free, measure, reason
+
 from .cases import NETWORKS, PUBLISHED, QUICK_SIZES, SIZES, autocast, build
 from .published import why_published_is_unavailable
 from .record import Record, make_parser, start
-from .timing import free, graphed, measure, ratio, reason
+from .timing import graphed, ratio
 
 COLUMNS = {
     "batch": "batch",
@@ -21,8 +23,8 @@ COLUMNS = {
     "failed": "error",
 }
 NOTES = [
-    "Evaluation mode, torch.inference_mode, logits of the finest head; the batch is on the device already. nnU-Net is "
-    "built without heads, as it predicts.",
+    "Evaluation mode, torch.inference_mode, logits of the finest head; the batch is on the device already. Only "
+    "the finest head is computed.",
     "call: the network called as a user calls it, so ours replay their own CUDA graphs. eager: each call launches its "
     "kernels and casts its weights. graph: for all, the replay of one captured call.",
     "Times: median (least–most) over the samples, back-to-back calls. Ratios: of samples of the same round.",

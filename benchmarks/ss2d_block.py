@@ -9,13 +9,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from swinumamba_monai.analysis.timing import free, measure, peak_bytes, reason
 from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import cross_scan_2d
 
 from .cases import autocast
 from .published import PublishedSS2D, published_kernel, why_published_is_unavailable
 from .record import Record, make_parser, start
-from .timing import exponential_floor_ms, free, graphed, measure, peak_bytes, reason
+from .timing import exponential_floor_ms, graphed
 
 D_STATE = 16
 COLUMNS = {

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from swinumamba_monai.analysis.timing import free, measure, reason
+
 from .cases import NETWORKS, PUBLISHED, QUICK_SIZES, SIZES, TrainingStep
 from .published import why_published_is_unavailable
 from .record import Record, make_parser, start
-from .timing import free, measure, ratio, reason
+from .timing import ratio
 
 COLUMNS = {
     "batch": "batch",

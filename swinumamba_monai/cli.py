@@ -5,12 +5,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from swinumamba_monai import __version__
 from swinumamba_monai.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 TASKS = ("abdomen_mri", "endoscopy", "microscopy")
 
@@ -81,7 +88,89 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--in_channels", type=int, help="of the image, where it is not the config's")
     export.add_argument("--num_classes", type=int, help="background included, where it is not the config's")
     export.set_defaults(command=_export)
+
+    overlay = commands.add_parser(
+        "overlay", help="where a baseline's recipe or an ablation lies, for --config_file", formatter_class=defaults
+    )
+    overlay.add_argument("name", nargs="?", help="which; default: the list of all")
+    overlay.set_defaults(command=_overlay)
+    _add_tables(commands, defaults)
+
+    package = commands.add_parser(
+        "package", help="make the archive of a bundle, and what else its release needs", formatter_class=defaults
+    )
+    package.add_argument("bundle_dir", help="such as bundles/microscopy")
+    package.add_argument("--output_dir", required=True, help="it may hold other bundles and versions already")
+    package.add_argument("--release_url", help="where the archives will lie; default: files are named without it")
+    package.set_defaults(command=_package)
+
+    verify = commands.add_parser(
+        "verify", help="run the model zoo's checks on bundles, and each on an image", formatter_class=defaults
+    )
+    verify.add_argument("bundles", nargs="+", help="folders, or archives made by package")
+    verify.add_argument("--schema_file", help="what the metadata's schema names; default: the required fields alone")
+    verify.add_argument("--override", default="{}", help="JSON of id-value pairs for the configs")
+    verify.set_defaults(command=_verify)
+
+    halve = commands.add_parser("halve", help="write weights as safetensors of half precision")
+    halve.add_argument("checkpoint", help="such as models/model.pt")
+    halve.add_argument("safetensors", help="such as bundles/microscopy/models/model.safetensors")
+    halve.set_defaults(command=_halve)
+
+    doctor = commands.add_parser("doctor", help="say what is installed, what will be used, and what could be faster")
+    doctor.set_defaults(command=_doctor)
+
+    serve = commands.add_parser("serve", help="serve a bundle by MONAI Label", formatter_class=defaults)
+    serve.add_argument("bundle", help="folder of the bundle; its models/model.pt is served, and replaced by training")
+    serve.add_argument("--studies", required=True, help="folder of the images; labels are saved in its labels")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.set_defaults(command=_serve)
     return parser
+
+
+def _add_tables(commands: argparse._SubParsersAction, defaults: type) -> None:
+    table = commands.add_parser("table", help="the paper's tables, computed here and beside the paper's numbers")
+    tables = table.add_subparsers(required=True, metavar="TABLE")
+    complexity = tables.add_parser(
+        "complexity", help="parameters and FLOPs of every system, Tables I–IV", formatter_class=defaults
+    )
+    complexity.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    complexity.add_argument("--systems", nargs="+", metavar="NETWORK_NAME", help="default: all")
+    complexity.add_argument("--output_dir", default=".", help="where complexity.md, .csv and what is measured go")
+    complexity.add_argument(
+        "--measure", action="store_true", help="also time and memory, side by side, and Fig. 1 with time for FLOPs"
+    )
+    complexity.add_argument("--device", help="to measure on, as cuda:0 or cpu; default: a GPU if there is one")
+    complexity.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    complexity.add_argument("--batch_size", type=int, default=2, help="of the training step")
+    complexity.add_argument("--repeats", type=int, default=5, help="samples of each")
+    complexity.set_defaults(command=_table_complexity)
+
+    results = tables.add_parser(
+        "results", help="evaluations of runs in the layout of Tables I–III and V", formatter_class=defaults
+    )
+    results.add_argument(
+        "dirs", nargs="+", metavar="DIR", help="what an evaluation wrote; NAME=DIR to call its row NAME, else by itself"
+    )
+    results.add_argument(
+        "--reading", choices=["published", "corrected"], default="published", help="how scores are computed"
+    )
+    results.add_argument("--output_dir", default=".", help="where results.md and results.csv go")
+    results.set_defaults(command=_table_results)
+
+    erf = commands.add_parser("erf", help="effective receptive fields of networks (Fig. 7)", formatter_class=defaults)
+    erf.add_argument("--network_name", nargs="+", default=["nnUNet", "SegResNet", "UNETR", "SwinUMambaD"])
+    erf.add_argument("--ckpt_path", nargs="+", help="weights, one file a network; default: random ones")
+    erf.add_argument("--images", help="an image, a folder of images or a prepared dataset; default: random input")
+    erf.add_argument("--num_images", type=int, default=100, help="averaged over, at most; the paper: 1000")
+    erf.add_argument("--in_channels", type=int, default=3, help="1 or 3")
+    erf.add_argument("--num_classes", type=int, default=3, help="of the network")
+    erf.add_argument("--roi_size", type=int, nargs=2, default=[320, 320], metavar=("HEIGHT", "WIDTH"))
+    erf.add_argument("--seed", type=int, default=0, help="of random weights and input")
+    erf.add_argument("--device", help="as cuda:0 or cpu; default: a GPU if there is one")
+    erf.add_argument("--output_dir", default=".", help="where NETWORK_erf.png, erf.csv and erf.png go")
+    erf.set_defaults(command=_erf)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -141,6 +230,152 @@ def _compare(arguments: argparse.Namespace) -> None:
     from swinumamba_monai.metrics import compare, comparison_text
 
     print(comparison_text(compare(arguments.a, arguments.b, columns=arguments.columns, seed=arguments.seed)))
+
+
+def _overlay(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.overlays import OVERLAYS, overlay_path
+
+    if arguments.name is not None:
+        print(overlay_path(arguments.name))
+        return
+    for name, path in OVERLAYS.items():
+        print(f"{path.parent.name}: {name}")
+
+
+def _table_complexity(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai import analysis
+
+    systems = _check_systems(arguments.systems)
+    rows = analysis.complexity_rows(arguments.tasks, systems)
+    columns, notes = analysis.COMPLEXITY_COLUMNS, analysis.COMPLEXITY_NOTES
+    print(analysis.write_table(arguments.output_dir, "complexity", columns, rows, notes))
+    if not arguments.measure:
+        return
+    device = _device(arguments.device)
+    settings = {"batch_size": arguments.batch_size, "precision": arguments.precision, "repeats": arguments.repeats}
+    speed = analysis.speed_rows(arguments.tasks, systems, device, **settings)
+    notes = analysis.speed_notes(device, **settings)
+    print(analysis.write_table(arguments.output_dir, "speed", analysis.SPEED_COLUMNS, speed, notes))
+    path = Path(arguments.output_dir) / "speed.png"
+    analysis.draw_speed(path, speed, rows, notes[0])
+    print(f"figure: {path}")
+
+
+def _table_results(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai import analysis
+
+    evaluations = [analysis.read_evaluation(argument) for argument in arguments.dirs]
+    tables = analysis.result_tables(evaluations, arguments.reading)
+    print(analysis.write_results(arguments.output_dir, tables, arguments.reading))
+
+
+def _erf(arguments: argparse.Namespace) -> None:
+    from monai.utils import set_determinism
+
+    from swinumamba_monai import analysis
+    from swinumamba_monai.networks import build_network
+    from swinumamba_monai.pretrained import load_pretrained
+
+    names = _check_systems(arguments.network_name)
+    files = arguments.ckpt_path or [None] * len(names)
+    if len(files) != len(names):
+        raise InputError(f"{len(names)} networks need as many files in ckpt_path, not {len(files)}.")
+    device, size = _device(arguments.device), tuple(arguments.roi_size)
+    inputs = analysis.load_inputs(
+        arguments.images, arguments.num_images, arguments.in_channels, size, seed=arguments.seed
+    )
+    fields = {}
+    for name, file in zip(names, files):
+        set_determinism(arguments.seed)
+        try:
+            network = build_network(
+                name, in_channels=arguments.in_channels, out_channels=arguments.num_classes, roi_size=size
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if file is not None:
+            load_pretrained(network, file, strict=True)
+        label = name if name not in fields else f"{name}_{len(fields)}"
+        fields[label] = analysis.effective_receptive_field(network.to(device), inputs)
+        print(f"{label}: computed over {len(inputs)} inputs", file=sys.stderr)
+    weights = "random weights" if arguments.ckpt_path is None else "weights of ckpt_path"
+    source = f"images of {Path(arguments.images).name}" if arguments.images else "random inputs"
+    for path in analysis.write_erf(arguments.output_dir, fields, f"{len(inputs)} {source}, {weights}"):
+        print(f"written: {path}")
+
+
+def _check_systems(names: Sequence[str] | None) -> list[str]:
+    """Names of networks; all for None. An InputError lists them where one is wrong."""
+    from swinumamba_monai.networks import SYSTEMS
+
+    wrong = [name for name in names or () if name not in SYSTEMS]
+    if wrong:
+        raise InputError(f"there is no network '{wrong[0]}'; choose from {', '.join(SYSTEMS)}.")
+    return list(names or SYSTEMS)
+
+
+def _device(name: str | None) -> torch.device:
+    """A device by its name; a GPU if there is one, else the CPU, for None."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _package(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.distribution import package_bundle
+
+    package = package_bundle(arguments.bundle_dir, arguments.output_dir, arguments.release_url)
+    print(f"archive: {package.archive} (sha256 {package.sha256})")
+    if package.weights is None:
+        print("weights: none in its models folder, so whoever fetches it has to train it")
+    else:
+        print(f"weights: {package.weights}")
+        if arguments.release_url is None:
+            print("no --release_url: large_files.yml and model_info.json name the files without an address")
+    print(f"for push_to_hf_hub: --bundle_dir {package.huggingface_dir}")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.distribution import unpack, verify_bundle
+
+    try:
+        override = json.loads(arguments.override)
+    except ValueError as error:
+        raise InputError(f"--override is not JSON ({error}).") from error
+    logging.getLogger().setLevel(logging.ERROR)
+    failed = 0
+    for path in map(Path, arguments.bundles):
+        with TemporaryDirectory() as temporary:
+            bundle = unpack(path, temporary) if path.is_file() else path
+            for check, problem in verify_bundle(bundle, arguments.schema_file, override):
+                print(f"{bundle.name}: {check}: {problem or 'ok'}")
+                failed += problem is not None
+    if failed:
+        raise InputError(f"{failed} checks failed.")
+
+
+def _halve(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.pretrained import save_half_precision
+
+    size = save_half_precision(arguments.checkpoint, arguments.safetensors)
+    print(f"{arguments.safetensors}: {size / 1e6:.1f} MB")
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.doctor import examine
+
+    print("\n".join(examine()))
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.serving import serve
+
+    serve(arguments.bundle, arguments.studies, arguments.host, arguments.port)
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -13,6 +13,11 @@ class InputError(ValueError):
     """Something the user gave (a file, a folder, an option) cannot be used; the message is one sentence for them."""
 
 
+def quoted(error: BaseException) -> str:
+    """An error of a library as part of a sentence: its class and its message, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 # What is left of the error after a DataLoader's worker or MONAI's SaveImage has turned its traceback into text.
 _AS_TEXT = re.compile(rf"^{re.escape(InputError.__module__)}\.InputError: (.+)$", re.MULTILINE)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -21,13 +22,16 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .atomic import replacing
 from .errors import InputError
+from .networks.umamba import first_name
 
-__all__ = ["LoadReport", "load_pretrained", "read_checkpoint"]
+__all__ = ["LoadReport", "find_checkpoint", "load_pretrained", "read_checkpoint", "read_weights", "save_half_precision"]
 
 logger = logging.getLogger(__name__)
 
 ENCODER = "vssm_encoder."
+DECODER = "decoder.stages."  # of Swin-UMamba†
 STEM = "stem."  # the convolution before the encoder of Swin-UMamba, pretrained with it
 PRETRAINING_ONLY = ("head.", "mask_token")  # the rest of a masked image model
 VMAMBA_KEYS = {"patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs", "layers.0.downsample.norm.weight"}
@@ -83,6 +87,7 @@ def read_checkpoint(path: str | PathLike) -> dict:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _check_records(path)
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -90,6 +95,8 @@ def read_checkpoint(path: str | PathLike) -> dict:
             f"{path} is corrupt, or holds Python objects besides weights; such files are not opened, because "
             "unpickling them would run their code: save its state dict alone."
         ) from error
+    except InputError:
+        raise
     except Exception as error:  # a damaged file fails anywhere in the readers: struct.error, IndexError, ...
         raise InputError(f"{path} cannot be read as a checkpoint, it is corrupt or truncated.") from error
     if not isinstance(content, Mapping):
@@ -97,21 +104,86 @@ def read_checkpoint(path: str | PathLike) -> dict:
     return content
 
 
+def _check_records(path: Path) -> None:
+    """Refuse what only claims to be large: torch.save never compresses, so a record is as long as it is in the file."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+                raise InputError(f"{path} holds compressed records, which torch.save does not write; it is not opened.")
+
+
+def read_weights(path: str | PathLike) -> dict[str, Tensor]:
+    """The weights in a checkpoint, by their names without what DDP and torch.compile put before them.
+
+    Args:
+        path: a file that :func:`read_checkpoint` reads.
+
+    Returns:
+        the state dict, on the CPU, in the precision of the file.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`, and for a file without weights.
+    """
+    return _find_weights(read_checkpoint(path), str(path))
+
+
+def find_checkpoint(folder: str | PathLike, name: str = "model") -> str:
+    """The trained network of a folder: ``model.pt``, which training writes, else ``model.safetensors``, which ships.
+
+    Args:
+        folder: the folder.
+        name: of the files, without suffix.
+
+    Returns:
+        the path of one that exists, or of ``model.pt``, so that a sentence on the missing file names that.
+    """
+    trained, shipped = (Path(folder) / f"{name}{suffix}" for suffix in (".pt", ".safetensors"))
+    return str(shipped if shipped.is_file() and not trained.is_file() else trained)
+
+
+def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
+    """Write the weights of a checkpoint as safetensors of half the size; networks compute in float32 all the same.
+
+    Args:
+        source: a file that :func:`read_checkpoint` reads.
+        target: the ``.safetensors`` file, written whole or not at all; its folder must exist.
+
+    Returns:
+        the size of the file in bytes.
+
+    Raises:
+        InputError: ``source`` cannot be read, or holds a number that float16 cannot; ``target`` has another suffix.
+    """
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target} must end in .safetensors.")
+    weights = read_weights(source)
+    half = {name: (w.half() if w.is_floating_point() else w).contiguous().clone() for name, w in weights.items()}
+    if spoilt := [name for name, weight in half.items() if not weight.isfinite().all()]:
+        raise InputError(f"{source} cannot be halved: {_some(spoilt)} would not be finite in float16.")
+    with replacing(target) as temporary:
+        safetensors.torch.save_file(half, temporary)
+    return target.stat().st_size
+
+
 def load_pretrained(
-    net: nn.Module, path_or_state_dict: str | PathLike | Mapping, *, strict: bool = False
+    net: nn.Module, path_or_state_dict: str | PathLike | Mapping | None, *, strict: bool = False, decoder: bool = False
 ) -> LoadReport:
-    """Load weights into a Swin-UMamba network, or refuse and leave it as it was.
+    """Load weights into a network, or refuse and leave it as it was.
 
     Accepted are this package's own checkpoints (whole networks, or the encoder alone as pretraining writes it), the
     released Swin-UMamba checkpoints of nnU-Net (``network_weights``), bare state dicts with those names, and
     VMamba-Tiny's ImageNet checkpoints (``{"model": ...}``), of which the patch embedding and the classification head
-    are left out (paper, section III-C).
+    are left out (paper, section III-C). A network without VMamba's encoder takes its own state dicts alone; those of
+    U-Mamba are the released checkpoints too, which name most tensors several times.
 
     Args:
-        net: :class:`~swinumamba_monai.networks.SwinUMambaD`, :class:`~swinumamba_monai.networks.SwinUMamba`, or a
-            :class:`~swinumamba_monai.training.MaskedImageModel` of either.
+        net: any of :data:`~swinumamba_monai.networks.SYSTEMS`, or a
+            :class:`~swinumamba_monai.training.MaskedImageModel` of one with VMamba's encoder.
         path_or_state_dict: a file, or what was read from one.
         strict: refuse a file that holds the encoder alone, as evaluation and inference must.
+        decoder: give the blocks of the encoder to the decoder of Swin-UMamba† too (paper, section IV-H, "w/ pretrained
+            decoder"): to each of its stages the first blocks of the encoder's stage with as many channels.
 
     Returns:
         which tensors were loaded, skipped and why, and which of the network's were not in the file.
@@ -119,12 +191,17 @@ def load_pretrained(
     Raises:
         InputError: a file that is none of these, is corrupt, or does not fit the network.
     """
+    if path_or_state_dict is None:
+        raise InputError("a pretrained decoder needs a file to take its weights from; give one to pretrained.")
     is_path = isinstance(path_or_state_dict, (str, PathLike))
     source = str(path_or_state_dict) if is_path else "the state dict"
     weights = _find_weights(read_checkpoint(path_or_state_dict) if is_path else path_or_state_dict, source)
     own = net.state_dict()
 
-    if VMAMBA_KEYS <= weights.keys():
+    if not any(name.startswith(ENCODER) for name in own):
+        kind, whole = "whole network", True
+        weights, skipped = _drop_second_names(weights, own)
+    elif VMAMBA_KEYS <= weights.keys():
         kind = "VMamba checkpoint"
         weights, skipped = _translate_vmamba(weights, own)
         whole = False
@@ -141,6 +218,9 @@ def load_pretrained(
         found = f"its names start with {_some(weights)}"
         raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint ({found}).")
 
+    if decoder:
+        weights = {**weights, **_decoder_weights(weights, own, source, kind, whole)}
+        kind += ", for the decoder too"
     if strict and not whole:
         raise InputError(f"{source} is a {kind}; a trained segmentation network is needed here.")
     required = [
@@ -181,6 +261,35 @@ def _translate_vmamba(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[st
         else:
             translated[target] = weight
     return translated, skipped
+
+
+def _drop_second_names(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor of a released U-Mamba once, under its first name; every other network's as they are."""
+    firsts, skipped = {}, {}
+    for name, weight in weights.items():
+        first = name if name in own else first_name(name)
+        if first != name and first in weights:
+            skipped[name] = "a second name of a tensor"
+        else:
+            firsts[first] = weight
+    return firsts, skipped
+
+
+def _decoder_weights(
+    weights: Mapping[str, Tensor], own: Mapping, source: str, kind: str, whole: bool
+) -> dict[str, Tensor]:
+    """The blocks of the encoder's stages under the names of the decoder's, whose first stage has the most channels."""
+    stages = 1 + max((int(name.split(".")[2]) for name in own if name.startswith(DECODER)), default=-1)
+    if whole or not stages:
+        reason = f"{source} is a {kind}, which has a decoder of its own" if whole else "the network has no such decoder"
+        raise InputError(f"the decoder cannot be pretrained: {reason}.")
+    copies = {}
+    for name, weight in weights.items():
+        stage, _, rest = name.removeprefix(f"{ENCODER}layers.").partition(".")
+        target = f"{DECODER}{stages - 1 - int(stage)}.{rest}" if stage.isdecimal() else None
+        if target in own:
+            copies[target] = weight
+    return copies
 
 
 def _check_fit(source: str, kind: str, weights: Mapping, own: Mapping, required: list[str]) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,17 @@ def test_synthesize_and_prepare(tmp_path, capsys, task):
         assert words in printed, printed
     prints = json.loads((out / "fingerprint.json").read_text())
     assert prints["task"] == task and {"roi_size", "batch_size"} <= set(prints["proposal"])
+
+
+def test_overlays_are_listed_and_found(capsys):
+    assert main(["overlay"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert {"baselines: nnUNet", "ablations: symmetric_decoder"} <= set(listed)
+    for line in listed:
+        assert main(["overlay", line.split(": ")[1]]) == 0
+        assert isinstance(json.loads(Path(capsys.readouterr().out.strip()).read_text()), dict)
+    assert main(["overlay", "block_transformer"]) == 1
+    assert "there is no overlay 'block_transformer'; choose one of block_conv," in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

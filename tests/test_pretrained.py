@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
@@ -230,6 +231,60 @@ class TestEncoders:
         with refused(net, f"is a {kind}"):
             load_pretrained(net, as_vmamba(state) if kind.startswith("V") else encoder, strict=True)
         assert load_pretrained(net, state, strict=True).missing == ()
+
+
+class TestPretrainedDecoder:
+    @pytest.mark.parametrize("kind", ["VMamba checkpoint", "pretrained encoder"])
+    def test_stages_with_the_same_channels(self, kind):
+        """The decoder's stages come coarsest first; of the encoder's third stage, with two blocks, one fits."""
+        net, state = build(), weights()
+        before = {name: w.clone() for name, w in net.state_dict().items()}
+        encoder = {name: w for name, w in state.items() if name.startswith(ENCODER)}
+        report = load_pretrained(net, as_vmamba(state) if kind.startswith("V") else encoder, decoder=True)
+        copies = {
+            name.replace(f"{ENCODER}layers.{stage}.blocks.0.", f"decoder.stages.{2 - stage}.blocks.0."): weight
+            for stage in range(3)
+            for name, weight in encoder.items()
+            if name.startswith(f"{ENCODER}layers.{stage}.blocks.0.")
+        }
+        assert len(copies) == 3 * 13
+        assert {name for name in report.loaded if name.startswith("decoder.")} == copies.keys()
+        assert f"{kind}, for the decoder too: " in str(report)
+        assert_holds(net, copies)
+        rest = {n: w for n, w in before.items() if n.startswith("decoder.") and n not in copies}
+        assert rest.keys() == {name for name in report.missing if name.startswith("decoder.")}
+        assert_holds(net, rest)
+
+    def test_a_deeper_decoder_takes_more(self):
+        net, state = build(decoder_depths=(2, 1, 1)), weights()
+        load_pretrained(net, as_vmamba(state), decoder=True)
+        name = "layers.2.blocks.1.self_attention.A_logs"
+        assert_holds(net, {f"decoder.stages.0.blocks.1.{name.split('.', 4)[4]}": state[ENCODER + name]})
+
+    def test_refused(self):
+        net = build()
+        with refused(net, "decoder cannot be pretrained", "which has a decoder of its own"):
+            load_pretrained(net, weights(), decoder=True)
+        with refused(net, "a pretrained decoder needs a file"):
+            load_pretrained(net, None, decoder=True)
+        other = build(SwinUMamba)
+        with refused(other, "the network has no such decoder"):
+            load_pretrained(other, as_vmamba(weights(SwinUMamba)), decoder=True)
+
+
+class TestOfOtherSystems:
+    def test_whole_or_not_at_all(self, tmp_path):
+        """A network without VMamba's encoder takes its own weights, under the same rules."""
+        net, other = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+        report = load_pretrained(net, saved(tmp_path / "net.pt", other.state_dict()), strict=True)
+        assert report.kind == "whole network" and report.missing == ()
+        assert_holds(net, other.state_dict())
+        with refused(net, "lacks bias"):
+            load_pretrained(net, {"weight": torch.zeros(2, 1, 3, 3)})
+        with refused(net, "weight is (2, 1, 5, 5)"):
+            load_pretrained(net, nn.Conv2d(1, 2, 5).state_dict())
+        with refused(net, "is not of this network"):
+            load_pretrained(net, as_vmamba(weights()))
 
 
 @contextmanager

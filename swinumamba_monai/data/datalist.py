@@ -19,13 +19,15 @@ names the folder of the files, so that a dataset can be prepared without copying
 classes, or an image with the map of its cells, which alone has no "labels".
 
 Images are found below ``source_dir``, labels below ``label_dir`` where that is given and else below ``source_dir``
-too; both are relative to the folder of the datalist. A path never leads out of its folder: a datalist that somebody
-sends cannot make the training read other files.
+too; both are absolute or relative to the folder of the datalist. A path never leads out of these folders, not through
+a link either, and names an image of the task by its suffix (or a folder, for a DICOM series). So a datalist that
+somebody sends can name no other files than images below the one folder that it states, which the log repeats.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,7 +37,10 @@ from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.division import SECTIONS
 from swinumamba_monai.data.pairs import check_pairs, inspector
 from swinumamba_monai.data.readers import IMAGE_SUFFIXES
+from swinumamba_monai.data.volumes import is_volume_file
 from swinumamba_monai.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 DATALIST_NAME = "datalist.json"
 
@@ -101,8 +106,8 @@ def load_datalist(
         Dictionaries with the absolute paths "image" and "label".
 
     Raises:
-        InputError: There is no such dataset or section, the datalist is no such file or leads out of its folders, it
-            has another number of classes, or ``check`` found a problem.
+        InputError: There is no such dataset or section, the datalist is no such file, leads out of its folders or
+            names what is no image, it has another number of classes, or ``check`` found a problem.
     """
     content, path = _read(dataset_dir)
     if num_classes is not None and len(names := load_class_names(dataset_dir)) not in (0, num_classes):
@@ -111,21 +116,24 @@ def load_datalist(
             f"--num_classes {len(names)}."
         )
     prepare = _PREPARE.format(content.get("name", "TASK"))
+    task = content.get("name", "microscopy")
+    task = task if task in TASKS else "microscopy"
     try:
         entries = [(entry["image"], entry["label"]) for entry in content.get(section, [])]
         image_dir = path.parent / content.get("source_dir", ".")
         label_dir = path.parent / content.get("label_dir", content.get("source_dir", "."))
         items = [
-            {"image": _inside(image_dir, image, path), "label": _inside(label_dir, label, path)}
+            {"image": _inside(image_dir, image, path, task), "label": _inside(label_dir, label, path, task)}
             for image, label in entries
         ]
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a datalist with images and labels ({error!r}); run `{prepare}`.") from error
     if not items:
         raise InputError(f"{path} has no {section!r} images; its sections are {', '.join(SECTIONS)}.")
+    if leads_outside(image_dir, path.parent):
+        logger.info("%s takes its images from %s", path, image_dir)
     if check:
-        task = content.get("name", "microscopy")
-        check_pairs(items, inspector(task if task in TASKS else "microscopy", load_class_names(dataset_dir)))
+        check_pairs(items, inspector(task, load_class_names(dataset_dir)))
     return items
 
 
@@ -181,7 +189,7 @@ def _read(dataset_dir: PathLike) -> tuple[dict, Path]:
         raise InputError(f"{dataset_dir} is no prepared dataset (it has no {DATALIST_NAME}); run `{prepare}`.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a datalist with images and labels ({error!r}); run `{prepare}`.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a datalist with images and labels (it is a {type(content).__name__}).")
@@ -193,9 +201,16 @@ def leads_outside(path: Path, folder: Path) -> bool:
     return not path.resolve().is_relative_to(folder.resolve())
 
 
-def _inside(folder: Path, relative: str, datalist: Path) -> str:
-    """The absolute path of ``relative``, which must not lead out of ``folder``."""
+def _inside(folder: Path, relative: str, datalist: Path, task: str) -> str:
+    """The absolute path of ``relative``, which must not lead out of ``folder`` and be an image of the task by name."""
     path = folder / relative
-    if leads_outside(path, folder):
+    try:
+        outside, resolved = leads_outside(path, folder), path.resolve()
+        is_volume, is_picture = path.is_dir() or is_volume_file(path), path.suffix.lower() in IMAGE_SUFFIXES
+    except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
+        raise InputError(f"{datalist} names {relative!a}, which is no path ({type(error).__name__}).") from error
+    if outside:
         raise InputError(f"{datalist} names {relative!r}, which is outside of {folder}; name only files inside of it.")
-    return str(path.resolve())
+    if not (is_volume if task == "abdomen_mri" else is_picture):
+        raise InputError(f"{datalist} names {relative!r}, which is no image of {task}; name only images.")
+    return str(resolved)

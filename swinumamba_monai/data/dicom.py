@@ -10,15 +10,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from monai.utils import optional_import
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted
 
 if TYPE_CHECKING:
     import pydicom
 
 dcmread, _has_pydicom = optional_import("pydicom", name="dcmread")
+read_file_meta_info, _ = optional_import("pydicom.filereader", name="read_file_meta_info")
 
 # How much the distances of neighbouring slices may differ, relative to their median: positions are rounded in files.
 _SPACING_TOLERANCE = 0.05
+MAX_VOXELS = 1 << 31
+# The one syntax whose whole file is compressed, so that reading its header reads all of it, and how large such a file
+# may be: it unfolds to at most a thousand times as much.
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_MAX_DEFLATED_BYTES = 1 << 21
+# What is used of a header: a value is decoded when it is asked for, and may fail then.
+_ATTRIBUTES = (
+    "SeriesInstanceUID Rows Columns PixelSpacing ImageOrientationPatient ImagePositionPatient SliceThickness "
+    "RescaleSlope RescaleIntercept"
+).split()
 # DICOM's patient axes are left, posterior, superior; NIfTI's are right, anterior, superior.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -43,14 +54,15 @@ def read_dicom_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         InputError: pydicom is not installed; a file cannot be read; slices are of several series, sizes or
-            orientations, lack their position, share one, or leave a gap; a slice is in colour.
+            orientations, lack their position, share one, or leave a gap; a slice is in colour; there are more than
+            ``MAX_VOXELS`` voxels.
     """
     files = sorted(file for file in folder.iterdir() if _is_dicom(file))
     if not files:
         raise InputError(f"{folder} has no DICOM file; give a NIfTI file or the folder of a DICOM series.")
     if not _has_pydicom:
         raise InputError(f"{folder} holds DICOM files, which need pydicom; install swinumamba-monai[dicom].")
-    slices = [_read_slice(file) for file in files]
+    slices = [_read_slice(file, MAX_VOXELS // len(files)) for file in files]
     for attribute, plural in (
         ("SeriesInstanceUID", "series"),
         ("Rows", "heights"),
@@ -77,21 +89,33 @@ def _is_dicom(file: Path) -> bool:
         return stream.read(132)[128:] == b"DICM"
 
 
-def _read_slice(file: Path) -> tuple[pydicom.Dataset, np.ndarray]:
-    """The header and the pixels (rows, columns) of one file."""
+def _read_slice(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarray]:
+    """The header and the pixels (rows, columns) of one file; what the header claims is checked before it is read."""
     try:
+        syntax = getattr(read_file_meta_info(file), "TransferSyntaxUID", None)
+        if syntax == _DEFLATED and file.stat().st_size > _MAX_DEFLATED_BYTES:
+            raise InputError(f"{file} is a deflated file of over {_MAX_DEFLATED_BYTES} bytes; store it uncompressed.")
         dataset = dcmread(file)
+        for attribute in _ATTRIBUTES:
+            getattr(dataset, attribute, None)
+        claimed = int(dataset.Rows) * int(dataset.Columns) * int(getattr(dataset, "NumberOfFrames", None) or 1)
+        if claimed > max_pixels:
+            raise InputError(f"{file} claims {claimed} pixels, but {max_pixels} is the limit here; replace it.")
         pixels = dataset.pixel_array
+    except InputError:
+        raise
     except Exception as error:  # pydicom and its decoders have no common class for a broken file
         raise InputError(
-            f"{file} is a slice that cannot be decoded ({type(error).__name__}: {error}); replace it, or convert the "
-            "series to NIfTI."
+            f"{file} is a slice that cannot be decoded ({quoted(error)}); replace it, or convert the series to NIfTI."
         ) from error
     if pixels.ndim != 2:
         raise InputError(
             f"{file} holds {pixels.shape} pixels, but a gray slice is needed; convert the series to NIfTI."
         )
-    slope, intercept = float(getattr(dataset, "RescaleSlope", 1)), float(getattr(dataset, "RescaleIntercept", 0))
+    try:
+        slope, intercept = float(getattr(dataset, "RescaleSlope", 1)), float(getattr(dataset, "RescaleIntercept", 0))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file} has a rescale slope or intercept that is no number ({error}); replace it.") from error
     if (slope, intercept) != (1, 0):
         pixels = pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     return dataset, pixels
@@ -113,7 +137,10 @@ def _geometry(
     depths = positions @ normal
     order = np.argsort(depths, kind="stable").tolist()
     if len(order) == 1:
-        thickness = float(getattr(datasets[0], "SliceThickness", None) or 1.0)
+        try:
+            thickness = float(getattr(datasets[0], "SliceThickness", None) or 1.0)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{files[0]} has a slice thickness that is no number ({error}); correct it.") from error
         return order, axes, normal * thickness
     gaps = np.diff(depths[order])
     typical = float(np.median(gaps))

@@ -116,7 +116,9 @@ def read_label_map(path: PathLike) -> LabelMap:
         return parse_label_map(content.get("labels", content), path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give the JSON file of the label map.") from error
-    except (AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except (AttributeError, OSError, ValueError, RecursionError) as error:
         raise InputError(f'{path} is no label map ({error!r}); write {{"background": 0, "liver": 1, ...}}.') from error
 
 

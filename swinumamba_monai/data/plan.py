@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from swinumamba_monai.pooling import pad_for_pooling
+
 # Constants of nnU-Net v2's ExperimentPlanner: what its network may hold in a GPU of 8 GB, in numbers of the feature
-# maps of a batch of 12; the smallest feature map; the part of the dataset that a batch may show.
+# maps of a batch of 12; the part of the dataset that a batch may show.
 _REFERENCE_ELEMENTS = 85_000_000
 _REFERENCE_BATCH_SIZE = 12
-_MIN_FEATURE_MAP = 4
 _MAX_PART_OF_DATASET = 0.05
 _MIN_BATCH_SIZE = 2
 _LARGEST_CROP = 2048
@@ -44,33 +45,18 @@ def propose_2d(
     """
     shape, spacing = np.asarray(shape, dtype=float), np.asarray(spacing, dtype=float)
     square = 1 / spacing * np.sqrt(_LARGEST_CROP**2 / np.prod(1 / spacing))
-    crop, poolings = _pad(np.minimum(np.round(square), shape).astype(int), spacing)
+    crop, poolings = pad_for_pooling(np.minimum(np.round(square), shape).astype(int), spacing)
     while (elements := _feature_map_elements(crop, poolings, num_classes)) > _REFERENCE_ELEMENTS:
         axis = int(np.argmax(crop / shape))
         smaller = crop.copy()
         smaller[axis] -= 2 ** poolings[axis]
         # The step is the one that the smaller crop's own poolings ask for, so that they divide the result.
-        step = 2 ** _pad(smaller, spacing)[1][axis]
+        step = 2 ** pad_for_pooling(smaller, spacing)[1][axis]
         crop[axis] -= step
-        crop, poolings = _pad(crop, spacing)
+        crop, poolings = pad_for_pooling(crop, spacing)
     batch_size = round(_REFERENCE_ELEMENTS / elements * _REFERENCE_BATCH_SIZE)
     covered = round(num_pixels * _MAX_PART_OF_DATASET / np.prod(crop))
     return {"roi_size": crop.tolist(), "batch_size": max(min(batch_size, covered), _MIN_BATCH_SIZE)}
-
-
-def _pad(crop: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The crop padded to what its poolings divide, and how often each axis is pooled."""
-    size, spacing, poolings = crop.astype(int), spacing.copy(), np.zeros(2, dtype=int)
-    while True:
-        axes = np.flatnonzero(size >= 2 * _MIN_FEATURE_MAP)
-        axes = axes[spacing[axes] / spacing[axes].min() < 2] if axes.size else axes
-        if axes.size == 0 or (axes.size == 1 and size[axes[0]] < 3 * _MIN_FEATURE_MAP):
-            break
-        poolings[axes] += 1
-        spacing[axes] *= 2
-        size[axes] = -(-size[axes] // 2)
-    step = 2**poolings
-    return -(-crop // step) * step, poolings
 
 
 def _feature_map_elements(crop: np.ndarray, poolings: np.ndarray, num_classes: int) -> int:

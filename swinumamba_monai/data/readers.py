@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import imagecodecs
@@ -18,11 +20,15 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted
 
 # Larger files are taken for decompression bombs: a few kilobytes can claim terabytes of pixels.
 MAX_PIXELS = 1 << 29
 MAX_CHANNELS = 4
+# How much deflate, the method of PNG and gzip, can shrink: no file holds more, whatever its header claims. The methods
+# of JPEG and BMP do not reach that.
+MAX_DEFLATE = 1032
+MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages that form a circle would be followed on
 
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
 _PILLOW_FILES = {".png": PngImageFile, ".jpg": JpegImageFile, ".jpeg": JpegImageFile, ".bmp": BmpImageFile}
@@ -63,9 +69,11 @@ def read_image(path: PathLike) -> np.ndarray:
         raise
     except Exception as error:  # there is no common class for what decoders raise on a broken file
         raise InputError(
-            f"{path} cannot be decoded ({type(error).__name__}: {error}); it is damaged, truncated or not a "
+            f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or not a "
             f"{suffix} file, so replace it."
         ) from error
+    if image.size == 0:
+        raise InputError(f"{path} has {image.shape} pixels, which is none; it is damaged.")
     if image.dtype == bool:
         image = image.astype(np.uint8) * 255
     if image.dtype.kind not in "uif":
@@ -184,6 +192,10 @@ def _check_size(path: Path, height: int, width: int, channels: int) -> None:
 def _decode_pillow(path: Path) -> np.ndarray:
     with _PILLOW_FILES[path.suffix.lower()](path) as file:
         _check_size(path, file.height, file.width, len(file.getbands()))
+        if file.height * file.width // 8 > path.stat().st_size * MAX_DEFLATE:
+            raise InputError(
+                f"{path} claims {file.height} x {file.width} pixels, which no file of its size holds; replace it."
+            )
         if isinstance(file, PngImageFile) and _png_bit_depth(path) == 16:  # Pillow keeps 8 bits of a 16-bit colour
             image = imagecodecs.png_decode(path.read_bytes())
             return image[..., 0] if image.shape[2:] == (2,) else image
@@ -197,7 +209,10 @@ def _png_bit_depth(path: Path) -> int:
 
 
 def _decode_tiff(path: Path) -> np.ndarray:
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name other files, which are not opened
+        with suppress(IndexError):
+            file.pages[MAX_PAGES]
+            raise InputError(f"{path} holds over {MAX_PAGES} separate images; save each as a file of its own.")
         if len(file.series) != 1:
             raise InputError(f"{path} holds {len(file.series)} separate images; save each as a file of its own.")
         series, page = file.series[0], file.series[0].keyframe
@@ -211,6 +226,8 @@ def _decode_tiff(path: Path) -> np.ndarray:
             )
         _check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1))
         _check_size(path, page.tilelength, page.tilewidth, 1)
+        if (parts := math.prod(page.chunked)) > len(page.dataoffsets):
+            raise InputError(f"{path} has {len(page.dataoffsets)} of its {parts} strips or tiles; it is damaged.")
         as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it
         if page.photometric not in _TIFF_COLOURS and not as_rgb:
             raise InputError(f"{path} has colours of the kind {page.photometric!r}; convert it to gray or RGB.")

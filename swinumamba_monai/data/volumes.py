@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
-from swinumamba_monai.data.dicom import is_dicom_series, read_dicom_series
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.data.dicom import MAX_VOXELS, is_dicom_series, read_dicom_series
+from swinumamba_monai.data.readers import MAX_DEFLATE
+from swinumamba_monai.errors import InputError, quoted
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 
 # A series in the folder 1.2.3 is called 1.2.3.dicom: writers take what is behind the last dot away.
 _SERIES_SUFFIX = ".dicom"
-MAX_VOXELS = 1 << 31
 
 
 def is_volume_file(path: Path) -> bool:
@@ -56,7 +57,7 @@ def read_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     """
     path = Path(path)
     if path.is_dir():
-        return read_dicom_series(path)
+        return check_volume(*read_dicom_series(path), path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
     if not path.name.lower().endswith(VOLUME_SUFFIXES):
@@ -75,10 +76,13 @@ def read_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
             f"{path} has {len(shape)} dimensions {tuple(shape)}, but one 3D volume is needed; save each volume of a "
             "series or each channel as a file of its own."
         )
-    if min(shape) < 1 or np.prod(shape, dtype=np.int64) > MAX_VOXELS:
+    if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
         raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
     if image.get_data_dtype().fields or image.get_data_dtype().kind not in "uif":
         raise InputError(f"{path} has voxels of type {image.get_data_dtype()}; convert it to one number per voxel.")
+    claimed = math.prod(shape) * image.get_data_dtype().itemsize
+    if claimed > path.stat().st_size * (MAX_DEFLATE if path.suffix.lower() == ".gz" else 1):
+        raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
     try:
         voxels = np.asanyarray(image.dataobj).reshape(shape)
     except Exception as error:
@@ -196,6 +200,5 @@ class VolumeReader(ImageReader):
 
 def _undecodable(path: Path, error: Exception) -> InputError:
     return InputError(
-        f"{path} cannot be decoded ({type(error).__name__}: {error}); it is damaged, truncated or no NIfTI file, so "
-        "replace it."
+        f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or no NIfTI file, so replace it."
     )

@@ -7,6 +7,7 @@ from swinumamba_monai.inference.folders import keep_folders
 from swinumamba_monai.inference.instances import ClassesToInstancesd, class_map, classes_to_instances
 from swinumamba_monai.inference.mirroring import MirrorInferer
 from swinumamba_monai.inference.overlay import Overlayd
+from swinumamba_monai.inference.polygons import PolygonWriter, geojson
 from swinumamba_monai.inference.restore import RestoreVolumed
 from swinumamba_monai.inference.uncertainty import Entropyd, Probabilitiesd, entropy_map
 from swinumamba_monai.inference.writers import ClassWriter, InstanceWriter, MapWriter, PictureWriter, VolumeWriter
@@ -21,11 +22,13 @@ __all__ = [
     "MirrorInferer",
     "Overlayd",
     "PictureWriter",
+    "PolygonWriter",
     "Probabilitiesd",
     "RestoreVolumed",
     "VolumeWriter",
     "class_map",
     "classes_to_instances",
     "entropy_map",
+    "geojson",
     "keep_folders",
 ]

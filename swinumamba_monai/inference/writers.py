@@ -39,7 +39,7 @@ def _writing(filename: PathLike) -> Iterator[Path]:
         ) from error
 
 
-class _RowsFirstWriter(ImageWriter):
+class RowsFirstWriter(ImageWriter):
     """What the writers of 2D results share.
 
     Args:
@@ -111,7 +111,7 @@ class _RowsFirstWriter(ImageWriter):
         return numbers
 
 
-class InstanceWriter(_RowsFirstWriter):
+class InstanceWriter(RowsFirstWriter):
     """Write instance ids, (1, H, W) or (H, W), as a 16-bit PNG or TIFF image in (H, W) order.
 
     A TIFF file is zlib-compressed and becomes 32-bit when there are more than 65535 cells.
@@ -132,7 +132,7 @@ class InstanceWriter(_RowsFirstWriter):
             )
 
 
-class ClassWriter(_RowsFirstWriter):
+class ClassWriter(RowsFirstWriter):
     """Write class numbers, (1, H, W) or (H, W), as an 8-bit gray PNG or TIFF image in (H, W) order."""
 
     content = "class numbers"
@@ -145,7 +145,7 @@ class ClassWriter(_RowsFirstWriter):
         self.data_obj = classes.astype(np.uint8)
 
 
-class PictureWriter(_RowsFirstWriter):
+class PictureWriter(RowsFirstWriter):
     """Write a picture, (3, H, W) uint8, as an RGB image."""
 
     content = "pictures"
@@ -158,7 +158,7 @@ class PictureWriter(_RowsFirstWriter):
         self.data_obj = np.ascontiguousarray(np.moveaxis(picture, 0, -1)).astype(np.uint8)
 
 
-class MapWriter(_RowsFirstWriter):
+class MapWriter(RowsFirstWriter):
     """Write maps of any numbers, (C, H, W), as a float32 TIFF image with a page per channel."""
 
     content = "maps"
@@ -179,6 +179,25 @@ class VolumeWriter(NibabelWriter):
         """Take a volume (C, X, Y, Z); several channels become the last axis of the file."""
         volume = convert_to_numpy(data_array)
         self.data_obj = volume[0] if volume.shape[0] == 1 else np.moveaxis(volume, 0, -1)
+
+    def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = False, **options: object) -> None:
+        """Take the affine of the data as it is.
+
+        MONAI 1.6 resamples even from a grid to the same, and takes the volume for a 2D image: that fails where the
+        first two axes are not left-right and front-back, as in a coronal volume.
+
+        Args:
+            meta_dict: with "affine".
+            resample: must be False.
+
+        Raises:
+            InputError: ``resample`` is True.
+        """
+        if resample:
+            raise InputError("VolumeWriter does not resample: give SaveImaged resample=False.")
+        _, self.affine, _ = self.get_meta_info(meta_dict)
+        if self.output_dtype is None:
+            self.output_dtype = self.data_obj.dtype
 
     @classmethod
     def create_backend_obj(cls, *args: object, **kwargs: object) -> nib.nifti1.Nifti1Image:

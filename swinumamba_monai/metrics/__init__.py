@@ -4,7 +4,7 @@
 
 from swinumamba_monai.metrics.case_scores import CaseMetric, CaseScores, Column
 from swinumamba_monai.metrics.cells import CELL_COLUMNS, CellCounts, CellF1, CellF1Metric, cell_counts
-from swinumamba_monai.metrics.compare import Difference, compare, comparison_text
+from swinumamba_monai.metrics.compare import Difference, compare, comparison_text, read_cases
 from swinumamba_monai.metrics.report import EvaluationReport
 from swinumamba_monai.metrics.segmentation import DiceNSD, DiceNSDMetric, corrected_scores, published_scores
 
@@ -25,4 +25,5 @@ __all__ = [
     "comparison_text",
     "corrected_scores",
     "published_scores",
+    "read_cases",
 ]

@@ -65,7 +65,7 @@ def compare(a: PathLike, b: PathLike, columns: Sequence[str] | None = None, seed
     Raises:
         InputError: for files that are no such tables, hold different cases, or share no column that is asked for.
     """
-    table_a, table_b = _read(Path(a)), _read(Path(b))
+    table_a, table_b = read_cases(Path(a)), read_cases(Path(b))
     _check_cases(Path(a), Path(b), table_a, table_b)
     shared = [column for column in next(iter(table_a.values())) if column in next(iter(table_b.values()))]
     missing = [column for column in columns or () if column not in shared]
@@ -136,8 +136,8 @@ def _difference(column: str, pairs: np.ndarray, seed: int) -> Difference:
     )
 
 
-def _read(path: Path) -> dict[str, dict[str, float]]:
-    """The rows of a table by the names of their cases."""
+def read_cases(path: Path) -> dict[str, dict[str, float]]:
+    """The rows of a ``metrics.csv`` by the names of their cases; an ``InputError`` for any other file."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)

@@ -106,6 +106,35 @@ def draw_cases(
     figure.savefig(path, dpi=150)
 
 
+def draw_methods(path: Path, rows: Sequence[tuple[Mapping[str, Case], Sequence[str] | None]]) -> None:
+    """Write a picture that compares the predictions of several networks for the same cases.
+
+    Args:
+        path: PNG file to write.
+        rows: for each case what every network made of it, by the network's name, and the names of its classes as in
+            :func:`draw_cases`. The columns are image, truth, and the networks of all rows in their first order.
+    """
+    methods = list(dict.fromkeys(name for cases, _ in rows for name in cases))
+    side = 1.8  # inches
+    figure = Figure(figsize=(side * (len(methods) + 2), side * len(rows) + TITLE * 2), layout="constrained")
+    axes = figure.subplots(len(rows), len(methods) + 2, squeeze=False)
+    for axis, text in zip(axes[0], ["image", "truth", *methods], strict=True):
+        axis.set_title(text, fontsize=9)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, (cases, class_names) in zip(axes, rows, strict=True):
+        for column, method in enumerate(methods, start=2):
+            case = cases.get(method)
+            if case is None:
+                continue
+            palette = _palette(case.truth.max() if class_names is None else len(class_names))
+            pred_palette = palette if class_names else _matching(case, palette)
+            row[0].imshow(case.image, interpolation="nearest")
+            row[1].imshow(_paint(case.image, case.truth, palette), interpolation="nearest")
+            row[column].imshow(_paint(case.image, case.pred, pred_palette), interpolation="nearest")
+    figure.savefig(path, dpi=150)
+
+
 def draw_scores(path: Path, columns: Mapping[Column, np.ndarray], heading: str) -> None:
     """Write box plots: a panel per score, a group per class, a box per reading, a point per case.
 

@@ -57,6 +57,8 @@ class EvaluationReport:
         num_figures: rows of a picture of cases; with 0 there is none.
         seed: of the bootstrap.
         image_key: the image to name and show; it has to lie like the truth.
+        run: which network this is and how it was trained, to stand in ``summary.json``; see
+            :func:`~swinumamba_monai.training.run_record`. ``table results`` reads it.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class EvaluationReport:
         num_figures: int = 6,
         seed: int = 0,
         image_key: str = "image",
+        run: Mapping[str, object] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.metric = metric
@@ -74,6 +77,7 @@ class EvaluationReport:
         self.num_figures = num_figures
         self.seed = seed
         self.image_key = image_key
+        self.run = run
         self._files: list[str] = []
         self._first: list[tuple[Case, str]] = []  # with captions
         self._worst: list[tuple[float, Case, str]] = []
@@ -168,6 +172,7 @@ class EvaluationReport:
     def _write_summary(self, summary: Mapping[Column, Mapping]) -> None:
         content = {
             "swinumamba_monai": __version__,
+            "run": self.run,
             **self.metric.metric_fn.settings(),
             "std_ddof": 1,
             "bootstrap": bootstrap_settings(self.seed),

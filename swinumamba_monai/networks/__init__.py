@@ -2,7 +2,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segmentation networks as MONAI nets."""
 
+from .baselines import UNETR, NNUNet, SegResNet, SwinUNETR
+from .mamba import Mamba
+from .nnformer import NNFormer
 from .swin_umamba import SwinUMamba, SwinUMambaD
-from .vmamba import VMambaEncoder
+from .systems import SYSTEMS, System, build_network
+from .umamba import UMambaBot, UMambaEnc
+from .vmamba import VMambaClassifier, VMambaEncoder
 
-__all__ = ["SwinUMamba", "SwinUMambaD", "VMambaEncoder"]
+__all__ = [
+    "SYSTEMS",
+    "Mamba",
+    "NNFormer",
+    "NNUNet",
+    "SegResNet",
+    "SwinUMamba",
+    "SwinUMambaD",
+    "SwinUNETR",
+    "System",
+    "UMambaBot",
+    "UMambaEnc",
+    "UNETR",
+    "VMambaClassifier",
+    "VMambaEncoder",
+    "build_network",
+]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from swinumamba_monai.ops.dispatch import check_backend_name, is_exporting
 
+from .blocks import MIXERS
 from .cuda_graphs import CUDAGraphs
 from .vmamba import VMambaEncoder
 from .vss import NORMS, PatchExpanding, VSSStage
@@ -198,6 +199,8 @@ class SwinUMambaD(_SwinUMambaBase):
         feature_size: channels of the first stage.
         d_state: states of each scanned channel.
         norm_name: ``"layer"`` (the paper's) or ``"rms"``.
+        block_type: ``"VSS"``, or what the paper's Fig. 6 puts in its place: ``"Vim"``, ``"Mamba"``; ``"Conv"`` has no
+            scan at all (see :mod:`.blocks`).
         drop_path_rate: grows from 0 to this through the encoder, and falls back to 0 through the decoder.
         deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
         use_checkpoint: recompute blocks in the backward instead of keeping their activations.
@@ -223,6 +226,7 @@ class SwinUMambaD(_SwinUMambaBase):
         use_checkpoint: bool = False,
         scan_backend: str = "auto",
         cuda_graphs: bool = True,
+        block_type: str = "VSS",
     ) -> None:
         self.check_arguments(
             in_channels=in_channels,
@@ -237,6 +241,8 @@ class SwinUMambaD(_SwinUMambaBase):
         )
         if norm_name not in list(NORMS):
             raise ValueError(f"norm_name must be one of {', '.join(NORMS)}, got {norm_name!r}.")
+        if block_type not in list(MIXERS):
+            raise ValueError(f"block_type must be one of {', '.join(MIXERS)}, got {block_type!r}.")
         super().__init__(deep_supervision, cuda_graphs, use_checkpoint)
         self.in_channels = in_channels
         common = {
@@ -244,6 +250,7 @@ class SwinUMambaD(_SwinUMambaBase):
             "norm_name": norm_name,
             "use_checkpoint": use_checkpoint,
             "scan_backend": scan_backend,
+            "mixer": MIXERS[block_type],
         }
         self.vssm_encoder = VMambaEncoder(in_channels, depths, feature_size, drop_path_rate=drop_path_rate, **common)
         self.decoder = MambaDecoder(

@@ -1,6 +1,8 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""VMamba encoder, the foundation model of both Swin-UMamba networks (VMamba-Tiny where the defaults are kept).
+"""VMamba: the encoder, foundation model of both Swin-UMamba networks, and the classifier that ImageNet trained.
+
+Both are VMamba-Tiny where the defaults are kept.
 
 Source: VMamba (arXiv 2401.10166, v1 of January 2024); Swin-UMamba (IEEE TMI 2024, section III-C).
 """
@@ -14,9 +16,10 @@ import torch.nn as nn
 from monai.data import MetaTensor
 from torch import Tensor
 
-from .vss import PatchEmbed, PatchMerging, VSSStage
+from .mamba import MambaScan
+from .vss import PatchEmbed, PatchMerging, VSSStage, make_norm
 
-__all__ = ["VMambaEncoder"]
+__all__ = ["VMambaClassifier", "VMambaEncoder"]
 
 
 class VMambaEncoder(nn.Module):
@@ -32,6 +35,7 @@ class VMambaEncoder(nn.Module):
         norm_name: key of :data:`.vss.NORMS`.
         use_checkpoint: recompute blocks in the backward instead of keeping their activations.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        block: further keyword arguments of :class:`.vss.VSSBlock`.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class VMambaEncoder(nn.Module):
         norm_name: str = "layer",
         use_checkpoint: bool = False,
         scan_backend: str = "auto",
+        **block,
     ) -> None:
         super().__init__()
         self.channels = [feature_size * 2**i for i in range(len(depths))]
@@ -58,16 +63,19 @@ class VMambaEncoder(nn.Module):
                 d_state=d_state,
                 norm_name=norm_name,
                 scan_backend=scan_backend,
+                **block,
             )
             for channels, stage_rates in zip(self.channels, rates)
         )
         self.downsamples = nn.ModuleList(PatchMerging(channels, norm_name) for channels in self.channels[:-1])
-        self.apply(self._init_linear)
+        self.apply(self._init_weights)
 
     @staticmethod
-    def _init_linear(module: nn.Module) -> None:
+    def _init_weights(module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
+        elif isinstance(module, MambaScan):  # which comes after its own linear layers
+            module.reset_scan_parameters()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """
@@ -93,7 +101,72 @@ class VMambaEncoder(nn.Module):
         features = []
         for i, stage in enumerate(self.layers):
             if i > 0:
-                x = self.downsamples[i - 1](x)
+                x = self._merging(i - 1)(x)
             x = stage(x)
             features.append(x)
         return features
+
+    def _merging(self, stage: int) -> nn.Module:
+        """The patch merging after a stage."""
+        return self.downsamples[stage]
+
+
+class VMambaClassifier(VMambaEncoder):
+    """VMamba with its classification head: 22,893,448 parameters in 212 tensors for the 1000 classes of ImageNet.
+
+    The names are those of the checkpoints of December 2023 and February 2024: the patch merging after a stage belongs
+    to it (``layers.N.downsample``). What :func:`swinumamba_monai.pretrained.read_checkpoint` reads from such a file
+    holds the state dict under ``"model"``, and ``load_state_dict`` takes it strictly.
+
+    Args:
+        in_channels: channels of the image.
+        num_classes: number of classes.
+        encoder: further keyword arguments of :class:`VMambaEncoder`.
+
+    Raises:
+        ValueError: ``in_channels`` or ``num_classes`` is not a positive integer.
+    """
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 1000, **encoder) -> None:
+        for name, value in {"in_channels": in_channels, "num_classes": num_classes}.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        super().__init__(in_channels, **encoder)
+        mergings = self.downsamples
+        del self.downsamples
+        for stage, merging in zip(self.layers, mergings):
+            stage.downsample = merging
+        self.norm = make_norm(encoder.get("norm_name", "layer"), self.channels[-1])
+        self.head = nn.Linear(self.channels[-1], num_classes)
+        self._init_weights(self.head)
+
+    def _merging(self, stage: int) -> nn.Module:
+        return self.layers[stage].downsample
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The stages' maps, as :meth:`VMambaEncoder.forward` returns them."""
+        return super().forward(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Args:
+            x: image, (b, in_channels, h, w), sides multiples of ``patch_size * 2 ** (len(depths) - 1)``.
+
+        Returns:
+            logits, (b, num_classes).
+
+        Raises:
+            ValueError: an input of another shape.
+        """
+        multiple = self.patch_embed.proj.stride[0] * 2 ** (len(self.channels) - 1)
+        if (
+            x.ndim != 4
+            or x.shape[1] != self.patch_embed.proj.in_channels
+            or 0 in x.shape
+            or any(side % multiple for side in x.shape[2:])
+        ):
+            raise ValueError(
+                f"expected an input of shape (b, {self.patch_embed.proj.in_channels}, h, w) with sides that divide by "
+                f"{multiple}, got {tuple(x.shape)}."
+            )
+        return self.head(self.norm(self.features(x)[-1]).mean(dim=(1, 2)))

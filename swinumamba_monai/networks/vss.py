@@ -9,6 +9,7 @@ parameter names are those of the released checkpoints of both. Feature maps are 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -117,6 +118,7 @@ class VSSBlock(nn.Module):
         drop_path: probability with which the block is skipped for a sample in training.
         norm_name: key of :data:`NORMS`.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        mixer: what stands in the place of :class:`SS2D`; takes the same arguments (see :mod:`.blocks`).
     """
 
     def __init__(
@@ -126,10 +128,11 @@ class VSSBlock(nn.Module):
         drop_path: float = 0.0,
         norm_name: str = "layer",
         scan_backend: str = "auto",
+        mixer: Callable[..., nn.Module] = SS2D,
     ) -> None:
         super().__init__()
         self.ln_1 = make_norm(norm_name, d_model)
-        self.self_attention = SS2D(d_model, d_state, norm_name=norm_name, scan_backend=scan_backend)
+        self.self_attention = mixer(d_model, d_state, norm_name=norm_name, scan_backend=scan_backend)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,9 +42,11 @@ __all__ = [
     "choose_backend",
     "is_exporting",
     "cross_scan_2d",
+    "fastest_backend",
     "norm_gate",
     "projected_scan_2d",
     "selective_scan",
+    "why_unavailable",
 ]
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,17 @@ def check_backend_name(name: str, source: str = "backend") -> str:
 @cache
 def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
+
+
+def fastest_backend(device_type: str) -> str:
+    """The backend that ``auto`` takes on a device where nothing is in its way."""
+    return _FASTEST.get(device_type, "portable")
+
+
+def why_unavailable(backend: str, device_type: str, dtype: torch.dtype, d_state: int = 1) -> str | None:
+    """The reason why a backend cannot run on such tensors, or None if it can; see :func:`choose_backend`."""
+    why = _OBSTACLES.get(backend)
+    return why(device_type, dtype, d_state) if why else None
 
 
 @torch.compiler.assume_constant_result
@@ -121,9 +134,8 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype, d_state: 
         wanted = check_backend_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
     if wanted == "auto" and (exported := _export_backend(device_type)):
         return exported
-    chosen = _FASTEST.get(device_type, "portable") if wanted == "auto" else wanted
-    why_unavailable = _OBSTACLES.get(chosen)
-    obstacle = why_unavailable(device_type, dtype, d_state) if why_unavailable else None
+    chosen = fastest_backend(device_type) if wanted == "auto" else wanted
+    obstacle = why_unavailable(chosen, device_type, dtype, d_state)
     if obstacle and wanted != "auto":
         raise RuntimeError(f"the scan backend '{wanted}' cannot be used: {obstacle}; 'auto' takes one that can.")
     chosen = "portable" if obstacle else chosen

@@ -3,7 +3,8 @@
 """Parts of the training recipe that MONAI does not have; the bundles' configs put them together."""
 
 from .amp import autocast_dtype, default_amp
-from .checkpoint import TrainingCheckpoint
+from .checkpoint import TrainingCheckpoint, run_record
+from .deep_supervision import HalvingDeepSupervisionLoss
 from .distributed import GlobalBatchLoss
 from .handlers import EarlyStop, FreezeEncoder, GradientClip
 from .mim import MaskedBatch, MaskedImageModel, MaskedL1Loss, random_patch_mask
@@ -15,6 +16,7 @@ __all__ = [
     "FreezeEncoder",
     "GlobalBatchLoss",
     "GradientClip",
+    "HalvingDeepSupervisionLoss",
     "MaskedBatch",
     "MaskedImageModel",
     "MaskedL1Loss",
@@ -26,4 +28,5 @@ __all__ = [
     "default_amp",
     "init_worker",
     "random_patch_mask",
+    "run_record",
 ]

@@ -1,13 +1,14 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The two files of a training run: the best network, and the last state to resume from."""
+"""The files of a training run: the best network, the last state to resume from, and what the run is."""
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -20,9 +21,16 @@ from swinumamba_monai.atomic import remove_unfinished, replacing
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.pretrained import load_pretrained, read_checkpoint
 
-__all__ = ["TrainingCheckpoint", "save_atomically"]
+__all__ = ["TrainingCheckpoint", "run_record", "save_atomically"]
+
+RECORD_NAME = "run.json"
 
 logger = logging.getLogger(__name__)
+
+MAX_EPOCHS = 1_000_000  # the schedule of so many is replayed in seconds
+
+# What a run is resumed from.
+_STATE = {"model": Mapping, "optimizer": Mapping, "epoch": int, "best_metric": float, "best_metric_epoch": int}
 
 
 def save_atomically(content: dict, path: Path) -> None:
@@ -44,11 +52,31 @@ def save_atomically(content: dict, path: Path) -> None:
         raise InputError(f"the checkpoint {path} could not be written ({error}); {kept}.") from error
 
 
+def run_record(ckpt_path: str | PathLike | Sequence[str | PathLike], **facts) -> dict:
+    """What is known of the training of a network, for the report of an evaluation.
+
+    Args:
+        ckpt_path: a checkpoint of :class:`TrainingCheckpoint`, beside which its ``run.json`` lies, or several.
+        facts: of the evaluation, to keep with it.
+
+    Returns:
+        ``facts`` and ``"training"``: a list with what each ``run.json`` holds, None where there is none.
+    """
+    paths = [ckpt_path] if isinstance(ckpt_path, (str, PathLike)) else ckpt_path
+    records = [Path(path).with_name(RECORD_NAME) for path in paths]
+    trainings = [json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None for path in records]
+    return {**facts, "training": trainings}
+
+
 class TrainingCheckpoint:
     """Keep ``model.pt``, the network with the best validation metric, and ``checkpoint.pt``, the last epoch's state.
 
     ``model.pt`` is a bare state dict, what MONAI's loaders and exporters expect. The best metric travels in
     ``checkpoint.pt``, so a resumed run replaces ``model.pt`` by a better network only.
+
+    ``run.json`` beside them says what the run is: its settings, the number of parameters, epochs, the seconds they
+    took with their validations, and on a GPU its name and the most memory that torch held of it. :func:`run_record`
+    reads it.
 
     A run resumes after its last whole epoch: what was done of the next is done again. No random state is saved,
     because :class:`~swinumamba_monai.training.SeedEveryEpoch` makes that of an epoch from its number.
@@ -82,6 +110,7 @@ class TrainingCheckpoint:
         self.lr_scheduler = lr_scheduler
         self.resume = resume
         self.settings = json.dumps(dict(settings or {}))
+        self._seconds = 0.0
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
         """Restore the state if asked to, and save from now on; call it after the engines' own handlers are attached.
@@ -104,8 +133,12 @@ class TrainingCheckpoint:
             )
         if idist.get_rank() == 0:
             remove_unfinished(self.best_path, self.last_path)
+        trainer.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last, evaluator)
+
+    def _start_epoch(self, trainer: Engine) -> None:
+        self._epoch_start = time.perf_counter()
 
     def _save_best(self, evaluator: Engine) -> None:
         if evaluator.state.best_metric_epoch == evaluator.state.epoch and idist.get_rank() == 0:
@@ -114,6 +147,7 @@ class TrainingCheckpoint:
     def _save_last(self, trainer: Engine, evaluator: Engine) -> None:
         if idist.get_rank() > 0 or evaluator.should_terminate:  # a validation cut short: the epoch is not whole
             return
+        self._seconds += time.perf_counter() - self._epoch_start
         state = {
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -122,23 +156,38 @@ class TrainingCheckpoint:
             "best_metric_epoch": evaluator.state.best_metric_epoch,
             "scaler": trainer.scaler.state_dict() if trainer.scaler else {},
             "settings": self.settings,
+            "seconds": self._seconds,
         }
         save_atomically(state, self.last_path)
+        self._write_record(state)
         if evaluator.state.best_metric_epoch == -1:  # not validated yet: the last network is the best one known
             save_atomically(self.network.state_dict(), self.best_path)
 
+    def _write_record(self, state: Mapping) -> None:
+        record = {
+            **json.loads(self.settings),
+            **{name: state[name] for name in ("epoch", "best_metric_epoch", "seconds")},
+        }
+        record["parameters"] = sum(p.numel() for p in self.network.parameters())
+        if torch.cuda.is_available():
+            record |= {"gpu": torch.cuda.get_device_name(), "gpu_bytes": torch.cuda.max_memory_reserved()}
+        with replacing(self.last_path.with_name(RECORD_NAME)) as path:
+            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
     def _restore(self, trainer: Engine, evaluator: Engine) -> None:
         state = read_checkpoint(self.last_path)
-        if not {"model", "optimizer", "epoch", "best_metric", "best_metric_epoch"} <= state.keys():
+        known = all(isinstance(state.get(name), kind) for name, kind in _STATE.items())
+        if not known or not 0 <= state["epoch"] <= MAX_EPOCHS:
             raise InputError(f"{self.last_path} is not a checkpoint of a training run, it cannot be resumed.")
         load_pretrained(self.network, state["model"], strict=True)
         self._restore_optimizer(state["optimizer"], state["epoch"])
         trainer.state.epoch = state["epoch"]
+        self._seconds = state.get("seconds", 0.0)
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
         evaluator.state.best_metric = state["best_metric"]
         evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         trainer.add_event_handler(Events.STARTED, self._restore_scaler, state.get("scaler"))
-        self._compare_settings(json.loads(state.get("settings", "{}")))
+        self._compare_settings(self._settings_of(state))
         logger.info(
             "resumed after epoch %d of %d, best metric %.4f of epoch %d",
             state["epoch"],
@@ -155,6 +204,12 @@ class TrainingCheckpoint:
         if trainer.scaler and state:
             trainer.scaler.load_state_dict(state)
 
+    def _settings_of(self, state: Mapping) -> dict:
+        try:
+            return dict(json.loads(state.get("settings", "{}")))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{self.last_path} has unreadable settings ({error}), it cannot be resumed.") from error
+
     def _compare_settings(self, before: dict) -> None:
         now = json.loads(self.settings)
         others = [f"{name} {now[name]!r} (was {old!r})" for name, old in before.items() if now.get(name, old) != old]
@@ -169,6 +224,11 @@ class TrainingCheckpoint:
             warnings.simplefilter("ignore")  # that the scheduler steps before the optimizer
             for _ in range(epoch):
                 self.lr_scheduler.step()
-        self.optimizer.load_state_dict(state)
+        try:
+            self.optimizer.load_state_dict(state)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.last_path} holds the state of another optimizer ({error}), it cannot be resumed."
+            ) from error
         for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
             group["lr"] = lr

@@ -114,10 +114,17 @@ class MaskedImageModel(nn.Module):
     Args:
         network: has a ``vssm_encoder`` that gives maps, finest first and channels last, and maybe a ``stem`` before it.
         stride: pixels of the image to a pixel of the encoder's last map, in each direction.
+
+    Raises:
+        InputError: a network without such an encoder.
     """
 
     def __init__(self, network: nn.Module, stride: int = 32) -> None:
         super().__init__()
+        if not hasattr(network, "vssm_encoder"):
+            raise InputError(
+                f"{type(network).__name__} has no VMamba encoder to pretrain; choose SwinUMambaD or SwinUMamba."
+            )
         self.stride = stride
         self.vssm_encoder = network.vssm_encoder
         if hasattr(network, "stem"):

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from benchmarks import data_parallel, growth, loss_curve, mamba_ssm_build, timing, training_step
-from benchmarks.cases import PUBLISHED, SIZES, NNUNet, Size, TrainingStep, build, make_loss
+from benchmarks.cases import PUBLISHED, Size, TrainingStep, build, make_loss
 from benchmarks.published import PublishedSS2D
+from swinumamba_monai.analysis.timing import measure, summarize
+from swinumamba_monai.networks import NNUNet
 from swinumamba_monai.networks.vss import SS2D
 
 CPU = torch.device("cpu")
-TOY = Size("toy", 1, 1, 32, 32, 3, 4)
+TOY = Size("toy", 1, 1, 32, 32, 3)
 QUICK = ["--device", "cpu", "--quick", "--repeats", "2", "--warmup", "0", "--git_commit", "tested"]
 
 
@@ -125,38 +127,26 @@ class TestPublished:
         torch.testing.assert_close(network(x), published, rtol=1e-3, atol=1e-4)
 
 
-class TestNNUNet:
-    @pytest.mark.parametrize("size, millions", zip(SIZES, (33.4814, 33.4729, 46.3161)), ids=lambda v: str(v)[:5])
-    def test_parameters(self, size, millions):
-        """Those that MONAI's DynUNet has in nnU-Net's configuration, counted beside the released code (facts.md)."""
-        with torch.device("meta"):
-            network = NNUNet(size.in_channels, size.out_channels, size.stages)
-        assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=1e-4)
-
-    def test_heads_keep_their_resolution(self):
-        network = NNUNet(1, 3, stages=5, base_channels=4)
-        x = torch.randn(1, 1, 64, 64)
-        assert [head.shape[-1] for head in network.train()(x)] == [64, 32, 16, 8]
-        assert network.eval()(x).shape == (1, 3, 64, 64)
-        assert make_loss(network).weights == pytest.approx([4 / 7, 2 / 7, 1 / 7, 0])
+def test_loss_of_nnunet_leaves_the_coarsest_head_out():
+    assert make_loss(NNUNet(1, 3, (64, 64), base_channels=4)).weights == pytest.approx([4 / 7, 2 / 7, 1 / 7, 0])
 
 
 class TestTiming:
     def test_rows_take_turns(self):
         calls = []
         runs = {name: lambda name=name: calls.append(name) for name in "ab"}
-        results = timing.measure(runs, CPU, repeats=3, warmup=1, sample_seconds=0)
+        results = measure(runs, CPU, repeats=3, warmup=1, sample_seconds=0)
         assert "".join(calls) == "aabb" + "ab" * 3
         assert results["a"]["ms"]["n"] == 3
 
     def test_a_run_that_fails_later_leaves_the_others(self):
         left = iter([1, 2, 3])
-        results = timing.measure({"a": lambda: next(left), "b": lambda: None}, CPU, 5, 1, 0)
+        results = measure({"a": lambda: next(left), "b": lambda: None}, CPU, 5, 1, 0)
         assert results["a"] == {"error": "StopIteration: "}
         assert results["b"]["ms"]["n"] == 5
 
     def test_ratio_is_of_rounds(self):
-        summary = timing.ratio(timing.summarize([2.0, 30.0, 4.0]), timing.summarize([1.0, 10.0, 2.0]))
+        summary = timing.ratio(summarize([2.0, 30.0, 4.0]), summarize([1.0, 10.0, 2.0]))
         assert (summary["min"], summary["median"], summary["max"]) == (2, 2, 3)
 
     def test_floor(self):

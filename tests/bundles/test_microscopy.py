@@ -333,6 +333,10 @@ def test_evaluation_writes_its_report(trained, dataset, tmp_path):
     expected = [Path(item["image"]).name for item in json.loads((dataset / "datalist.json").read_text())["test"]]
     assert [row["name"] for row in rows] == expected
     summary = json.loads((tmp_path / "summary.json").read_text())
+    record = summary["run"]
+    assert (record["task"], record["network_name"], record["section"]) == ("microscopy", "SwinUMambaD", "test")
+    (training,) = record["training"]  # from run.json beside the checkpoint
+    assert training["seed"] == 0 and training["seconds"] > 0 and training["parameters"] > 1000
     assert summary["columns"]["f1"]["n"] == 2
     assert summary["columns"]["f1"]["mean"] == pytest.approx(np.mean([float(row["f1"]) for row in rows]), abs=1e-6)
     assert {"val_dice_interior", "val_dice_boundary"} <= summary["columns"].keys()

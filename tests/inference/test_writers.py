@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
@@ -15,7 +17,7 @@ from PIL import Image
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.inference import ClassWriter, InstanceWriter, MapWriter, PictureWriter
+from swinumamba_monai.inference import ClassWriter, InstanceWriter, MapWriter, PictureWriter, VolumeWriter
 
 IDS = np.zeros((5, 9), np.int32)
 IDS[0, 8], IDS[4, 0], IDS[2, 3:6] = 1, 300, 65535
@@ -150,3 +152,18 @@ def test_maps_are_float_pages(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), maps[0])
     with pytest.raises(InputError, match=r"output_ext to '\.tif'"):
         save_all(MapWriter, maps, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("axes", permutations(range(3)), ids=str)
+def test_volumes_keep_voxels_and_affine_in_every_orientation(axes: tuple[int, ...], tmp_path: Path) -> None:
+    """Also where the first two axes of the file are not those of the body, as in a coronal or sagittal volume."""
+    volume = np.random.default_rng(0).integers(0, 14, (1, 5, 4, 3)).astype(np.uint8)
+    affine = np.eye(4)
+    affine[:3, :3] = (np.eye(3) * [2.0, -3.0, 4.0])[list(axes)]
+    affine[:3, 3] = 10, -20, 30
+    meta = {"affine": torch.from_numpy(affine), "filename_or_obj": "a.nii.gz", "spatial_shape": volume.shape[1:]}
+    save = SaveImage(tmp_path, "x", ".nii.gz", writer=VolumeWriter, resample=False, separate_folder=False)
+    save(MetaTensor(volume, meta=meta))
+    written = nib.load(tmp_path / "a_x.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), volume[0])
+    np.testing.assert_allclose(written.affine, affine)

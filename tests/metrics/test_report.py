@@ -100,6 +100,7 @@ def test_report_of_an_evaluation(tmp_path: Path) -> None:
 
     summary = json.loads((output_dir / "summary.json").read_text())
     columns = summary.pop("columns")
+    assert summary.pop("run") is None
     assert summary == {
         "swinumamba_monai": swinumamba_monai.__version__,
         "threshold": 0.5,

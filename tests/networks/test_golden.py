@@ -14,23 +14,30 @@ import numpy as np
 import pytest
 import torch
 
-from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.networks import SwinUMamba, SwinUMambaD, UMambaBot
 from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import cross_scan_2d
 from swinumamba_monai.pretrained import load_pretrained
 
 OUTPUT_TOLERANCE = {torch.float32: 4e-5, torch.float64: 1e-9}  # absolute; the largest logits are near 5
+UMAMBA_TOLERANCE = {torch.float32: 3e-4, torch.float64: 1e-9}
 GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest entry
 BLOCK_TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-10}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
 @pytest.fixture(scope="module")
-def weights_of(reference_dir):
-    """The generated weights for a manifest, by name."""
+def det_weights(reference_dir):
+    """The module that generates weights and images."""
     spec = importlib.util.spec_from_file_location("det_weights", reference_dir / "det_weights.py")
     det_weights = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(det_weights)
+    return det_weights
+
+
+@pytest.fixture(scope="module")
+def weights_of(reference_dir, det_weights):
+    """The generated weights for a manifest, by name."""
 
     def generate(manifest: str) -> dict[str, torch.Tensor]:
         entries = json.loads((reference_dir / "manifests" / f"{manifest}.json").read_text())
@@ -54,9 +61,9 @@ def assert_within(actual, expected, tolerance, name=""):
     assert error <= tolerance, f"{name}: {error:.2e} > {tolerance:.0e}"
 
 
-def build(cls, in_channels, out_channels, weights):
+def build(cls, in_channels, out_channels, weights, **options):
     with torch.device("meta"):  # every value is loaded, none needs to be drawn
-        net = cls(in_channels, out_channels, drop_path_rate=0.0, scan_backend="portable")
+        net = cls(in_channels, out_channels, scan_backend="portable", **options)
     net.to_empty(device="cpu")
     report = load_pretrained(net, {"network_weights": weights})
     assert set(report.loaded) == set(weights) and not report.skipped and not report.missing
@@ -65,12 +72,12 @@ def build(cls, in_channels, out_channels, weights):
 
 @pytest.fixture(scope="module")
 def net_d(weights_of):
-    return build(SwinUMambaD, 1, 14, weights_of("SwinUMambaD_AbdomenMRI"))
+    return build(SwinUMambaD, 1, 14, weights_of("SwinUMambaD_AbdomenMRI"), drop_path_rate=0.0)
 
 
 @pytest.fixture(scope="module")
 def net(weights_of):
-    return build(SwinUMamba, 3, 8, weights_of("SwinUMamba_Endoscopy"))
+    return build(SwinUMamba, 3, 8, weights_of("SwinUMamba_Endoscopy"), drop_path_rate=0.0)
 
 
 @DTYPES
@@ -102,6 +109,27 @@ def test_swin_umamba(dtype, net, golden):
     for i, out in enumerate(outs):
         assert_within(out, exact[f"out64_{i}"], OUTPUT_TOLERANCE[dtype], f"head {i}")
     assert_within(outs[0].double().square().mean(), exact["loss64"], OUTPUT_TOLERANCE[dtype], "loss")
+
+
+@pytest.fixture(scope="module")
+def net_bot(weights_of):
+    return build(UMambaBot, 1, 14, weights_of("UMambaBot_v1_AbdomenMRI"))
+
+
+@DTYPES
+def test_umamba_bot(dtype, net_bot, golden, det_weights):
+    """The two finest heads were recorded at every fourth pixel. No gradients were, nor anything of U-Mamba_Enc."""
+    image, exact = torch.from_numpy(det_weights.det_input((1, 1, 192, 256))), golden("UMambaBot_v1_1x1x192x256_f64")
+    net_bot.to(dtype)
+    with torch.no_grad():
+        outs = net_bot(image.to(dtype))
+    assert len(outs) == 6
+    for i, out in enumerate(outs):
+        step = 4 if i < 2 else 1
+        assert_within(out[..., ::step, ::step], exact[f"out64_{i}"], UMAMBA_TOLERANCE[dtype], f"head {i}")
+    for i, out in enumerate(outs[:2]):  # in full in float32 only
+        recorded = golden("UMambaBot_v1_1x1x192x256")[f"out{i}"]
+        assert_within(out, recorded, UMAMBA_TOLERANCE[torch.float32], f"head {i}")
 
 
 class TestSS2D:

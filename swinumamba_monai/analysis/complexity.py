@@ -1,0 +1,177 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters and FLOPs of every system at the paper's sizes (Tables I–IV), by the paper's own counter and rule.
+
+fvcore's default handles, batch 1, heads of deep supervision on, and for each selective scan 9·B·L·D·N + B·L·D: B
+images, L positions, D channels of all directions, N states. One multiplication with its addition is one FLOP; element-
+wise operations, softmax and activations are none.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
+from torch import nn
+
+from swinumamba_monai.networks import SYSTEMS, build_network
+from swinumamba_monai.overlays import overlay_path
+
+from .published import PublishedRow, published_rows
+
+__all__ = ["COMPLEXITY_COLUMNS", "COMPLEXITY_NOTES", "SIZES", "Complexity", "Size", "complexity_rows", "count"]
+
+COMPLEXITY_COLUMNS = {
+    "table": "Table",
+    "task": "task",
+    "row": "network",
+    "parameters_M": "parameters, M",
+    "paper_parameters": "the paper's",
+    "gflops": "GFLOPs",
+    "paper_flops": "the paper's",
+    "remark": "",
+}
+COMPLEXITY_NOTES = (
+    "Counted by fvcore with its default handles at batch 1, heads of deep supervision on, and 9·B·L·D·N + B·L·D for "
+    "each selective scan. The columns of the paper hold what it prints.",
+    "nnU-Net is counted as MONAI's DynUNet, whose convolutions have no biases; its own code has them (conv_bias=True: "
+    "33.4899 M at the first size), and the FLOPs are the same.",
+)
+REMARKS = {
+    "UMambaEnc": "The paper's number comes out if the x_proj and out_proj of its Mamba blocks are left out.",
+    "NNFormer": "The paper's numbers come from a 2D port that is not published; this is the released network in 2D.",
+}
+INNER_PROJECTIONS = ("x_proj", "out_proj")
+
+
+class Size(NamedTuple):
+    """What a network of a task takes and gives in the paper: one crop."""
+
+    in_channels: int
+    height: int
+    width: int
+    out_channels: int
+
+
+SIZES = {
+    "abdomen_mri": Size(1, 320, 320, 14),
+    "endoscopy": Size(3, 384, 640, 8),
+    "microscopy": Size(3, 512, 512, 3),
+}
+STRUCTURES = ("symmetric_decoder", "symmetric_encoder")  # of Table IV, overlays
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What :func:`count` found.
+
+    Args:
+        parameters: number of trainable numbers, each counted once.
+        flops: by the rule of this module.
+        inner_flops: the part of ``flops`` in the projections named x_proj and out_proj, inside of Mamba's blocks.
+    """
+
+    parameters: int
+    flops: float
+    inner_flops: float
+
+
+def count(network: nn.Module, in_channels: int, height: int, width: int) -> Complexity:
+    """Parameters and FLOPs for one image; the network itself is left as it is.
+
+    Args:
+        network: takes (1, in_channels, height, width). With its heads, if ``deep_supervision`` is set.
+        in_channels: of the image.
+        height: of the image.
+        width: of the image.
+    """
+    network = copy.deepcopy(network).cpu().train()  # training mode: all heads
+    for module in network.modules():
+        if hasattr(module, "scan_backend"):
+            module.scan_backend = "portable"  # one node of the graph, whatever computes it elsewhere
+    analysis = FlopCountAnalysis(network, torch.zeros(1, in_channels, height, width))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    analysis.set_op_handle("swinumamba::selective_scan", _scan_flops, "aten::layer_norm", _layer_norm_flops)
+    with torch.no_grad():
+        by_module = analysis.by_module()
+    inner = sum(flops for name, flops in by_module.items() if name.split(".")[-1] in INNER_PROJECTIONS)
+    return Complexity(sum(p.numel() for p in network.parameters()), by_module[""], inner)
+
+
+def _scan_flops(inputs: list, outputs: list) -> int:
+    """Of u (b, l, g, d) and A (g, d, n)."""
+    batch, length, groups, channels = get_shape(inputs[0])
+    states = get_shape(inputs[2])[-1]
+    return batch * length * groups * channels * (9 * states + 1)
+
+
+def _layer_norm_flops(inputs: list, outputs: list) -> int:
+    """fvcore's own rule, whose handle refuses maps with more than five axes: 5 an element, 4 without weights."""
+    return math.prod(get_shape(inputs[0])) * (4 if get_shape(inputs[2]) is None else 5)
+
+
+def complexity_rows(tasks: Sequence[str] = tuple(SIZES), systems: Sequence[str] | None = None) -> list[dict]:
+    """Every network of Tables I–III, and of Table IV the structures, each counted and beside what the paper prints.
+
+    Args:
+        tasks: keys of :data:`SIZES`.
+        systems: keys of :data:`~swinumamba_monai.networks.SYSTEMS`; None for all.
+
+    Returns:
+        rows with ``table``, ``task``, ``system``, ``row``, ``parameters``, ``flops``, both again in millions and
+        billions, ``paper_parameters`` and ``paper_flops`` as printed, and a ``remark`` where the paper differs.
+    """
+    rows, seen = [], set()
+    for published in published_rows():
+        structure = published.setting if published.setting in STRUCTURES else ""
+        key = published.task, published.system, structure
+        known = published.system in SYSTEMS and published.system in (systems or SYSTEMS)
+        if key in seen or not known or published.task not in tasks or published.table == "V":
+            continue
+        seen.add(key)
+        size = SIZES[published.task]
+        network = build_network(
+            published.system,
+            in_channels=size.in_channels,
+            out_channels=size.out_channels,
+            roi_size=(size.height, size.width),
+            deep_supervision=True,
+            **(_options(structure) if structure else {}),
+        )
+        counted = count(network, *size[:3])
+        row = published.row if structure else SYSTEMS[published.system].title
+        rows.append(_row(published, row, counted))
+    return rows
+
+
+def _options(overlay: str) -> dict:
+    """The network's own options in an overlay."""
+    config = json.loads(overlay_path(overlay).read_text(encoding="utf-8"))
+    return {name.removeprefix("network_def#"): value for name, value in config.items()}
+
+
+def _row(published: PublishedRow, name: str, counted: Complexity) -> dict:
+    row = {
+        "table": published.table,
+        "task": published.task,
+        "system": published.system,
+        "row": name,
+        "parameters": counted.parameters,
+        "flops": counted.flops,
+        "parameters_M": f"{counted.parameters / 1e6:.4f}",
+        "gflops": f"{counted.flops / 1e9:.4f}",
+        "paper_parameters": published.parameters,
+        "paper_flops": published.flops,
+        "remark": REMARKS.get(published.system, ""),
+    }
+    if published.system == "UMambaEnc":
+        row["gflops_as_published"] = f"{(counted.flops - counted.inner_flops) / 1e9:.4f}"
+        row["remark"] += f" Then it is {row['gflops_as_published']}."
+    return row

@@ -1,0 +1,246 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluations of runs in the layout of the paper's Tables I–III and V, beside the paper's numbers.
+
+Runs that are alike but for their seed are one row: each case counts with its mean over the seeds, and the seeds' own
+spread stands beside. The paper's numbers stand in rows of their own, marked as the paper's, and on other cases than
+those of the runs: they are there to be looked at, not to be tested against.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from monai.config import PathLike
+
+from swinumamba_monai.atomic import replacing
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.metrics import read_cases
+from swinumamba_monai.metrics.case_scores import PUBLISHED
+from swinumamba_monai.metrics.statistics import summarize
+from swinumamba_monai.networks import SYSTEMS
+
+from .published import SETTINGS, PublishedRow, published_rows
+from .tables import markdown, write_csv
+
+__all__ = ["RESULT_COLUMNS", "RESULT_NOTES", "Evaluation", "read_evaluation", "result_tables", "write_results"]
+
+RESULT_COLUMNS = {
+    "row": "Methods",
+    "source": "source",
+    "parameters": "#param",
+    "dsc": "DSC",
+    "dsc_interval": "95 % interval",
+    "nsd": "NSD",
+    "nsd_interval": "95 % interval",
+    "f1": "F1",
+    "f1_interval": "95 % interval",
+    "n": "n",
+    "seeds": "seeds",
+    "seed_std": "std over seeds",
+    "minutes": "training, min",
+    "gpu_gb": "memory, GB",
+}
+RESULT_NOTES = (
+    "Rows of 'the paper' are printed there (mean ± std over its own cases), and were not measured here. Rows of "
+    "'here': mean ± std over the n cases, each with its mean over the seeds; interval: 95 % bootstrap of the mean "
+    "over cases; std over seeds: of the first score, of the seeds' means.",
+)
+TABLES = {"abdomen_mri": "I", "endoscopy": "II", "microscopy": "III"}
+SCORES = {"abdomen_mri": ("dsc", "nsd"), "endoscopy": ("dsc", "nsd"), "microscopy": ("f1",)}
+# Settings of a training that may differ between the runs of one row: chance, and where it ran.
+FREE = {"seed", "data_dir", "num_workers", "processes", "epoch", "best_metric_epoch", "seconds", "gpu", "gpu_bytes"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one folder of an evaluation holds.
+
+    Args:
+        folder: where it lies.
+        task: a key of :data:`.complexity.SIZES`.
+        system: a key of :data:`~swinumamba_monai.networks.SYSTEMS`, or what the caller calls it.
+        row: its name in the table.
+        training: what ``run.json`` says, or nothing.
+        cases: every case's numbers, by its name.
+    """
+
+    folder: Path
+    task: str
+    system: str
+    row: str
+    training: Mapping[str, object]
+    cases: Mapping[str, Mapping[str, float]]
+
+    @property
+    def fixed(self) -> dict[str, object]:
+        """What makes a run of the same row: all settings but the free ones; files count by their names."""
+        settings = {name: value for name, value in self.training.items() if name not in FREE}
+        pretrained = settings.get("pretrained")
+        return settings | ({"pretrained": Path(str(pretrained)).name} if pretrained else {})
+
+
+def read_evaluation(argument: str) -> Evaluation:
+    """Read an evaluation's folder, with ``summary.json`` and ``metrics.csv``.
+
+    Args:
+        argument: ``DIR``, or ``NAME=DIR`` to choose its row: the name of a network, or any other.
+
+    Raises:
+        InputError: no such folder, or one that does not say what it is of.
+    """
+    name, _, folder = argument.rpartition("=")
+    path = Path(folder)
+    try:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        columns = summary["columns"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no folder of an evaluation: it has no summary.json of one.") from error
+    run = summary.get("run") or {}
+    task = run.get("task") or _task_of(columns)
+    system = name or run.get("network_name")
+    if task not in TABLES or not system:
+        raise InputError(f"{path} does not say which network it is of; write NAME={path}.")
+    trainings = run.get("training") or []
+    training = (trainings[0] if len(trainings) == 1 else None) or {}
+    row = _row_name(name, str(system), len(trainings), training)
+    return Evaluation(path, task, str(system), row, training, read_cases(path / "metrics.csv"))
+
+
+def _task_of(columns: Mapping) -> str | None:
+    """Of a report that does not say: cells have F1; the two others differ in their classes alone."""
+    if "f1" in columns:
+        return "microscopy"
+    classes = {column.get("class") for column in columns.values()}
+    return "abdomen_mri" if "liver" in classes else "endoscopy" if "dsc_published" in columns else None
+
+
+def _row_name(name: str, system: str, num_members: int, training: Mapping) -> str:
+    if name and name not in SYSTEMS:
+        return name
+    title = SYSTEMS[system].title if system in SYSTEMS else system
+    if num_members > 1:
+        return f"{title}, {num_members} networks together"
+    if not training:
+        return title
+    pretrained = training.get("pretrained")
+    return f"{title}, {'from ' + Path(str(pretrained)).name if pretrained else SETTINGS['scratch']}"
+
+
+def result_tables(evaluations: Sequence[Evaluation], reading: str = PUBLISHED) -> dict[str, list[dict]]:
+    """Rows of the tables that the evaluations belong to, by the tables' headings.
+
+    Args:
+        evaluations: of :func:`read_evaluation`.
+        reading: ``"published"``, as the paper's scripts compute their scores, or ``"corrected"``.
+
+    Raises:
+        InputError: runs of one row that were tested on different cases.
+    """
+    tables = {}
+    for task in TABLES:
+        groups = _grouped([item for item in evaluations if item.task == task])
+        if not groups:
+            continue
+        here = [_measured(row, items, task, reading) for row, items in groups]
+        published = [row for row in published_rows() if row.task == task]
+        initialisations = {row.row for row in published if row.table == "V"}
+        for table in (TABLES[task], "V"):
+            rows = [row for row in here if (row["row"] in initialisations) == (table == "V")]
+            if rows:
+                theirs = [_printed(row) for row in published if row.table == table]
+                tables[f"Table {table}, {task}"] = _in_order(theirs, rows)
+    return tables
+
+
+def _grouped(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
+    """Those that differ in free settings alone together; names of rows say in what else they differ."""
+    groups: dict[str, list[Evaluation]] = {}
+    for item in evaluations:
+        key = json.dumps([item.system, item.row, item.fixed], sort_keys=True)
+        groups.setdefault(key, []).append(item)
+    named = []
+    for items in groups.values():
+        same = [other[0].fixed for other in groups.values() if other[0].row == items[0].row]
+        fixed = items[0].fixed
+        differing = [name for name in fixed if any(other.get(name) != fixed[name] for other in same)]
+        remark = ", ".join(f"{name} {fixed[name]}" for name in differing)
+        named.append((items[0].row + (f" ({remark})" if remark else ""), items))
+    return named
+
+
+def _measured(row: str, items: Sequence[Evaluation], task: str, reading: str) -> dict:
+    names = items[0].cases.keys()
+    for item in items[1:]:
+        if item.cases.keys() != names:
+            raise InputError(
+                f"{items[0].folder} and {item.folder} belong to one row, but were tested on different cases; give one "
+                "of them another name, as NAME=DIR."
+            )
+    cells: dict[str, object] = {"row": row, "source": "here", "system": items[0].system}
+    parameters = items[0].training.get("parameters")
+    cells["parameters"] = f"{parameters / 1e6:.1f}M" if parameters else None
+    for index, score in enumerate(SCORES[task]):
+        column = score if (score, reading) == ("f1", PUBLISHED) else f"{score}_{reading}"
+        try:
+            values = np.array([[item.cases[name][column] for name in names] for item in items])
+        except KeyError as error:
+            raise InputError(f"{items[0].folder} has no column {column} in its metrics.csv.") from error
+        over_cases = summarize(values.mean(axis=0))
+        if over_cases["n"] == 0:
+            raise InputError(f"{items[0].folder} has no case with a value of {column}.")
+        std, interval = over_cases["std"], over_cases["interval"]
+        cells[score] = f"{over_cases['mean']:.4f}" + (f"±{std:.4f}" if std is not None else "")
+        cells[f"{score}_interval"] = "{:.4f}–{:.4f}".format(*interval) if interval else None
+        if index == 0:
+            cells["n"] = over_cases["n"]
+            cells["seeds"] = len(items)
+            cells["seed_std"] = f"{np.nanmean(values, axis=1).std(ddof=1):.4f}" if len(items) > 1 else None
+    seconds = [item.training["seconds"] for item in items if "seconds" in item.training]
+    memory = [item.training["gpu_bytes"] for item in items if "gpu_bytes" in item.training]
+    cells["minutes"] = f"{np.mean(seconds) / 60:.1f}" if seconds else None
+    cells["gpu_gb"] = f"{max(memory) / 1e9:.1f}" if memory else None
+    return cells
+
+
+def _printed(row: PublishedRow) -> dict:
+    name = row.row
+    if row.table != "V" and row.system in ("SwinUMamba", "SwinUMambaD"):
+        name = f"{row.row}, {SETTINGS[row.setting]}"
+    cells = {"row": name, "source": "the paper", "system": row.system, "parameters": row.parameters or None}
+    return cells | {score: getattr(row, score) for score in SCORES[row.task]}
+
+
+def _in_order(printed: Sequence[dict], measured: Sequence[dict]) -> list[dict]:
+    """The paper's rows in its order, each system's runs behind its last row, and unknown ones at the end."""
+    rows = []
+    for index, row in enumerate(printed):
+        rows.append(row)
+        if all(later["system"] != row["system"] for later in printed[index + 1 :]):
+            rows += [run for run in measured if run["system"] == row["system"]]
+    placed = {row["system"] for row in printed}
+    return rows + [run for run in measured if run["system"] not in placed]
+
+
+def write_results(output_dir: PathLike, tables: Mapping[str, Sequence[Mapping]], reading: str) -> str:
+    """Write ``results.md``, a section a table, and ``results.csv``, all rows; return the text of the former.
+
+    Args:
+        output_dir: folder, made if absent.
+        tables: of :func:`result_tables`.
+        reading: of the scores, for the text.
+    """
+    sections = []
+    for heading, rows in tables.items():
+        columns = {key: name for key, name in RESULT_COLUMNS.items() if any(row.get(key) for row in rows)}
+        sections.append(f"## {heading} (scores in the {reading} reading)\n\n{markdown(columns, rows, RESULT_NOTES)}")
+    rows = [{"table": heading, **row} for heading, rows in tables.items() for row in rows]
+    write_csv(output_dir, "results", rows)
+    text = "\n".join(sections)
+    with replacing(Path(output_dir) / "results.md") as path:
+        path.write_text(text, encoding="utf-8")
+    return text

@@ -1,0 +1,211 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Time and memory of every system side by side in one run: what FLOPs do not say (Fig. 1 with time in their place)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from monai.losses import DeepSupervisionLoss, DiceCELoss
+from torch import nn
+
+from swinumamba_monai.atomic import replacing
+from swinumamba_monai.networks import SYSTEMS, build_network
+
+from .complexity import SIZES, Size
+from .published import published_rows
+from .timing import free, measure, peak_bytes, reason
+
+__all__ = ["SPEED_COLUMNS", "draw_speed", "speed_notes", "speed_rows"]
+
+SPEED_COLUMNS = {
+    "task": "task",
+    "row": "network",
+    "latency": "inference, ms",
+    "latency_gb": "memory, GB",
+    "step": "training step, ms",
+    "step_gb": "memory, GB",
+    "error": "failed",
+}
+CIRCLE = 12  # square points a million parameters
+
+
+def speed_notes(device: torch.device, batch_size: int, precision: str, repeats: int) -> list[str]:
+    """How :func:`speed_rows` measured, in sentences."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return [
+        f"{name}, torch {torch.__version__}, {precision}, {repeats} samples of each in turn: median (least–most). "
+        "Inference: batch 1, logits of the finest head.",
+        f"Training step: batch {batch_size}, forward, DeepSupervisionLoss over DiceCELoss, backward, AdamW; our own "
+        "networks replay their launches on a GPU, as they do by default.",
+        "Memory: parameters, batch, in training gradients and AdamW's state, and the most that a call adds, launched "
+        "kernel by kernel; on a CPU that last part is the peak of the process' resident memory.",
+    ]
+
+
+class _Training:
+    """Forward, loss, backward and AdamW on one batch, to be called."""
+
+    def __init__(self, network: nn.Module, size: Size, batch_size: int, device: torch.device, precision: str) -> None:
+        self.network, self.device, self.precision = network, device, precision
+        self.loss = DeepSupervisionLoss(DiceCELoss(include_background=False, to_onehot_y=True, softmax=True))
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+        self.image = torch.randn(batch_size, size.in_channels, size.height, size.width, device=device)
+        self.label = torch.randint(size.out_channels, (batch_size, 1, size.height, size.width), device=device).float()
+
+    def __call__(self) -> None:
+        if not self.network.training:  # a switch goes through all modules, which takes time
+            self.network.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.loss(self.network(self.image), self.label)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def held_bytes(self) -> int:
+        states = [t for state in self.optimizer.state.values() for t in state.values()]
+        return _num_bytes([*self.network.parameters(), *self.network.buffers(), *states, self.image, self.label])
+
+
+class _Inference:
+    """Logits of one image, to be called."""
+
+    def __init__(self, network: nn.Module, size: Size, device: torch.device, precision: str) -> None:
+        self.network, self.device, self.precision = network, device, precision
+        self.image = torch.randn(1, size.in_channels, size.height, size.width, device=device)
+
+    def __call__(self) -> torch.Tensor:
+        if self.network.training:
+            self.network.eval()
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with torch.inference_mode(), autocast:
+            return self.network(self.image)
+
+    def held_bytes(self) -> int:
+        return _num_bytes([*self.network.parameters(), *self.network.buffers(), self.image])
+
+
+def _num_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def speed_rows(
+    tasks: Sequence[str],
+    systems: Sequence[str],
+    device: torch.device,
+    batch_size: int = 2,
+    precision: str = "fp32",
+    repeats: int = 5,
+    warmup: int = 3,
+    sample_seconds: float = 0.05,
+    sizes: Mapping[str, Size] = SIZES,
+    options: Mapping[str, Mapping] | None = None,
+) -> list[dict]:
+    """Inference and training step of each system, in turn within a task.
+
+    Args:
+        tasks: keys of ``sizes``.
+        systems: keys of :data:`~swinumamba_monai.networks.SYSTEMS`.
+        device: where they run; it holds all systems of a task at a time.
+        batch_size: of the training step.
+        precision: ``"fp32"``, or ``"bf16"`` for autocast.
+        repeats: samples of each.
+        warmup: calls of each before its first sample.
+        sample_seconds: how long a sample lasts at least.
+        sizes: what a network of a task takes and gives.
+        options: of the networks, by system, in place of the paper's.
+
+    Returns:
+        rows with ``task``, ``system``, ``row``, and, as text for people and as numbers for programs, ``latency`` and
+        ``step`` (with ``_ms``, ``_min_ms``, ``_max_ms``) and their memory (``_gb``); or ``error``, why there is none.
+    """
+    rows = []
+    for task in tasks:
+        size = sizes[task]
+        runs, memory, failed = {}, {}, {}
+        for system in systems:
+            try:
+                network = build_network(
+                    system,
+                    in_channels=size.in_channels,
+                    out_channels=size.out_channels,
+                    roi_size=(size.height, size.width),
+                    deep_supervision=True,
+                    **(options or {}).get(system, {}),
+                ).to(device)
+                inference = _Inference(network, size, device, precision)
+                training = _Training(network, size, batch_size, device, precision)
+                for kind, run in (("latency", inference), ("step", training)):
+                    run()  # makes what stays
+                    added = peak_bytes(run, device)
+                    memory[system, kind] = None if added is None else run.held_bytes() + added
+                    runs[system, kind] = run
+            except Exception as error:
+                failed[system] = reason(error)
+            free(device)
+        times = measure(runs, device, repeats, warmup, sample_seconds)
+        rows += [_row(task, system, times, memory, failed.get(system)) for system in systems]
+        del runs
+        free(device)
+    return rows
+
+
+def _row(task: str, system: str, times: Mapping, memory: Mapping, error: str | None) -> dict:
+    row = {"task": task, "system": system, "row": SYSTEMS[system].title}
+    for kind in ("latency", "step"):
+        result = times.get((system, kind), {})
+        error = error or result.get("error")
+        if "ms" in result:
+            median, low, high = (result["ms"][key] for key in ("median", "min", "max"))
+            row[kind] = f"{median:.4g} ({low:.4g}–{high:.4g})"
+            row |= {f"{kind}_ms": median, f"{kind}_min_ms": low, f"{kind}_max_ms": high}
+            peak = memory[system, kind]
+            row[f"{kind}_gb"] = None if peak is None else f"{peak / 1e9:.2f}"
+    if error:
+        row["error"] = error
+    return row
+
+
+def draw_speed(path: Path, speed: Sequence[Mapping], complexity: Sequence[Mapping], heading: str) -> None:
+    """The paper's Fig. 1 with measured time in place of FLOPs: score over time, one panel a task.
+
+    The scores are the paper's own (DSC, on Microscopy F1): times are measured here, scores are not. The size of a
+    circle is that of the model; an arrow leads from the score from scratch to the one with the foundation model.
+
+    Args:
+        path: PNG to write.
+        speed: rows of :func:`speed_rows`.
+        complexity: rows of :func:`.complexity.complexity_rows`, for the number of parameters.
+        heading: what stands above.
+    """
+    millions = {(row["task"], row["system"]): row["parameters"] / 1e6 for row in complexity if row["table"] != "IV"}
+    times = {(row["task"], row["system"]): row["latency_ms"] for row in speed if "latency_ms" in row}
+    tasks = list(dict.fromkeys(task for task, _ in times))
+    figure = Figure(figsize=(5.2 * max(1, len(tasks)), 4.6), layout="constrained")
+    figure.suptitle(heading, fontsize=10)
+    for axis, task in zip(figure.subplots(1, max(1, len(tasks)), squeeze=False)[0], tasks):
+        score = "f1" if task == "microscopy" else "dsc"
+        for index, system in enumerate(SYSTEMS):
+            if (task, system) not in times:
+                continue
+            x = times[task, system]
+            found = [row for row in published_rows() if (row.task, row.system) == (task, system)]
+            points = {row.setting: row.score(score)[0] for row in found if row.table in ("I", "II", "III")}
+            for setting, y in points.items():
+                alpha = 0.35 if setting == "scratch" and len(points) > 1 else 0.75
+                axis.scatter(x, y, s=CIRCLE * millions[task, system], color=f"C{index}", alpha=alpha, linewidths=0)
+            best = max(points.values())
+            axis.annotate(SYSTEMS[system].title, (x, best), ha="center", va="center", fontsize=7)
+            if len(points) > 1:
+                axis.annotate("", (x, best), (x, points["scratch"]), arrowprops={"arrowstyle": "->", "color": "red"})
+        axis.set_xscale("log")
+        axis.margins(0.25)
+        axis.set_xlabel("inference, ms, measured here")
+        axis.set_ylabel(f"{score.upper()}, the paper's")
+        axis.set_title(task, fontsize=9)
+        axis.grid(alpha=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")

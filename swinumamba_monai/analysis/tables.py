@@ -1,0 +1,56 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""A table as Markdown for people and as CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from monai.config import PathLike
+
+from swinumamba_monai.atomic import replacing
+
+__all__ = ["markdown", "write_csv", "write_table"]
+
+
+def markdown(columns: Mapping[str, str], rows: Sequence[Mapping], notes: Sequence[str] = ()) -> str:
+    """A Markdown table.
+
+    Args:
+        columns: which keys of a row are shown, and the headings over them.
+        rows: cells by key; None and absent ones stay empty.
+        notes: sentences below the table.
+    """
+    cells = [[_text(row.get(key)) for key in columns] for row in rows]
+    lines = [list(columns.values()), ["---"] * len(columns), *cells]
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + [f"\n{note}" for note in notes]) + "\n"
+
+
+def write_table(
+    output_dir: PathLike, name: str, columns: Mapping[str, str], rows: Sequence[Mapping], notes: Sequence[str] = ()
+) -> str:
+    """Write ``NAME.md``, what :func:`markdown` returns, and ``NAME.csv``, every key of every row; return the former."""
+    write_csv(output_dir, name, rows)
+    text = markdown(columns, rows, notes)
+    with replacing(Path(output_dir) / f"{name}.md") as path:
+        path.write_text(text, encoding="utf-8")
+    return text
+
+
+def write_csv(output_dir: PathLike, name: str, rows: Sequence[Mapping]) -> None:
+    """Write ``NAME.csv`` with every key of every row, into a folder that is made if absent."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    with replacing(folder / f"{name}.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, keys, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

@@ -1,0 +1,103 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Zip archives of bundles: the same bytes every time they are written, and looked through before they are opened."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+from swinumamba_monai.atomic import replacing
+from swinumamba_monai.errors import InputError, quoted
+
+MAX_BYTES = 1 << 31  # of all files together; a bundle with weights of every fold has a few hundred megabytes
+MAX_FILES = 10_000
+
+_MODE = stat.S_IFREG | 0o644
+_OLDEST = (1980, 1, 1, 0, 0, 0)  # a zip knows no earlier date
+_UNIX = 3
+
+
+def write_archive(path: str | PathLike, files: Mapping[str, bytes]) -> Path:
+    """Write a zip whose bytes depend on the names and contents alone.
+
+    The files are sorted, dated 1980 and readable by all. They are stored as they are: what a compressor makes depends
+    on its version, and weights do not compress.
+
+    Args:
+        path: the archive, written whole or not at all.
+        files: contents by their names in the archive.
+
+    Returns:
+        ``path``.
+    """
+    path = Path(path)
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, content in sorted(files.items()):
+            entry = zipfile.ZipInfo(name, _OLDEST)
+            entry.create_system = _UNIX
+            entry.external_attr = _MODE << 16
+            archive.writestr(entry, content)
+    return path
+
+
+def unpack(path: str | PathLike, folder: str | PathLike) -> Path:
+    """Take a bundle out of its archive, if everything in it stays below one new folder and is of bearable size.
+
+    Everything is looked at before anything is written.
+
+    Args:
+        path: the zip.
+        folder: where the bundle's folder is made; it exists.
+
+    Returns:
+        the bundle's folder.
+
+    Raises:
+        InputError: no zip; a path that is absolute or leads out; a symbolic link or device; files beside the folder;
+            more than ``MAX_FILES`` files or ``MAX_BYTES`` bytes; the folder is there already; a damaged file.
+    """
+    path, folder = Path(path), Path(folder)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            bundle = folder / _check_entries(path, archive.infolist())
+            if bundle.exists():
+                raise InputError(f"{bundle} is there already; move it away first.")
+            if damaged := archive.testzip():  # before the first file is written
+                raise InputError(f"{path} is damaged at {damaged}; fetch it again.")
+            with TemporaryDirectory(dir=folder) as temporary:  # moved when it is whole
+                for entry in entries:
+                    target = Path(temporary) / entry.filename
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(archive.read(entry))
+                (Path(temporary) / bundle.name).rename(bundle)
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and struct each have their own for what is damaged
+        raise InputError(f"{path} cannot be read as a zip archive ({quoted(error)}).") from error
+    return bundle
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> str:
+    """The name of the one folder that holds everything."""
+    if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_BYTES:
+        raise InputError(f"{path} holds more than {MAX_FILES} files or {MAX_BYTES} bytes; that is no bundle.")
+    tops = set()
+    for entry in entries:
+        name = PurePosixPath(entry.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in entry.filename:
+            raise InputError(f"{path} names {entry.filename!r}, which leads out of its folder; it is not opened.")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise InputError(f"{path} holds {entry.filename!r}, which is a link or device; it is not opened.")
+        if len(name.parts) < (1 if entry.is_dir() else 2):
+            raise InputError(f"{path} holds {entry.filename!r} beside the folder of the bundle.")
+        tops.add(name.parts[0])
+    if len(tops) != 1:
+        raise InputError(f"{path} holds {len(tops)} folders, but the archive of a bundle has one.")
+    return tops.pop()

@@ -1,0 +1,209 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle as others fetch it: by a URL, from GitHub as ``--source github`` expects it, from Hugging Face.
+
+What is made, for a bundle NAME of version X::
+
+    NAME_vX.zip             everything with the weights, an asset of a release: for ``download``
+    NAME_vX_model.pt        the weights alone, another asset: for ``download_large_files``
+    models/model_info.json  what versions there are, committed at the tag of the release: for ``--source github``
+    models/NAME/            everything without the weights, committed beside it, as the model zoo keeps its bundles
+    huggingface/NAME/       everything with the weights: for ``push_to_hf_hub``
+
+Archive and folders hold ``large_files.yml``, by which ``download_large_files`` fetches weights or checks their hash.
+MONAI loads ``models/model.pt``, so that is what the weights become, whatever file they come from, in its precision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigParser
+
+from swinumamba_monai.atomic import replacing
+from swinumamba_monai.distribution.archive import write_archive
+from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.pretrained import find_checkpoint, load_pretrained, read_weights
+
+__all__ = ["Package", "build_network", "check_version", "package_bundle", "read_metadata"]
+
+PARTS = ("LICENSE", "configs", "docs")  # of a bundle; the rest of its folder is what runs leave there
+WEIGHTS = "models/model.pt"
+MODEL_INFO = "models/model_info.json"
+LARGE_FILES = "large_files.yml"
+
+
+@dataclass(frozen=True)
+class Package:
+    """What :func:`package_bundle` made.
+
+    Args:
+        archive: the zip.
+        sha256: of the zip.
+        weights: the weights alone, or None for a bundle without any.
+        huggingface_dir: what ``push_to_hf_hub`` takes as ``bundle_dir``.
+    """
+
+    archive: Path
+    sha256: str
+    weights: Path | None
+    huggingface_dir: Path
+
+
+def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, release_url: str | None = None) -> Package:
+    """Make everything that the module's text lists; nothing is written before all of the bundle is found to be good.
+
+    Args:
+        bundle_dir: folder of the bundle; its weights, if it has any, are ``models/model.pt`` or
+            ``models/model.safetensors``.
+        output_dir: made if needed; other bundles and versions in it stay, and are kept in ``model_info.json``.
+        release_url: where the two assets will lie, such as
+            ``https://github.com/OWNER/REPOSITORY/releases/download/TAG``. Without it the files name each other without
+            an address.
+
+    Raises:
+        InputError: the bundle lacks a file or has a link; its version is not in its changelog, or MONAI would not take
+            it for the latest; its weights do not fit its network; ``model_info.json`` is damaged.
+    """
+    bundle, output = Path(bundle_dir).resolve(), Path(output_dir)
+    version = check_version(read_metadata(bundle), bundle)
+    files = _collect(bundle)
+    weights = _weights(bundle)
+    info = _read_model_info(output / MODEL_INFO)
+
+    stem = f"{bundle.name}_v{version}"
+    address = f"{release_url.rstrip('/')}/" if release_url else ""
+    asset = output / f"{stem}_model.pt"
+    if weights is not None:
+        files[LARGE_FILES] = _large_files(f"{address}{asset.name}", weights).encode()
+    whole = files | ({} if weights is None else {WEIGHTS: weights})
+    _write_folder(output / "models" / bundle.name, files)
+    _write_folder(output / "huggingface" / bundle.name, whole)
+    if weights is not None:
+        _write(asset, weights)
+    archive = write_archive(
+        output / f"{stem}.zip", {f"{bundle.name}/{name}": content for name, content in whole.items()}
+    )
+    content = archive.read_bytes()
+    info[stem] = {"checksum": hashlib.sha1(content).hexdigest(), "source": f"{address}{archive.name}"}  # as in the zoo
+    _write(output / MODEL_INFO, (json.dumps(dict(sorted(info.items())), indent=4) + "\n").encode())
+    return Package(
+        archive=archive,
+        sha256=hashlib.sha256(content).hexdigest(),
+        weights=None if weights is None else asset,
+        huggingface_dir=output / "huggingface",
+    )
+
+
+def read_metadata(bundle: Path) -> dict:
+    """The content of ``configs/metadata.json``; an :class:`InputError` when there is no such thing."""
+    path = bundle / "configs" / "metadata.json"
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{bundle} is no bundle: {path} cannot be read ({quoted(error)}).") from error
+    if not isinstance(metadata, dict):
+        raise InputError(f"{bundle} is no bundle: {path} is a {type(metadata).__name__}.")
+    return metadata
+
+
+def check_version(metadata: Mapping, bundle: Path) -> str:
+    """The version of a bundle, if it can be released under it.
+
+    Raises:
+        InputError: it is not in the changelog, is no version, or is not the last of the changelog in the order of
+            text, which is how MONAI finds the latest (0.10.0 comes before 0.9.0); or MONAI would cut the bundle's name.
+    """
+    version, changelog = metadata.get("version"), metadata.get("changelog")
+    if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise InputError(f"{bundle} has the version {version!r}; give it one like 0.1.0 in configs/metadata.json.")
+    if not isinstance(changelog, dict) or version not in changelog:
+        raise InputError(f"{bundle} has the version {version}, which is not in the changelog of configs/metadata.json.")
+    if (last := max(changelog)) != version:
+        raise InputError(
+            f"{bundle} has the version {version}, but MONAI sorts versions as text and would take {last} for the "
+            "latest; give it one that comes last."
+        )
+    if "_v" in bundle.name:
+        raise InputError(f"{bundle} has '_v' in its name, where MONAI takes the version to begin; rename the folder.")
+    return version
+
+
+def _collect(bundle: Path) -> dict[str, bytes]:
+    """The files of a bundle by their names in it, without weights and without what runs have left."""
+    files = {}
+    for part in PARTS:
+        path = bundle / part
+        if not path.exists():
+            raise InputError(f"{bundle} lacks {part}, which every bundle has.")
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_symlink():
+                raise InputError(f"{file} is a link; put the file itself there.")
+            if file.is_file() and not file.name.startswith("."):
+                files[file.relative_to(bundle).as_posix()] = file.read_bytes()
+    return files
+
+
+def _weights(bundle: Path) -> bytes | None:
+    """The weights of a bundle as a torch file, after they went into its network; None if it has none."""
+    path = Path(find_checkpoint(bundle / "models"))
+    if not path.is_file():
+        return None
+    network = build_network(bundle)
+    load_pretrained(network, path, strict=True)
+    stream = io.BytesIO()  # torch.save puts the name of a file into it
+    torch.save({name: weight.clone() for name, weight in sorted(read_weights(path).items())}, stream)
+    return stream.getvalue()
+
+
+def build_network(bundle: Path, override: Mapping[str, object] | None = None) -> torch.nn.Module:
+    """The network of a bundle's ``inference.json``, without trained weights; ``override`` holds id-value pairs."""
+    path = bundle / "configs" / "inference.json"
+    try:
+        parser = ConfigParser()
+        parser.read_config(str(path))
+        for key, value in (override or {}).items():
+            parser[key] = value
+        return parser.get_parsed_content("network_def")
+    except Exception as error:  # a config can fail in any way
+        raise InputError(f"{path} gives no network_def that can be built ({quoted(error)}).") from error
+
+
+def _large_files(url: str, weights: bytes) -> str:
+    sha256 = hashlib.sha256(weights).hexdigest()
+    return f'large_files:\n- path: "{WEIGHTS}"\n  url: "{url}"\n  hash_val: "{sha256}"\n  hash_type: "sha256"\n'
+
+
+def _read_model_info(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}); give another output_dir.") from error
+    if not isinstance(info, dict):
+        raise InputError(f"{path} is no list of bundles; give another output_dir.")
+    return info
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder that holds these files and no others."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    for name, content in files.items():
+        _write(folder / name, content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,0 +1,140 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Numbered pixels as polygons: GeoJSON as QuPath imports it.
+
+A polygon goes along the edges of the pixels, not through their middles, so filling it gives the same pixels again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from monai.config import NdarrayOrTensor, PathLike
+from scipy import ndimage
+
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference.writers import RowsFirstWriter
+
+CELL = "cell"
+
+
+def geojson(numbers: np.ndarray, names: Mapping[int, str] | None = None) -> dict:
+    """The polygons of a map of numbers.
+
+    Args:
+        numbers: (H, W), 0 is background.
+        names: of the classes that the numbers are; None where the numbers are those of cells.
+
+    Returns:
+        A FeatureCollection with a feature for every number: a Polygon, or a MultiPolygon where its pixels lie in
+        several 4-connected pieces. x goes to the right, y down, both in pixels from the upper left corner of the image.
+    """
+    features = []
+    for number, window in enumerate(ndimage.find_objects(numbers), start=1):
+        if window is None:
+            continue
+        pieces, count = ndimage.label(numbers[window] == number)
+        top, left = (part.start for part in window)
+        polygons = [_polygon(pieces == piece, top, left) for piece in range(1, count + 1)]
+        kind, coordinates = ("Polygon", polygons[0]) if count == 1 else ("MultiPolygon", polygons)
+        name = CELL if names is None else names.get(number, f"class {number}")
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": {"type": kind, "coordinates": coordinates},
+                "properties": {
+                    "objectType": "annotation",
+                    "name": f"{CELL} {number}" if names is None else name,
+                    "classification": {"name": name},
+                },
+            }
+        )
+    return {"type": "FeatureCollection", "features": features}
+
+
+class PolygonWriter(RowsFirstWriter):
+    """Write the outlines of cells or classes, (1, H, W) or (H, W), as GeoJSON; see :func:`geojson`.
+
+    Args:
+        metadata: ``metadata.json`` of a bundle, whose output names the classes; None for cells.
+        output_dtype: part of the interface of ``SaveImaged``.
+        scale: must be None.
+
+    Raises:
+        InputError: there is no such file, or the numbers are not whole.
+    """
+
+    content = "outlines"
+    suffixes = (".geojson",)
+
+    def __init__(self, metadata: PathLike | None = None, output_dtype: object = None, scale: int | None = None) -> None:
+        super().__init__(output_dtype, scale)
+        self.names = None if metadata is None else class_names(metadata)
+
+    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
+        self.data_obj = self._whole_numbers(data_array).astype(np.int64)
+
+    def _save(self, path: Path, suffix: str) -> None:
+        path.write_text(json.dumps(geojson(self.data_obj, self.names)), encoding="utf-8")
+
+
+def class_names(metadata: PathLike) -> dict[int, str]:
+    """What the numbers of a prediction mean, without the background.
+
+    Args:
+        metadata: ``metadata.json`` of a bundle.
+
+    Raises:
+        InputError: there is no such file, or it names no classes.
+    """
+    try:
+        content = json.loads(Path(metadata).read_text(encoding="utf-8"))
+        channels = content["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return {int(number): name for number, name in channels.items() if int(number) > 0}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{metadata} does not name the classes of the polygons ({error!r}); give the --bundle_root of a bundle."
+        ) from error
+
+
+def _polygon(piece: np.ndarray, top: int, left: int) -> list[list[list[int]]]:
+    """The rings of a 4-connected piece (H, W) bool: the outer one, then the holes; each is closed."""
+    steps = _edges(np.pad(piece, 1))
+    rings = []
+    while steps:
+        start = here = min(steps)  # the uppermost corner that is left, so the outer ring comes first
+        step, ring = None, []
+        while not ring or here != start:
+            ways = steps[here]
+            # Where two pixels touch at a corner, the right turn stays at the same pixel.
+            way = (step[1], -step[0]) if len(ways) == 2 and step is not None else ways[0]
+            ways.remove(way)
+            if not ways:
+                del steps[here]
+            if way != step:
+                ring.append(here)
+            here, step = (here[0] + way[0], here[1] + way[1]), way
+        rings.append([[int(column) - 1 + left, int(row) - 1 + top] for row, column in [*ring, start]])
+    return rings
+
+
+def _edges(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """From every corner (row, column) the steps along pixel edges that have the mask on their right."""
+    steps = defaultdict(list)
+    inside = mask[1:, 1:]
+    down, right = mask[:-1, 1:] != inside, mask[1:, :-1] != inside
+    for row, column in np.argwhere(down) + 1:  # a horizontal edge, between a pixel and the one above it
+        if mask[row, column]:
+            steps[row, column].append((0, 1))
+        else:
+            steps[row, column + 1].append((0, -1))
+    for row, column in np.argwhere(right) + 1:  # a vertical edge, between a pixel and the one left of it
+        if mask[row, column]:
+            steps[row + 1, column].append((-1, 0))
+        else:
+            steps[row, column].append((1, 0))
+    return steps

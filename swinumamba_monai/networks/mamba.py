@@ -1,0 +1,143 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The Mamba mixer: gate, causal convolution and one selective scan along a sequence.
+
+Source: Gu and Dao, "Mamba: Linear-time sequence modeling with selective state spaces" (arXiv 2312.00752), section 3.4;
+parameter names and initialisation are those of the package mamba_ssm.
+
+    x, gate = halves of in_proj(sequence)
+    x       = silu(causal depthwise convolution of x)
+    Δ, B, C = linear functions of x
+    y       = selective_scan(x, Δ, A, B, C, D)
+    out     = out_proj(y * silu(gate))
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from swinumamba_monai.ops.dispatch import check_backend_name, selective_scan
+
+__all__ = ["Mamba", "MambaScan"]
+
+
+class MambaScan(nn.Module):
+    """What Mamba does between its projections: causal convolution, SiLU, and a scan with Δ, B, C made of its input.
+
+    Args:
+        channels: of the sequence.
+        dt_rank: of the linear function that gives Δ.
+        d_state: states of each channel.
+        d_conv: positions that the causal convolution sees, the present one and those before it.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+
+    Raises:
+        ValueError: an unknown backend.
+    """
+
+    def __init__(self, channels: int, dt_rank: int, d_state: int = 16, d_conv: int = 4, scan_backend: str = "auto"):
+        super().__init__()
+        self.d_state = d_state
+        self.dt_rank = dt_rank
+        self.scan_backend = check_backend_name(scan_backend, "scan_backend")
+        self.conv1d = nn.Conv1d(channels, channels, kernel_size=d_conv, padding=d_conv - 1, groups=channels)
+        self.x_proj = nn.Linear(channels, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, channels)
+        self.A_log = nn.Parameter(torch.empty(channels, d_state))
+        self.D = nn.Parameter(torch.empty(channels))
+        self.reset_scan_parameters()
+
+    def reset_scan_parameters(self, dt_min: float = 1e-3, dt_max: float = 1e-1, dt_floor: float = 1e-4) -> None:
+        """Mamba's initialisation: A = -(1..n), D = 1, and a bias that puts Δ log-uniformly between two step sizes.
+
+        Args:
+            dt_min: smallest step size drawn.
+            dt_max: largest step size drawn.
+            dt_floor: lower bound on what was drawn.
+        """
+        with torch.no_grad():
+            self.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_log))
+            self.D.fill_(1.0)
+            nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            log_dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(dt_min), math.log(dt_max))
+            dt = log_dt.exp().clamp(min=dt_floor)
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+    def scan(self, x: Tensor) -> Tensor:
+        """
+        Args:
+            x: (b, l, channels).
+
+        Returns:
+            (b, l, channels).
+
+        Raises:
+            RuntimeError: a backend that cannot run on such tensors.
+        """
+        x = F.silu(self._convolve(x))
+        low_rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        # the bias is added inside the scan, in the precision of the states
+        delta = F.linear(low_rank, self.dt_proj.weight)
+        A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
+        y = selective_scan(
+            *(t.transpose(1, 2) for t in (x, delta)),
+            A,
+            *(t.transpose(1, 2) for t in (B, C)),
+            self.D,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+            backend=self.scan_backend,
+        )
+        return y.transpose(1, 2)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """``conv1d`` of (b, l, d), as a convolution of maps of one row: those may have their channels side by side, as
+        the projections and the scan want them, and on a CPU they take a tenth of the time.
+        """
+        conv, length = self.conv1d, x.shape[1]
+        row = x.transpose(1, 2).unsqueeze(2)
+        row = F.conv2d(row, conv.weight.unsqueeze(2), conv.bias, padding=(0, *conv.padding), groups=conv.groups)
+        # both ends were padded: what lies beyond the last position is the padding's
+        return row[..., :length].squeeze(2).transpose(1, 2)
+
+
+class Mamba(MambaScan):
+    """Mamba's mixer in one direction. Under autocast its matrix products are in half precision, its states in float32.
+
+    Args:
+        d_model: channels of the sequence.
+        d_state: states of each scanned channel.
+        d_conv: positions that the causal convolution sees.
+        expand: scanned channels as a multiple of ``d_model``.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+
+    Raises:
+        ValueError: an unknown backend.
+    """
+
+    def __init__(
+        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, scan_backend: str = "auto"
+    ) -> None:
+        inner = expand * d_model
+        super().__init__(inner, math.ceil(d_model / 16), d_state, d_conv, scan_backend)
+        self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """
+        Args:
+            sequence: (b, l, d_model).
+
+        Returns:
+            (b, l, d_model); under autocast in its dtype.
+
+        Raises:
+            RuntimeError: a backend that cannot run on such tensors.
+        """
+        x, gate = self.in_proj(sequence).chunk(2, dim=-1)
+        return self.out_proj(self.scan(x) * F.silu(gate))

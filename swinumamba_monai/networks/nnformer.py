@@ -1,0 +1,475 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""nnFormer: convolutions between self-attention in windows, and skip connections that are attention too.
+
+Source: Zhou et al., "nnFormer: Volumetric Medical Image Segmentation via a 3D Transformer", IEEE TIP 2023. In 3D the
+structure and the parameter names are those of the released code (its Synapse configuration where the defaults are
+kept), with three of its peculiarities, without which released weights would mean something else: the index of the
+relative position bias lets some offsets share a bias, the decoder's stages have the heads of the next coarser stage
+of the encoder, and the zeros that fill the last windows take part in the attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.networks.layers import Conv, DropPath
+from monai.utils import convert_to_dst_type
+from torch import Tensor
+
+__all__ = ["NNFormer"]
+
+MERGED = 8  # patches of the finest map along a side to one of the coarsest
+DEFAULTS = {2: {"patch_size": (4, 4), "roi_size": (320, 320)}, 3: {"patch_size": (2, 4, 4), "roi_size": (64, 128, 128)}}
+APART = -100.0  # added to the logits of pairs that only the cyclic shift brought together
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.movedim(-1, 1)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1)
+
+
+def _partition(x: Tensor, window: int) -> Tensor:
+    """(b, *spatial, c) to (b, windows, pixels of a window, c)."""
+    dims = x.ndim - 2
+    split = [n for side in x.shape[1:-1] for n in (side // window, window)]
+    x = x.reshape(x.shape[0], *split, x.shape[-1])
+    x = x.permute(0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
+    return x.flatten(1 + dims, 2 * dims).flatten(1, dims)
+
+
+def _reverse(windows: Tensor, window: int, spatial: Sequence[int]) -> Tensor:
+    """The inverse of :func:`_partition`: to (b, *spatial, c)."""
+    dims = len(spatial)
+    x = windows.reshape(windows.shape[0], *(side // window for side in spatial), *[window] * dims, windows.shape[-1])
+    x = x.permute(0, *(axis for i in range(dims) for axis in (1 + i, 1 + dims + i)), 2 * dims + 1)
+    return x.reshape(windows.shape[0], *spatial, windows.shape[-1])
+
+
+def _shift_mask(spatial: Sequence[int], window: int, device: torch.device) -> Tensor:
+    """What keeps pixels apart that are not neighbours in a shifted map: (windows, pixels, pixels) of 0 and -100."""
+    regions = torch.zeros(1, *[1] * len(spatial), 1, dtype=torch.long, device=device)
+    for axis, side in enumerate(spatial):
+        padded = -(-side // window) * window
+        place = torch.arange(padded, device=device)
+        region = (place >= padded - window).long() + (place >= padded - window // 2).long()
+        regions = 3 * regions + region.view(-1, *[1] * (len(spatial) - axis))
+    regions = _partition(regions, window)[0, :, :, 0]
+    return (regions[:, :, None] != regions[:, None, :]) * APART
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention inside windows, with a learnt bias for each relative position.
+
+    Args:
+        dim: channels.
+        window: pixels along a side of a window.
+        num_heads: heads, a divisor of ``dim``.
+        spatial_dims: 2 or 3.
+        cross: whether queries come from elsewhere than keys and values; they are then not projected.
+    """
+
+    def __init__(self, dim: int, window: int, num_heads: int, spatial_dims: int, cross: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** spatial_dims, num_heads))
+        self.register_buffer("relative_position_index", self._index(window, spatial_dims))
+        if cross:
+            self.kv = nn.Linear(dim, 2 * dim)
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    @staticmethod
+    def _index(window: int, spatial_dims: int) -> Tensor:
+        """Row of the table for each pair of pixels of a window."""
+        places = torch.tensor(list(product(range(window), repeat=spatial_dims)))
+        offsets = places[:, None] - places[None, :] + window - 1
+        # (2w - 1)² would give each 3D offset a row of its own; the released weights were trained with 3w - 1
+        strides = {2: (2 * window - 1, 1), 3: (3 * window - 1, 2 * window - 1, 1)}[spatial_dims]
+        return (offsets * torch.tensor(strides)).sum(-1)
+
+    def forward(self, x: Tensor, source: Tensor | None, mask: Tensor | None) -> Tensor:
+        """
+        Args:
+            x: (b, windows, pixels, dim); queries, and keys and values unless ``source`` is given.
+            source: (b, windows, pixels, dim), keys and values.
+            mask: (windows, pixels, pixels), added to the attention's logits.
+        """
+        batch, windows, pixels, dim = x.shape
+
+        def heads(x: Tensor) -> tuple[Tensor, ...]:  # (b, windows, pixels, n * dim) to n of (b * windows, heads, ...)
+            x = x.reshape(batch * windows, pixels, -1, self.num_heads, dim // self.num_heads)
+            return x.permute(2, 0, 3, 1, 4).unbind(0)
+
+        q, k, v = heads(self.qkv(x)) if source is None else (*heads(x), *heads(self.kv(source)))
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
+        if mask is not None:
+            bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
+        else:
+            bias = bias.expand(batch * windows, -1, -1, -1)
+        # one dtype, which the fused kernels ask for; under autocast the queries of a skip come from a float32 norm
+        attended = F.scaled_dot_product_attention(q.to(v.dtype), k, v, attn_mask=bias.to(v.dtype))
+        return self.proj(attended.transpose(1, 2).reshape(batch, windows, pixels, dim))
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU, named as the released ones: (..., dim) to (..., dim)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Attention in windows, shifted or not, and an MLP, both with a pre-norm and a residual.
+
+    Args:
+        dim: channels.
+        window: pixels along a side of a window.
+        shift: pixels by which the windows are shifted.
+        num_heads: heads of the attention.
+        spatial_dims: 2 or 3.
+        drop_path: probability with which a residual branch is skipped for a sample in training.
+        cross: whether this is a skip connection: queries from the decoder, keys and values from the encoder.
+    """
+
+    def __init__(
+        self, dim: int, window: int, shift: int, num_heads: int, spatial_dims: int, drop_path: float, cross: bool
+    ) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window, num_heads, spatial_dims, cross)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            x: (b, *spatial, dim).
+            skip: the encoder's map of this size, for a skip connection.
+        """
+        spatial, axes = x.shape[1:-1], tuple(range(1, x.ndim - 1))
+        fill = [n for side in reversed(spatial) for n in (0, -side % self.window)]
+
+        def windows(x: Tensor) -> Tensor:
+            x = F.pad(self.norm1(x), (0, 0, *fill))
+            return _partition(x.roll([-self.shift] * len(axes), axes) if self.shift else x, self.window)
+
+        mask = _shift_mask(spatial, self.window, x.device) if self.shift else None
+        y = self.attn(windows(x), None if skip is None else windows(skip), mask)
+        y = _reverse(y, self.window, [-(-side // self.window) * self.window for side in spatial])
+        if self.shift:
+            y = y.roll([self.shift] * len(axes), axes)
+        for axis, side in zip(axes, spatial):
+            y = y.narrow(axis, 0, side)
+        x = (x if skip is None else x + skip) + self.drop_path(y)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Projection(nn.Module):
+    """Two 3-wide convolutions, the first with a stride, each with GELU and LayerNorm, the last one bare if asked."""
+
+    def __init__(self, in_channels: int, channels: int, stride: Sequence[int], spatial_dims: int, last: bool) -> None:
+        super().__init__()
+        conv = Conv[Conv.CONV, spatial_dims]
+        self.conv1 = conv(in_channels, channels, kernel_size=3, stride=tuple(stride), padding=1)
+        self.conv2 = conv(channels, channels, kernel_size=3, padding=1)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = None if last else nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(_channels_first(self.norm1(_channels_last(F.gelu(self.conv1(x))))))
+        return x if self.norm2 is None else _channels_first(self.norm2(_channels_last(F.gelu(x))))
+
+
+class PatchEmbedding(nn.Module):
+    """Convolutions that bring the image to the patches' resolution: (b, in, *spatial) to (b, *patches, dim)."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: Sequence[int], spatial_dims: int) -> None:
+        super().__init__()
+        first = [min(2, side) for side in patch_size]
+        second = [side // stride for side, stride in zip(patch_size, first)]
+        self.proj1 = Projection(in_channels, dim // 2, first, spatial_dims, last=False)
+        self.proj2 = Projection(dim // 2, dim, second, spatial_dims, last=True)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(_channels_last(self.proj2(self.proj1(x))))
+
+
+class Downsample(nn.Module):
+    """GELU, LayerNorm and a convolution with stride 2: (b, *spatial, dim) to (b, *spatial / 2, 2 dim)."""
+
+    def __init__(self, dim: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.reduction = Conv[Conv.CONV, spatial_dims](dim, 2 * dim, kernel_size=3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _channels_last(self.reduction(_channels_first(self.norm(F.gelu(x)))))
+
+
+class Upsample(nn.Module):
+    """LayerNorm and a transposed convolution: (b, *spatial, 2 dim) to (b, *2 spatial, dim)."""
+
+    def __init__(self, dim: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(2 * dim)
+        self.up = Conv[Conv.CONVTRANS, spatial_dims](2 * dim, dim, kernel_size=2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _channels_last(self.up(_channels_first(self.norm(x))))
+
+
+class Head(nn.Module):
+    """A transposed convolution over patches: (b, *patches, dim) to logits (b, out_channels, *spatial)."""
+
+    def __init__(self, dim: int, out_channels: int, patch_size: Sequence[int], spatial_dims: int) -> None:
+        super().__init__()
+        self.up = Conv[Conv.CONVTRANS, spatial_dims](
+            dim, out_channels, kernel_size=tuple(patch_size), stride=tuple(patch_size)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(_channels_first(x))
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution; in the encoder with what leads down from it, in the decoder with what leads up to it.
+
+    Args:
+        dim: channels.
+        window: pixels along a side of a window.
+        shifts: of the windows, one for each block.
+        num_heads: heads of the attention.
+        spatial_dims: 2 or 3.
+        drop_paths: one for each block.
+        downsample: whether a coarser stage of the encoder follows.
+        upsample: whether this is a stage of the decoder.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        window: int,
+        shifts: Sequence[int],
+        num_heads: int,
+        spatial_dims: int,
+        drop_paths: Sequence[float],
+        downsample: bool = False,
+        upsample: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, window, shift, num_heads, spatial_dims, rate, cross=upsample and i == 0)
+            for i, (shift, rate) in enumerate(zip(shifts, drop_paths))
+        )
+        if downsample:
+            self.downsample = Downsample(dim, spatial_dims)
+        if upsample:
+            self.Upsample = Upsample(dim, spatial_dims)  # the released name
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        first, *rest = self.blocks
+        x = first(x) if skip is None else first(self.Upsample(x), skip)
+        for block in rest:
+            x = block(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Patch embedding, stages and a norm for each map that leaves: image to maps (b, *spatial, dim), finest first."""
+
+    def __init__(self, patch_embed: nn.Module, stages: Sequence[Stage], dims: Sequence[int]) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.layers = nn.ModuleList(stages)
+        for i, dim in enumerate(dims):
+            self.add_module(f"norm{i}", nn.LayerNorm(dim))  # the released names
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.patch_embed(x)
+        maps = []
+        for i, stage in enumerate(self.layers):
+            x = stage(x if i == 0 else self.layers[i - 1].downsample(x))
+            maps.append(self.get_submodule(f"norm{i}")(x))
+        return maps
+
+
+class Decoder(nn.Module):
+    """Stages, stored finest first, that go up from the encoder's coarsest map."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(stages)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        *skips, x = features
+        maps = []
+        for stage, skip in zip(reversed(self.layers), reversed(skips)):
+            x = stage(x, skip)
+            maps.insert(0, x)
+        return maps
+
+
+class NNFormer(nn.Module):
+    """nnFormer; by default as released for the Synapse abdomen in 3D, and its natural counterpart in 2D.
+
+    The 2D network that the Swin-UMamba† paper compares with (60 M parameters) was not published. Here convolutions,
+    windows, shifts and the bias table lose their first axis and all other numbers stay; the patches are 4×4, and the
+    bias table has a row for each offset. It costs more parameters than printed: 114.2 M, 114.1 M and 114.0 M, and
+    52.2, 119.0 and 126.5 GFLOPs (multiply-adds of convolutions, linear layers and attention, all heads) where the
+    paper has 50.2, 125.5 and 136.7, at 1×320×320 (14 classes), 3×384×640 (8) and 3×512×512 (3).
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        spatial_dims: 2 or 3.
+        roi_size: size of the training crops, (64, 128, 128) or (320, 320) unless given. A stage whose map of such a
+            crop is no larger than its window attends to one window of the map's smallest side, never shifted, so the
+            parameters depend on it. Images of any size may follow.
+        depths: blocks of the encoder's four stages; the decoder's three have as many as those they face.
+        feature_size: channels of the first stage.
+        num_heads: heads of the encoder's four stages; those of the last three serve the decoder's too.
+        patch_size: sides of a patch in pixels, each 1, 2 or 4; (2, 4, 4) or (4, 4) unless given.
+        window_size: sides of the encoder's windows in patches; of the first three in the decoder's too.
+        drop_path_rate: grows from 0 to this through the encoder, and again through the decoder.
+        deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
+
+    Raises:
+        ValueError: an argument out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        spatial_dims: int = 3,
+        roi_size: Sequence[int] | None = None,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        feature_size: int = 192,
+        num_heads: Sequence[int] = (6, 12, 24, 48),
+        patch_size: Sequence[int] | None = None,
+        window_size: Sequence[int] = (4, 4, 8, 4),
+        drop_path_rate: float = 0.2,
+        deep_supervision: bool = True,
+    ) -> None:
+        if spatial_dims not in DEFAULTS:
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}.")
+        patch_size = DEFAULTS[spatial_dims]["patch_size"] if patch_size is None else patch_size
+        roi_size = DEFAULTS[spatial_dims]["roi_size"] if roi_size is None else roi_size
+        self._check(in_channels=in_channels, out_channels=out_channels, feature_size=feature_size)
+        self._check(4, depths=depths, num_heads=num_heads, window_size=window_size)
+        self._check(spatial_dims, patch_size=patch_size, roi_size=roi_size)
+        if any(side not in (1, 2, 4) for side in patch_size):
+            raise ValueError(f"patch_size must hold 1, 2 or 4 for each axis, got {patch_size!r}.")
+        dims = [feature_size * 2**i for i in range(4)]
+        pairs = (*zip(dims, num_heads), *zip(dims, num_heads[1:]))
+        if feature_size % 2 or any(dim % heads for dim, heads in pairs):
+            raise ValueError(
+                "feature_size must be even, and feature_size * 2 ** i a multiple of num_heads[i] and num_heads[i + 1], "
+                f"got {feature_size!r} and {num_heads!r}."
+            )
+        if not (isinstance(drop_path_rate, (int, float)) and 0 <= drop_path_rate < 1):
+            raise ValueError(f"drop_path_rate must be a number in [0, 1), got {drop_path_rate!r}.")
+        super().__init__()
+        self.in_channels, self.spatial_dims, self.deep_supervision = in_channels, spatial_dims, deep_supervision
+        self.strides = [MERGED * side for side in patch_size]
+        coarsest = min(-(-side // stride) for side, stride in zip(roi_size, self.strides))
+        finest = min(-(-side // stride) * MERGED for side, stride in zip(roi_size, self.strides))
+        smallest = [finest // 2**i for i in range(3)] + [coarsest]
+        windows = [min(window, side) for window, side in zip(window_size, smallest)]
+        shifts = [window // 2 if side > window else 0 for window, side in zip(windows, smallest)]
+
+        def rates(depths: Sequence[int]) -> list[list[float]]:
+            line = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
+            return [part.tolist() for part in line]
+
+        down = [
+            Stage(
+                dims[i],
+                windows[i],
+                [shifts[i] * (block % 2) for block in range(depths[i])],
+                num_heads[i],
+                spatial_dims,
+                rates(depths)[i],
+                downsample=i < 3,
+            )
+            for i in range(4)
+        ]
+        up = [
+            Stage(
+                dims[i],
+                windows[i],
+                [0] + [shifts[i]] * (depths[i] - 1),
+                num_heads[i + 1],
+                spatial_dims,
+                rates(depths[2::-1])[2 - i],
+                upsample=True,
+            )
+            for i in range(3)
+        ]
+        self.model_down = Encoder(PatchEmbedding(in_channels, feature_size, patch_size, spatial_dims), down, dims)
+        self.decoder = Decoder(up)
+        self.final = nn.ModuleList(Head(dim, out_channels, patch_size, spatial_dims) for dim in dims[:3])
+
+    @staticmethod
+    def _check(length: int | None = None, **arguments) -> None:
+        """Raise unless each argument is a positive integer, or a sequence of ``length`` of them."""
+
+        def positive(value) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+        for name, value in arguments.items():
+            if length is None and not positive(value):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+            if length is not None and not (
+                isinstance(value, Sequence) and len(value) == length and all(map(positive, value))
+            ):
+                raise ValueError(f"{name} must be {length} positive integers, got {value!r}.")
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """
+        Args:
+            x: image, (b, in_channels, *spatial), of any size. Sides that do not divide by 8 patches are continued at
+                their ends by their last pixels, and the logits cut back.
+
+        Returns:
+            logits (b, out_channels, *spatial); in training mode with ``deep_supervision`` the list of three heads,
+            finest first, at 1, 1/2 and 1/4 of the image, sizes rounded up.
+
+        Raises:
+            ValueError: an input of other dimensions or channels, or without a pixel.
+        """
+        if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels or 0 in x.shape:
+            axes = ", ".join("dhw"[-self.spatial_dims :])
+            raise ValueError(f"expected an input of shape (b, {self.in_channels}, {axes}), got {tuple(x.shape)}.")
+        image = x.as_tensor() if isinstance(x, MetaTensor) else x
+        heads = self._heads(image, all_heads=self.training and self.deep_supervision)
+        if isinstance(x, MetaTensor):
+            heads = [convert_to_dst_type(head, x, dtype=head.dtype)[0] for head in heads]
+        return heads if self.training and self.deep_supervision else heads[0]
+
+    def _heads(self, x: Tensor, all_heads: bool) -> list[Tensor]:
+        spatial = x.shape[2:]
+        ends = [-side % stride for side, stride in zip(spatial, self.strides)]
+        padded = F.pad(x, [n for end in reversed(ends) for n in (0, end)], mode="replicate")
+        maps = self.decoder(self.model_down(padded))
+        heads = [head(m) for head, m in zip(self.final, maps)] if all_heads else [self.final[0](maps[0])]
+        return [logits[(..., *(slice(-(-side // 2**i)) for side in spatial))] for i, logits in enumerate(heads)]

@@ -1,0 +1,28 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The configs that go on top of a bundle's: a baseline with its own recipe, or one of the paper's ablations, by name.
+
+They lie here once, and not in every bundle, because they are the same for all. ``docs/ablations.md`` says what each
+does and where its numbers come from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swinumamba_monai.errors import InputError
+
+__all__ = ["OVERLAYS", "overlay_path"]
+
+OVERLAYS = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*/*.json"))}
+
+
+def overlay_path(name: str) -> Path:
+    """Where the overlay ``name`` lies; it goes into ``--config_file`` behind a bundle's own config.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in OVERLAYS:
+        raise InputError(f"there is no overlay '{name}'; choose one of {', '.join(OVERLAYS)}.")
+    return OVERLAYS[name]

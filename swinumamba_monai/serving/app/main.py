@@ -1,0 +1,102 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The app that MONAI Label loads: one bundle, written and trained as on the command line."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from monai.transforms import SaveImaged
+
+from swinumamba_monai.serving.start import stand_in_for_torchvision
+
+stand_in_for_torchvision()  # before the first import that needs it, in the server and in the processes that train
+
+from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
+from monailabel.tasks.activelearning.first import First  # noqa: E402
+from monailabel.tasks.activelearning.random import Random  # noqa: E402
+from monailabel.tasks.infer.bundle import BundleInferTask  # noqa: E402
+from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
+
+from swinumamba_monai.inference import ClassesToInstancesd, geojson  # noqa: E402
+from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
+from swinumamba_monai.training import autocast_dtype, default_amp  # noqa: E402
+
+LAST_CHECKPOINT = "label_checkpoint.pt"
+
+
+class InferTask(BundleInferTask):
+    """A bundle's inference, with its own way back to the image's grid and its own writer.
+
+    MONAI Label's would resize a prediction and write 2D files with rows and columns swapped.
+    """
+
+    def __init__(self, bundle: str, conf: dict) -> None:
+        super().__init__(bundle, conf, add_post_restore=False, load_strict=True)
+        transforms = self.bundle_config.get_parsed_content("postprocessing").transforms
+        self.saver = next(t for t in transforms if isinstance(t, SaveImaged) and self.key_pred in t.keys)
+        self.names = class_names(Path(bundle) / "configs" / "metadata.json")
+        if any(isinstance(transform, ClassesToInstancesd) for transform in transforms):
+            self.names, self.labels = None, {CELL: 1}
+
+    def run_inferer(self, data: dict, convert_to_batch: bool = True, device: str = "cuda") -> dict:
+        """In the precision of the command line."""
+        place = torch.device(device)
+        dtype = autocast_dtype(default_amp(place), place)
+        with torch.autocast(place.type, dtype=dtype, enabled=dtype is not None):
+            return super().run_inferer(data, convert_to_batch, device)
+
+    def writer(self, data: dict, extension: str | None = None, dtype: object = None) -> tuple[str, dict]:
+        """The path of the file, and the polygons of a 2D prediction."""
+        prediction = data[self.key_pred]
+        result = (
+            {"polygons": geojson(prediction[0].cpu().numpy().astype(int), self.names)} if prediction.ndim == 3 else {}
+        )
+        save = self.saver.saver
+        save.folder_layout.output_dir = tempfile.mkdtemp()
+        save(prediction)
+        (path,) = Path(save.folder_layout.output_dir).iterdir()
+        return str(path), result
+
+
+class TrainTask(BundleTrainTask):
+    """A bundle's training on the labels that were saved, going on from ``model.pt``."""
+
+    def _update_overrides(self, overrides: dict) -> dict:
+        train = overrides[self.const.key_train_dataset_data()]
+        if not overrides.get(self.const.key_validate_dataset_data()):
+            overrides[self.const.key_validate_dataset_data()] = train
+        overrides["device"] = f"$torch.device('{overrides['device']}')"
+        overrides["data_dir"] = str(Path(train[0]["image"]).parent)
+        overrides["checkpoint#last_name"] = LAST_CHECKPOINT
+        (Path(self.bundle_path) / "models" / LAST_CHECKPOINT).unlink(missing_ok=True)
+        return overrides
+
+
+class BundleApp(MONAILabelApp):
+    """One bundle under its own name.
+
+    Args:
+        app_dir: folder of this file.
+        studies: folder of the images.
+        conf: has the path "bundle".
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: dict) -> None:
+        self.bundle = Path(conf["bundle"])
+        metadata = json.loads((self.bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        super().__init__(
+            app_dir, studies, conf, self.bundle.name, metadata["description"], metadata["version"], labels=[]
+        )
+
+    def init_infers(self) -> dict:
+        return {self.bundle.name: InferTask(str(self.bundle), self.conf)}
+
+    def init_trainers(self) -> dict:
+        return {self.bundle.name: TrainTask(str(self.bundle), self.conf)}
+
+    def init_strategies(self) -> dict:
+        return {"random": Random(), "first": First()}

@@ -1,0 +1,28 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of the heads in deep supervision (paper, eq. (13); nnU-Net's rule)."""
+
+from __future__ import annotations
+
+from monai.losses import DeepSupervisionLoss
+
+__all__ = ["HalvingDeepSupervisionLoss"]
+
+
+class HalvingDeepSupervisionLoss(DeepSupervisionLoss):
+    """Loss over a network's heads, finest first: each weighs half of the one before, the coarsest nothing; sum 1.
+
+    That is [4, 2, 1, 0] / 7 for the four heads of both Swin-UMamba networks, as they were released, and nnU-Net's own
+    weights for its six or seven. The number of heads is taken from the network's output, so the loss fits every
+    network; that of a network with a single output is the plain loss.
+
+    Args:
+        loss: of one head and the label at the head's size.
+    """
+
+    def get_weights(self, levels: int = 1) -> list[float]:
+        """Weights of so many heads."""
+        if levels == 1:
+            return [1.0]
+        weights = [0.5**level for level in range(levels - 1)]
+        return [*(weight / sum(weights) for weight in weights), 0.0]

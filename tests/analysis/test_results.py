@@ -1,0 +1,91 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of results from folders of evaluations: what is one row, and what each cell is made of."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from swinumamba_monai.cli import main
+
+
+def evaluation(folder, scores, network_name="nnUNet", training=None, run=True, name="metrics.csv"):
+    """What an evaluation of microscopy leaves, as far as the table reads it."""
+    folder.mkdir(parents=True)
+    record = {"task": "microscopy", "network_name": network_name, "training": [training]} if run else None
+    summary = {"run": record, "columns": {"f1": {"score": "f1"}}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = ["name,f1,f1_corrected", *(f"case{i},{score},{score / 2}" for i, score in enumerate(scores))]
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+def table(tmp_path, *arguments):
+    assert main(["table", "results", *arguments, "--output_dir", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return rows, [row for row in rows if row["source"] == "here"]
+
+
+TRAINING = {"pretrained": None, "learning_rate": 0.01, "parameters": 46_300_000, "seconds": 120.0}
+
+
+def test_seeds_are_one_row(tmp_path):
+    folders = [
+        evaluation(tmp_path / f"s{seed}", scores, training={**TRAINING, "seed": seed, "seconds": 60.0 * (seed + 1)})
+        for seed, scores in enumerate([(0.2, 0.4), (0.4, 0.8)])
+    ]
+    rows, here = table(tmp_path, *folders)
+    assert len(here) == 1
+    row = here[0]
+    assert row["row"] == "nnU-Net, w/o foundation model" and row["parameters"] == "46.3M"
+    assert (row["n"], row["seeds"], row["minutes"]) == ("2", "2", "1.5")
+    assert row["f1"] == "0.4500±0.2121"  # cases 0.3 and 0.6
+    assert row["seed_std"] == "0.2121"  # seeds 0.3 and 0.6
+    assert row["f1_interval"] == "0.3000–0.6000"
+    paper = [row for row in rows if row["source"] == "the paper"]
+    assert len(paper) == 11 and paper[0]["f1"] == "0.5383±0.2657"
+    assert rows.index(row) == 1, "behind the paper's row of the same system"
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "Table III, microscopy" in text and "were not measured here" in text and "NSD" not in text
+
+
+def test_other_settings_are_other_rows(tmp_path):
+    folders = [
+        evaluation(tmp_path / str(rate), (0.2, 0.4), training={**TRAINING, "seed": 0, "learning_rate": rate})
+        for rate in (0.01, 0.001)
+    ]
+    _, here = table(tmp_path, *folders)
+    assert [row["row"].split("(")[1] for row in here] == ["learning_rate 0.01)", "learning_rate 0.001)"]
+
+
+def test_reading(tmp_path):
+    _, here = table(tmp_path, evaluation(tmp_path / "a", (0.2, 0.4), training=TRAINING), "--reading", "corrected")
+    assert here[0]["f1"].startswith("0.1500±")
+
+
+def test_a_name_of_ones_own_and_table_v(tmp_path):
+    old = evaluation(tmp_path / "old", (0.5, 0.7), run=False)
+    rows, here = table(tmp_path, f"SwinUMambaD={old}", f"ImageNet pretraining={old}")
+    assert [row["row"] for row in here] == ["Swin-UMamba†", "ImageNet pretraining"]
+    assert {row["table"] for row in rows} == {"Table III, microscopy", "Table V, microscopy"}
+
+
+@pytest.mark.parametrize("what", ["nothing", "unnamed", "cases"])
+def test_bad_folders_are_one_sentence(tmp_path, capsys, what):
+    folders = {
+        "nothing": lambda: [str(tmp_path / "nowhere")],
+        "unnamed": lambda: [evaluation(tmp_path / "a", (0.1,), run=False)],
+        "cases": lambda: [
+            evaluation(tmp_path / "a", (0.1,), training={**TRAINING, "seed": 0}),
+            evaluation(tmp_path / "b", (0.1, 0.2), training={**TRAINING, "seed": 1}),
+        ],
+    }[what]()
+    assert main(["table", "results", *folders, "--output_dir", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    words = {"nothing": "no folder of an evaluation", "unnamed": "write NAME=", "cases": "different cases"}
+    assert error.startswith("error: ") and words[what] in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,185 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What ``package`` makes is complete, the same every time, and refused before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from small_bundles import BUNDLES, ROOT
+
+from swinumamba_monai.cli import main
+from swinumamba_monai.distribution import package_bundle
+from swinumamba_monai.distribution.package import build_network
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.pretrained import find_checkpoint, read_weights
+
+URL = "https://example.org/releases/download/first"
+
+
+def edit_metadata(bundle: Path, **changes: object) -> None:
+    path = bundle / "configs" / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def test_everything_that_a_release_needs(small_bundle, tmp_path):
+    bundle, out = small_bundle(), tmp_path / "dist"
+    (bundle / "eval").mkdir()
+    (bundle / "eval" / "events").write_text("of a run")
+    package = package_bundle(bundle, out, URL)
+    stem = "microscopy_v" + json.loads((bundle / "configs" / "metadata.json").read_text())["version"]
+    assert {path.name for path in out.iterdir()} == {f"{stem}.zip", f"{stem}_model.pt", "models", "huggingface"}
+    assert package.sha256 == sha256(package.archive)
+
+    own = [name for name in files_below(bundle) if not name.startswith(("eval/", "models/"))]
+    whole = sorted([*own, "large_files.yml", "models/model.pt"])
+    with zipfile.ZipFile(package.archive) as archive:
+        assert archive.namelist() == [f"microscopy/{name}" for name in whole]
+    assert files_below(out / "huggingface" / "microscopy") == whole
+    assert files_below(out / "models" / "microscopy") == sorted([*own, "large_files.yml"])
+
+    (large,) = yaml.safe_load((out / "models" / "microscopy" / "large_files.yml").read_text())["large_files"]
+    assert large == {
+        "path": "models/model.pt",
+        "url": f"{URL}/{stem}_model.pt",
+        "hash_val": sha256(package.weights),
+        "hash_type": "sha256",
+    }
+    assert sha256(out / "huggingface" / "microscopy" / "models" / "model.pt") == large["hash_val"]
+    info = json.loads((out / "models" / "model_info.json").read_text())
+    checksum = hashlib.sha1(package.archive.read_bytes()).hexdigest()
+    assert info == {stem: {"checksum": checksum, "source": f"{URL}/{stem}.zip"}}
+
+
+def test_the_same_bytes_every_time(small_bundle, tmp_path):
+    bundle = small_bundle()
+    first = package_bundle(bundle, tmp_path / "one")
+    for file in bundle.rglob("*"):
+        os.utime(file, (1e9, 1e9))
+        file.chmod(0o700)
+    second = package_bundle(bundle, tmp_path / "two")
+    again = package_bundle(bundle, tmp_path / "two")
+    assert first.sha256 == second.sha256 == again.sha256
+    assert sha256(first.weights) == sha256(second.weights)
+
+
+def test_half_precision_stays_half_and_is_a_float32_network(small_bundle, tmp_path):
+    bundle = small_bundle()
+    trained = bundle / "models" / "model.pt"
+    assert main(["halve", str(trained), str(bundle / "models" / "model.safetensors")]) == 0
+    whole = read_weights(trained)
+    trained.unlink()
+    assert find_checkpoint(bundle / "models").endswith("model.safetensors")
+    package = package_bundle(bundle, tmp_path / "dist")
+    packed = torch.load(package.weights, weights_only=True)
+    assert packed.keys() == whole.keys()
+    for name, weight in packed.items():
+        assert weight.dtype == torch.float16 and torch.equal(weight, whole[name].half()), name
+    assert package.weights.stat().st_size < 0.7 * 4 * sum(weight.numel() for weight in whole.values())
+
+
+def test_halving_refuses_what_float16_cannot_hold(tmp_path, capsys):
+    torch.save({"a": torch.tensor([1e6])}, tmp_path / "model.pt")
+    target = tmp_path / "model.safetensors"
+    assert main(["halve", str(tmp_path / "model.pt"), str(target)]) == 1
+    assert "cannot be halved: a" in capsys.readouterr().err
+    assert main(["halve", str(tmp_path / "model.pt"), str(tmp_path / "model.pt")]) == 1
+    assert not target.exists()
+
+
+def test_the_whole_network_in_half_precision_fits_in_60_mb(tmp_path):
+    """Of the file that may be in the repository."""
+    net = build_network(ROOT / "bundles" / "microscopy")
+    state = {name: weight.half() for name, weight in net.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size <= 60e6
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_the_bundles_as_they_are(name, tmp_path, capsys):
+    bundle = ROOT / "bundles" / name
+    assert main(["package", str(bundle), "--output_dir", str(tmp_path / "dist")]) == 0
+    printed = capsys.readouterr().out
+    assert f"{name}_v" in printed and "weights: " in printed
+    whole = files_below(tmp_path / "dist" / "huggingface" / name)
+    assert {"LICENSE", "docs/README.md", "configs/metadata.json", "configs/inference.json"} < set(whole)
+
+
+def test_the_collection_grows(small_bundle, tmp_path):
+    out = tmp_path / "dist"
+    for name in ("microscopy", "endoscopy"):
+        package_bundle(small_bundle(name, weights=False), out)
+    bundle = tmp_path / "bundles" / "microscopy"
+    edit_metadata(bundle, version="0.2.0", changelog={"0.1.0": "", "0.2.0": ""})
+    package_bundle(bundle, out)
+    info = json.loads((out / "models" / "model_info.json").read_text())
+    assert list(info) == ["endoscopy_v0.1.0", "microscopy_v0.1.0", "microscopy_v0.2.0"]
+
+
+def other_classes(bundle: Path) -> None:
+    config = bundle / "configs" / "inference.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_classes": 5}))
+
+
+def no_network(bundle: Path) -> None:
+    config = bundle / "configs" / "inference.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "network_def": {"_target_": "no.such.Network"}}))
+
+
+def link(bundle: Path) -> None:
+    (bundle / "docs" / "more.md").symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda b: edit_metadata(b, version="0.3.0"), "0.3.0, which is not in the changelog"),
+        (lambda b: edit_metadata(b, version="0.10.0", changelog={"0.9.0": "", "0.10.0": ""}), "would take 0.9.0"),
+        (lambda b: edit_metadata(b, version="first"), "one like 0.1.0"),
+        (lambda b: edit_metadata(b, changelog=["0.1.0"]), "not in the changelog"),
+        (lambda b: (b / "configs" / "metadata.json").write_text("{"), "metadata.json cannot be read"),
+        (lambda b: (b / "LICENSE").unlink(), "lacks LICENSE"),
+        (link, "is a link"),
+        (other_classes, "does not fit the network"),
+        (no_network, "no network_def that can be built"),
+        (lambda b: (b / "models" / "model.pt").write_bytes(b"text"), "corrupt"),
+    ],
+)
+def test_refusals(small_bundle, tmp_path, capsys, spoil, words):
+    bundle = small_bundle()
+    spoil(bundle)
+    assert main(["package", str(bundle), "--output_dir", str(tmp_path / "dist")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    assert not (tmp_path / "dist").exists()
+
+
+def test_names_that_monai_would_cut(small_bundle, tmp_path):
+    bundle = small_bundle(weights=False)
+    with pytest.raises(InputError, match="'_v' in its name"):
+        package_bundle(bundle.rename(bundle.with_name("cells_vivo")), tmp_path / "dist")
+
+
+def test_a_damaged_model_info_is_not_replaced(small_bundle, tmp_path):
+    (tmp_path / "dist" / "models").mkdir(parents=True)
+    info = tmp_path / "dist" / "models" / "model_info.json"
+    info.write_text("{")
+    with pytest.raises(InputError, match=r"model_info\.json cannot be read"):
+        package_bundle(small_bundle(weights=False), tmp_path / "dist")
+    assert info.read_text() == "{"

@@ -1,0 +1,348 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Damaged files of every format, given to what reads them, until the time is over; a process of its own.
+
+    python tests/fuzzing.py SECONDS FOLDER
+
+Case ``i`` of a format is always the same file, so a failure can be looked at again: it stays in FOLDER. One line of
+JSON tells how often each format was read and refused, and how much memory it took. Anything but a result or one
+sentence ends the process; so does a case of more than ``HANG`` seconds, and one that wants more memory than there is.
+"""
+
+from __future__ import annotations
+
+import copy
+import faulthandler
+import gzip
+import io
+import json
+import logging
+import resource
+import shutil
+import sys
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import safetensors.torch
+import tifffile
+import torch
+from PIL import Image
+
+from swinumamba_monai.data import load_datalist, load_images, read_label_map, read_volume
+from swinumamba_monai.data.readers import read_image
+from swinumamba_monai.distribution import unpack, write_archive
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.networks import SwinUMambaD
+from swinumamba_monai.pretrained import load_pretrained
+
+HANG = 20.0  # seconds; the slowest case takes a tenth of one on an idle machine
+ADDRESS_SPACE = 8 << 30  # beyond what the libraries map themselves
+PLAIN, RLE, DEFLATED = (f"1.2.840.10008.1.2.{end}" for end in ("1", "5", "1.99"))  # transfer syntaxes of DICOM
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    5,
+    16,
+    127,
+    128,
+    255,
+    32767,
+    32768,
+    65535,
+    100_000,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    10**12,
+    2**63 - 1,
+)
+STRANGE_VALUES = (
+    None, True, -1, 0, 1e308, float("nan"), 10**400, "", ".", "..", "\0", "\ud800", "x" * 5000, "../../etc/passwd",
+    "/etc/passwd", "/dev/zero", "images", [], {}, [[]], ["a"], {"image": "a"}, "endoscopy", "abdomen_mri",
+)  # fmt: skip
+
+
+@dataclass
+class Format:
+    """What is damaged, and what has to cope with it.
+
+    Args:
+        name: of the file that is written.
+        seeds: whole files.
+        read: reads the file; what it returns is a proper result.
+        header: so many bytes at the start are damaged more often than the rest.
+        repair: makes the damage get past what protects the file, such as checksums.
+        others: files beside it.
+    """
+
+    name: str
+    seeds: list[bytes]
+    read: Callable[[Path], object]
+    header: int
+    repair: Callable[[bytes], bytes] = lambda data: data
+    others: dict[str, bytes] | None = None
+
+
+def pixels(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+
+
+def picture(kind: str, mode: str, size: tuple[int, int] = (9, 7), **options) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels(*size, 3)).convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def tiff(array: np.ndarray, **options) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, array, **options)
+    return stream.getvalue()
+
+
+def nifti(kind: type, dtype: type) -> bytes:
+    return kind(pixels(5, 4, 3, dtype=dtype), np.diag([1.0, 2.0, 3.0, 1.0])).to_bytes()
+
+
+def dicom(number: int, syntax: str) -> bytes:
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", f"1.2.3.{number}"
+    meta.TransferSyntaxUID = PLAIN if syntax == RLE else syntax
+    stream = io.BytesIO()
+    dataset = FileDataset(stream, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.is_little_endian, dataset.is_implicit_VR = True, False
+    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    dataset.SeriesInstanceUID, dataset.InstanceNumber = "1.2.3", number
+    dataset.Rows, dataset.Columns, dataset.PixelSpacing = 6, 5, [1.5, 0.75]
+    dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 3 * number]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit, dataset.PixelRepresentation = 15, 0
+    dataset.RescaleSlope, dataset.RescaleIntercept = "2", "-3"
+    dataset.PixelData = pixels(6, 5, dtype=np.uint16).tobytes()
+    if syntax == RLE:
+        dataset.compress(syntax)
+    dataset.save_as(stream, write_like_original=False)
+    return stream.getvalue()
+
+
+def torch_file(content: object, zipped: bool) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=zipped)
+    return stream.getvalue()
+
+
+def right_checksums(png: bytes) -> bytes:
+    """The chunks of a PNG with the checksums that fit what is in them now."""
+    result, position = bytearray(png[:8]), 8
+    while position + 12 <= len(png):
+        length = min(int.from_bytes(png[position : position + 4], "big"), len(png) - position - 12)
+        body = png[position + 4 : position + 8 + length]
+        result += png[position : position + 4] + body + zlib.crc32(body).to_bytes(4, "big")
+        position += 12 + length
+    return bytes(result)
+
+
+def formats(folder: Path) -> Iterator[Format]:
+    yield Format(
+        "a.png",
+        [
+            picture("PNG", "L"),
+            picture("PNG", "RGB"),
+            picture("PNG", "P"),
+            picture("PNG", "RGBA"),
+            tiff_as_png16(),
+        ],
+        image,
+        64,
+        right_checksums,
+    )
+    yield Format("a.jpg", [picture("JPEG", "RGB"), picture("JPEG", "L")], image, 200)
+    yield Format("a.bmp", [picture("BMP", "RGB"), picture("BMP", "P")], image, 60)
+    yield Format(
+        "a.tif",
+        [
+            tiff(pixels(9, 7, dtype=np.uint16)),
+            tiff(pixels(9, 7, 3), photometric="rgb", compression="zlib"),
+            tiff(pixels(40, 40), tile=(16, 16), compression="lzw"),
+            tiff(pixels(9, 7, dtype=np.float32), bigtiff=True, predictor=True, compression="zlib"),
+            tiff(pixels(16, 16, 3), photometric="rgb", compression="jpeg"),
+        ],
+        image,
+        400,
+    )
+    nii, nii2 = nifti(nib.Nifti1Image, np.int16), nifti(nib.Nifti2Image, np.float32)
+    yield Format("a.nii", [nii, nii2], volume, 352)
+    yield Format("b.nii.gz", [nii, nii2], volume, 352, gzip.compress)
+    yield Format("c.nii.gz", [gzip.compress(nii)], volume, 20)
+    yield Format(
+        "a.dcm",
+        [dicom(0, syntax) for syntax in (PLAIN, RLE, DEFLATED)],
+        lambda path: volume(path.parent),
+        500,
+        others={"b.dcm": dicom(1, PLAIN)},
+    )
+    small = {"feature_size": 4, "depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1), "d_state": 1}
+    net = SwinUMambaD(1, 2, **small)
+    state = net.state_dict()
+    for name, seeds in {
+        "a.pt": [torch_file({"model": state, "epoch": 3}, zipped) for zipped in (True, False)],
+        "a.safetensors": [safetensors.torch.save(state)],
+    }.items():
+        yield Format(name, seeds, lambda path: str(load_pretrained(net, path)), 3000)
+    item = {"image": "images/a.png", "label": "labels/a.png"}
+    datalist = {
+        "name": "endoscopy", "description": "", "labels": {"0": "background", "1": "a"}, "source_dir": ".",
+        "label_dir": ".", "training": [item], "validation": [item], "test": [item],
+    }  # fmt: skip
+    images = {"images/a.png": picture("PNG", "L"), "labels/a.png": picture("PNG", "1")}
+    text = json.dumps(datalist).encode()
+    yield Format(
+        "datalist.json",
+        [text],
+        lambda path: [load_datalist(path.parent, "training", check=False), load_images(path.parent)],
+        len(text),
+        others=images,
+    )
+    label_map = json.dumps({"labels": {"background": 0, "a": [1, 2], "b": 3}}).encode()
+    yield Format("labels.json", [label_map], lambda path: read_label_map(path).names, len(label_map))
+    archive = write_archive(folder / "seed.zip", {"a/LICENSE": b"free", "a/configs/b.json": b"{}"})
+    yield Format("a.zip", [archive.read_bytes()], whole_or_nothing, 400)
+    archive.unlink()
+
+
+def tiff_as_png16() -> bytes:
+    import imagecodecs
+
+    return bytes(imagecodecs.png_encode(pixels(9, 7, 3, dtype=np.uint16)))
+
+
+def image(path: Path) -> None:
+    array = read_image(path)
+    assert array.ndim in (2, 3) and array.size > 0 and np.isfinite(array).all()
+
+
+def volume(path: Path) -> None:
+    voxels, affine = read_volume(path)
+    assert voxels.ndim == 3 and voxels.size > 0 and np.isfinite(voxels).all()
+    assert np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]) != 0
+
+
+def whole_or_nothing(path: Path) -> str:
+    """Unpack beside the file, and take away what came of it."""
+    bundle = unpack(path, path.parent)
+    shutil.rmtree(bundle)
+    return bundle.name
+
+
+def damage(data: bytes, header: int, random: np.random.Generator) -> bytes:
+    """A few changes, most of them in the header."""
+    result = bytearray(data)
+    for _ in range(random.integers(1, 4)):
+        within = min(header, len(result)) if random.random() < 0.8 else len(result)
+        position = int(random.integers(0, max(within, 1)))
+        width = int(random.choice([1, 2, 4, 8]))
+        match random.integers(0, 7):
+            case 0 | 1:
+                result[position : position + 1] = random.bytes(1)
+            case 2 | 3:
+                number = NUMBERS[random.integers(len(NUMBERS))] % (1 << 8 * width)
+                position -= position % min(width, 4)
+                result[position : position + width] = number.to_bytes(width, random.choice(["little", "big"]))
+            case 4:
+                del result[int(random.integers(0, len(result) + 1)) :]
+            case 5:
+                del result[position : position + width]
+            case 6:
+                result[position:position] = bytes(result[position : position + 16])
+    return bytes(result)
+
+
+def damage_json(data: bytes, random: np.random.Generator) -> bytes:
+    """Text whose values, at any depth, are not what they should be."""
+    if random.random() < 0.02:
+        return b'{"training": ' + b"[" * 200_000
+    content = json.loads(data)
+    for _ in range(random.integers(1, 3)):
+        place = content
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = keys[random.integers(len(keys))]
+            if isinstance(place[key], (dict, list)) and random.random() < 0.6:
+                place = place[key]
+                continue
+            place[key] = copy.deepcopy(STRANGE_VALUES[random.integers(len(STRANGE_VALUES))])
+            break
+    return json.dumps(content).encode()
+
+
+def case(fmt: Format, number: int) -> bytes:
+    """The damaged file; it depends on the arguments alone."""
+    random = np.random.default_rng([zlib.crc32(fmt.name.encode()), number])
+    data = fmt.seeds[number % len(fmt.seeds)]
+    if fmt.name.endswith(".json") and random.random() < 0.7:
+        return damage_json(data, random)
+    data = damage(data, fmt.header, random)
+    return fmt.repair(data) if random.random() < 0.7 or fmt.name == "b.nii.gz" else data
+
+
+def try_one(fmt: Format, folder: Path, data: bytes) -> str:
+    """ "read" or "refused"; every other outcome is raised."""
+    (folder / fmt.name).write_bytes(data)
+    before = sorted(folder.rglob("*"))
+    faulthandler.dump_traceback_later(HANG, exit=True)
+    try:
+        fmt.read(folder / fmt.name)
+        outcome = "read"
+    except InputError as error:
+        sentence = str(error)
+        assert "\n" not in sentence and sentence.endswith("."), f"no sentence: {sentence!r}"
+        outcome = "refused"
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    assert sorted(folder.rglob("*")) == before, "something was left behind"
+    return outcome
+
+
+def main(seconds: float, folder: Path) -> None:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    all_formats = list(formats(folder))
+    for fmt in all_formats:
+        place = folder / fmt.name.replace(".", "_")
+        for name, content in {**(fmt.others or {}), fmt.name: b""}.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESS_SPACE, resource.RLIM_INFINITY))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    counts = {fmt.name: {"read": 0, "refused": 0} for fmt in all_formats}
+    slowest = (0.0, "")
+    number, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        for fmt in all_formats:
+            data, start = case(fmt, number), time.monotonic()
+            try:
+                counts[fmt.name][try_one(fmt, folder / fmt.name.replace(".", "_"), data)] += 1
+            except BaseException as error:
+                raise RuntimeError(f"case {number} of {fmt.name}") from error
+            slowest = max(slowest, (time.monotonic() - start, f"case {number} of {fmt.name}"))
+        number += 1
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps({"counts": counts, "grown_mb": grown // 1024, "slowest": slowest}))
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,60 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Polygons hold the very pixels that they were made from."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.path import Path as Outline
+
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference import PolygonWriter, geojson
+
+
+def fill(collection: dict, numbers: list[int], shape: tuple[int, int]) -> np.ndarray:
+    """The map of numbers whose features these are, by the even-odd rule at the middle of every pixel."""
+    filled = np.zeros(shape, int)
+    middles = np.argwhere(np.ones(shape))[:, ::-1] + 0.5
+    for number, feature in zip(numbers, collection["features"], strict=True):
+        geometry = feature["geometry"]
+        many = geometry["type"] == "MultiPolygon"
+        for polygon in geometry["coordinates"] if many else [geometry["coordinates"]]:
+            inside = np.zeros(len(middles), bool)
+            for ring in polygon:
+                assert ring[0] == ring[-1]
+                inside ^= Outline(ring).contains_points(middles)
+            filled[inside.reshape(shape)] = number
+    return filled
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_filling_gives_the_pixels_again(seed) -> None:
+    random = np.random.default_rng(seed)
+    shape = tuple(random.integers(2, 16, 2))
+    numbers = random.integers(0, 3, shape)
+    present = [number for number in (1, 2) if (numbers == number).any()]
+    np.testing.assert_array_equal(fill(geojson(numbers), present, shape), numbers)
+
+
+def test_a_ring_has_a_hole_and_two_pieces_are_one_feature() -> None:
+    ring = np.pad(np.ones((3, 3), int), 1)
+    ring[2, 2] = 0
+    (feature,) = geojson(ring)["features"]
+    outer, hole = feature["geometry"]["coordinates"]
+    assert sorted(map(tuple, outer[:-1])) == [(1, 1), (1, 4), (4, 1), (4, 4)]
+    assert sorted(map(tuple, hole[:-1])) == [(2, 2), (2, 3), (3, 2), (3, 3)]
+    (feature,) = geojson(np.array([[3, 0, 3]]), {3: "scissors"})["features"]
+    assert feature["geometry"]["type"] == "MultiPolygon" and len(feature["geometry"]["coordinates"]) == 2
+    assert feature["properties"]["classification"] == {"name": "scissors"}
+
+
+def test_writer_writes_json_and_wants_names(tmp_path) -> None:
+    writer = PolygonWriter()
+    writer.set_data_array(np.eye(3)[None])
+    writer.write(tmp_path / "a.geojson")
+    assert json.loads((tmp_path / "a.geojson").read_text())["features"][0]["properties"]["name"] == "cell 1"
+    with pytest.raises(InputError, match="does not name the classes"):
+        PolygonWriter(tmp_path / "metadata.json")

@@ -1,0 +1,267 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files of strangers: nothing in them is run, nothing outside is read, and what they claim costs nothing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.apps.utils import extractall
+from monai.bundle import ConfigParser, ConfigWorkflow, load
+from monai.handlers import CheckpointLoader
+from PIL import Image
+
+from swinumamba_monai.data import SYNTHESIZERS, load_datalist, load_images, load_volumes, read_image, read_volume
+from swinumamba_monai.distribution import package_bundle
+from swinumamba_monai.errors import InputError, find_input_error
+from swinumamba_monai.pretrained import read_checkpoint
+
+BUNDLES = Path(__file__).parents[1] / "bundles"
+SMALL = {
+    "network_def#feature_size": 8,
+    "network_def#depths": [1, 1, 1, 1],
+    "network_def#decoder_depths": [1, 1, 1],
+    "network_def#d_state": 2,
+    "device": "$torch.device('cpu')",
+    "num_workers": 0,
+    "roi_size": [64, 64],
+}
+EXPLODED = "exploded"
+
+
+class Bomb:
+    """Unpickled without care, it creates a file in the working directory."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {EXPLODED}",)
+
+
+@pytest.fixture
+def bomb(tmp_path, monkeypatch):
+    """A checkpoint with a bomb in it, and the working directory that it would explode in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    pickle.loads(pickle.dumps(Bomb()))
+    assert Path(EXPLODED).exists()  # so it would work
+    Path(EXPLODED).unlink()
+    keys = {"model": {"a": torch.zeros(1)}, "optimizer": {}, "epoch": 1, "best_metric": Bomb(), "best_metric_epoch": 1}
+    torch.save(keys, tmp_path / "bomb.pt")
+    yield tmp_path / "bomb.pt"
+    assert not Path(EXPLODED).exists()
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cells") / "data"
+    return SYNTHESIZERS["microscopy"](folder, num_train=2, num_validation=1, num_test=1, image_size=(64, 64))
+
+
+def run_config(run_id: str, *configs: str, **options) -> None:
+    small = SMALL
+    if run_id == "pretraining":
+        small = {name.replace("_def#", "_def#network#"): value for name, value in SMALL.items() if name != "roi_size"}
+        small |= {"spatial_size": [32, 32], "mask_patch_size": 16}
+    files = [str(BUNDLES / "microscopy" / "configs" / f"{name}.json") for name in configs]
+    workflow = ConfigWorkflow(
+        config_file=files if len(files) > 1 else files[0],
+        run_id=run_id,
+        workflow_type="infer" if run_id == "inference" else "train",
+        logging_file=False,
+        **{**small, **options},
+    )
+    workflow.initialize()
+    workflow.run()
+
+
+class TestPickleBombs:
+    """At every entrance of a checkpoint."""
+
+    @pytest.mark.parametrize(
+        ("run_id", "configs", "place", "option"),
+        [
+            ("training", ["train"], "pretrained.pt", "pretrained"),
+            ("training", ["train"], "models/checkpoint.pt", "resume"),
+            ("evaluating", ["train", "evaluate"], "models/model.pt", None),
+            ("evaluating", ["train", "evaluate"], "other.pt", "ckpt_path"),
+            ("inference", ["inference"], "models/model.pt", None),
+            ("inference", ["inference"], "other.pt", "ckpt_path"),
+            ("pretraining", ["pretrain"], "models/pretraining_checkpoint.pt", "resume"),
+            ("pretraining", ["pretrain"], "pretrained.pt", "pretrained"),
+        ],
+    )
+    def test_in_a_workflow(self, bomb, cells, run_id, configs, place, option):
+        target = bomb.parent / place
+        target.parent.mkdir(exist_ok=True)
+        bomb.rename(target)
+        options = {} if option is None else {option: True if option == "resume" else str(target)}
+        with pytest.raises(Exception) as caught:  # MONAI wraps what is raised in a config
+            run_config(run_id, *configs, dataset_dir=str(cells), bundle_root=str(bomb.parent), **options)
+        assert "Python objects besides weights" in str(find_input_error(caught.value))
+
+    def test_in_monais_own_loaders(self, bomb):
+        (bomb.parent / "microscopy" / "models").mkdir(parents=True)
+        (bomb.parent / "microscopy" / "models" / "model.pt").write_bytes(bomb.read_bytes())
+        with pytest.raises(pickle.UnpicklingError):
+            load("microscopy", bundle_dir=".", device="cpu")
+        loader = CheckpointLoader(str(bomb), {"model": torch.nn.Linear(1, 1)})
+        with pytest.raises(pickle.UnpicklingError):
+            loader(None)
+
+    def test_in_what_is_packaged(self, bomb, tmp_path):
+        bundle = tmp_path / "bundles" / "microscopy"
+        shutil.copytree(BUNDLES / "microscopy", bundle, ignore=shutil.ignore_patterns("models"))
+        (bundle / "models").mkdir()
+        bomb.rename(bundle / "models" / "model.pt")
+        with pytest.raises(InputError, match="Python objects besides weights"):
+            package_bundle(bundle, tmp_path / "dist")
+
+    def test_in_a_file_called_safetensors(self, bomb):
+        with pytest.raises(InputError, match="corrupt"):
+            read_checkpoint(bomb.rename(bomb.with_suffix(".safetensors")))
+
+
+def test_compressed_records_of_a_checkpoint_are_not_unfolded(tmp_path):
+    """torch.save stores them as they are; a few kilobytes could become gigabytes."""
+    torch.save({"a": torch.zeros(1 << 20)}, tmp_path / "good.pt")
+    with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(tmp_path / "bad.pt", "w", 8) as bad:
+        for name in good.namelist():
+            bad.writestr(name, good.read(name))
+    assert read_checkpoint(tmp_path / "good.pt")
+    with pytest.raises(InputError, match="compressed records"):
+        read_checkpoint(tmp_path / "bad.pt")
+
+
+class TestDatalists:
+    @pytest.fixture
+    def write(self, tmp_path):
+        folder = tmp_path / "dataset"
+        (folder / "images").mkdir(parents=True)
+        Image.fromarray(np.ones((4, 4), np.uint8)).save(folder / "images" / "a.png")
+
+        def write(image: str, name: str = "microscopy", **more: object) -> Path:
+            item = {"image": image, "label": "images/a.png" if name == "microscopy" else "images"}
+            (folder / "datalist.json").write_text(json.dumps({"name": name, "test": [item], **more}))
+            return folder
+
+        return write
+
+    @pytest.mark.parametrize("image", ["../../etc/passwd", "/etc/passwd", "images/../../other/a.png", "/tmp/a.png"])
+    def test_paths_that_lead_out(self, write, image):
+        for read in (lambda folder: load_datalist(folder, "test"), load_images):
+            with pytest.raises(InputError, match="outside of"):
+                read(write(image))
+
+    def test_links_that_lead_out(self, write, tmp_path):
+        folder = write("images/link.png")
+        Image.fromarray(np.ones((4, 4), np.uint8)).save(tmp_path / "secret.png")
+        (folder / "images" / "link.png").symlink_to(tmp_path / "secret.png")
+        with pytest.raises(InputError, match="outside of"):
+            load_images(folder)
+
+    def test_what_is_no_image(self, write):
+        for image, source in (("passwd", "/etc"), ("zero", "/dev")):
+            with pytest.raises(InputError, match="is no image of microscopy; name only images"):
+                load_images(write(image, source_dir=source))
+            with pytest.raises(InputError, match="is no image of abdomen_mri"):
+                load_volumes(write(image, "abdomen_mri", source_dir=source))
+
+    def test_a_pipe_does_not_hang(self, write):
+        folder = write("images/pipe.png")
+        os.mkfifo(folder / "images" / "pipe.png")
+        with pytest.raises(InputError, match="does not exist"):
+            load_datalist(folder, "test")
+
+    def test_a_circle_of_links(self, write):
+        folder = write("images/circle.png")
+        (folder / "images" / "circle.png").symlink_to("circle.png")
+        with pytest.raises(InputError, match=r"is no path|does not exist"):
+            load_datalist(folder, "test")
+
+    def test_no_paths_at_all(self, write):
+        for image in ("\0.png", "\ud800.png", "x" * 5000 + ".png"):
+            with pytest.raises(InputError, match=r"is no path|does not exist"):
+                load_datalist(write(image), "test")
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def nifti_header(kind: type, shape: tuple[int, ...]) -> bytes:
+    header = kind.header_class()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(shape)
+    return header.binaryblock + bytes(64)
+
+
+CLAIMS = {
+    "wide.png": (png_header(100_000, 100_000), "100000 x 100000 pixels"),
+    "under_the_limit.png": (png_header(20_000, 20_000), "no file of its size holds"),
+    "trillion.nii": (nifti_header(nib.Nifti1Image, (10_000, 10_000, 10_000)), "can be read"),
+    "trillion.nii.gz": (gzip.compress(nifti_header(nib.Nifti1Image, (10_000, 10_000, 10_000))), "can be read"),
+    "overflow.nii": (nifti_header(nib.Nifti2Image, (2**32, 2**32, 1)), "can be read"),
+    "billion.nii": (nifti_header(nib.Nifti1Image, (1_000, 1_000, 1_000)), "no file of its size holds"),
+    "billion.nii.gz": (gzip.compress(nifti_header(nib.Nifti1Image, (1_000, 1_000, 1_000))), "no file of its size"),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_headers_that_claim_too_much_cost_nothing(name, tmp_path):
+    """Refused before memory is taken, and nothing is written."""
+    content, words = CLAIMS[name]
+    (tmp_path / name).write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError) as caught:
+        (read_image if name.endswith(".png") else read_volume)(tmp_path / name)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 50, "MB"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "b/../../evil"])
+def test_monai_unpacks_nothing_outside(name, tmp_path):
+    """What ``monai.bundle download`` does with an archive; our own unpacking is tested in tests/distribution."""
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr(name, "evil")
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(ValueError, match="Unsafe path"):
+        extractall(tmp_path / "b.zip", tmp_path / "deep")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_evaluation_can_be_switched_off(tmp_path, monkeypatch):
+    """As the README says: no expression of a config is evaluated, but its classes are still made."""
+    monkeypatch.chdir(tmp_path)
+    config = {"a": f"$open('{EXPLODED}', 'w')", "b": {"_target_": "datetime.date", "year": 1, "month": 2, "day": 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code = (
+        "from monai.bundle import ConfigParser; p = ConfigParser(); p.read_config('config.json'); "
+        "print(p.get_parsed_content('b'), p.get_parsed_content('a'))"
+    )
+    environment = {**os.environ, "MONAI_EVAL_EXPR": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == f"0001-02-03 open('{EXPLODED}', 'w')\n", done.stderr[-2000:]
+    assert not Path(EXPLODED).exists()
+    parser = ConfigParser()
+    parser.read_config("config.json")
+    parser.get_parsed_content("a").close()
+    assert Path(EXPLODED).exists()  # so it would work
