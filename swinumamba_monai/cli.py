@@ -78,6 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     compare.set_defaults(command=_compare)
 
+    export = commands.add_parser(
+        "export", help="write a bundle's network for ONNX Runtime or torch.export", formatter_class=defaults
+    )
+    export.add_argument("format", choices=["onnx", "program"], help="program: a .pt2 file of torch.export")
+    export.add_argument("--config_file", required=True, help="configs/inference.json of the bundle")
+    export.add_argument("--ckpt_file", required=True, help="weights, as training wrote them or as .safetensors")
+    export.add_argument("--filepath", required=True, help="the file to write")
+    export.add_argument("--in_channels", type=int, help="of the image, where it is not the config's")
+    export.add_argument("--num_classes", type=int, help="background included, where it is not the config's")
+    export.set_defaults(command=_export)
+
     overlay = commands.add_parser(
         "overlay", help="where a baseline's recipe or an ablation lies, for --config_file", formatter_class=defaults
     )
@@ -203,6 +214,16 @@ def _synthesize(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     folder = SYNTHESIZERS[arguments.task](arguments.output_dir, seed=arguments.seed, **given)
     print(f"ready: --dataset_dir {folder}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai import export
+
+    given = {name: getattr(arguments, name) for name in ("in_channels", "num_classes")}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    network = export.read_network(arguments.config_file, arguments.ckpt_file, **overrides)
+    write = {"onnx": export.export_onnx, "program": export.export_program}[arguments.format]
+    print(f"ready: {write(network, arguments.filepath)}")
 
 
 def _compare(arguments: argparse.Namespace) -> None:

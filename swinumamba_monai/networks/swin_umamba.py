@@ -20,7 +20,7 @@ from monai.networks.layers.utils import get_norm_layer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from swinumamba_monai.ops.dispatch import check_backend_name
+from swinumamba_monai.ops.dispatch import check_backend_name, is_exporting
 
 from .blocks import MIXERS
 from .cuda_graphs import CUDAGraphs
@@ -92,13 +92,23 @@ class MambaDecoder(nn.Module):
         def pixel_logits(x: Tensor) -> Tensor:  # (..., c) to (..., row, column, out_channels)
             return F.linear(expand.vectors(x), head.weight.flatten(1), head.bias)
 
-        if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # the number of parts would be fixed
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and not recorded:
             # by parts that stay in a cache, and whose memory is used again: this halves the time
             logits = torch.cat([pixel_logits(part) for part in x.flatten(0, 2).split(PIXELS)])
             logits = logits.unflatten(0, x.shape[:3])
         else:
             logits = pixel_logits(x)
         return expand.place(logits).permute(0, 3, 1, 2)
+
+
+def _cut(head: Tensor, height: int, width: int) -> Tensor:
+    """The upper left corner of a map."""
+    if not is_exporting():
+        return head[:, :, :height, :width]
+    # The strides of a slice tell whether anything was cut, which would tie an exported program to sizes of one kind.
+    rows, columns = (torch.arange(side, device=head.device) for side in (height, width))
+    return head.index_select(2, rows).index_select(3, columns)
 
 
 class _SwinUMambaBase(nn.Module):
@@ -143,7 +153,7 @@ class _SwinUMambaBase(nn.Module):
         heads = []
         for head in self.logits(padded, all_heads=self.training and self.deep_supervision):
             scale = padded.shape[2] // head.shape[2]
-            heads.append(head[:, :, : (height + scale - 1) // scale, : (width + scale - 1) // scale])
+            heads.append(_cut(head, (height + scale - 1) // scale, (width + scale - 1) // scale))
         return heads
 
     @staticmethod

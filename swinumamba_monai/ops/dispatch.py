@@ -12,7 +12,8 @@ backend         what it is                                             runs on
 ``reference``   one position after another (:mod:`.reference`)         everywhere, slowly: for checks
 ==============  =====================================================  =============================
 
-``auto`` takes the fastest that runs on the tensors at hand. A call's ``backend`` argument decides; where that is
+``auto`` takes the fastest that runs on the tensors at hand; while a network is exported, :func:`_export_backend` says
+which. A call's ``backend`` argument decides; where that is
 ``auto``, the environment variable ``SWINUMAMBA_BACKEND`` does. A new kernel is a module beside these and a line in
 each of the tables below.
 """
@@ -31,13 +32,15 @@ from .cuda_scan import cross_scan_2d_cuda, selective_scan_cuda, why_cuda_is_unav
 from .jit_cpu import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
 from .jit_cpu_fused import norm_gate_jit
 from .mamba import selective_scan_mamba, why_mamba_is_unavailable
-from .portable import selective_scan_portable
+from .portable import selective_scan_exported, selective_scan_portable
 from .reference import cross_scan_2d_ref, scan_orders, selective_scan_ref
+from .torchscript import selective_scan_torchscript
 
 __all__ = [
     "BACKENDS",
     "check_backend_name",
     "choose_backend",
+    "is_exporting",
     "cross_scan_2d",
     "fastest_backend",
     "norm_gate",
@@ -56,6 +59,8 @@ _GROUPED_SCANS = {
     "numba": selective_scan_jit,
     "cuda": selective_scan_cuda,
     "mamba_ssm": selective_scan_mamba,
+    "torchscript": selective_scan_torchscript,  # this and the next only by _export_backend
+    "exported": selective_scan_exported,
 }
 _MAP_SCANS = {"reference": cross_scan_2d_ref, "numba": cross_scan_2d_jit, "cuda": cross_scan_2d_cuda}
 _OBSTACLES = {
@@ -90,6 +95,23 @@ def why_unavailable(backend: str, device_type: str, dtype: torch.dtype, d_state:
 
 
 @torch.compiler.assume_constant_result
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is at work; torch 2.6 does not tell, and there it is False."""
+    return getattr(torch.compiler, "is_exporting", lambda: False)()
+
+
+def _export_backend(device_type: str) -> str | None:
+    """What ``auto`` means while a network leaves Python; None where it does not.
+
+    A trace for TorchScript takes a scripted loop, which needs no package to load. ``torch.export`` takes an operator
+    with a body in plain torch, for a file must not depend on Numba; on a GPU it takes the kernels.
+    """
+    if torch.jit.is_tracing():
+        return "torchscript"
+    return "exported" if is_exporting() and device_type != "cuda" else None
+
+
+@torch.compiler.assume_constant_result
 def choose_backend(backend: str, device_type: str, dtype: torch.dtype, d_state: int = 1) -> str:
     """The backend that will scan tensors of this device and dtype; named once in the log.
 
@@ -100,7 +122,8 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype, d_state: 
         d_state: states of a channel.
 
     Returns:
-        one of :data:`BACKENDS`, not ``"auto"``.
+        one of :data:`BACKENDS`, not ``"auto"``; while a network is exported also what
+        :func:`_export_backend` says.
 
     Raises:
         ValueError: an unknown name, in the argument or in the environment variable.
@@ -109,6 +132,8 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype, d_state: 
     wanted = check_backend_name(backend)
     if wanted == "auto":
         wanted = check_backend_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
+    if wanted == "auto" and (exported := _export_backend(device_type)):
+        return exported
     chosen = fastest_backend(device_type) if wanted == "auto" else wanted
     obstacle = why_unavailable(chosen, device_type, dtype, d_state)
     if obstacle and wanted != "auto":

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .reference import state_dtype
 
-__all__ = ["selective_scan_portable", "to_autocast_dtype", "without_autocast"]
+__all__ = ["selective_scan_exported", "selective_scan_portable", "to_autocast_dtype", "without_autocast"]
 
 CHUNK_ELEMENTS = 1 << 18  # states held at a time: 1 MiB in float32, about a core's cache
 MIN_CHUNK = 16  # positions; bounds the stored chunk states to 1/16 of all states however large the batch
@@ -176,3 +176,29 @@ def selective_scan_portable(
 ) -> Tensor:
     """Selective scan by chunks; see the module's text for the shapes. Returns (b, l, g, d) in the dtype of ``u``."""
     return _forward(u, delta, A, B, C, D, delta_bias, delta_softplus)[0]
+
+
+@torch.library.custom_op(
+    "swinumamba::selective_scan_inference",
+    mutates_args=(),
+    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias, bool delta_softplus)"
+    " -> Tensor",
+)
+def _inference(u, delta, A, B, C, D, delta_bias, delta_softplus):
+    return _forward(u, delta, A, B, C, D, delta_bias, delta_softplus)[0]
+
+
+@_inference.register_fake
+def _(u, delta, A, B, C, D, delta_bias, delta_softplus):
+    return torch.empty_like(u, memory_format=torch.contiguous_format)
+
+
+def selective_scan_exported(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
+) -> Tensor:
+    """:func:`selective_scan_portable` without a backward, as an operator whose only output has the shape of ``u``.
+
+    The states of the other operator are as many as there are chunks, and that number would tie an exported program to
+    some sizes.
+    """
+    return _inference(u, delta, A, B, C, D, delta_bias, delta_softplus)

@@ -1,0 +1,141 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""A network as a file for other programs: an ONNX model, or a program of ``torch.export``; any height and width.
+
+TorchScript needs nothing from here: ``python -m monai.bundle ckpt_export`` traces the networks as they are. Which scan
+is exported is chosen in :mod:`swinumamba_monai.ops.dispatch`.
+"""
+
+from __future__ import annotations
+
+import logging
+from os import PathLike
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from monai.bundle import ConfigParser
+from monai.utils import optional_import
+
+from .errors import InputError
+from .pretrained import load_pretrained
+
+__all__ = ["export_onnx", "export_program", "make_program", "read_network"]
+
+EXAMPLE_SIZE = (70, 100)  # of the image that is followed through the network: no multiples of 32, and different
+OPSET = 18
+
+
+def read_network(config_file: str | PathLike, ckpt_file: str | PathLike, **overrides) -> nn.Module:
+    """The network of a bundle with trained weights, in evaluation mode on the CPU.
+
+    Args:
+        config_file: the bundle's ``inference.json``; its ``network_def`` is built.
+        ckpt_file: whole weights of that network.
+        overrides: values of the config's entries, such as ``num_classes``.
+
+    Raises:
+        InputError: no such files, a config without ``network_def``, or weights that do not fit.
+    """
+    if not Path(config_file).is_file():
+        raise InputError(f"there is no config file {config_file}.")
+    parser = ConfigParser()
+    parser.read_config(str(config_file))
+    parser.update(overrides)
+    if "network_def" not in parser:
+        raise InputError(f"{config_file} has no network_def.")
+    network = parser.get_parsed_content("network_def")
+    load_pretrained(network, ckpt_file, strict=True)
+    return network.eval()
+
+
+def make_program(network: nn.Module) -> torch.export.ExportedProgram:
+    """What ``torch.export`` makes of a network, on the device of its parameters.
+
+    Args:
+        network: in evaluation mode, with an attribute ``in_channels``.
+
+    Returns:
+        a program that takes one image, (1, in_channels, h, w), with h and w from 33 on.
+
+    Raises:
+        InputError: a torch older than 2.7, which does not tell a network that it is exported.
+        ValueError: a network in training mode.
+    """
+    if not hasattr(torch.compiler, "is_exporting"):
+        raise InputError(f"torch.export and ONNX need torch 2.7 or later, this is {torch.__version__}.")
+    if network.training:
+        raise ValueError("the network must be in evaluation mode; call eval() first.")
+    example = torch.zeros(1, network.in_channels, *EXAMPLE_SIZE, device=next(network.parameters()).device)
+    sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        return torch.export.export(network, (example,), dynamic_shapes=(sides,), strict=False)
+
+
+def export_program(network: nn.Module, filepath: str | PathLike) -> Path:
+    """Write a network as a ``.pt2`` file, for ``torch.export.load`` where this package is imported.
+
+    Args:
+        network: as for :func:`make_program`.
+        filepath: of the file, ending in ``.pt2``.
+
+    Returns:
+        the file.
+
+    Raises:
+        InputError: a name or folder that cannot be; see also :func:`make_program`.
+    """
+    path = _check_filepath(filepath, ".pt2")
+    torch.export.save(make_program(network), path)
+    return path
+
+
+def export_onnx(network: nn.Module, filepath: str | PathLike) -> Path:
+    """Write a network as one ONNX file of standard operators, with an input ``image`` and an output ``logits``.
+
+    Args:
+        network: as for :func:`make_program`; float32, on the CPU.
+        filepath: of the file, ending in ``.onnx``; weights included.
+
+    Returns:
+        the file.
+
+    Raises:
+        InputError: a name or folder that cannot be, or packages that are missing; see also :func:`make_program`.
+    """
+    path = _check_filepath(filepath, ".onnx")
+    missing = [name for name in ("onnx", "onnxscript") if not optional_import(name)[1]]
+    if missing:
+        raise InputError(
+            f"ONNX needs {' and '.join(missing)}; install them with pip install 'swinumamba-monai[export]'."
+        )
+    import onnx
+    from onnx import inliner
+
+    from .ops.onnx_scan import selective_scan_onnx
+
+    # it warns of every operator with one output, which is right and means nothing
+    logging.getLogger("torch.onnx._internal.exporter._core").setLevel(logging.ERROR)
+    model = torch.onnx.export(
+        make_program(network),
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=["image"],
+        output_names=["logits"],
+        custom_translation_table={torch.ops.swinumamba.selective_scan_inference.default: selective_scan_onnx},
+    ).model_proto
+    model = inliner.inline_local_functions(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def _check_filepath(filepath: str | PathLike, suffix: str) -> Path:
+    """Before any work: the name's ending, and a folder to write to."""
+    path = Path(filepath)
+    if path.suffix != suffix:
+        raise InputError(f"the name of the file must end in {suffix}, got {path}.")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} to.")
+    return path

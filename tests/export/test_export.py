@@ -1,0 +1,212 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Exported networks take every size and compute what eager ones do.
+
+Tolerance: float32 sums of other orders through some ten layers differ by about 1e-5 where logits are about 1.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from swinumamba_monai import export
+from swinumamba_monai.cli import main
+from swinumamba_monai.export import make_program
+from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.ops.dispatch import selective_scan
+from swinumamba_monai.ops.reference import selective_scan_ref
+
+NETWORKS = {"SwinUMambaD": SwinUMambaD, "SwinUMamba": SwinUMamba}
+TOLERANCE = {"rtol": 0, "atol": 1e-4}
+needs_export = pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="needs torch 2.7 or later")
+
+
+@pytest.fixture(scope="module")
+def network_of():
+    def build(name: str):
+        torch.manual_seed(0)
+        decoder = {"decoder_depths": (1, 1, 1)} if name == "SwinUMambaD" else {}
+        return NETWORKS[name](2, 3, depths=(1, 1, 1, 1), feature_size=8, d_state=3, **decoder).eval()
+
+    return {name: build(name) for name in NETWORKS}
+
+
+@pytest.fixture(scope="module")
+def program_of(network_of):
+    made = {}
+
+    def get(name: str):
+        if name not in made:
+            made[name] = make_program(network_of[name])
+        return made[name]
+
+    return get
+
+
+def random_images(smallest: int, channels: int = 2) -> list[torch.Tensor]:
+    """Random sizes, and those where the padding is none or all but one pixel."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.randint(smallest, 150, (4, 2), generator=generator).tolist()
+    sizes += [(64, 64), (65, 96), (smallest, 128)]
+    return [torch.randn(1, channels, *size, generator=generator) for size in sizes]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+class TestNetworks:
+    def test_torchscript(self, name, network_of, tmp_path):
+        net, path = network_of[name], tmp_path / "model.ts"
+        with torch.no_grad():
+            traced = torch.jit.trace(net, torch.rand(1, 2, 64, 64), check_trace=False)
+            assert "swinumamba::" not in str(traced.inlined_graph)  # it loads without this package
+            traced.save(path)
+            loaded = torch.jit.load(path)
+            for x in [*random_images(1), torch.randn(3, 2, 40, 50)]:
+                torch.testing.assert_close(loaded(x), net(x), **TOLERANCE)
+
+    @needs_export
+    def test_program(self, name, network_of, program_of, tmp_path):
+        torch.export.save(program_of(name), tmp_path / "model.pt2")
+        loaded = torch.export.load(tmp_path / "model.pt2").module()
+        with torch.no_grad():
+            for x in random_images(33):
+                torch.testing.assert_close(loaded(x), network_of[name](x), **TOLERANCE)
+
+    @needs_export
+    def test_onnx(self, name, network_of, program_of, tmp_path, monkeypatch):
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra: export)")
+        onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra: export)")
+        onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: export)")
+        monkeypatch.setattr(export, "make_program", lambda network: program_of(name))  # made once for both tests
+        path = export.export_onnx(network_of[name], tmp_path / "model.onnx")
+        model = onnx.load(path)
+        assert {node.domain for node in model.graph.node} == {""} and not model.functions
+        assert count_nodes(model.graph) < 1000
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        with torch.no_grad():
+            for x in random_images(1):
+                (logits,) = session.run(None, {"image": x.numpy()})
+                torch.testing.assert_close(torch.from_numpy(logits), network_of[name](x), **TOLERANCE)
+
+
+def count_nodes(graph) -> int:
+    return sum(1 + sum(count_nodes(a.g) for a in node.attribute if a.HasField("g")) for node in graph.node)
+
+
+def scan_inputs(length: int, scale: float, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """u, delta, A, B, C, D and delta_bias of two groups, as the scan of a sequence takes them."""
+    generator = torch.Generator().manual_seed(length)
+    shapes = (2, 6, length), (2, 6, length), (6, 4), (2, 2, 4, length), (2, 2, 4, length), (6,), (6,)
+    u, delta, A, B, C, D, bias = (torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
+    return u, scale * delta, -A.exp(), B, C, D, bias
+
+
+def expected(u, delta, A, B, C, D, bias):
+    return selective_scan_ref(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True)
+
+
+@pytest.mark.parametrize("scale", [1, 300], ids=["usual", "steps of hundreds"])
+class TestScan:
+    def test_traced_takes_other_lengths(self, scale):
+        def scan(u, delta, A, B, C, D, bias):
+            return selective_scan(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True)
+
+        traced = torch.jit.trace(scan, scan_inputs(5, scale, torch.float64), check_trace=False)
+        for length in (1, 63, 64, 65, 200):
+            inputs = scan_inputs(length, scale, torch.float64)
+            torch.testing.assert_close(traced(*inputs), expected(*inputs), rtol=1e-10, atol=1e-10)
+
+    def test_onnx(self, scale):
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra: export)")
+        onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: export)")
+        from swinumamba_monai.ops.onnx_scan import SelectiveScan
+
+        session = onnxruntime.InferenceSession(SelectiveScan.to_model_proto().SerializeToString())
+        for length in (1, 63, 64, 65, 200):
+            u, delta, A, B, C, D, bias = inputs = scan_inputs(length, scale, torch.float32)
+            to_positions = [t.unflatten(1, (2, 3)).permute(0, 3, 1, 2) for t in (u, delta)]
+            by_group = [t.unflatten(0, (2, 3)) for t in (A, D, bias)]
+            arrays = [*to_positions, by_group[0], B.permute(0, 3, 1, 2), C.permute(0, 3, 1, 2), *by_group[1:]]
+            names = [i.name for i in session.get_inputs()]
+            (y,) = session.run(None, {n: np.ascontiguousarray(a.numpy()) for n, a in zip(names, arrays)})
+            y64 = expected(*(t.double() for t in inputs))
+            actual = torch.from_numpy(y).flatten(2).transpose(1, 2).double()
+            # float32 against float64: rounding relative to the largest value
+            torch.testing.assert_close(actual, y64, rtol=0, atol=1e-5 * float(y64.abs().max()))
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"--config_file": "no.json"}, "no config file no.json"),
+            ({"--ckpt_file": "no.pt"}, "no checkpoint file no.pt"),
+            ({"--filepath": "model.bin"}, "must end in .pt2"),
+            ({"--filepath": "nowhere/model.pt2"}, "no folder nowhere"),
+        ],
+    )
+    def test_bad_input_is_one_sentence(self, tmp_path, capsys, monkeypatch, network_of, options, words):
+        monkeypatch.chdir(tmp_path)
+        arguments = {**self.write_bundle(tmp_path, network_of), "--filepath": "model.pt2", **options}
+        assert main(["export", "program", *(word for pair in arguments.items() for word in pair)]) == 1
+        error = capsys.readouterr().err
+        assert error.splitlines()[-1].startswith("error: ") and words in error.splitlines()[-1]
+        assert not (tmp_path / "model.pt2").exists()
+
+    @needs_export
+    def test_program(self, tmp_path, monkeypatch, capsys, network_of, program_of):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(export, "make_program", lambda network: program_of("SwinUMamba"))  # for its time
+        arguments = {**self.write_bundle(tmp_path, network_of), "--filepath": "model.pt2"}
+        assert main(["export", "program", *(word for pair in arguments.items() for word in pair)]) == 0
+        assert "ready: model.pt2" in capsys.readouterr().out
+        x = torch.rand(1, 2, 50, 77)
+        with torch.no_grad():
+            actual = torch.export.load("model.pt2").module()(x)
+            torch.testing.assert_close(actual, network_of["SwinUMamba"](x), **TOLERANCE)
+
+    @staticmethod
+    def write_bundle(folder, network_of) -> dict[str, str]:
+        (folder / "inference.json").write_text(
+            '{"in_channels": 2, "num_classes": 3, "network_def": {"_target_": "swinumamba_monai.networks.SwinUMamba",'
+            ' "in_channels": "@in_channels", "out_channels": "@num_classes", "depths": [1, 1, 1, 1],'
+            ' "feature_size": 8, "d_state": 3}}'
+        )
+        torch.save(network_of["SwinUMamba"].state_dict(), folder / "model.pt")
+        return {"--config_file": "inference.json", "--ckpt_file": "model.pt"}
+
+
+@pytest.mark.parametrize("bundle", ["abdomen_mri", "endoscopy", "microscopy"])
+def test_ckpt_export_of_the_bundles(bundle, tmp_path):
+    """MONAI's own command; the file loads in a process that does not import this package."""
+    from monai.bundle import ConfigParser, ckpt_export
+
+    root = f"{__file__.rsplit('/tests/', 1)[0]}/bundles/{bundle}"
+    small = {"network_def#feature_size": 8, "network_def#depths": [1, 1, 1, 1]}
+    parser = ConfigParser()
+    parser.read_config(f"{root}/configs/inference.json")
+    parser.update(small)
+    net = parser.get_parsed_content("network_def").eval()
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        config_file=f"{root}/configs/inference.json",
+        bundle_root=root,
+        use_trace=True,
+        input_shape=[1, net.in_channels, 64, 64],
+        **small,
+    )
+    x = torch.rand(2, net.in_channels, 45, 99)
+    with torch.no_grad():
+        torch.save((x, net(x)), tmp_path / "pair.pt")
+    script = (
+        "import sys, torch; x, y = torch.load(sys.argv[1]); z = torch.jit.load(sys.argv[2])(x);"
+        "torch.testing.assert_close(z, y, rtol=0, atol=1e-4); assert 'swinumamba_monai' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path / "pair.pt", tmp_path / "model.ts"], check=True)
