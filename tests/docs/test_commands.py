@@ -203,7 +203,7 @@ class TestTheCheckItself:
             "python -m monai.bundle run inference --config_file bundles/microscopy/configs/train.json",
             "python -m monai.bundle run training --config_file bundles/microscopy/configs/tain.json",
             "python -m monai.bundle run training --config_file bundles/microscopy/configs/train.json --resume true",
-            "python -m monai.bundle run training --config_file bundles/endoscopy/configs/train.json --network_def#wdth 3",
+            "python -m monai.bundle run training --config_file bundles/endoscopy/configs/train.json --network_def#w 3",
             "torchrun --nproc_per_node=2 -m monai.bundle run training --config_file bundles/microscopy/configs/no.json",
             "python -m benchmarks.growth --widths 3",
             "python -m pytest tests/no_such_test.py",
