@@ -46,7 +46,7 @@ NOT_RUN = [
     ("*", "python -m swinumamba_monai verify *", "the networks in full size; tests/distribution/test_verify.py"),
     ("*", "python -m swinumamba_monai package *", "tests/distribution/test_package.py"),
     ("*", "python -m swinumamba_monai table complexity *", "networks in full size; tests/analysis/test_complexity.py"),
-    ("README.md", "python -m swinumamba_monai erf *", "four networks in full size, 100 inputs; docs/tables.md's is run"),
+    ("README.md", "python -m swinumamba_monai erf *", "networks in full size, 100 inputs; docs/tables.md's is run"),
     ("docs/results.md", "*", "measured runs of minutes; the same commands are run for the other documents"),
     ("docs/adding_a_network.md", "* --network_name MyNetwork", "tests/bundles/test_systems.py adds one and trains it"),
     ("benchmarks/README.md", "python -m swinumamba_monai prepare *", "real data; run for the bundles' documents"),
