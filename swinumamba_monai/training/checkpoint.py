@@ -74,9 +74,9 @@ class TrainingCheckpoint:
     ``model.pt`` is a bare state dict, what MONAI's loaders and exporters expect. The best metric travels in
     ``checkpoint.pt``, so a resumed run replaces ``model.pt`` by a better network only.
 
-    ``run.json`` beside them says what the run is: its settings, the number of parameters, epochs, the seconds they
-    took with their validations, and on a GPU its name and the most memory that torch held of it. :func:`run_record`
-    reads it.
+    ``run.json`` beside them (of ``X_checkpoint.pt``: ``X_run.json``) says what the run is: its settings, the number
+    of parameters, epochs, the seconds they took with their validations, and on a GPU its name and the most memory
+    that torch held of it. :func:`run_record` reads it.
 
     A run resumes after its last whole epoch: what was done of the next is done again. No random state is saved,
     because :class:`~swinumamba_monai.training.SeedEveryEpoch` makes that of an epoch from its number.
@@ -105,6 +105,7 @@ class TrainingCheckpoint:
     ) -> None:
         self.best_path = Path(ckpt_dir) / best_name
         self.last_path = Path(ckpt_dir) / last_name
+        self.record_path = self.last_path.with_name(last_name.replace("checkpoint.pt", RECORD_NAME))
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -132,7 +133,7 @@ class TrainingCheckpoint:
                 "or choose another --ckpt_dir."
             )
         if idist.get_rank() == 0:
-            remove_unfinished(self.best_path, self.last_path)
+            remove_unfinished(self.best_path, self.last_path, self.record_path)
         trainer.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last, evaluator)
@@ -171,8 +172,13 @@ class TrainingCheckpoint:
         record["parameters"] = sum(p.numel() for p in self.network.parameters())
         if torch.cuda.is_available():
             record |= {"gpu": torch.cuda.get_device_name(), "gpu_bytes": torch.cuda.max_memory_reserved()}
-        with replacing(self.last_path.with_name(RECORD_NAME)) as path:
-            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        try:
+            with replacing(self.record_path) as path:
+                path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"{self.record_path} could not be written ({error}); {self.last_path} is whole."
+            ) from error
 
     def _restore(self, trainer: Engine, evaluator: Engine) -> None:
         state = read_checkpoint(self.last_path)

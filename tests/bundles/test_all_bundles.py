@@ -65,7 +65,7 @@ PARTICULAR = {
         "validate#postprocessing",
         "validate#key_metric",
     },
-    "inference": {"spacing", "min_size", "save_overlay"},
+    "inference": {"spacing", "min_size", "save_overlay", "save_polygons"},
 }
 # What may differ between bundles although all have it; all other parts are equal.
 DIFFERENT = {

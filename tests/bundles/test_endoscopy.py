@@ -130,7 +130,7 @@ class TestFrames:
             (tmp_path / "surgeries" / place).mkdir(parents=True)
             pixels = rng.integers(0, 255, (40, 40 + int(place), 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "surgeries" / place / "frame000.png")
-        items = [{"image": f"surgeries/{place}/frame000.png", "label": "no"} for place in ("1", "2")]
+        items = [{"image": f"surgeries/{place}/frame000.png", "label": "no.png"} for place in ("1", "2")]
         (tmp_path / "datalist.json").write_text(json.dumps({"name": "endoscopy", "test": items}))
         options = {**NETWORK, "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), "save_overlay": False}
         run("inference", trained_in("endoscopy"), **options)

@@ -198,6 +198,7 @@ class TestResume:
         _, options = STAGES[kind]
         options = {**options, **FOUR_EPOCHS, "dataset_dir": str(dataset)}
         best, last = (tmp_path / "models" / name for name in RUN_FILES[kind])
+        record = last.with_name(last.name.replace("checkpoint.pt", "run.json"))
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
         def fill():
@@ -212,7 +213,7 @@ class TestResume:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert "could not be written" in sentence and "is intact" in sentence
         assert load_weights(last)["epoch"] == 2
-        assert sorted(last.parent.iterdir()) == sorted([best, last]), "no half-written file"
+        assert sorted(last.parent.iterdir()) == sorted([best, last, record]), "no half-written file"
         run(kind, tmp_path, resume=True, **options)
         expected = uninterrupted(kind, 0)
         for name in RUN_FILES[kind]:
@@ -225,7 +226,12 @@ class TestResume:
         (models / ".12345-checkpoint.pt").write_bytes(b"half a file")
         (models / ".hidden-checkpoint.pt").write_bytes(b"somebody's")
         run("train", tmp_path, dataset_dir=str(dataset), resume=True, **SHORT)
-        assert {file.name for file in models.iterdir()} == {"model.pt", "checkpoint.pt", ".hidden-checkpoint.pt"}
+        assert {file.name for file in models.iterdir()} == {
+            "model.pt",
+            "checkpoint.pt",
+            "run.json",
+            ".hidden-checkpoint.pt",
+        }
 
     def test_other_options_are_named(self, trained, dataset, tmp_path, caplog):
         shutil.copytree(trained / "models", tmp_path / "models")
@@ -250,7 +256,7 @@ class TestResume:
         assert process.returncode == 143
         assert "stopped by SIGTERM in epoch" in output and "Traceback" not in output
         state = load_weights(tmp_path / "models" / "checkpoint.pt")
-        assert {file.name for file in (tmp_path / "models").iterdir()} == {"model.pt", "checkpoint.pt"}
+        assert {file.name for file in (tmp_path / "models").iterdir()} == {"model.pt", "checkpoint.pt", "run.json"}
         assert state["epoch"] >= 1
 
 
