@@ -172,17 +172,19 @@ def _check_properties(name: str, run_id: str) -> Callable[[_Bundle], None]:
 
 def _check_torchscript(bundle: _Bundle) -> None:
     path = bundle.scratch / "model.ts"
+    (image,) = read_metadata(bundle.root)["network_data_format"]["inputs"].values()
     ckpt_export(
         net_id="network_def",
         filepath=str(path),
         ckpt_file=bundle.checkpoint(),
         meta_file=bundle.config("metadata"),
         config_file=bundle.config("inference"),
+        use_trace=True,
+        input_shape=[1, image["num_channels"], 64, 64],
         **bundle.override,
     )
     network = bundle.network().eval()
     load_pretrained(network, bundle.checkpoint(), strict=True)
-    (image,) = read_metadata(bundle.root)["network_data_format"]["inputs"].values()
     x = torch.rand(1, image["num_channels"], 64, 96)
     with torch.inference_mode():
         difference = (torch.jit.load(path)(x) - network(x)).abs().max().item()

@@ -76,7 +76,7 @@ def test_what_is_in_the_archives(built):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = ROOT / "swinumamba_monai"
-    sources = {file for kind in ("py", "cu", "cuh") for file in package.rglob(f"*.{kind}")}
+    sources = {file for kind in ("py", "cu", "cuh", "csv", "json") for file in package.rglob(f"*.{kind}")}
     assert {file.relative_to(ROOT).as_posix() for file in sources} == {
         name for name in names if name.startswith("swinumamba_monai/")
     }

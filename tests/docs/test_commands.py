@@ -47,6 +47,8 @@ NOT_RUN = [
     ("*", "python -m swinumamba_monai package *", "tests/distribution/test_package.py"),
     ("*", "python -m swinumamba_monai table complexity *", "networks in full size; tests/analysis/test_complexity.py"),
     ("README.md", "python -m swinumamba_monai erf *", "networks in full size, 100 inputs; docs/tables.md's is run"),
+    ("docs/export.md", "python -m monai.bundle ckpt_export *", "the network in full size; tests/export/test_export.py"),
+    ("docs/export.md", "python -m swinumamba_monai export *", "the network in full size; tests/export/test_export.py"),
     ("docs/results.md", "*", "measured runs of minutes; the same commands are run for the other documents"),
     ("docs/adding_a_network.md", "* --network_name MyNetwork", "tests/bundles/test_systems.py adds one and trains it"),
     ("benchmarks/README.md", "python -m swinumamba_monai prepare *", "real data; run for the bundles' documents"),
@@ -106,8 +108,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif words[:4] == ["python", "-m", "monai.bundle", "run"]:
         check_bundle(words[3:])
     elif words[:3] == ["python", "-m", "monai.bundle"]:
-        names = inspect.signature(getattr(scripts, words[3])).parameters
-        assert all(word.removeprefix("--") in names for word in words[4:] if word.startswith("--"))
+        check_tool(words[3:])
     else:
         assert words[0] in SYSTEM_COMMANDS or words[:3] == ["python", "-m", "pip"], f"what is {words[0]}?"
 
@@ -150,6 +151,15 @@ def check_bundle(words: list[str]) -> None:
         assert name in parser or name in arguments, f"--{name} sets nothing in {', '.join(files)}"
         if name in parser and isinstance(parser[name], bool):  # anything else arrives as text, and counts as true
             assert options[name] in ("True", "False"), f"--{name} {options[name]}: write True or False"
+
+
+def check_tool(words: list[str]) -> None:
+    """Whether MONAI has the command, with these options or a config that has their ids."""
+    parser, arguments = ConfigParser(), inspect.signature(getattr(scripts, words[0])).parameters
+    if "--config_file" in words:
+        parser.read_config(str(ROOT / words[words.index("--config_file") + 1]))
+    for name in (word.removeprefix("--") for word in words if word.startswith("--")):
+        assert name in arguments or ("override" in arguments and name in parser), f"{words[0]} has no --{name}"
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
