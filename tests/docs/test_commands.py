@@ -50,7 +50,11 @@ NOT_RUN = [
     ("docs/export.md", "python -m monai.bundle ckpt_export *", "the network in full size; tests/export/test_export.py"),
     ("docs/export.md", "python -m swinumamba_monai export *", "the network in full size; tests/export/test_export.py"),
     ("docs/results.md", "*", "measured runs of minutes; the same commands are run for the other documents"),
-    ("docs/adding_a_network.md", "* --network_name MyNetwork", "tests/bundles/test_systems.py adds one and trains it"),
+    (
+        "docs/adding_a_network.md",
+        "* --network_name MyNetwork",
+        "tests/bundles/test_any_network.py adds one and trains it",
+    ),
     ("benchmarks/README.md", "python -m swinumamba_monai prepare *", "real data; run for the bundles' documents"),
     ("benchmarks/README.md", "python -m benchmarks.*", "minutes on a GPU; tests/benchmarks runs each at toy size"),
     ("benchmarks/README.md", "python -m pip download *", "the internet"),
@@ -201,6 +205,7 @@ def test_run(block, workplace, tmp_path, monkeypatch, capsys):
 def test_no_entry_is_stale(entry):
     name, form, _ = entry
     assert any(_fits(block, words, name, form) for block, words in COMMANDS)
+    assert all((ROOT / file).exists() for file in re.findall(r"tests/\S+\.py", entry[2]))
 
 
 class TestTheCheckItself:
