@@ -70,13 +70,15 @@ def build_network(
         options: of the network's own class, in place of the paper's.
 
     Raises:
-        InputError: no such name, or an option that the network does not have.
+        InputError: no such name, an option that the network does not have, or ``deep_supervision`` is no bool.
         ValueError: an argument that the network does not allow.
     """
     if name not in SYSTEMS:
         raise InputError(f"network_name must be one of {', '.join(SYSTEMS)}, got {name!r}.")
     if len(roi_size) != 2 or any(isinstance(side, bool) or side != int(side) or side < 1 for side in roi_size):
         raise ValueError(f"roi_size must be two positive integers (h, w), got {roi_size!r}.")
+    if not isinstance(deep_supervision, bool):  # 'false' on the command line is text, and text counts as true
+        raise InputError(f"deep_supervision must be True or False, with a capital, got {deep_supervision!r}.")
     system = SYSTEMS[name]
     if system.planned:
         options["roi_size"] = roi_size

@@ -80,6 +80,8 @@ def test_wrong_input(name):
 def test_wrong_name():
     with pytest.raises(ValueError, match=r"^network_name must be one of nnUNet, .*, got 'UNet'\.$"):
         build_network("UNet", in_channels=1, out_channels=2, roi_size=ROI)
+    with pytest.raises(ValueError, match="deep_supervision must be True or False, with a capital, got 'false'"):
+        build_network("nnUNet", in_channels=1, out_channels=2, roi_size=ROI, deep_supervision="false")
 
 
 @pytest.mark.parametrize("roi_size", [(64,), (64, 0), (64, 64, 64), (64, 2.5)], ids=str)

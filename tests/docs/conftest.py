@@ -1,0 +1,131 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""A folder a task in which everything exists that the documentation's commands name."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import fire
+import nibabel as nib
+import numpy as np
+import pytest
+from doc_commands import ROOT
+from monai.bundle import ConfigParser, run
+from PIL import Image
+
+from swinumamba_monai.cli import TASKS, main
+from swinumamba_monai.data import SYNTHESIZERS
+
+SIZES = {
+    "abdomen_mri": {"image_size": (48, 64), "num_slices": 4},
+    "endoscopy": {"image_size": (64, 96)},
+    "microscopy": {"image_size": (64, 80)},
+}
+# Every network small, and every run short: added behind what the documentation says.
+SHORT = {
+    "training": "--max_epochs 1 --iterations_per_epoch 1 --batch_size 2 --val_interval 1 --roi_size [32,32]",
+    "pretraining": "--max_epochs 1 --batch_size 2 --val_interval 1 --picture_interval 1 --spatial_size [32,32] "
+    "--mask_patch_size 16",
+    "evaluating": "--roi_size [64,64] --num_figures 1",
+    "inference": "--roi_size [64,64]",
+}
+SMALL = {
+    "SwinUMambaD": {"feature_size": 8, "d_state": 2, "depths": [1, 1, 1, 1], "decoder_depths": [1, 1, 1]},
+    "UMambaBot": {"base_channels": 2, "d_state": 2},
+}
+
+
+def run_bundle(words: Sequence[str]) -> None:
+    """``python -m monai.bundle`` with these words behind it, in this process and made small."""
+    files, options = config_of(words)
+    parser = ConfigParser()
+    parser.read_config(files)
+    name = options.get("network_name", parser["network_name"])
+    of_task = " --spacing [6.0,7.0]" if "abdomen_mri" in files[0] else ""
+    added = f"{SHORT[words[1]]}{of_task} --num_workers 0 --device $torch.device('cpu') --logging_file False".split()
+    inner = "network_def#network#" if words[1] == "pretraining" else "network_def#"
+    for option, value in SMALL[name].items():
+        if f"{inner}{option}" not in parser:  # an overlay that sets it is what the command is about
+            added += [f"--{inner}{option}", str(value).replace(" ", "")]
+    hook = sys.excepthook
+    try:
+        fire.Fire({"run": run}, command=[*words, *added])
+    finally:
+        sys.excepthook = hook
+
+
+def config_of(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The config files of a command ``run ID --name value ...`` of MONAI's, and its other options.
+
+    Raises:
+        AssertionError: an option has no value.
+    """
+    assert len(words) % 2 == 0 and all(word.startswith("--") for word in words[2::2]), words
+    options = {name.removeprefix("--"): value for name, value in zip(words[2::2], words[3::2])}
+    files = options.pop("config_file")
+    return [file.strip(" '\"") for file in files.strip("[]").split(",")], options
+
+
+def _with_classes_up_to(highest: int, source: Path, folder: Path) -> None:
+    """A copy of a dataset whose labels have no greater number."""
+    shutil.copytree(source / "images", folder / "images")
+    (folder / "labels").mkdir()
+    for file in (source / "labels").iterdir():
+        if file.suffix == ".png":
+            Image.fromarray(np.minimum(np.asarray(Image.open(file)), highest)).save(folder / "labels" / file.name)
+        else:
+            label = nib.load(file)
+            classes = np.minimum(np.asarray(label.dataobj), highest).astype(np.uint8)
+            nib.save(nib.Nifti1Image(classes, label.affine), folder / "labels" / file.name)
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory) -> Callable[[str, Path], None]:
+    """Fills an empty folder with copies of the bundles, data, and what one training of the task left behind."""
+    made: dict[str, Path] = {}
+
+    def get(task: str, folder: Path) -> None:
+        if task not in made:
+            place = tmp_path_factory.mktemp(task)
+            _build(task, place)
+            made[task] = place
+        shutil.copytree(made[task], folder, dirs_exist_ok=True, symlinks=True)
+
+    return get
+
+
+def _build(task: str, place: Path) -> None:
+    for name in TASKS:
+        shutil.copytree(ROOT / "bundles" / name, place / "bundles" / name)
+    data = place / "my_data"
+    SYNTHESIZERS[task](data, num_train=4, num_validation=2, num_test=2, **SIZES[task])
+    shutil.copytree(data, place / "DOWNLOADED")
+    shutil.copytree(data, place / "DSB2018")
+    if task == "abdomen_mri":
+        _with_classes_up_to(4, data, place / "CHAOS")
+    if task == "endoscopy":
+        _with_classes_up_to(2, data, place / "ENDOVIS2015")
+    image = next((data / "images").iterdir())
+    suffix = "".join(image.suffixes)
+    for name in ("my_new_images", "my_images", "FRAMES", "VOLUMES", "IMAGES", "unlabelled"):
+        (place / name).mkdir()
+        shutil.copy(image, place / name / f"a{suffix}")
+    shutil.copy(image, place / f"my_image{suffix}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert main(["prepare", task, "--source_dir", "my_data", "--output_dir", "prepared"]) == 0
+        config, common = f"bundles/{task}/configs", ["--bundle_root", f"bundles/{task}", "--dataset_dir", "prepared"]
+        run_bundle(["run", "pretraining", "--config_file", f"{config}/pretrain.json", *common])
+        run_bundle(["run", "training", "--config_file", f"{config}/train.json", *common])
+        files = f"['{config}/train.json','{config}/evaluate.json']"
+        run_bundle(["run", "evaluating", "--config_file", files, *common, "--output_dir", "RUN_A"])
+        shutil.copytree("RUN_A", "RUN_B")
+        models = Path("bundles") / task / "models"
+        (models / "checkpoint.pt").unlink()  # a training without --resume refuses a folder that has it
+        (models / "pretraining_checkpoint.pt").unlink()
+        shutil.copy(models / "pretrained_encoder.pt", "vssmtiny_dp01_ckpt_epoch_292.pth")
+        shutil.copy(models / "pretrained_encoder.pt", models / "vssmtiny_dp01_ckpt_epoch_292.pth")

@@ -1,0 +1,40 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The notebook runs top to bottom, and is kept without its outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from doc_commands import ROOT
+
+NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
+# Its code cells one after another in one namespace, as Jupyter runs them.
+RUNNER = """
+import json, sys
+namespace = {"__name__": "__main__"}
+for number, cell in enumerate(json.load(open(sys.argv[1], encoding="utf-8"))["cells"]):
+    if cell["cell_type"] == "code":
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), namespace)
+predictions, truths = namespace["predictions"], namespace["load_datalist"](namespace["data"], "test")
+assert len(predictions) == len(truths) == len(namespace["scores"]) == 3
+assert any(namespace["read_image"](file).max() > 0 for file in predictions), "no cell was found"
+assert max(float(row["f1"]) for row in namespace["scores"]) > 0, "no cell was right"
+"""
+
+
+def test_it_runs(tmp_path):
+    environment = {**os.environ, "MPLBACKEND": "Agg", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", RUNNER, str(NOTEBOOK)]
+    done = subprocess.run(line, cwd=NOTEBOOK.parent, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_it_is_kept_without_outputs():
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    for cell in notebook["cells"]:
+        assert cell["cell_type"] == "markdown" or (cell["outputs"] == [] and cell["execution_count"] is None)
