@@ -347,14 +347,19 @@ def _verify(arguments: argparse.Namespace) -> None:
         override = json.loads(arguments.override)
     except ValueError as error:
         raise InputError(f"--override is not JSON ({error}).") from error
-    logging.getLogger().setLevel(logging.ERROR)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # what the configs that run have to say
     failed = 0
-    for path in map(Path, arguments.bundles):
-        with TemporaryDirectory() as temporary:
-            bundle = unpack(path, temporary) if path.is_file() else path
-            for check, problem in verify_bundle(bundle, arguments.schema_file, override):
-                print(f"{bundle.name}: {check}: {problem or 'ok'}")
-                failed += problem is not None
+    try:
+        for path in map(Path, arguments.bundles):
+            with TemporaryDirectory() as temporary:
+                bundle = unpack(path, temporary) if path.is_file() else path
+                for check, problem in verify_bundle(bundle, arguments.schema_file, override):
+                    print(f"{bundle.name}: {check}: {problem or 'ok'}")
+                    failed += problem is not None
+    finally:
+        root.setLevel(level)
     if failed:
         raise InputError(f"{failed} checks failed.")
 
