@@ -70,15 +70,9 @@ class VimMixer(MambaMixer):
     Args: as those of :class:`MambaMixer`.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        d_state: int = 16,
-        expand: int = 2,
-        norm_name: str = "layer",
-        scan_backend: str = "auto",
-    ) -> None:
-        super().__init__(d_model, d_state, expand, norm_name, scan_backend)
+    def __init__(self, d_model: int, d_state: int = 16, expand: int = 2, **options) -> None:
+        super().__init__(d_model, d_state, expand, **options)
+        scan_backend = self.mamba.scan_backend
         self.backwards = MambaScan(expand * d_model, self.mamba.dt_rank, d_state, scan_backend=scan_backend)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,7 +23,36 @@ from torch import Tensor
 
 from swinumamba_monai.ops.dispatch import check_backend_name, selective_scan
 
-__all__ = ["Mamba", "MambaScan"]
+__all__ = ["Mamba", "MambaScan", "init_scan"]
+
+
+@torch.no_grad()
+def init_scan(
+    A_log: Tensor,
+    D: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    dt_min: float = 1e-3,
+    dt_max: float = 1e-1,
+    dt_floor: float = 1e-4,
+) -> None:
+    """Mamba's initialisation: A = -(1..n), D = 1, and a bias that puts Δ log-uniformly between two step sizes.
+
+    Args:
+        A_log: logarithm of -A, (..., d_state); filled, as are the next three.
+        D: skip weights.
+        dt_weight: linear function that gives Δ, (..., dt_rank).
+        dt_bias: its bias.
+        dt_min: smallest step size drawn.
+        dt_max: largest step size drawn.
+        dt_floor: lower bound on what was drawn.
+    """
+    A_log.copy_(torch.arange(1, A_log.shape[-1] + 1).log().expand_as(A_log))
+    D.fill_(1.0)
+    bound = dt_weight.shape[-1] ** -0.5
+    nn.init.uniform_(dt_weight, -bound, bound)
+    dt = torch.empty_like(dt_bias).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=dt_floor)
+    dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
 
 class MambaScan(nn.Module):
@@ -52,21 +81,9 @@ class MambaScan(nn.Module):
         self.D = nn.Parameter(torch.empty(channels))
         self.reset_scan_parameters()
 
-    def reset_scan_parameters(self, dt_min: float = 1e-3, dt_max: float = 1e-1, dt_floor: float = 1e-4) -> None:
-        """Mamba's initialisation: A = -(1..n), D = 1, and a bias that puts Δ log-uniformly between two step sizes.
-
-        Args:
-            dt_min: smallest step size drawn.
-            dt_max: largest step size drawn.
-            dt_floor: lower bound on what was drawn.
-        """
-        with torch.no_grad():
-            self.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_log))
-            self.D.fill_(1.0)
-            nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            log_dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(dt_min), math.log(dt_max))
-            dt = log_dt.exp().clamp(min=dt_floor)
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+    def reset_scan_parameters(self) -> None:
+        """As Mamba begins: :func:`init_scan`."""
+        init_scan(self.A_log, self.D, self.dt_proj.weight, self.dt_proj.bias)
 
     def scan(self, x: Tensor) -> Tensor:
         """

@@ -21,6 +21,8 @@ from swinumamba_monai.ops.dispatch import check_backend_name
 from swinumamba_monai.ops.layer_norm import layer_norm
 from swinumamba_monai.ops.ss2d import ss2d
 
+from .mamba import init_scan
+
 __all__ = ["SS2D", "VSSBlock", "VSSStage", "PatchEmbed", "PatchMerging", "PatchExpanding", "make_norm", "NORMS"]
 
 
@@ -76,23 +78,12 @@ class SS2D(nn.Module):
         self.out_proj = nn.Linear(inner, d_model, bias=False)
         self.reset_scan_parameters()
 
-    def reset_scan_parameters(self, dt_min: float = 1e-3, dt_max: float = 1e-1, dt_floor: float = 1e-4) -> None:
-        """Mamba's initialisation: A = -(1..n), D = 1, and a bias that puts Δ log-uniformly between two step sizes.
-
-        Args:
-            dt_min: smallest step size drawn.
-            dt_max: largest step size drawn.
-            dt_floor: lower bound on what was drawn.
-        """
+    def reset_scan_parameters(self) -> None:
+        """As Mamba begins: :func:`.mamba.init_scan` in all directions."""
         with torch.no_grad():
-            self.A_logs.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_logs))
-            self.Ds.fill_(1.0)
             for weight in self.x_proj_weight:
                 nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # what nn.Linear does
-            nn.init.uniform_(self.dt_projs_weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            log_dt = torch.empty_like(self.dt_projs_bias).uniform_(math.log(dt_min), math.log(dt_max))
-            dt = log_dt.exp().clamp(min=dt_floor)
-            self.dt_projs_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        init_scan(self.A_logs, self.Ds, self.dt_projs_weight, self.dt_projs_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """
