@@ -102,6 +102,7 @@ def _run(arguments, group: str, task: str, label: str, overlays: tuple[str, ...]
     data_dir = arguments.data_dirs[task]
     iterations = arguments.iterations if budget == "short" else arguments.long_iterations
     settings = {
+        "network_name": label.split("-")[0],
         "dataset_dir": str(data_dir),
         "num_classes": len(load_class_names(data_dir)) or 3,
         "seed": seed,

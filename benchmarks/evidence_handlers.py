@@ -32,7 +32,8 @@ class TrainingMeter:
     more for what it took before. A resumed training goes on counting where the last whole epoch ended.
 
     Args:
-        path: JSON file with the "seconds" of every epoch, "peak_bytes", None on a CPU, and the "hardware".
+        path: JSON file with the class of the "network", the "seconds" of every epoch, "peak_bytes", None on a CPU, and
+            the "hardware".
     """
 
     def __init__(self, path: str) -> None:
@@ -47,6 +48,7 @@ class TrainingMeter:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish)
 
     def _restore(self, engine: Engine) -> None:
+        self.network = type(engine.network).__name__
         self.hardware = hardware(engine.state.device)
         self._settled = engine.state.iteration + SETTLED
         if engine.state.epoch > 0 and self.path.exists():
@@ -69,7 +71,8 @@ class TrainingMeter:
             torch.cuda.synchronize()
             self.peak_bytes = max(self.peak_bytes or 0, torch.cuda.max_memory_reserved())
         self.seconds[str(engine.state.epoch)] = time.perf_counter() - self._begin
-        content = {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "hardware": self.hardware}
+        content = {"network": self.network, "seconds": self.seconds, "peak_bytes": self.peak_bytes}
+        content["hardware"] = self.hardware
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps(content))
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 
 from benchmarks import evidence
 from benchmarks.evidence_report import SCORES
@@ -55,7 +57,7 @@ def test_a_run_for_real(tmp_path, capfd):
     assert main(tmp_path, *only) == 0
     folder = tmp_path / "runs" / only[1]
     record = json.loads((folder / "run.json").read_text())
-    assert record["state"] == "done" and record["seconds"] > 0
+    assert record["state"] == "done" and record["seconds"] > 0 and record["network"] == "SwinUMambaD"
     assert not (folder / "models").exists()
     row = table(tmp_path, "blocks-endoscopy")["SwinUMambaD-Conv"]
     assert 0 <= row["scores"]["dsc_corrected"]["mean"] <= 1 and row["scores"]["dsc_corrected"]["n"] == 2
@@ -93,6 +95,21 @@ class TestPlan:
         blocks_besides_vss, pairs = 3, 2 * 2 * 2  # of two seeds
         assert len(names) == len(set(names)) == 2 * len(evidence.SYSTEMS) + blocks_besides_vss + pairs
         assert {gpu for _, _, gpu in pretended} == {"0", "1"}
+
+    def test_every_run_trains_the_system_it_is_called_after(self, monkeypatch, tmp_path):
+        """As MONAI reads its command: the bundle's config, the overlays, the run's own."""
+        found = {}
+
+        def process(command, stdout, **options):
+            files = command[-1].strip("[]").replace("'", "").split(",")
+            name = Path(stdout.name).parent.name
+            found[name] = ConfigParser(ConfigParser.load_config_files(files))["network_name"]
+            raise subprocess.TimeoutExpired(command, 0)
+
+        monkeypatch.setattr(evidence.subprocess, "run", process)
+        main(tmp_path)
+        assert len(found) == 2 * len(evidence.SYSTEMS) + 3 + 2 * 2 * 2
+        assert all(name.split("-")[1] == system for name, system in found.items())
 
     def test_failures_stop_nothing_and_are_tried_again(self, pretended, tmp_path):
         only = ("--only", "microscopy-*-short-*")
