@@ -6,13 +6,16 @@ Two runs that differ in rounding alone part after some hundred steps, so no tole
 all of them. Three questions can be answered, and each can fail:
 
 1. Over the first steps, before rounding has grown, do the losses agree to ``--tolerance``?
-2. Do the backends' mean losses over the last steps differ by less than the means of one backend's runs from different
-   seeds (initial weights and drop path; the batches are the same)?
+2. Is it the same curve? The curves of two backends from one seed must lie closer together than those of one backend
+   from two seeds (initial weights and drop path; the batches are the same). A curve is the moving mean of the losses,
+   a distance the mean over all of its steps, and both are averaged over the pairs that were run.
 3. Do both learn, that is, end below the loss they began with?
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +28,7 @@ from monai.transforms import Compose
 
 from swinumamba_monai.analysis.timing import free, reason
 from swinumamba_monai.data import load_datalist, synthesize_microscopy
+from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.ops.dispatch import choose_backend
 
@@ -46,9 +50,10 @@ COLUMNS = {
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=1)
     parser.add_argument("--scan_backends", nargs=2, default=None, help="default: what auto takes here, and portable")
-    parser.add_argument("--other_seeds", nargs="*", type=int, default=[1, 2], help="runs of the first backend")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="runs of both backends")
+    parser.add_argument("--other_seeds", nargs="*", type=int, default=[2], help="runs of the first backend alone")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--last", type=int, default=100, help="steps at the end that are averaged")
+    parser.add_argument("--window", type=int, default=100, help="steps of a moving mean, and of the mean at the end")
     parser.add_argument("--first", type=int, default=10, help="steps at the beginning that must agree")
     parser.add_argument("--tolerance", type=float, default=None, help="default: 1e-3 in fp32, 2e-2 in bf16, relative")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
@@ -56,22 +61,32 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--roi_size", type=int, default=96)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--dataset_dir", default=None, help="a prepared microscopy dataset; default: synthetic cells")
+    parser.add_argument("--judge", nargs="+", type=Path, metavar="RECORD", help="run nothing, unite these and judge")
     arguments = parser.parse_args(argv)
     device = start(arguments)
     if arguments.quick:
         arguments.feature_size, arguments.roi_size, arguments.batch_size = 8, 64, 1
-        arguments.steps, arguments.last, arguments.first, arguments.other_seeds = 6, 2, 2, [1]
+        arguments.steps, arguments.window, arguments.first = 6, 2, 2
+        arguments.seeds, arguments.other_seeds = [0], [1]
     auto = choose_backend("auto", device.type, torch.float32)
     first, second = arguments.scan_backends or (auto, "portable" if auto != "portable" else "reference")
     tolerance = arguments.tolerance or {"fp32": 1e-3, "bf16": 2e-2}[arguments.precision]
     notes = [
         f"Swin-UMamba†, feature_size {arguments.feature_size}, {arguments.precision}, {arguments.batch_size} "
         f"crops a batch of {arguments.roi_size}², AdamW 1e-4, clip 12, drop path 0.2; the same batches in every run.",
-        f"The last {arguments.last} steps are averaged.",
+        f"The last {arguments.window} steps are averaged.",
     ]
+    united = unite(arguments.judge) if arguments.judge else None  # before the first file is written
     record = Record("loss_curve", arguments, COLUMNS, notes)
+    if united:
+        record.content = united
+        curves = {(row["backend"], row["seed"]): np.array(row["losses"]) for row in record.content["rows"]}
+        judge(record, curves, first, second, tolerance, arguments)
+        plot(record, curves, arguments.window)
+        return
     images = load_images(arguments)
-    seeds = [(first, arguments.seed), (second, arguments.seed), *((first, seed) for seed in arguments.other_seeds)]
+    seeds = [(backend, seed) for seed in arguments.seeds for backend in (first, second)]
+    seeds += [(first, seed) for seed in arguments.other_seeds]
     curves = {}
     for backend, seed in seeds:
         row = {"backend": backend, "seed": seed, "steps": arguments.steps}
@@ -84,10 +99,39 @@ def main(argv: list[str] | None = None) -> None:
             free(device)
             continue
         curves[backend, seed] = losses
-        row |= {"first_loss": float(losses[0]), "last_mean": float(losses[-arguments.last :].mean())}
+        row |= {"first_loss": float(losses[0]), "last_mean": float(losses[-arguments.window :].mean())}
         record.add({**row, "seconds": time.perf_counter() - begin, "losses": [float(f"{x:.6g}") for x in losses]})
     judge(record, curves, first, second, tolerance, arguments)
-    plot(record, curves)
+    plot(record, curves, arguments.window)
+
+
+def unite(paths: list[Path]) -> dict:
+    """One record of the runs of several, each run once.
+
+    Raises:
+        InputError: the records are not of one commit, machine and kind of run.
+    """
+    records = [json.loads(path.read_text()) for path in paths]
+
+    def kind(record: dict) -> list:
+        gpu = record["hardware"].get("gpu", {}).get("name")
+        return [
+            record["benchmark"],
+            record["git_commit"],
+            record["versions"],
+            record["settings"],
+            gpu,
+            record["notes"][0],
+        ]
+
+    for path, record in zip(paths, records):
+        if kind(record) != kind(records[0]):
+            raise InputError(f"{path} is of another machine, commit or kind of run than {paths[0]}.")
+    content = {**records[0], "command": "; ".join(record["command"] for record in records)}
+    content["notes"] = content["notes"][:2]
+    rows = {(row["backend"], row["seed"]): row for record in reversed(records) for row in record["rows"]}
+    content["rows"] = [rows[key] for key in sorted(rows)]
+    return content
 
 
 def load_images(arguments) -> list[dict[str, torch.Tensor]]:
@@ -140,39 +184,55 @@ def train(images, backend: str, seed: int, device: torch.device, arguments) -> n
 
 def judge(record: Record, curves: dict, first: str, second: str, tolerance: float, arguments) -> None:
     """Answer the three questions in the record; an answer that could not be had is None."""
-    pair = [curves.get((backend, arguments.seed)) for backend in (first, second)]
     verdict = {"backends": [first, second], "tolerance": tolerance}
-    verdict |= {"first_steps_agree": None, "same_end": None, "both_learn": None}
-    if all(losses is not None and np.isfinite(losses).all() for losses in pair):
-        early = [losses[: arguments.first] for losses in pair]
-        last = [float(losses[-arguments.last :].mean()) for losses in pair]
-        seeds = [float(losses[-arguments.last :].mean()) for (backend, _), losses in curves.items() if backend == first]
-        verdict["largest_early_difference"] = float(np.max(np.abs(early[0] - early[1]) / np.abs(early[0])))
+    verdict |= {"first_steps_agree": None, "same_curve": None, "both_learn": None}
+    seeds = sorted({seed for backend, seed in curves if backend == second and (first, seed) in curves})
+    if seeds and all(np.isfinite(losses).all() for losses in curves.values()):
+        pairs = [(curves[first, seed], curves[second, seed]) for seed in seeds]
+        apart = [np.abs(a - b) / np.abs(a) for a, b in pairs]
+        verdict["largest_early_difference"] = float(max(x[: arguments.first].max() for x in apart))
+        verdict["steps_within_tolerance"] = [int(np.argmax(np.append(x, np.inf) > tolerance)) for x in apart]
         verdict["first_steps_agree"] = verdict["largest_early_difference"] <= tolerance
-        verdict["both_learn"] = all(mean < losses[0] for mean, losses in zip(last, pair))
-        verdict["end_difference"] = abs(last[0] - last[1])
-        if len(seeds) > 1:
-            verdict["spread_of_seeds"] = max(seeds) - min(seeds)
-            verdict["same_end"] = verdict["end_difference"] <= verdict["spread_of_seeds"]
+        verdict["both_learn"] = all(losses[-arguments.window :].mean() < losses[0] for pair in pairs for losses in pair)
+        smooth = {key: moving_mean(losses, arguments.window) for key, losses in curves.items()}
+        between = [distance(smooth[first, seed], smooth[second, seed]) for seed in seeds]
+        of_seeds = [
+            distance(smooth[a], smooth[b]) for a, b in itertools.combinations(smooth, 2) if a[0] == b[0] and a != b
+        ]
+        verdict["distances_of_backends"] = between
+        if of_seeds:
+            verdict["mean_distance_of_backends"] = float(np.mean(between))
+            verdict["mean_distance_of_seeds"] = float(np.mean(of_seeds))
+            verdict["same_curve"] = verdict["mean_distance_of_backends"] < verdict["mean_distance_of_seeds"]
     record.content["verdict"] = verdict
     record.content["notes"].append(f"Verdict: {verdict}.")
     record.save()
     print(f"loss_curve: {verdict}", flush=True)
 
 
-def plot(record: Record, curves: dict) -> None:
-    """Write ``loss_curve.png``: every run, raw in the background, as a moving mean in front."""
+def moving_mean(losses: np.ndarray, window: int) -> np.ndarray:
+    return np.convolve(losses, np.ones(window) / window, mode="valid")
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).mean())
+
+
+def plot(record: Record, curves: dict, window: int) -> None:
+    """Write ``loss_curve.png``: the moving mean of every run, and the two backends' raw losses from one seed behind."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    backends = sorted({backend for backend, _ in curves})
+    raw = min(seed for _, seed in curves)
     figure, axis = pyplot.subplots(figsize=(8, 4.5))
-    for index, ((backend, seed), losses) in enumerate(curves.items()):
-        window = max(1, min(25, len(losses) // 4))
-        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        style = {"color": f"C{index}", "linestyle": "-" if index < 2 else ":"}
-        axis.plot(losses, alpha=0.15 if index < 2 else 0, **style)
+    for (backend, seed), losses in curves.items():
+        style = {"color": f"C{seed}", "linestyle": "-" if backend == backends[0] else "--"}
+        if seed == raw:
+            axis.plot(losses, alpha=0.15, **style)
+        smooth = moving_mean(losses, window)
         axis.plot(np.arange(window - 1, len(losses)), smooth, label=f"{backend}, seed {seed}", **style)
-    axis.set(xlabel="step", ylabel="loss", title="Swin-UMamba†, raw and moving mean of 25")
+    axis.set(xlabel="step", ylabel="loss", title=f"Swin-UMamba†, moving mean of {window} steps, raw behind")
     axis.legend()
     figure.tight_layout()
     figure.savefig(record.output_dir / "loss_curve.png", dpi=120)

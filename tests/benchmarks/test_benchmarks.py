@@ -17,6 +17,7 @@ from benchmarks import data_parallel, growth, loss_curve, mamba_ssm_build, timin
 from benchmarks.cases import PUBLISHED, Size, TrainingStep, build, make_loss
 from benchmarks.published import PublishedSS2D
 from swinumamba_monai.analysis.timing import measure, summarize
+from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import NNUNet
 from swinumamba_monai.networks.vss import SS2D
 
@@ -163,12 +164,30 @@ def test_slope_of_linear_growth_is_one():
 
 
 def test_verdict_can_be_no():
-    arguments = Namespace(seed=0, first=2, last=2)
+    arguments = Namespace(first=2, window=2)
     record = Namespace(content={"notes": []}, save=lambda: None)
     curves = {("a", 0): [2, 1.5, 1, 1.0], ("b", 0): [2, 1.6, 1, 1.4], ("a", 1): [2, 1.5, 1, 1.1]}
     loss_curve.judge(record, {k: np.array(v) for k, v in curves.items()}, "a", "b", 1e-3, arguments)
     verdict = record.content["verdict"]
-    assert (verdict["first_steps_agree"], verdict["same_end"], verdict["both_learn"]) == (False, False, True)
+    assert (verdict["first_steps_agree"], verdict["same_curve"], verdict["both_learn"]) == (False, False, True)
+    assert verdict["steps_within_tolerance"] == [1]
+    assert verdict["mean_distance_of_backends"] == pytest.approx((0.05 + 0.05 + 0.2) / 3)
+    assert verdict["mean_distance_of_seeds"] == pytest.approx(0.05 / 3)
+
+
+def test_records_of_one_kind_are_judged_together(tmp_path, capsys):
+    """The runs of both, each once; another commit's are refused."""
+    record = run("loss_curve", tmp_path / "a", "--scan_backends", "portable", "reference")
+    other = {**record, "rows": [{**record["rows"][1], "seed": 1}, record["rows"][0]]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    files = (str(tmp_path / "a" / "loss_curve.json"), str(tmp_path / "other.json"))
+    united = run("loss_curve", tmp_path, "--scan_backends", "portable", "reference", "--judge", *files)
+    runs = [(row["backend"], row["seed"]) for row in united["rows"]]
+    assert runs == [("portable", 0), ("portable", 1), ("reference", 0), ("reference", 1)]
+    assert len(united["verdict"]["distances_of_backends"]) == 2
+    (tmp_path / "other.json").write_text(json.dumps({**other, "git_commit": "another"}))
+    with pytest.raises(InputError, match="another machine, commit or kind of run"):
+        loss_curve.unite([tmp_path / "a" / "loss_curve.json", tmp_path / "other.json"])
 
 
 def test_throughput_counts_the_last_epoch_after_what_was_prepared():
