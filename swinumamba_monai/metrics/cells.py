@@ -196,6 +196,9 @@ class CellF1Metric(CaseScores):
         count_border_cells: count the cells that touch the 2-pixel frame too.
         pred_instances: ``y_pred`` is (1, H, W) instance ids already, for instance of ``ClassesToInstancesd``.
         key: the column that counts as the metric's value.
+        min_size: how classes become cells, see :func:`~swinumamba_monai.inference.classes_to_instances`; the published
+            script's way is 0.
+        grow: as ``min_size``.
 
     Raises:
         InputError: for a threshold outside (0, 1], and for predictions and truths that do not fit the above.
@@ -207,15 +210,21 @@ class CellF1Metric(CaseScores):
         count_border_cells: bool = False,
         pred_instances: bool = False,
         key: str = "f1",
+        min_size: int = 0,
+        grow: int = 0,
     ) -> None:
         super().__init__(_COLUMNS, key)
         _check_threshold(threshold)
         self.threshold = threshold
         self.count_border_cells = count_border_cells
         self.pred_instances = pred_instances
+        self.min_size = min_size
+        self.grow = grow
 
     def labels(self, pred: torch.Tensor, truth: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        return read_ids(truth), read_ids(pred) if self.pred_instances else classes_to_instances(class_map(pred))
+        if self.pred_instances:
+            return read_ids(truth), read_ids(pred)
+        return read_ids(truth), classes_to_instances(class_map(pred), self.min_size, self.grow)
 
     def score(self, pred: torch.Tensor, truth: torch.Tensor) -> list[float]:
         pair = self.labels(pred, truth)
@@ -225,7 +234,8 @@ class CellF1Metric(CaseScores):
         return [*published.row(), *corrected.row()[:-1]]
 
     def settings(self) -> dict[str, object]:
-        return {"threshold": self.threshold, "count_border_cells": self.count_border_cells}
+        names = ("threshold", "count_border_cells", "min_size", "grow")
+        return {name: getattr(self, name) for name in names}
 
     def caption(self, row: Mapping[str, float]) -> str:
         f1, tp, fp, fn = (row[f"{name}_{CORRECTED}"] for name in ("f1", "tp", "fp", "fn"))
@@ -258,10 +268,12 @@ class CellF1(CaseMetric):
          "output_transform": "$monai.handlers.from_engine(['pred', 'instances'])"}
 
     Args:
-        threshold: see :class:`CellF1Metric`, as the next three.
+        threshold: see :class:`CellF1Metric`, as the next five.
         count_border_cells: count the cells that touch the frame too.
         pred_instances: the prediction is instance ids already.
         key: the column that counts as the metric's value.
+        min_size: of pieces of cell interior that are kept, pixels.
+        grow: by how many pixels cells grow back into their boundary.
         output_transform: see :class:`~swinumamba_monai.metrics.case_scores.CaseMetric`, as the next two.
         save_details: keep the rows.
         every_mean: log the mean of every column.
@@ -273,9 +285,11 @@ class CellF1(CaseMetric):
         count_border_cells: bool = False,
         pred_instances: bool = False,
         key: str = "f1",
+        min_size: int = 0,
+        grow: int = 0,
         output_transform: Callable = lambda x: x,
         save_details: bool = True,
         every_mean: bool = False,
     ) -> None:
-        metric_fn = CellF1Metric(threshold, count_border_cells, pred_instances, key)
+        metric_fn = CellF1Metric(threshold, count_border_cells, pred_instances, key, min_size, grow)
         super().__init__(metric_fn, output_transform, save_details, every_mean)

@@ -224,6 +224,19 @@ def test_metric_takes_classes_one_hot_and_instances() -> None:
     assert instances(y_pred=[truth * 7], y=[truth])[0, 2] == 2
 
 
+def test_metric_grows_cells_into_their_boundary_and_drops_specks() -> None:
+    """A cell of 6 × 6 whose interior alone, 4 × 4, overlaps it by less than half; and a speck of 2 pixels."""
+    truth = torch.tensor(image(c1=np.s_[4:10, 4:10]))[None]
+    classes = torch.zeros(1, *truth.shape[1:])
+    classes[0, 4:10, 4:10], classes[0, 5:9, 5:9], classes[0, 15, 15:17] = 2, 1, 1
+    counts = {}
+    for min_size, grow in ((0, 0), (3, 0), (3, 1)):
+        metric = CellF1Metric(min_size=min_size, grow=grow)
+        counts[min_size, grow] = metric(y_pred=[classes], y=[truth])[0, :5].tolist()
+        assert metric.settings().items() >= {"min_size": min_size, "grow": grow}.items()
+    assert counts == {(0, 0): [1, 2, 0, 2, 1], (3, 0): [1, 1, 0, 1, 1], (3, 1): [1, 1, 1, 0, 0]}
+
+
 def test_metric_takes_images_of_different_sizes_and_averages_over_images() -> None:
     metric = CellF1Metric()
     small, large = torch.tensor(TRUTH)[None], torch.zeros(1, 40, 40, dtype=torch.int32)

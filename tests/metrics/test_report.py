@@ -105,6 +105,8 @@ def test_report_of_an_evaluation(tmp_path: Path) -> None:
         "swinumamba_monai": swinumamba_monai.__version__,
         "threshold": 0.5,
         "count_border_cells": False,
+        "min_size": 0,
+        "grow": 0,
         "std_ddof": 1,
         "bootstrap": {
             "statistic": "mean",
