@@ -253,9 +253,11 @@ def _table_complexity(arguments: argparse.Namespace) -> None:
         return
     device = _device(arguments.device)
     settings = {"batch_size": arguments.batch_size, "precision": arguments.precision, "repeats": arguments.repeats}
-    speed = analysis.speed_rows(arguments.tasks, systems, device, **settings)
-    notes = analysis.speed_notes(device, **settings)
-    print(analysis.write_table(arguments.output_dir, "speed", analysis.SPEED_COLUMNS, speed, notes))
+    notes, speed = analysis.speed_notes(device, **settings), []
+    for task in arguments.tasks:  # what is measured is kept, should the next one be stopped
+        speed += analysis.speed_rows([task], systems, device, **settings)
+        text = analysis.write_table(arguments.output_dir, "speed", analysis.SPEED_COLUMNS, speed, notes)
+    print(text)
     path = Path(arguments.output_dir) / "speed.png"
     analysis.draw_speed(path, speed, rows, notes[0])
     print(f"figure: {path}")

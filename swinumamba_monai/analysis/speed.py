@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -185,7 +186,7 @@ def draw_speed(path: Path, speed: Sequence[Mapping], complexity: Sequence[Mappin
     times = {(row["task"], row["system"]): row["latency_ms"] for row in speed if "latency_ms" in row}
     tasks = list(dict.fromkeys(task for task, _ in times))
     figure = Figure(figsize=(5.2 * max(1, len(tasks)), 4.6), layout="constrained")
-    figure.suptitle(heading, fontsize=10)
+    figure.suptitle(textwrap.fill(heading, 60 * max(1, len(tasks))), fontsize=8)
     for axis, task in zip(figure.subplots(1, max(1, len(tasks)), squeeze=False)[0], tasks):
         score = "f1" if task == "microscopy" else "dsc"
         for index, system in enumerate(SYSTEMS):
@@ -202,6 +203,9 @@ def draw_speed(path: Path, speed: Sequence[Mapping], complexity: Sequence[Mappin
             if len(points) > 1:
                 axis.annotate("", (x, best), (x, points["scratch"]), arrowprops={"arrowstyle": "->", "color": "red"})
         axis.set_xscale("log")
+        for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            ticks("{x:g}")
+        axis.tick_params(axis="x", which="both", labelsize=7)
         axis.margins(0.25)
         axis.set_xlabel("inference, ms, measured here")
         axis.set_ylabel(f"{score.upper()}, the paper's")

@@ -60,12 +60,16 @@ PARTICULAR = {
         "+imports",
         "class_names",
         "nsd_tolerances",
+        "min_size",
+        "grow",
+        "validate#key_metric#val_f1#min_size",
+        "validate#key_metric#val_f1#grow",
         "published_cut_slices",
         "validate#preprocessing",
         "validate#postprocessing",
         "validate#key_metric",
     },
-    "inference": {"spacing", "min_size", "save_overlay", "save_polygons"},
+    "inference": {"spacing", "min_size", "grow", "save_overlay", "save_polygons"},
 }
 # What may differ between bundles although all have it; all other parts are equal.
 DIFFERENT = {

@@ -142,10 +142,11 @@ def test_from_github(small_bundle, serve, tmp_path, empty, monkeypatch):
         "get",
         lambda address, *a, **k: get(address.replace("https://raw.githubusercontent.com", url), *a, **k),
     )
-    assert get_bundle_versions("microscopy", repo=f"{owner}/{repo}", tag=tag)["latest_version"] == "0.1.0"
+    latest = get_bundle_versions("microscopy", repo=f"{owner}/{repo}", tag=tag)["latest_version"]
+    assert package.archive.name == f"microscopy_v{latest}.zip"
     net = load("microscopy", bundle_dir=".", source="github", repo=f"{owner}/{repo}/{tag}", device="cpu")
     assert isinstance(net, SwinUMambaD)
-    assert sorted(path.name for path in empty.iterdir()) == ["microscopy", "microscopy_v0.1.0.zip"]
+    assert sorted(path.name for path in empty.iterdir()) == ["microscopy", package.archive.name]
 
 
 def test_by_hugging_face(small_bundle, tmp_path, empty, monkeypatch):

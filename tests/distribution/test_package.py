@@ -124,7 +124,9 @@ def test_the_bundles_as_they_are(name, tmp_path, capsys):
 def test_the_collection_grows(small_bundle, tmp_path):
     out = tmp_path / "dist"
     for name in ("microscopy", "endoscopy"):
-        package_bundle(small_bundle(name, weights=False), out)
+        bundle = small_bundle(name, weights=False)
+        edit_metadata(bundle, version="0.1.0", changelog={"0.1.0": ""})
+        package_bundle(bundle, out)
     bundle = tmp_path / "bundles" / "microscopy"
     edit_metadata(bundle, version="0.2.0", changelog={"0.1.0": "", "0.2.0": ""})
     package_bundle(bundle, out)
