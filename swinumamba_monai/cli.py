@@ -78,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     compare.set_defaults(command=_compare)
 
+    coco = commands.add_parser("coco", help="gather predictions in one COCO file, for CVAT and other tools")
+    coco.add_argument("predictions", help="folder that the inference of microscopy or endoscopy wrote")
+    coco.add_argument("--images", required=True, help="what was predicted: a file, a folder, or a prepared dataset")
+    coco.add_argument("--output_file", required=True, help="the .json file to write")
+    coco.add_argument("--metadata", help="configs/metadata.json of the bundle, which names the classes of endoscopy")
+    coco.set_defaults(command=_coco)
+
     export = commands.add_parser(
         "export", help="write a bundle's network for ONNX Runtime or torch.export", formatter_class=defaults
     )
@@ -121,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
 
     serve = commands.add_parser("serve", help="serve a bundle by MONAI Label", formatter_class=defaults)
-    serve.add_argument("bundle", help="folder of the bundle; its models/model.pt is served, and replaced by training")
+    serve.add_argument("bundle", help="its folder; training there replaces models/model.pt")
     serve.add_argument("--studies", required=True, help="folder of the images; labels are saved in its labels")
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     serve.add_argument("--port", type=int, default=8000)
@@ -214,6 +221,14 @@ def _synthesize(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     folder = SYNTHESIZERS[arguments.task](arguments.output_dir, seed=arguments.seed, **given)
     print(f"ready: --dataset_dir {folder}")
+
+
+def _coco(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.inference import write_coco
+
+    paths = (arguments.predictions, arguments.images, arguments.output_file, arguments.metadata)
+    num_images, num_annotations = write_coco(*paths)
+    print(f"{arguments.output_file}: {num_images} images, {num_annotations} annotations")
 
 
 def _export(arguments: argparse.Namespace) -> None:

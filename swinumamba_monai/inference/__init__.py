@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Around and after the network: ensembles and mirroring, the image's own grid, cells, uncertainty, and writing."""
 
+from swinumamba_monai.inference.coco import coco, write_coco
 from swinumamba_monai.inference.ensemble import Ensemble
 from swinumamba_monai.inference.folders import keep_folders
 from swinumamba_monai.inference.instances import ClassesToInstancesd, class_map, classes_to_instances
@@ -28,7 +29,9 @@ __all__ = [
     "VolumeWriter",
     "class_map",
     "classes_to_instances",
+    "coco",
     "entropy_map",
     "geojson",
     "keep_folders",
+    "write_coco",
 ]

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
+import torch
 
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.pretrained import read_weights
 from swinumamba_monai.serving import serve, start
 
 
@@ -25,3 +28,23 @@ def test_refusals(tmp_path, monkeypatch) -> None:
     (tmp_path / "models" / "model.pt").touch()
     with pytest.raises(InputError, match="--studies"):
         serve(tmp_path, tmp_path / "images")
+
+
+def test_half_precision_becomes_what_monai_label_reads(tmp_path, monkeypatch, capsys) -> None:
+    """A server that would start finds models/model.pt in float32; one that is there already is left alone."""
+    started = []
+    monkeypatch.setattr(start, "find_spec", lambda name: name)
+    monkeypatch.setattr(start, "stand_in_for_torchvision", lambda: None)
+    monkeypatch.setattr(start.runpy, "run_module", lambda *args, **options: started.append(args))
+    for folder in ("configs", "models", "images"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "configs" / "inference.json").write_text("{}")
+    model = tmp_path / "models" / "model.pt"
+    safetensors.torch.save_file({"a": torch.tensor([1.5, 2.0]).half()}, model.with_suffix(".safetensors"))
+    serve(tmp_path, tmp_path / "images")
+    weights = read_weights(model)
+    assert weights["a"].dtype == torch.float32 and weights["a"].tolist() == [1.5, 2.0]
+    assert "is made from model.safetensors" in capsys.readouterr().out
+    torch.save({"a": torch.zeros(2)}, model)
+    serve(tmp_path, tmp_path / "images")
+    assert read_weights(model)["a"].tolist() == [0, 0] and len(started) == 2

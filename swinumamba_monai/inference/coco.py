@@ -1,0 +1,120 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions as one COCO file, which CVAT imports ("COCO 1.0") and most tools for annotation read.
+
+What has no hole is a list of polygons, what has one a run-length code, because a COCO polygon cannot have holes; both
+hold the very pixels of the prediction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from monai.config import PathLike
+
+from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data import load_images, read_image
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference.polygons import CELL, class_names, geojson
+
+__all__ = ["coco", "write_coco"]
+
+POSTFIXES = ("instances", "classes")  # of what the bundles write: numbers of cells, numbers of classes
+SUFFIXES = (".png", ".tif")
+
+
+def coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | None = None) -> dict:
+    """The content of a COCO file of instances.
+
+    Args:
+        items: the file name of each image, and the map of numbers (H, W) that was predicted for it, 0 is background.
+        names: of the classes that the numbers are; None where the numbers are those of cells.
+
+    Returns:
+        images, categories, and an annotation for every cell, or every class of an image; ids count from 1, x goes to
+        the right and y down, in pixels from the upper left corner.
+    """
+    categories = {1: CELL} if names is None else dict(names)
+    content = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": number, "name": name, "supercategory": ""} for number, name in categories.items()]
+    for image_id, (file_name, numbers) in enumerate(items, start=1):
+        height, width = numbers.shape
+        content["images"].append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        present = np.unique(numbers[numbers > 0]).tolist()
+        for number, feature in zip(present, geojson(numbers, names)["features"], strict=True):
+            mask = numbers == number
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": 1 if names is None else number,
+                    "area": int(mask.sum()),
+                    "bbox": _box(mask),
+                    **_segmentation(feature["geometry"], mask),
+                }
+            )
+    return content
+
+
+def write_coco(
+    predictions: PathLike, images: PathLike, output_file: PathLike, metadata: PathLike | None = None
+) -> tuple[int, int]:
+    """One COCO file of a folder of predictions.
+
+    Args:
+        predictions: folder with NAME_instances or NAME_classes files, as the bundles' inference writes them.
+        images: what was predicted, as the inference took it; those without a prediction have no annotations.
+        output_file: the ``.json`` file, written whole or not at all.
+        metadata: ``metadata.json`` of the bundle, which names the classes; not needed for cells.
+
+    Returns:
+        how many images and annotations there are.
+
+    Raises:
+        InputError: no prediction is there, classes without ``metadata``, or a class that it does not name.
+    """
+    files = {}
+    for item in load_images(images):
+        image = Path(item["image"])
+        names = [f"{image.stem}_{postfix}{suffix}" for postfix in POSTFIXES for suffix in SUFFIXES]
+        files[image.name] = next((path for name in names if (path := Path(predictions) / name).is_file()), None)
+    found = [path for path in files.values() if path is not None]
+    if not found:
+        raise InputError(f"{predictions} has no NAME_instances.png or NAME_classes.png of an image in {images}.")
+    are_classes = found[0].stem.endswith("classes")
+    if are_classes and metadata is None:
+        raise InputError(f"{found[0]} holds classes; give the metadata.json of the bundle, which names them.")
+    class_of = class_names(metadata) if are_classes else None
+    items = []
+    for name, path in files.items():
+        if path is None:
+            continue
+        numbers = read_image(path).astype(np.int64)
+        unknown = set(np.unique(numbers).tolist()) - {0} - (class_of or {}).keys() if are_classes else ()
+        if unknown:
+            raise InputError(f"{path} holds class {min(unknown)}, which {metadata} does not name.")
+        items.append((name, numbers))
+    content = coco(items, class_of)
+    with replacing(output_file) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+    return len(content["images"]), len(content["annotations"])
+
+
+def _box(mask: np.ndarray) -> list[int]:
+    """x, y, width, height."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    (top, bottom), (left, right) = ((int(line[0]), int(line[-1]) + 1) for line in (rows, columns))
+    return [left, top, right - left, bottom - top]
+
+
+def _segmentation(geometry: dict, mask: np.ndarray) -> dict:
+    polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    if all(len(rings) == 1 for rings in polygons):
+        return {"segmentation": [[n for corner in ring[:-1] for n in corner] for (ring,) in polygons], "iscrowd": 0}
+    flat = mask.flatten(order="F")  # down the columns, beginning with how many zeros there are
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    return {"segmentation": {"counts": [0, *counts] if flat[0] else counts, "size": list(mask.shape)}, "iscrowd": 1}

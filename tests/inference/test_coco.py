@@ -1,0 +1,90 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""A COCO file holds the very pixels that it was made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.path import Path as Outline
+from PIL import Image
+
+from swinumamba_monai.cli import main
+from swinumamba_monai.inference import coco
+
+METADATA = Path(__file__).parents[2] / "bundles" / "endoscopy" / "configs" / "metadata.json"
+
+
+def pixels(annotation: dict, height: int, width: int) -> np.ndarray:
+    """The mask of an annotation, as the format's definition reads it."""
+    segmentation = annotation["segmentation"]
+    if annotation["iscrowd"]:
+        assert segmentation["size"] == [height, width] and sum(segmentation["counts"]) == height * width
+        values = np.arange(len(segmentation["counts"])) % 2
+        return np.repeat(values, segmentation["counts"]).astype(bool).reshape((height, width), order="F")
+    middles = np.argwhere(np.ones((height, width)))[:, ::-1] + 0.5
+    inside = np.zeros(len(middles), bool)
+    for polygon in segmentation:
+        assert len(polygon) >= 8 and len(polygon) % 2 == 0
+        ring = np.reshape(polygon, (-1, 2))
+        inside |= Outline(np.concatenate([ring, ring[:1]])).contains_points(middles)
+    return inside.reshape(height, width)
+
+
+@pytest.mark.parametrize("names", [None, {1: "shaft", 2: "tip", 5: "clip"}], ids=["cells", "classes"])
+def test_pixels_boxes_and_ids(names):
+    random = np.random.default_rng(0)
+    maps = [random.choice([0, 0, 1, 2, 5], tuple(random.integers(2, 14, 2))) for _ in range(12)]
+    ring = np.ones((3, 4), int)  # no zero before its first run
+    ring[1, 1] = 0
+    maps += [ring, np.pad(ring, 2)]
+    content = coco([(f"{i}.png", numbers) for i, numbers in enumerate(maps)], names)
+    assert [image["file_name"] for image in content["images"]] == [f"{i}.png" for i in range(len(maps))]
+    assert {c["id"]: c["name"] for c in content["categories"]} == (names or {1: "cell"})
+    assert [a["id"] for a in content["annotations"]] == list(range(1, len(content["annotations"]) + 1))
+    assert {a["iscrowd"] for a in content["annotations"]} == {0, 1}
+    for image, numbers in zip(content["images"], maps):
+        present = [number for number in (1, 2, 5) if (numbers == number).any()]
+        own = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        assert [a["category_id"] for a in own] == (present if names else [1] * len(present))
+        for number, annotation in zip(present, own, strict=True):
+            mask = numbers == number
+            np.testing.assert_array_equal(pixels(annotation, image["height"], image["width"]), mask)
+            left, top, width, height = annotation["bbox"]
+            assert annotation["area"] == mask.sum() == mask[top : top + height, left : left + width].sum()
+            assert mask[[top, top + height - 1]].any(1).all() and mask[:, [left, left + width - 1]].any(0).all()
+
+
+class TestCommand:
+    @pytest.fixture
+    def images(self, tmp_path) -> Path:
+        (tmp_path / "images").mkdir()
+        for name in ("a", "b"):
+            Image.new("RGB", (6, 5)).save(tmp_path / "images" / f"{name}.png")
+        return tmp_path / "images"
+
+    def run(self, folder: Path, images: Path, *options: str) -> int:
+        arguments = [str(folder), "--images", str(images), "--output_file", str(folder / "coco.json"), *options]
+        return main(["coco", *arguments])
+
+    def test_cells(self, images, tmp_path, capsys):
+        Image.fromarray(np.eye(5, 6, dtype=np.uint16) * 3).save(tmp_path / "b_instances.png")
+        assert self.run(tmp_path, images) == 0
+        assert "1 images, 1 annotations" in capsys.readouterr().out
+        content = json.loads((tmp_path / "coco.json").read_text())
+        assert [image["file_name"] for image in content["images"]] == ["b.png"]
+
+    def test_classes_need_their_names(self, images, tmp_path, capsys):
+        Image.fromarray(np.full((5, 6), 7, np.uint8)).save(tmp_path / "a_classes.png")
+        assert self.run(tmp_path, images) == 1 and "give the metadata.json" in capsys.readouterr().err
+        assert self.run(tmp_path, images, "--metadata", str(METADATA)) == 0
+        Image.fromarray(np.full((5, 6), 77, np.uint8)).save(tmp_path / "a_classes.png")
+        assert self.run(tmp_path, images, "--metadata", str(METADATA)) == 1
+        assert "holds class 77" in capsys.readouterr().err
+
+    def test_nothing_predicted(self, images, tmp_path, capsys):
+        assert self.run(tmp_path, images) == 1
+        assert "has no NAME_instances.png" in capsys.readouterr().err and not (tmp_path / "coco.json").exists()
