@@ -11,56 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from monai.networks import nets
 from torch import Tensor, nn, zeros
 
 from swinumamba_monai.pooling import pad_for_pooling
 
+from .any_size import AnySize
+
 __all__ = ["NNUNet", "SegResNet", "SwinUNETR", "UNETR"]
-
-
-class _AnySize:
-    """Before a network in the order of classes: pads what it gets to what the network can take.
-
-    ``step`` says which multiples its sides must be, along each axis; ``_padded`` says so where there is more to say.
-    """
-
-    in_channels: int
-    step: Sequence[int]
-
-    def _padded(self, size: Sequence[int]) -> list[int]:
-        return [-(-side // step) * step for side, step in zip(size, self.step)]
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """
-        Args:
-            x: image, (b, in_channels, h, w).
-
-        Returns:
-            logits (b, out_channels, h, w); of a network with several heads, in training mode with
-            ``deep_supervision``, a list, finest first.
-
-        Raises:
-            ValueError: an input of another shape.
-        """
-        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
-            raise ValueError(f"expected an input of shape (b, {self.in_channels}, h, w), got {tuple(x.shape)}.")
-        size = x.shape[2:]
-        below, right = (padded - side for padded, side in zip(self._padded(size), size))
-        if not (below or right):
-            return super().forward(x)
-        padded = F.pad(x, (0, right, 0, below), mode="replicate")
-        logits = super().forward(padded)
-        if isinstance(logits, list):
-            return [_cut(head, size, padded.shape[2:]) for head in logits]
-        return _cut(logits, size, padded.shape[2:])
-
-
-def _cut(head: Tensor, size: Sequence[int], padded: Sequence[int]) -> Tensor:
-    """The part of a head that belongs to the image; the head's own sides divide those of the padded image."""
-    height, width = (-(-side * own // whole) for side, whole, own in zip(size, padded, head.shape[2:]))
-    return head[..., :height, :width]
 
 
 class _PlannedUNet(nets.DynUNet):
@@ -83,7 +41,7 @@ class _PlannedUNet(nets.DynUNet):
         return [logits, *(head(m) for head, m in zip(self.deep_supervision_heads, maps[-2::-1]))]
 
 
-class NNUNet(_AnySize, _PlannedUNet):
+class NNUNet(AnySize, _PlannedUNet):
     """The 2D network that nnU-Net plans for a crop: 33.5 M parameters and 23.3 GFLOPs at 1×320×320 and 14 classes.
 
     Two convolutions a stage, min(512, 32 · 2^i) channels, affine instance norm. The number of stages follows from
@@ -137,7 +95,7 @@ class NNUNet(_AnySize, _PlannedUNet):
                     module.bias = nn.Parameter(zeros(module.out_channels, device=module.weight.device))
 
 
-class SegResNet(_AnySize, nets.SegResNet):
+class SegResNet(AnySize, nets.SegResNet):
     """SegResNet with 32 initial filters and 1, 2, 2, 4 blocks: 6.3 M parameters and 24.5 GFLOPs at 1×320×320.
 
     Args:
@@ -155,7 +113,7 @@ class SegResNet(_AnySize, nets.SegResNet):
         self.step = [2 ** (len(options["blocks_down"]) - 1)] * 2
 
 
-class UNETR(_AnySize, nets.UNETR):
+class UNETR(AnySize, nets.UNETR):
     """UNETR with a ViT-Base encoder: 87.4 M parameters and 42.1 GFLOPs at 1×320×320 and 14 classes.
 
     Its position embedding belongs to one size: smaller images are padded to that, larger ones need a sliding window.
@@ -184,14 +142,14 @@ class UNETR(_AnySize, nets.UNETR):
         self.in_channels = in_channels
         self.roi_size = list(roi_size)
 
-    def _padded(self, size: Sequence[int]) -> list[int]:
+    def padded_size(self, size: Sequence[int]) -> list[int]:
         if any(side > limit for side, limit in zip(size, self.roi_size)):
             limit, given = ("×".join(map(str, sides)) for sides in (self.roi_size, size))
             raise ValueError(f"this UNETR takes images up to {limit}, got {given}; use a sliding window.")
         return self.roi_size
 
 
-class SwinUNETR(_AnySize, nets.SwinUNETR):
+class SwinUNETR(AnySize, nets.SwinUNETR):
     """SwinUNETR with 48 features and 2, 2, 2, 2 blocks: 25.1 M parameters and 27.9 GFLOPs at 1×320×320.
 
     Args:

@@ -12,21 +12,20 @@ of the encoder, and the zeros that fill the last windows take part in the attent
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from monai.data import MetaTensor
-from monai.networks.layers import Conv, DropPath
-from monai.utils import convert_to_dst_type
+from monai.networks.layers import Conv
 from torch import Tensor
+
+from .any_size import AnySize
+from .nnformer_attention import TransformerBlock
 
 __all__ = ["NNFormer"]
 
 MERGED = 8  # patches of the finest map along a side to one of the coarsest
 DEFAULTS = {2: {"patch_size": (4, 4), "roi_size": (320, 320)}, 3: {"patch_size": (2, 4, 4), "roi_size": (64, 128, 128)}}
-APART = -100.0  # added to the logits of pairs that only the cyclic shift brought together
 
 
 def _channels_first(x: Tensor) -> Tensor:
@@ -35,151 +34,6 @@ def _channels_first(x: Tensor) -> Tensor:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1)
-
-
-def _partition(x: Tensor, window: int) -> Tensor:
-    """(b, *spatial, c) to (b, windows, pixels of a window, c)."""
-    dims = x.ndim - 2
-    split = [n for side in x.shape[1:-1] for n in (side // window, window)]
-    x = x.reshape(x.shape[0], *split, x.shape[-1])
-    x = x.permute(0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
-    return x.flatten(1 + dims, 2 * dims).flatten(1, dims)
-
-
-def _reverse(windows: Tensor, window: int, spatial: Sequence[int]) -> Tensor:
-    """The inverse of :func:`_partition`: to (b, *spatial, c)."""
-    dims = len(spatial)
-    x = windows.reshape(windows.shape[0], *(side // window for side in spatial), *[window] * dims, windows.shape[-1])
-    x = x.permute(0, *(axis for i in range(dims) for axis in (1 + i, 1 + dims + i)), 2 * dims + 1)
-    return x.reshape(windows.shape[0], *spatial, windows.shape[-1])
-
-
-def _shift_mask(spatial: Sequence[int], window: int, device: torch.device) -> Tensor:
-    """What keeps pixels apart that are not neighbours in a shifted map: (windows, pixels, pixels) of 0 and -100."""
-    regions = torch.zeros(1, *[1] * len(spatial), 1, dtype=torch.long, device=device)
-    for axis, side in enumerate(spatial):
-        padded = -(-side // window) * window
-        place = torch.arange(padded, device=device)
-        region = (place >= padded - window).long() + (place >= padded - window // 2).long()
-        regions = 3 * regions + region.view(-1, *[1] * (len(spatial) - axis))
-    regions = _partition(regions, window)[0, :, :, 0]
-    return (regions[:, :, None] != regions[:, None, :]) * APART
-
-
-class WindowAttention(nn.Module):
-    """Multi-head attention inside windows, with a learnt bias for each relative position.
-
-    Args:
-        dim: channels.
-        window: pixels along a side of a window.
-        num_heads: heads, a divisor of ``dim``.
-        spatial_dims: 2 or 3.
-        cross: whether queries come from elsewhere than keys and values; they are then not projected.
-    """
-
-    def __init__(self, dim: int, window: int, num_heads: int, spatial_dims: int, cross: bool) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** spatial_dims, num_heads))
-        self.register_buffer("relative_position_index", self._index(window, spatial_dims))
-        if cross:
-            self.kv = nn.Linear(dim, 2 * dim)
-        else:
-            self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-
-    @staticmethod
-    def _index(window: int, spatial_dims: int) -> Tensor:
-        """Row of the table for each pair of pixels of a window."""
-        places = torch.tensor(list(product(range(window), repeat=spatial_dims)))
-        offsets = places[:, None] - places[None, :] + window - 1
-        # (2w - 1)² would give each 3D offset a row of its own; the released weights were trained with 3w - 1
-        strides = {2: (2 * window - 1, 1), 3: (3 * window - 1, 2 * window - 1, 1)}[spatial_dims]
-        return (offsets * torch.tensor(strides)).sum(-1)
-
-    def forward(self, x: Tensor, source: Tensor | None, mask: Tensor | None) -> Tensor:
-        """
-        Args:
-            x: (b, windows, pixels, dim); queries, and keys and values unless ``source`` is given.
-            source: (b, windows, pixels, dim), keys and values.
-            mask: (windows, pixels, pixels), added to the attention's logits.
-        """
-        batch, windows, pixels, dim = x.shape
-
-        def heads(x: Tensor) -> tuple[Tensor, ...]:  # (b, windows, pixels, n * dim) to n of (b * windows, heads, ...)
-            x = x.reshape(batch * windows, pixels, -1, self.num_heads, dim // self.num_heads)
-            return x.permute(2, 0, 3, 1, 4).unbind(0)
-
-        q, k, v = heads(self.qkv(x)) if source is None else (*heads(x), *heads(self.kv(source)))
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
-        if mask is not None:
-            bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
-        else:
-            bias = bias.expand(batch * windows, -1, -1, -1)
-        # one dtype, which the fused kernels ask for; under autocast the queries of a skip come from a float32 norm
-        attended = F.scaled_dot_product_attention(q.to(v.dtype), k, v, attn_mask=bias.to(v.dtype))
-        return self.proj(attended.transpose(1, 2).reshape(batch, windows, pixels, dim))
-
-
-class MLP(nn.Module):
-    """Two linear layers with GELU, named as the released ones: (..., dim) to (..., dim)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class TransformerBlock(nn.Module):
-    """Attention in windows, shifted or not, and an MLP, both with a pre-norm and a residual.
-
-    Args:
-        dim: channels.
-        window: pixels along a side of a window.
-        shift: pixels by which the windows are shifted.
-        num_heads: heads of the attention.
-        spatial_dims: 2 or 3.
-        drop_path: probability with which a residual branch is skipped for a sample in training.
-        cross: whether this is a skip connection: queries from the decoder, keys and values from the encoder.
-    """
-
-    def __init__(
-        self, dim: int, window: int, shift: int, num_heads: int, spatial_dims: int, drop_path: float, cross: bool
-    ) -> None:
-        super().__init__()
-        self.window, self.shift = window, shift
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window, num_heads, spatial_dims, cross)
-        self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim)
-
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """
-        Args:
-            x: (b, *spatial, dim).
-            skip: the encoder's map of this size, for a skip connection.
-        """
-        spatial, axes = x.shape[1:-1], tuple(range(1, x.ndim - 1))
-        fill = [n for side in reversed(spatial) for n in (0, -side % self.window)]
-
-        def windows(x: Tensor) -> Tensor:
-            x = F.pad(self.norm1(x), (0, 0, *fill))
-            return _partition(x.roll([-self.shift] * len(axes), axes) if self.shift else x, self.window)
-
-        mask = _shift_mask(spatial, self.window, x.device) if self.shift else None
-        y = self.attn(windows(x), None if skip is None else windows(skip), mask)
-        y = _reverse(y, self.window, [-(-side // self.window) * self.window for side in spatial])
-        if self.shift:
-            y = y.roll([self.shift] * len(axes), axes)
-        for axis, side in zip(axes, spatial):
-            y = y.narrow(axis, 0, side)
-        x = (x if skip is None else x + skip) + self.drop_path(y)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class Projection(nn.Module):
@@ -328,7 +182,7 @@ class Decoder(nn.Module):
         return maps
 
 
-class NNFormer(nn.Module):
+class NNFormer(AnySize, nn.Module):
     """nnFormer; by default as released for the Synapse abdomen in 3D, and its natural counterpart in 2D.
 
     The 2D network that the Swin-UMamba† paper compares with (60 M parameters) was not published. Here convolutions,
@@ -390,9 +244,9 @@ class NNFormer(nn.Module):
             raise ValueError(f"drop_path_rate must be a number in [0, 1), got {drop_path_rate!r}.")
         super().__init__()
         self.in_channels, self.spatial_dims, self.deep_supervision = in_channels, spatial_dims, deep_supervision
-        self.strides = [MERGED * side for side in patch_size]
-        coarsest = min(-(-side // stride) for side, stride in zip(roi_size, self.strides))
-        finest = min(-(-side // stride) * MERGED for side, stride in zip(roi_size, self.strides))
+        self.step = [MERGED * side for side in patch_size]
+        coarsest = min(-(-side // stride) for side, stride in zip(roi_size, self.step))
+        finest = min(-(-side // stride) * MERGED for side, stride in zip(roi_size, self.step))
         smallest = [finest // 2**i for i in range(3)] + [coarsest]
         windows = [min(window, side) for window, side in zip(window_size, smallest)]
         shifts = [window // 2 if side > window else 0 for window, side in zip(windows, smallest)]
@@ -444,32 +298,6 @@ class NNFormer(nn.Module):
             ):
                 raise ValueError(f"{name} must be {length} positive integers, got {value!r}.")
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """
-        Args:
-            x: image, (b, in_channels, *spatial), of any size. Sides that do not divide by 8 patches are continued at
-                their ends by their last pixels, and the logits cut back.
-
-        Returns:
-            logits (b, out_channels, *spatial); in training mode with ``deep_supervision`` the list of three heads,
-            finest first, at 1, 1/2 and 1/4 of the image, sizes rounded up.
-
-        Raises:
-            ValueError: an input of other dimensions or channels, or without a pixel.
-        """
-        if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels or 0 in x.shape:
-            axes = ", ".join("dhw"[-self.spatial_dims :])
-            raise ValueError(f"expected an input of shape (b, {self.in_channels}, {axes}), got {tuple(x.shape)}.")
-        image = x.as_tensor() if isinstance(x, MetaTensor) else x
-        heads = self._heads(image, all_heads=self.training and self.deep_supervision)
-        if isinstance(x, MetaTensor):
-            heads = [convert_to_dst_type(head, x, dtype=head.dtype)[0] for head in heads]
-        return heads if self.training and self.deep_supervision else heads[0]
-
-    def _heads(self, x: Tensor, all_heads: bool) -> list[Tensor]:
-        spatial = x.shape[2:]
-        ends = [-side % stride for side, stride in zip(spatial, self.strides)]
-        padded = F.pad(x, [n for end in reversed(ends) for n in (0, end)], mode="replicate")
-        maps = self.decoder(self.model_down(padded))
-        heads = [head(m) for head, m in zip(self.final, maps)] if all_heads else [self.final[0](maps[0])]
-        return [logits[(..., *(slice(-(-side // 2**i)) for side in spatial))] for i, logits in enumerate(heads)]
+    def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
+        maps = self.decoder(self.model_down(x))
+        return [head(m) for head, m in zip(self.final, maps if all_heads else maps[:1])]

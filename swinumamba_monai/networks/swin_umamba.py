@@ -14,14 +14,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from monai.data import MetaTensor
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from monai.networks.layers.utils import get_norm_layer
-from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from swinumamba_monai.ops.dispatch import check_backend_name, is_exporting
+from swinumamba_monai.ops.dispatch import check_backend_name
 
+from .any_size import AnySize
 from .blocks import MIXERS
 from .cuda_graphs import CUDAGraphs
 from .vmamba import VMambaEncoder
@@ -102,59 +101,16 @@ class MambaDecoder(nn.Module):
         return expand.place(logits).permute(0, 3, 1, 2)
 
 
-def _cut(head: Tensor, height: int, width: int) -> Tensor:
-    """The upper left corner of a map."""
-    if not is_exporting():
-        return head[:, :, :height, :width]
-    # The strides of a slice tell whether anything was cut, which would tie an exported program to sizes of one kind.
-    rows, columns = (torch.arange(side, device=head.device) for side in (height, width))
-    return head.index_select(2, rows).index_select(3, columns)
+class _SwinUMambaBase(AnySize, nn.Module):
+    """What both networks share: checked arguments, and sides that are multiples of 32 inside."""
 
-
-class _SwinUMambaBase(nn.Module):
-    """What both networks share: checked arguments, any image size, and when the coarser heads are returned."""
+    step = (STRIDE, STRIDE)
 
     def __init__(self, deep_supervision: bool, cuda_graphs: bool, use_checkpoint: bool) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
         # a recomputation restores the state of the random numbers, which cannot be recorded
         self._graphs = CUDAGraphs(training=not use_checkpoint) if cuda_graphs else None
-
-    def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
-        """Logits of an image whose sides divide by 32, finest first; only the finest unless ``all_heads``."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """
-        Args:
-            x: image, (b, in_channels, h, w), of any size. Sides that do not divide by 32 are continued to the right
-                and below by their last pixels, and the logits cut back.
-
-        Returns:
-            logits (b, out_channels, h, w); in training mode with ``deep_supervision`` the list of all heads, finest
-            first, each ceil(h / scale) × ceil(w / scale).
-
-        Raises:
-            ValueError: an input that is not (b, in_channels, h, w) with at least one pixel.
-        """
-        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
-            raise ValueError(f"expected an input of shape (b, {self.in_channels}, h, w), got {tuple(x.shape)}.")
-        image = x.as_tensor() if isinstance(x, MetaTensor) else x
-        heads = self._heads(image) if self._graphs is None else self._graphs.run(self, self._heads, image)
-        if isinstance(x, MetaTensor):
-            heads = [convert_to_dst_type(head, x, dtype=head.dtype)[0] for head in heads]
-        return heads if self.training and self.deep_supervision else heads[0]
-
-    def _heads(self, x: Tensor) -> list[Tensor]:
-        height, width = x.shape[2:]
-        # written so that sizes which torch.compile keeps symbolic cancel to multiples of STRIDE
-        below, right = ((side + STRIDE - 1) // STRIDE * STRIDE - side for side in (height, width))
-        padded = F.pad(x, (0, right, 0, below), mode="replicate")
-        heads = []
-        for head in self.logits(padded, all_heads=self.training and self.deep_supervision):
-            scale = padded.shape[2] // head.shape[2]
-            heads.append(_cut(head, (height + scale - 1) // scale, (width + scale - 1) // scale))
-        return heads
 
     @staticmethod
     def check_arguments(**arguments) -> None:

@@ -17,14 +17,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from monai.data import MetaTensor
-from monai.utils import convert_to_dst_type, ensure_tuple_rep
+from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from swinumamba_monai.ops.dispatch import check_backend_name
 from swinumamba_monai.pooling import pad_for_pooling
 
+from .any_size import AnySize
 from .cuda_graphs import CUDAGraphs
 from .mamba import Mamba
 from .residual_unet import ResidualBlock, ResidualDecoder, ResidualEncoder
@@ -115,7 +114,7 @@ class MambaEncoder(ResidualEncoder):
         return maps
 
 
-class _UMamba(nn.Module):
+class _UMamba(AnySize, nn.Module):
     """What both networks share: the plan, any image size, and when the coarser heads are returned.
 
     Args: as those of :class:`UMambaBot`.
@@ -168,41 +167,15 @@ class _UMamba(nn.Module):
         """What the decoder gets, finest first."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """
-        Args:
-            x: image, (b, in_channels, *spatial), of any size. Sides that the strides do not divide are continued at
-                their ends by their last pixels, and the logits cut back. An image that would be one pixel at the
-                bottleneck, where an instance norm needs two, is continued to twice its last side in the same way.
-
-        Returns:
-            logits (b, out_channels, *spatial); in training mode with ``deep_supervision`` the list of all heads, finest
-            first, one for each stage but the coarsest, sizes rounded up.
-
-        Raises:
-            ValueError: an input that is not (b, in_channels, *spatial) with at least one pixel.
-        """
-        if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels or 0 in x.shape:
-            axes = ", ".join("dhw"[-self.spatial_dims :])
-            raise ValueError(f"expected an input of shape (b, {self.in_channels}, {axes}), got {tuple(x.shape)}.")
-        image = x.as_tensor() if isinstance(x, MetaTensor) else x
-        heads = self._heads(image) if self._graphs is None else self._graphs.run(self, self._heads, image)
-        if isinstance(x, MetaTensor):
-            heads = [convert_to_dst_type(head, x, dtype=head.dtype)[0] for head in heads]
-        return heads if self.training and self.deep_supervision else heads[0]
-
-    def _heads(self, x: Tensor) -> list[Tensor]:
-        sides = x.shape[2:]
-        padded = [(side + step - 1) // step * step for side, step in zip(sides, self.step)]
+    def padded_size(self, size: Sequence[int]) -> list[int]:
+        """Multiples of the strides, and two pixels at the bottleneck at least, as its instance norm needs."""
+        padded = super().padded_size(size)
         if padded == self.step:
             padded[-1] *= 2
-        ends = [whole - side for whole, side in zip(padded, sides)]
-        x = F.pad(x, [n for end in reversed(ends) for n in (0, end)], mode="replicate")
-        heads = []
-        for head in self.decoder(self._maps(x), all_heads=self.training and self.deep_supervision):
-            scales = [whole // own for whole, own in zip(padded, head.shape[2:])]
-            heads.append(head[(..., *(slice((side + s - 1) // s) for side, s in zip(sides, scales)))])
-        return heads
+        return padded
+
+    def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
+        return self.decoder(self._maps(x), all_heads=all_heads)
 
 
 class UMambaBot(_UMamba):

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinumamba_monai.networks import NNFormer
-from swinumamba_monai.networks.nnformer import TransformerBlock
+from swinumamba_monai.networks.nnformer_attention import TransformerBlock
 
 TINY = {"in_channels": 2, "out_channels": 3, "feature_size": 16, "num_heads": (1, 2, 4, 8), "drop_path_rate": 0.0}
 ROI = {2: (64, 64), 3: (32, 64, 64)}
@@ -137,7 +137,7 @@ class TestForward:
     def test_padding_repeats_the_last_pixels(self, dims):
         net, x = build(dims).eval(), image(1, 2, *ODD[dims])
         filled = x
-        for axis, (side, stride) in enumerate(zip(ODD[dims], net.strides), start=2):
+        for axis, (side, stride) in enumerate(zip(ODD[dims], net.step), start=2):
             index = torch.arange(-(-side // stride) * stride).clamp(max=side - 1)
             filled = filled.index_select(axis, index)
         with torch.no_grad():

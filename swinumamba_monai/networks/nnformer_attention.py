@@ -1,0 +1,166 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""nnFormer's transformer block: self-attention in windows that every other block shifts.
+
+Source, and what is peculiar to it: :mod:`.nnformer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from monai.networks.layers import DropPath
+from torch import Tensor
+
+__all__ = ["TransformerBlock"]
+
+APART = -100.0  # added to the logits of pairs that only the cyclic shift brought together
+
+
+def _partition(x: Tensor, window: int) -> Tensor:
+    """(b, *spatial, c) to (b, windows, pixels of a window, c)."""
+    dims = x.ndim - 2
+    split = [n for side in x.shape[1:-1] for n in (side // window, window)]
+    x = x.reshape(x.shape[0], *split, x.shape[-1])
+    x = x.permute(0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
+    return x.flatten(1 + dims, 2 * dims).flatten(1, dims)
+
+
+def _reverse(windows: Tensor, window: int, spatial: Sequence[int]) -> Tensor:
+    """The inverse of :func:`_partition`: to (b, *spatial, c)."""
+    dims = len(spatial)
+    x = windows.reshape(windows.shape[0], *(side // window for side in spatial), *[window] * dims, windows.shape[-1])
+    x = x.permute(0, *(axis for i in range(dims) for axis in (1 + i, 1 + dims + i)), 2 * dims + 1)
+    return x.reshape(windows.shape[0], *spatial, windows.shape[-1])
+
+
+def _shift_mask(spatial: Sequence[int], window: int, device: torch.device) -> Tensor:
+    """What keeps pixels apart that are not neighbours in a shifted map: (windows, pixels, pixels) of 0 and -100."""
+    regions = torch.zeros(1, *[1] * len(spatial), 1, dtype=torch.long, device=device)
+    for axis, side in enumerate(spatial):
+        padded = -(-side // window) * window
+        place = torch.arange(padded, device=device)
+        region = (place >= padded - window).long() + (place >= padded - window // 2).long()
+        regions = 3 * regions + region.view(-1, *[1] * (len(spatial) - axis))
+    regions = _partition(regions, window)[0, :, :, 0]
+    return (regions[:, :, None] != regions[:, None, :]) * APART
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention inside windows, with a learnt bias for each relative position.
+
+    Args:
+        dim: channels.
+        window: pixels along a side of a window.
+        num_heads: heads, a divisor of ``dim``.
+        spatial_dims: 2 or 3.
+        cross: whether queries come from elsewhere than keys and values; they are then not projected.
+    """
+
+    def __init__(self, dim: int, window: int, num_heads: int, spatial_dims: int, cross: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** spatial_dims, num_heads))
+        self.register_buffer("relative_position_index", self._index(window, spatial_dims))
+        if cross:
+            self.kv = nn.Linear(dim, 2 * dim)
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    @staticmethod
+    def _index(window: int, spatial_dims: int) -> Tensor:
+        """Row of the table for each pair of pixels of a window."""
+        places = torch.tensor(list(product(range(window), repeat=spatial_dims)))
+        offsets = places[:, None] - places[None, :] + window - 1
+        # (2w - 1)² would give each 3D offset a row of its own; the released weights were trained with 3w - 1
+        strides = {2: (2 * window - 1, 1), 3: (3 * window - 1, 2 * window - 1, 1)}[spatial_dims]
+        return (offsets * torch.tensor(strides)).sum(-1)
+
+    def forward(self, x: Tensor, source: Tensor | None, mask: Tensor | None) -> Tensor:
+        """
+        Args:
+            x: (b, windows, pixels, dim); queries, and keys and values unless ``source`` is given.
+            source: (b, windows, pixels, dim), keys and values.
+            mask: (windows, pixels, pixels), added to the attention's logits.
+        """
+        batch, windows, pixels, dim = x.shape
+
+        def heads(x: Tensor) -> tuple[Tensor, ...]:  # (b, windows, pixels, n * dim) to n of (b * windows, heads, ...)
+            x = x.reshape(batch * windows, pixels, -1, self.num_heads, dim // self.num_heads)
+            return x.permute(2, 0, 3, 1, 4).unbind(0)
+
+        q, k, v = heads(self.qkv(x)) if source is None else (*heads(x), *heads(self.kv(source)))
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
+        if mask is not None:
+            bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
+        else:
+            bias = bias.expand(batch * windows, -1, -1, -1)
+        # one dtype, which the fused kernels ask for; under autocast the queries of a skip come from a float32 norm
+        attended = F.scaled_dot_product_attention(q.to(v.dtype), k, v, attn_mask=bias.to(v.dtype))
+        return self.proj(attended.transpose(1, 2).reshape(batch, windows, pixels, dim))
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU, named as the released ones: (..., dim) to (..., dim)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Attention in windows, shifted or not, and an MLP, both with a pre-norm and a residual.
+
+    Args:
+        dim: channels.
+        window: pixels along a side of a window.
+        shift: pixels by which the windows are shifted.
+        num_heads: heads of the attention.
+        spatial_dims: 2 or 3.
+        drop_path: probability with which a residual branch is skipped for a sample in training.
+        cross: whether this is a skip connection: queries from the decoder, keys and values from the encoder.
+    """
+
+    def __init__(
+        self, dim: int, window: int, shift: int, num_heads: int, spatial_dims: int, drop_path: float, cross: bool
+    ) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window, num_heads, spatial_dims, cross)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            x: (b, *spatial, dim).
+            skip: the encoder's map of this size, for a skip connection.
+        """
+        spatial, axes = x.shape[1:-1], tuple(range(1, x.ndim - 1))
+        fill = [n for side in reversed(spatial) for n in (0, -side % self.window)]
+
+        def windows(x: Tensor) -> Tensor:
+            x = F.pad(self.norm1(x), (0, 0, *fill))
+            return _partition(x.roll([-self.shift] * len(axes), axes) if self.shift else x, self.window)
+
+        mask = _shift_mask(spatial, self.window, x.device) if self.shift else None
+        y = self.attn(windows(x), None if skip is None else windows(skip), mask)
+        y = _reverse(y, self.window, [-(-side // self.window) * self.window for side in spatial])
+        if self.shift:
+            y = y.roll([self.shift] * len(axes), axes)
+        for axis, side in zip(axes, spatial):
+            y = y.narrow(axis, 0, side)
+        x = (x if skip is None else x + skip) + self.drop_path(y)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
