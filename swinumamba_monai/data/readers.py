@@ -95,18 +95,7 @@ def read_instances(path: PathLike) -> np.ndarray:
     Raises:
         InputError: As for :func:`read_image`, and when the file has colours or numbers that are no cell numbers.
     """
-    image = read_image(path)
-    if image.ndim != 2:
-        raise InputError(
-            f"{path} has {image.shape[-1]} channels (a colour or palette picture), but an instance map has one number "
-            "per pixel; save the cell numbers as a 16-bit gray PNG or TIFF."
-        )
-    if image.min() < 0 or image.max() > np.iinfo(np.int32).max or (image.dtype.kind == "f" and (image % 1).any()):
-        raise InputError(
-            f"{path} is no instance map: its values, from {image.min()} to {image.max()}, are not all whole numbers "
-            "between 0 and 2147483647; save 0 for background and 1, 2, 3, ... for the cells."
-        )
-    return image.astype(np.int32)
+    return _read_numbers(path, "instance map", "cell numbers", np.int32, "16-bit gray PNG or TIFF")
 
 
 def read_classes(path: PathLike) -> np.ndarray:
@@ -121,14 +110,23 @@ def read_classes(path: PathLike) -> np.ndarray:
     Raises:
         InputError: As for :func:`read_image`, and when the file has colours or numbers that are no class numbers.
     """
+    return _read_numbers(path, "mask", "class numbers", np.uint16, "8-bit gray PNG")
+
+
+def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: str) -> np.ndarray:
+    """Read an image (H, W) of whole numbers that ``dtype`` holds; errors say what such a file is and how to save it."""
     image = read_image(path)
     if image.ndim != 2:
         raise InputError(
-            f"{path} has {image.shape[-1]} channels (a colour or palette picture), but a mask has one class number per "
-            "pixel; save the numbers as an 8-bit gray PNG."
+            f"{path} has {image.shape[-1]} channels (a colour or palette picture), but this {kind} needs one channel "
+            f"of {numbers}; save it as {form}."
         )
-    if image.min() < 0 or image.max() > np.iinfo(np.uint16).max or (image.dtype.kind == "f" and (image % 1).any()):
-        raise InputError(f"{path} is no mask: its values, from {image.min()} to {image.max()}, are no class numbers.")
+    largest = np.iinfo(dtype).max
+    if image.min() < 0 or image.max() > largest or (image.dtype.kind == "f" and (image % 1).any()):
+        raise InputError(
+            f"{path} is no {kind}: its values, from {image.min()} to {image.max()}, are not all whole numbers between "
+            f"0 and {largest}; save {numbers}, with 0 for the background."
+        )
     return image.astype(np.int32)
 
 

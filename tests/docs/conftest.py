@@ -5,17 +5,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import fire
 import nibabel as nib
 import numpy as np
 import pytest
 from doc_commands import ROOT
-from monai.bundle import ConfigParser, run
 from PIL import Image
+from short_runs import run_bundle
 
 from swinumamba_monai.cli import TASKS, main
 from swinumamba_monai.data import SYNTHESIZERS
@@ -25,49 +23,6 @@ SIZES = {
     "endoscopy": {"image_size": (64, 96)},
     "microscopy": {"image_size": (64, 80)},
 }
-# Every network small, and every run short: added behind what the documentation says.
-SHORT = {
-    "training": "--max_epochs 1 --iterations_per_epoch 1 --batch_size 2 --val_interval 1 --roi_size [32,32]",
-    "pretraining": "--max_epochs 1 --batch_size 2 --val_interval 1 --picture_interval 1 --spatial_size [32,32] "
-    "--mask_patch_size 16",
-    "evaluating": "--roi_size [64,64] --num_figures 1",
-    "inference": "--roi_size [64,64]",
-}
-SMALL = {
-    "SwinUMambaD": {"feature_size": 8, "d_state": 2, "depths": [1, 1, 1, 1], "decoder_depths": [1, 1, 1]},
-    "UMambaBot": {"base_channels": 2, "d_state": 2},
-}
-
-
-def run_bundle(words: Sequence[str]) -> None:
-    """``python -m monai.bundle`` with these words behind it, in this process and made small."""
-    files, options = config_of(words)
-    parser = ConfigParser()
-    parser.read_config(files)
-    name = options.get("network_name", parser["network_name"])
-    of_task = " --spacing [6.0,7.0]" if "abdomen_mri" in files[0] else ""
-    added = f"{SHORT[words[1]]}{of_task} --num_workers 0 --device $torch.device('cpu') --logging_file False".split()
-    inner = "network_def#network#" if words[1] == "pretraining" else "network_def#"
-    for option, value in SMALL[name].items():
-        if f"{inner}{option}" not in parser:  # an overlay that sets it is what the command is about
-            added += [f"--{inner}{option}", str(value).replace(" ", "")]
-    hook = sys.excepthook
-    try:
-        fire.Fire({"run": run}, command=[*words, *added])
-    finally:
-        sys.excepthook = hook
-
-
-def config_of(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The config files of a command ``run ID --name value ...`` of MONAI's, and its other options.
-
-    Raises:
-        AssertionError: an option has no value.
-    """
-    assert len(words) % 2 == 0 and all(word.startswith("--") for word in words[2::2]), words
-    options = {name.removeprefix("--"): value for name, value in zip(words[2::2], words[3::2])}
-    files = options.pop("config_file")
-    return [file.strip(" '\"") for file in files.strip("[]").split(",")], options
 
 
 def _with_classes_up_to(highest: int, source: Path, folder: Path) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from conftest import config_of, run_bundle
 from doc_commands import DOCUMENTS, ROOT, Block, find_blocks, read_commands
 from monai.bundle import ConfigParser, scripts
+from short_runs import config_of, run_bundle
 
 from swinumamba_monai import cli
 from swinumamba_monai.networks import SYSTEMS

@@ -4,66 +4,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import emulator as emulation
 import pytest
-
-from swinumamba_monai.ops import cuda_fused, cuda_scan, dispatch
-
-
-class _Recorded:
-    """Kernels that write down what is launched."""
-
-    def __init__(self, kernels: emulation.EmulatedKernels, launched: list) -> None:
-        self.kernels, self.launched = kernels, launched
-
-    def launch(self, name, grid, *others) -> None:
-        self.launched.append((name, grid))
-        self.kernels.launch(name, grid, *others)
-
-
-class Emulator:
-    """What a test may turn and look at.
-
-    Args:
-        monkeypatch: takes back what this changes.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch = monkeypatch
-        self.loaded: list[tuple[str, dict[str, int]]] = []  # files and their macros
-        self.launched: list[tuple[str, tuple[int, int, int]]] = []  # kernels and their grids
-        for module in (cuda_scan, cuda_fused):
-            monkeypatch.setattr(module, "load_kernels", self.load)
-        self.set_multiprocessors(1)
-        monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-        monkeypatch.setattr(cuda_scan, "why_nvrtc_is_unavailable", lambda: None)
-        monkeypatch.setitem(dispatch._FASTEST, "cpu", "cuda")
-        why_unavailable = partial(cuda_scan.why_cuda_is_unavailable, "cuda")
-        monkeypatch.setitem(dispatch._OBSTACLES, "cuda", lambda device_type, *others: why_unavailable(*others))
-
-    def load(self, name: str, defines: dict[str, int]) -> _Recorded:
-        self.loaded.append((name, dict(defines)))
-        return _Recorded(emulation.load_emulated(name, defines), self.launched)
-
-    def macros(self, file: str, macro: str) -> list[int]:
-        """What a macro of a file of kernels was, from the file's first use to its last."""
-        return [defines[macro] for name, defines in self.loaded if name == file]
-
-    def grids(self, kernel: str) -> list[tuple[int, int, int]]:
-        """The grids that a kernel was launched with."""
-        return [grid for name, grid in self.launched if name == kernel]
-
-    def set_multiprocessors(self, count: int) -> None:
-        """The more of them, the more warps are wanted, and the more segments a sequence is cut into."""
-        for module in (cuda_scan, cuda_fused):
-            self.monkeypatch.setattr(module, "count_multiprocessors", lambda device: count)
-
-    def set_width(self, channels_of_a_thread: int) -> None:
-        """The tile of a thread in both passes."""
-        for plan in ("FORWARD_PLAN", "BACKWARD_PLAN"):
-            self.monkeypatch.setattr(cuda_scan, plan, (getattr(cuda_scan, plan)[0], (channels_of_a_thread,)))
+from emulated_backend import Emulator
 
 
 @pytest.fixture

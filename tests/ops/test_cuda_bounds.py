@@ -16,7 +16,7 @@ SCRIPT = """
 import ctypes, math, sys
 import pytest, torch
 sys.path[:0] = ["tests/ops"]
-from conftest import Emulator
+from emulated_backend import Emulator
 from cuda_cases import map_inputs
 from swinumamba_monai.ops import cuda_fused, cuda_scan
 
