@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -41,23 +42,34 @@ def nuclei(seed: int, side: int = 128) -> tuple[np.ndarray, np.ndarray]:
     return image.clip(0, 255).astype(np.uint8), ids
 
 
-def predict(images: Path, out: Path, side: int) -> dict[str, np.ndarray]:
-    """What the inference of the bundle as it lies there writes, by the image's name; only the window is small."""
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory) -> dict[str, float]:
+    """F1 of what the inference of the bundle as it lies there makes of each picture; only the window is small."""
+    folder = tmp_path_factory.mktemp("stranger")
+    (folder / "images").mkdir()
+    truths = {}
+    for seed, mode in enumerate(("L", "RGBA")):
+        picture, truths[mode] = nuclei(seed)
+        Image.fromarray(picture).convert(mode).save(folder / "images" / f"{mode}.png")
+    for name in held_out():
+        (folder / "images" / f"{name}.png").symlink_to(SHARED / "images" / f"{name}.png")
+        truths[name] = np.asarray(Image.open(SHARED / "labels" / f"{name}.png")).astype(np.int32)
     command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
     command += ["--config_file", str(BUNDLE / "configs" / "inference.json"), "--bundle_root", str(BUNDLE)]
-    command += [
-        "--dataset_dir",
-        str(images),
-        "--output_dir",
-        str(out),
-        "--roi_size",
-        f"[{side},{side}]",
-        "--num_workers",
-        "0",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent)
+    command += ["--dataset_dir", "images", "--output_dir", "out", "--roi_size", "[256,256]", "--num_workers", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return {path.name.removesuffix("_instances.png"): np.asarray(Image.open(path)) for path in out.glob("*.png")}
+    found = {name: np.asarray(Image.open(folder / "out" / f"{name}_instances.png")) for name in truths}
+    return {name: cell_counts(truth, found[name].astype(np.int32)).f1 for name, truth in truths.items()}
+
+
+def held_out() -> list[str]:
+    """Six small fluorescence images of the test split, if the data are here."""
+    if not SHARED.is_dir():
+        return []
+    with (SHARED / "manifest.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["split"], row["group"]) == ("test", "gray_dark")]
+    return [row["name"] for row in rows if row["width"] == "256"][:6]
 
 
 def test_the_file():
@@ -77,34 +89,13 @@ def test_the_card_and_the_metadata_agree():
     assert [float(delivered), float(published)] == list(metrics.values())
 
 
-def test_nuclei_of_a_stranger(tmp_path):
-    """Two pictures, gray and with an alpha channel; F1 well above what a network that never saw nuclei reaches."""
-    images, truths = tmp_path / "images", {}
-    images.mkdir()
-    for seed, mode in enumerate(("L", "RGBA")):
-        picture, truths[mode] = nuclei(seed)
-        Image.fromarray(picture).convert(mode).save(images / f"{mode}.png")
-    found = predict(images, tmp_path / "out", 128)
-    assert found.keys() == truths.keys()
-    for mode, truth in truths.items():
-        counts = cell_counts(truth, found[mode].astype(np.int32))
-        assert counts.f1 > 0.8, counts
+def test_nuclei_of_a_stranger(scores):
+    """Gray and with an alpha channel; F1 well above what a network that never saw nuclei reaches."""
+    assert scores["L"] > 0.8 and scores["RGBA"] > 0.8, scores
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"DSB-2018 is not here: no {SHARED}")
-def test_held_out_images(tmp_path):
-    """Six fluorescence images of the test split, on which the card says 0.87; mean above two standard errors less."""
-    rows = [line.split(",") for line in (SHARED / "manifest.csv").read_text().splitlines()]
-    column = {name: i for i, name in enumerate(rows[0])}
-    chosen = [
-        row[column["name"]]
-        for row in rows[1:]
-        if (row[column["split"]], row[column["group"]], row[column["width"]]) == ("test", "gray_dark", "256")
-    ][:6]
-    (tmp_path / "images").mkdir()
-    for name in chosen:
-        (tmp_path / "images" / f"{name}.png").symlink_to(SHARED / "images" / f"{name}.png")
-    found = predict(tmp_path / "images", tmp_path / "out", 256)
-    truths = {name: np.asarray(Image.open(SHARED / "labels" / f"{name}.png")).astype(np.int32) for name in chosen}
-    scores = [cell_counts(truths[name], found[name].astype(np.int32)).f1 for name in chosen]
-    assert np.mean(scores) > 0.873 - 2 * 0.122 / len(chosen) ** 0.5, dict(zip(chosen, scores))
+def test_held_out_images(scores):
+    """On these the card says 0.87 ± 0.12: the mean of a few is above two standard errors less."""
+    of_test = [scores[name] for name in held_out()]
+    assert np.mean(of_test) > 0.873 - 2 * 0.122 / len(of_test) ** 0.5, scores
