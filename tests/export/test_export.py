@@ -17,7 +17,7 @@ import torch
 from swinumamba_monai import export
 from swinumamba_monai.cli import main
 from swinumamba_monai.export import make_program
-from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.networks import SwinUMamba, SwinUMambaD, build_network
 from swinumamba_monai.ops.dispatch import selective_scan
 from swinumamba_monai.ops.reference import selective_scan_ref
 
@@ -91,6 +91,22 @@ class TestNetworks:
             for x in random_images(1):
                 (logits,) = session.run(None, {"image": x.numpy()})
                 torch.testing.assert_close(torch.from_numpy(logits), network_of[name](x), **TOLERANCE)
+
+
+@needs_export
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("nnUNet", {"base_channels": 4}), ("SegResNet", {"init_filters": 8}), ("UMambaBot", {"base_channels": 4})],
+)
+def test_programs_of_other_systems_take_other_sizes(name, options):
+    """The padding, which all networks share, does not tie a program to the size it was made with."""
+    torch.manual_seed(0)
+    net = build_network(name, in_channels=2, out_channels=3, roi_size=(64, 64), **options).eval()
+    run = make_program(net).module()
+    with torch.no_grad():
+        for size in ((64, 64), (70, 129), (100, 64)):
+            x = torch.randn(1, 2, *size)
+            torch.testing.assert_close(run(x), net(x), **TOLERANCE)
 
 
 def count_nodes(graph) -> int:
