@@ -40,7 +40,7 @@ NOT_RUN = [
     ("*", "head *", "Slurm"),
     ("*", "curl *", "a MONAI Label server: tests/serving/test_monai_label.py asks it the same"),
     ("*", "python -m swinumamba_monai serve *", "a MONAI Label server: tests/serving/test_monai_label.py"),
-    ("docs/serving.md", "bash *", "MONAI Label's plugin on Nuclio: tests/serving/test_monai_label.py runs its function"),
+    ("docs/serving.md", "bash *", "a Nuclio function: tests/serving/test_monai_label.py runs it"),
     ("*", "python -m monai.bundle download*", "a server: tests/distribution/test_download.py runs the same"),
     ("*", "* --config_file microscopy/*", "of a download: tests/distribution/test_download.py runs the same"),
     ("*", "python -m swinumamba_monai overlay *", "its answer is in the command around it; tests/test_cli.py"),
