@@ -9,6 +9,7 @@ hold the very pixels of the prediction.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def write_coco(
 
     Args:
         predictions: folder with NAME_instances or NAME_classes files, as the bundles' inference writes them.
-        images: what was predicted, as the inference took it; those without a prediction have no annotations.
+        images: what was predicted, as the inference took it; those without a prediction are left out.
         output_file: the ``.json`` file, written whole or not at all.
         metadata: ``metadata.json`` of the bundle, which names the classes; not needed for cells.
 
@@ -77,21 +78,21 @@ def write_coco(
         InputError: no prediction is there, classes without ``metadata``, or a class that it does not name.
     """
     files = {}
-    for item in load_images(images):
-        image = Path(item["image"])
-        names = [f"{image.stem}_{postfix}{suffix}" for postfix in POSTFIXES for suffix in SUFFIXES]
-        files[image.name] = next((path for name in names if (path := Path(predictions) / name).is_file()), None)
-    found = [path for path in files.values() if path is not None]
-    if not found:
+    paths = [Path(item["image"]) for item in load_images(images)]
+    root = os.path.commonpath([path.parent for path in paths])
+    for image in paths:
+        place = image.relative_to(root)  # the predictions of images in several folders lie in folders of the same names
+        names = [place.with_name(f"{place.stem}_{postfix}{suffix}") for postfix in POSTFIXES for suffix in SUFFIXES]
+        files.update({place.as_posix(): path for name in names if (path := Path(predictions) / name).is_file()})
+    if not files:
         raise InputError(f"{predictions} has no NAME_instances.png or NAME_classes.png of an image in {images}.")
-    are_classes = found[0].stem.endswith("classes")
+    first = next(iter(files.values()))
+    are_classes = first.stem.endswith("classes")
     if are_classes and metadata is None:
-        raise InputError(f"{found[0]} holds classes; give the metadata.json of the bundle, which names them.")
+        raise InputError(f"{first} holds classes; give the metadata.json of the bundle, which names them.")
     class_of = class_names(metadata) if are_classes else None
     items = []
     for name, path in files.items():
-        if path is None:
-            continue
         numbers = read_image(path).astype(np.int64)
         unknown = set(np.unique(numbers).tolist()) - {0} - (class_of or {}).keys() if are_classes else ()
         if unknown:

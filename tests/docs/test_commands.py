@@ -40,6 +40,7 @@ NOT_RUN = [
     ("*", "head *", "Slurm"),
     ("*", "curl *", "a MONAI Label server: tests/serving/test_monai_label.py asks it the same"),
     ("*", "python -m swinumamba_monai serve *", "a MONAI Label server: tests/serving/test_monai_label.py"),
+    ("docs/serving.md", "bash *", "a Nuclio function: tests/serving/test_monai_label.py runs it"),
     ("*", "python -m monai.bundle download*", "a server: tests/distribution/test_download.py runs the same"),
     ("*", "* --config_file microscopy/*", "of a download: tests/distribution/test_download.py runs the same"),
     ("*", "python -m swinumamba_monai overlay *", "its answer is in the command around it; tests/test_cli.py"),
@@ -60,7 +61,7 @@ NOT_RUN = [
     ("benchmarks/README.md", "python -m pip download *", "the internet"),
 ]
 RUNNERS = {"python -m swinumamba_monai": cli.main, "python -m monai.bundle": run_bundle}
-SYSTEM_COMMANDS = ("pip", "python3", "curl", "scontrol", "head")  # nothing of ours to check in them
+SYSTEM_COMMANDS = ("pip", "python3", "curl", "scontrol", "head", "bash")  # nothing of ours to check in them
 
 
 def commands_of(block: Block) -> list[list[str]]:

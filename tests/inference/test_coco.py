@@ -77,6 +77,21 @@ class TestCommand:
         content = json.loads((tmp_path / "coco.json").read_text())
         assert [image["file_name"] for image in content["images"]] == ["b.png"]
 
+    def test_images_of_several_folders(self, tmp_path):
+        """As a prepared dataset has them: the same names in each, and so have the predictions."""
+        items = []
+        for folder, pixels in (("one", 3), ("two", 4)):
+            for place in (tmp_path / folder, tmp_path / "data" / folder):
+                place.mkdir(parents=True)
+            Image.new("RGB", (6, 5)).save(tmp_path / "data" / folder / "0.png")
+            Image.fromarray(np.eye(5, 6, dtype=np.uint16)[:pixels]).save(tmp_path / folder / "0_instances.png")
+            items.append({"image": f"{folder}/0.png", "label": f"{folder}/0.png"})
+        (tmp_path / "data" / "datalist.json").write_text(json.dumps({"test": items}))
+        assert self.run(tmp_path, tmp_path / "data") == 0
+        content = json.loads((tmp_path / "coco.json").read_text())
+        assert [image["file_name"] for image in content["images"]] == ["one/0.png", "two/0.png"]
+        assert [annotation["area"] for annotation in content["annotations"]] == [3, 4]
+
     def test_classes_need_their_names(self, images, tmp_path, capsys):
         Image.fromarray(np.full((5, 6), 7, np.uint8)).save(tmp_path / "a_classes.png")
         assert self.run(tmp_path, images) == 1 and "give the metadata.json" in capsys.readouterr().err

@@ -7,6 +7,7 @@ The server needs an environment of its own: ``make test-label`` sets it up and n
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nibabel as nib
 import numpy as np
@@ -23,7 +25,10 @@ import requests
 from PIL import Image
 
 from swinumamba_monai.data import SYNTHESIZERS, read_image
-from swinumamba_monai.pretrained import save_half_precision
+from swinumamba_monai.inference import geojson
+from swinumamba_monai.inference.polygons import class_names
+from swinumamba_monai.pretrained import read_weights, save_half_precision
+from swinumamba_monai.serving.annotations import elements
 
 PYTHON = os.environ.get("SWINUMAMBA_LABEL_PYTHON")
 pytestmark = pytest.mark.skipif(
@@ -45,6 +50,18 @@ LABELS = {
 }
 
 
+# The function that MONAI Label's plugin for CVAT puts on Nuclio, on the image that CVAT sends it.
+CVAT = """
+import base64, logging, sys
+from argparse import Namespace
+import detector
+context = Namespace(logger=logging.getLogger(), user_data=Namespace(), Response=lambda body, **options: print(body))
+detector.init_context(context)
+with open(sys.argv[1], "rb") as file:
+    detector.handler(context, Namespace(body={"image": base64.b64encode(file.read())}))
+"""
+
+
 def run(*arguments: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -53,13 +70,15 @@ def run(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def predict(bundle: Path, images: Path, out: Path, *options: str) -> None:
-    """What the command line makes of the images."""
+def predict(bundle: Path, images: Path, out: Path) -> Path:
+    """The file that the command line makes of an image."""
     config = str(bundle / "configs" / "inference.json")
     run(
         "monai.bundle", "run", "inference", "--config_file", config, "--bundle_root", str(bundle),
-        "--dataset_dir", str(images), "--output_dir", str(out), *options,
+        "--dataset_dir", str(images), "--output_dir", str(out),
     )  # fmt: skip
+    (file,) = [path for path in out.iterdir() if "overlay" not in path.name]
+    return file
 
 
 def make_bundle(task: str, folder: Path, data: Path) -> Path:
@@ -137,55 +156,122 @@ class Server:
         assert answer.status_code == 200, f"{answer.text}\n{self.log.read_text()[-4000:]}"
         return answer
 
+    def infer(self, task: str, image: Path, answer: Path) -> Path:
+        answer.write_bytes(self.call("POST", f"/infer/{task}?image={stem(image)}&output=image").content)
+        return answer
+
+    def save_label(self, image: Path, name: str, content: bytes) -> None:
+        self.call("PUT", f"/datastore/label?image={stem(image)}&tag=final", files={"label": (name, content)})
+
+    def train_in_background(self, task: str) -> None:
+        """As the clients do."""
+        self.call("POST", f"/train/{task}", json={"max_epochs": 1, "device": "cpu"})
+        for _ in range(480):
+            status = self.call("GET", "/train/").json()
+            if status["status"] not in ("SUBMITTED", "RUNNING"):
+                break
+            time.sleep(0.5)
+        assert status["status"] == "DONE", status
+
+    def ask_by_cvat(self, task: str, image: Path) -> list[dict]:
+        plugin = Path(PYTHON).parents[1] / "monailabel" / "plugins" / "cvat"
+        environment = {**os.environ, "PYTHONPATH": str(plugin), "MONAI_LABEL_SERVER": self.url}
+        environment["MONAI_LABEL_MODEL"] = task
+        done = subprocess.run(
+            [PYTHON, "-c", CVAT, str(image)], capture_output=True, text=True, env=environment, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    def ask_by_qupath(self, task: str, image: Path, upload: bool) -> bytes:
+        """As MONAI Label's extension for QuPath asks: about an image that the server has, or with the file."""
+        region = {"level": 0, "location": [0, 0], "size": [0, 0], "tile_size": [1024, 1024], "params": {}}
+        if not upload:
+            return self.call("POST", f"/infer/wsi/{task}?output=asap&image={stem(image)}", json=region).content
+        files, fields = {"file": (image.name, image.read_bytes())}, {"wsi": json.dumps(region)}
+        return self.call("POST", f"/infer/wsi_v2/{task}?output=asap", files=files, data=fields).content
+
+
+def stem(image: Path) -> str:
+    return image.name.split(".")[0]
+
+
+def assert_same(answer: Path, file: Path) -> None:
+    if file.suffix == ".gz":
+        a, b = nib.load(answer), nib.load(file)
+        np.testing.assert_array_equal(a.affine, b.affine)
+        np.testing.assert_array_equal(np.asarray(a.dataobj), np.asarray(b.dataobj))
+    else:
+        np.testing.assert_array_equal(read_image(answer), read_image(file))
+
+
+def plain_polygons(collection: dict) -> list[tuple[str, list[list[int]]]]:
+    """The label and the corners of every polygon of a GeoJSON."""
+    return [(element["label"], contour) for element in elements(collection) for contour in element["contours"]]
+
+
+def asap_polygons(content: bytes) -> list[tuple[str, list[list[int]]]]:
+    return [
+        (annotation.get("Name"), [[int(c.get("X")), int(c.get("Y"))] for c in annotation.iter("Coordinate")])
+        for annotation in ElementTree.fromstring(content).iter("Annotation")
+    ]
+
 
 @pytest.mark.parametrize("task", list(SMALL))
 def test_server_gives_what_the_command_line_gives_and_learns(task, tmp_path) -> None:
     data = SYNTHESIZERS[task](tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL[task])
     bundle = make_bundle(task, tmp_path, data)
+    model = bundle / "models" / "model.pt"
     if task == "microscopy":  # as it ships
-        model = bundle / "models" / "model.pt"
         save_half_precision(model, model.with_suffix(".safetensors"))
         model.unlink()
-    studies, expected = tmp_path / "studies", tmp_path / "expected"
+    studies = tmp_path / "studies"
     make_studies(task, studies, data)
     images = sorted(studies.iterdir())
-    for number, image in enumerate(images):
-        predict(bundle, image, expected / str(number))
-
-    def infer(image: Path) -> bytes:
-        name = image.name.split(".")[0]
-        return server.call("POST", f"/infer/{task}?image={name}&output=image").content
+    expected = {image: predict(bundle, image, tmp_path / "expected" / image.name) for image in images}
+    answer = tmp_path / f"answer{'.nii.gz' if task == 'abdomen_mri' else '.png'}"
 
     with Server(bundle, studies, tmp_path / "server.log") as server:
         labels = server.info["models"][task]["labels"]
         assert LABELS[task].items() <= labels.items() and "background" not in labels
-        for number, image in enumerate(images):
-            (file,) = [path for path in (expected / str(number)).iterdir() if "overlay" not in path.name]
-            answer = tmp_path / f"answer{''.join(file.suffixes)}"
-            answer.write_bytes(infer(image))
-            if task == "abdomen_mri":
-                a, b = nib.load(answer), nib.load(file)
-                np.testing.assert_array_equal(a.affine, nib.load(image).affine)
-                np.testing.assert_array_equal(np.asarray(a.dataobj), np.asarray(b.dataobj))
-            else:
-                np.testing.assert_array_equal(read_image(answer), read_image(file))
-        before = (bundle / "models" / "model.pt").read_bytes()
-        truths = json.loads((data / "datalist.json").read_text())["test"][0]["label"]
-        for image in images[:2]:
-            label = data / truths
-            if task == "abdomen_mri":
-                label = tmp_path / f"label_{image.name}"
-                nib.save(nib.Nifti1Image(np.ones(nib.load(image).shape, np.uint8), nib.load(image).affine), label)
-            with label.open("rb") as file:
-                name = image.name.split(".")[0]
-                server.call("PUT", f"/datastore/label?image={name}&tag=final", files={"label": (label.name, file)})
-        for _ in range(2):  # a second training does not trip over the first
-            server.call("POST", f"/train/{task}?run_sync=true", json={"max_epochs": 1, "device": "cpu"})
-        assert (bundle / "models" / "model.pt").read_bytes() != before
-        predict(bundle, images[0], tmp_path / "after")
-        (file,) = [path for path in (tmp_path / "after").iterdir() if "overlay" not in path.name]
-        answer.write_bytes(infer(images[0]))
+        for image, file in expected.items():
+            assert_same(server.infer(task, image, answer), file)
         if task == "abdomen_mri":
-            np.testing.assert_array_equal(np.asarray(nib.load(answer).dataobj), np.asarray(nib.load(file).dataobj))
+            for image in images[:2]:
+                volume = nib.load(image)
+                label = nib.Nifti1Image(np.ones(volume.shape, np.uint8), volume.affine)
+                server.save_label(image, f"{stem(image)}.nii.gz", gzip.compress(label.to_bytes()))
         else:
-            np.testing.assert_array_equal(read_image(answer), read_image(file))
+            check_polygons(server, task, bundle, expected, tmp_path)
+            truth = data / json.loads((data / "datalist.json").read_text())["test"][0]["label"]
+            server.save_label(images[0], truth.name, truth.read_bytes())
+            server.save_label(images[1], "label.xml", server.ask_by_qupath(task, images[1], upload=False))
+
+        before = read_weights(model)
+        server.call("POST", f"/train/{task}?run_sync=true", json={"max_epochs": 1, "device": "cpu"})
+        after = read_weights(model)
+        assert 0 < max((after[name] - weight).abs().max() for name, weight in before.items()) < 0.01, (
+            "not from model.pt"
+        )
+        server.train_in_background(task)  # a second one does not trip over the first
+        assert any(not weight.equal(after[name]) for name, weight in read_weights(model).items())
+        assert_same(server.infer(task, images[0], answer), predict(bundle, images[0], tmp_path / "after"))
+
+
+def check_polygons(server: Server, task: str, bundle: Path, expected: dict[Path, Path], folder: Path) -> None:
+    """The plugins for QuPath and CVAT get those of what the command line predicts."""
+    names = None if task == "microscopy" else class_names(bundle / "configs" / "metadata.json")
+    for image, file in expected.items():
+        collection = geojson(read_image(file).astype(int), names)
+        answer = server.call("POST", f"/infer/{task}?image={stem(image)}&output=json").json()
+        assert answer["polygons"] == collection and collection["features"]
+        for upload in (False, True):
+            assert asap_polygons(server.ask_by_qupath(task, image, upload)) == plain_polygons(collection)
+    photo = folder / "cvat.jpg"  # what the plugin sends, whatever the image is
+    frame = next(image for image in expected if image.name == "rgb.png")
+    Image.open(frame).save(photo)
+    answers = server.ask_by_cvat(task, frame)
+    assert {answer["type"] for answer in answers} == {"polygon"}
+    found = [(answer["label"], np.reshape(answer["points"], (-1, 2)).tolist()) for answer in answers]
+    predicted = read_image(predict(bundle, photo, folder / "cvat")).astype(int)
+    assert found == plain_polygons(geojson(predicted, names))

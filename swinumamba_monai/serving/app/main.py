@@ -10,19 +10,25 @@ from pathlib import Path
 
 import torch
 from monai.transforms import SaveImaged
+from PIL import Image
 
 from swinumamba_monai.serving.start import stand_in_for_torchvision
 
 stand_in_for_torchvision()  # before the first import that needs it, in the server and in the processes that train
 
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
+from monailabel.interfaces.datastore import Datastore  # noqa: E402
 from monailabel.tasks.activelearning.first import First  # noqa: E402
 from monailabel.tasks.activelearning.random import Random  # noqa: E402
 from monailabel.tasks.infer.bundle import BundleInferTask  # noqa: E402
 from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
+from monailabel.transform.writer import PolygonWriter  # noqa: E402
+from monailabel.utils.others.label_colors import get_color  # noqa: E402
 
+from swinumamba_monai.data import read_image  # noqa: E402
 from swinumamba_monai.inference import ClassesToInstancesd, geojson  # noqa: E402
 from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
+from swinumamba_monai.serving.annotations import elements, read_asap  # noqa: E402
 from swinumamba_monai.training import autocast_dtype, default_amp  # noqa: E402
 
 LAST_CHECKPOINT = "label_checkpoint.pt"
@@ -50,11 +56,17 @@ class InferTask(BundleInferTask):
             return super().run_inferer(data, convert_to_batch, device)
 
     def writer(self, data: dict, extension: str | None = None, dtype: object = None) -> tuple[str, dict]:
-        """The path of the file, and the polygons of a 2D prediction."""
+        """The path of the file, and the polygons of a 2D prediction: as GeoJSON, and as MONAI Label's plugins do."""
         prediction = data[self.key_pred]
-        result = (
-            {"polygons": geojson(prediction[0].cpu().numpy().astype(int), self.names)} if prediction.ndim == 3 else {}
-        )
+        result = {}
+        if prediction.ndim == 3:
+            polygons = geojson(prediction[0].cpu().numpy().astype(int), self.names)
+            found = elements(polygons)
+            colours = {element["label"]: get_color(element["label"], None) for element in found}
+            annotation = {"annotation": {"elements": found, "labels": colours}}
+            result = {"polygons": polygons, "annotations": [annotation]}  # which the plugin for CVAT reads
+            if data.get("output") == "asap":  # which the extension for QuPath asks for
+                return PolygonWriter()({**data, "result": annotation})[0], result
         save = self.saver.saver
         save.folder_layout.output_dir = tempfile.mkdtemp()
         save(prediction)
@@ -63,7 +75,28 @@ class InferTask(BundleInferTask):
 
 
 class TrainTask(BundleTrainTask):
-    """A bundle's training on the labels that were saved, going on from ``model.pt``."""
+    """A bundle's training on the labels that were saved, going on from ``model.pt``.
+
+    Args:
+        bundle: its folder.
+        conf: of the server.
+        names: of the classes; None where labels are cells.
+    """
+
+    def __init__(self, bundle: str, conf: dict, names: dict[int, str] | None) -> None:
+        super().__init__(bundle, conf, load_strict=True)
+        self.names = names
+
+    def _fetch_datalist(self, request: dict, datastore: Datastore) -> list[dict]:
+        """The labels as images, those too that are polygons."""
+        items = super()._fetch_datalist(request, datastore)
+        self.folder = tempfile.TemporaryDirectory()  # until the next training
+        for number, item in enumerate(items):
+            if item["label"].endswith(".xml"):
+                numbers = read_asap(item["label"], read_image(item["image"]).shape[:2], self.names)
+                item["label"] = f"{self.folder.name}/{number}.png"
+                Image.fromarray(numbers).save(item["label"])
+        return items
 
     def _update_overrides(self, overrides: dict) -> dict:
         train = overrides[self.const.key_train_dataset_data()]
@@ -93,10 +126,15 @@ class BundleApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict:
-        return {self.bundle.name: InferTask(str(self.bundle), self.conf)}
+        self.task = InferTask(str(self.bundle), self.conf)
+        return {self.bundle.name: self.task}
 
     def init_trainers(self) -> dict:
-        return {self.bundle.name: TrainTask(str(self.bundle), self.conf)}
+        return {self.bundle.name: TrainTask(str(self.bundle), self.conf, self.task.names)}
 
     def init_strategies(self) -> dict:
         return {"random": Random(), "first": First()}
+
+    def infer_wsi(self, request: dict, datastore: Datastore | None = None) -> dict:
+        """What QuPath asks for: the whole image. MONAI Label would cut a TIFF file into tiles, and lose cells there."""
+        return self.infer(request, datastore)
