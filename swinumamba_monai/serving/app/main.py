@@ -75,7 +75,7 @@ class InferTask(BundleInferTask):
 
 
 class TrainTask(BundleTrainTask):
-    """A bundle's training on the labels that were saved, going on from ``model.pt``.
+    """A bundle's training on the labels that were saved, going on from ``model.pt`` unless ``pretrained`` is off.
 
     Args:
         bundle: its folder.
@@ -97,6 +97,10 @@ class TrainTask(BundleTrainTask):
                 item["label"] = f"{self.folder.name}/{number}.png"
                 Image.fromarray(numbers).save(item["label"])
         return items
+
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list) -> None:
+        if pretrained:  # MONAI Label's own cannot do without
+            super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
     def _update_overrides(self, overrides: dict) -> dict:
         train = overrides[self.const.key_train_dataset_data()]
