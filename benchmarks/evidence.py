@@ -116,7 +116,7 @@ def _run(arguments, group: str, task: str, label: str, overlays: tuple[str, ...]
         "log_interval": max(1, iterations // 20),
     }
     if arguments.quick:
-        options = QUICK.get(label.split("-")[0], {})
+        options = QUICK.get(settings["network_name"], {})
         settings |= {f"network_def#{name}": value for name, value in options.items()}
     return Run(group, task, label, overlays, budget, seed, settings)
 

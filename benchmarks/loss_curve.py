@@ -196,9 +196,7 @@ def judge(record: Record, curves: dict, first: str, second: str, tolerance: floa
         verdict["both_learn"] = all(losses[-arguments.window :].mean() < losses[0] for pair in pairs for losses in pair)
         smooth = {key: moving_mean(losses, arguments.window) for key, losses in curves.items()}
         between = [distance(smooth[first, seed], smooth[second, seed]) for seed in seeds]
-        of_seeds = [
-            distance(smooth[a], smooth[b]) for a, b in itertools.combinations(smooth, 2) if a[0] == b[0] and a != b
-        ]
+        of_seeds = [distance(smooth[a], smooth[b]) for a, b in itertools.combinations(smooth, 2) if a[0] == b[0]]
         verdict["distances_of_backends"] = between
         if of_seeds:
             verdict["mean_distance_of_backends"] = float(np.mean(between))

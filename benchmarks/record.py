@@ -193,9 +193,9 @@ def versions() -> dict:
 
 
 def _command(name: str) -> str:
-    """What was typed, but for the folder that the files went to: it says nothing elsewhere."""
+    """What was typed, but for where its files went and where its data lie: that says nothing elsewhere."""
     words = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    return re.sub(r" --output_dir[ =]\S+", "", words)
+    return re.sub(r" --output_dir[ =]\S+|(?<=--dataset_dir[ =])\S*/", "", words)
 
 
 def _git_commit() -> str:

@@ -15,7 +15,7 @@ from types import ModuleType
 from monai.config import PathLike
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.pretrained import read_weights
+from swinumamba_monai.pretrained import find_checkpoint, read_weights
 from swinumamba_monai.training.checkpoint import save_atomically
 
 APP = Path(__file__).parent / "app"
@@ -39,15 +39,16 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
         raise InputError("MONAI Label is not installed here; `make label` sets up an environment that has it.")
     if not (bundle / "configs" / "inference.json").is_file():
         raise InputError(f"{bundle} is no bundle: it has no configs/inference.json.")
-    model, half = bundle / "models" / "model.pt", bundle / "models" / "model.safetensors"
-    if not model.is_file() and not half.is_file():
+    weights = Path(find_checkpoint(bundle / "models"))
+    if not weights.is_file():
         raise InputError(f"{bundle} has no models/model.pt; train the bundle, or put its weights there, first.")
     if not studies.is_dir():
         raise InputError(f"{studies} is no folder; give the one with the images as --studies.")
-    if not model.is_file():
-        print(f"{model} is made from {half.name}: MONAI Label reads no other file, and training goes on from it.")
-        weights = read_weights(half).items()
-        save_atomically({name: w.float() if w.is_floating_point() else w for name, w in weights}, model)
+    if weights.suffix == ".safetensors":
+        model = weights.with_suffix(".pt")
+        print(f"{model} is made from {weights.name}: MONAI Label reads no other file, and training goes on from it.")
+        state = read_weights(weights).items()
+        save_atomically({name: w.float() if w.is_floating_point() else w for name, w in state}, model)
     stand_in_for_torchvision()
     # MONAI Label writes its log beside the app, so it gets a copy.
     app = shutil.copytree(APP, Path(tempfile.mkdtemp()) / "app", ignore=shutil.ignore_patterns("__pycache__"))
