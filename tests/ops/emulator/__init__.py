@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 from swinumamba_monai.ops.nvrtc import read_source
 
@@ -33,15 +33,16 @@ def _build(name: str, defines: tuple[tuple[str, int], ...]) -> EmulatedKernels:
     source = read_source(name, words=Path(__file__).with_name("cpu.cuh"))
     kernels = re.findall(r"^KERNEL (?:LAUNCH_BOUNDS\([^)]*\) )?(\w+)\(const GRID_CONSTANT (\w+) ", source, re.MULTILINE)
     source += "\n" + "\n".join(f"EMULATED({kernel}, {params})" for kernel, params in kernels)
-    folder = Path(mkdtemp(prefix="swinumamba_emulator_"))
-    (folder / "kernels.cpp").write_text(source)
     command = [COMPILER, "-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC"]
     command += ["-U_FORTIFY_SOURCE"]  # it takes a jump to another stack for a mistake
     command += [f"-D{key}={value}" for key, value in defines]
-    result = subprocess.run([*command, "-o", "kernels.so", "kernels.cpp"], cwd=folder, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(result.stderr)
-    return EmulatedKernels(folder / "kernels.so")
+    command += ["-o", "kernels.so", "kernels.cpp"]
+    with TemporaryDirectory(prefix="swinumamba_emulator_") as folder:  # a library that is loaded needs its file no more
+        Path(folder, "kernels.cpp").write_text(source)
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if result.returncode:
+            raise RuntimeError(result.stderr)
+        return EmulatedKernels(Path(folder, "kernels.so"))
 
 
 def load_emulated(name: str, defines: dict[str, int]) -> EmulatedKernels:
