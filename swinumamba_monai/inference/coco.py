@@ -8,6 +8,7 @@ hold the very pixels of the prediction.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -75,21 +76,26 @@ def write_coco(
         how many images and annotations there are.
 
     Raises:
-        InputError: no prediction is there, classes without ``metadata``, or a class that it does not name.
+        InputError: no prediction is there, predictions of two kinds, classes without ``metadata``, or a class that it
+            does not name.
     """
-    files = {}
+    files, kinds = {}, set()
     paths = [Path(item["image"]) for item in load_images(images)]
     root = os.path.commonpath([path.parent for path in paths])
     for image in paths:
         place = image.relative_to(root)  # the predictions of images in several folders lie in folders of the same names
-        names = [place.with_name(f"{place.stem}_{postfix}{suffix}") for postfix in POSTFIXES for suffix in SUFFIXES]
-        files.update({place.as_posix(): path for name in names if (path := Path(predictions) / name).is_file()})
+        for postfix, suffix in itertools.product(POSTFIXES, SUFFIXES):
+            path = Path(predictions) / place.with_name(f"{place.stem}_{postfix}{suffix}")
+            if path.is_file():
+                files[place.as_posix()] = path
+                kinds.add(postfix)
     if not files:
         raise InputError(f"{predictions} has no NAME_instances.png or NAME_classes.png of an image in {images}.")
-    first = next(iter(files.values()))
-    are_classes = first.stem.endswith("classes")
+    if len(kinds) > 1:
+        raise InputError(f"{predictions} holds classes beside instances; give the predictions of one bundle.")
+    are_classes = kinds == {"classes"}
     if are_classes and metadata is None:
-        raise InputError(f"{first} holds classes; give the metadata.json of the bundle, which names them.")
+        raise InputError(f"{predictions} holds classes; give the metadata.json of the bundle, which names them.")
     class_of = class_names(metadata) if are_classes else None
     items = []
     for name, path in files.items():

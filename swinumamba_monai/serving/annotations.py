@@ -48,7 +48,8 @@ def read_asap(path: PathLike, shape: tuple[int, int], names: Mapping[int, str] |
         (H, W) uint16, the number of a pixel's class or cell, 0 outside; where polygons overlap, that of the last.
 
     Raises:
-        InputError: the file is damaged, has a polygon of another class, or more cells than the numbers reach.
+        InputError: the file is damaged, has a polygon of another class or without corners, or more cells than the
+            numbers reach.
     """
     try:
         polygons = []
@@ -64,6 +65,8 @@ def read_asap(path: PathLike, shape: tuple[int, int], names: Mapping[int, str] |
     for count, (name, corners) in enumerate(polygons, start=1):
         if name.lower() not in numbers_of:
             raise InputError(f"{path} has a polygon of class '{name}'; the classes are {', '.join(numbers_of)}.")
+        if not corners.size or not np.isfinite(corners).all():
+            raise InputError(f"{path} has a polygon of class '{name}' without corners, or with one that is no place.")
         rows, columns = corners.T - 0.5  # to where the middle of the first pixel is 0, and not 0.5
         numbers[polygon(rows, columns, shape)] = numbers_of[name.lower()] or count
     return numbers

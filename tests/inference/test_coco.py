@@ -100,6 +100,12 @@ class TestCommand:
         assert self.run(tmp_path, images, "--metadata", str(METADATA)) == 1
         assert "holds class 77" in capsys.readouterr().err
 
+    def test_predictions_of_two_bundles(self, images, tmp_path, capsys):
+        Image.new("L", (6, 5)).save(tmp_path / "a_classes.png")
+        Image.new("L", (6, 5)).save(tmp_path / "a_instances.png")
+        assert self.run(tmp_path, images, "--metadata", str(METADATA)) == 1
+        assert "classes beside instances" in capsys.readouterr().err
+
     def test_nothing_predicted(self, images, tmp_path, capsys):
         assert self.run(tmp_path, images) == 1
         assert "has no NAME_instances.png" in capsys.readouterr().err and not (tmp_path / "coco.json").exists()

@@ -75,6 +75,11 @@ def test_holes_are_filled(tmp_path) -> None:
         ("<A><Annotations><Annotation /></Annotations></A>", "Name"),
         ('<A><Annotations><Annotation Name="cell"><Coordinate X="a" Y="1" /></Annotation></Annotations></A>', "'a'"),
         ('<A><Annotations><Annotation Name="Tumor" /></Annotations></A>', "'Tumor'; the classes are cell"),
+        ('<A><Annotations><Annotation Name="cell" /></Annotations></A>', "'cell' without corners"),
+        (
+            '<A><Annotations><Annotation Name="cell"><Coordinate X="inf" Y="1" /></Annotation></Annotations></A>',
+            "no place",
+        ),
     ],
 )
 def test_refusals(content, message, tmp_path) -> None:
