@@ -87,7 +87,7 @@ def write_coco(
         for postfix, suffix in itertools.product(POSTFIXES, SUFFIXES):
             path = Path(predictions) / place.with_name(f"{place.stem}_{postfix}{suffix}")
             if path.is_file():
-                files[place.as_posix()] = path
+                files.setdefault(place.as_posix(), path)
                 kinds.add(postfix)
     if not files:
         raise InputError(f"{predictions} has no NAME_instances.png or NAME_classes.png of an image in {images}.")

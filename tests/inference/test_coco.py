@@ -100,6 +100,12 @@ class TestCommand:
         assert self.run(tmp_path, images, "--metadata", str(METADATA)) == 1
         assert "holds class 77" in capsys.readouterr().err
 
+    def test_of_two_files_of_an_image_the_png_counts(self, images, tmp_path):
+        for suffix, size in ((".tif", 2), (".png", 1)):
+            Image.fromarray(np.eye(5, 6, dtype=np.uint16)[:size]).save(tmp_path / f"a_instances{suffix}")
+        assert self.run(tmp_path, images) == 0
+        assert [a["area"] for a in json.loads((tmp_path / "coco.json").read_text())["annotations"]] == [1]
+
     def test_predictions_of_two_bundles(self, images, tmp_path, capsys):
         Image.new("L", (6, 5)).save(tmp_path / "a_classes.png")
         Image.new("L", (6, 5)).save(tmp_path / "a_instances.png")
