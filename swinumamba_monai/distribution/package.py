@@ -20,8 +20,9 @@ import hashlib
 import io
 import json
 import re
-import shutil
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -65,17 +66,24 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
     Args:
         bundle_dir: folder of the bundle; its weights, if it has any, are ``models/model.pt`` or
             ``models/model.safetensors``.
-        output_dir: made if needed; other bundles and versions in it stay, and are kept in ``model_info.json``.
+        output_dir: made if needed; other bundles and versions in it stay, and are kept in ``model_info.json``. The two
+            folders of an earlier package of this bundle are brought up to date; files that no package put there are
+            never replaced or removed.
         release_url: where the two assets will lie, such as
             ``https://github.com/OWNER/REPOSITORY/releases/download/TAG``. Without it the files name each other without
             an address.
 
     Raises:
         InputError: the bundle lacks a file or has a link; its version is not in its changelog, or MONAI would not take
-            it for the latest; its weights do not fit its network; ``model_info.json`` is damaged.
+            it for the latest; its weights do not fit its network; ``model_info.json`` is damaged; a folder that would
+            be written is the bundle's own, or holds a file that no package made.
     """
     bundle, output = Path(bundle_dir).resolve(), Path(output_dir)
     version = check_version(read_metadata(bundle), bundle)
+    folders = {"models": output / "models" / bundle.name, "huggingface": output / "huggingface" / bundle.name}
+    for folder in folders.values():
+        if bundle.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(bundle):
+            raise InputError(f"{folder} would be written, but {bundle} is what is packed; give another output_dir.")
     files = _collect(bundle)
     weights = _weights(bundle)
     info = _read_model_info(output / MODEL_INFO)
@@ -86,8 +94,11 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
     if weights is not None:
         files[LARGE_FILES] = _large_files(f"{address}{asset.name}", weights).encode()
     whole = files | ({} if weights is None else {WEIGHTS: weights})
-    _write_folder(output / "models" / bundle.name, files)
-    _write_folder(output / "huggingface" / bundle.name, whole)
+    contents = {"models": files, "huggingface": whole}
+    packed = _packed_before(output, bundle.name)
+    stale = {name: _stale_files(folder, contents[name], packed) for name, folder in folders.items()}
+    for name, folder in folders.items():
+        _write_folder(folder, contents[name], stale[name])
     if weights is not None:
         _write(asset, weights)
     archive = write_archive(
@@ -195,10 +206,47 @@ def _read_model_info(path: Path) -> dict:
     return info
 
 
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Make a folder that holds these files and no others."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def _packed_before(output: Path, name: str) -> set[str]:
+    """SHA-256 of every file in the archives of this bundle that earlier packages have left in ``output``."""
+    digests = set()
+    for path in output.glob(f"{name}_v*.zip"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                digests |= {hashlib.sha256(archive.read(entry)).hexdigest() for entry in archive.infolist()}
+        except Exception as error:  # zipfile, zlib and struct each have their own for what is damaged
+            raise InputError(f"{path} is no archive that can be read ({quoted(error)}); move it away.") from error
+    return digests
+
+
+def _stale_files(folder: Path, files: Mapping[str, bytes], packed: set[str]) -> list[Path]:
+    """The files of an earlier package in ``folder`` that this one has no more.
+
+    Raises:
+        InputError: the folder holds a link, or a file that neither this package nor an earlier one made.
+    """
+    stale = []
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        if path.is_symlink() or (path == folder and path.exists() and not path.is_dir()):
+            raise InputError(f"{path} is no folder or file that package made; move it away or give another output_dir.")
+        if not path.is_file():
+            continue
+        name, content = path.relative_to(folder).as_posix(), path.read_bytes()
+        if content != files.get(name) and hashlib.sha256(content).hexdigest() not in packed:
+            raise InputError(
+                f"{path} is not as a package of this bundle left it; move it away or give another output_dir."
+            )
+        if name not in files:
+            stale.append(path)
+    return stale
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes], stale: list[Path]) -> None:
+    """Make a folder that holds these files and no others; ``stale`` are those of an earlier package to take away."""
+    for path in stale:
+        path.unlink()
+        for parent in path.relative_to(folder).parents[:-1]:
+            with suppress(OSError):  # not empty
+                (folder / parent).rmdir()
     for name, content in files.items():
         _write(folder / name, content)
 

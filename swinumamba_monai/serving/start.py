@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import runpy
 import shutil
 import sys
@@ -19,6 +22,9 @@ from swinumamba_monai.pretrained import find_checkpoint, read_weights
 from swinumamba_monai.training.checkpoint import save_atomically
 
 APP = Path(__file__).parent / "app"
+# What serve tells the server, which uvicorn imports: the address, and origins with blanks between them.
+MONAI_VARIABLE = "MONAI_LABEL_CORS_ORIGINS"
+HOST_VARIABLE, ORIGINS_VARIABLE = "SWINUMAMBA_LABEL_HOST", "SWINUMAMBA_LABEL_ORIGINS"
 
 
 def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -32,7 +38,8 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
         port: of the server.
 
     Raises:
-        InputError: MONAI Label is not installed, or a folder or the weights are missing.
+        InputError: MONAI Label is not installed, a folder or the weights are missing, or the environment variable
+            ``MONAI_LABEL_CORS_ORIGINS``, which names the web sites whose pages may use the server, is no list of them.
     """
     bundle, studies = Path(bundle).resolve(), Path(studies).resolve()
     if find_spec("monailabel") is None:
@@ -44,6 +51,7 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
         raise InputError(f"{bundle} has no models/model.pt; train the bundle, or put its weights there, first.")
     if not studies.is_dir():
         raise InputError(f"{studies} is no folder; give the one with the images as --studies.")
+    origins = _read_origins(os.environ.get(MONAI_VARIABLE, ""))
     if weights.suffix == ".safetensors":
         model = weights.with_suffix(".pt")
         print(f"{model} is made from {weights.name}: MONAI Label reads no other file, and training goes on from it.")
@@ -54,7 +62,27 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
     app = shutil.copytree(APP, Path(tempfile.mkdtemp()) / "app", ignore=shutil.ignore_patterns("__pycache__"))
     sys.argv = ["monailabel", "start_server", "--app", str(app), "--studies", str(studies)]
     sys.argv += ["--host", host, "--port", str(port), "--conf", "bundle", str(bundle)]
+    sys.argv += ["--uvicorn_app", "swinumamba_monai.serving.server:app"]
+    os.environ[HOST_VARIABLE] = host
+    os.environ[ORIGINS_VARIABLE] = " ".join(origins)
+    os.environ.pop(MONAI_VARIABLE, None)  # MONAI Label 0.8.5 fails on one that is set
+    os.chdir(app)  # MONAI Label takes the name of an image for that of a file here, if there is one
     runpy.run_module("monailabel.main", run_name="__main__")
+
+
+def _read_origins(text: str) -> list[str]:
+    """The origins in ``MONAI_LABEL_CORS_ORIGINS``: a JSON list, or with commas between them."""
+    try:
+        origins = (
+            json.loads(text) if text.strip().startswith("[") else [o.strip() for o in text.split(",") if o.strip()]
+        )
+        origins = [origin.lower().rstrip("/") for origin in origins]
+        valid = all(re.fullmatch(r"https?://[\w.\[\]:-]+", origin) for origin in origins)
+    except (AttributeError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise InputError(f'{MONAI_VARIABLE} must be a list like ["https://viewer.example.org"].')
+    return origins
 
 
 def stand_in_for_torchvision() -> None:

@@ -185,3 +185,80 @@ def test_a_damaged_model_info_is_not_replaced(small_bundle, tmp_path):
     with pytest.raises(InputError, match=r"model_info\.json cannot be read"):
         package_bundle(small_bundle(weights=False), tmp_path / "dist")
     assert info.read_text() == "{"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {name: sha256(folder / name) for name in files_below(folder)}
+
+
+@pytest.mark.parametrize("place", ["models/microscopy", "huggingface/microscopy"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_bundle_that_lies_where_it_would_be_written(small_bundle, tmp_path, capsys, place, linked):
+    """``package models/NAME --output_dir .``, by its own path and by a link to it."""
+    home = tmp_path / "home"
+    bundle = home / place
+    bundle.parent.mkdir(parents=True)
+    small_bundle().rename(bundle)
+    (bundle / "eval").mkdir()
+    (bundle / "eval" / "notes.txt").write_text("mine")
+    (bundle / "models" / "checkpoint.pt").write_bytes(b"resume")
+    if linked:
+        (home / "here").symlink_to(bundle)
+        named = home / "there" / "microscopy"
+        named.parent.mkdir()
+        named.symlink_to(bundle)
+    before = contents(home)
+    assert main(["package", str(named if linked else bundle), "--output_dir", str(home)]) == 1
+    assert "is what is packed; give another output_dir" in capsys.readouterr().err
+    assert contents(home) == before
+
+
+def test_an_output_inside_of_the_bundle(small_bundle, capsys):
+    bundle = small_bundle(weights=False)
+    before = contents(bundle)
+    assert main(["package", str(bundle), "--output_dir", str(bundle / "dist")]) == 1
+    assert "is what is packed" in capsys.readouterr().err and contents(bundle) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("models/model.pt", b"trained"), ("notes.txt", b"mine"), ("configs/train.json", b"{}"), ("eval/a/b.csv", b"1")],
+)
+@pytest.mark.parametrize("packaged", [False, True])
+def test_what_no_package_made_stays(small_bundle, tmp_path, capsys, name, content, packaged):
+    """Another bundle of that name lies there, or somebody worked in the folder since: all of it stays."""
+    bundle, out = small_bundle(weights=False), tmp_path / "dist"
+    if packaged:
+        package_bundle(bundle, out)
+    own = out / "models" / "microscopy" / name
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_bytes(content)
+    before = contents(out)
+    assert main(["package", str(bundle), "--output_dir", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert str(own) in error and "move it away or give another output_dir" in error
+    assert contents(out) == before
+
+
+def test_what_an_earlier_package_made_is_brought_up_to_date(small_bundle, tmp_path):
+    bundle, out = small_bundle(weights=False), tmp_path / "dist"
+    more = bundle / "docs" / "more" / "page.md"
+    more.parent.mkdir()
+    more.write_text("once")
+    package_bundle(bundle, out)
+    assert (out / "models" / "microscopy" / "docs" / "more" / "page.md").is_file()
+    more.unlink()
+    (bundle / "docs" / "README.md").write_text("changed")
+    package_bundle(bundle, out)
+    assert not (out / "models" / "microscopy" / "docs" / "more").exists()
+    assert (out / "models" / "microscopy" / "docs" / "README.md").read_text() == "changed"
+    assert files_below(out / "models" / "microscopy") == files_below(out / "huggingface" / "microscopy")
+
+
+def test_a_link_in_the_place_of_the_folder(small_bundle, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "dist" / "models").mkdir(parents=True)
+    (tmp_path / "dist" / "models" / "microscopy").symlink_to(other)
+    assert main(["package", str(small_bundle(weights=False)), "--output_dir", str(tmp_path / "dist")]) == 1
+    assert "is no folder or file that package made" in capsys.readouterr().err and not any(other.iterdir())

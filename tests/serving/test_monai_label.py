@@ -221,6 +221,95 @@ def asap_polygons(content: bytes) -> list[tuple[str, list[list[int]]]]:
     ]
 
 
+def ask(server: Server, method: str, path: str, **options: object) -> int:
+    return requests.request(method, f"{server.url}{path}", timeout=120, **options).status_code
+
+
+def test_a_client_cannot_get_in(tmp_path) -> None:
+    """Requests as an attacker makes them: no code runs, nothing is read or written outside of the studies."""
+    data = SYNTHESIZERS["microscopy"](
+        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
+    )
+    bundle, studies, trap = make_bundle("microscopy", tmp_path, data), tmp_path / "studies", tmp_path / "trap"
+    make_studies("microscopy", studies, data)
+    outside = tmp_path / "outside.png"
+    shutil.copy(studies / "rgb.png", outside)
+    label = (data / json.loads((data / "datalist.json").read_text())["test"][0]["label"]).read_bytes()
+    code = f"__import__('pathlib').Path({str(trap)!r}).touch()"
+    with Server(bundle, studies, tmp_path / "server.log") as server:
+        server.save_label(studies / "rgb.png", "rgb.png", label)
+        server.save_label(studies / "gray.png", "gray.png", label)
+        plain = {"max_epochs": 1, "device": "cpu", "pretrained": True}
+        for crafted in (
+            {"device": f"cpu') if {code} else torch.device('cpu"},
+            {"device": f"${code}"},
+            {"max_epochs": f"${code}"},
+            {"max_epochs": "@network"},
+            {"max_epochs": "%/etc/passwd"},
+            {"max_epochs": True},
+            {"val_split": f"${code}"},
+            {"run_id": f"${code}"},
+            {"tracking": str(tmp_path / "tracking.json")},
+            {"tracking": "mlflow", "tracking_uri": f"file://{trap}"},
+            {"tracking_experiment_name": f"${code}"},
+            {"model_filename": str(outside)},
+            {"model_filename": "../../outside.pt"},
+            {"gpus": "0;touch"},
+            {"bundle_path": str(tmp_path)},
+            {"multi_gpu": f"${code}"},
+            {"train#trainer#max_epochs": 1},
+            {"name": [f"${code}"]},
+        ):
+            assert ask(server, "POST", "/train/microscopy?run_sync=true", json={**plain, **crafted}) == 400, crafted
+            assert ask(server, "POST", "/train/", json={"microscopy": {**plain, **crafted}}) == 400, crafted
+            if "val_split" not in crafted:
+                params = {"params": json.dumps(crafted)}
+                assert ask(server, "POST", "/infer/microscopy?image=rgb", data=params) in (400, 200), crafted
+        for image in (str(outside), "../outside", "..", "label", "$HOME", "no_such_image"):
+            for path in (f"/infer/microscopy?output=image&image={image}", f"/infer/wsi/microscopy?image={image}"):
+                assert ask(server, "POST", path, json={}) in (400, 404), path
+            assert ask(server, "GET", f"/datastore/image?image={image}") in (400, 404)
+            assert ask(server, "DELETE", f"/datastore/image?id={image}") in (400, 404, 500)
+        for crafted in ({"image": str(outside)}, {"label_tag": "../../out", "save_label": True}, {"session": {}}):
+            body = {"params": json.dumps(crafted)}
+            assert ask(server, "POST", "/infer/microscopy?image=rgb&output=image", data=body) == 400, crafted
+            assert ask(server, "POST", "/infer/wsi/microscopy?image=rgb", json={"params": crafted}) == 400, crafted
+            assert ask(server, "POST", "/batch/infer/microscopy", json=crafted) == 400, crafted
+        for query in ("image=rgb&tag=../..", "image=rgb&tag=/tmp/x", "image=../rgb&tag=final", "image=rgb&tag=$x"):
+            files = {"label": ("label.png", label)}
+            assert ask(server, "PUT", f"/datastore/label?{query}", files=files) == 400, query
+        files = {"file": ("new.png", label)}
+        assert ask(server, "PUT", "/datastore/image?image=../new", files=files) == 400
+        assert ask(server, "PUT", "/session/?uncompress=true", files={"files": ("x.tar", b"")}) == 400
+        for method, path in (("PUT", "/model/microscopy"), ("DELETE", "/model/microscopy"), ("GET", "/proxy/dicom/a")):
+            assert ask(server, method, path) in (404, 405), path
+
+        page = {"Origin": "http://evil.example"}
+        for method, path in (("GET", "/info/"), ("DELETE", "/datastore/image?id=rgb"), ("POST", "/train/microscopy")):
+            assert ask(server, method, path, headers=page) == 403, path
+        asked = {**page, "Access-Control-Request-Method": "DELETE"}
+        answer = requests.options(f"{server.url}/datastore/image", headers=asked, timeout=30)
+        assert not any(name.lower().startswith("access-control-allow") for name in answer.headers)
+        assert ask(server, "GET", "/info/", headers={"Host": "evil.example"}) == 403
+        assert ask(server, "GET", "/info/", headers={"Origin": server.url}) == 200
+        assert ask(server, "POST", "/infer/microscopy?image=rgb&output=image", data={"params": "{}"}) == 200
+    assert not trap.exists() and not (tmp_path / "new.png").exists()
+    assert {path.name for path in studies.glob("labels/*")} <= {"final", "original"}  # which MONAI Label makes
+    assert not list(tmp_path.glob("*rgb.png")) and {path.stem for path in studies.glob("*.*")} >= {"rgb", "gray"}
+
+
+def test_an_origin_that_is_allowed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MONAI_LABEL_CORS_ORIGINS", '["http://viewer.example"]')
+    data = SYNTHESIZERS["microscopy"](
+        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
+    )
+    bundle = make_bundle("microscopy", tmp_path, data)
+    make_studies("microscopy", tmp_path / "studies", data)
+    with Server(bundle, tmp_path / "studies", tmp_path / "server.log") as server:
+        assert ask(server, "GET", "/info/", headers={"Origin": "http://viewer.example"}) == 200
+        assert ask(server, "GET", "/info/", headers={"Origin": "http://evil.example"}) == 403
+
+
 @pytest.mark.parametrize("task", list(SMALL))
 def test_server_gives_what_the_command_line_gives_and_learns(task, tmp_path) -> None:
     data = SYNTHESIZERS[task](tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL[task])

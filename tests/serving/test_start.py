@@ -36,6 +36,9 @@ def test_half_precision_becomes_what_monai_label_reads(tmp_path, monkeypatch, ca
     monkeypatch.setattr(start, "find_spec", lambda name: name)
     monkeypatch.setattr(start, "stand_in_for_torchvision", lambda: None)
     monkeypatch.setattr(start.runpy, "run_module", lambda *args, **options: started.append(args))
+    monkeypatch.chdir(tmp_path)  # which serve changes
+    for name in (start.HOST_VARIABLE, start.ORIGINS_VARIABLE):
+        monkeypatch.setenv(name, "")
     for folder in ("configs", "models", "images"):
         (tmp_path / folder).mkdir()
     (tmp_path / "configs" / "inference.json").write_text("{}")
@@ -48,3 +51,12 @@ def test_half_precision_becomes_what_monai_label_reads(tmp_path, monkeypatch, ca
     torch.save({"a": torch.zeros(2)}, model)
     serve(tmp_path, tmp_path / "images")
     assert read_weights(model)["a"].tolist() == [0, 0] and len(started) == 2
+
+
+def test_origins() -> None:
+    assert start._read_origins("") == []
+    assert start._read_origins('["https://Viewer.example:8443/"]') == ["https://viewer.example:8443"]
+    assert start._read_origins("http://a.example, https://b.example") == ["http://a.example", "https://b.example"]
+    for text in ("*", "[1]", "viewer.example", '["https://a/b"]', "[", "null"):
+        with pytest.raises(InputError, match="MONAI_LABEL_CORS_ORIGINS must be a list"):
+            start._read_origins(text)

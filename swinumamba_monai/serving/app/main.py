@@ -23,12 +23,14 @@ from monailabel.tasks.activelearning.random import Random  # noqa: E402
 from monailabel.tasks.infer.bundle import BundleInferTask  # noqa: E402
 from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
 from monailabel.transform.writer import PolygonWriter  # noqa: E402
+from monailabel.utils.others.generic import name_to_device  # noqa: E402
 from monailabel.utils.others.label_colors import get_color  # noqa: E402
 
 from swinumamba_monai.data import read_image  # noqa: E402
 from swinumamba_monai.inference import ClassesToInstancesd, geojson  # noqa: E402
 from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
 from swinumamba_monai.serving.annotations import elements, read_asap  # noqa: E402
+from swinumamba_monai.serving.requests import TRAINING, check_device, check_fields  # noqa: E402
 from swinumamba_monai.training import autocast_dtype, default_amp  # noqa: E402
 
 LAST_CHECKPOINT = "label_checkpoint.pt"
@@ -87,6 +89,12 @@ class TrainTask(BundleTrainTask):
         super().__init__(bundle, conf, load_strict=True)
         self.names = names
 
+    def __call__(self, request: dict, datastore: Datastore) -> dict:
+        """What a request says goes into the config: it is checked here too, whoever sent it and by whatever way."""
+        device = check_device("device", name_to_device(request.get("device", "cuda")))
+        known = {name: value for name, value in request.items() if name in TRAINING}  # the server adds its own
+        return super().__call__(check_fields({**known, "device": device}, TRAINING), datastore)
+
     def _fetch_datalist(self, request: dict, datastore: Datastore) -> list[dict]:
         """The labels as images, those too that are polygons."""
         items = super()._fetch_datalist(request, datastore)
@@ -106,7 +114,7 @@ class TrainTask(BundleTrainTask):
         train = overrides[self.const.key_train_dataset_data()]
         if not overrides.get(self.const.key_validate_dataset_data()):
             overrides[self.const.key_validate_dataset_data()] = train
-        overrides["device"] = f"$torch.device('{overrides['device']}')"
+        overrides["device"] = f"$torch.device('{check_device('device', overrides['device'])}')"
         overrides["data_dir"] = str(Path(train[0]["image"]).parent)
         overrides["checkpoint#last_name"] = LAST_CHECKPOINT
         (Path(self.bundle_path) / "models" / LAST_CHECKPOINT).unlink(missing_ok=True)

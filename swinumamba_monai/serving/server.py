@@ -1,0 +1,237 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI Label's server with doors: what :mod:`.requests` does not let through reaches nothing behind them.
+
+MONAI Label 0.8.5 hands the values of requests on as they come, and lets a page of any web site command the server of
+"this machine alone". Here each function behind an address gets checked values; addresses that a bundle has no use for
+(a proxy, upload and removal of models, a viewer of DICOM) are gone; and a browser is answered only where the page comes
+from the server itself or from an origin that ``MONAI_LABEL_CORS_ORIGINS`` names.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import ipaddress
+import json
+import os
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.serving.requests import (
+    INFERENCE,
+    SAMPLING,
+    TRAINING,
+    check_data,
+    check_device,
+    check_fields,
+    check_name,
+)
+from swinumamba_monai.serving.start import HOST_VARIABLE, ORIGINS_VARIABLE, stand_in_for_torchvision
+
+stand_in_for_torchvision()
+
+from fastapi import HTTPException  # noqa: E402
+from fastapi.middleware.cors import CORSMiddleware  # noqa: E402
+from monailabel import app as monai_label  # noqa: E402
+from monailabel.endpoints import (  # noqa: E402
+    activelearning,
+    batch_infer,
+    datastore,
+    infer,
+    scoring,
+    session,
+    train,
+    wsi_infer,
+)
+from monailabel.interfaces.utils.app import app_instance  # noqa: E402
+from monailabel.utils.others.generic import device_map  # noqa: E402
+
+__all__ = ["app"]
+
+REMOVED = ("/proxy", "/ohif", "/reload")  # addresses that begin so
+LOCAL_NAMES = {"localhost"}
+
+
+def _device(field: str, value: object) -> str:
+    devices = device_map()
+    return check_device(field, value, {*devices, *devices.values()})
+
+
+def _fields(checks: Mapping) -> Callable[[str, object], dict]:
+    checks = {**checks, "device": _device} if "device" in checks else checks
+    return lambda field, value: check_fields(value, checks)
+
+
+def _text(checks: Callable[[str, object], object]) -> Callable[[str, object], str]:
+    """A check of JSON that comes as text, and goes on as text."""
+
+    def check(field: str, value: object) -> str:
+        try:
+            content = json.loads(value) if value else {}
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{field} is not JSON.") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{field} must be an object of names and values.")
+        return json.dumps(checks(field, content))
+
+    return check
+
+
+def _name_or_nothing(field: str, value: object) -> str | None:
+    return value if value is None else check_name(field, value, optional=True)
+
+
+def _one_file(field: str, value: object) -> bool:
+    if value:
+        raise InputError(f"{field} is not possible here: send the image, not an archive.")
+    return False
+
+
+def _region(field: str, value: object) -> object:
+    """Where QuPath and its like ask for; its "params" go into the request as those of an inference do."""
+    check_data(field, value.model_dump(exclude={"params"}))
+    value.params = _fields(INFERENCE)(field, value.params)
+    return value
+
+
+def _by_model(field: str, value: object) -> dict:
+    if value is not None and not isinstance(value, Mapping):
+        raise InputError(f"{field} must be an object of names and values.")
+    return {check_name(field, model): _fields(TRAINING)(field, own) for model, own in (value or {}).items()}
+
+
+# What each function behind an address gets, by the names of its arguments. A name with no check here is a number, a
+# switch or a file, which FastAPI has checked.
+_NAMES = dict.fromkeys(("model", "image", "id", "tag", "label", "session_id", "strategy", "method"), _name_or_nothing)
+_WITH_NAMES_ALONE = (
+    "remove_image", "remove_label", "download_image", "download_label", "get_image_info", "get_label_info",
+)  # fmt: skip
+_CHECKS: list[tuple[ModuleType, dict[str, dict[str, Callable]]]] = [
+    (infer, {"run_inference": {"params": _text(_fields(INFERENCE)), "label": lambda field, value: value}}),
+    (wsi_infer, {"run_wsi_inference": {"wsi": _region}}),
+    (batch_infer, {"run": {"params": _fields(INFERENCE), "images": lambda field, value: value}}),
+    (train, {"run_model": {"params": _fields(TRAINING)}, "run": {"params": _by_model}}),
+    (activelearning, {"sample": {"params": _fields(SAMPLING)}}),
+    (scoring, {"run": {"params": _fields(SAMPLING)}, "run_method": {"params": _fields(SAMPLING)}}),
+    (session, {"get_session": {}, "remove_session": {}, "create_session": {"uncompress": _one_file}}),
+    (
+        datastore,
+        {
+            "add_image": {"params": _text(check_data)},
+            "save_label": {"params": _text(check_data), "label": lambda field, value: value},
+            "update_image_info": {"info": _text(check_data)},
+            "update_label_info": {"info": _text(check_data)},
+            **{name: {} for name in _WITH_NAMES_ALONE},
+        },
+    ),
+]
+
+
+def _checked(function: Callable, checks: Mapping[str, Callable[[str, object], object]]) -> Callable:
+    """A function whose arguments are checked first; a refusal is the answer 400 with the sentence."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: object, **kwargs: object) -> object:
+        bound = signature.bind(*args, **kwargs)
+        try:
+            for name, value in bound.arguments.items():
+                if check := checks.get(name, _NAMES.get(name)):
+                    bound.arguments[name] = check(name, value)
+        except InputError as error:
+            raise HTTPException(status_code=400, detail=str(error)) from error
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def _of_the_datastore(function: Callable) -> Callable:
+    """An inference on an image that was uploaded or is in the datastore: any other name could be a file's path."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: object, **kwargs: object) -> object:
+        bound = signature.bind(*args, **kwargs)
+        image = bound.arguments.get("image")
+        if image and not bound.arguments.get("file") and image not in app_instance().datastore().list_images():
+            raise HTTPException(status_code=404, detail="there is no image of that name on this server.")
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def _own_origins(host: str) -> set[str]:
+    return {f"http://{host}", f"https://{host}"}
+
+
+class Doorkeeper:
+    """Refuse what a page of a foreign web site has a browser send, before anything looks at it.
+
+    A browser says whose page it is in ``Origin``, which has to be the server's own or one of ``origins``. While the
+    server is for this machine alone, ``Host`` has to name this machine: a foreign name that its owner lets point here
+    (DNS rebinding) would count as the server's own.
+
+    Args:
+        app: the application behind it.
+        origins: that are allowed beside the server's own.
+        local: whether the server answers this machine alone.
+    """
+
+    def __init__(self, app: Callable, origins: set[str], local: bool) -> None:
+        self.app, self.origins, self.local = app, origins, local
+
+    async def __call__(self, scope: Mapping, receive: Callable, send: Callable) -> None:
+        status, reason = 403, self._why_refused(dict(scope["headers"])) if scope["type"] == "http" else None
+        if not reason and _is_removed(scope):
+            status, reason = 404, "this server has no such address."
+        if not reason:
+            await self.app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": reason.encode()})
+
+    def _why_refused(self, headers: Mapping[bytes, bytes]) -> str | None:
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        origin = headers.get(b"origin")
+        if self.local and not _is_local(host):
+            return "this server answers under the names of its own machine alone."
+        if origin is None or origin.decode("latin-1").lower() in self.origins | _own_origins(host):
+            return None
+        return "pages of other sites may not use this server; MONAI_LABEL_CORS_ORIGINS names those that may."
+
+
+def _is_removed(scope: Mapping) -> bool:
+    path, method = scope.get("path", ""), scope.get("method")
+    return path.startswith(REMOVED) or (path.startswith("/model/") and method not in ("GET", "HEAD"))
+
+
+def _is_local(host: str) -> bool:
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    if name in LOCAL_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _guard() -> Doorkeeper:
+    infer.run_inference = _of_the_datastore(infer.run_inference)
+    wsi_infer.run_wsi_inference = _of_the_datastore(wsi_infer.run_wsi_inference)
+    for module, functions in _CHECKS:
+        for name, checks in functions.items():
+            setattr(module, name, _checked(getattr(module, name), checks))
+    inner = monai_label.app
+    # MONAI Label would allow all origins where none is given
+    inner.user_middleware = [entry for entry in inner.user_middleware if entry.cls is not CORSMiddleware]
+    if origins := os.environ.get(ORIGINS_VARIABLE, "").split():
+        inner.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
+        )
+    host = os.environ.get(HOST_VARIABLE, "127.0.0.1")
+    return Doorkeeper(inner, set(origins), local=_is_local(host))
+
+
+app = _guard()

@@ -1,0 +1,68 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a request may hold; with a real server in test_monai_label.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.serving.requests import INFERENCE, TRAINING, check_data, check_device, check_fields, check_name
+
+
+@pytest.mark.parametrize("name", ["a", "slide 3.ome", "größe_1", "2024-11-25", "x" * 200, "-1", "a$b"])
+def test_names(name: str) -> None:
+    assert check_name("image", name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "a\\b", "..", ".", "/etc", "$x", "@x", "%x", "~", "a\nb", "a\x00", "x" * 201, None, 3, ["a"]]
+)
+def test_what_is_no_name(name: object) -> None:
+    with pytest.raises(InputError, match="image must be a name"):
+        check_name("image", name)
+
+
+def test_devices() -> None:
+    assert [check_device("device", d) for d in ("cpu", "cuda", "cuda:1", "mps", ["cuda:0"])][-1] == "cuda:0"
+    assert check_device("device", "NVIDIA H100", {"NVIDIA H100"}) == "NVIDIA H100"
+    for device in ("cpu')", "$cpu", "cuda:1234", "meta", "", None, [], ["x"], {"a": 1}, "NVIDIA H100"):
+        with pytest.raises(InputError, match="device must be a device"):
+            check_device("device", device)
+
+
+def test_what_clients_send_becomes_what_it_means() -> None:
+    """3D Slicer sends its table of options, some as text."""
+    options = {"device": ["cpu"], "pretrained": "false", "max_epochs": "5", "gpus": "", "tracking": ["mlflow", "None"]}
+    options |= {"tracking_uri": "", "run_id": "", "val_split": 0.2, "model_filename": ["model.pt"], "client_id": "me"}
+    checked = check_fields(options, TRAINING)
+    assert checked["pretrained"] is False and checked["max_epochs"] == 5 and checked["gpus"] == "all"
+    assert checked["device"] == "cpu" and checked["tracking"] == "mlflow" and checked["model_filename"] == "model.pt"
+    region = {"level": 0, "location": [0, 0], "foreground": [[1, 2], [3.5, 4]], "result_extension": ".nrrd"}
+    assert check_fields(region, INFERENCE) == region and check_fields(None, TRAINING) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_epochs", 1.5), ("max_epochs", float("inf")), ("max_epochs", 0), ("max_epochs", "1e3"), ("max_epochs", []),
+        ("val_split", float("nan")), ("val_split", "$0.1"), ("pretrained", "maybe"), ("pretrained", 2),
+        ("tracking_uri", "http://a"), ("run_id", "training"), ("model_filename", "a.py"), ("model_filename", "../a.pt"),
+        ("gpus", "0,x"), ("network", 1), ("bundle_path", "/"), ("tracking", "a.json"),
+    ],
+)  # fmt: skip
+def test_refusals(field: str, value: object) -> None:
+    with pytest.raises(InputError):
+        check_fields({field: value}, TRAINING)
+
+
+def test_data_is_bounded_and_no_code() -> None:
+    deep: object = 1
+    for _ in range(20):
+        deep = [deep]
+    for value in ({"a": ["$x"]}, {"@a": 1}, deep, list(range(200_000))):
+        with pytest.raises(InputError):
+            check_data("info", value)
+    assert check_data("info", {"a": [1, 2.5, None, "text", {"b": True}]})
+    with pytest.raises(InputError, match="an object"):
+        check_fields([1], TRAINING)
