@@ -1,17 +1,40 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a file whole or not at all."""
+"""Writing a file or folder whole or not at all, and a folder for one run at a time.
+
+What is written lies beside its place under a name that begins with a dot and 32 random digits, so processes never meet
+there, be they of one machine, of several, or of containers that all call themselves process 1. Its writer holds a lock
+on it, which the system takes back when the process ends, however it ends: what nobody holds is left over, and the next
+process that writes into the folder removes it.
+"""
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
+from typing import ClassVar
 
-__all__ = ["remove_unfinished", "replacing"]
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: leftovers are known by their age there, and runs are not kept apart
+    fcntl = None
+
+__all__ = ["RunLock", "remove_unfinished", "replacing", "writing_folder"]
+
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
+_OLD = 24 * 3600  # seconds, of what cannot be asked whether somebody holds it
+
+_swept: set[tuple[int, Path]] = set()  # this process and the folders that it has cleared
 
 
 @contextmanager
@@ -26,24 +49,160 @@ def replacing(path: str | PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     # Not tempfile: its files are readable by their owner alone. The suffix stays last: writers choose the format by it.
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+    with _owned(path, lambda temporary: temporary.touch(exist_ok=False)) as temporary:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def remove_unfinished(*paths: str | PathLike) -> None:
-    """Remove the temporary files that processes killed while they wrote ``paths`` have left beside them.
+@contextmanager
+def writing_folder(path: str | PathLike) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` and, when the block has filled it, rename it to ``path``.
 
     Args:
-        paths: files that nobody is writing now.
+        path: the folder to make, which must not exist; its parent is made when needed.
+
+    Raises:
+        OSError: ``path`` exists when the block is done, perhaps because another process was faster.
     """
-    for path in map(Path, paths):
-        unfinished = re.compile(rf"\.\d+-{re.escape(path.name)}")
-        for file in path.parent.glob(".*"):
-            if unfinished.fullmatch(file.name):
-                file.unlink()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _owned(path, Path.mkdir) as temporary:
+        yield temporary
+        temporary.rename(path)
+
+
+def remove_unfinished(folder: str | PathLike) -> None:
+    """Remove what processes that were killed while they wrote into a folder have left in it; no other file.
+
+    Args:
+        folder: it need not exist.
+    """
+    with suppress(OSError):
+        for path in Path(folder).iterdir():
+            if _UNFINISHED.fullmatch(path.name):
+                _remove_if_left(path)
+
+
+@contextmanager
+def _owned(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """A new temporary file or folder for ``path`` that this process holds, gone when the block is left."""
+    if (place := (os.getpid(), path.parent)) not in _swept:
+        _swept.add(place)
+        remove_unfinished(path.parent)
+    lock = None
+    while lock is None:  # until no sweep of another process comes between making and locking
+        temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
+        make(temporary)
+        lock = _lock(temporary)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """A file descriptor that holds the lock on a path, or None if somebody else holds it or has removed it."""
+    if fcntl is None:
+        return os.open(os.devnull, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:  # a file system without locks
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _remove_if_left(path: Path) -> None:
+    with suppress(OSError):
+        if fcntl is None and time.time() - path.stat().st_mtime < _OLD:
+            return
+        if (lock := _lock(path)) is not None:
+            _remove(path)
+            os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class RunLock:
+    """A folder's lock for one run, kept until :meth:`release` or the end of the process, however it ends.
+
+    It is a lock of the process: the workers that it forks, which may outlive it for seconds, do not share it, and a
+    later run of the same process takes it over.
+
+    Args:
+        path: the lock's file; it says who holds it, and is gone when the run has ended in good order.
+
+    Attributes:
+        was_left: whether the file was there when the lock was taken: the run before this one was killed.
+    """
+
+    was_left = False
+    _held: ClassVar[dict[tuple[int, Path], RunLock]] = {}  # by process, for forks take a copy of it along
+
+    def __init__(self, path: str | PathLike) -> None:
+        self.path = Path(path).absolute()
+        self._descriptor: int | None = None
+
+    def acquire(self) -> str | None:
+        """Take the lock.
+
+        Returns:
+            None, or who holds it already: "process 12 on HOST, since 2026-11-28 10:00:00".
+        """
+        if fcntl is None or self._descriptor is not None:
+            return None
+        if other := self._held.pop((os.getpid(), self.path), None):
+            other.release()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_nlink:  # else its holder has just removed it
+                    break
+            except (BlockingIOError, PermissionError):
+                holder = os.read(descriptor, 1000)
+                os.close(descriptor)
+                return _describe_holder(holder)
+            os.close(descriptor)
+        holder = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        self.was_left = os.fstat(descriptor).st_size > 0
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(holder).encode())
+        self._descriptor = descriptor
+        self._held[os.getpid(), self.path] = self
+        atexit.register(self.release)
+        return None
+
+    def release(self) -> None:
+        """Let the next run in."""
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+            self._held.pop((os.getpid(), self.path), None)
+            atexit.unregister(self.release)
+
+
+def _describe_holder(content: bytes) -> str:
+    try:
+        holder = json.loads(content)
+        return f"process {int(holder['process'])} on {str(holder['host'])[:100]}, since {str(holder['since'])[:40]}"
+    except (ValueError, KeyError, TypeError):  # it has not written it yet
+        return "another process"

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from swinumamba_monai import __version__
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, find_input_error
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         arguments.command(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        if (sentence := find_input_error(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         return 1
     return 0
 

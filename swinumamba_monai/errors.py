@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from types import TracebackType
@@ -13,9 +14,23 @@ class InputError(ValueError):
     """Something the user gave (a file, a folder, an option) cannot be used; the message is one sentence for them."""
 
 
+MAX_QUOTED = 100  # characters
+
+# Of an output's place: a full disk, no permission, a file where a folder should be.
+_NOT_WRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+_NOT_WRITABLE |= {getattr(errno, "EDQUOT", errno.ENOSPC)}  # a full quota; Windows has none
+
+
+def shown(text: object) -> str:
+    """What a stranger's file says, as part of a sentence: on one line, printable, at most ``MAX_QUOTED`` characters."""
+    line = " ".join(str(text)[: 10 * MAX_QUOTED].split())
+    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    return line if len(line) <= MAX_QUOTED else line[: MAX_QUOTED - 3] + "..."
+
+
 def quoted(error: BaseException) -> str:
-    """An error of a library as part of a sentence: its class and its message, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """An error of a library as part of a sentence: its class and its message, as :func:`shown`."""
+    return f"{type(error).__name__}: {shown(error)}"
 
 
 # What is left of the error after a DataLoader's worker or MONAI's SaveImage has turned its traceback into text.
@@ -23,10 +38,16 @@ _AS_TEXT = re.compile(rf"^{re.escape(InputError.__module__)}\.InputError: (.+)$"
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """The :class:`InputError` in the chain of causes of ``error``, or None."""
+    """The :class:`InputError` in the chain of causes of ``error``, or None.
+
+    An output that cannot be written is one too, wherever it is noticed.
+    """
     while error is not None:
         if isinstance(error, InputError):
             return error
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+            place = f"{shown(error.filename)} " if error.filename else "an output "
+            return InputError(f"{place}cannot be written or opened: {error.strerror}.")
         if found := _AS_TEXT.search(str(error)):
             return InputError(found[1])
         error = error.__cause__ or error.__context__

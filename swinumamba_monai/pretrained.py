@@ -13,6 +13,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from os import PathLike
 from pathlib import Path
 
@@ -21,9 +22,10 @@ import safetensors.torch
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from .atomic import replacing
-from .errors import InputError
+from .errors import InputError, quoted
 from .networks.umamba import first_name
 
 __all__ = ["LoadReport", "find_checkpoint", "load_pretrained", "read_checkpoint", "read_weights", "save_half_precision"]
@@ -35,6 +37,10 @@ DECODER = "decoder.stages."  # of Swin-UMamba†
 STEM = "stem."  # the convolution before the encoder of Swin-UMamba, pretrained with it
 PRETRAINING_ONLY = ("head.", "mask_token")  # the rest of a masked image model
 VMAMBA_KEYS = {"patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs", "layers.0.downsample.norm.weight"}
+
+SAFE_TORCH = "2.10"  # from which on no memory is known to be overwritten by what weights_only=True reads
+MAX_DEPTH = 20  # of what lies in a checkpoint
+MAX_NAMES = 16  # of a tensor; released U-Mamba checkpoints name most of them four times
 
 # nnU-Net stores its log beside the weights: numpy numbers, which torch's safe unpickler takes when told that it may.
 # Files from NumPy 1 and NumPy 2 name the same function differently, and either may be installed here.
@@ -79,7 +85,8 @@ def read_checkpoint(path: str | PathLike) -> dict:
         what it holds, on the CPU.
 
     Raises:
-        InputError: no such file, or one that is truncated, is not a checkpoint, or holds anything but plain data.
+        InputError: no such file, one that cannot be opened, is truncated or is not a checkpoint, or one that holds
+            anything but plain data: numbers, text, and tensors whose elements all lie in the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,6 +94,7 @@ def read_checkpoint(path: str | PathLike) -> dict:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _warn_of_old_torch()
         _check_records(path)
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -97,11 +105,57 @@ def read_checkpoint(path: str | PathLike) -> dict:
         ) from error
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror or type(error).__name__}).") from error
     except Exception as error:  # a damaged file fails anywhere in the readers: struct.error, IndexError, ...
         raise InputError(f"{path} cannot be read as a checkpoint, it is corrupt or truncated.") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint with a state dict.")
+    try:
+        size = _count_bytes(content)
+    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise InputError(f"{path} holds what no checkpoint has ({quoted(error)}); it is not used.") from error
+    if size > MAX_NAMES * path.stat().st_size:
+        raise InputError(f"{path} claims {size} bytes of numbers, which no file of its size holds; it is not used.")
     return content
+
+
+@cache
+def _warn_of_old_torch() -> None:
+    if TorchVersion(torch.__version__) < SAFE_TORCH:
+        logger.warning(
+            "torch %s can be attacked by a crafted .pt file, even so (CVE-2026-24747): use files of those you trust, "
+            "safetensors, or torch %s",
+            torch.__version__,
+            SAFE_TORCH,
+        )
+
+
+def _count_bytes(content: object, depth: int = 0, seen: set[int] | None = None) -> int:
+    """The bytes of all tensors in what was read; raises ValueError for one whose elements are not all there.
+
+    A file may name tensors of any size without holding them: on no device, sparse, nested, quantized, or with elements
+    that all lie at one place. What copies them, or runs over them, would take the memory and the hours that they claim.
+    Containers count once, however often they lie in each other.
+    """
+    seen = set() if seen is None else seen
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} levels")
+    if isinstance(content, (Mapping, list, tuple)):
+        if id(content) in seen:
+            return 0
+        seen.add(id(content))
+        parts = content.values() if isinstance(content, Mapping) else content
+        return sum(_count_bytes(part, depth + 1, seen) for part in parts)
+    if not isinstance(content, Tensor):
+        return 0
+    plain = type(content) in (Tensor, nn.Parameter) and content.layout == torch.strided and not content.is_nested
+    if not plain or content.is_quantized or content.device.type != "cpu":
+        raise ValueError("a tensor that is sparse, nested, quantized or on no device")
+    size = content.numel() * content.element_size()
+    if size > content.untyped_storage().nbytes():
+        raise ValueError("a tensor that names its elements more than once")
+    return size
 
 
 def _check_records(path: Path) -> None:

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import pytest
 from monai.data import DataLoader, Dataset
 
-from swinumamba_monai.errors import InputError, find_input_error, report_plainly
+from swinumamba_monai.errors import MAX_QUOTED, InputError, find_input_error, quoted, report_plainly, shown
 
 
 def refuse(item):
@@ -43,3 +45,22 @@ def test_hook(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: the sentence\n"
     sys.excepthook(KeyError, KeyError("other"), None)
     assert "KeyError: 'other'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred\n\n", "x" * 1_000_000, "a\x00b\u202e", "größe 3"])
+def test_what_a_stranger_wrote_is_short_and_printable(text):
+    for sentence in (shown(text), quoted(ValueError(text))):
+        assert sentence.isprintable() and len(sentence) <= MAX_QUOTED + len("ValueError: ")
+    assert shown("größe  3\n") == "größe 3"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR])
+def test_an_output_that_cannot_be_written_is_a_sentence(code):
+    try:
+        try:
+            raise OSError(code, os.strerror(code), "out/metrics.csv")
+        except OSError as error:
+            raise RuntimeError("in a handler") from error
+    except RuntimeError as error:
+        assert str(find_input_error(error)) == f"out/metrics.csv cannot be written or opened: {os.strerror(code)}."
+    assert find_input_error(OSError(errno.ECONNRESET, "reset")) is None

@@ -13,6 +13,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -29,7 +31,7 @@ from PIL import Image
 from swinumamba_monai.data import SYNTHESIZERS, load_datalist, load_images, load_volumes, read_image, read_volume
 from swinumamba_monai.distribution import package_bundle
 from swinumamba_monai.errors import InputError, find_input_error
-from swinumamba_monai.pretrained import read_checkpoint
+from swinumamba_monai.pretrained import read_checkpoint, read_weights, save_half_precision
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 SMALL = {
@@ -144,6 +146,65 @@ def test_compressed_records_of_a_checkpoint_are_not_unfolded(tmp_path):
     assert read_checkpoint(tmp_path / "good.pt")
     with pytest.raises(InputError, match="compressed records"):
         read_checkpoint(tmp_path / "bad.pt")
+
+
+def nested(levels: int, width: int) -> list:
+    content: list = []
+    for _ in range(levels):
+        content = [content] * width
+    return content
+
+
+CRAFTED = {
+    "stride 0": lambda: {"a": torch.zeros(1).expand(1 << 40)},
+    "overlapping rows": lambda: {"a": torch.zeros(1000).as_strided((1 << 20, 1000), (0, 1))},
+    "meta": lambda: {"a": torch.empty(1 << 40, device="meta")},
+    "sparse": lambda: {"a": torch.sparse_coo_tensor(torch.zeros(1, 1), torch.ones(1), (1 << 40,))},
+    "compressed rows": lambda: {"a": torch.eye(3).to_sparse_csr()},
+    "quantized": lambda: {"a": torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.qint8)},
+    "nested": lambda: {"a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])},
+    "deep": lambda: {"a": nested(60, 1)},
+    "one tensor under many names": lambda: dict.fromkeys(map(str, range(10_000)), torch.zeros(1 << 16)),
+    "deep inside": lambda: {"model": {"a": [{"b": torch.zeros(1).expand(1 << 40)}]}},
+}
+
+
+class TestCraftedTensors:
+    """Checkpoints of a few hundred bytes that claim gigabytes, or tensors that are none."""
+
+    @pytest.mark.parametrize("name", CRAFTED)
+    def test_are_refused_at_once(self, name, tmp_path):
+        path = tmp_path / "crafted.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.save(CRAFTED[name](), path)
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+        for read in (read_checkpoint, read_weights, lambda p: save_half_precision(p, tmp_path / "half.safetensors")):
+            with pytest.raises(InputError) as caught:
+                read(path)
+            assert str(path) in str(caught.value) and len(str(caught.value)) < 500
+        assert time.monotonic() - began < 5
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 200, "MB"
+
+    def test_containers_in_each_other_many_times(self, tmp_path):
+        """10^30 ways through them, but 31 containers."""
+        torch.save({"a": torch.ones(2), "b": nested(18, 50)}, tmp_path / "wide.pt")
+        assert read_checkpoint(tmp_path / "wide.pt")["a"].tolist() == [1, 1]
+
+    def test_tied_weights_are_none(self, tmp_path):
+        weight = torch.ones(4, 4)
+        torch.save({"a": weight, "b": weight, "c": weight.t(), "d": weight[1]}, tmp_path / "tied.pt")
+        assert set(read_weights(tmp_path / "tied.pt")) == set("abcd")
+
+    def test_a_file_that_may_not_be_read(self, tmp_path, monkeypatch):
+        torch.save({"a": torch.ones(2)}, tmp_path / "model.pt")
+
+        def refuse(*args, **options):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(torch, "load", refuse)
+        with pytest.raises(InputError, match=r"cannot be opened \(Permission denied\)"):
+            read_checkpoint(tmp_path / "model.pt")
 
 
 class TestDatalists:

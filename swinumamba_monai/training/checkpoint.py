@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import time
@@ -15,10 +16,10 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from torch import nn
+from torch import Tensor, nn
 
-from swinumamba_monai.atomic import remove_unfinished, replacing
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.atomic import RunLock, remove_unfinished, replacing
+from swinumamba_monai.errors import InputError, quoted
 from swinumamba_monai.pretrained import load_pretrained, read_checkpoint
 
 __all__ = ["TrainingCheckpoint", "run_record", "save_atomically"]
@@ -28,6 +29,8 @@ RECORD_NAME = "run.json"
 logger = logging.getLogger(__name__)
 
 MAX_EPOCHS = 1_000_000  # the schedule of so many is replayed in seconds
+
+SCALARS = ("step", "mu_product", "eta", "mu")  # that torch's optimizers keep of a parameter as one number
 
 # What a run is resumed from.
 _STATE = {"model": Mapping, "optimizer": Mapping, "epoch": int, "best_metric": float, "best_metric_epoch": int}
@@ -43,13 +46,16 @@ def save_atomically(content: dict, path: Path) -> None:
     Raises:
         InputError: the file could not be written (full disk, read-only folder); the old one is as it was.
     """
+    stream = io.BytesIO()  # torch's own writer tells a full disk from nothing else that may go wrong
+    torch.save(content, stream)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:
+            temporary.write_bytes(stream.getbuffer())
+    except OSError as error:
         kept = "the one before it is intact" if path.exists() else "there was none before it"
-        raise InputError(f"the checkpoint {path} could not be written ({error}); {kept}.") from error
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"the checkpoint {path} could not be written ({reason}); {kept}.") from error
 
 
 def run_record(ckpt_path: str | PathLike | Sequence[str | PathLike], **facts) -> dict:
@@ -61,11 +67,23 @@ def run_record(ckpt_path: str | PathLike | Sequence[str | PathLike], **facts) ->
 
     Returns:
         ``facts`` and ``"training"``: a list with what each ``run.json`` holds, None where there is none.
+
+    Raises:
+        InputError: a ``run.json`` that is damaged.
     """
     paths = [ckpt_path] if isinstance(ckpt_path, (str, PathLike)) else ckpt_path
-    records = [Path(path).with_name(RECORD_NAME) for path in paths]
-    trainings = [json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None for path in records]
-    return {**facts, "training": trainings}
+    return {**facts, "training": [_read_record(Path(path).with_name(RECORD_NAME)) for path in paths]}
+
+
+def _read_record(path: Path) -> dict | None:
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read ({quoted(error)}); remove it, for it is only kept with scores."
+        ) from error
 
 
 class TrainingCheckpoint:
@@ -90,6 +108,7 @@ class TrainingCheckpoint:
         best_name: file of the best network.
         last_name: file of the last epoch's state.
         settings: options that make the run what it is. A run resumed with others is warned that it ends elsewhere.
+        overwrite: whether a network of another training that lies at ``best_name`` may be replaced.
     """
 
     def __init__(
@@ -102,6 +121,7 @@ class TrainingCheckpoint:
         best_name: str = "model.pt",
         last_name: str = "checkpoint.pt",
         settings: Mapping | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.best_path = Path(ckpt_dir) / best_name
         self.last_path = Path(ckpt_dir) / last_name
@@ -111,7 +131,9 @@ class TrainingCheckpoint:
         self.lr_scheduler = lr_scheduler
         self.resume = resume
         self.settings = json.dumps(dict(settings or {}))
+        self.overwrite = overwrite
         self._seconds = 0.0
+        self._lock = RunLock(self.last_path.with_name(f".{last_name}.lock"))
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
         """Restore the state if asked to, and save from now on; call it after the engines' own handlers are attached.
@@ -121,8 +143,10 @@ class TrainingCheckpoint:
             evaluator: holds the best metric.
 
         Raises:
-            InputError: the folder holds a run that would be overwritten, or a checkpoint that cannot be resumed.
+            InputError: the folder holds a run or a network that would be overwritten, or a checkpoint that cannot be
+                resumed; another run is using it, or nothing can be written there.
         """
+        was_killed = self._take_folder(trainer)
         if self.resume and self.last_path.exists():
             self._restore(trainer, evaluator)
         elif self.resume:
@@ -132,11 +156,36 @@ class TrainingCheckpoint:
                 f"{self.last_path.parent} already holds a training run: go on with it by --resume true, "
                 "or choose another --ckpt_dir."
             )
-        if idist.get_rank() == 0:
-            remove_unfinished(self.best_path, self.last_path, self.record_path)
+        # A run that was killed in its first epoch may have left its own network, and no checkpoint.
+        protected = not (self.overwrite or was_killed or self.last_path.exists())
+        if protected and self.best_path.exists() and idist.get_rank() == 0:
+            raise InputError(
+                f"{self.best_path} is a network of another training, which this one would replace at its first "
+                "validation; choose another --ckpt_dir, or move that file away."
+            )
         trainer.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last, evaluator)
+
+    def _take_folder(self, trainer: Engine) -> bool:
+        """Keep other runs out of the folder until this one has ended; whether the last one there was killed."""
+        if idist.get_rank() > 0:
+            return False
+        try:
+            holder = self._lock.acquire()
+            remove_unfinished(self.last_path.parent)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise InputError(
+                f"{self.last_path.parent} cannot be written to ({reason}); choose another --ckpt_dir."
+            ) from error
+        if holder:
+            raise InputError(
+                f"a training is running in {self.last_path.parent} ({holder}); wait for its end, or choose another "
+                "--ckpt_dir."
+            )
+        trainer.add_event_handler(Events.COMPLETED, self._lock.release)
+        return self._lock.was_left
 
     def _start_epoch(self, trainer: Engine) -> None:
         self._epoch_start = time.perf_counter()
@@ -224,17 +273,40 @@ class TrainingCheckpoint:
                 "resumed with %s; it will not end where the run as it was begun would have ended", ", ".join(others)
             )
 
-    def _restore_optimizer(self, state: dict, epoch: int) -> None:
-        """The schedule is replayed, not restored, so that a run can be resumed for more epochs than first planned."""
+    def _restore_optimizer(self, saved: dict, epoch: int) -> None:
+        """The state of each parameter; options stay those of this run, and the schedule is replayed, not restored, so
+        that a run can be resumed for more epochs than first planned.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the scheduler steps before the optimizer
             for _ in range(epoch):
                 self.lr_scheduler.step()
+        rates = self.lr_scheduler.get_last_lr()
+        groups = self.optimizer.state_dict()["param_groups"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         try:
-            self.optimizer.load_state_dict(state)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
+                raise ValueError("of other parameters")
+            for index, state in saved["state"].items():
+                _check_state(state, parameters[index])
+            self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{self.last_path} holds the state of another optimizer ({error}), it cannot be resumed."
+                f"{self.last_path} holds the state of another optimizer ({quoted(error)}), it cannot be resumed."
             ) from error
-        for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
-            group["lr"] = lr
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            group["lr"] = rate
+
+
+def _check_state(state: Mapping, parameter: nn.Parameter) -> None:
+    """Raise ValueError unless an optimizer's state of a parameter is one number, or fits it, tensor by tensor.
+
+    The fused optimizers' kernels trust what they are given: a state that is too short would be written beyond its end.
+    """
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            fits = value.ndim == 0 if name in SCALARS else value.shape == parameter.shape
+            if not fits or not value.is_floating_point() or not value.isfinite().all():
+                raise ValueError(f"{name} does not fit its parameter")
+        elif not isinstance(value, (int, float, type(None))):
+            raise ValueError(f"{name} is a {type(value).__name__}")

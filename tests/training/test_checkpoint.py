@@ -4,13 +4,19 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from ignite.engine import Engine
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD
-from swinumamba_monai.training import TrainingCheckpoint, autocast_dtype, default_amp
+from swinumamba_monai.training import TrainingCheckpoint, autocast_dtype, default_amp, run_record
+from swinumamba_monai.training.checkpoint import save_atomically
 
 
 def start(folder, scaler, resume=False, epochs=1):
@@ -54,6 +60,134 @@ def test_checkpoint_of_another_network(tmp_path):
     torch.save(state, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match="lacks decoder"):
         start(tmp_path, None, resume=True)
+
+
+def adam(folder, resume=False, **options):
+    """The optimizer of a run that is begun, or gone on with, and has trained for one step."""
+    network = SwinUMambaD(1, 2, depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1), feature_size=2, d_state=1)
+    optimizer = torch.optim.AdamW(network.parameters(), **{"lr": 0.1, **options})
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    trainer, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    trainer.state.max_epochs, trainer.state.epoch_length = 1, 1
+    evaluator.state.best_metric, evaluator.state.best_metric_epoch = -1, -1
+    trainer.scaler = None
+    TrainingCheckpoint(folder, network, optimizer, schedule, resume=resume).attach(trainer, evaluator)
+    if not resume:
+        trainer.run([0], max_epochs=1, epoch_length=1)
+    return optimizer
+
+
+def spoil(change):
+    def spoilt(state):
+        change(state["optimizer"]["state"][0], state["optimizer"])
+
+    return spoilt
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        spoil(lambda first, _: first.update(exp_avg_sq=torch.ones(1))),
+        spoil(lambda first, _: first.update(exp_avg=torch.ones(10_000))),
+        spoil(lambda first, _: first.update(exp_avg=first["exp_avg"].long())),
+        spoil(lambda first, _: first.update(exp_avg=first["exp_avg"] * torch.nan)),
+        spoil(lambda first, _: first.update(step=torch.ones(3))),
+        spoil(lambda first, _: first.update(step=torch.tensor(torch.inf))),
+        spoil(lambda first, _: first.update(exp_avg="text")),
+        spoil(lambda _, optimizer: optimizer["state"].update({10_000: {"step": torch.tensor(1.0)}})),
+        spoil(lambda _, optimizer: optimizer["state"].update(name={})),
+        spoil(lambda _, optimizer: optimizer["param_groups"][0]["params"].pop()),
+        spoil(lambda _, optimizer: optimizer.update(param_groups=[])),
+        spoil(lambda _, optimizer: optimizer.pop("state")),
+        spoil(lambda _, optimizer: optimizer.update(state=[1, 2])),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(tmp_path, change):
+    """A fused optimizer would write beyond the end of one that is too short."""
+    adam(tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match="holds the state of another optimizer"):
+        adam(tmp_path, resume=True)
+
+
+def test_options_are_those_of_the_run_that_goes_on(tmp_path):
+    """What is said, recorded and used is one value, whatever a file says."""
+    adam(tmp_path, weight_decay=0.05)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["optimizer"]["param_groups"][0] |= {"fused": True, "betas": (0.0, 0.0), "lr": 7.0, "maximize": True}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    optimizer = adam(tmp_path, resume=True, weight_decay=0.9)
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 0.9 and not group["fused"] and group["betas"] == (0.9, 0.999)
+    assert group["lr"] == 0.05 and not group["maximize"]  # 0.1, halved once by the schedule
+    for index, p in enumerate(group["params"]):
+        torch.testing.assert_close(optimizer.state[p]["exp_avg"], state["optimizer"]["state"][index]["exp_avg"])
+
+
+class TestFolder:
+    def test_a_delivered_network_is_not_replaced(self, tmp_path):
+        (tmp_path / "model.pt").write_bytes(b"delivered")
+        for resume in (False, True):
+            with pytest.raises(InputError, match=r"model\.pt is a network of another training"):
+                start(tmp_path, None, resume=resume)
+        assert (tmp_path / "model.pt").read_bytes() == b"delivered"
+
+    def test_that_of_a_run_killed_in_its_first_epoch_is(self, tmp_path):
+        (tmp_path / "model.pt").write_bytes(b"of the first epoch")
+        (tmp_path / ".checkpoint.pt.lock").write_text('{"process": 1}')
+        start(tmp_path, None)
+        assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "checkpoint.pt", "run.json"}
+        assert torch.load(tmp_path / "model.pt", weights_only=True)
+
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_two_runs(self, tmp_path, resume):
+        take = "print(RunLock(sys.argv[1]).acquire(), flush=True)"
+        code = f"import sys, time; from swinumamba_monai.atomic import RunLock; {take}; time.sleep(60)"
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / ".checkpoint.pt.lock")], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert other.stdout.readline() == "None\n"
+            with pytest.raises(InputError, match=f"a training is running in .* \\(process {other.pid} on "):
+                start(tmp_path, None, resume=resume)
+        finally:
+            other.kill()
+            other.wait()
+        start(tmp_path, None, resume=resume)
+
+    def test_a_folder_that_is_a_file(self, tmp_path):
+        (tmp_path / "models").write_text("")
+        with pytest.raises(InputError, match=r"models cannot be written to \(.*choose another --ckpt_dir"):
+            start(tmp_path / "models", None)
+
+    def test_a_full_disk_is_called_that(self, tmp_path, monkeypatch):
+        def fail(path, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", fail)
+        with pytest.raises(InputError, match=r"could not be written \(No space left on device\); there was none"):
+            save_atomically({}, tmp_path / "checkpoint.pt")
+
+    def test_another_error_is_not_taken_for_one_of_the_disk(self, tmp_path, monkeypatch):
+        def die(*args):
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+        monkeypatch.setattr(torch, "save", die)
+        with pytest.raises(RuntimeError, match="worker"):
+            save_atomically({}, tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, '"text"', "\x00\x1b[31m"])
+def test_a_damaged_record_is_one_sentence(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"run\.json cannot be read .*; remove it") as caught:
+        run_record(tmp_path / "model.pt")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
 
 
 class TestAmp:

@@ -117,6 +117,7 @@ class TrainTask(BundleTrainTask):
         overrides["device"] = f"$torch.device('{check_device('device', overrides['device'])}')"
         overrides["data_dir"] = str(Path(train[0]["image"]).parent)
         overrides["checkpoint#last_name"] = LAST_CHECKPOINT
+        overrides["checkpoint#overwrite"] = True
         (Path(self.bundle_path) / "models" / LAST_CHECKPOINT).unlink(missing_ok=True)
         return overrides
 

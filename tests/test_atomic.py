@@ -1,0 +1,139 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files and folders appear whole or not at all, whoever else writes there, and nothing is left of those killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from swinumamba_monai import atomic
+from swinumamba_monai.atomic import RunLock, remove_unfinished, replacing, writing_folder
+
+WRITE = """
+import os, sys, time
+from swinumamba_monai import atomic
+atomic.os.getpid = lambda: 1  # as in a container
+for round in range(50):
+    with atomic.replacing(sys.argv[1]) as temporary:
+        temporary.write_text(sys.argv[2] * 10_000)
+"""
+HOLD = """
+import sys, time
+from swinumamba_monai.atomic import RunLock, replacing, writing_folder
+{block}
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Start Python with a program; it is killed at the end."""
+    started = []
+
+    def run(code: str, *arguments: object) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def hold(start, block: str, *arguments: object) -> subprocess.Popen:
+    process = start(HOLD.format(block=block), *arguments)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_file_is_replaced_whole(tmp_path) -> None:
+    target = tmp_path / "model.pt"
+    target.write_text("old")
+    with pytest.raises(KeyError), replacing(target) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert target.read_text() == "old" and os.listdir(tmp_path) == ["model.pt"]
+    with replacing(target) as temporary:
+        assert temporary.suffix == ".pt"
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new" and os.listdir(tmp_path) == ["model.pt"]
+
+
+def test_processes_with_one_number_do_not_meet(tmp_path, start) -> None:
+    """Containers are all process 1, and may write one file into one folder."""
+    target = tmp_path / "model.pt"
+    writers = [start(WRITE, target, letter) for letter in "abcdef"]
+    assert [writer.wait(timeout=120) for writer in writers] == [0] * len(writers)
+    content = target.read_text()
+    assert len(content) == 10_000 and len(set(content)) == 1 and os.listdir(tmp_path) == ["model.pt"]
+
+
+def test_a_folder_appears_whole(tmp_path) -> None:
+    with writing_folder(tmp_path / "a" / "volume") as temporary:
+        (temporary / "image.npy").write_text("x")
+        assert not (tmp_path / "a" / "volume").exists()
+    assert os.listdir(tmp_path / "a") == ["volume"]
+    with pytest.raises(OSError), writing_folder(tmp_path / "a" / "volume"):
+        pass
+    assert os.listdir(tmp_path / "a") == ["volume"] and os.listdir(tmp_path / "a" / "volume") == ["image.npy"]
+
+
+@pytest.mark.parametrize("kind", ["replacing", "writing_folder"])
+def test_what_the_killed_left_is_swept_and_what_the_living_write_is_not(tmp_path, start, monkeypatch, kind) -> None:
+    process = hold(start, f"with {kind}(sys.argv[1]):", tmp_path / "model.pt")
+    (tmp_path / ".notes-of-mine").write_text("stay")
+    (unfinished,) = [path for path in tmp_path.iterdir() if path.name.endswith("model.pt")]
+    remove_unfinished(tmp_path)
+    assert unfinished.exists()
+    kill(process)
+    monkeypatch.setattr(atomic, "_swept", set())
+    with replacing(tmp_path / "other.txt") as temporary:  # the first writer in the folder clears it
+        temporary.write_text("x")
+    assert sorted(os.listdir(tmp_path)) == [".notes-of-mine", "other.txt"]
+
+
+def test_one_run_at_a_time(tmp_path, start) -> None:
+    path = tmp_path / "models" / ".checkpoint.pt.lock"
+    process = hold(start, "lock = RunLock(sys.argv[1])\nlock.acquire()\nif True:", path)
+    second = RunLock(path)
+    assert second.acquire().startswith(f"process {process.pid} on ")
+    assert json.loads(path.read_text())["process"] == process.pid
+    kill(process)
+    assert second.acquire() is None and second.acquire() is None and second.was_left
+    third = RunLock(path)  # a later run of this process
+    assert third.acquire() is None and not third.was_left
+    third.release()
+
+
+def test_a_forked_worker_does_not_keep_the_lock(tmp_path, start) -> None:
+    fork = "import os\nlock = RunLock(sys.argv[1])\nlock.acquire()\nif not os.fork(): time.sleep(10)\nelse:"
+    path = tmp_path / "lock"
+    process = hold(start, fork, path)
+    kill(process)
+    began = time.monotonic()
+    lock = RunLock(path)
+    assert lock.acquire() is None and lock.was_left and time.monotonic() - began < 5
+    lock.release()
+    assert not path.exists()
+
+
+def test_the_lock_is_gone_when_the_process_ends(tmp_path) -> None:
+    code = "import sys; from swinumamba_monai.atomic import RunLock; RunLock(sys.argv[1]).acquire(); sys.exit(3)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")])
+    assert done.returncode == 3 and not Path(tmp_path / "lock").exists()
