@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ try:
 except ImportError:  # Windows has no such locks: leftovers are known by their age there, and runs are not kept apart
     fcntl = None
 
-__all__ = ["RunLock", "remove_unfinished", "replacing", "writing_folder"]
+__all__ = ["RunLock", "remove_unfinished", "replacing", "temporary_folder", "writing_folder"]
 
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
 _OLD = 24 * 3600  # seconds, of what cannot be asked whether somebody holds it
@@ -71,6 +72,25 @@ def writing_folder(path: str | PathLike) -> Iterator[Path]:
     with _owned(path, Path.mkdir) as temporary:
         yield temporary
         temporary.rename(path)
+
+
+@contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """A folder of this process among the system's temporary files, gone when the block is left.
+
+    Those of processes that were killed are removed by the next one of this user that asks for one.
+
+    Args:
+        name: the end of the folder's name, by which a person may know it.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    parent = Path(tempfile.gettempdir()) / f"swinumamba_monai-{user}"
+    with suppress(FileExistsError):
+        parent.mkdir(mode=0o700)
+    if parent.is_symlink() or parent.stat().st_uid != user:  # somebody else's idea
+        parent = Path(tempfile.mkdtemp())
+    with _owned(parent / name, Path.mkdir) as temporary:
+        yield temporary
 
 
 def remove_unfinished(folder: str | PathLike) -> None:

@@ -9,13 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from swinumamba_monai import atomic
-from swinumamba_monai.atomic import RunLock, remove_unfinished, replacing, writing_folder
+from swinumamba_monai.atomic import RunLock, remove_unfinished, replacing, temporary_folder, writing_folder
 
 WRITE = """
 import os, sys, time
@@ -137,3 +138,16 @@ def test_the_lock_is_gone_when_the_process_ends(tmp_path) -> None:
     code = "import sys; from swinumamba_monai.atomic import RunLock; RunLock(sys.argv[1]).acquire(); sys.exit(3)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")])
     assert done.returncode == 3 and not Path(tmp_path / "lock").exists()
+
+
+def test_a_temporary_folder_of_a_killed_process_goes_with_the_next(tmp_path, start, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    process = hold(start, "from swinumamba_monai.atomic import temporary_folder\nwith temporary_folder('label'):")
+    with temporary_folder("label") as folder:
+        assert folder.is_dir() and len(list(folder.parent.iterdir())) == 2
+    kill(process)
+    monkeypatch.setattr(atomic, "_swept", set())
+    with temporary_folder("label") as folder:
+        assert list(folder.parent.iterdir()) == [folder]
+    assert not folder.exists()

@@ -10,13 +10,13 @@ import re
 import runpy
 import shutil
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 from monai.config import PathLike
 
+from swinumamba_monai.atomic import temporary_folder
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.pretrained import find_checkpoint, read_weights
 from swinumamba_monai.training.checkpoint import save_atomically
@@ -58,16 +58,17 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
         state = read_weights(weights).items()
         save_atomically({name: w.float() if w.is_floating_point() else w for name, w in state}, model)
     stand_in_for_torchvision()
-    # MONAI Label writes its log beside the app, so it gets a copy.
-    app = shutil.copytree(APP, Path(tempfile.mkdtemp()) / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    sys.argv = ["monailabel", "start_server", "--app", str(app), "--studies", str(studies)]
-    sys.argv += ["--host", host, "--port", str(port), "--conf", "bundle", str(bundle)]
-    sys.argv += ["--uvicorn_app", "swinumamba_monai.serving.server:app"]
     os.environ[HOST_VARIABLE] = host
     os.environ[ORIGINS_VARIABLE] = " ".join(origins)
     os.environ.pop(MONAI_VARIABLE, None)  # MONAI Label 0.8.5 fails on one that is set
-    os.chdir(app)  # MONAI Label takes the name of an image for that of a file here, if there is one
-    runpy.run_module("monailabel.main", run_name="__main__")
+    with temporary_folder("label") as folder:
+        # MONAI Label writes its log beside the app, so it gets a copy.
+        app = shutil.copytree(APP, folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+        os.chdir(app)  # MONAI Label takes the name of an image for that of a file here, if there is one
+        sys.argv = ["monailabel", "start_server", "--app", str(app), "--studies", str(studies)]
+        sys.argv += ["--host", host, "--port", str(port), "--conf", "bundle", str(bundle)]
+        sys.argv += ["--uvicorn_app", "swinumamba_monai.serving.server:app"]
+        runpy.run_module("monailabel.main", run_name="__main__")
 
 
 def _read_origins(text: str) -> list[str]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -33,7 +35,20 @@ from swinumamba_monai.serving.annotations import elements, read_asap  # noqa: E4
 from swinumamba_monai.serving.requests import TRAINING, check_device, check_fields  # noqa: E402
 from swinumamba_monai.training import autocast_dtype, default_amp  # noqa: E402
 
+RESULTS = Path(__file__).parent / "results"  # in the server's own copy of this folder, which goes when the server ends
+SENT = 60  # seconds after which a folder without a file is not one that is about to get it
+
 LAST_CHECKPOINT = "label_checkpoint.pt"
+
+
+def _new_folder() -> str:
+    """A folder for one answer; those whose file the server has sent and removed go."""
+    RESULTS.mkdir(exist_ok=True)
+    for folder in RESULTS.iterdir():
+        with suppress(OSError):  # one that is not empty
+            if time.time() - folder.stat().st_mtime > SENT:
+                folder.rmdir()
+    return tempfile.mkdtemp(dir=RESULTS)
 
 
 class InferTask(BundleInferTask):
@@ -70,7 +85,7 @@ class InferTask(BundleInferTask):
             if data.get("output") == "asap":  # which the extension for QuPath asks for
                 return PolygonWriter()({**data, "result": annotation})[0], result
         save = self.saver.saver
-        save.folder_layout.output_dir = tempfile.mkdtemp()
+        save.folder_layout.output_dir = _new_folder()
         save(prediction)
         (path,) = Path(save.folder_layout.output_dir).iterdir()
         return str(path), result
