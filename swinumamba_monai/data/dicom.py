@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from monai.utils import optional_import
 
+from swinumamba_monai.data.readers import check_unfolding
 from swinumamba_monai.errors import InputError, quoted
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ read_file_meta_info, _ = optional_import("pydicom.filereader", name="read_file_m
 # How much the distances of neighbouring slices may differ, relative to their median: positions are rounded in files.
 _SPACING_TOLERANCE = 0.05
 MAX_VOXELS = 1 << 31
+_MAX_SAMPLES, _MAX_BITS = 4, 64  # of a pixel
+_DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4  # of direction cosines, and of mm: numbers are rounded in files
 # The one syntax whose whole file is compressed, so that reading its header reads all of it, and how large such a file
 # may be: it unfolds to at most a thousand times as much.
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -63,14 +66,18 @@ def read_dicom_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     if not _has_pydicom:
         raise InputError(f"{folder} holds DICOM files, which need pydicom; install swinumamba-monai[dicom].")
     slices = [_read_slice(file, MAX_VOXELS // len(files)) for file in files]
-    for attribute, plural in (
-        ("SeriesInstanceUID", "series"),
-        ("Rows", "heights"),
-        ("Columns", "widths"),
-        ("PixelSpacing", "pixel spacings"),
-        ("ImageOrientationPatient", "orientations"),
+    for attribute, plural, tolerance in (
+        ("SeriesInstanceUID", "series", None),
+        ("Rows", "heights", None),
+        ("Columns", "widths", None),
+        ("PixelSpacing", "pixel spacings", _PIXEL_TOLERANCE),
+        ("ImageOrientationPatient", "orientations", _DIRECTION_TOLERANCE),
     ):
-        if len(different := {str(getattr(dataset, attribute, None)) for dataset, _ in slices}) > 1:
+        different: list[object] = []
+        for value in (getattr(dataset, attribute, None) for dataset, _ in slices):
+            if not any(_is_same(value, other, tolerance) for other in different):
+                different.append(value)
+        if len(different) > 1:
             raise InputError(f"{folder} has slices of {len(different)} {plural}; give a folder with one series of one.")
     order, axes, step = _geometry(folder, files, [dataset for dataset, _ in slices])
     voxels = np.stack([slices[index][1].T for index in order], axis=-1)
@@ -78,6 +85,17 @@ def read_dicom_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     affine[:3, :3] = np.stack([axes[0], axes[1], step], axis=1)
     affine[:3, 3] = np.asarray(slices[order[0]][0].ImagePositionPatient, dtype=np.float64)
     return voxels, _LPS_TO_RAS @ affine
+
+
+def _is_same(a: object, b: object, tolerance: float | None) -> bool:
+    """Whether two values of an attribute are one: numbers as numbers, for 1 and 1.000 are two texts."""
+    if tolerance is None or a is None or b is None:
+        return str(a) == str(b)
+    try:
+        a, b = (np.asarray(value, dtype=np.float64) for value in (a, b))
+        return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=tolerance))
+    except (TypeError, ValueError):
+        return str(a) == str(b)
 
 
 def _is_dicom(file: Path) -> bool:
@@ -101,6 +119,10 @@ def _read_slice(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
         claimed = int(dataset.Rows) * int(dataset.Columns) * int(getattr(dataset, "NumberOfFrames", None) or 1)
         if claimed > max_pixels:
             raise InputError(f"{file} claims {claimed} pixels, but {max_pixels} is the limit here; replace it.")
+        samples, bits = int(getattr(dataset, "SamplesPerPixel", 1)), int(dataset.BitsAllocated)
+        if not (0 < samples <= _MAX_SAMPLES and 0 < bits <= _MAX_BITS):
+            raise InputError(f"{file} claims {samples} samples of {bits} bits in a pixel; replace it.")
+        check_unfolding(file, claimed * samples * -(-bits // 8))
         pixels = dataset.pixel_array
     except InputError:
         raise
@@ -114,8 +136,12 @@ def _read_slice(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
         )
     try:
         slope, intercept = float(getattr(dataset, "RescaleSlope", 1)), float(getattr(dataset, "RescaleIntercept", 0))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{file} has a rescale slope or intercept that is no number ({error}); replace it.") from error
+        if not np.isfinite([slope, intercept]).all():
+            raise ValueError("not finite")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{file} has a rescale slope or intercept that is no number ({quoted(error)}); replace it."
+        ) from error
     if (slope, intercept) != (1, 0):
         pixels = pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     return dataset, pixels
@@ -129,8 +155,14 @@ def _geometry(
         orientation = np.asarray(datasets[0].ImageOrientationPatient, dtype=np.float64)
         row_spacing, column_spacing = (float(value) for value in datasets[0].PixelSpacing)
         positions = np.stack([np.asarray(d.ImagePositionPatient, dtype=np.float64) for d in datasets])
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{folder} has a slice without position, orientation or spacing ({error}).") from error
+        if orientation.shape != (6,) or positions.shape[1:] != (3,):
+            raise ValueError("not as many numbers as they have")
+        if not all(np.isfinite(v).all() for v in (orientation, positions, row_spacing, column_spacing)):
+            raise ValueError("numbers that are not finite")
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{folder} has a slice without position, orientation or spacing ({quoted(error)}); correct its header."
+        ) from error
     along_row, along_column = orientation[:3], orientation[3:]
     axes = (along_row * column_spacing, along_column * row_spacing)
     normal = np.cross(along_row, along_column)
@@ -139,8 +171,12 @@ def _geometry(
     if len(order) == 1:
         try:
             thickness = float(getattr(datasets[0], "SliceThickness", None) or 1.0)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{files[0]} has a slice thickness that is no number ({error}); correct it.") from error
+            if not 0 < thickness < np.inf:
+                raise ValueError("no length")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"{files[0]} has a slice thickness that is no number ({quoted(error)}); correct it."
+            ) from error
         return order, axes, normal * thickness
     gaps = np.diff(depths[order])
     typical = float(np.median(gaps))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,10 @@ MAX_CHANNELS = 4
 # How much deflate, the method of PNG and gzip, can shrink: no file holds more, whatever its header claims. The methods
 # of JPEG and BMP do not reach that.
 MAX_DEFLATE = 1032
+# What a picture may unfold to in memory: bytes that every file may, and how many times its own size a larger one.
+# Labels of a few cells shrink a thousand times, but not to more than this; photographs do not shrink fifty times.
+MAX_UNFOLDED_BYTES, MAX_UNFOLDING = 1 << 30, 50
+MAX_SCANS = 100  # of a progressive JPEG, which is decoded as often; encoders make about ten
 MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages that form a circle would be followed on
 
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
@@ -187,14 +192,26 @@ def _check_size(path: Path, height: int, width: int, channels: int) -> None:
         raise InputError(f"{path} has {channels} channels, but {MAX_CHANNELS} is the limit; keep those that matter.")
 
 
+def check_unfolding(path: Path, claimed_bytes: int) -> None:
+    """Refuse a file that claims more than a picture of its size unfolds to, before the memory is taken."""
+    if claimed_bytes > max(MAX_UNFOLDED_BYTES, MAX_UNFOLDING * path.stat().st_size):
+        raise InputError(f"{path} claims {claimed_bytes} bytes of pixels, which no file of its size holds; replace it.")
+
+
 def _decode_pillow(path: Path) -> np.ndarray:
     with _PILLOW_FILES[path.suffix.lower()](path) as file:
         _check_size(path, file.height, file.width, len(file.getbands()))
+        depth = _png_bit_depth(path) if isinstance(file, PngImageFile) else 8
+        check_unfolding(path, file.height * file.width * len(file.getbands()) * (1 if depth <= 8 else 2))
+        if isinstance(file, JpegImageFile) and path.read_bytes().count(b"\xff\xda") > MAX_SCANS:
+            raise InputError(
+                f"{path} is a progressive JPEG of over {MAX_SCANS} scans; save it as another kind of file."
+            )
         if file.height * file.width // 8 > path.stat().st_size * MAX_DEFLATE:
             raise InputError(
                 f"{path} claims {file.height} x {file.width} pixels, which no file of its size holds; replace it."
             )
-        if isinstance(file, PngImageFile) and _png_bit_depth(path) == 16:  # Pillow keeps 8 bits of a 16-bit colour
+        if depth == 16:  # Pillow keeps 8 bits of a 16-bit colour
             image = imagecodecs.png_decode(path.read_bytes())
             return image[..., 0] if image.shape[2:] == (2,) else image
         return np.array(file.convert(_PILLOW_CONVERSIONS.get(file.mode, file.mode)))
@@ -211,6 +228,9 @@ def _decode_tiff(path: Path) -> np.ndarray:
         with suppress(IndexError):
             file.pages[MAX_PAGES]
             raise InputError(f"{path} holds over {MAX_PAGES} separate images; save each as a file of its own.")
+        # The description of an OME file may name any number of planes, which tifffile would list one by one.
+        if any(int(size) > MAX_PAGES for size in re.findall(r'Size[ZTC]="(\d+)"', file.ome_metadata or "")):
+            raise InputError(f"{path} says that it holds over {MAX_PAGES} planes; save each as a file of its own.")
         if len(file.series) != 1:
             raise InputError(f"{path} holds {len(file.series)} separate images; save each as a file of its own.")
         series, page = file.series[0], file.series[0].keyframe
@@ -224,6 +244,7 @@ def _decode_tiff(path: Path) -> np.ndarray:
             )
         _check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1))
         _check_size(path, page.tilelength, page.tilewidth, 1)
+        check_unfolding(path, math.prod(sizes.values()) * page.dtype.itemsize if page.dtype else 0)
         if (parts := math.prod(page.chunked)) > len(page.dataoffsets):
             raise InputError(f"{path} has {len(page.dataoffsets)} of its {parts} strips or tiles; it is damaged.")
         as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it

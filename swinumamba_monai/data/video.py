@@ -19,12 +19,19 @@ from monai.config import PathLike
 from monai.utils import ImageMetaKey, ensure_tuple, optional_import
 
 from swinumamba_monai.data.readers import IMAGE_SUFFIXES, ImageFileReader
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted
 
 av, _has_av = optional_import("av")
 VideoReformatter, _ = optional_import("av.video.reformatter", name="VideoReformatter")
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv")
+
+# FFmpeg knows formats that are lists of other files, anywhere on the disk or the network, and takes a file for one
+# whatever its name is. These hold their own pictures, and of protocols there is that of files alone.
+_ALONE = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,asf,m4v,h264,hevc,gif",
+    "protocol_whitelist": "file",
+}
 
 _FRAME = re.compile(r"^(?P<stem>.+)#(?P<number>\d+)(?P<suffix>\.\w+)$")
 
@@ -50,8 +57,10 @@ def read_frames(path: PathLike) -> Iterator[np.ndarray]:
         try:
             for frame in container.decode(video=0):
                 yield VideoReformatter().reformat(frame, format="rgb24").to_ndarray()
-        except av.FFmpegError as error:
-            raise InputError(f"{path} cannot be decoded to its end ({error}); it is damaged, so replace it.") from error
+        except Exception as error:  # FFmpeg's own errors, and those of PyAV on what it cannot convert
+            raise InputError(
+                f"{path} cannot be decoded to its end ({quoted(error)}); it is damaged, so replace it."
+            ) from error
 
 
 def count_frames(path: PathLike) -> int:
@@ -64,8 +73,10 @@ def count_frames(path: PathLike) -> int:
     with _open(path) as container:
         try:
             frames = sum(packet.size > 0 for packet in container.demux(video=0))
-        except av.FFmpegError as error:
-            raise InputError(f"{path} cannot be read to its end ({error}); it is damaged, so replace it.") from error
+        except Exception as error:
+            raise InputError(
+                f"{path} cannot be read to its end ({quoted(error)}); it is damaged, so replace it."
+            ) from error
     if frames == 0:
         raise InputError(f"{path} is a video without frames; replace it.")
     return frames
@@ -162,9 +173,11 @@ def _open(path: Path):
     if not _has_av:
         raise InputError(f"{path} is a video, which needs PyAV; install swinumamba-monai[video].")
     try:
-        container = av.open(str(path))
-    except (av.FFmpegError, ValueError) as error:
-        raise InputError(f"{path} cannot be opened as a video ({error}); it is damaged, so replace it.") from error
+        container = av.open(f"file:{path.absolute()}", options=_ALONE)
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be opened as a video ({quoted(error)}); it is damaged or of another kind, so replace it."
+        ) from error
     if not container.streams.video:
         container.close()
         raise InputError(f"{path} is a video without frames (it has no picture stream); replace it.")

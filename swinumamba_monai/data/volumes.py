@@ -19,6 +19,7 @@ from swinumamba_monai.data.readers import MAX_DEFLATE
 from swinumamba_monai.errors import InputError, quoted
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
+_MAX_OFFSET = 1 << 24  # bytes
 
 # A series in the folder 1.2.3 is called 1.2.3.dicom: writers take what is behind the last dot away.
 _SERIES_SUFFIX = ".dicom"
@@ -80,7 +81,11 @@ def read_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
     if image.get_data_dtype().fields or image.get_data_dtype().kind not in "uif":
         raise InputError(f"{path} has voxels of type {image.get_data_dtype()}; convert it to one number per voxel.")
-    claimed = math.prod(shape) * image.get_data_dtype().itemsize
+    # Where the voxels begin is in the header too; what lies before them are notes, which are short.
+    offset = int(getattr(image.dataobj, "offset", 0))
+    if offset > _MAX_OFFSET:
+        raise InputError(f"{path} says that its voxels begin at byte {offset}; its header is damaged, so replace it.")
+    claimed = offset + math.prod(shape) * image.get_data_dtype().itemsize
     if claimed > path.stat().st_size * (MAX_DEFLATE if path.suffix.lower() == ".gz" else 1):
         raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
     try:
