@@ -42,6 +42,13 @@ SAFE_TORCH = "2.10"  # from which on no memory is known to be overwritten by wha
 MAX_DEPTH = 20  # of what lies in a checkpoint
 MAX_NAMES = 16  # of a tensor; released U-Mamba checkpoints name most of them four times
 
+# What other tools call the state dict in a checkpoint, what they put before its names (DDP, torch.compile, Lightning,
+# averaged models), and what they count beside it (averaged models, thop).
+WRAPPERS = ("network_weights", "model", "state_dict", "model_state_dict", "net", "network", "model_ema", "ema")
+PREFIXES = re.compile(r"^((module|_orig_mod|model|net|network|ema_model|ema)\.)+")
+COUNTERS = re.compile(r"(^|\.)(n_averaged|total_ops|total_params)$")
+OTHER_VMAMBA = re.compile(r"^layers\.\d+\.blocks\.\d+\.(op|norm|mlp)\.|^classifier\.head\.")
+
 # nnU-Net stores its log beside the weights: numpy numbers, which torch's safe unpickler takes when told that it may.
 # Files from NumPy 1 and NumPy 2 name the same function differently, and either may be installed here.
 _make_scalar = np.float64().__reduce__()[0]
@@ -92,6 +99,8 @@ def read_checkpoint(path: str | PathLike) -> dict:
     if not path.is_file():
         raise InputError(f"there is no checkpoint file {path}.")
     try:
+        if misnamed := _what_it_is(path):
+            raise InputError(f"{path} is {misnamed}.")
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         _warn_of_old_torch()
@@ -118,6 +127,20 @@ def read_checkpoint(path: str | PathLike) -> dict:
     if size > MAX_NAMES * path.stat().st_size:
         raise InputError(f"{path} claims {size} bytes of numbers, which no file of its size holds; it is not used.")
     return content
+
+
+def _what_it_is(path: Path) -> str | None:
+    """What a file of weights under a wrong name is, with what to do; None where nothing is wrong with the name."""
+    if path.suffix == ".json":
+        return "no file of weights but a list, perhaps of the parts that they lie in; join those into one file"
+    with path.open("rb") as file:
+        start = file.read(9)
+    is_safetensors = start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    if is_safetensors and path.suffix != ".safetensors":
+        return "a safetensors file; rename it to end in .safetensors"
+    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):
+        return "a torch file; rename it to end in .pt"
+    return None
 
 
 @cache
@@ -229,13 +252,15 @@ def load_pretrained(
     released Swin-UMamba checkpoints of nnU-Net (``network_weights``), bare state dicts with those names, and
     VMamba-Tiny's ImageNet checkpoints (``{"model": ...}``), of which the patch embedding and the classification head
     are left out (paper, section III-C). A network without VMamba's encoder takes its own state dicts alone; those of
-    U-Mamba are the released checkpoints too, which name most tensors several times.
+    U-Mamba are the released checkpoints too, which name most tensors several times. Heads for another number of
+    classes, and layers that take images of another number of channels, are left as they were, unless ``strict``.
 
     Args:
         net: any of :data:`~swinumamba_monai.networks.SYSTEMS`, or a
             :class:`~swinumamba_monai.training.MaskedImageModel` of one with VMamba's encoder.
         path_or_state_dict: a file, or what was read from one.
-        strict: refuse a file that holds the encoder alone, as evaluation and inference must.
+        strict: refuse a file that holds the encoder alone, or a network for other classes or channels, as evaluation
+            and inference must.
         decoder: give the blocks of the encoder to the decoder of Swin-UMamba† too (paper, section IV-H, "w/ pretrained
             decoder"): to each of its stages the first blocks of the encoder's stage with as many channels.
 
@@ -268,6 +293,11 @@ def load_pretrained(
             name: "of the pretraining alone" for name in weights if not whole and name.startswith(PRETRAINING_ONLY)
         }
         weights = {name: weight for name, weight in weights.items() if name not in skipped}
+    elif any(OTHER_VMAMBA.match(name) for name in weights):
+        raise InputError(
+            f"{source} is a VMamba checkpoint of another version; this network's is the first, of 2023, such as "
+            "vssmtiny_dp01_ckpt_epoch_292.pth."
+        )
     else:
         found = f"its names start with {_some(weights)}"
         raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint ({found}).")
@@ -277,8 +307,15 @@ def load_pretrained(
         kind += ", for the decoder too"
     if strict and not whole:
         raise InputError(f"{source} is a {kind}; a trained segmentation network is needed here.")
+    if not strict:
+        others = _of_other_classes_or_channels(weights, own)
+        skipped |= others
+        weights = {name: weight for name, weight in weights.items() if name not in others}
     required = [
-        name for name in own if whole or (name.startswith(ENCODER) and not name.startswith(ENCODER + "patch_embed."))
+        name
+        for name in own
+        if name not in skipped
+        and (whole or (name.startswith(ENCODER) and not name.startswith(ENCODER + "patch_embed.")))
     ]
     _check_fit(source, kind, weights, own, required)
     net.load_state_dict(weights, strict=False)
@@ -288,12 +325,19 @@ def load_pretrained(
 
 
 def _find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, without what DDP and torch.compile put before its names."""
-    for key in ("network_weights", "model", "state_dict"):
+    """The state dict in a checkpoint, without what other tools put around it, before its names and beside its weights.
+
+    Raises:
+        InputError: there are no weights, something else lies among them, or two names become one.
+    """
+    for key in WRAPPERS:
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    weights = {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value for name, value in content.items()}
+    found = {str(name): value for name, value in content.items() if not COUNTERS.search(str(name))}
+    weights = {PREFIXES.sub("", name): value for name, value in found.items()}
+    if len(weights) < len(found):
+        raise InputError(f"{source} holds several networks under one name; save the one that is wanted alone.")
     strangers = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if not weights or strangers:
         found = f" (found {_some(strangers)})" if strangers else ""
@@ -315,6 +359,33 @@ def _translate_vmamba(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[st
         else:
             translated[target] = weight
     return translated, skipped
+
+
+def _of_other_classes_or_channels(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
+    """The tensors of a network for other classes, or for images of other channels, that this one cannot take.
+
+    They differ from the network's own in one number alone, the same in all of them: the first of a head's weights, or
+    the second of a convolution's over the image. Anything else that differs is another network.
+    """
+    reasons, numbers = {}, {}
+    for name, weight in weights.items():
+        if name not in own or weight.shape == own[name].shape or weight.ndim != own[name].ndim:
+            continue
+        axes = [axis for axis, (a, b) in enumerate(zip(weight.shape, own[name].shape)) if a != b]
+        axis = axes[0] if len(axes) == 1 else None
+        if axis == 0 and (weight.ndim in (1, 4, 5)):
+            kind, reason = "classes", "a head for another number of classes"
+        elif axis == 1 and weight.ndim in (4, 5):
+            kind, reason = "channels", "takes images of another number of channels"
+        else:
+            return {}
+        if numbers.setdefault(kind, (weight.shape[axis], own[name].shape[axis])) != (
+            weight.shape[axis],
+            own[name].shape[axis],
+        ):
+            return {}
+        reasons[name] = reason
+    return reasons
 
 
 def _drop_second_names(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[str, Tensor], dict[str, str]]:

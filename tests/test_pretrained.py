@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.networks import SwinUMamba, SwinUMambaD, build_network
 from swinumamba_monai.pretrained import load_pretrained, read_checkpoint
 
 BOTH = pytest.mark.parametrize("cls", [SwinUMambaD, SwinUMamba], ids=lambda cls: cls.__name__)
@@ -272,6 +272,70 @@ class TestPretrainedDecoder:
             load_pretrained(other, as_vmamba(weights(SwinUMamba)), decoder=True)
 
 
+class TestTransfer:
+    """A network for other classes and channels gives what fits, and the report lists what stays as it was."""
+
+    @BOTH
+    @pytest.mark.parametrize(
+        "change", [{"out_channels": 4}, {"in_channels": 3}, {"in_channels": 3, "out_channels": 7}], ids=str
+    )
+    def test_what_fits_is_taken(self, cls, change):
+        net = build(cls)
+        before = {name: w.clone() for name, w in net.state_dict().items()}
+        state = weights(cls, **change)
+        report = load_pretrained(net, state)
+        other = {name for name, w in state.items() if w.shape != before[name].shape}
+        assert other and report.skipped.keys() == other == set(report.missing)
+        reasons = {"in_channels": "takes images of another number of channels"}
+        reasons["out_channels"] = "a head for another number of classes"
+        assert set(report.skipped.values()) == {reasons[name] for name in change}
+        assert_holds(net, {**state, **{name: before[name] for name in other}})
+
+    def test_the_other_systems(self):
+        for name in ("nnUNet", "SegResNet", "UMambaBot"):
+            make = {"in_channels": 1, "roi_size": (32, 32)}
+            net = build_network(name, out_channels=3, **make)
+            state = build_network(name, out_channels=5, **make).state_dict()
+            report = load_pretrained(net, state)
+            assert report.loaded and report.skipped and len(report.skipped) < 0.2 * len(state)
+            assert_holds(net, {n: state[n] for n in report.loaded})
+
+    @pytest.mark.parametrize("wrapper", ["model_state_dict", "net", "network", "model_ema", "ema", "state_dict"])
+    @pytest.mark.parametrize("prefix", ["model.", "net.", "network.", "ema_model.module.", "model._orig_mod."])
+    def test_what_other_tools_put_around(self, wrapper, prefix):
+        state = weights()
+        content = {prefix + name: w for name, w in state.items()}
+        content |= {"n_averaged": torch.tensor(3), f"{prefix}decoder.total_ops": torch.zeros(1), "total_params": 7}
+        net = build()
+        report = load_pretrained(net, {wrapper: content, "epoch": 3, "hyper_parameters": {"lr": 0.1}}, strict=True)
+        assert report.missing == () and report.skipped == {}
+        assert_holds(net, state)
+
+    def test_two_networks_under_one_name(self):
+        state = weights()
+        with refused(net := build(), "several networks under one name"):
+            load_pretrained(net, {**state, **{f"ema.{name}": w for name, w in state.items()}})
+
+    def test_vmamba_of_another_version(self):
+        state = {"layers.0.blocks.0.op.A_logs": torch.zeros(3, 1), "classifier.head.weight": torch.zeros(3, 3)}
+        with refused(net := build(), "a VMamba checkpoint of another version"):
+            load_pretrained(net, {"model": state})
+
+    def test_files_under_another_name(self, tmp_path):
+        net = build()
+        state = {name: w.contiguous() for name, w in weights().items()}
+        safetensors.torch.save_file(state, tmp_path / "model.pt")
+        torch.save(state, tmp_path / "model.safetensors")
+        (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001.safetensors"}}')
+        for name, words in (
+            ("model.pt", "is a safetensors file; rename it to end in .safetensors"),
+            ("model.safetensors", "is a torch file; rename it to end in .pt"),
+            ("model.safetensors.index.json", "a list, perhaps of the parts"),
+        ):
+            with refused(net, words):
+                load_pretrained(net, tmp_path / name)
+
+
 class TestOfOtherSystems:
     def test_whole_or_not_at_all(self, tmp_path):
         """A network without VMamba's encoder takes its own weights, under the same rules."""
@@ -309,6 +373,7 @@ class TestOtherNetworksAreRefused:
         [
             ({"out_channels": 4}, "check in_channels, out_channels"),
             ({"in_channels": 3}, "check in_channels, out_channels"),
+            ({"in_channels": 3, "out_channels": 4}, "check in_channels, out_channels"),
             ({"feature_size": 16}, "check in_channels, out_channels"),
             ({"d_state": 8}, "check in_channels, out_channels"),
             ({"depths": (1, 1, 3, 1)}, "the network has no vssm_encoder.layers.2.blocks.2"),
@@ -320,7 +385,10 @@ class TestOtherNetworksAreRefused:
         net = build(cls)
         path = saved(tmp_path / "other.pt", {"network_weights": weights(cls, **change)})
         with refused(net, str(path), expected):
-            load_pretrained(net, path)
+            load_pretrained(net, path, strict=True)
+        if not {"in_channels", "out_channels"} & change.keys():
+            with refused(net, str(path), expected):
+                load_pretrained(net, path)
 
     def test_the_other_class(self):
         with refused(net := build(SwinUMambaD), "is not of this network: the network has no stem.0.weight"):
@@ -343,8 +411,9 @@ class TestOtherNetworksAreRefused:
 
     def test_encoder_for_other_channels(self):
         encoder = {name: w for name, w in weights(in_channels=3).items() if name.startswith(ENCODER)}
-        with refused(net := build(), "vssm_encoder.patch_embed.proj.weight is (8, 3, 4, 4)"):
-            load_pretrained(net, encoder)
+        report = load_pretrained(net := build(), encoder)
+        assert report.skipped == {"vssm_encoder.patch_embed.proj.weight": "takes images of another number of channels"}
+        assert_holds(net, {name: w for name, w in encoder.items() if name not in report.skipped})
 
     @pytest.mark.parametrize("value, expected", [(torch.nan, "NaN"), (torch.inf, "NaN or infinity")])
     @pytest.mark.parametrize("name", ["decoder.seg_layers.0.bias", "vssm_encoder.layers.0.blocks.0.self_attention.Ds"])
