@@ -26,10 +26,10 @@ from pathlib import Path
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_class_names, load_datalist
-from swinumamba_monai.data.synthetic import SYNTHESIZERS
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SYSTEMS
 from swinumamba_monai.overlays import OVERLAYS
+from swinumamba_monai.tasks import find_task
 
 from .evidence_report import write_report
 from .record import ROOT, versions
@@ -289,7 +289,7 @@ def _make_quick(arguments: argparse.Namespace) -> None:
         if not arguments.data_dirs.get(task):
             folder = arguments.output_dir / "data" / task
             if not (folder / "datalist.json").exists():
-                SYNTHESIZERS[task](folder, num_train=2, num_validation=1, num_test=2, image_size=(64, 80))
+                find_task(task).synthesize(folder, num_train=2, num_validation=1, num_test=2, image_size=(64, 80))
             arguments.data_dirs[task] = folder
 
 

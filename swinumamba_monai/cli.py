@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 
 from swinumamba_monai import __version__
 from swinumamba_monai.errors import InputError, find_input_error
+from swinumamba_monai.tasks import TASKS, find_task
 
 if TYPE_CHECKING:
     import torch
-
-TASKS = ("abdomen_mri", "endoscopy", "microscopy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser(
         "prepare", help="check a dataset and make it a --dataset_dir", formatter_class=defaults
     )
-    prepare.add_argument("task", choices=TASKS)
+    prepare.add_argument("task", choices=list(TASKS))
     prepare.add_argument("--source_dir", required=True, help="the images with their labels, left as they are")
     prepare.add_argument("--output_dir", required=True, help="what --dataset_dir of the bundle will be")
     prepare.add_argument("--val_fraction", type=float, default=0.1, help="of the training images, where no split says")
@@ -59,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.set_defaults(command=_prepare)
 
     synthesize = commands.add_parser("synthesize", help="make a synthetic dataset", formatter_class=defaults)
-    synthesize.add_argument("task", choices=TASKS)
+    synthesize.add_argument("task", choices=list(TASKS))
     synthesize.add_argument("--output_dir", required=True, help="what --dataset_dir of the bundle will be")
     synthesize.add_argument("--num_train", type=int, help="training images; default: the task's")
     synthesize.add_argument("--num_validation", type=int, help="validation images; default: the task's")
@@ -144,7 +143,7 @@ def _add_tables(commands: argparse._SubParsersAction, defaults: type) -> None:
     complexity = tables.add_parser(
         "complexity", help="parameters and FLOPs of every system, Tables I–IV", formatter_class=defaults
     )
-    complexity.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    complexity.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     complexity.add_argument("--systems", nargs="+", metavar="NETWORK_NAME", help="default: all")
     complexity.add_argument("--output_dir", default=".", help="where complexity.md, .csv and what is measured go")
     complexity.add_argument(
@@ -185,7 +184,7 @@ def _add_tables(commands: argparse._SubParsersAction, defaults: type) -> None:
 def _prepare(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import data
 
-    options = data.Options(
+    options = data.PrepareOptions(
         val_fraction=arguments.val_fraction,
         test_fraction=arguments.test_fraction,
         seed=arguments.seed,
@@ -193,35 +192,24 @@ def _prepare(arguments: argparse.Namespace) -> None:
         skip_bad=arguments.skip_bad,
         progress=_show_progress,
     )
-    folders = (arguments.source_dir, arguments.output_dir, options)
-    if arguments.task == "microscopy":
-        if arguments.label_map is not None:
-            raise InputError("Cells have no classes, so microscopy takes no label_map; leave it out.")
-        report = data.prepare_microscopy(*folders)
-    else:
-        prepare = data.prepare_abdomen_mri if arguments.task == "abdomen_mri" else data.prepare_endoscopy
-        label_map = None if arguments.label_map is None else data.read_label_map(arguments.label_map)
-        report = prepare(*folders, label_map)
-    for kind in ("problems", "warnings"):
-        for sentence in report[kind]:
-            print(f"{kind[:-1]}: {sentence}")
-    print(data.describe_fingerprint(report["fingerprint"]))
-    sections = ", ".join(f"{report[section]} {section}" for section in ("training", "validation", "test"))
-    instances = f"; {report['instances']} instances" if arguments.task == "microscopy" else ""
-    print(f"layout: {report['layout']}; {sections} images{instances}")
-    classes = report["fingerprint"].get("classes")
+    task = find_task(arguments.task)
+    made = task.prepare(arguments.source_dir, arguments.output_dir, options, arguments.label_map)
+    for kind, sentences in {"problem": made.problems, "warning": made.warnings}.items():
+        for sentence in sentences:
+            print(f"{kind}: {sentence}")
+    print(data.describe_fingerprint(made.fingerprint))
+    sections = ", ".join(f"{number} {section}" for section, number in made.sizes.items())
+    classes = made.fingerprint.get("classes")
+    instances = "" if classes else f"; {made.instances} instances"
+    print(f"layout: {made.layout}; {sections} images{instances}")
     num_classes = f" --num_classes {len(classes)}" if classes else ""
-    print(f"ready: --dataset_dir {report['output_dir']}{num_classes}")
+    print(f"ready: --dataset_dir {made.output_dir}{num_classes}")
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
-    from swinumamba_monai.data import SYNTHESIZERS
-
-    if arguments.num_slices is not None and arguments.task != "abdomen_mri":
-        raise InputError(f"Images of {arguments.task} have no slices; leave num_slices out.")
     names = ("num_train", "num_validation", "num_test", "image_size", "num_slices")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    folder = SYNTHESIZERS[arguments.task](arguments.output_dir, seed=arguments.seed, **given)
+    folder = find_task(arguments.task).synthesize(arguments.output_dir, seed=arguments.seed, **given)
     print(f"ready: --dataset_dir {folder}")
 
 

@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 
 from swinumamba_monai.data import load_datalist, load_images, read_label_map, read_volume
-from swinumamba_monai.data.readers import read_image
+from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.distribution import unpack, write_archive
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD

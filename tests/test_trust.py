@@ -32,11 +32,12 @@ from monai.bundle import ConfigParser, ConfigWorkflow, load
 from monai.handlers import CheckpointLoader
 from PIL import Image
 
-from swinumamba_monai.data import SYNTHESIZERS, load_datalist, load_images, load_volumes, read_image, read_volume
-from swinumamba_monai.data.video import read_frames
+from swinumamba_monai.data import load_datalist, load_images, load_volumes, read_image, read_volume
+from swinumamba_monai.data.files.video import read_frames
 from swinumamba_monai.distribution import package_bundle
 from swinumamba_monai.errors import InputError, find_input_error
 from swinumamba_monai.pretrained import read_checkpoint, read_weights, save_half_precision
+from swinumamba_monai.tasks import find_task
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 SMALL = {
@@ -75,7 +76,7 @@ def bomb(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cells") / "data"
-    return SYNTHESIZERS["microscopy"](folder, num_train=2, num_validation=1, num_test=1, image_size=(64, 64))
+    return find_task("microscopy").synthesize(folder, num_train=2, num_validation=1, num_test=1, image_size=(64, 64))
 
 
 def run_config(run_id: str, *configs: str, **options) -> None:

@@ -34,17 +34,15 @@ from pathlib import Path
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.data.division import SECTIONS
-from swinumamba_monai.data.pairs import check_pairs, inspector
-from swinumamba_monai.data.readers import IMAGE_SUFFIXES
-from swinumamba_monai.data.volumes import is_volume_file
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.data.prepare.inspection import check_pairs
+from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.tasks import Task, find_task
 
 logger = logging.getLogger(__name__)
 
 DATALIST_NAME = "datalist.json"
 
-TASKS = ("abdomen_mri", "endoscopy", "microscopy")
+SECTIONS = ("training", "validation", "test")
 
 _PREPARE = "python -m swinumamba_monai prepare {} --source_dir ... --output_dir ..."
 
@@ -66,7 +64,7 @@ def write_datalist(
         description: one line about the data.
         source_dir: folder of the files, absolute or relative to ``dataset_dir``.
         label_dir: folder of the labels when it is another one.
-        task: one of ``TASKS``.
+        task: a key of :data:`~swinumamba_monai.tasks.TASKS`.
         class_names: what the numbers in the labels mean, background first; none for cells.
 
     Returns:
@@ -106,8 +104,8 @@ def load_datalist(
         Dictionaries with the absolute paths "image" and "label".
 
     Raises:
-        InputError: There is no such dataset or section, the datalist is no such file, leads out of its folders or
-            names what is no image, it has another number of classes, or ``check`` found a problem.
+        InputError: There is no such dataset or section, the datalist is no such file, is of no task here, leads out of
+            its folders or names what is no image, it has another number of classes, or ``check`` found a problem.
     """
     content, path = _read(dataset_dir)
     if num_classes is not None and len(names := load_class_names(dataset_dir)) not in (0, num_classes):
@@ -115,9 +113,7 @@ def load_datalist(
             f"{path} has {len(names)} classes ({', '.join(names)}), but num_classes is {num_classes}; give "
             f"--num_classes {len(names)}."
         )
-    prepare = _PREPARE.format(content.get("name", "TASK"))
-    task = content.get("name", "microscopy")
-    task = task if task in TASKS else "microscopy"
+    task = _task_of(content, path)
     try:
         entries = [(entry["image"], entry["label"]) for entry in content.get(section, [])]
         image_dir = path.parent / content.get("source_dir", ".")
@@ -127,13 +123,16 @@ def load_datalist(
             for image, label in entries
         ]
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a datalist with images and labels ({error!r}); run `{prepare}`.") from error
+        raise InputError(
+            f"{path} is not a datalist with images and labels ({quoted(error)}); run `{_PREPARE.format(task.name)}`."
+        ) from error
     if not items:
         raise InputError(f"{path} has no {section!r} images; its sections are {', '.join(SECTIONS)}.")
     if leads_outside(image_dir, path.parent):
         logger.info("%s takes its images from %s", path, image_dir)
     if check:
-        check_pairs(items, inspector(task, load_class_names(dataset_dir)))
+        class_names = load_class_names(dataset_dir)
+        check_pairs(items, lambda image, label: task.files.inspect(image, label, class_names))
     return items
 
 
@@ -150,37 +149,6 @@ def load_class_names(dataset_dir: PathLike) -> list[str]:
     return [str(name) for name in labels.values()]
 
 
-def load_images(path: PathLike) -> list[dict[str, str]]:
-    """The images to run inference on.
-
-    Args:
-        path: an image file, a folder of images (its subfolders are not searched), or a prepared dataset, of which the
-            test section is taken.
-
-    Returns:
-        Dictionaries with the absolute path "image", sorted by file name for a folder.
-
-    Raises:
-        InputError: There is nothing at ``path``, or no image of a kind that can be read.
-    """
-    path = Path(path)
-    if (path / DATALIST_NAME).is_file():
-        return [{"image": item["image"]} for item in load_datalist(path, "test", check=False)]
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give an image, a folder of images or a prepared dataset.")
-    files = list_images(path) if path.is_dir() else [path] if path.suffix.lower() in IMAGE_SUFFIXES else []
-    if not files:
-        raise InputError(f"{path} has no image that can be read here; use {', '.join(IMAGE_SUFFIXES)} files.")
-    return [{"image": str(file.absolute())} for file in files]
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder by name, without hidden ones (macOS puts a ``._name.png`` next to ``name.png``)."""
-    return sorted(
-        file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    )
-
-
 def _read(dataset_dir: PathLike) -> tuple[dict, Path]:
     """The content of a datalist and its path."""
     path = Path(dataset_dir) / DATALIST_NAME
@@ -190,10 +158,20 @@ def _read(dataset_dir: PathLike) -> tuple[dict, Path]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a datalist with images and labels ({error!r}); run `{prepare}`.") from error
+        raise InputError(
+            f"{path} is not a datalist with images and labels ({quoted(error)}); run `{prepare}`."
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a datalist with images and labels (it is a {type(content).__name__}).")
     return content, path
+
+
+def _task_of(content: Mapping, path: Path) -> Task:
+    """The task that a datalist is of; those written before there were several do not name theirs."""
+    try:
+        return find_task(content.get("name", "microscopy"))
+    except InputError as error:
+        raise InputError(f"{path} has the name '{shown(content['name'])}', but {error}") from error
 
 
 def leads_outside(path: Path, folder: Path) -> bool:
@@ -201,16 +179,19 @@ def leads_outside(path: Path, folder: Path) -> bool:
     return not path.resolve().is_relative_to(folder.resolve())
 
 
-def _inside(folder: Path, relative: str, datalist: Path, task: str) -> str:
+def _inside(folder: Path, relative: str, datalist: Path, task: Task) -> str:
     """The absolute path of ``relative``, which must not lead out of ``folder`` and be an image of the task by name."""
     path = folder / relative
     try:
-        outside, resolved = leads_outside(path, folder), path.resolve()
-        is_volume, is_picture = path.is_dir() or is_volume_file(path), path.suffix.lower() in IMAGE_SUFFIXES
+        path.exists()  # or an error, for what no file can be called
+        outside, resolved, is_image = leads_outside(path, folder), path.resolve(), task.files.is_image(path)
     except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
-        raise InputError(f"{datalist} names {relative!a}, which is no path ({type(error).__name__}).") from error
+        raise InputError(
+            f"{datalist} names {shown(ascii(relative))}, which is no path ({type(error).__name__})."
+        ) from error
+    name = shown(repr(relative))
     if outside:
-        raise InputError(f"{datalist} names {relative!r}, which is outside of {folder}; name only files inside of it.")
-    if not (is_volume if task == "abdomen_mri" else is_picture):
-        raise InputError(f"{datalist} names {relative!r}, which is no image of {task}; name only images.")
+        raise InputError(f"{datalist} names {name}, which is outside of {folder}; name only files inside of it.")
+    if not is_image:
+        raise InputError(f"{datalist} names {name}, which is no image of {task.name}; name only images.")
     return str(resolved)

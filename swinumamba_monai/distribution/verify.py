@@ -17,10 +17,10 @@ from tempfile import TemporaryDirectory
 import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
-from swinumamba_monai.data import SYNTHESIZERS
 from swinumamba_monai.distribution.package import build_network, check_version, read_metadata
 from swinumamba_monai.errors import InputError, find_input_error
 from swinumamba_monai.pretrained import find_checkpoint, load_pretrained
+from swinumamba_monai.tasks import TASKS
 
 __all__ = ["verify_bundle"]
 
@@ -37,12 +37,6 @@ FIELDS = (
     "copyright network_data_format changelog"
 ).split()
 TENSOR_FIELDS = "type format num_channels spatial_shape dtype value_range".split()
-
-SMALL_DATA = {
-    "abdomen_mri": {"image_size": (48, 64), "num_slices": 4},
-    "endoscopy": {"image_size": (64, 96)},
-    "microscopy": {"image_size": (64, 80)},
-}
 
 
 @dataclass
@@ -71,12 +65,13 @@ class _Bundle:
         return str(path)
 
     def dataset_dir(self) -> str:
-        if self.root.name not in SYNTHESIZERS:
+        task = TASKS.get(self.root.name)
+        if task is None:
             raise InputError(f"there are no synthetic images for a bundle {self.root.name}.")
         counts = {"num_train": 2, "num_validation": 1, "num_test": 1}
         folder = self.scratch / "data"
         if not folder.exists():
-            SYNTHESIZERS[self.root.name](folder, **counts, **SMALL_DATA[self.root.name])
+            task.synthesize(folder, **counts, **task.small_data)
         return str(folder)
 
     def workflow(self, name: str, run_id: str, **override) -> ConfigWorkflow:

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Around and after the network: ensembles and mirroring, the image's own grid, cells, uncertainty, and writing."""
 
+from swinumamba_monai.cells import ClassesToInstancesd, class_map, classes_to_instances
 from swinumamba_monai.inference.coco import coco, write_coco
 from swinumamba_monai.inference.ensemble import Ensemble
 from swinumamba_monai.inference.folders import keep_folders
-from swinumamba_monai.inference.instances import ClassesToInstancesd, class_map, classes_to_instances
 from swinumamba_monai.inference.mirroring import MirrorInferer
 from swinumamba_monai.inference.overlay import Overlayd
 from swinumamba_monai.inference.polygons import PolygonWriter, geojson

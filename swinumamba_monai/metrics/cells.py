@@ -34,8 +34,8 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from skimage.segmentation import relabel_sequential
 
+from swinumamba_monai.cells import class_map, classes_to_instances
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.inference.instances import class_map, classes_to_instances
 from swinumamba_monai.metrics.case_scores import CORRECTED, PUBLISHED, CaseMetric, CaseScores, Column
 
 FRAME = 2  # pixels

@@ -1,15 +1,57 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every task by its name: what the paper says of it, and the module beside this one that knows its files."""
+"""Every task by its name: what the paper says of it, and the module beside this one that knows its files.
+
+Adding one is a module, a line in :data:`TASKS` and a bundle: docs/adding_a_task.md. Looking a task up loads no reader;
+that waits until its :attr:`Task.files` are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.data.files.label_map import LabelMap, read_label_map
+from swinumamba_monai.errors import InputError, shown
 
-__all__ = ["TASKS", "Task", "find_task"]
+if TYPE_CHECKING:
+    from monai.data import ImageReader
+
+    from swinumamba_monai.data.prepare.dataset import PreparedDataset, PrepareOptions
+    from swinumamba_monai.data.prepare.inspection import PairReport
+
+__all__ = ["TASKS", "Task", "TaskFiles", "find_task"]
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """What a task's module says of its files, as ``FILES``.
+
+    Args:
+        class_names: the paper's classes, background first; none for cells, which are told apart instead.
+        reader: for ``monai.transforms.LoadImage``, of images and labels alike.
+        is_image: whether a path names an image of the task, by its name or as a folder; nothing is opened.
+        list_images: what a path holds to run inference on: dictionaries with "image".
+        inspect: decodes an image and its label of class numbers and says what is wrong with them; called with both
+            paths and the names of the classes.
+        prepare: makes a prepared dataset of a downloaded one; called with both folders, the options, and for a task
+            with classes a label map or None.
+        synthesize: writes a synthetic dataset; called with the folder, ``num_train``, ``num_validation``,
+            ``num_test``, ``image_size``, ``seed`` and whatever else it takes.
+    """
+
+    class_names: Sequence[str]
+    reader: type[ImageReader]
+    is_image: Callable[[Path], bool]
+    list_images: Callable[[PathLike | str], list[dict[str, str]]]
+    inspect: Callable[[PathLike | str, PathLike | str, Sequence[str]], PairReport]
+    prepare: Callable[..., PreparedDataset]
+    synthesize: Callable[..., Path]
 
 
 @dataclass(frozen=True)
@@ -23,7 +65,8 @@ class Task:
         in_channels: channels of the paper's images.
         num_classes: classes of the paper's data, background included; for cells interior and boundary.
         roi_size: the paper's crop (h, w) in pixels.
-        small_data: arguments of the module's ``synthesize`` that make its smallest useful dataset.
+        small_data: arguments of :meth:`synthesize` that make its smallest useful dataset.
+        module: full name of the module with ``FILES``, where it is not ``swinumamba_monai.tasks.NAME``.
     """
 
     name: str
@@ -33,6 +76,59 @@ class Task:
     num_classes: int
     roi_size: tuple[int, int]
     small_data: Mapping[str, object] = field(default_factory=dict)
+    module: str = ""
+
+    @property
+    def files(self) -> TaskFiles:
+        """What the task's module says of its files; the first time loads its readers."""
+        return import_module(self.module or f"{__name__}.{self.name}").FILES
+
+    def prepare(
+        self,
+        source_dir: PathLike | str,
+        output_dir: PathLike | str,
+        options: PrepareOptions | None = None,
+        label_map: LabelMap | PathLike | str | None = None,
+    ) -> PreparedDataset:
+        """Make a prepared dataset of a downloaded one.
+
+        Args:
+            source_dir: folder of the downloaded dataset, which stays as it is.
+            output_dir: folder of the prepared one.
+            options: what may be asked of preparing; None for the defaults.
+            label_map: the classes and their numbers in the labels, or the JSON file of them; None for the paper's, or
+                those of the dataset.
+
+        Raises:
+            InputError: a label map where there are no classes; for the rest see the task's own function.
+        """
+        if not self.files.class_names:
+            if label_map is not None:
+                raise InputError(f"Without classes {self.name} takes no label_map; leave it out.")
+            return self.files.prepare(source_dir, output_dir, options)
+        if isinstance(label_map, (str, PathLike)):
+            label_map = read_label_map(label_map)
+        return self.files.prepare(source_dir, output_dir, options, label_map)
+
+    def synthesize(self, output_dir: PathLike | str, **given: object) -> Path:
+        """Write a synthetic dataset.
+
+        Args:
+            output_dir: new or empty folder, or one that holds this very dataset.
+            given: ``num_train``, ``num_validation``, ``num_test``, ``image_size``, ``seed``, and what the task adds.
+
+        Returns:
+            ``output_dir``.
+
+        Raises:
+            InputError: an argument that the task does not have, or values that are not possible.
+        """
+        known = inspect.signature(self.files.synthesize).parameters
+        if unknown := [name for name in given if name not in known]:
+            raise InputError(
+                f"Images of {self.name} have no {unknown[0].removeprefix('num_')}; leave {unknown[0]} out."
+            )
+        return self.files.synthesize(output_dir, **given)
 
 
 TASKS = {
@@ -51,6 +147,6 @@ def find_task(name: object) -> Task:
     Raises:
         InputError: there is none; the sentence lists them.
     """
-    if name not in TASKS:
-        raise InputError(f"there is no task {name!r}; choose from {', '.join(TASKS)}.")
+    if not isinstance(name, str) or name not in TASKS:
+        raise InputError(f"there is no task '{shown(name)}'; choose from {', '.join(TASKS)}.")
     return TASKS[name]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bundle_runs import PRETRAIN, SHORT, run
 
-from swinumamba_monai.data import SYNTHESIZERS
+from swinumamba_monai.tasks import find_task
 
 SMALL = {
     "abdomen_mri": {"num_train": 3, "num_validation": 2, "image_size": (48, 64), "num_slices": 4},
@@ -27,7 +27,7 @@ def dataset_of(tmp_path_factory) -> Callable[[str], Path]:
     def get(bundle: str) -> Path:
         if bundle not in made:
             folder = tmp_path_factory.mktemp("data") / bundle
-            made[bundle] = SYNTHESIZERS[bundle](folder, num_test=2, **SMALL[bundle])
+            made[bundle] = find_task(bundle).synthesize(folder, num_test=2, **SMALL[bundle])
         return made[bundle]
 
     return get

@@ -37,7 +37,7 @@ from monai.bundle import load, verify_metadata, verify_net_in_out
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from swinumamba_monai.data.labels import ABDOMEN_CLASSES, ENDOSCOPY_CLASSES
+from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, ENDOSCOPY_CLASSES
 
 every_bundle = pytest.mark.parametrize("bundle", BUNDLES)
 

@@ -14,8 +14,9 @@ import tifffile
 from monai.data import load_decathlon_datalist
 from PIL import Image
 
-from swinumamba_monai.data.datalist import load_datalist, load_images, write_datalist
-from swinumamba_monai.data.pairs import check_pair, check_pairs
+from swinumamba_monai.data.datalist import load_datalist, write_datalist
+from swinumamba_monai.data.listing import load_images
+from swinumamba_monai.data.prepare.inspection import check_pairs, inspect_cells
 from swinumamba_monai.errors import InputError
 
 
@@ -109,7 +110,7 @@ def test_broken_datalists_are_refused(tmp_path, text):
 def test_check_pair_names_the_problem(tmp_path):
     item = save_pair(tmp_path, "a")
     image, label = tmp_path / item["image"], tmp_path / item["label"]
-    assert check_pair(image, label) is None
+    assert inspect_cells(image, label).problem is None
     nan = np.zeros((6, 8), dtype=np.float32)
     nan[0, 0] = np.nan
     tifffile.imwrite(tmp_path / "nan.tif", nan)
@@ -117,17 +118,17 @@ def test_check_pair_names_the_problem(tmp_path):
     Image.fromarray(np.zeros((8, 6), dtype=np.uint8)).save(tmp_path / "turned.png")
     (tmp_path / "half.png").write_bytes(image.read_bytes()[:40])
     for bad_image, words in (("nan.tif", "NaN"), ("half.png", "cannot be decoded"), ("no.png", "does not exist")):
-        problem = check_pair(tmp_path / bad_image, label)
+        problem = inspect_cells(tmp_path / bad_image, label).problem
         assert words in problem and bad_image in problem
     for bad_label, words in (("rgb.png", "3 channels"), ("turned.png", "(8, 6)"), ("half.png", "cannot be decoded")):
-        problem = check_pair(image, tmp_path / bad_label)
+        problem = inspect_cells(image, tmp_path / bad_label).problem
         assert words in problem and bad_label in problem
 
 
 def test_check_pairs_names_three_problems(dataset):
     items = [{"image": f"missing{index}.png", "label": "x.png"} for index in range(5)]
     with pytest.raises(InputError) as error:
-        check_pairs(load_datalist(dataset, "test") + items)
+        check_pairs(load_datalist(dataset, "test") + items, inspect_cells)
     for words in ("missing0", "missing1", "missing2", "And 2 more"):
         assert words in str(error.value)
     assert "missing3" not in str(error.value)
@@ -144,11 +145,11 @@ def test_odd_labels_are_only_logged(tmp_path, caplog):
     Image.fromarray(binary).save(tmp_path / "labels" / "binary.png")
     items = [{key: str(tmp_path / path) for key, path in item.items()} for item in items]
     with caplog.at_level(logging.WARNING):
-        check_pairs(items[:1])
+        check_pairs(items[:1], inspect_cells)
         assert not caplog.records
-        check_pairs(items[:2])
+        check_pairs(items[:2], inspect_cells)
         assert "1 of 2" in caplog.text and "empty.png has no cell" in caplog.text
-        check_pairs(items[2:])
+        check_pairs(items[2:], inspect_cells)
         assert "binary.png has one number for 2 pieces" in caplog.text
 
 

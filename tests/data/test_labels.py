@@ -9,7 +9,13 @@ import json
 import numpy as np
 import pytest
 
-from swinumamba_monai.data.labels import ABDOMEN_CLASSES, LabelMap, parse_label_map, read_label_map, select_classes
+from swinumamba_monai.data.files.label_map import (
+    ABDOMEN_CLASSES,
+    LabelMap,
+    parse_label_map,
+    read_label_map,
+    select_classes,
+)
 from swinumamba_monai.errors import InputError
 
 # What AMOS 2022's dataset.json has.

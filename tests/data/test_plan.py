@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 
-from swinumamba_monai.data.fingerprint import describe_fingerprint, fingerprint
-from swinumamba_monai.data.pairs import PairReport
-from swinumamba_monai.data.plan import propose_2d
+from swinumamba_monai.data.prepare.fingerprint import describe_fingerprint, fingerprint
+from swinumamba_monai.data.prepare.inspection import PairReport
+from swinumamba_monai.data.prepare.plan import propose_2d
 
 MANY = 1e12  # pixels: the 5 % rule does not matter
 

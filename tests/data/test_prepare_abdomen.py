@@ -13,10 +13,10 @@ import pytest
 from monai.data import load_decathlon_datalist
 
 from swinumamba_monai.data.datalist import load_class_names, load_datalist
-from swinumamba_monai.data.labels import ABDOMEN_CLASSES, LabelMap, parse_label_map
-from swinumamba_monai.data.prepare import Options
-from swinumamba_monai.data.prepare_abdomen import prepare_abdomen_mri
+from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, parse_label_map
+from swinumamba_monai.data.prepare.dataset import PrepareOptions
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.tasks.abdomen_mri import prepare_abdomen_mri
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "abdomen_mri"
 AFFINE = np.diag([1.5, 1.5, 6.0, 1.0])
@@ -52,9 +52,9 @@ def names(folder, section):
 
 def test_plain_folders(source, tmp_path):
     (source / "split.json").write_text(json.dumps({"train": ["case_0", "case_1", "case_2"], "test": ["case_5"]}))
-    report = prepare_abdomen_mri(source, tmp_path / "out", Options(val_fraction=0.3), LABELS)
-    assert (report["training"], report["validation"], report["test"]) == (2, 1, 1)
-    assert "2 images are in no section" in report["warnings"][0]
+    report = prepare_abdomen_mri(source, tmp_path / "out", PrepareOptions(val_fraction=0.3), LABELS)
+    assert (report.sizes["training"], report.sizes["validation"], report.sizes["test"]) == (2, 1, 1)
+    assert "2 images are in no section" in report.warnings[0]
     assert names(tmp_path / "out", "test") == ["case_5"]
     assert load_class_names(tmp_path / "out") == list(LABELS.names)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["datalist.json", "fingerprint.json"]
@@ -77,8 +77,8 @@ def decathlon(folder, suffix, parts=("Tr",), first=1, labels=None):
 
 def test_nnunet_layout(tmp_path):
     decathlon(tmp_path / "source", "nnunet", ("Tr", "Ts"), labels={"background": 0, "liver": 1, "spleen": 2})
-    report = prepare_abdomen_mri(tmp_path / "source", tmp_path / "out", Options(val_fraction=0.25))
-    assert (report["training"], report["validation"], report["test"]) == (3, 1, 4)
+    report = prepare_abdomen_mri(tmp_path / "source", tmp_path / "out", PrepareOptions(val_fraction=0.25))
+    assert (report.sizes["training"], report.sizes["validation"], report.sizes["test"]) == (3, 1, 4)
     assert names(tmp_path / "out", "test") == [f"ts_000{number}_0000" for number in (5, 6, 7, 8)]
     assert load_class_names(tmp_path / "out") == ["background", "liver", "spleen"]
     for item in load_datalist(tmp_path / "out", "training"):
@@ -93,8 +93,8 @@ def test_decathlon_layout(tmp_path):
     decathlon(source, "msd")
     save(source / "imagesTs" / "x.nii.gz", np.zeros((8, 9, 4), dtype=np.int16))
     report = prepare_abdomen_mri(source, tmp_path / "out")
-    assert (report["training"], report["validation"], report["test"]) == (2, 1, 1)
-    assert any("imagesTs is not used" in warning for warning in report["warnings"])
+    assert (report.sizes["training"], report.sizes["validation"], report.sizes["test"]) == (2, 1, 1)
+    assert any("imagesTs is not used" in warning for warning in report.warnings)
     assert load_class_names(tmp_path / "out") == ["background", "a", "b"]
 
 
@@ -105,9 +105,9 @@ def test_amos_layout(tmp_path):
     decathlon(source, "amos", ("Tr", "Va"), 499, {"0": "background", **{str(i): o for i, o in enumerate(organs, 1)}})
     for label in (source / "labelsTr").iterdir():
         save(label, np.resize(np.array([0, 1, 13, 14], dtype=np.uint8), (8, 9, 4)))
-    report = prepare_abdomen_mri(source, tmp_path / "out", Options(test_fraction=0.5))
-    assert report["training"] == report["test"] == 1 and report["validation"] == 4
-    assert any("2 CT volumes" in warning for warning in report["warnings"])
+    report = prepare_abdomen_mri(source, tmp_path / "out", PrepareOptions(test_fraction=0.5))
+    assert report.sizes["training"] == report.sizes["test"] == 1 and report.sizes["validation"] == 4
+    assert any("2 CT volumes" in warning for warning in report.warnings)
     assert load_class_names(tmp_path / "out") == list(ABDOMEN_CLASSES)
     (item,) = load_datalist(tmp_path / "out", "training")
     assert Path(item["label"]).parent == tmp_path / "out" / "labels" and Path(item["image"]).is_relative_to(source)
@@ -159,7 +159,7 @@ def test_small_differences_of_affines_are_rounding(source, tmp_path):
     for file in (source / "labels").iterdir():
         image = nib.load(file)
         save(file, np.asarray(image.dataobj), image.affine + 1e-4)
-    assert prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS)["problems"] == []
+    assert prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS).problems == []
 
 
 def test_odd_volumes_are_used_with_a_warning(source, tmp_path):
@@ -167,9 +167,9 @@ def test_odd_volumes_are_used_with_a_warning(source, tmp_path):
     empty = source / "labels" / "case_1.nii.gz"
     save(empty, np.zeros((8, 9, 4), dtype=np.uint8))
     report = prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS)
-    assert any("thin.nii.gz has one slice only" in warning for warning in report["warnings"])
-    assert any("case_1.nii.gz has background only" in warning for warning in report["warnings"])
-    assert report["training"] + report["validation"] + report["test"] == 7
+    assert any("thin.nii.gz has one slice only" in warning for warning in report.warnings)
+    assert any("case_1.nii.gz has background only" in warning for warning in report.warnings)
+    assert report.sizes["training"] + report.sizes["validation"] + report.sizes["test"] == 7
 
 
 def test_labels_without_any_class_are_refused(source, tmp_path):
@@ -181,8 +181,8 @@ def test_labels_without_any_class_are_refused(source, tmp_path):
 
 def test_numbers_without_a_map_are_the_organs_of_the_paper(source, tmp_path):
     report = prepare_abdomen_mri(source, tmp_path / "out")
-    assert any("1 is taken for liver" in warning for warning in report["warnings"])
-    assert any("no training image has spleen" in warning for warning in report["warnings"])
+    assert any("1 is taken for liver" in warning for warning in report.warnings)
+    assert any("no training image has spleen" in warning for warning in report.warnings)
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="no known layout"):
         prepare_abdomen_mri(tmp_path / "bare", tmp_path / "out")
@@ -195,6 +195,6 @@ def test_numbers_without_a_map_are_the_organs_of_the_paper(source, tmp_path):
 def test_real_data(tmp_path):
     labels = LabelMap.of_names(["background", "liver", "right kidney", "left kidney", "spleen"])
     report = prepare_abdomen_mri(SHARED, tmp_path / "chaos", label_map=labels)
-    assert (report["training"], report["validation"], report["test"]) == (10, 1, 3)
-    assert report["problems"] == report["warnings"] == []
-    assert report["fingerprint"]["spacing_median"] == pytest.approx([1.25, 1.25, 7.7], abs=1e-3)  # SOURCES.md
+    assert (report.sizes["training"], report.sizes["validation"], report.sizes["test"]) == (10, 1, 3)
+    assert report.problems == report.warnings == []
+    assert report.fingerprint["spacing_median"] == pytest.approx([1.25, 1.25, 7.7], abs=1e-3)  # SOURCES.md

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from swinumamba_monai.data.datalist import load_class_names, load_datalist
-from swinumamba_monai.data.labels import ENDOSCOPY_CLASSES, LabelMap
-from swinumamba_monai.data.prepare import Options
-from swinumamba_monai.data.prepare_endoscopy import instrument_of, prepare_endoscopy
-from swinumamba_monai.data.readers import read_classes
+from swinumamba_monai.data.files.images import read_classes
+from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap
+from swinumamba_monai.data.prepare.dataset import PrepareOptions
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.tasks.endoscopy import instrument_of, prepare_endoscopy
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "endoscopy"
 PARTS = LabelMap.of_names(["background", "shaft", "manipulator"])
@@ -54,7 +54,7 @@ def names(folder, section):
 
 def test_surgeries_are_not_torn_apart(surgeries, tmp_path):
     report = prepare_endoscopy(surgeries, tmp_path / "out", label_map=PARTS)
-    assert (report["training"], report["validation"], report["test"]) == (4, 4, 4)
+    assert (report.sizes["training"], report.sizes["validation"], report.sizes["test"]) == (4, 4, 4)
     for section in ("training", "validation", "test"):
         assert len({name[:3] for name in names(tmp_path / "out", section)}) == 1
     assert load_class_names(tmp_path / "out") == list(PARTS.names)
@@ -65,13 +65,13 @@ def test_folds(surgeries, tmp_path):
     folds = [{"train": frames[(op + 1) % 3] + frames[(op + 2) % 3], "test": frames[op]} for op in range(3)]
     (surgeries / "split.json").write_text(json.dumps({"default": folds[2], "leave_one_out": folds}))
     for fold, test in ((None, 2), (0, 0), (1, 1)):
-        prepare_endoscopy(surgeries, tmp_path / str(fold), Options(fold=fold), PARTS)
+        prepare_endoscopy(surgeries, tmp_path / str(fold), PrepareOptions(fold=fold), PARTS)
         assert names(tmp_path / str(fold), "test") == frames[test]
     with pytest.raises(InputError, match="folds 0 to 2, but no fold 3"):
-        prepare_endoscopy(surgeries, tmp_path / "x", Options(fold=3), PARTS)
+        prepare_endoscopy(surgeries, tmp_path / "x", PrepareOptions(fold=3), PARTS)
     (surgeries / "split.json").unlink()
     with pytest.raises(InputError, match="there is no fold 1"):
-        prepare_endoscopy(surgeries, tmp_path / "x", Options(fold=1), PARTS)
+        prepare_endoscopy(surgeries, tmp_path / "x", PrepareOptions(fold=1), PARTS)
 
 
 def test_frames_of_one_recording_are_cut_at_the_end(tmp_path):
@@ -110,7 +110,7 @@ def endovis(tmp_path):
 
 def test_masks_of_instruments_are_joined(endovis, tmp_path):
     report = prepare_endoscopy(endovis, tmp_path / "out")
-    assert (report["training"], report["validation"], report["test"]) == (3, 3, 1)
+    assert (report.sizes["training"], report.sizes["validation"], report.sizes["test"]) == (3, 3, 1)
     assert load_class_names(tmp_path / "out") == ["background", *MAPPING]
     items = load_datalist(tmp_path / "out", "training") + load_datalist(tmp_path / "out", "validation")
     columns = {item["label"].rsplit("/", 1)[1]: read_classes(item["label"])[:, 0].tolist() for item in items}
@@ -161,7 +161,7 @@ def test_nnunet_layout(tmp_path):
     labels = {name: number for number, name in enumerate(ENDOSCOPY_CLASSES)}
     (source / "dataset.json").write_text(json.dumps({"labels": labels}))
     report = prepare_endoscopy(source, tmp_path / "out")
-    assert (report["training"], report["validation"], report["test"]) == (2, 1, 1)
+    assert (report.sizes["training"], report.sizes["validation"], report.sizes["test"]) == (2, 1, 1)
     assert load_class_names(tmp_path / "out") == list(ENDOSCOPY_CLASSES)
 
 
@@ -174,8 +174,8 @@ def test_bad_frames_are_listed(surgeries, tmp_path):
         prepare_endoscopy(surgeries, tmp_path / "out", label_map=PARTS)
     for words in ("op0_00.png has 3 channels", "op0_01.png has the label ids 9", "op0_02.png has (8, 6) pixels"):
         assert words in str(error.value)
-    report = prepare_endoscopy(surgeries, tmp_path / "out", Options(skip_bad=True), PARTS)
-    assert len(report["problems"]) == 3 and "op0_03.png has background only" in report["warnings"][0]
+    report = prepare_endoscopy(surgeries, tmp_path / "out", PrepareOptions(skip_bad=True), PARTS)
+    assert len(report.problems) == 3 and "op0_03.png has background only" in report.warnings[0]
 
 
 def test_frames_of_every_kind_are_read(surgeries, tmp_path):
@@ -188,12 +188,12 @@ def test_frames_of_every_kind_are_read(surgeries, tmp_path):
         json.dumps({"train": [f"op0_0{n}" for n in range(4)], "val": ["op1_00"], "test": ["op2_00"]})
     )
     report = prepare_endoscopy(surgeries, tmp_path / "out", label_map=PARTS)
-    assert report["problems"] == [] and report["fingerprint"]["dtypes"] == {"uint8": 4, "uint16": 1}
+    assert report.problems == [] and report.fingerprint["dtypes"] == {"uint8": 4, "uint16": 1}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not here")
 def test_real_data(tmp_path):
-    report = prepare_endoscopy(SHARED, tmp_path / "ev15", Options(fold=1), PARTS)
-    assert (report["training"], report["validation"], report["test"]) == (54, 27, 27)
-    assert report["problems"] == []
+    report = prepare_endoscopy(SHARED, tmp_path / "ev15", PrepareOptions(fold=1), PARTS)
+    assert (report.sizes["training"], report.sizes["validation"], report.sizes["test"]) == (54, 27, 27)
+    assert report.problems == []
     assert {name[:8] for name in names(tmp_path / "ev15", "test")} == {"ev15_op2"}

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from swinumamba_monai.data.datalist import load_datalist
-from swinumamba_monai.data.prepare import Options
-from swinumamba_monai.data.prepare_microscopy import prepare_microscopy
-from swinumamba_monai.data.readers import read_instances
+from swinumamba_monai.data.files.images import read_instances
+from swinumamba_monai.data.prepare.dataset import PrepareOptions
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.tasks.microscopy import prepare_microscopy
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "microscopy"
 
@@ -53,12 +53,10 @@ def write_split(source, **split):
 
 def test_division_without_a_split(source, tmp_path):
     done = []
-    report = prepare_microscopy(source, tmp_path / "out", Options(progress=lambda *counts: done.append(counts)))
-    assert {key: report[key] for key in ("training", "validation", "test", "instances")} == {
-        "training": 14, "validation": 2, "test": 4, "instances": 40,
-    }  # fmt: skip
-    assert report["fingerprint"]["sizes"] == {"6x8": 8, "12x8": 8}  # without the test images
-    assert report["problems"] == report["warnings"] == []
+    report = prepare_microscopy(source, tmp_path / "out", PrepareOptions(progress=lambda *counts: done.append(counts)))
+    assert report.sizes == {"training": 14, "validation": 2, "test": 4} and report.instances == 40
+    assert report.fingerprint["sizes"] == {"6x8": 8, "12x8": 8}  # without the test images
+    assert report.problems == report.warnings == []
     assert done == [(count, 20) for count in range(1, 21)]
     sections = [names(tmp_path / "out", section) for section in ("training", "validation", "test")]
     assert sorted(name for section in sections for name in section) == [f"cell_{index:02d}" for index in range(20)]
@@ -66,17 +64,17 @@ def test_division_without_a_split(source, tmp_path):
         assert sum(name < "cell_10" for name in section) == per_size  # both sizes in proportion
     prepare_microscopy(source, tmp_path / "out")  # the same again is no conflict
     with pytest.raises(InputError, match="other data"):
-        prepare_microscopy(source, tmp_path / "out", Options(seed=1))
+        prepare_microscopy(source, tmp_path / "out", PrepareOptions(seed=1))
 
 
 def test_the_split_is_kept(source, tmp_path):
     train, test = [f"cell_{index:02d}" for index in range(10)], ["cell_15", "cell_12"]
     write_split(source, seed=1, train=train, test=test)
-    report = prepare_microscopy(source, source, Options(val_fraction=0.2))
+    report = prepare_microscopy(source, source, PrepareOptions(val_fraction=0.2))
     assert names(source, "test") == test
-    assert (report["training"], report["validation"]) == (8, 2)
+    assert (report.sizes["training"], report.sizes["validation"]) == (8, 2)
     assert sorted(names(source, "training") + names(source, "validation")) == train
-    assert "8 images are in no section" in report["warnings"][0]
+    assert "8 images are in no section" in report.warnings[0]
     assert json.loads((source / "datalist.json").read_text())["source_dir"] == "."
     write_split(source, train=train[:3], val=train[3:5], test=test)
     prepare_microscopy(source, tmp_path / "out")
@@ -130,10 +128,10 @@ def test_every_problem_is_listed_and_nothing_written(source, tmp_path):
     assert all(sum(words in line for line in lines) == 1 for words in expected) and len(lines) == 7
     assert not (tmp_path / "out").exists()
 
-    report = prepare_microscopy(source, tmp_path / "out", Options(skip_bad=True))
-    assert report["training"] + report["validation"] + report["test"] == 20 - 6
-    assert sorted(report["problems"]) == sorted(lines)
-    assert len(report["warnings"]) == 1 and "cell_05.png has no cell" in report["warnings"][0]
+    report = prepare_microscopy(source, tmp_path / "out", PrepareOptions(skip_bad=True))
+    assert report.sizes["training"] + report.sizes["validation"] + report.sizes["test"] == 20 - 6
+    assert sorted(report.problems) == sorted(lines)
+    assert len(report.warnings) == 1 and "cell_05.png has no cell" in report.warnings[0]
     bad = {"cell_00", "cell_01", "cell_02", "cell_03", "cell_04", "cell_07"}
     assert not bad & {
         name for section in ("training", "validation", "test") for name in names(tmp_path / "out", section)
@@ -147,8 +145,8 @@ def test_neurips_layout(tmp_path, layout):
     for index in range(4):
         save_pair(image_dir / f"cell_{index}.bmp", label_dir / f"cell_{index}_label.tiff")
     report = prepare_microscopy(source, tmp_path / "out")
-    assert (report["training"], report["validation"], report["test"]) == (2, 1, 1)
-    assert layout.replace("two folders", "folders") in report["layout"]
+    assert (report.sizes["training"], report.sizes["validation"], report.sizes["test"]) == (2, 1, 1)
+    assert layout.replace("two folders", "folders") in report.layout
     for item in load_datalist(tmp_path / "out", "training"):
         assert item["label"] == str(label_dir / f"{Path(item['image']).stem}_label.tiff")
 
@@ -168,8 +166,8 @@ def kaggle(tmp_path):
 
 def test_masks_become_instance_maps(kaggle, tmp_path):
     report = prepare_microscopy(kaggle, tmp_path / "out")
-    assert (report["training"], report["validation"], report["test"], report["instances"]) == (2, 1, 1, 8)
-    assert "DSB-2018" in report["layout"]
+    assert report.sizes == {"training": 2, "validation": 1, "test": 1} and report.instances == 8
+    assert "DSB-2018" in report.layout
     expected = [[1, 1, 1, 0, 0, 0], [1, 1, 1, 2, 2, 2], [0, 0, 2, 2, 2, 2], [0, 0, 2, 2, 2, 2]]
     (item,) = load_datalist(tmp_path / "out", "test")
     np.testing.assert_array_equal(read_instances(item["label"]), expected)
@@ -208,7 +206,7 @@ def test_unusable_arguments_are_refused(source, tmp_path):
         prepare_microscopy(tmp_path / "nowhere", tmp_path / "out")
     for fractions in ({"val_fraction": 0.0}, {"test_fraction": 1.0}):
         with pytest.raises(InputError, match="between 0 and 1"):
-            prepare_microscopy(source, tmp_path / "out", Options(**fractions))
+            prepare_microscopy(source, tmp_path / "out", PrepareOptions(**fractions))
     for index in range(2, 20):
         (source / "images" / f"cell_{index:02d}.png").unlink()
         (source / "labels" / f"cell_{index:02d}.png").unlink()
@@ -219,8 +217,8 @@ def test_unusable_arguments_are_refused(source, tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not here")
 def test_real_data(tmp_path):
     report = prepare_microscopy(SHARED, tmp_path / "dsb")
-    assert (report["training"], report["validation"], report["test"]) == (478, 53, 133)
-    assert report["instances"] == 28986  # SOURCES.md of the data
-    assert report["problems"] == []
+    assert (report.sizes["training"], report.sizes["validation"], report.sizes["test"]) == (478, 53, 133)
+    assert report.instances == 28986  # SOURCES.md of the data
+    assert report.problems == []
     sample = prepare_microscopy(SHARED / "neurips22_sample", tmp_path / "neurips")
     assert sample["instances"] == 6 + 44 + 187

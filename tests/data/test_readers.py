@@ -16,8 +16,8 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
 from PIL import Image
 
-from swinumamba_monai.data import readers
-from swinumamba_monai.data.readers import ImageFileReader, read_image, read_instances
+from swinumamba_monai.data.files import images as readers
+from swinumamba_monai.data.files.images import ImageFileReader, read_image, read_instances
 from swinumamba_monai.errors import InputError, find_input_error
 
 # 2 x 3 pixels, so that rows and columns cannot be confused.
@@ -238,7 +238,7 @@ def load(reader=ImageFileReader):
 
 
 @pytest.mark.parametrize(
-    "reader", [ImageFileReader, ImageFileReader(), "swinumamba_monai.data.readers.ImageFileReader"]
+    "reader", [ImageFileReader, ImageFileReader(), "swinumamba_monai.data.files.images.ImageFileReader"]
 )
 def test_loadimaged_keeps_rows_first(tmp_path, reader):
     Image.fromarray(GRAY).save(tmp_path / "gray.png")

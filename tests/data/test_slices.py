@@ -18,7 +18,7 @@ from monai.data import DataLoader
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, RandGaussianNoised, SqueezeDimd
 
-from swinumamba_monai.data.slices import EverySliceDataset, SliceDataset
+from swinumamba_monai.data.sampling.slices import EverySliceDataset, SliceDataset
 from swinumamba_monai.errors import InputError
 
 # What a bundle's config has: load, orient so that the slices are last, resample in the plane, normalise.
@@ -164,15 +164,15 @@ def test_other_processes_find_the_cache(items, tmp_path):
 
 def test_ranks_begin_elsewhere(items, tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr("swinumamba_monai.data.slices.idist.get_rank", lambda: 1)
-    monkeypatch.setattr("swinumamba_monai.data.slices.idist.get_world_size", lambda: 2)
+    monkeypatch.setattr("swinumamba_monai.data.sampling.slices.idist.get_rank", lambda: 1)
+    monkeypatch.setattr("swinumamba_monai.data.sampling.slices.idist.get_world_size", lambda: 2)
     transform = volume_transform()
 
     def watched(item):
         order.append(item["image"])
         return transform(item)
 
-    monkeypatch.setattr("swinumamba_monai.data.slices._describe", lambda _: b"")
+    monkeypatch.setattr("swinumamba_monai.data.sampling.slices._describe", lambda _: b"")
     SliceDataset(items, watched, tmp_path / "cache")
     assert order == [items[1]["image"], items[0]["image"]]
 
@@ -193,7 +193,7 @@ def test_bad_volumes_and_disks_get_a_sentence(items, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("swinumamba_monai.data.slices.np.save", full)
+    monkeypatch.setattr("swinumamba_monai.data.sampling.slices.np.save", full)
     with pytest.raises(InputError, match=r"No space left on device\); free space or give another cache_dir"):
         SliceDataset(items, volume_transform(), tmp_path / "cache")
     assert not any((tmp_path / "cache").iterdir())

@@ -12,10 +12,10 @@ import pytest
 from scipy import ndimage
 
 from swinumamba_monai.data.datalist import load_datalist
-from swinumamba_monai.data.pairs import check_pairs
-from swinumamba_monai.data.readers import read_image, read_instances
-from swinumamba_monai.data.synthetic import dataset_dir_or_synthetic
-from swinumamba_monai.data.synthetic_microscopy import synthesize_image, synthesize_microscopy
+from swinumamba_monai.data.default_dataset import dataset_dir_or_synthetic
+from swinumamba_monai.data.files.images import read_image, read_instances
+from swinumamba_monai.data.prepare.inspection import check_pairs, inspect_cells
+from swinumamba_monai.data.synthetic.microscopy import synthesize_image, synthesize_microscopy
 from swinumamba_monai.errors import InputError
 
 SMALL = {"num_train": 3, "num_validation": 1, "num_test": 2, "image_size": (80, 96)}
@@ -31,7 +31,7 @@ def test_dataset_has_the_sections_and_sizes(tmp_path):
     assert folder == tmp_path / "new" / "data"
     for section, count in (("training", 3), ("validation", 1), ("test", 2)):
         items = load_datalist(folder, section, check=False)
-        check_pairs(items)
+        check_pairs(items, inspect_cells)
         assert len(items) == count
         for item in items:
             assert read_image(item["image"]).shape[:2] == read_instances(item["label"]).shape == (80, 96)
@@ -91,7 +91,7 @@ def test_an_existing_dataset_is_used_again_and_others_are_left_alone(tmp_path):
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("swinumamba_monai.data.synthetic_folder.write_datalist", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("swinumamba_monai.data.synthetic.folder.write_datalist", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         synthesize_microscopy(tmp_path / "a", **SMALL)
     assert not any(tmp_path.iterdir())

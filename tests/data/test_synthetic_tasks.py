@@ -12,11 +12,12 @@ import pytest
 from scipy import ndimage
 
 from swinumamba_monai.data.datalist import load_class_names, load_datalist
-from swinumamba_monai.data.labels import ABDOMEN_CLASSES, ENDOSCOPY_CLASSES
-from swinumamba_monai.data.synthetic import SYNTHESIZERS, dataset_dir_or_synthetic
-from swinumamba_monai.data.synthetic_abdomen import synthesize_volume
-from swinumamba_monai.data.synthetic_endoscopy import synthesize_frame
+from swinumamba_monai.data.default_dataset import dataset_dir_or_synthetic
+from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, ENDOSCOPY_CLASSES
+from swinumamba_monai.data.synthetic.abdomen_mri import synthesize_abdomen_mri, synthesize_volume
+from swinumamba_monai.data.synthetic.endoscopy import synthesize_frame
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.tasks import find_task
 
 SMALL = {
     "abdomen_mri": {"image_size": (48, 64), "num_slices": 8},
@@ -28,7 +29,7 @@ SMALL = {
 def test_datasets_are_whole_and_reproducible(tmp_path, task):
     def make(name, **changes):
         counts = {"num_train": 3, "num_validation": 1, "num_test": 1}
-        folder = SYNTHESIZERS[task](tmp_path / name, **{**counts, **SMALL[task], **changes})
+        folder = find_task(task).synthesize(tmp_path / name, **{**counts, **SMALL[task], **changes})
         return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
     first = make("a")
@@ -48,8 +49,9 @@ def test_datasets_are_whole_and_reproducible(tmp_path, task):
 
 @pytest.mark.parametrize("task", SMALL)
 def test_workflows_without_data_get_theirs(tmp_path, task, monkeypatch):
-    defaults = SYNTHESIZERS[task].__defaults__
-    monkeypatch.setattr(SYNTHESIZERS[task], "__defaults__", (2, 1, 1, (64, 64), *(8,) * (len(defaults) - 5), 0))
+    synthesize = find_task(task).files.synthesize
+    defaults = synthesize.__defaults__
+    monkeypatch.setattr(synthesize, "__defaults__", (2, 1, 1, (64, 64), *(8,) * (len(defaults) - 5), 0))
     folder = dataset_dir_or_synthetic(None, str(tmp_path / "a"), task)
     assert len(load_datalist(folder, "training")) == 2
 
@@ -71,7 +73,7 @@ def test_a_body_has_its_organs_in_place():
 
 
 def test_volumes_have_several_orientations(tmp_path):
-    folder = SYNTHESIZERS["abdomen_mri"](tmp_path / "a", 4, 1, 1, (48, 64), 8)
+    folder = synthesize_abdomen_mri(tmp_path / "a", 4, 1, 1, (48, 64), 8)
     volumes = [nib.load(file) for file in sorted((folder / "images").iterdir())]
     assert len({nib.aff2axcodes(volume.affine) for volume in volumes}) == 4
     for volume in volumes:

@@ -13,8 +13,9 @@ from skimage.measure import label
 from skimage.morphology import dilation, disk
 from skimage.segmentation import find_boundaries
 
-from swinumamba_monai.data.synthetic_microscopy import synthesize_image
-from swinumamba_monai.data.transforms import InstancesToClasses, InstancesToClassesd, SliceSpacingd, ToRGB, ToRGBd
+from swinumamba_monai.cells import InstancesToClasses, InstancesToClassesd
+from swinumamba_monai.data.sampling.transforms import SliceSpacingd, ToRGB, ToRGBd
+from swinumamba_monai.data.synthetic.microscopy import synthesize_image
 from swinumamba_monai.errors import InputError
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from swinumamba_monai.data import load_volumes, synthesize_microscopy
-from swinumamba_monai.data.unlabelled import load_unlabelled
+from swinumamba_monai.data.sampling.unlabelled import load_unlabelled
 from swinumamba_monai.errors import InputError
 
 

@@ -13,8 +13,9 @@ from monai.data import DataLoader, Dataset
 from monai.transforms import LoadImage, LoadImaged, SaveImage
 from PIL import Image
 
-from swinumamba_monai.data import video as video_module
-from swinumamba_monai.data.video import FrameReader, count_frames, frame_name, load_frames, read_frames
+from swinumamba_monai.data.files import video as video_module
+from swinumamba_monai.data.files.video import FrameReader, count_frames, frame_name, read_frames
+from swinumamba_monai.data.listing import load_frames
 from swinumamba_monai.errors import InputError
 
 NUMBER = 9

@@ -12,8 +12,9 @@ import pytest
 from monai.data import PydicomReader
 from monai.transforms import LoadImage, SaveImage
 
-from swinumamba_monai.data import volumes
-from swinumamba_monai.data.volumes import VolumeReader, load_volumes, read_volume, read_volume_label
+from swinumamba_monai.data.files import volumes
+from swinumamba_monai.data.files.volumes import VolumeReader, read_volume, read_volume_label
+from swinumamba_monai.data.listing import load_volumes
 from swinumamba_monai.errors import InputError
 
 AFFINE = np.array([[-1.5, 0, 0, 40], [0, 0, 2.0, -30], [0, 1.25, 0, 7], [0, 0, 0, 1]])  # LSA
@@ -218,6 +219,6 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="no DICOM file"):
         read_volume(tmp_path / "bare")
-    monkeypatch.setattr("swinumamba_monai.data.dicom._has_pydicom", False)
+    monkeypatch.setattr("swinumamba_monai.data.files.dicom._has_pydicom", False)
     with pytest.raises(InputError, match=r"install swinumamba-monai\[dicom\]"):
         read_volume(tmp_path)

@@ -19,10 +19,11 @@ from monai.bundle import download, download_large_files, get_bundle_versions, lo
 from PIL import Image
 from small_bundles import BUNDLES, DATA, ROOT
 
-from swinumamba_monai.data import SYNTHESIZERS, load_images
+from swinumamba_monai.data import load_images
 from swinumamba_monai.distribution import package_bundle
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.pretrained import read_weights, save_half_precision
+from swinumamba_monai.tasks import find_task
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_download_large_files_and_run_on_a_file(small_bundle, serve, tmp_path, e
     model.unlink()
     url = serve(dist)
     archive = package_bundle(bundle, dist, url).archive
-    data = SYNTHESIZERS["microscopy"](tmp_path / "data", num_test=1, **DATA["microscopy"])
+    data = find_task("microscopy").synthesize(tmp_path / "data", num_test=1, **DATA["microscopy"])
     image = load_images(data)[0]["image"]
 
     monai("download", "--name", "microscopy", "--url", f"{url}/{archive.name}", "--bundle_dir", ".")

@@ -16,7 +16,7 @@ from PIL import Image
 from short_runs import run_bundle
 
 from swinumamba_monai.cli import TASKS, main
-from swinumamba_monai.data import SYNTHESIZERS
+from swinumamba_monai.tasks import find_task
 
 SIZES = {
     "abdomen_mri": {"image_size": (48, 64), "num_slices": 4},
@@ -57,7 +57,7 @@ def _build(task: str, place: Path) -> None:
     for name in TASKS:
         shutil.copytree(ROOT / "bundles" / name, place / "bundles" / name)
     data = place / "my_data"
-    SYNTHESIZERS[task](data, num_train=4, num_validation=2, num_test=2, **SIZES[task])
+    find_task(task).synthesize(data, num_train=4, num_validation=2, num_test=2, **SIZES[task])
     shutil.copytree(data, place / "DOWNLOADED")
     shutil.copytree(data, place / "DSB2018")
     if task == "abdomen_mri":

@@ -24,11 +24,12 @@ import pytest
 import requests
 from PIL import Image
 
-from swinumamba_monai.data import SYNTHESIZERS, read_image
+from swinumamba_monai.data import read_image
 from swinumamba_monai.inference import geojson
 from swinumamba_monai.inference.polygons import class_names
 from swinumamba_monai.pretrained import read_weights, save_half_precision
 from swinumamba_monai.serving.annotations import elements
+from swinumamba_monai.tasks import find_task
 
 PYTHON = os.environ.get("SWINUMAMBA_LABEL_PYTHON")
 pytestmark = pytest.mark.skipif(
@@ -227,7 +228,7 @@ def ask(server: Server, method: str, path: str, **options: object) -> int:
 
 def test_a_client_cannot_get_in(tmp_path) -> None:
     """Requests as an attacker makes them: no code runs, nothing is read or written outside of the studies."""
-    data = SYNTHESIZERS["microscopy"](
+    data = find_task("microscopy").synthesize(
         tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
     )
     bundle, studies, trap = make_bundle("microscopy", tmp_path, data), tmp_path / "studies", tmp_path / "trap"
@@ -300,7 +301,7 @@ def test_a_client_cannot_get_in(tmp_path) -> None:
 
 def test_an_origin_that_is_allowed(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MONAI_LABEL_CORS_ORIGINS", '["http://viewer.example"]')
-    data = SYNTHESIZERS["microscopy"](
+    data = find_task("microscopy").synthesize(
         tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
     )
     bundle = make_bundle("microscopy", tmp_path, data)
@@ -312,7 +313,7 @@ def test_an_origin_that_is_allowed(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("task", list(SMALL))
 def test_server_gives_what_the_command_line_gives_and_learns(task, tmp_path) -> None:
-    data = SYNTHESIZERS[task](tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL[task])
+    data = find_task(task).synthesize(tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL[task])
     bundle = make_bundle(task, tmp_path, data)
     model = bundle / "models" / "model.pt"
     if task == "microscopy":  # as it ships

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -17,9 +16,9 @@ import numpy as np
 from monai.config import PathLike
 from scipy import ndimage
 
-from swinumamba_monai.data.labels import LabelMap
-from swinumamba_monai.data.readers import read_classes, read_image, read_instances
-from swinumamba_monai.data.volumes import read_volume, read_volume_label, spacing_of
+from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
+from swinumamba_monai.data.files.label_map import LabelMap
+from swinumamba_monai.data.files.volumes import read_volume, read_volume_label, spacing_of
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -121,7 +120,7 @@ def inspect_volumes(image: PathLike, label: PathLike, label_map: LabelMap) -> Pa
 
 def inspect_pairs(
     items: Sequence[Mapping[str, str]],
-    inspect: Callable[[PathLike, PathLike], PairReport] = inspect_cells,
+    inspect: Callable[[PathLike, PathLike], PairReport],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[PairReport]:
     """Inspect many items, a few at a time; the decoders leave the Python lock.
@@ -143,22 +142,7 @@ def inspect_pairs(
     return reports
 
 
-def inspector(task: str, class_names: Sequence[str]) -> Callable[[PathLike, PathLike], PairReport]:
-    """How the prepared pairs of a task are inspected; ``class_names`` are those of its datalist."""
-    if task == "microscopy":
-        return inspect_cells
-    inspect = {"abdomen_mri": inspect_volumes, "endoscopy": inspect_frames}[task]
-    return partial(inspect, label_map=LabelMap.of_names(class_names))
-
-
-def check_pair(image: PathLike, label: PathLike) -> str | None:
-    """The sentence that says why an image and its instance map cannot be used, or None."""
-    return inspect_cells(image, label).problem
-
-
-def check_pairs(
-    items: Sequence[Mapping[str, str]], inspect: Callable[[PathLike, PathLike], PairReport] = inspect_cells
-) -> None:
+def check_pairs(items: Sequence[Mapping[str, str]], inspect: Callable[[PathLike, PathLike], PairReport]) -> None:
     """Decode every image and label; what is only odd about them is logged.
 
     Args:

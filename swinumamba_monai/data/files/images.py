@@ -88,6 +88,16 @@ def read_image(path: PathLike) -> np.ndarray:
     return image
 
 
+def is_image_file(path: Path) -> bool:
+    """Whether the name is that of an image, and not of a hidden one (macOS puts a ``._a.png`` next to ``a.png``)."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def list_image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, by name."""
+    return sorted(filter(is_image_file, folder.iterdir()))
+
+
 def read_instances(path: PathLike) -> np.ndarray:
     """Read an instance map: 0 is background, every cell has its own positive number.
 

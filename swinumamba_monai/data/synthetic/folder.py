@@ -13,7 +13,7 @@ import numpy as np
 from monai.config import PathLike
 
 from swinumamba_monai.data.datalist import DATALIST_NAME, write_datalist
-from swinumamba_monai.data.division import SECTIONS
+from swinumamba_monai.data.prepare.split import SECTIONS
 from swinumamba_monai.errors import InputError
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from monai.config import PathLike
 from scipy.ndimage import gaussian_filter
 
-from swinumamba_monai.data.labels import ABDOMEN_CLASSES
-from swinumamba_monai.data.synthetic_folder import write_synthetic
+from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES
+from swinumamba_monai.data.synthetic.folder import write_synthetic
 from swinumamba_monai.errors import InputError
 
 MIN_IMAGE_SIZE = 48
@@ -64,7 +64,7 @@ def synthesize_abdomen_mri(
     """Write volumes, label volumes and datalist of a synthetic dataset with the paper's 13 organs.
 
     Volumes are 16-bit NIfTI files of axial slices, about 190 mm high, in several orientations and spacings. How the
-    folder is written: :func:`~swinumamba_monai.data.synthetic_folder.write_synthetic`.
+    folder is written: :func:`~swinumamba_monai.data.synthetic.folder.write_synthetic`.
 
     Args:
         output_dir: new or empty folder.

@@ -16,16 +16,16 @@ from tempfile import TemporaryDirectory
 from monai.config import PathLike
 
 from swinumamba_monai.data.datalist import SECTIONS, leads_outside, write_datalist
-from swinumamba_monai.data.division import divide, read_split
-from swinumamba_monai.data.fingerprint import fingerprint, write_fingerprint
-from swinumamba_monai.data.pairs import PairReport, inspect_pairs
+from swinumamba_monai.data.prepare.fingerprint import fingerprint, write_fingerprint
+from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
+from swinumamba_monai.data.prepare.split import divide, read_split
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """What may be asked of preparing, whatever the task.
 
     Attributes:
@@ -46,7 +46,7 @@ class Options:
 
 
 @dataclass
-class Found:
+class FoundPairs:
     """The pairs of image and label in a source folder.
 
     Attributes:
@@ -73,6 +73,31 @@ class Found:
             self.pairs[name] = (image, label)
 
 
+@dataclass(frozen=True)
+class PreparedDataset:
+    """What preparing made.
+
+    Attributes:
+        layout: how the source folder is arranged, in words.
+        source_dir: folder of the originals.
+        output_dir: folder of the datalist.
+        sizes: number of images in each section.
+        instances: number of cells in all of them.
+        fingerprint: see :func:`~swinumamba_monai.data.prepare.fingerprint.fingerprint`.
+        problems: a sentence for everything that is left out.
+        warnings: a sentence for everything that is odd.
+    """
+
+    layout: str
+    source_dir: Path
+    output_dir: Path
+    sizes: Mapping[str, int]
+    instances: int
+    fingerprint: Mapping[str, object]
+    problems: Sequence[str]
+    warnings: Sequence[str]
+
+
 def open_source(source_dir: PathLike) -> Path:
     """The resolved source folder; an :class:`InputError` when there is none."""
     if not Path(source_dir).is_dir():
@@ -88,7 +113,7 @@ def label_folder() -> Iterator[Path]:
 
 
 def match_by_name(
-    images: Sequence[Path], labels: Sequence[Path], source: Path, found: Found, name_of: Callable[[Path], str]
+    images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
 ) -> None:
     """Put images and labels with one name together; a label may have ``_label`` after it."""
     image_of, label_of = (_by_name(files, found.problems, name_of) for files in (images, labels))
@@ -103,15 +128,15 @@ def match_by_name(
 
 def check_and_write(
     task: str,
-    found: Found,
+    found: FoundPairs,
     source: Path,
     output_dir: PathLike,
-    options: Options,
+    options: PrepareOptions,
     inspect: Callable[[PathLike, PathLike], PairReport],
     made_labels: Path,
     class_names: Sequence[str] = (),
     by_sequence: bool = False,
-) -> dict:
+) -> PreparedDataset:
     """Check every pair, divide them into three sections, and write datalist, fingerprint and the labels made here.
 
     Args:
@@ -119,15 +144,11 @@ def check_and_write(
         found: the pairs.
         source: the folder that the originals lie in.
         output_dir: where the files are written; it may be ``source``.
-        options: see :class:`Options`.
-        inspect: see :func:`~swinumamba_monai.data.pairs.inspect_pairs`.
+        options: see :class:`PrepareOptions`.
+        inspect: see :func:`~swinumamba_monai.data.prepare.inspection.inspect_pairs`.
         made_labels: the folder of :func:`label_folder`, with labels that were made, if any; all labels are then in it.
         class_names: what the numbers in the labels mean, background first; none for cells.
-        by_sequence: see :func:`~swinumamba_monai.data.division.divide`.
-
-    Returns:
-        The report: "layout"; "source_dir"; "output_dir"; the number of images in "training", "validation" and "test";
-        "fingerprint", see :func:`~swinumamba_monai.data.fingerprint.fingerprint`; "problems" and "warnings", sentences.
+        by_sequence: see :func:`~swinumamba_monai.data.prepare.split.divide`.
 
     Raises:
         InputError: There are problems and not ``skip_bad`` (all are listed, one per line, and nothing is written); too
@@ -172,16 +193,16 @@ def check_and_write(
     _write(task, found.pairs, sections, description, source, output, made_labels, class_names)
     write_fingerprint(output, {"task": task, **prints})
     logger.info("%s: %d images (%s), crops of %s proposed", output, len(used), found.layout, crop)
-    return {
-        "layout": found.layout,
-        "source_dir": str(source),
-        "output_dir": str(output),
-        **{section: len(sections[section]) for section in SECTIONS},
-        "instances": sum(good[name].num_instances for name in used),
-        "fingerprint": prints,
-        "problems": problems,
-        "warnings": warnings,
-    }
+    return PreparedDataset(
+        layout=found.layout,
+        source_dir=source,
+        output_dir=output,
+        sizes={section: len(sections[section]) for section in SECTIONS},
+        instances=sum(good[name].num_instances for name in used),
+        fingerprint=prints,
+        problems=problems,
+        warnings=warnings,
+    )
 
 
 def _by_name(files: Sequence[Path], problems: list[str], name_of: Callable[[Path], str]) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, label
 from skimage.color import rgb_from_hed
 
-from swinumamba_monai.data.synthetic_folder import write_synthetic
+from swinumamba_monai.data.synthetic.folder import write_synthetic
 from swinumamba_monai.errors import InputError
 
 MIN_IMAGE_SIZE = 64
@@ -32,7 +32,7 @@ def synthesize_microscopy(
     """Write images, instance maps and datalist of a synthetic dataset.
 
     Three of four images are fluorescence (8-bit gray), the fourth is stained tissue (8-bit RGB). How the folder is
-    written: :func:`~swinumamba_monai.data.synthetic_folder.write_synthetic`.
+    written: :func:`~swinumamba_monai.data.synthetic.folder.write_synthetic`.
 
     Args:
         output_dir: new or empty folder.

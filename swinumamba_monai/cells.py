@@ -1,61 +1,32 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""From what a file holds to what the network takes: three colour channels, the spacing, three classes for cells."""
+"""Numbered cells as the three classes that a network predicts (background, interior, boundary), and the way back."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import get_track_meta
-from monai.transforms import MapTransform, Spacingd, Transform
-from monai.utils import TransformBackends, convert_data_type, convert_to_dst_type, convert_to_tensor, ensure_tuple
+from monai.transforms import MapTransform, Transform
+from monai.utils import (
+    TransformBackends,
+    convert_data_type,
+    convert_to_dst_type,
+    convert_to_numpy,
+    convert_to_tensor,
+    ensure_tuple,
+)
 from scipy import ndimage
+from skimage.segmentation import expand_labels
 
 from swinumamba_monai.errors import InputError
 
+INTERIOR, BOUNDARY = 1, 2
+
 # Pairs of indices that put every pixel of an (H, W) array next to the one above it, and next to the one left of it.
 _NEIGHBOURS = ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]))
-
-
-class ToRGB(Transform):
-    """Give an image the three channels that a network pretrained on photographs expects.
-
-    ==========  ======================================================================================
-    channels    result
-    ==========  ======================================================================================
-    1           the gray channel three times
-    2           two fluorescence channels as red and green, blue is zero (gray + alpha never comes here:
-                :func:`~swinumamba_monai.data.readers.read_image` drops that alpha)
-    3           unchanged
-    4           the first three: RGB without its alpha
-    ==========  ======================================================================================
-    """
-
-    backend = (TransformBackends.TORCH,)
-
-    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
-        """
-        Args:
-            img: (C, H, W) with 1 to 4 channels.
-
-        Returns:
-            (3, H, W) of the same data type; a ``MetaTensor`` keeps its metadata.
-
-        Raises:
-            InputError: The image has another number of channels.
-        """
-        image = convert_to_tensor(img, track_meta=get_track_meta())
-        channels = image.shape[0]
-        if channels == 1:
-            return torch.cat([image, image, image])
-        if channels == 2:
-            return torch.cat([image, torch.zeros_like(image[:1])])
-        if channels in (3, 4):
-            return image[:3]
-        raise InputError(f"The image has {channels} channels, but 1 to 4 can be made RGB; keep the ones that matter.")
 
 
 class InstancesToClasses(Transform):
@@ -118,29 +89,8 @@ class InstancesToClasses(Transform):
             pieces, _ = ndimage.label(interior)
             interior &= np.bincount(pieces.ravel())[pieces] >= self.min_interior
         classes = interior.astype(np.uint8)
-        classes[boundary] = 2
+        classes[boundary] = BOUNDARY
         return convert_to_dst_type(classes[None], dst=img, dtype=np.uint8)[0]
-
-
-class ToRGBd(MapTransform):
-    """Dictionary version of :class:`ToRGB`.
-
-    Args:
-        keys: the images.
-        allow_missing_keys: skip keys that are not there.
-    """
-
-    backend = ToRGB.backend
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.convert = ToRGB()
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        items = dict(data)
-        for key in self.key_iterator(items):
-            items[key] = self.convert(items[key])
-        return items
 
 
 class InstancesToClassesd(MapTransform):
@@ -182,37 +132,6 @@ class InstancesToClassesd(MapTransform):
         return items
 
 
-class SliceSpacingd(Spacingd):
-    """Resample volumes (C, H, W, S) in the planes of their slices; the slices stay where they are.
-
-    MONAI's transform with one difference: it sees nothing but the keys, because from 1.6 on it takes every item whose
-    name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has beside "image".
-
-    Args:
-        keys: the volumes, slices along the last axis.
-        spacing: of the pixels of a slice along H and W, in mm.
-        mode: of the interpolation, one for all keys or one each.
-        allow_missing_keys: skip keys that are not there.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        spacing: Sequence[float],
-        mode: Sequence[str] | str = "bilinear",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        if len(spacing) != 2 or not all(mm > 0 for mm in spacing):
-            raise InputError(f"spacing holds the mm of a pixel along the rows and columns of a slice, not {spacing}.")
-        super().__init__(keys, (*spacing, -1.0), mode=mode, allow_missing_keys=allow_missing_keys)
-
-    def __call__(
-        self, data: Mapping[Hashable, NdarrayOrTensor], lazy: bool | None = None
-    ) -> dict[Hashable, NdarrayOrTensor]:
-        volumes = {key: data[key] for key in self.keys if key in data}
-        return {**data, **super().__call__(volumes, lazy)}
-
-
 def _inner_boundary(instances: np.ndarray) -> np.ndarray:
     """Cell pixels with a 4-neighbour of another number, (H, W) bool.
 
@@ -233,3 +152,86 @@ def _dilate(mask: np.ndarray) -> np.ndarray:
         dilated[after] |= mask[before]
         dilated[before] |= mask[after]
     return dilated
+
+
+def class_map(pred: torch.Tensor) -> np.ndarray:
+    """The class of every pixel.
+
+    Args:
+        pred: logits, probabilities or one-hot of shape (3, H, W), or class indices of shape (1, H, W).
+
+    Returns:
+        classes of shape (H, W), uint8: 0 background, 1 cell interior, 2 cell boundary.
+
+    Raises:
+        InputError: another shape, or a single channel that holds anything but 0, 1 and 2.
+    """
+    if pred.ndim != 3 or pred.shape[0] not in (1, 3):
+        raise InputError(
+            f"A prediction of shape {tuple(pred.shape)} cannot be read as cells: give (3, H, W) scores of background, "
+            "interior and boundary, or (1, H, W) class indices."
+        )
+    scores = pred.argmax(0) if pred.shape[0] == 3 else pred[0]
+    classes = scores.to(torch.uint8)
+    if classes.max() > BOUNDARY or (classes != scores).any():
+        raise InputError(
+            f"A one-channel prediction must hold the classes 0, 1 and 2, but this one goes from {scores.min():g} to "
+            f"{scores.max():g}: turn probabilities into classes first, and do not number the cells twice."
+        )
+    return convert_to_numpy(classes)
+
+
+def classes_to_instances(classes: np.ndarray, min_size: int = 0, grow: int = 0) -> np.ndarray:
+    """Number the cells: every 8-connected piece of cell interior is one.
+
+    The published evaluation script takes the interior alone, so cells come out one boundary thinner than they are.
+    ``grow`` gives the boundary back; it is off by default because published numbers are without it.
+
+    Args:
+        classes: class of every pixel, shape (H, W): 0 background, 1 cell interior, 2 cell boundary.
+        min_size: pieces of interior with fewer pixels are dropped, before growing; 0 keeps all.
+        grow: distance in pixels by which every cell grows back, into pixels of the boundary class only; where two
+            cells reach the same pixel, the nearest has it.
+
+    Returns:
+        instance ids of shape (H, W), int32: 0 background, 1 to n in the order of the cells' first pixels.
+    """
+    ids = np.empty(classes.shape, np.int32)
+    count = ndimage.label(classes == INTERIOR, structure=np.ones((3, 3)), output=ids)
+    if min_size > 0:
+        keep = np.bincount(ids.ravel(), minlength=count + 1) >= min_size
+        keep[0] = False
+        ids = np.where(keep, np.cumsum(keep), 0).astype(np.int32)[ids]
+    if grow > 0:
+        ids = np.where(classes == BOUNDARY, expand_labels(ids, distance=grow), ids)
+    return ids
+
+
+class ClassesToInstancesd(MapTransform):
+    """Postprocessing: replace a three-class prediction by instance ids.
+
+    Takes what :func:`class_map` takes and gives a (1, H, W) int32 :class:`~monai.data.MetaTensor` that remembers where
+    the prediction came from, so that ``SaveImaged`` can name the file.
+
+    Args:
+        keys: keys of the predictions.
+        min_size: see :func:`classes_to_instances`, pixels.
+        grow: see :func:`classes_to_instances`, pixels; 0 is the published script's way.
+        allow_missing_keys: do not fail when a key is absent.
+
+    Raises:
+        InputError: when a prediction cannot be read as three classes.
+    """
+
+    def __init__(self, keys: KeysCollection, min_size: int = 0, grow: int = 0, allow_missing_keys: bool = False):
+        super().__init__(keys, allow_missing_keys)
+        self.min_size = min_size
+        self.grow = grow
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            pred = convert_to_tensor(result[key], track_meta=True)
+            ids = classes_to_instances(class_map(pred), self.min_size, self.grow)
+            result[key] = convert_to_dst_type(ids[None], pred, dtype=torch.int32)[0]
+        return result

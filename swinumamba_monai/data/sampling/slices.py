@@ -22,7 +22,7 @@ from monai.transforms import Compose, Randomizable
 from monai.utils import MAX_SEED, ensure_tuple_rep
 from torch.utils.data import Dataset
 
-from swinumamba_monai.data.volumes import volume_path
+from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)

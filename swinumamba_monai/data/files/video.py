@@ -18,7 +18,7 @@ import numpy as np
 from monai.config import PathLike
 from monai.utils import ImageMetaKey, ensure_tuple, optional_import
 
-from swinumamba_monai.data.readers import IMAGE_SUFFIXES, ImageFileReader
+from swinumamba_monai.data.files.images import ImageFileReader
 from swinumamba_monai.errors import InputError, quoted
 
 av, _has_av = optional_import("av")
@@ -82,39 +82,17 @@ def count_frames(path: PathLike) -> int:
     return frames
 
 
-def load_frames(path: PathLike) -> list[dict[str, str]]:
-    """The frames to run inference on.
+def frame_names(video: Path) -> list[str]:
+    """What the frames of a video file are called, in their order; of another or a hidden file there are none.
 
-    Args:
-        path: an image or video file, a folder of both (its subfolders are not searched), or a prepared dataset, of
-            which the test section is taken.
-
-    Returns:
-        Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video. Files are
-        sorted by name, frames are in their order.
+    They are texts, because MONAI's ``LoadImage`` makes one of whatever a reader is to open.
 
     Raises:
-        InputError: There is nothing at ``path`` that can be read, or a video cannot be opened.
+        InputError: As for :func:`count_frames`.
     """
-    from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
-
-    path = Path(path)
-    if (path / DATALIST_NAME).is_file():
-        return [{"image": item["image"]} for item in load_datalist(path, "test", check=False)]
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give a frame, a video, a folder of both or a prepared dataset.")
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    items = []
-    for file in (file.absolute() for file in files if not file.name.startswith(".")):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
-            items.append({"image": str(file)})
-        elif file.suffix.lower() in VIDEO_SUFFIXES:
-            items += [{"image": frame_name(file, number)} for number in range(count_frames(file))]
-    if not items:
-        raise InputError(
-            f"{path} has no frame that can be read here; use {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)} files."
-        )
-    return items
+    if video.suffix.lower() not in VIDEO_SUFFIXES or video.name.startswith("."):
+        return []
+    return [frame_name(video, number) for number in range(count_frames(video))]
 
 
 def frame_name(video: Path, number: int) -> str:
@@ -123,7 +101,7 @@ def frame_name(video: Path, number: int) -> str:
 
 
 class FrameReader(ImageFileReader):
-    """:class:`~swinumamba_monai.data.readers.ImageFileReader` that also reads the frames of a video by their names."""
+    """:class:`~swinumamba_monai.data.files.images.ImageFileReader` that also reads frames of videos by their names."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Check a downloaded dataset of labelled volumes and write the ``datalist.json`` that training starts from."""
+"""Abdominal MRI: volumes, whose labels have a class for every voxel, trained on and predicted slice by slice."""
 
 from __future__ import annotations
 
@@ -11,13 +11,28 @@ from pathlib import Path
 import nibabel as nib
 from monai.config import PathLike
 
-from swinumamba_monai.data.dicom import is_dicom_series
-from swinumamba_monai.data.labels import ABDOMEN_CLASSES, LabelMap
-from swinumamba_monai.data.layouts import choose_label_map, find_pairs
-from swinumamba_monai.data.pairs import inspect_volumes
-from swinumamba_monai.data.prepare import Found, Options, check_and_write, label_folder, open_source
-from swinumamba_monai.data.volumes import is_volume_file, read_volume_label, volume_name
+from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap
+from swinumamba_monai.data.files.volumes import (
+    VolumeReader,
+    is_volume_file,
+    list_volumes,
+    read_volume_label,
+    volume_name,
+)
+from swinumamba_monai.data.listing import load_volumes
+from swinumamba_monai.data.prepare.dataset import (
+    FoundPairs,
+    PreparedDataset,
+    PrepareOptions,
+    check_and_write,
+    label_folder,
+    open_source,
+)
+from swinumamba_monai.data.prepare.inspection import inspect_volumes
+from swinumamba_monai.data.prepare.layouts import choose_label_map, find_pairs
+from swinumamba_monai.data.synthetic.abdomen_mri import synthesize_abdomen_mri
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.tasks import TaskFiles
 
 # AMOS 2022 numbers its CT volumes up to 500 and its MRI volumes from there.
 _AMOS = re.compile(r"^amos_(\d{4})$")
@@ -25,8 +40,8 @@ _LAST_AMOS_CT = 500
 
 
 def prepare_abdomen_mri(
-    source_dir: PathLike, output_dir: PathLike, options: Options | None = None, label_map: LabelMap | None = None
-) -> dict:
+    source_dir: PathLike, output_dir: PathLike, options: PrepareOptions | None = None, label_map: LabelMap | None = None
+) -> PreparedDataset:
     """Find volumes and label volumes, check every pair, divide them into three sections and write the datalist.
 
     Four layouts are known; orientation and spacing may be any:
@@ -43,18 +58,19 @@ def prepare_abdomen_mri(
     Args:
         source_dir: the downloaded dataset.
         output_dir: where the datalist is written; it may be ``source_dir``.
-        options: see :class:`~swinumamba_monai.data.prepare.Options`.
+        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
         label_map: the classes and their numbers in the files. Default: the paper's 13 organs, by their names in
             ``dataset.json`` where there is one; the classes of that file where it lacks one of them.
 
     Returns:
-        The report of :func:`~swinumamba_monai.data.prepare.check_and_write`.
+        What was made.
 
     Raises:
-        InputError: The layout is unknown; for the rest see :func:`~swinumamba_monai.data.prepare.check_and_write`.
+        InputError: The layout is unknown; for the rest see
+            :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
     source = open_source(source_dir)
-    found = find_pairs(source, _list_volumes, volume_name, "NIfTI volumes")
+    found = find_pairs(source, list_volumes, volume_name, "NIfTI volumes")
     _leave_out_ct(found)
     labels = choose_label_map(source, label_map, ABDOMEN_CLASSES, found)
     with label_folder() as made:
@@ -63,17 +79,11 @@ def prepare_abdomen_mri(
             labels = LabelMap.of_names(labels.names)
         inspect = partial(inspect_volumes, label_map=labels)
         return check_and_write(
-            "abdomen_mri", found, source, output_dir, options or Options(), inspect, made, labels.names
+            "abdomen_mri", found, source, output_dir, options or PrepareOptions(), inspect, made, labels.names
         )
 
 
-def _list_volumes(folder: Path) -> list[Path]:
-    return sorted(
-        entry for entry in folder.iterdir() if (is_dicom_series(entry) if entry.is_dir() else is_volume_file(entry))
-    )
-
-
-def _leave_out_ct(found: Found) -> None:
+def _leave_out_ct(found: FoundPairs) -> None:
     """Drop the CT volumes of AMOS 2022."""
     numbers = {name: int(match[1]) for name in found.pairs if (match := _AMOS.match(name))}
     ct = {name for name, number in numbers.items() if number <= _LAST_AMOS_CT}
@@ -84,7 +94,7 @@ def _leave_out_ct(found: Found) -> None:
         found.split = {part: names for part, names in found.split.items() if names}
 
 
-def _write_classes(found: Found, labels: LabelMap, folder: Path) -> None:
+def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path) -> None:
     """Write the labels of all pairs as class numbers into ``folder``, in the geometry that they have."""
     folder.mkdir()
     for name, (image, label) in list(found.pairs.items()):
@@ -98,3 +108,14 @@ def _write_classes(found: Found, labels: LabelMap, folder: Path) -> None:
         made = folder / f"{name}.nii.gz"
         nib.save(nib.Nifti1Image(classes, affine), made)
         found.pairs[name] = (image, made)
+
+
+FILES = TaskFiles(
+    class_names=ABDOMEN_CLASSES,
+    reader=VolumeReader,
+    is_image=lambda path: path.is_dir() or is_volume_file(path),
+    list_images=load_volumes,
+    inspect=lambda image, label, class_names: inspect_volumes(image, label, LabelMap.of_names(class_names)),
+    prepare=prepare_abdomen_mri,
+    synthesize=synthesize_abdomen_mri,
+)

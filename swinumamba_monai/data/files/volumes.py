@@ -14,14 +14,13 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
-from swinumamba_monai.data.dicom import MAX_VOXELS, is_dicom_series, read_dicom_series
-from swinumamba_monai.data.readers import MAX_DEFLATE
+from swinumamba_monai.data.files.dicom import MAX_VOXELS, is_dicom_series, read_dicom_series
+from swinumamba_monai.data.files.images import MAX_DEFLATE
 from swinumamba_monai.errors import InputError, quoted
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 _MAX_OFFSET = 1 << 24  # bytes
 
-# A series in the folder 1.2.3 is called 1.2.3.dicom: writers take what is behind the last dot away.
 _SERIES_SUFFIX = ".dicom"
 
 
@@ -30,8 +29,26 @@ def is_volume_file(path: Path) -> bool:
     return path.name.lower().endswith(VOLUME_SUFFIXES) and not path.name.startswith(".")
 
 
+def is_volume(path: Path) -> bool:
+    """Whether a path is that of a NIfTI file, or of a folder with a DICOM series."""
+    return is_dicom_series(path) if path.is_dir() else is_volume_file(path)
+
+
+def list_volumes(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder and its folders with a DICOM series each, by name."""
+    return sorted(filter(is_volume, folder.iterdir()))
+
+
+def series_name(folder: Path) -> str:
+    """What the series in a folder is called: the folder with ``.dicom``, because writers cut names at the last dot.
+
+    It is a text, because MONAI's ``LoadImage`` makes one of whatever a reader is to open.
+    """
+    return f"{folder}{_SERIES_SUFFIX}"
+
+
 def volume_path(name: PathLike) -> Path:
-    """The file, or the folder of a DICOM series, that :func:`load_volumes` calls by this name."""
+    """The file, or the folder of the DICOM series that :func:`series_name` calls so."""
     path = Path(name)
     return path.with_suffix("") if path.suffix == _SERIES_SUFFIX and not path.exists() else path
 
@@ -54,7 +71,7 @@ def read_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         InputError: The file is missing, damaged or of another format; is no 3D volume; has colours, NaN or infinite
-            voxels, or no usable geometry. For a series see :func:`~swinumamba_monai.data.dicom.read_dicom_series`.
+            voxels, or no usable geometry. For a series see :func:`.dicom.read_dicom_series`.
     """
     path = Path(path)
     if path.is_dir():
@@ -131,43 +148,10 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
     return tuple(float(round(value, 5)) for value in np.linalg.norm(affine[:3, :3], axis=0))
 
 
-def load_volumes(path: PathLike) -> list[dict[str, str]]:
-    """The volumes to run inference on.
-
-    Args:
-        path: a NIfTI file; the folder of a DICOM series; a folder of NIfTI files and of folders with a DICOM series
-            each (not searched deeper); or a prepared dataset, of which the test section is taken.
-
-    Returns:
-        Dictionaries with the absolute path "image", sorted by name; for a series with ``.dicom`` after its folder, so
-        that a result is named after the folder, dots and all.
-
-    Raises:
-        InputError: There is nothing at ``path`` that can be read.
-    """
-    from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
-
-    path = Path(path)
-    if (path / DATALIST_NAME).is_file():
-        return [{"image": item["image"]} for item in load_datalist(path, "test", check=False)]
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give a volume, a folder of volumes or a prepared dataset.")
-    if path.is_file() or is_dicom_series(path):
-        volumes = [path] if path.is_dir() or is_volume_file(path) else []
-    else:
-        volumes = sorted(
-            entry for entry in path.iterdir() if (is_dicom_series(entry) if entry.is_dir() else is_volume_file(entry))
-        )
-    if not volumes:
-        raise InputError(f"{path} has no volume that can be read here; use .nii or .nii.gz files or DICOM series.")
-    suffixes = [_SERIES_SUFFIX if volume.is_dir() else "" for volume in volumes]
-    return [{"image": f"{volume.absolute()}{suffix}"} for volume, suffix in zip(volumes, suffixes)]
-
-
 class VolumeReader(ImageReader):
     """:func:`read_volume` for ``monai.transforms.LoadImage(d)``: NIfTI files and folders of DICOM series.
 
-    A folder may have ``.dicom`` after its name, see :func:`load_volumes`.
+    A folder may have ``.dicom`` after its name, see :func:`series_name`.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:

@@ -15,8 +15,8 @@ from monai.config import PathLike
 from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 
-from swinumamba_monai.data.labels import ENDOSCOPY_CLASSES
-from swinumamba_monai.data.synthetic_folder import write_synthetic
+from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES
+from swinumamba_monai.data.synthetic.folder import write_synthetic
 from swinumamba_monai.errors import InputError
 
 MIN_IMAGE_SIZE = 64
@@ -71,7 +71,7 @@ def synthesize_endoscopy(
     """Write frames, masks and datalist of a synthetic dataset with the paper's seven instruments.
 
     Frames are 8-bit RGB, masks have one class number per pixel. How the folder is written:
-    :func:`~swinumamba_monai.data.synthetic_folder.write_synthetic`.
+    :func:`~swinumamba_monai.data.synthetic.folder.write_synthetic`.
 
     Args:
         output_dir: new or empty folder.

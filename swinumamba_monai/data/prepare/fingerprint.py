@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.data.pairs import PairReport
-from swinumamba_monai.data.plan import propose_2d
+from swinumamba_monai.data.prepare.inspection import PairReport
+from swinumamba_monai.data.prepare.plan import propose_2d
 
 FINGERPRINT_NAME = "fingerprint.json"
 
@@ -66,7 +66,7 @@ def propose(reports: Sequence[PairReport], num_classes: int) -> dict:
 
     Slices are taken across the axis with the largest median spacing (the superior-inferior one when all are equal). The
     spacing in them is the median over all volumes, as in nnU-Net v2, and images count with the size that they have
-    after resampling to it. Crop and batch: :func:`~swinumamba_monai.data.plan.propose_2d`.
+    after resampling to it. Crop and batch: :func:`~swinumamba_monai.data.prepare.plan.propose_2d`.
 
     Returns:
         "roi_size" [rows, columns], "batch_size", and for volumes "spacing" [rows, columns] in mm and "axcodes", the

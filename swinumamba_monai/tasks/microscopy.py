@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Check a downloaded dataset of cell images and write the ``datalist.json`` that training and inference start from."""
+"""Microscopy: images whose labels number their cells."""
 
 from __future__ import annotations
 
@@ -11,14 +11,27 @@ import numpy as np
 from monai.config import PathLike
 from PIL import Image
 
-from swinumamba_monai.data.datalist import leads_outside, list_images
-from swinumamba_monai.data.pairs import inspect_cells
-from swinumamba_monai.data.prepare import Found, Options, check_and_write, label_folder, match_by_name, open_source
-from swinumamba_monai.data.readers import read_image
+from swinumamba_monai.data.datalist import leads_outside
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader, list_image_files, read_image
+from swinumamba_monai.data.listing import load_images
+from swinumamba_monai.data.prepare.dataset import (
+    FoundPairs,
+    PreparedDataset,
+    PrepareOptions,
+    check_and_write,
+    label_folder,
+    match_by_name,
+    open_source,
+)
+from swinumamba_monai.data.prepare.inspection import inspect_cells
+from swinumamba_monai.data.synthetic.microscopy import synthesize_microscopy
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.tasks import TaskFiles
 
 
-def prepare_microscopy(source_dir: PathLike, output_dir: PathLike, options: Options | None = None) -> dict:
+def prepare_microscopy(
+    source_dir: PathLike, output_dir: PathLike, options: PrepareOptions | None = None
+) -> PreparedDataset:
     """Find images and instance maps, check every pair, divide them into three sections and write the datalist.
 
     Three layouts are known:
@@ -35,28 +48,31 @@ def prepare_microscopy(source_dir: PathLike, output_dir: PathLike, options: Opti
     Args:
         source_dir: the downloaded dataset.
         output_dir: where the datalist is written; it may be ``source_dir``.
-        options: see :class:`~swinumamba_monai.data.prepare.Options`.
+        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
 
     Returns:
-        The report of :func:`~swinumamba_monai.data.prepare.check_and_write`.
+        What was made.
 
     Raises:
-        InputError: The layout is unknown; for the rest see :func:`~swinumamba_monai.data.prepare.check_and_write`.
+        InputError: The layout is unknown; for the rest see
+            :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
     source = open_source(source_dir)
     with label_folder() as maps:
         found = _find_masks(source, maps) if any(source.glob("*/masks")) else _find_pairs(source)
-        return check_and_write("microscopy", found, source, output_dir, options or Options(), inspect_cells, maps)
+        return check_and_write(
+            "microscopy", found, source, output_dir, options or PrepareOptions(), inspect_cells, maps
+        )
 
 
-def _find_pairs(source: Path) -> Found:
+def _find_pairs(source: Path) -> FoundPairs:
     """Match images and labels by name, in their two folders or in one."""
     if (source / "images").is_dir() and (source / "labels").is_dir():
-        found = Found("folders images and labels")
-        images, labels = list_images(source / "images"), list_images(source / "labels")
+        found = FoundPairs("folders images and labels")
+        images, labels = list_image_files(source / "images"), list_image_files(source / "labels")
     else:
-        found = Found("images and labels in one folder")
-        files = list_images(source)
+        found = FoundPairs("images and labels in one folder")
+        files = list_image_files(source)
         labels = [file for file in files if file.stem.endswith("_label")]
         images = [file for file in files if file not in labels]
     if not images or not labels:
@@ -68,13 +84,13 @@ def _find_pairs(source: Path) -> Found:
     return found
 
 
-def _find_masks(source: Path, maps: Path) -> Found:
+def _find_masks(source: Path, maps: Path) -> FoundPairs:
     """Join the masks of every DSB-2018 image into an instance map in the folder ``maps``."""
-    found = Found("DSB-2018 with a mask per nucleus")
+    found = FoundPairs("DSB-2018 with a mask per nucleus")
     maps.mkdir()
     for folder in sorted(path for path in source.iterdir() if (path / "images").is_dir()):
-        images = list_images(folder / "images")
-        masks = list_images(folder / "masks") if (folder / "masks").is_dir() else []
+        images = list_image_files(folder / "images")
+        masks = list_image_files(folder / "masks") if (folder / "masks").is_dir() else []
         if len(images) != 1 or not masks:
             found.problems.append(
                 f"{folder} has {len(images)} images and {len(masks)} masks, but needs 1 and at least 1."
@@ -104,3 +120,14 @@ def _join_masks(masks: Sequence[Path]) -> np.ndarray:
             raise InputError(f"{file} is {mask.shape}, but the masks of an image must be gray and of one size.")
         instances[mask & (instances == 0)] = number
     return instances
+
+
+FILES = TaskFiles(
+    class_names=(),
+    reader=ImageFileReader,
+    is_image=lambda path: path.suffix.lower() in IMAGE_SUFFIXES,
+    list_images=load_images,
+    inspect=lambda image, label, class_names: inspect_cells(image, label),
+    prepare=prepare_microscopy,
+    synthesize=synthesize_microscopy,
+)

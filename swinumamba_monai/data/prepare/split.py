@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from swinumamba_monai.errors import InputError
-
-SECTIONS = ("training", "validation", "test")
+from swinumamba_monai.data.datalist import SECTIONS
+from swinumamba_monai.errors import InputError, quoted
 
 _SPLIT_KEYS = {"train": "training", "validation": "validation", "val": "validation", "test": "test"}
 
@@ -45,8 +44,8 @@ def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
             content = content["default"]
         split = {section: list(content[key]) for key, section in _SPLIT_KEYS.items() if key in content}
         twice = [name for name, count in Counter(chain.from_iterable(split.values())).items() if count > 1]
-    except (AttributeError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} has no lists of names ({error!r}); correct or remove it.") from error
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} has no lists of names ({quoted(error)}); correct or remove it.") from error
     if "training" not in split or "test" not in split:
         raise InputError(f"{path} needs the lists 'train' and 'test'; correct or remove it.")
     if twice:

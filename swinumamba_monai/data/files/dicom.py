@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from monai.utils import optional_import
 
-from swinumamba_monai.data.readers import check_unfolding
+from swinumamba_monai.data.files.images import check_unfolding
 from swinumamba_monai.errors import InputError, quoted
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from swinumamba_monai.data.labels import LabelMap, parse_label_map, select_classes
-from swinumamba_monai.data.prepare import Found, match_by_name
+from swinumamba_monai.data.files.label_map import LabelMap, parse_label_map, select_classes
+from swinumamba_monai.data.prepare.dataset import FoundPairs, match_by_name
 from swinumamba_monai.errors import InputError
 
 # The folders of a Decathlon-like dataset and the section that each is; AMOS 2022 alone has Va.
@@ -22,7 +22,7 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 
 def find_pairs(
     source: Path, list_files: Callable[[Path], Sequence[Path]], name_of: Callable[[Path], str], kind: str
-) -> Found:
+) -> FoundPairs:
     """Match images and labels in ``imagesTr`` and ``labelsTr`` (and ``Va``, ``Ts``), or in ``images`` and ``labels``.
 
     Images may have nnU-Net's ``_0000`` after their names. ``imagesTs`` without ``labelsTs``, as challenges give it, is
@@ -44,10 +44,10 @@ def find_pairs(
                 f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
                 f"AMOS 2022), or images and labels, with {kind} in them."
             )
-        found = Found("folders images and labels")
+        found = FoundPairs("folders images and labels")
         match_by_name(images, labels, source, found, name_of)
         return found
-    found = Found("folders imagesTr and labelsTr")
+    found = FoundPairs("folders imagesTr and labelsTr")
     for part, section in _PARTS.items():
         folders = source / f"images{part}", source / f"labels{part}"
         if all(folder.is_dir() for folder in folders):
@@ -65,7 +65,7 @@ _PLAIN = ("images", "labels")
 
 
 def _match_channels(
-    images: Sequence[Path], labels: Sequence[Path], source: Path, found: Found, name_of: Callable[[Path], str]
+    images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
 ) -> None:
     """:func:`match_by_name`, with nnU-Net's number of the channel taken from the images where the labels lack it."""
     label_names = {name_of(label) for label in labels}
@@ -90,7 +90,7 @@ def _is_further_channel(name: str) -> bool:
     return channel is not None and 0 < int(channel[1]) < 10
 
 
-def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str], found: Found) -> LabelMap:
+def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str], found: FoundPairs) -> LabelMap:
     """The label map of a dataset: the one given; else ``classes``, by the names in ``dataset.json``; else that file's.
 
     Where nothing says what the numbers mean they are taken for ``classes`` in their order, with a warning.

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Check a downloaded dataset of endoscopy frames and write the ``datalist.json`` that training starts from."""
+"""Endoscopy: frames and videos, whose labels have a class for every pixel."""
 
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ import numpy as np
 from monai.config import PathLike
 from PIL import Image
 
-from swinumamba_monai.data.datalist import list_images
-from swinumamba_monai.data.labels import ENDOSCOPY_CLASSES, LabelMap, simple_name
-from swinumamba_monai.data.layouts import choose_label_map, find_pairs
-from swinumamba_monai.data.pairs import inspect_frames
-from swinumamba_monai.data.prepare import Found, Options, check_and_write, label_folder, open_source
-from swinumamba_monai.data.readers import read_classes, read_image
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes, read_image
+from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, simple_name
+from swinumamba_monai.data.files.video import FrameReader
+from swinumamba_monai.data.listing import load_frames
+from swinumamba_monai.data.prepare.dataset import (
+    FoundPairs,
+    PreparedDataset,
+    PrepareOptions,
+    check_and_write,
+    label_folder,
+    open_source,
+)
+from swinumamba_monai.data.prepare.inspection import inspect_frames
+from swinumamba_monai.data.prepare.layouts import choose_label_map, find_pairs
+from swinumamba_monai.data.synthetic.endoscopy import synthesize_endoscopy
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.tasks import TaskFiles
 
 # The files of EndoVis 2017 that number its instruments; mappings.json of some copies numbers their parts instead.
 _MAPPINGS = ("instrument_type_mapping.json", "mappings.json")
@@ -30,8 +40,8 @@ _AROUND = re.compile(r"(^|_)(left|right|maryland|labels?)(?=_|$)", re.IGNORECASE
 
 
 def prepare_endoscopy(
-    source_dir: PathLike, output_dir: PathLike, options: Options | None = None, label_map: LabelMap | None = None
-) -> dict:
+    source_dir: PathLike, output_dir: PathLike, options: PrepareOptions | None = None, label_map: LabelMap | None = None
+) -> PreparedDataset:
     """Find frames and masks, check every pair, divide them into three sections and write the datalist.
 
     Three layouts are known:
@@ -51,16 +61,16 @@ def prepare_endoscopy(
     Args:
         source_dir: the downloaded dataset.
         output_dir: where the datalist is written; it may be ``source_dir``.
-        options: see :class:`~swinumamba_monai.data.prepare.Options`.
+        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
         label_map: the classes and their numbers in the masks. Default: see above for EndoVis 2017, and else the paper's
             seven instruments, by their names in ``dataset.json`` where there is one.
 
     Returns:
-        The report of :func:`~swinumamba_monai.data.prepare.check_and_write`.
+        What was made.
 
     Raises:
         InputError: The layout is unknown, or the instruments of EndoVis 2017 have no numbers; for the rest see
-            :func:`~swinumamba_monai.data.prepare.check_and_write`.
+            :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
     source = open_source(source_dir)
     sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
@@ -70,7 +80,7 @@ def prepare_endoscopy(
             labels = label_map or _read_mappings(source, sequences)
             found = _find_sequences(source, sequences, labels, made)
         else:
-            found = find_pairs(source, list_images, lambda file: file.stem, "frames")
+            found = find_pairs(source, list_image_files, lambda file: file.stem, "frames")
             labels = choose_label_map(source, label_map, ENDOSCOPY_CLASSES, found)
             if labels.is_identity:
                 made.rmdir()
@@ -80,7 +90,7 @@ def prepare_endoscopy(
         names = labels.names
         inspect = partial(inspect_frames, label_map=LabelMap.of_names(names))
         return check_and_write(
-            "endoscopy", found, source, output_dir, options or Options(), inspect, made, names, by_sequence=True
+            "endoscopy", found, source, output_dir, options or PrepareOptions(), inspect, made, names, by_sequence=True
         )
 
 
@@ -89,13 +99,13 @@ def instrument_of(folder: str) -> str:
     return simple_name(_AROUND.sub("", folder))
 
 
-def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, made: Path) -> Found:
+def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, made: Path) -> FoundPairs:
     """Join the masks of every frame of EndoVis 2017 into one in the folder ``made``."""
-    found = Found("EndoVis 2017, sequences with left_frames")
+    found = FoundPairs("EndoVis 2017, sequences with left_frames")
     class_of = {instrument_of(name): number for number, name in enumerate(labels.names)}
     sections: dict[str, list[str]] = {"training": [], "test": []}
     for sequence in sequences:
-        frames = list_images(sequence / "left_frames")
+        frames = list_image_files(sequence / "left_frames")
         types = next((path for path in sorted(sequence.rglob("TypeSegmentation")) if path.is_dir()), None)
         folders = sorted(path for path in (sequence / "ground_truth").glob("*") if path.is_dir())
         if types is None and not folders:
@@ -124,7 +134,7 @@ def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, m
     return found
 
 
-def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], made: Path, found: Found) -> bool:
+def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], made: Path, found: FoundPairs) -> bool:
     """Write one mask of class numbers for a frame, from masks of numbers or of one instrument each."""
     found.pairs.pop(name, None)
     classes: np.ndarray | None = None
@@ -173,3 +183,14 @@ def _read_mappings(source: Path, sequences: Sequence[Path]) -> LabelMap:
             return LabelMap.of_names(["background", *sorted(numbers, key=numbers.get)])
     where = f"{', '.join(seen)} number(s) none of the mask folders" if seen else f"{source} has no {_MAPPINGS[1]}"
     raise InputError(f"{where}; add the file with the number of every instrument, or give a label map.")
+
+
+FILES = TaskFiles(
+    class_names=ENDOSCOPY_CLASSES,
+    reader=FrameReader,
+    is_image=lambda path: path.suffix.lower() in IMAGE_SUFFIXES,
+    list_images=load_frames,
+    inspect=lambda image, label, class_names: inspect_frames(image, label, LabelMap.of_names(class_names)),
+    prepare=prepare_endoscopy,
+    synthesize=synthesize_endoscopy,
+)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from monai.config import PathLike
 
-from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, load_datalist, load_images
-from swinumamba_monai.data.volumes import volume_path
+from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, load_datalist
+from swinumamba_monai.data.files.volumes import volume_path
+from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.errors import InputError
 
 __all__ = ["load_unlabelled"]

@@ -1,0 +1,105 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""From what a file holds to what the network takes: three colour channels, and the spacing."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import get_track_meta
+from monai.transforms import MapTransform, Spacingd, Transform
+from monai.utils import TransformBackends, convert_to_tensor
+
+from swinumamba_monai.errors import InputError
+
+
+class ToRGB(Transform):
+    """Give an image the three channels that a network pretrained on photographs expects.
+
+    ==========  ======================================================================================
+    channels    result
+    ==========  ======================================================================================
+    1           the gray channel three times
+    2           two fluorescence channels as red and green, blue is zero (gray + alpha never comes here:
+                :func:`~swinumamba_monai.data.files.images.read_image` drops that alpha)
+    3           unchanged
+    4           the first three: RGB without its alpha
+    ==========  ======================================================================================
+    """
+
+    backend = (TransformBackends.TORCH,)
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """
+        Args:
+            img: (C, H, W) with 1 to 4 channels.
+
+        Returns:
+            (3, H, W) of the same data type; a ``MetaTensor`` keeps its metadata.
+
+        Raises:
+            InputError: The image has another number of channels.
+        """
+        image = convert_to_tensor(img, track_meta=get_track_meta())
+        channels = image.shape[0]
+        if channels == 1:
+            return torch.cat([image, image, image])
+        if channels == 2:
+            return torch.cat([image, torch.zeros_like(image[:1])])
+        if channels in (3, 4):
+            return image[:3]
+        raise InputError(f"The image has {channels} channels, but 1 to 4 can be made RGB; keep the ones that matter.")
+
+
+class ToRGBd(MapTransform):
+    """Dictionary version of :class:`ToRGB`.
+
+    Args:
+        keys: the images.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    backend = ToRGB.backend
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.convert = ToRGB()
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        items = dict(data)
+        for key in self.key_iterator(items):
+            items[key] = self.convert(items[key])
+        return items
+
+
+class SliceSpacingd(Spacingd):
+    """Resample volumes (C, H, W, S) in the planes of their slices; the slices stay where they are.
+
+    MONAI's transform with one difference: it sees nothing but the keys, because from 1.6 on it takes every item whose
+    name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has beside "image".
+
+    Args:
+        keys: the volumes, slices along the last axis.
+        spacing: of the pixels of a slice along H and W, in mm.
+        mode: of the interpolation, one for all keys or one each.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing: Sequence[float],
+        mode: Sequence[str] | str = "bilinear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        if len(spacing) != 2 or not all(mm > 0 for mm in spacing):
+            raise InputError(f"spacing holds the mm of a pixel along the rows and columns of a slice, not {spacing}.")
+        super().__init__(keys, (*spacing, -1.0), mode=mode, allow_missing_keys=allow_missing_keys)
+
+    def __call__(
+        self, data: Mapping[Hashable, NdarrayOrTensor], lazy: bool | None = None
+    ) -> dict[Hashable, NdarrayOrTensor]:
+        volumes = {key: data[key] for key in self.keys if key in data}
+        return {**data, **super().__call__(volumes, lazy)}
