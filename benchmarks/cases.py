@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 from monai.losses import DeepSupervisionLoss, DiceCELoss
+from swinumamba_monai.analysis.timing import allocated_bytes, free, peak_bytes, reserved_bytes
 from torch import nn
 
-from swinumamba_monai.analysis.timing import allocated_bytes, free, peak_bytes, reserved_bytes
 from swinumamba_monai.networks import NNUNet, SwinUMamba, SwinUMambaD
 from swinumamba_monai.networks.vss import SS2D
 

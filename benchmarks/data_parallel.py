@@ -20,8 +20,8 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-
 from swinumamba_monai.analysis.timing import reason, summarize
+
 from swinumamba_monai.data import synthesize_microscopy
 
 from .record import ROOT, Record, make_parser, start

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.utils import ImageMetaKey
+from swinumamba_monai.metrics.figures import Case, make_case
 
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.metrics.figures import Case, make_case
 
 from .record import hardware
 

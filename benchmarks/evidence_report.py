@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from swinumamba_monai.metrics.figures import draw_methods
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_class_names, load_datalist
 from swinumamba_monai.metrics import compare
-from swinumamba_monai.metrics.figures import draw_methods
 
 from .evidence_handlers import read_cases
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import torch
-
 from swinumamba_monai.analysis.timing import free, measure, reason
 
 from .cases import NETWORKS, PUBLISHED, QUICK_SIZES, SIZES, autocast, build

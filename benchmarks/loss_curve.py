@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
-
 from swinumamba_monai.analysis.timing import free, reason
+
 from swinumamba_monai.data import load_datalist, synthesize_microscopy
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD

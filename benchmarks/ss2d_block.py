@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from swinumamba_monai.analysis.timing import free, measure, peak_bytes, reason
 from torch import Tensor
 
-from swinumamba_monai.analysis.timing import free, measure, peak_bytes, reason
 from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import cross_scan_2d
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-
 from swinumamba_monai.analysis.timing import summarize
 
 __all__ = ["exponential_floor_ms", "graphed", "ratio"]

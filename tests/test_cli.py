@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from swinumamba_monai.cli import TASKS, main
+from swinumamba_monai.cli import main
 from swinumamba_monai.data import datalist
+from swinumamba_monai.tasks import TASKS
 
 SIZES = {"abdomen_mri": ["48", "64", "--num_slices", "6"], "endoscopy": ["64", "96"], "microscopy": ["64", "64"]}
 
 
 def test_the_tasks_are_those_of_the_data():
-    assert TASKS == datalist.TASKS
+    assert tuple(TASKS) == datalist.TASKS
 
 
 @pytest.mark.parametrize("task", TASKS)

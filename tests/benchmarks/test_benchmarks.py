@@ -12,11 +12,11 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from benchmarks.published import PublishedSS2D
+from swinumamba_monai.analysis.timing import measure, summarize
 
 from benchmarks import data_parallel, growth, loss_curve, mamba_ssm_build, timing, training_step
 from benchmarks.cases import PUBLISHED, Size, TrainingStep, build, make_loss
-from benchmarks.published import PublishedSS2D
-from swinumamba_monai.analysis.timing import measure, summarize
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import NNUNet
 from swinumamba_monai.networks.vss import SS2D

@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-__all__ = ["allocated_bytes", "free", "measure", "peak_bytes", "reason", "reserved_bytes", "summarize"]
+__all__ = ["allocated_bytes", "free", "measure", "peak_bytes", "reason", "reserved_bytes", "summarize_samples"]
 
-MAX_CALLS = 200  # a sample's calls, however short they are
+MAX_CALLS = 200  # of a sample, however short they are
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def summarize(samples: list[float]) -> dict:
+def summarize_samples(samples: list[float]) -> dict:
     """Median and spread of ``samples``, which are kept too."""
     low, q1, median, q3, high = (float(q) for q in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
     return {
@@ -56,11 +56,11 @@ def measure(
     """Time what ``runs`` call, in turn.
 
     Args:
-        runs: what to call, by the row's name.
-        device: where it runs.
-        repeats: samples of each.
-        warmup: calls of each before its first sample.
-        sample_seconds: how long a sample lasts at least, unless :data:`MAX_CALLS` are over before.
+        runs: functions to call, by the row's name.
+        device: device that they run on.
+        repeats: number of samples of each.
+        warmup: number of calls of each before its first sample.
+        sample_seconds: shortest duration of a sample in seconds, unless :data:`MAX_CALLS` are over before.
 
     Returns:
         for each name ``{"ms": summary, "calls": calls of a sample}``, or ``{"error": reason}`` for one that failed;
@@ -90,7 +90,7 @@ def measure(
                 del samples[name]
                 free(device)
     for name, values in samples.items():
-        results[name]["ms"] = summarize(values)
+        results[name]["ms"] = summarize_samples(values)
     return results
 
 
