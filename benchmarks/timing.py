@@ -1,13 +1,14 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks need besides :mod:`swinumamba_monai.analysis.timing`: ratios, CUDA graphs, and a floor."""
+"""What the benchmarks need besides :mod:`swinumamba_monai.analysis.measurement`: ratios, CUDA graphs, and a floor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from swinumamba_monai.analysis.timing import summarize
+
+from swinumamba_monai.analysis.measurement import summarize_samples
 
 __all__ = ["exponential_floor_ms", "graphed", "ratio"]
 
@@ -16,7 +17,7 @@ def ratio(summary: dict | None, baseline: dict | None) -> dict | None:
     """Of samples taken in the same rounds, round by round."""
     if summary is None or baseline is None:
         return None
-    return summarize([a / b for a, b in zip(summary["samples"], baseline["samples"])])
+    return summarize_samples([a / b for a, b in zip(summary["samples"], baseline["samples"])])
 
 
 def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], object]:

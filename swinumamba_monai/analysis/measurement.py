@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-__all__ = ["allocated_bytes", "free", "measure", "peak_bytes", "reason", "reserved_bytes", "summarize_samples"]
+__all__ = ["free", "measure", "peak_bytes", "reason", "summarize_samples"]
 
 MAX_CALLS = 200  # of a sample, however short they are
 STATUS = Path("/proc/self/status")
@@ -141,16 +141,6 @@ def _resident_peak_bytes(run: Callable[[], object]) -> int | None:
 def _status_bytes(name: str) -> int:
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name + ":"))
     return 1024 * int(line.split()[1])
-
-
-def allocated_bytes(device: torch.device) -> int:
-    """Memory of the tensors that are there; 0 on a CPU, where nobody counts."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def reserved_bytes(device: torch.device) -> int:
-    """Memory that torch holds of the device; 0 on a CPU."""
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
 
 
 def free(device: torch.device) -> None:

@@ -120,7 +120,7 @@ def draw_cases(
         class_names: names of the labels 1, 2, ..., each of which has its colour; None if labels are instances, where a
             prediction has the colour of the true one that it overlaps most.
     """
-    rows = [(case.image, *_painted(case, class_names)) for case in cases]
+    rows = [(case.image, *painted_case(case, class_names)) for case in cases]
     names = [(case.name, "truth", title) for case, title in zip(cases, titles, strict=True)]
     figure = panel_figure(rows, names, WIDTH, heading, num_lines=len(cases) + 2)
     if class_names:
@@ -128,24 +128,6 @@ def draw_cases(
         patches = [Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)]
         figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 7), fontsize=8)
     figure.savefig(path, dpi=150)
-
-
-def draw_methods(path: Path, rows: Sequence[tuple[Mapping[str, Case], Sequence[str] | None]]) -> None:
-    """Write a picture that compares the predictions of several networks for the same cases.
-
-    Args:
-        path: PNG file to write.
-        rows: for each case what every network made of it, by the network's name, and the names of its classes as in
-            :func:`draw_cases`. The columns are image, truth, and the networks of all rows in their first order.
-    """
-    methods = list(dict.fromkeys(name for cases, _ in rows for name in cases))
-    panels = []
-    for cases, class_names in rows:
-        painted = {name: _painted(case, class_names) for name, case in cases.items()}
-        first = next(iter(cases))
-        predictions = (painted[name][1] if name in painted else None for name in methods)
-        panels.append([cases[first].image, painted[first][0], *predictions])
-    panel_figure(panels, [["image", "truth", *methods]], width=1.8, square=True).savefig(path, dpi=150)
 
 
 def draw_scores(path: Path, columns: Mapping[Column, np.ndarray], heading: str) -> None:
@@ -205,7 +187,7 @@ def _unique(columns: Mapping[Column, np.ndarray], attribute: str = "score") -> l
     return list(dict.fromkeys(getattr(column, attribute) for column in columns))
 
 
-def _painted(case: Case, class_names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+def painted_case(case: Case, class_names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
     """Truth and prediction over the image without its colours, darkened."""
     colours = palette(len(class_names) if class_names else case.truth.max())
     grey = np.repeat(case.image.mean(axis=2, keepdims=True), 3, axis=2) * (0.6 / 255)
