@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = import_module(f"swinumamba_monai.commands.{name}")
-        text = module.__doc__.splitlines()[0].rstrip(".")
+        text = module.__doc__.rstrip(".")
         text = text[0].lower() + text[1:]
         command = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         module.add_arguments(command)

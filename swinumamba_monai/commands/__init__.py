@@ -2,6 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of ``python -m swinumamba_monai``, a module each; :mod:`swinumamba_monai.cli` finds them by name.
 
-The first line of a module's docstring is the command's help, ``add_arguments`` names what it takes, and ``run`` does it.
-Nothing slow is imported before a command runs.
+A module's docstring is the command's help, ``add_arguments`` names what it takes, and ``run`` does it. Nothing slow is
+imported before a command runs.
 """

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
+from scipy import ndimage
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_images, read_image
@@ -39,8 +40,8 @@ def to_coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | 
         images, categories, and an annotation for every cell, or every class of an image; ids count from 1, x goes to
         the right and y down, in pixels from the upper left corner.
     """
-    categories = {1: CELL} if names is None else dict(names)
-    content = {"images": [], "annotations": [], "categories": []}
+    categories = {1: CELL} if names is None else names
+    content = {"images": [], "annotations": []}
     content["categories"] = [{"id": number, "name": name, "supercategory": ""} for number, name in categories.items()]
     for image_id, (file_name, numbers) in enumerate(items, start=1):
         height, width = numbers.shape
@@ -48,16 +49,9 @@ def to_coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | 
         present = np.unique(numbers[numbers > 0]).tolist()
         for number, feature in zip(present, geojson(numbers, names)["features"], strict=True):
             mask = numbers == number
-            content["annotations"].append(
-                {
-                    "id": len(content["annotations"]) + 1,
-                    "image_id": image_id,
-                    "category_id": 1 if names is None else number,
-                    "area": int(mask.sum()),
-                    "bbox": _box(mask),
-                    **_segmentation(feature["geometry"], mask),
-                }
-            )
+            annotation = {"id": len(content["annotations"]) + 1, "image_id": image_id}
+            annotation |= {"category_id": 1 if names is None else number, "area": int(mask.sum()), "bbox": _box(mask)}
+            content["annotations"].append(annotation | _segmentation(feature["geometry"], mask))
     return content
 
 
@@ -112,9 +106,8 @@ def write_coco(
 
 def _box(mask: np.ndarray) -> list[int]:
     """x, y, width, height."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    (top, bottom), (left, right) = ((int(line[0]), int(line[-1]) + 1) for line in (rows, columns))
-    return [left, top, right - left, bottom - top]
+    ((rows, columns),) = ndimage.find_objects(mask.astype(np.uint8))
+    return [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
 
 
 def _segmentation(geometry: dict, mask: np.ndarray) -> dict:

@@ -113,7 +113,7 @@ class CaseMetric(IgniteMetricHandler):
     Args:
         output_transform: function that picks predictions and truths.
         save_details: whether the rows are kept in ``engine.state.metric_details``.
-        every_mean: whether the mean of every column goes into ``engine.state.metrics`` too, as NAME_COLUMN, for the log.
+        every_mean: whether ``engine.state.metrics`` gets the mean of every column too, as NAME_COLUMN, for the log.
         settings: arguments of :attr:`scores`.
     """
 
