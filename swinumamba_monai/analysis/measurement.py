@@ -47,11 +47,7 @@ def reason(error: BaseException) -> str:
 
 
 def measure(
-    runs: dict[str, Callable[[], object]],
-    device: torch.device,
-    repeats: int,
-    warmup: int,
-    sample_seconds: float,
+    runs: dict[str, Callable[[], object]], device: torch.device, repeats: int, warmup: int, sample_seconds: float
 ) -> dict[str, dict]:
     """Time what ``runs`` call, in turn.
 

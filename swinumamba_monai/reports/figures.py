@@ -104,11 +104,7 @@ def panel_figure(
 
 
 def draw_cases(
-    path: Path,
-    cases: Sequence[Case],
-    titles: Sequence[str],
-    heading: str,
-    class_names: Sequence[str] | None = None,
+    path: Path, cases: Sequence[Case], titles: Sequence[str], heading: str, class_names: Sequence[str] | None = None
 ) -> None:
     """Write a picture of cases.
 
