@@ -170,8 +170,8 @@ def throughput(rows: np.ndarray, images: int, ahead: int) -> dict:
 
     Args:
         rows: (iterations, 4): epoch, asked, got, done, seconds.
-        images: of an iteration, all processes together.
-        ahead: batches that the workers prepare before the first iteration; at most half of the epoch is left out.
+        images: number of images of an iteration, all processes together.
+        ahead: number of batches that the workers prepare before the first iteration; at most half an epoch is left out.
     """
     last = rows[rows[:, 0] == rows[-1, 0]]
     first = min(1 + ahead, len(last) // 2)

@@ -70,7 +70,7 @@ class Record:
     """Rows and where they come from, in ``NAME.json`` and ``NAME.md``, both written anew after every row.
 
     Args:
-        name: of the files.
+        name: name of the files, without suffix.
         arguments: parsed options of :func:`make_parser`.
         columns: heading of each column of the printed table: how a row fills it.
         notes: sentences that say what was counted and how.

@@ -49,8 +49,8 @@ def exponential_floor_ms(updates: int, hardware: dict) -> float | None:
     """Time of one exponential for each state update, at 16 a clock on every multiprocessor at its highest clock.
 
     Args:
-        updates: batch · positions · 4 directions · channels · states.
-        hardware: of a record; None is returned where it has no GPU whose clock is known.
+        updates: number of state updates, batch · positions · 4 directions · channels · states.
+        hardware: hardware of a record; None is returned where it has no GPU whose clock is known.
     """
     gpu = hardware.get("gpu", {})
     if "max_sm_clock_mhz" not in gpu:

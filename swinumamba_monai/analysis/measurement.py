@@ -62,29 +62,26 @@ def measure(
         for each name ``{"ms": summary, "calls": calls of a sample}``, or ``{"error": reason}`` for one that failed;
         the others are measured all the same.
     """
-    results: dict[str, dict] = {}
-    samples: dict[str, list[float]] = {}
-    for name, run in runs.items():
+    results: dict[str, dict] = {name: {"calls": 1} for name in runs}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+
+    def elapsed_ms(name: str, calls: int) -> float | None:
         try:
-            for _ in range(warmup):
-                run()
-            once = _elapsed_ms(run, 1, device)
+            return _elapsed_ms(runs[name], calls, device)
         except Exception as error:
             results[name] = {"error": reason(error)}
+            del samples[name]
             free(device)
-        else:
-            calls = max(1, min(MAX_CALLS, math.ceil(1000 * sample_seconds / max(once, 1e-3))))
-            results[name] = {"calls": calls}
-            samples[name] = []
+            return None
+
+    for name in runs:
+        if elapsed_ms(name, warmup) is not None and (once := elapsed_ms(name, 1)) is not None:
+            results[name]["calls"] = max(1, min(MAX_CALLS, math.ceil(1000 * sample_seconds / max(once, 1e-3))))
     for _ in range(repeats):
         for name in list(samples):
             calls = results[name]["calls"]
-            try:
-                samples[name].append(_elapsed_ms(runs[name], calls, device) / calls)
-            except Exception as error:
-                results[name] = {"error": reason(error)}
-                del samples[name]
-                free(device)
+            if (elapsed := elapsed_ms(name, calls)) is not None:
+                samples[name].append(elapsed / calls)
     for name, values in samples.items():
         results[name]["ms"] = summarize_samples(values)
     return results

@@ -24,6 +24,10 @@ class MirrorInferer(Inferer):
 
     Raises:
         InputError: there are other axes.
+
+    >>> from monai.inferers import SimpleInferer
+    >>> MirrorInferer(SimpleInferer(), mirror_axes=[1])(torch.arange(4.0).reshape(1, 1, 1, 4), lambda x: x.cumsum(-1))
+    tensor([[[[3.0000, 3.5000, 4.0000, 4.5000]]]])
     """
 
     def __init__(self, inferer: Inferer, mirror_axes: Sequence[int] = ()) -> None:

@@ -32,6 +32,9 @@ def geojson(numbers: np.ndarray, names: Mapping[int, str] | None = None) -> dict
     Returns:
         A FeatureCollection with a feature for every number: a Polygon, or a MultiPolygon where its pixels lie in
         several 4-connected pieces. x goes to the right, y down, both in pixels from the upper left corner of the image.
+
+    >>> geojson(np.array([[0, 1]]))["features"][0]["geometry"]
+    {'type': 'Polygon', 'coordinates': [[[1, 0], [2, 0], [2, 1], [1, 1], [1, 0]]]}
     """
     features = []
     for number, window in enumerate(ndimage.find_objects(numbers), start=1):

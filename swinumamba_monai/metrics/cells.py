@@ -202,6 +202,13 @@ class CellF1Metric(CaseScores):
 
     Raises:
         InputError: the threshold is outside (0, 1], or predictions and truths do not fit the above.
+
+    >>> truth = torch.zeros(1, 1, 16, 16)
+    >>> truth[..., 4:10, 4:10] = 1
+    >>> metric = CellF1Metric()
+    >>> row = metric(truth, truth)  # class 1 is the interior of a cell
+    >>> metric.aggregate().item()
+    1.0
     """
 
     def __init__(

@@ -110,8 +110,14 @@ class DiceNSDMetric(CaseScores):
         key: name of the column that counts as the metric's value.
 
     Raises:
-        InputError: for tolerances or labels that do not fit the classes, and for predictions and truths that do not
-            fit the above.
+        InputError: tolerances or labels do not fit the classes, or predictions and truths do not fit the above.
+
+    >>> truth = torch.zeros(1, 1, 8, 8)
+    >>> truth[..., 2:6] = 1
+    >>> metric = DiceNSDMetric(["liver"], tolerances=2)
+    >>> row = metric(truth, truth.roll(2, -1))
+    >>> metric.aggregate().item()
+    0.5
     """
 
     def __init__(

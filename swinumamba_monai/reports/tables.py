@@ -32,6 +32,11 @@ def markdown(columns: Mapping[str, str], rows: Sequence[Mapping], notes: Sequenc
         columns: headings of the columns by the keys of the cells that they show.
         rows: cells by key; None and absent ones stay empty.
         notes: sentences below the table.
+
+    >>> print(markdown({"row": "network", "f1": "F1"}, [{"row": "nnU-Net", "f1": 0.70754}]), end="")
+    | network | F1 |
+    | --- | --- |
+    | nnU-Net | 0.7075 |
     """
     cells = ([_text(row.get(key)) for key in columns] for row in rows)
     return "\n".join([markdown_lines(list(columns.values()), cells), *(f"\n{note}" for note in notes)]) + "\n"
