@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +23,7 @@ from torch import nn
 from swinumamba_monai.networks import SYSTEMS, build_network
 from swinumamba_monai.overlays import overlay_path
 from swinumamba_monai.reports.paper_tables import PublishedRow, published_rows
-from swinumamba_monai.tasks import TASKS
-
-__all__ = ["COMPLEXITY_COLUMNS", "COMPLEXITY_NOTES", "Complexity", "complexity_rows", "count"]
+from swinumamba_monai.tasks import TASKS, Task
 
 COMPLEXITY_COLUMNS = {
     "table": "Table",
@@ -64,6 +62,18 @@ class Complexity:
     parameters: int
     flops: float
     inner_flops: float
+
+
+def paper_network(task: Task, system: str, options: Mapping[str, object]) -> nn.Module:
+    """A system of the tables for the paper's channels, classes and crops of a task, with its heads.
+
+    Args:
+        task: task of the network.
+        system: a key of :data:`~swinumamba_monai.networks.SYSTEMS`.
+        options: options of the network in place of the paper's.
+    """
+    sizes = {"in_channels": task.in_channels, "out_channels": task.num_classes, "roi_size": task.roi_size}
+    return build_network(system, **sizes, deep_supervision=True, **options)
 
 
 def count(network: nn.Module, in_channels: int, height: int, width: int) -> Complexity:
@@ -120,14 +130,7 @@ def complexity_rows(tasks: Sequence[str] = tuple(TASKS), systems: Sequence[str] 
             continue
         seen.add(key)
         task = TASKS[published.task]
-        network = build_network(
-            published.system,
-            in_channels=task.in_channels,
-            out_channels=task.num_classes,
-            roi_size=task.roi_size,
-            deep_supervision=True,
-            **(_options(structure) if structure else {}),
-        )
+        network = paper_network(task, published.system, _options(structure) if structure else {})
         counted = count(network, task.in_channels, *task.roi_size)
         rows.append(_row(published, published.row if structure else SYSTEMS[published.system].title, counted))
     return rows

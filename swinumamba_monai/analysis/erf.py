@@ -26,8 +26,6 @@ from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.reports.tables import write_csv
 
-__all__ = ["effective_receptive_field", "energy_within", "load_inputs", "write_erf"]
-
 DECADES = 4  # below a map's maximum, which the colours show
 
 

@@ -20,8 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-__all__ = ["free", "measure", "peak_bytes", "reason", "summarize_samples"]
-
 MAX_CALLS = 200  # of a sample, however short they are
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")

@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from swinumamba_monai.analysis.complexity import paper_network
 from swinumamba_monai.analysis.measurement import free, measure, peak_bytes, reason
 from swinumamba_monai.analysis.steps import Inference, TrainingStep
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.networks import SYSTEMS, build_network
+from swinumamba_monai.networks import SYSTEMS
 from swinumamba_monai.reports.paper_tables import published_rows
 from swinumamba_monai.tasks import Task, find_task
-
-__all__ = ["SPEED_COLUMNS", "draw_speed", "speed_notes", "speed_rows"]
 
 SPEED_COLUMNS = {
     "task": "task",
@@ -78,14 +77,7 @@ def speed_rows(
         runs, memory, failed = {}, {}, {}
         for system in systems:
             try:
-                network = build_network(
-                    system,
-                    in_channels=task.in_channels,
-                    out_channels=task.num_classes,
-                    roi_size=task.roi_size,
-                    deep_supervision=True,
-                    **(options or {}).get(system, {}),
-                ).to(device)
+                network = paper_network(task, system, (options or {}).get(system, {})).to(device)
                 inference = Inference(network, task, device, precision)
                 training = TrainingStep(network, task, batch_size, device, precision)
                 for kind, run in (("latency", inference), ("step", training)):

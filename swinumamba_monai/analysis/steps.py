@@ -4,15 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import nn
 
 from swinumamba_monai.tasks import Task
-
-__all__ = ["Inference", "TrainingStep", "autocast"]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -45,7 +41,7 @@ class Inference:
 
     def held_bytes(self) -> int:
         """Memory of parameters and images."""
-        return _num_bytes([*self.network.parameters(), *self.network.buffers(), self.image])
+        return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers(), self.image))
 
 
 class TrainingStep:
@@ -88,8 +84,5 @@ class TrainingStep:
     def held_bytes(self) -> int:
         """Memory of parameters, AdamW's state and batch."""
         states = [t for state in self.optimizer.state.values() for t in state.values()]
-        return _num_bytes([*self.network.parameters(), *self.network.buffers(), *states, self.image, self.label])
-
-
-def _num_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+        held = *self.network.parameters(), *self.network.buffers(), *states, self.image, self.label
+        return sum(t.nbytes for t in held)

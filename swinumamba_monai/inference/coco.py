@@ -23,8 +23,6 @@ from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.polygons import CELL, class_names, geojson
 
-__all__ = ["to_coco", "write_coco"]
-
 POSTFIXES = ("instances", "classes")  # of the files that the bundles write: numbers of cells, numbers of classes
 SUFFIXES = (".png", ".tif")
 

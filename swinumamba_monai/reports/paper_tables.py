@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["SETTINGS", "PublishedRow", "published_rows"]
-
 # What a network started from, as paper_tables.csv and the tables of results call it, and in words.
 SETTINGS = {
     "scratch": "w/o foundation model",

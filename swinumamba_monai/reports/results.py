@@ -27,8 +27,6 @@ from swinumamba_monai.reports.paper_tables import SETTINGS, PublishedRow, publis
 from swinumamba_monai.reports.tables import markdown, write_csv
 from swinumamba_monai.tasks import TASKS, Task
 
-__all__ = ["RESULT_COLUMNS", "RESULT_NOTES", "Evaluation", "read_evaluation", "result_tables", "write_results"]
-
 RESULT_COLUMNS = {
     "row": "Methods",
     "source": "source",

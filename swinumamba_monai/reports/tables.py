@@ -12,8 +12,6 @@ from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
 
-__all__ = ["markdown", "markdown_lines", "write_csv", "write_table"]
-
 
 def markdown_lines(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table without a line break at its end.
