@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import torch
 
-from swinumamba_monai.analysis.timing import measure, reason
+from swinumamba_monai.analysis.measurement import measure, reason
+from swinumamba_monai.analysis.steps import Inference
 from swinumamba_monai.ops.dispatch import choose_backend
+from swinumamba_monai.tasks import TASKS
 
-from .cases import QUICK_SIZES, Size, TrainingStep, build
+from .cases import QUICK_BATCHES, Batch, MeasuredStep, build
 from .record import Record, make_parser, start
 from .timing import ratio
 
-SIZE = Size("abdomen_mri", 1, 1, 320, 320, 14)
 COLUMNS = {"what": "what", "network": "network", "ms": "ms", "× nnU-Net": "ratio", "failed": "error"}
 NOTES = [
     "float32. Inference: evaluation mode, torch.inference_mode, the finest head alone. Step: forward, deep supervision "
@@ -31,17 +32,15 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     device = start(arguments)
     record = Record("cpu", arguments, COLUMNS, NOTES)
-    size = QUICK_SIZES[0]._replace(batch_size=1) if arguments.quick else SIZE
+    task = QUICK_BATCHES[0].task if arguments.quick else TASKS["abdomen_mri"]
     cases = {"nnU-Net": ("nnU-Net", "auto")}
     cases |= {f"Swin-UMamba†, {backend}": ("Swin-UMamba†", backend) for backend in arguments.scan_backends}
-    image = torch.randn(1, size.in_channels, size.height, size.width)
 
     def make_inference(name, backend):
-        network = build(name, size, device, arguments.quick, backend, heads=False).eval()
-        return torch.inference_mode()(lambda: network(image))
+        return Inference(build(name, task, device, arguments.quick, backend, heads=False).eval(), task, device)
 
     def make_step(name, backend):
-        return TrainingStep(name, size, device, arguments.quick, backend)
+        return MeasuredStep(name, Batch(task, 1), device, arguments.quick, backend)
 
     for what, make in {"inference": make_inference, "training step": make_step}.items():
         runs, results = {}, {}

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from swinumamba_monai.analysis.timing import reason, summarize
+from swinumamba_monai.analysis.measurement import reason, summarize_samples
 from swinumamba_monai.data import synthesize_microscopy
 
 from .record import ROOT, Record, make_parser, start
@@ -170,8 +170,8 @@ def throughput(rows: np.ndarray, images: int, ahead: int) -> dict:
 
     Args:
         rows: (iterations, 4): epoch, asked, got, done, seconds.
-        images: of an iteration, all processes together.
-        ahead: batches that the workers prepare before the first iteration; at most half of the epoch is left out.
+        images: number of images of an iteration, all processes together.
+        ahead: number of batches that the workers prepare before the first iteration; at most half an epoch is left out.
     """
     last = rows[rows[:, 0] == rows[-1, 0]]
     first = min(1 + ahead, len(last) // 2)
@@ -180,7 +180,7 @@ def throughput(rows: np.ndarray, images: int, ahead: int) -> dict:
     return {
         "images_per_second": float(images * len(counted) / seconds),
         "iterations": len(counted),
-        "iteration_ms": summarize(list(1000 * np.diff(np.append(begin, counted[:, 3])))),
+        "iteration_ms": summarize_samples(list(1000 * np.diff(np.append(begin, counted[:, 3])))),
         "data_share": float((counted[:, 2] - counted[:, 1]).sum() / seconds),
     }
 

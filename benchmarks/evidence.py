@@ -29,15 +29,14 @@ from swinumamba_monai.data import load_class_names, load_datalist
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SYSTEMS
 from swinumamba_monai.overlays import OVERLAYS
-from swinumamba_monai.tasks import find_task
+from swinumamba_monai.tasks import TASKS, find_task
 
 from .evidence_report import write_report
 from .record import ROOT, versions
 
 OURS, REFERENCE = "SwinUMambaD", "nnUNet"
 BLOCKS = {OURS: (), **{f"{OURS}-{block}": (f"block_{block.lower()}",) for block in ("Vim", "Mamba", "Conv")}}
-TASKS = ("microscopy", "endoscopy")
-ROI_SIZE = {"microscopy": (256, 256), "endoscopy": (384, 640)}
+ROI_SIZES = {"microscopy": (256, 256), "endoscopy": TASKS["endoscopy"].roi_size}  # crops and windows by task
 MACHINE = ("dataset_dir", "num_workers")  # settings that may change when a run goes on elsewhere
 TINY = {"feature_size": 8, "depths": [1, 1, 1, 1], "d_state": 2}
 QUICK = {OURS: {**TINY, "decoder_depths": [1, 1, 1]}, "SwinUMamba": TINY, REFERENCE: {"base_channels": 4}}
@@ -48,13 +47,13 @@ class Run:
     """One training and its evaluation.
 
     Args:
-        group: the table that it was planned for first; others may use it too.
-        task: bundle.
-        label: the system's name, with what is changed in it.
-        overlays: that make it of the bundle's train.json.
+        group: group of tables that it was planned for first; others may use it too.
+        task: a key of :data:`~swinumamba_monai.tasks.TASKS`.
+        label: name of the system, with what is changed in it.
+        overlays: names of the overlays on the bundle's train.json.
         budget: ``"short"`` or ``"long"``.
-        seed: of the training.
-        settings: of the bundle, all that is not the default.
+        seed: seed of the training.
+        settings: values of the bundle's options that are not the defaults.
     """
 
     group: str
@@ -104,7 +103,7 @@ def _run(arguments, group: str, task: str, label: str, overlays: tuple[str, ...]
     settings = {
         "network_name": label.split("-")[0],
         "dataset_dir": str(data_dir),
-        "num_classes": len(load_class_names(data_dir)) or 3,
+        "num_classes": len(load_class_names(data_dir)) or TASKS[task].num_classes,
         "seed": seed,
         "max_epochs": arguments.epochs,
         "iterations_per_epoch": -(-iterations // arguments.epochs),
@@ -125,8 +124,8 @@ def execute(run: Run, folder: Path, gpu: str | None, arguments: argparse.Namespa
     """Do what is left of a run; returns its record, which is in ``folder/run.json`` too.
 
     Args:
-        run: what to do.
-        folder: its own.
+        run: training and evaluation to do.
+        folder: folder of this run alone.
         gpu: number of the GPU, None for the CPU.
         arguments: options of the script.
     """
@@ -179,7 +178,7 @@ def _start(workflow: str, run: Run, folder: Path, gpu: str | None, seconds: floa
         ]
     else:
         files.append(configs / "evaluate.json")
-        metric = "@validate#key_metric#" + ("val_f1" if run.task == "microscopy" else "val_dsc")
+        metric = f"@validate#key_metric#val_{TASKS[run.task].scores[0]}"
         config |= {"output_dir": str(folder / "evaluation"), "num_figures": 0}
         config["+validate#handlers"] = [
             {
@@ -231,9 +230,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    for task in TASKS:
+    for task, roi_size in ROI_SIZES.items():
         parser.add_argument(f"--{task}_dir", type=Path, help="what `prepare` wrote; default: the task is left out")
-        parser.add_argument(f"--{task}_roi_size", type=int, nargs=2, default=ROI_SIZE[task], help="of crops, windows")
+        parser.add_argument(f"--{task}_roi_size", type=int, nargs=2, default=roi_size, help="of crops, windows")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "evidence", help="a folder a run, and the table")
     parser.add_argument("--groups", nargs="+", default=["comparison", "blocks", "pair"], help="which tables")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="names of runs, with * and ?")
@@ -257,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     arguments.output_dir = arguments.output_dir.resolve()
     arguments.data_dirs = {
-        task: folder.resolve() for task in TASKS if (folder := getattr(arguments, f"{task}_dir")) is not None
+        task: folder.resolve() for task in ROI_SIZES if (folder := getattr(arguments, f"{task}_dir")) is not None
     }
     try:
         if arguments.quick:
@@ -284,7 +283,7 @@ def _make_quick(arguments: argparse.Namespace) -> None:
     """Toy sizes and, where no data are given, toy data."""
     arguments.iterations, arguments.long_iterations, arguments.epochs = 2, 4, 2
     arguments.batch_size, arguments.num_workers, arguments.num_seeds = 1, 0, 2
-    for task in TASKS:
+    for task in ROI_SIZES:
         setattr(arguments, f"{task}_roi_size", (64, 64))
         if not arguments.data_dirs.get(task):
             folder = arguments.output_dir / "data" / task

@@ -14,11 +14,11 @@ from ignite.engine import Engine, Events
 from monai.utils import ImageMetaKey
 
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.metrics.figures import Case, make_case
+from swinumamba_monai.reports.figures import Case, make_case
 
 from .record import hardware
 
-__all__ = ["KeepCases", "TrainingMeter", "read_cases"]
+__all__ = ["KeepCases", "TrainingMeter", "load_kept_cases"]
 
 
 SETTLED = 10  # iterations until a training needs as much memory as it will
@@ -81,9 +81,9 @@ class KeepCases:
     """Handler that keeps image, truth and prediction of the first cases of an evaluation.
 
     Args:
-        path: npz file, read by :func:`read_cases`.
-        metric: the evaluator's key metric, which knows what is compared.
-        count: how many cases.
+        path: npz file, read by :func:`load_kept_cases`.
+        metric: key metric of the evaluator, which knows what is compared.
+        count: number of cases.
     """
 
     def __init__(self, path: str, metric, count: int = 2) -> None:
@@ -113,7 +113,7 @@ class KeepCases:
 PARTS = ("name", "image", "truth", "pred")
 
 
-def read_cases(path: Path) -> list[Case]:
+def load_kept_cases(path: Path) -> list[Case]:
     """The cases that :class:`KeepCases` wrote."""
     with np.load(path) as arrays:
         count = len(arrays.files) // len(PARTS)

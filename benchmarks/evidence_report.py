@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +12,16 @@ import numpy as np
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_class_names, load_datalist
-from swinumamba_monai.metrics import compare
-from swinumamba_monai.metrics.figures import draw_methods
+from swinumamba_monai.metrics.statistics import summarize_cases
+from swinumamba_monai.reports import compare, markdown_lines, read_cases, write_csv
+from swinumamba_monai.reports.figures import Case, painted_case, panel_figure
+from swinumamba_monai.tasks import TASKS
 
-from .evidence_handlers import read_cases
+from .evidence_handlers import load_kept_cases
 
 __all__ = ["write_report"]
 
-SCORES = {"microscopy": {"f1_corrected": "F1"}, "endoscopy": {"dsc_corrected": "DSC", "nsd_corrected": "NSD"}}
+SCORES = {name: {f"{score}_corrected": score.upper() for score in task.scores} for name, task in TASKS.items()}
 REFERENCES = {"comparison": "nnUNet", "pair": "nnUNet", "blocks": "SwinUMambaD"}
 TITLES = {
     "comparison": "All systems",
@@ -46,11 +47,11 @@ def write_report(tables: Mapping[str, Sequence], output_dir: Path, versions: dic
     Args:
         tables: runs of each table, by its name.
         output_dir: folder of the files, and of the runs in ``runs/NAME``.
-        versions: of the software, for the record.
+        versions: versions of the software, for the record.
         quick: whether the sizes are toys.
 
     Returns:
-        how many runs are not done.
+        number of runs that are not done.
     """
     content = {"versions": versions, "quick": quick, "notes": NOTES, "tables": {}}
     for name, runs in tables.items():
@@ -86,7 +87,7 @@ def _table(name: str, runs: Sequence, folder: Path) -> dict:
             per_seed = [_cases(folder / run.name, task) for run, _ in done]
             means[label] = folder.parent / "means" / f"{name}-{label}.csv"
             row["scores"] = _scores(per_seed, task)
-            _write_means(means[label], per_seed, task)
+            write_csv(means[label].parent, means[label].stem, _means(per_seed, task))
             row["seconds"] = float(np.mean([record["seconds"] for _, record in done]))
             peaks = [record["peak_bytes"] for _, record in done if record["peak_bytes"]]
             row["peak_bytes"] = max(peaks, default=None)
@@ -112,34 +113,29 @@ def _table(name: str, runs: Sequence, folder: Path) -> dict:
 
 def _cases(folder: Path, task: str) -> dict[str, dict[str, float]]:
     """Scores of every test case."""
-    with (folder / "evaluation" / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        return {row["name"]: {score: float(row[score]) for score in SCORES[task]} for row in csv.DictReader(file)}
+    cases = read_cases(folder / "evaluation" / "metrics.csv")
+    return {name: {score: numbers[score] for score in SCORES[task]} for name, numbers in cases.items()}
 
 
 def _scores(per_seed: Sequence[Mapping], task: str) -> dict:
     found = {}
     for score in SCORES[task]:
         values = np.array([[case[score] for case in cases.values()] for cases in per_seed])
-        of_cases, of_seeds = values.mean(axis=0), np.nanmean(values, axis=1)
-        of_cases = of_cases[np.isfinite(of_cases)]
+        of_seeds = np.nanmean(values, axis=1)
         found[score] = {
-            "mean": float(of_cases.mean()) if len(of_cases) else None,
-            "std": float(of_cases.std(ddof=1)) if len(of_cases) > 1 else None,
-            "n": len(of_cases),
+            **summarize_cases(values.mean(axis=0)),
             "means_of_seeds": of_seeds.tolist(),
             "std_of_seeds": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else None,
         }
     return found
 
 
-def _write_means(path: Path, per_seed: Sequence[Mapping], task: str) -> None:
-    """A table of cases that :func:`compare` reads."""
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["name", *SCORES[task]])
-        for case in per_seed[0]:
-            table.writerow([case, *(np.mean([cases[case][score] for cases in per_seed]) for score in SCORES[task])])
+def _means(per_seed: Sequence[Mapping], task: str) -> list[dict]:
+    """Rows of a table of cases that :func:`compare` reads, each case with its mean over the seeds."""
+    return [
+        {"name": case, **{score: np.mean([cases[case][score] for cases in per_seed]) for score in SCORES[task]}}
+        for case in per_seed[0]
+    ]
 
 
 def _caption(run, rows: Sequence[dict], records: Sequence[dict]) -> str:
@@ -165,7 +161,7 @@ def _markdown(table: dict) -> str:
     heading = ["system"]
     for score in scores.values():
         heading += [score, *(["seeds"] if several else []), f"minus {reference}", "p"]
-    lines = [[*heading, "training", "memory"]]
+    lines = []
     for row in table["rows"]:
         name = row["system"] + (f" ({'; '.join(row['failed'])})" if row["failed"] else "")
         cells = [name.replace("|", "/")]
@@ -179,8 +175,7 @@ def _markdown(table: dict) -> str:
         peak = row.get("peak_bytes")
         cells.append(_number(peak and peak / GIGABYTE, ".1f", after=" GB"))
         lines.append(cells)
-    lines.insert(1, ["---"] * len(lines[0]))
-    return f"## {table['title']}\n\n{table['caption']}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## {table['title']}\n\n{table['caption']}\n\n{markdown_lines([*heading, 'training', 'memory'], lines)}"
 
 
 def _plus_minus(mean: float | None, std: float | None) -> str:
@@ -206,9 +201,28 @@ def _draw(tables: Mapping[str, Sequence], output_dir: Path) -> None:
             continue
         class_names = load_class_names(runs[0].settings["dataset_dir"])[1:] or None
         kept = {run.label: output_dir / "runs" / run.name / "cases.npz" for run in runs}
-        kept = {label: read_cases(path) for label, path in kept.items() if path.exists()}
+        kept = {label: load_kept_cases(path) for label, path in kept.items() if path.exists()}
         count = min(map(len, kept.values()), default=0)
         rows += [({label: cases[i] for label, cases in kept.items()}, class_names) for i in range(count)]
     if rows:
         with replacing(output_dir / "predictions.png") as temporary:
             draw_methods(temporary, rows)
+
+
+def draw_methods(path: Path, rows: Sequence[tuple[Mapping[str, Case], Sequence[str] | None]]) -> None:
+    """Write a picture that compares the predictions of several networks for the same cases.
+
+    Args:
+        path: PNG file to write.
+        rows: prediction of every network for one case, by the network's name, and the names of its classes, as
+            :func:`~swinumamba_monai.reports.figures.draw_cases` takes them. The columns are image, truth, and the
+            networks of all rows in their first order.
+    """
+    methods = list(dict.fromkeys(name for cases, _ in rows for name in cases))
+    panels = []
+    for cases, class_names in rows:
+        painted = {name: painted_case(case, class_names) for name, case in cases.items()}
+        first = next(iter(cases))
+        predictions = (painted[name][1] if name in painted else None for name in methods)
+        panels.append([cases[first].image, painted[first][0], *predictions])
+    panel_figure(panels, [["image", "truth", *methods]], width=1.8, square=True).savefig(path, dpi=150)

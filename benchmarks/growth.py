@@ -7,7 +7,7 @@ from __future__ import annotations
 import matplotlib
 import numpy as np
 
-from swinumamba_monai.analysis.timing import free, measure, peak_bytes, reason
+from swinumamba_monai.analysis.measurement import free, measure, peak_bytes, reason
 from swinumamba_monai.networks.vss import SS2D
 
 from .record import Record, make_parser, start

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-import torch
+from swinumamba_monai.analysis.measurement import free, measure, reason
+from swinumamba_monai.analysis.steps import Inference
 
-from swinumamba_monai.analysis.timing import free, measure, reason
-
-from .cases import NETWORKS, PUBLISHED, QUICK_SIZES, SIZES, autocast, build
-from .published import why_published_is_unavailable
+from .cases import BATCHES, NETWORKS, QUICK_BATCHES, RELEASED, Batch, build
 from .record import Record, make_parser, start
+from .released import why_released_is_unavailable
 from .timing import graphed, ratio
 
 COLUMNS = {
@@ -35,7 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=20)
     parser.set_defaults(warmup=10)
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
-    parser.add_argument("--sizes", nargs="+", default=[size.name for size in SIZES], help="data sets, see cases.py")
+    parser.add_argument(
+        "--sizes", nargs="+", default=[batch.task.name for batch in BATCHES], help="data sets, see cases.py"
+    )
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--scan_backend", default="auto")
@@ -45,37 +46,30 @@ def main(argv: list[str] | None = None) -> None:
     device = start(arguments)
     record = Record("inference", arguments, COLUMNS, [*NOTES, f"Precision: {arguments.precision}."])
     names = list(arguments.networks)
-    if not arguments.skip_released and why_published_is_unavailable(device) is None:
-        names += [name + PUBLISHED for name in arguments.networks if name != "nnU-Net"]
-    for size in QUICK_SIZES if arguments.quick else [size for size in SIZES if size.name in arguments.sizes]:
-        for batch_size in arguments.batch_sizes:
-            measure_size(size._replace(batch_size=batch_size), names, device, arguments, record)
+    if not arguments.skip_released and why_released_is_unavailable(device) is None:
+        names += [name + RELEASED for name in arguments.networks if name != "nnU-Net"]
+    for task in [b.task for b in (QUICK_BATCHES if arguments.quick else BATCHES)]:
+        for batch_size in arguments.batch_sizes if arguments.quick or task.name in arguments.sizes else ():
+            measure_batch(Batch(task, batch_size), names, device, arguments, record)
             free(device)
 
 
-def measure_size(size, names, device, arguments, record) -> None:
+def measure_batch(batch, names, device, arguments, record) -> None:
     """Rows of one batch: all networks, eager, and then their graphs, take turns."""
-    image = torch.randn(size.batch_size, size.in_channels, size.height, size.width, device=device)
 
     def make_run(name, cuda_graphs=False):
-        network = build(
-            name, size, device, arguments.quick, arguments.scan_backend, heads=False, cuda_graphs=cuda_graphs
-        ).eval()
-
-        def run():
-            with torch.inference_mode(), autocast(device, arguments.precision):
-                return network(image)
-
-        return run
+        options = {"heads": False, "cuda_graphs": cuda_graphs}
+        network = build(name, batch.task, device, arguments.quick, arguments.scan_backend, **options).eval()
+        return Inference(network, batch.task, device, arguments.precision, batch.batch_size)
 
     calls, broken = attempt(names, lambda name: make_run(name, cuda_graphs=True), device)
-    called = report(size, "call", calls, broken, device, arguments, record)
+    called = report(batch, "call", calls, broken, device, arguments, record)
     if device.type == "cuda":
         eager, broken = attempt(names, make_run, device)
-        report(size, "eager", eager, broken, device, arguments, record, called)
+        report(batch, "eager", eager, broken, device, arguments, record, called)
         if not arguments.skip_graph:
             graphs, broken = attempt(eager, lambda name: graphed(eager[name], device), device)
-            report(size, "graph", graphs, broken, device, arguments, record, called)
+            report(batch, "graph", graphs, broken, device, arguments, record, called)
 
 
 def attempt(names, make, device) -> tuple[dict, dict]:
@@ -90,15 +84,15 @@ def attempt(names, make, device) -> tuple[dict, dict]:
     return made, broken
 
 
-def report(size, launch, runs, broken, device, arguments, record, called=None) -> dict | None:
+def report(batch, launch, runs, broken, device, arguments, record, called=None) -> dict | None:
     """Measure and record; returns what nnU-Net took, which other launches are compared with too."""
     results = measure(runs, device, arguments.repeats, arguments.warmup, arguments.sample_seconds) | broken
     baseline = results.get("nnU-Net", {}).get("ms")
     for name, result in results.items():
         record.add(
             {
-                "size": size.name,
-                "batch": str(size),
+                "size": batch.task.name,
+                "batch": str(batch),
                 "launch": launch,
                 "network": name,
                 "ratio": ratio(result.get("ms"), baseline),

@@ -26,13 +26,14 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
-from swinumamba_monai.analysis.timing import free, reason
+from swinumamba_monai.analysis.measurement import free, reason
+from swinumamba_monai.analysis.steps import autocast
 from swinumamba_monai.data import load_datalist, synthesize_microscopy
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.ops.dispatch import choose_backend
 
-from .cases import autocast, make_loss
+from .cases import make_loss
 from .record import ROOT, Record, make_parser, start
 
 TRAIN_CONFIG = ROOT / "bundles" / "microscopy" / "configs" / "train.json"

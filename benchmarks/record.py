@@ -20,6 +20,7 @@ import torch
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.ops.dispatch import choose_backend
+from swinumamba_monai.reports.tables import markdown_lines
 
 __all__ = ["Record", "make_parser", "start"]
 
@@ -69,7 +70,7 @@ class Record:
     """Rows and where they come from, in ``NAME.json`` and ``NAME.md``, both written anew after every row.
 
     Args:
-        name: of the files.
+        name: name of the files, without suffix.
         arguments: parsed options of :func:`make_parser`.
         columns: heading of each column of the printed table: how a row fills it.
         notes: sentences that say what was counted and how.
@@ -122,8 +123,7 @@ class Record:
     def markdown(self) -> str:
         """The table with the facts a reader needs under it."""
         place, used = self.content["hardware"], self.content["versions"]
-        lines = [list(self.columns), ["---"] * len(self.columns), *map(self._cells, self.content["rows"])]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        table = markdown_lines(list(self.columns), map(self._cells, self.content["rows"]))
         where = place.get("gpu", {}).get("name") or f"{place['cpu']}, {place['threads']} threads"
         facts = f"{self.content['date'][:10]}, {where}, torch {used['torch']}, commit {self.content['git_commit']}"
         if "scan_backend" in self.content:

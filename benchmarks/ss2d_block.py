@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""One SS2D block and the scan alone, beside the published arrangement and the floor of the exponentials."""
+"""One SS2D block and the scan alone, beside the released arrangement and the floor of the exponentials."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from swinumamba_monai.analysis.timing import free, measure, peak_bytes, reason
+from swinumamba_monai.analysis.measurement import free, measure, peak_bytes, reason
+from swinumamba_monai.analysis.steps import autocast
 from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import cross_scan_2d
 
-from .cases import autocast
-from .published import PublishedSS2D, published_kernel, why_published_is_unavailable
 from .record import Record, make_parser, start
+from .released import ReleasedSS2D, released_kernel, why_released_is_unavailable
 from .timing import exponential_floor_ms, graphed
 
 D_STATE = 16
@@ -84,9 +84,9 @@ def block_step(block: SS2D, batch_size: int, height: int, width: int, device: to
 
 
 def measure_block(record, arguments, device, d_model, side, batch_size) -> None:
-    obstacle = why_published_is_unavailable(device)
-    blocks = {"this package": SS2D} | ({} if obstacle else {"published": PublishedSS2D})
-    steps, peaks, results = {}, {}, {} if not obstacle else {"published": {"error": obstacle}}
+    obstacle = why_released_is_unavailable(device)
+    blocks = {"this package": SS2D} | ({} if obstacle else {"released": ReleasedSS2D})
+    steps, peaks, results = {}, {}, {} if not obstacle else {"released": {"error": obstacle}}
     for name, block_type in blocks.items():
         try:
             block = block_type(d_model, D_STATE, scan_backend=arguments.scan_backend).to(device)
@@ -127,9 +127,9 @@ def scan_inputs(channels: int, side: int, batch_size: int, device: torch.device)
 def measure_scan(record, arguments, device, channels, side, batch_size) -> None:
     scans = {
         "this package": lambda *t: cross_scan_2d(*t, backend=arguments.scan_backend),
-        "mamba-ssm": published_kernel,
+        "mamba-ssm": released_kernel,
     }
-    if why_published_is_unavailable(device):
+    if why_released_is_unavailable(device):
         del scans["mamba-ssm"]
     runs, launches, results = {}, {}, {}
     for name, tensors in scan_inputs(channels, side, batch_size, device).items():

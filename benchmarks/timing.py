@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks need besides :mod:`swinumamba_monai.analysis.timing`: ratios, CUDA graphs, and a floor."""
+"""What the benchmarks need besides :mod:`swinumamba_monai.analysis.measurement`: ratios, CUDA graphs, and a floor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from swinumamba_monai.analysis.timing import summarize
+from swinumamba_monai.analysis.measurement import summarize_samples
 
 __all__ = ["exponential_floor_ms", "graphed", "ratio"]
 
@@ -17,7 +17,7 @@ def ratio(summary: dict | None, baseline: dict | None) -> dict | None:
     """Of samples taken in the same rounds, round by round."""
     if summary is None or baseline is None:
         return None
-    return summarize([a / b for a, b in zip(summary["samples"], baseline["samples"])])
+    return summarize_samples([a / b for a, b in zip(summary["samples"], baseline["samples"])])
 
 
 def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
@@ -49,8 +49,8 @@ def exponential_floor_ms(updates: int, hardware: dict) -> float | None:
     """Time of one exponential for each state update, at 16 a clock on every multiprocessor at its highest clock.
 
     Args:
-        updates: batch · positions · 4 directions · channels · states.
-        hardware: of a record; None is returned where it has no GPU whose clock is known.
+        updates: number of state updates, batch · positions · 4 directions · channels · states.
+        hardware: hardware of a record; None is returned where it has no GPU whose clock is known.
     """
     gpu = hardware.get("gpu", {})
     if "max_sm_clock_mhz" not in gpu:

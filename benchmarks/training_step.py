@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from swinumamba_monai.analysis.timing import free, measure, reason
+from swinumamba_monai.analysis.measurement import free, measure, reason
 
-from .cases import NETWORKS, PUBLISHED, QUICK_SIZES, SIZES, TrainingStep
-from .published import why_published_is_unavailable
+from .cases import BATCHES, NETWORKS, QUICK_BATCHES, RELEASED, MeasuredStep
 from .record import Record, make_parser, start
+from .released import why_released_is_unavailable
 from .timing import ratio
 
 COLUMNS = {
@@ -39,7 +39,9 @@ NOTES = [
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=10)
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"], choices=["bf16", "fp32"])
-    parser.add_argument("--sizes", nargs="+", default=[size.name for size in SIZES], help="data sets, see cases.py")
+    parser.add_argument(
+        "--sizes", nargs="+", default=[batch.task.name for batch in BATCHES], help="data sets, see cases.py"
+    )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--scan_backend", default="auto")
     parser.add_argument("--skip_released", action="store_true", help="no rows for the released arrangement")
@@ -47,25 +49,25 @@ def main(argv: list[str] | None = None) -> None:
     device = start(arguments)
     record = Record("training_step", arguments, COLUMNS, NOTES)
     names = list(arguments.networks)
-    if not arguments.skip_released and why_published_is_unavailable(device) is None:
-        names += [name + PUBLISHED for name in arguments.networks if name != "nnU-Net"]
-    for size in QUICK_SIZES if arguments.quick else [size for size in SIZES if size.name in arguments.sizes]:
-        measure_size(size, names, device, arguments, record)
+    if not arguments.skip_released and why_released_is_unavailable(device) is None:
+        names += [name + RELEASED for name in arguments.networks if name != "nnU-Net"]
+    for batch in QUICK_BATCHES if arguments.quick else [b for b in BATCHES if b.task.name in arguments.sizes]:
+        measure_batch(batch, names, device, arguments, record)
         free(device)
 
 
-def measure_size(size, names, device, arguments, record) -> None:
-    """Rows of one size: in each precision all networks, eager and as graphs, are built and then take turns."""
+def measure_batch(batch, names, device, arguments, record) -> None:
+    """Rows of one batch: in each precision all networks, eager and as graphs, are built and then take turns."""
     for precision in arguments.precisions:
         steps, results = {}, {}
         for launch in ("eager", "graph") if device.type == "cuda" else ("eager",):
             for name in names:
-                if launch == "graph" and name.endswith(PUBLISHED):
+                if launch == "graph" and name.endswith(RELEASED):
                     continue
                 options = {"cuda_graphs": launch == "graph", "precision": precision}
                 try:
                     key = (launch, name)
-                    steps[key] = TrainingStep(name, size, device, arguments.quick, arguments.scan_backend, **options)
+                    steps[key] = MeasuredStep(name, batch, device, arguments.quick, arguments.scan_backend, **options)
                 except Exception as error:
                     results[key] = {"error": reason(error)}
                     free(device)
@@ -76,8 +78,8 @@ def measure_size(size, names, device, arguments, record) -> None:
             peak, nnunet = peaks.get((launch, name)), peaks.get((launch, "nnU-Net"))
             record.add(
                 {
-                    "size": size.name,
-                    "batch": str(size),
+                    "size": batch.task.name,
+                    "batch": str(batch),
                     "precision": precision,
                     "launch": launch,
                     "network": name,
@@ -92,7 +94,7 @@ def measure_size(size, names, device, arguments, record) -> None:
         free(device)
 
 
-def peak_of(step: TrainingStep) -> int | None:
+def peak_of(step: MeasuredStep) -> int | None:
     try:
         return step.peak_bytes()
     except Exception as error:

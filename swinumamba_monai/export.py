@@ -30,8 +30,8 @@ def read_network(config_file: str | PathLike, ckpt_file: str | PathLike, **overr
     """The network of a bundle with trained weights, in evaluation mode on the CPU.
 
     Args:
-        config_file: the bundle's ``inference.json``; its ``network_def`` is built.
-        ckpt_file: whole weights of that network.
+        config_file: ``inference.json`` of the bundle, whose ``network_def`` is built.
+        ckpt_file: file with the whole weights of that network.
         overrides: values of the config's entries, such as ``num_classes``.
 
     Raises:
@@ -53,14 +53,14 @@ def make_program(network: nn.Module) -> torch.export.ExportedProgram:
     """What ``torch.export`` makes of a network, on the device of its parameters.
 
     Args:
-        network: in evaluation mode, with an attribute ``in_channels``.
+        network: network in evaluation mode, with an attribute ``in_channels``.
 
     Returns:
         a program that takes one image, (1, in_channels, h, w), with h and w from 33 on.
 
     Raises:
-        InputError: a torch older than 2.7, which does not tell a network that it is exported.
-        ValueError: a network in training mode.
+        InputError: torch is older than 2.7, and does not tell a network that it is exported.
+        ValueError: the network is in training mode.
     """
     if not hasattr(torch.compiler, "is_exporting"):
         raise InputError(f"torch.export and ONNX need torch 2.7 or later, this is {torch.__version__}.")
@@ -76,14 +76,14 @@ def export_program(network: nn.Module, filepath: str | PathLike) -> Path:
     """Write a network as a ``.pt2`` file, for ``torch.export.load`` where this package is imported.
 
     Args:
-        network: as for :func:`make_program`.
-        filepath: of the file, ending in ``.pt2``.
+        network: network as :func:`make_program` takes it.
+        filepath: file to write, ending in ``.pt2``.
 
     Returns:
         the file.
 
     Raises:
-        InputError: a name or folder that cannot be; see also :func:`make_program`.
+        InputError: the name or the folder cannot be; see also :func:`make_program`.
     """
     path = _check_filepath(filepath, ".pt2")
     torch.export.save(make_program(network), path)
@@ -94,14 +94,14 @@ def export_onnx(network: nn.Module, filepath: str | PathLike) -> Path:
     """Write a network as one ONNX file of standard operators, with an input ``image`` and an output ``logits``.
 
     Args:
-        network: as for :func:`make_program`; float32, on the CPU.
-        filepath: of the file, ending in ``.onnx``; weights included.
+        network: network as :func:`make_program` takes it, in float32 on the CPU.
+        filepath: file to write, ending in ``.onnx``; it holds the weights too.
 
     Returns:
         the file.
 
     Raises:
-        InputError: a name or folder that cannot be, or packages that are missing; see also :func:`make_program`.
+        InputError: the name or the folder cannot be, or packages are missing; see also :func:`make_program`.
     """
     path = _check_filepath(filepath, ".onnx")
     missing = [name for name in ("onnx", "onnxscript") if not optional_import(name)[1]]

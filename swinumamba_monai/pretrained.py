@@ -65,10 +65,10 @@ class LoadReport:
     """What :func:`load_pretrained` did.
 
     Args:
-        kind: what the file was recognised as.
-        loaded: the network's parameters that took their values from it.
+        kind: kind of file that it was recognised as.
+        loaded: names of the network's parameters that took their values from it.
         skipped: names in the file that were left out, each with the reason.
-        missing: the network's parameters that the file does not hold; they keep their values.
+        missing: names of the network's parameters that the file does not hold; they keep their values.
     """
 
     kind: str
@@ -86,14 +86,14 @@ def read_checkpoint(path: str | PathLike) -> dict:
     """Read a ``.safetensors`` file, or a torch file with ``weights_only=True``: no code in it is ever run.
 
     Args:
-        path: the file.
+        path: file to read.
 
     Returns:
-        what it holds, on the CPU.
+        its content, on the CPU.
 
     Raises:
-        InputError: no such file, one that cannot be opened, is truncated or is not a checkpoint, or one that holds
-            anything but plain data: numbers, text, and tensors whose elements all lie in the file.
+        InputError: there is no such file, it cannot be opened, is truncated or no checkpoint, or it holds anything but
+            plain data: numbers, text, and tensors whose elements all lie in the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -193,7 +193,7 @@ def read_weights(path: str | PathLike) -> dict[str, Tensor]:
     """The weights in a checkpoint, by their names without what DDP and torch.compile put before them.
 
     Args:
-        path: a file that :func:`read_checkpoint` reads.
+        path: file that :func:`read_checkpoint` reads.
 
     Returns:
         the state dict, on the CPU, in the precision of the file.
@@ -208,8 +208,8 @@ def find_checkpoint(folder: str | PathLike, name: str = "model") -> str:
     """The trained network of a folder: ``model.pt``, which training writes, else ``model.safetensors``, which ships.
 
     Args:
-        folder: the folder.
-        name: of the files, without suffix.
+        folder: folder to look into.
+        name: name of the files, without suffix.
 
     Returns:
         the path of one that exists, or of ``model.pt``, so that a sentence on the missing file names that.
@@ -222,8 +222,8 @@ def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
     """Write the weights of a checkpoint as safetensors of half the size; networks compute in float32 all the same.
 
     Args:
-        source: a file that :func:`read_checkpoint` reads.
-        target: the ``.safetensors`` file, written whole or not at all; its folder must exist.
+        source: file that :func:`read_checkpoint` reads.
+        target: ``.safetensors`` file to write, whole or not at all; its folder must exist.
 
     Returns:
         the size of the file in bytes.
@@ -256,19 +256,19 @@ def load_pretrained(
     classes, and layers that take images of another number of channels, are left as they were, unless ``strict``.
 
     Args:
-        net: any of :data:`~swinumamba_monai.networks.SYSTEMS`, or a
+        net: network, one of :data:`~swinumamba_monai.networks.SYSTEMS` or a
             :class:`~swinumamba_monai.training.MaskedImageModel` of one with VMamba's encoder.
-        path_or_state_dict: a file, or what was read from one.
-        strict: refuse a file that holds the encoder alone, or a network for other classes or channels, as evaluation
-            and inference must.
-        decoder: give the blocks of the encoder to the decoder of Swin-UMamba† too (paper, section IV-H, "w/ pretrained
-            decoder"): to each of its stages the first blocks of the encoder's stage with as many channels.
+        path_or_state_dict: file, or its content.
+        strict: whether a file that holds the encoder alone, or a network for other classes or channels, is refused, as
+            evaluation and inference must.
+        decoder: whether the decoder of Swin-UMamba† gets blocks of the encoder too (paper, section IV-H, "w/ pretrained
+            decoder"): each of its stages takes the first blocks of the encoder's stage with as many channels.
 
     Returns:
         which tensors were loaded, skipped and why, and which of the network's were not in the file.
 
     Raises:
-        InputError: a file that is none of these, is corrupt, or does not fit the network.
+        InputError: the file is none of these, is corrupt, or does not fit the network.
     """
     if path_or_state_dict is None:
         raise InputError("a pretrained decoder needs a file to take its weights from; give one to pretrained.")

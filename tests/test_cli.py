@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
-from swinumamba_monai.cli import main
+from swinumamba_monai import commands
+from swinumamba_monai.cli import COMMANDS, main
 from swinumamba_monai.tasks import TASKS
 
 SIZES = {"abdomen_mri": ["48", "64", "--num_slices", "6"], "endoscopy": ["64", "96"], "microscopy": ["64", "64"]}
@@ -28,6 +32,24 @@ def test_synthesize_and_prepare(tmp_path, capsys, task):
         assert words in printed, printed
     prints = json.loads((out / "fingerprint.json").read_text())
     assert prints["task"] == task and {"roi_size", "batch_size"} <= set(prints["proposal"])
+
+
+def test_every_module_is_a_command_and_the_installed_script_runs_them():
+    modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__", "choices"}
+    assert modules == set(COMMANDS)
+    parser = ConfigParser()
+    parser.read(Path(__file__).parents[1] / "setup.cfg")
+    assert parser["options.entry_points"]["console_scripts"].split() == [
+        "swinumamba-monai",
+        "=",
+        "swinumamba_monai.cli:main",
+    ]
+
+
+def test_help_loads_nothing_slow():
+    code = "import sys; from swinumamba_monai.cli import make_parser; make_parser().format_help(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "monai", "numpy"} & set(loaded)
 
 
 def test_overlays_are_listed_and_found(capsys):

@@ -12,9 +12,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -23,10 +22,8 @@ from torch import nn
 
 from swinumamba_monai.networks import SYSTEMS, build_network
 from swinumamba_monai.overlays import overlay_path
-
-from .published import PublishedRow, published_rows
-
-__all__ = ["COMPLEXITY_COLUMNS", "COMPLEXITY_NOTES", "SIZES", "Complexity", "Size", "complexity_rows", "count"]
+from swinumamba_monai.reports.paper_tables import PublishedRow, published_rows
+from swinumamba_monai.tasks import TASKS, Task
 
 COMPLEXITY_COLUMNS = {
     "table": "Table",
@@ -49,23 +46,7 @@ REMARKS = {
     "NNFormer": "The paper's numbers come from a 2D port that is not published; this is the released network in 2D.",
 }
 INNER_PROJECTIONS = ("x_proj", "out_proj")
-
-
-class Size(NamedTuple):
-    """What a network of a task takes and gives in the paper: one crop."""
-
-    in_channels: int
-    height: int
-    width: int
-    out_channels: int
-
-
-SIZES = {
-    "abdomen_mri": Size(1, 320, 320, 14),
-    "endoscopy": Size(3, 384, 640, 8),
-    "microscopy": Size(3, 512, 512, 3),
-}
-STRUCTURES = ("symmetric_decoder", "symmetric_encoder")  # of Table IV, overlays
+STRUCTURES = ("symmetric_decoder", "symmetric_encoder")  # overlays of Table IV
 
 
 @dataclass(frozen=True)
@@ -74,8 +55,8 @@ class Complexity:
 
     Args:
         parameters: number of trainable numbers, each counted once.
-        flops: by the rule of this module.
-        inner_flops: the part of ``flops`` in the projections named x_proj and out_proj, inside of Mamba's blocks.
+        flops: number of FLOPs by the rule of this module.
+        inner_flops: part of ``flops`` in the projections named x_proj and out_proj, inside of Mamba's blocks.
     """
 
     parameters: int
@@ -83,14 +64,26 @@ class Complexity:
     inner_flops: float
 
 
+def paper_network(task: Task, system: str, options: Mapping[str, object]) -> nn.Module:
+    """A system of the tables for the paper's channels, classes and crops of a task, with its heads.
+
+    Args:
+        task: task of the network.
+        system: a key of :data:`~swinumamba_monai.networks.SYSTEMS`.
+        options: options of the network in place of the paper's.
+    """
+    sizes = {"in_channels": task.in_channels, "out_channels": task.num_classes, "roi_size": task.roi_size}
+    return build_network(system, **sizes, deep_supervision=True, **options)
+
+
 def count(network: nn.Module, in_channels: int, height: int, width: int) -> Complexity:
     """Parameters and FLOPs for one image; the network itself is left as it is.
 
     Args:
-        network: takes (1, in_channels, height, width). With its heads, if ``deep_supervision`` is set.
-        in_channels: of the image.
-        height: of the image.
-        width: of the image.
+        network: network that takes (1, in_channels, height, width); its heads count if ``deep_supervision`` is set.
+        in_channels: number of channels of the image.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
     """
     network = copy.deepcopy(network).cpu().train()  # training mode: all heads
     for module in network.modules():
@@ -117,11 +110,11 @@ def _layer_norm_flops(inputs: list, outputs: list) -> int:
     return math.prod(get_shape(inputs[0])) * (4 if get_shape(inputs[2]) is None else 5)
 
 
-def complexity_rows(tasks: Sequence[str] = tuple(SIZES), systems: Sequence[str] | None = None) -> list[dict]:
+def complexity_rows(tasks: Sequence[str] = tuple(TASKS), systems: Sequence[str] | None = None) -> list[dict]:
     """Every network of Tables I–III, and of Table IV the structures, each counted and beside what the paper prints.
 
     Args:
-        tasks: keys of :data:`SIZES`.
+        tasks: keys of :data:`~swinumamba_monai.tasks.TASKS`.
         systems: keys of :data:`~swinumamba_monai.networks.SYSTEMS`; None for all.
 
     Returns:
@@ -136,18 +129,10 @@ def complexity_rows(tasks: Sequence[str] = tuple(SIZES), systems: Sequence[str] 
         if key in seen or not known or published.task not in tasks or published.table == "V":
             continue
         seen.add(key)
-        size = SIZES[published.task]
-        network = build_network(
-            published.system,
-            in_channels=size.in_channels,
-            out_channels=size.out_channels,
-            roi_size=(size.height, size.width),
-            deep_supervision=True,
-            **(_options(structure) if structure else {}),
-        )
-        counted = count(network, *size[:3])
-        row = published.row if structure else SYSTEMS[published.system].title
-        rows.append(_row(published, row, counted))
+        task = TASKS[published.task]
+        network = paper_network(task, published.system, _options(structure) if structure else {})
+        counted = count(network, task.in_channels, *task.roi_size)
+        rows.append(_row(published, published.row if structure else SYSTEMS[published.system].title, counted))
     return rows
 
 

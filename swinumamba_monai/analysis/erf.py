@@ -24,12 +24,9 @@ from torch import Tensor, nn
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.reports.tables import write_csv
 
-from .tables import write_csv
-
-__all__ = ["effective_receptive_field", "energy_within", "load_inputs", "write_erf"]
-
-DECADES = 4  # of the map that the colours show
+DECADES = 4  # below a map's maximum, which the colours show
 
 
 def load_inputs(
@@ -39,10 +36,10 @@ def load_inputs(
 
     Args:
         images: an image, a folder of images or a prepared dataset; None for normally distributed random input.
-        num_images: the most to take, the first by name.
-        in_channels: 1 for the mean of the colours, 3 for RGB.
-        size: (h, w).
-        seed: of random input.
+        num_images: number of images to take at the most, the first by name.
+        in_channels: number of channels, 1 for the mean of the colours, 3 for RGB.
+        size: size (h, w) of the inputs in pixels.
+        seed: seed of random input.
 
     Returns:
         tensors (in_channels, h, w).
@@ -70,14 +67,14 @@ def effective_receptive_field(network: nn.Module, inputs: Sequence[Tensor]) -> n
     """Mean over the inputs of |d sum of the central logits / d input|, summed over channels.
 
     Args:
-        network: maps (1, c, h, w) to logits (1, classes, h, w); it is put into evaluation mode.
+        network: network that maps (1, c, h, w) to logits (1, classes, h, w); it is put into evaluation mode.
         inputs: tensors (c, h, w), all of one size.
 
     Returns:
         (h, w), float64, not scaled.
 
     Raises:
-        InputError: the gradient is nowhere different from 0, or is not finite.
+        InputError: the gradient is 0 everywhere, or not finite.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -97,8 +94,8 @@ def energy_within(field: np.ndarray, num_radii: int = 32) -> list[tuple[float, f
     """Share of a field's sum within circles around its centre.
 
     Args:
-        field: (h, w), not negative.
-        num_radii: circles, evenly spaced, the last of which holds everything.
+        field: field of shape (h, w), not negative.
+        num_radii: number of circles, evenly spaced, the last of which holds everything.
 
     Returns:
         pairs of a radius in pixels and a share from 0 to 1.
@@ -112,9 +109,9 @@ def write_erf(output_dir: PathLike, fields: Mapping[str, np.ndarray], heading: s
     """A heat map of each field, all of them side by side, and their energy within growing radii.
 
     Args:
-        output_dir: folder, made if absent.
-        fields: by the name of the network.
-        heading: what stands above the figures.
+        output_dir: folder to write into; made if absent.
+        fields: fields of shape (h, w) by the name of the network.
+        heading: text above the figures.
 
     Returns:
         the files: ``NAME_erf.png`` of each, ``erf.png`` of all and ``erf.csv``.

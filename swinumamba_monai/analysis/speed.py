@@ -10,17 +10,14 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from monai.losses import DeepSupervisionLoss, DiceCELoss
-from torch import nn
 
+from swinumamba_monai.analysis.complexity import paper_network
+from swinumamba_monai.analysis.measurement import free, measure, peak_bytes, reason
+from swinumamba_monai.analysis.steps import Inference, TrainingStep
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.networks import SYSTEMS, build_network
-
-from .complexity import SIZES, Size
-from .published import published_rows
-from .timing import free, measure, peak_bytes, reason
-
-__all__ = ["SPEED_COLUMNS", "draw_speed", "speed_notes", "speed_rows"]
+from swinumamba_monai.networks import SYSTEMS
+from swinumamba_monai.reports.paper_tables import published_rows
+from swinumamba_monai.tasks import Task, find_task
 
 SPEED_COLUMNS = {
     "task": "task",
@@ -31,7 +28,7 @@ SPEED_COLUMNS = {
     "step_gb": "memory, GB",
     "error": "failed",
 }
-CIRCLE = 12  # square points a million parameters
+CIRCLE = 12  # area in Fig. 1, square points a million parameters
 
 
 def speed_notes(device: torch.device, batch_size: int, precision: str, repeats: int) -> list[str]:
@@ -47,54 +44,8 @@ def speed_notes(device: torch.device, batch_size: int, precision: str, repeats: 
     ]
 
 
-class _Training:
-    """Forward, loss, backward and AdamW on one batch, to be called."""
-
-    def __init__(self, network: nn.Module, size: Size, batch_size: int, device: torch.device, precision: str) -> None:
-        self.network, self.device, self.precision = network, device, precision
-        self.loss = DeepSupervisionLoss(DiceCELoss(include_background=False, to_onehot_y=True, softmax=True))
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-        self.image = torch.randn(batch_size, size.in_channels, size.height, size.width, device=device)
-        self.label = torch.randint(size.out_channels, (batch_size, 1, size.height, size.width), device=device).float()
-
-    def __call__(self) -> None:
-        if not self.network.training:  # a switch goes through all modules, which takes time
-            self.network.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = self.loss(self.network(self.image), self.label)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def held_bytes(self) -> int:
-        states = [t for state in self.optimizer.state.values() for t in state.values()]
-        return _num_bytes([*self.network.parameters(), *self.network.buffers(), *states, self.image, self.label])
-
-
-class _Inference:
-    """Logits of one image, to be called."""
-
-    def __init__(self, network: nn.Module, size: Size, device: torch.device, precision: str) -> None:
-        self.network, self.device, self.precision = network, device, precision
-        self.image = torch.randn(1, size.in_channels, size.height, size.width, device=device)
-
-    def __call__(self) -> torch.Tensor:
-        if self.network.training:
-            self.network.eval()
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        with torch.inference_mode(), autocast:
-            return self.network(self.image)
-
-    def held_bytes(self) -> int:
-        return _num_bytes([*self.network.parameters(), *self.network.buffers(), self.image])
-
-
-def _num_bytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
 def speed_rows(
-    tasks: Sequence[str],
+    tasks: Sequence[Task],
     systems: Sequence[str],
     device: torch.device,
     batch_size: int = 2,
@@ -102,22 +53,20 @@ def speed_rows(
     repeats: int = 5,
     warmup: int = 3,
     sample_seconds: float = 0.05,
-    sizes: Mapping[str, Size] = SIZES,
     options: Mapping[str, Mapping] | None = None,
 ) -> list[dict]:
     """Inference and training step of each system, in turn within a task.
 
     Args:
-        tasks: keys of ``sizes``.
+        tasks: tasks whose channels, classes and size of crops the networks get.
         systems: keys of :data:`~swinumamba_monai.networks.SYSTEMS`.
-        device: where they run; it holds all systems of a task at a time.
-        batch_size: of the training step.
+        device: device of the networks; it holds all systems of a task at a time.
+        batch_size: number of crops in a training step.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
-        repeats: samples of each.
-        warmup: calls of each before its first sample.
-        sample_seconds: how long a sample lasts at least.
-        sizes: what a network of a task takes and gives.
-        options: of the networks, by system, in place of the paper's.
+        repeats: number of samples of each.
+        warmup: number of calls of each before its first sample.
+        sample_seconds: shortest duration of a sample, in seconds.
+        options: options of the networks, by system, in place of the paper's.
 
     Returns:
         rows with ``task``, ``system``, ``row``, and, as text for people and as numbers for programs, ``latency`` and
@@ -125,20 +74,12 @@ def speed_rows(
     """
     rows = []
     for task in tasks:
-        size = sizes[task]
         runs, memory, failed = {}, {}, {}
         for system in systems:
             try:
-                network = build_network(
-                    system,
-                    in_channels=size.in_channels,
-                    out_channels=size.out_channels,
-                    roi_size=(size.height, size.width),
-                    deep_supervision=True,
-                    **(options or {}).get(system, {}),
-                ).to(device)
-                inference = _Inference(network, size, device, precision)
-                training = _Training(network, size, batch_size, device, precision)
+                network = paper_network(task, system, (options or {}).get(system, {})).to(device)
+                inference = Inference(network, task, device, precision)
+                training = TrainingStep(network, task, batch_size, device, precision)
                 for kind, run in (("latency", inference), ("step", training)):
                     run()  # makes what stays
                     added = peak_bytes(run, device)
@@ -148,7 +89,7 @@ def speed_rows(
                 failed[system] = reason(error)
             free(device)
         times = measure(runs, device, repeats, warmup, sample_seconds)
-        rows += [_row(task, system, times, memory, failed.get(system)) for system in systems]
+        rows += [_row(task.name, system, times, memory, failed.get(system)) for system in systems]
         del runs
         free(device)
     return rows
@@ -177,10 +118,10 @@ def draw_speed(path: Path, speed: Sequence[Mapping], complexity: Sequence[Mappin
     circle is that of the model; an arrow leads from the score from scratch to the one with the foundation model.
 
     Args:
-        path: PNG to write.
-        speed: rows of :func:`speed_rows`.
-        complexity: rows of :func:`.complexity.complexity_rows`, for the number of parameters.
-        heading: what stands above.
+        path: PNG file to write.
+        speed: rows that :func:`speed_rows` made.
+        complexity: rows that :func:`.complexity.complexity_rows` made, for the numbers of parameters.
+        heading: text above the panels.
     """
     millions = {(row["task"], row["system"]): row["parameters"] / 1e6 for row in complexity if row["table"] != "IV"}
     times = {(row["task"], row["system"]): row["latency_ms"] for row in speed if "latency_ms" in row}
@@ -188,13 +129,13 @@ def draw_speed(path: Path, speed: Sequence[Mapping], complexity: Sequence[Mappin
     figure = Figure(figsize=(5.2 * max(1, len(tasks)), 4.6), layout="constrained")
     figure.suptitle(textwrap.fill(heading, 60 * max(1, len(tasks))), fontsize=8)
     for axis, task in zip(figure.subplots(1, max(1, len(tasks)), squeeze=False)[0], tasks):
-        score = "f1" if task == "microscopy" else "dsc"
+        score = find_task(task).scores[0]
         for index, system in enumerate(SYSTEMS):
             if (task, system) not in times:
                 continue
             x = times[task, system]
-            found = [row for row in published_rows() if (row.task, row.system) == (task, system)]
-            points = {row.setting: row.score(score)[0] for row in found if row.table in ("I", "II", "III")}
+            printed = [row for row in published_rows() if (row.task, row.system) == (task, system)]
+            points = {row.setting: row.score(score)[0] for row in printed if row.table == find_task(task).table}
             for setting, y in points.items():
                 alpha = 0.35 if setting == "scratch" and len(points) > 1 else 0.75
                 axis.scatter(x, y, s=CIRCLE * millions[task, system], color=f"C{index}", alpha=alpha, linewidths=0)

@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bundles on their way to others: checked, put into an archive, and taken out of one."""
 
-from __future__ import annotations
+import lazy_loader
 
-from .archive import unpack, write_archive
-from .package import package_bundle
-from .verify import verify_bundle
-
-__all__ = ["package_bundle", "unpack", "verify_bundle", "write_archive"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "archive": ["unpack", "write_archive"],
+        "package": ["package_bundle"],
+        "verify": ["verify_bundle"],
+    },
+)

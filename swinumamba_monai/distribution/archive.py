@@ -29,7 +29,7 @@ def write_archive(path: str | PathLike, files: Mapping[str, bytes]) -> Path:
     on its version, and weights do not compress.
 
     Args:
-        path: the archive, written whole or not at all.
+        path: archive to write, whole or not at all.
         files: contents by their names in the archive.
 
     Returns:
@@ -51,8 +51,8 @@ def unpack(path: str | PathLike, folder: str | PathLike) -> Path:
     Everything is looked at before anything is written.
 
     Args:
-        path: the zip.
-        folder: where the bundle's folder is made; it exists.
+        path: zip to unpack.
+        folder: existing folder, in which the bundle's folder is made.
 
     Returns:
         the bundle's folder.

@@ -48,10 +48,10 @@ class Package:
     """What :func:`package_bundle` made.
 
     Args:
-        archive: the zip.
-        sha256: of the zip.
-        weights: the weights alone, or None for a bundle without any.
-        huggingface_dir: what ``push_to_hf_hub`` takes as ``bundle_dir``.
+        archive: zip of the bundle.
+        sha256: SHA-256 of the zip, in hexadecimal digits.
+        weights: file of the weights alone, or None for a bundle without any.
+        huggingface_dir: folder that ``push_to_hf_hub`` takes as ``bundle_dir``.
     """
 
     archive: Path
@@ -66,10 +66,10 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
     Args:
         bundle_dir: folder of the bundle; its weights, if it has any, are ``models/model.pt`` or
             ``models/model.safetensors``.
-        output_dir: made if needed; other bundles and versions in it stay, and are kept in ``model_info.json``. The two
-            folders of an earlier package of this bundle are brought up to date; files that no package put there are
-            never replaced or removed.
-        release_url: where the two assets will lie, such as
+        output_dir: folder to write into, made if needed; other bundles and versions in it stay, and are kept in
+            ``model_info.json``. The two folders of an earlier package of this bundle are brought up to date; files
+            that no package put there are never replaced or removed.
+        release_url: address below which the two assets will lie, such as
             ``https://github.com/OWNER/REPOSITORY/releases/download/TAG``. Without it the files name each other without
             an address.
 

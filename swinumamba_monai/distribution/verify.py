@@ -101,7 +101,7 @@ def verify_bundle(
 
     Args:
         bundle_dir: folder of the bundle.
-        schema_file: the schema that its metadata names, already on this machine; needs the package ``jsonschema``.
+        schema_file: file of the schema that the metadata names; needs the package ``jsonschema``.
             Without it the presence and kind of the required fields are checked.
         override: id-value pairs for its configs, such as a smaller network.
 

@@ -2,36 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Around and after the network: ensembles and mirroring, the image's own grid, cells, uncertainty, and writing."""
 
-from swinumamba_monai.cells import ClassesToInstancesd, class_map, classes_to_instances
-from swinumamba_monai.inference.coco import coco, write_coco
-from swinumamba_monai.inference.ensemble import Ensemble
-from swinumamba_monai.inference.folders import keep_folders
-from swinumamba_monai.inference.mirroring import MirrorInferer
-from swinumamba_monai.inference.overlay import Overlayd
-from swinumamba_monai.inference.polygons import PolygonWriter, geojson
-from swinumamba_monai.inference.restore import RestoreVolumed
-from swinumamba_monai.inference.uncertainty import Entropyd, Probabilitiesd, entropy_map
-from swinumamba_monai.inference.writers import ClassWriter, InstanceWriter, MapWriter, PictureWriter, VolumeWriter
+import lazy_loader
 
-__all__ = [
-    "ClassWriter",
-    "ClassesToInstancesd",
-    "Ensemble",
-    "Entropyd",
-    "InstanceWriter",
-    "MapWriter",
-    "MirrorInferer",
-    "Overlayd",
-    "PictureWriter",
-    "PolygonWriter",
-    "Probabilitiesd",
-    "RestoreVolumed",
-    "VolumeWriter",
-    "class_map",
-    "classes_to_instances",
-    "coco",
-    "entropy_map",
-    "geojson",
-    "keep_folders",
-    "write_coco",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    "swinumamba_monai",
+    submod_attrs={
+        "cells": ["ClassesToInstancesd", "class_map", "classes_to_instances"],
+        "inference.coco": ["to_coco", "write_coco"],
+        "inference.ensemble": ["Ensemble"],
+        "inference.folders": ["keep_folders"],
+        "inference.mirroring": ["MirrorInferer"],
+        "inference.overlay": ["Overlayd"],
+        "inference.polygons": ["PolygonWriter", "geojson"],
+        "inference.restore": ["RestoreVolumed"],
+        "inference.uncertainty": ["Entropyd", "Probabilitiesd", "entropy_map"],
+        "inference.writers": ["ClassWriter", "InstanceWriter", "MapWriter", "PictureWriter", "VolumeWriter"],
+    },
+)

@@ -16,31 +16,30 @@ from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
+from scipy import ndimage
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.polygons import CELL, class_names, geojson
 
-__all__ = ["coco", "write_coco"]
-
-POSTFIXES = ("instances", "classes")  # of what the bundles write: numbers of cells, numbers of classes
+POSTFIXES = ("instances", "classes")  # of the files that the bundles write: numbers of cells, numbers of classes
 SUFFIXES = (".png", ".tif")
 
 
-def coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | None = None) -> dict:
+def to_coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | None = None) -> dict:
     """The content of a COCO file of instances.
 
     Args:
-        items: the file name of each image, and the map of numbers (H, W) that was predicted for it, 0 is background.
-        names: of the classes that the numbers are; None where the numbers are those of cells.
+        items: file name of each image, and the map of numbers (H, W) that was predicted for it, 0 is background.
+        names: names of the classes by number; None where the numbers are those of cells.
 
     Returns:
         images, categories, and an annotation for every cell, or every class of an image; ids count from 1, x goes to
         the right and y down, in pixels from the upper left corner.
     """
-    categories = {1: CELL} if names is None else dict(names)
-    content = {"images": [], "annotations": [], "categories": []}
+    categories = {1: CELL} if names is None else names
+    content = {"images": [], "annotations": []}
     content["categories"] = [{"id": number, "name": name, "supercategory": ""} for number, name in categories.items()]
     for image_id, (file_name, numbers) in enumerate(items, start=1):
         height, width = numbers.shape
@@ -48,16 +47,9 @@ def coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | Non
         present = np.unique(numbers[numbers > 0]).tolist()
         for number, feature in zip(present, geojson(numbers, names)["features"], strict=True):
             mask = numbers == number
-            content["annotations"].append(
-                {
-                    "id": len(content["annotations"]) + 1,
-                    "image_id": image_id,
-                    "category_id": 1 if names is None else number,
-                    "area": int(mask.sum()),
-                    "bbox": _box(mask),
-                    **_segmentation(feature["geometry"], mask),
-                }
-            )
+            annotation = {"id": len(content["annotations"]) + 1, "image_id": image_id}
+            annotation |= {"category_id": 1 if names is None else number, "area": int(mask.sum()), "bbox": _box(mask)}
+            content["annotations"].append(annotation | _segmentation(feature["geometry"], mask))
     return content
 
 
@@ -68,12 +60,12 @@ def write_coco(
 
     Args:
         predictions: folder with NAME_instances or NAME_classes files, as the bundles' inference writes them.
-        images: what was predicted, as the inference took it; those without a prediction are left out.
-        output_file: the ``.json`` file, written whole or not at all.
+        images: images, as the inference took them; those without a prediction are left out.
+        output_file: ``.json`` file to write, whole or not at all.
         metadata: ``metadata.json`` of the bundle, which names the classes; not needed for cells.
 
     Returns:
-        how many images and annotations there are.
+        the numbers of images and of annotations.
 
     Raises:
         InputError: no prediction is there, predictions of two kinds, classes without ``metadata``, or a class that it
@@ -104,7 +96,7 @@ def write_coco(
         if unknown:
             raise InputError(f"{path} holds class {min(unknown)}, which {metadata} does not name.")
         items.append((name, numbers))
-    content = coco(items, class_of)
+    content = to_coco(items, class_of)
     with replacing(output_file) as temporary:
         temporary.write_text(json.dumps(content), encoding="utf-8")
     return len(content["images"]), len(content["annotations"])
@@ -112,9 +104,8 @@ def write_coco(
 
 def _box(mask: np.ndarray) -> list[int]:
     """x, y, width, height."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    (top, bottom), (left, right) = ((int(line[0]), int(line[-1]) + 1) for line in (rows, columns))
-    return [left, top, right - left, bottom - top]
+    ((rows, columns),) = ndimage.find_objects(mask.astype(np.uint8))
+    return [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
 
 
 def _segmentation(geometry: dict, mask: np.ndarray) -> dict:

@@ -21,7 +21,7 @@ class Ensemble(nn.Module):
     Until :meth:`load` is called, and with a single checkpoint after it, it is the network itself.
 
     Args:
-        network: the first member, in evaluation mode when it is called.
+        network: first member, in evaluation mode when it is called.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -32,7 +32,7 @@ class Ensemble(nn.Module):
         """Give every checkpoint a member of its own.
 
         Args:
-            ckpt_path: a checkpoint, or several, of trained networks like the first member.
+            ckpt_path: checkpoint, or several, of trained networks like the first member.
 
         Raises:
             InputError: there is no checkpoint, or one that cannot be read or does not fit.
@@ -46,13 +46,7 @@ class Ensemble(nn.Module):
             load_pretrained(member, path, strict=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """
-        Args:
-            x: images (b, c, h, w).
-
-        Returns:
-            logits (b, classes, h, w).
-        """
+        """Logits (b, classes, h, w) of images (b, c, h, w)."""
         first, *others = self.members
         logits = first(x)
         for member in others:

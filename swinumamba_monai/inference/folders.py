@@ -19,8 +19,8 @@ def keep_folders(postprocessing: Compose, items: Sequence[Mapping[str, str]]) ->
     Images of one folder give results in one folder. The frames of several surgeries have the same names in each.
 
     Args:
-        postprocessing: holds the transforms that save.
-        items: dictionaries with the path "image", all that will be saved.
+        postprocessing: transforms, among which are those that save.
+        items: dictionaries with the path "image", one of every image that will be saved.
 
     Raises:
         InputError: two images differ in their suffix alone.

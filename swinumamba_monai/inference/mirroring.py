@@ -18,12 +18,16 @@ class MirrorInferer(Inferer):
     """Mean of the logits over the mirror images of what another inferer gives the network (nnU-Net's way).
 
     Args:
-        inferer: cuts an image into windows (b, c, h, w) and puts their logits together.
-        mirror_axes: 0 mirrors top and bottom, 1 left and right. With both there are four passes, with none there is
-            one, and this is ``inferer`` itself.
+        inferer: inferer that cuts an image into windows (b, c, h, w) and puts their logits together.
+        mirror_axes: axes to mirror, 0 for top and bottom, 1 for left and right. With both there are four passes, with
+            none there is one, and this is ``inferer`` itself.
 
     Raises:
-        InputError: for other axes.
+        InputError: there are other axes.
+
+    >>> from monai.inferers import SimpleInferer
+    >>> MirrorInferer(SimpleInferer(), mirror_axes=[1])(torch.arange(4.0).reshape(1, 1, 1, 4), lambda x: x.cumsum(-1))
+    tensor([[[[3.0000, 3.5000, 4.0000, 4.5000]]]])
     """
 
     def __init__(self, inferer: Inferer, mirror_axes: Sequence[int] = ()) -> None:
@@ -34,15 +38,13 @@ class MirrorInferer(Inferer):
         self.flips = [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """
+        """Logits of the shape that ``inferer`` gives.
+
         Args:
-            inputs: (b, c, ...), what ``inferer`` takes.
-            network: maps windows to logits of their size.
+            inputs: images (b, c, ...), as ``inferer`` takes them.
+            network: network that maps windows to logits of their size.
             args: further arguments of the network.
             kwargs: further keyword arguments of the network.
-
-        Returns:
-            logits of the shape that ``inferer`` gives.
         """
 
         def mean(window: Tensor, *args: object, **kwargs: object) -> Tensor:

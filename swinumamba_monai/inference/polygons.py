@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from monai.config import NdarrayOrTensor, PathLike
+from monai.config import PathLike
 from scipy import ndimage
 
 from swinumamba_monai.errors import InputError
@@ -26,12 +26,15 @@ def geojson(numbers: np.ndarray, names: Mapping[int, str] | None = None) -> dict
     """The polygons of a map of numbers.
 
     Args:
-        numbers: (H, W), 0 is background.
-        names: of the classes that the numbers are; None where the numbers are those of cells.
+        numbers: map of numbers (H, W), 0 is background.
+        names: names of the classes by number; None where the numbers are those of cells.
 
     Returns:
         A FeatureCollection with a feature for every number: a Polygon, or a MultiPolygon where its pixels lie in
         several 4-connected pieces. x goes to the right, y down, both in pixels from the upper left corner of the image.
+
+    >>> geojson(np.array([[0, 1]]))["features"][0]["geometry"]
+    {'type': 'Polygon', 'coordinates': [[[1, 0], [2, 0], [2, 1], [1, 1], [1, 0]]]}
     """
     features = []
     for number, window in enumerate(ndimage.find_objects(numbers), start=1):
@@ -61,8 +64,7 @@ class PolygonWriter(RowsFirstWriter):
 
     Args:
         metadata: ``metadata.json`` of a bundle, whose output names the classes; None for cells.
-        output_dtype: part of the interface of ``SaveImaged``.
-        scale: must be None.
+        options: options of :class:`~swinumamba_monai.inference.writers.RowsFirstWriter`.
 
     Raises:
         InputError: there is no such file, or the numbers are not whole.
@@ -71,19 +73,19 @@ class PolygonWriter(RowsFirstWriter):
     content = "outlines"
     suffixes = (".geojson",)
 
-    def __init__(self, metadata: PathLike | None = None, output_dtype: object = None, scale: int | None = None) -> None:
-        super().__init__(output_dtype, scale)
+    def __init__(self, metadata: PathLike | None = None, **options: object) -> None:
+        super().__init__(**options)
         self.names = None if metadata is None else class_names(metadata)
 
-    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
-        self.data_obj = self._whole_numbers(data_array).astype(np.int64)
+    def pixels(self, array: np.ndarray) -> np.ndarray:
+        return self.whole_numbers(array).astype(np.int64)
 
-    def _save(self, path: Path, suffix: str) -> None:
+    def save(self, path: Path) -> None:
         path.write_text(json.dumps(geojson(self.data_obj, self.names)), encoding="utf-8")
 
 
 def class_names(metadata: PathLike) -> dict[int, str]:
-    """What the numbers of a prediction mean, without the background.
+    """Names of the classes of a prediction by number, without the background.
 
     Args:
         metadata: ``metadata.json`` of a bundle.

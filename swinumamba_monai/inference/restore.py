@@ -21,13 +21,13 @@ class RestoreVolumed(MapTransform):
     class by class, so beside the logits there are never more than a few volumes in memory.
 
     Args:
-        keys: logits (C, H, W, S) on the grid of ``image_key``; they become classes (1, X, Y, Z) uint8.
-        transform: what brought the image from its file to the network's grid.
-        image_key: the image as the network saw it; it knows how it was transformed.
-        map_keys: other maps (C, H, W, S) on that grid, which are brought back as they are. Missing ones are passed
-            over.
-        probabilities_key: where to put the probabilities (C, X, Y, Z) of the classes, the softmax of the restored
-            logits; None for nowhere, which saves their memory.
+        keys: keys of logits (C, H, W, S) on the grid of ``image_key``; they become classes (1, X, Y, Z) uint8.
+        transform: transform that brought the image from its file to the network's grid.
+        image_key: key of the image as the network saw it, which knows how it was transformed.
+        map_keys: keys of other maps (C, H, W, S) on that grid, which are brought back as they are; missing ones are
+            passed over.
+        probabilities_key: key of the probabilities (C, X, Y, Z) of the classes that are added, the softmax of the
+            restored logits; with None there are none, which saves their memory.
     """
 
     def __init__(

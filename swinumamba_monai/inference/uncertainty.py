@@ -18,10 +18,13 @@ def entropy_map(logits: Tensor) -> Tensor:
     """Entropy of the class probabilities, in units of that of a uniform choice.
 
     Args:
-        logits: (classes, ...), two classes at least.
+        logits: logits (classes, ...) of two classes at least.
 
     Returns:
-        (1, ...) float32: 0 where one class is certain, 1 where all are equally likely.
+        map (1, ...) float32: 0 where one class is certain, 1 where all are equally likely.
+
+    >>> entropy_map(torch.tensor([[0.0, 99.0], [0.0, 0.0]])).round().abs()
+    tensor([[1., 0.]])
     """
     result = torch.empty((1, *logits.shape[1:]), dtype=torch.float32, device=logits.device)
     # By rows, so that the probabilities of a volume are never all in memory.
@@ -35,9 +38,9 @@ class Probabilitiesd(MapTransform):
     """Put the probabilities of the classes, the softmax of logits (classes, ...), beside them, as float32.
 
     Args:
-        keys: the logits, one key.
-        probabilities_key: of the result, of the same shape and with the same metadata.
-        allow_missing_keys: do nothing when the logits are absent.
+        keys: key of the logits.
+        probabilities_key: key of the probabilities, which have the shape and the metadata of the logits.
+        allow_missing_keys: whether absent logits are passed over, instead of being an error.
     """
 
     def __init__(
@@ -57,9 +60,9 @@ class Entropyd(MapTransform):
     """Put :func:`entropy_map` of logits (classes, ...) beside them.
 
     Args:
-        keys: the logits, one key.
-        entropy_key: of the result, (1, ...) float32 with the same metadata.
-        allow_missing_keys: do nothing when the logits are absent.
+        keys: key of the logits.
+        entropy_key: key of the entropy, (1, ...) float32 with the metadata of the logits.
+        allow_missing_keys: whether absent logits are passed over, instead of being an error.
     """
 
     def __init__(self, keys: KeysCollection, entropy_key: str = "entropy", allow_missing_keys: bool = False) -> None:

@@ -9,6 +9,7 @@ of ``SaveImaged`` as a RuntimeError that ends with its sentence.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,14 +41,15 @@ def _writing(filename: PathLike) -> Iterator[Path]:
 
 
 class RowsFirstWriter(ImageWriter):
-    """What the writers of 2D results share.
+    """The common part of the writers of 2D results.
 
     Args:
         output_dtype: part of the interface of ``SaveImaged``; the content alone decides the type.
-        scale: must be None, numbers are not intensities.
+        scale: part of the interface of ``SaveImaged``; None, because numbers are not intensities.
 
     Raises:
-        InputError: when numbers would have to be scaled or resampled, and for another file type.
+        InputError: the content would have to be scaled or resampled, is not what the writer writes, or does not fit
+            into a file of that type.
     """
 
     content: str
@@ -60,13 +62,15 @@ class RowsFirstWriter(ImageWriter):
                 f"{type(self).__name__} writes {self.content}, which cannot be scaled: leave 'scale' of SaveImaged out."
             )
 
-    def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = False, **options: object) -> None:
-        """Results keep the grid they are on: there is nothing to take from the metadata.
+    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
+        self.data_obj = self.pixels(convert_to_numpy(data_array))
 
-        Args:
-            meta_dict: ignored.
-            resample: must be False.
-        """
+    @abstractmethod
+    def pixels(self, array: np.ndarray) -> np.ndarray:
+        """What is written, rows first, of a result with its channels first."""
+
+    def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = False, **options: object) -> None:
+        """Results keep the grid they are on: there is nothing to take from the metadata."""
         if resample:
             raise InputError(
                 f"{type(self).__name__} cannot resample {self.content}: give SaveImaged resample=False, and bring the "
@@ -74,33 +78,28 @@ class RowsFirstWriter(ImageWriter):
             )
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: object) -> None:
-        """Write the file.
-
-        Args:
-            filename: ends in one of ``suffixes``.
-            verbose: log the file name.
-        """
         super().write(filename, verbose=verbose)
         suffix = Path(filename).suffix.lower()
         if suffix not in self.suffixes:
             allowed = " or ".join(f"'{allowed}'" for allowed in dict.fromkeys(s[:4] for s in self.suffixes))
             raise InputError(f"{type(self).__name__} cannot write '{filename}': set output_ext to {allowed}.")
-        self._check(filename, suffix)
+        if suffix == ".png" and self.data_obj.dtype == np.uint32:
+            raise InputError(
+                f"'{filename}' would need {self.content} up to {self.data_obj.max()}, more than the {MAX_16_BIT} of a "
+                "PNG image: set output_ext to '.tif'."
+            )
         with _writing(filename) as temporary:
-            self._save(temporary, suffix)
+            self.save(temporary)
 
-    def _check(self, filename: PathLike, suffix: str) -> None:
-        """Refuse what does not fit into a file of this type."""
-
-    def _save(self, path: Path, suffix: str) -> None:
-        if suffix in (".tif", ".tiff"):
+    def save(self, path: Path) -> None:
+        """Write ``data_obj`` as an image file."""
+        if path.suffix.lower() in (".tif", ".tiff"):
             tifffile.imwrite(path, self.data_obj, photometric="minisblack", compression="zlib")
         else:
             Image.fromarray(self.data_obj).save(path)
 
-    def _whole_numbers(self, data_array: NdarrayOrTensor) -> np.ndarray:
+    def whole_numbers(self, numbers: np.ndarray) -> np.ndarray:
         """Whole numbers (H, W), not negative, from (1, H, W) or (H, W) of any type."""
-        numbers = convert_to_numpy(data_array)
         if numbers.ndim == 3 and numbers.shape[0] == 1:
             numbers = numbers[0]
         name = type(self).__name__
@@ -120,16 +119,9 @@ class InstanceWriter(RowsFirstWriter):
     content = "cell ids"
     suffixes = (".png", ".tif", ".tiff")
 
-    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
-        ids = self._whole_numbers(data_array)
-        self.data_obj = ids.astype(np.uint16 if ids.max() <= MAX_16_BIT else np.uint32)
-
-    def _check(self, filename: PathLike, suffix: str) -> None:
-        if suffix == ".png" and self.data_obj.dtype != np.uint16:
-            raise InputError(
-                f"'{filename}' would need cell ids up to {self.data_obj.max()}, more than the {MAX_16_BIT} of a PNG "
-                "image: set output_ext to '.tif'."
-            )
+    def pixels(self, array: np.ndarray) -> np.ndarray:
+        ids = self.whole_numbers(array)
+        return ids.astype(np.uint16 if ids.max() <= MAX_16_BIT else np.uint32)
 
 
 class ClassWriter(RowsFirstWriter):
@@ -138,11 +130,11 @@ class ClassWriter(RowsFirstWriter):
     content = "class numbers"
     suffixes = (".png", ".tif", ".tiff")
 
-    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
-        classes = self._whole_numbers(data_array)
+    def pixels(self, array: np.ndarray) -> np.ndarray:
+        classes = self.whole_numbers(array)
         if classes.max() > MAX_8_BIT:
             raise InputError(f"ClassWriter writes class numbers up to {MAX_8_BIT}, but got {classes.max():g}.")
-        self.data_obj = classes.astype(np.uint8)
+        return classes.astype(np.uint8)
 
 
 class PictureWriter(RowsFirstWriter):
@@ -151,11 +143,10 @@ class PictureWriter(RowsFirstWriter):
     content = "pictures"
     suffixes = (".png", ".jpg", ".jpeg")
 
-    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
-        picture = convert_to_numpy(data_array)
-        if picture.ndim != 3 or picture.shape[0] != 3:
-            raise InputError(f"PictureWriter writes (3, H, W) pictures, but got an array of shape {picture.shape}.")
-        self.data_obj = np.ascontiguousarray(np.moveaxis(picture, 0, -1)).astype(np.uint8)
+    def pixels(self, array: np.ndarray) -> np.ndarray:
+        if array.ndim != 3 or array.shape[0] != 3:
+            raise InputError(f"PictureWriter writes (3, H, W) pictures, but got an array of shape {array.shape}.")
+        return np.ascontiguousarray(np.moveaxis(array, 0, -1)).astype(np.uint8)
 
 
 class MapWriter(RowsFirstWriter):
@@ -164,35 +155,28 @@ class MapWriter(RowsFirstWriter):
     content = "maps"
     suffixes = (".tif", ".tiff")
 
-    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
-        maps = convert_to_numpy(data_array).astype(np.float32)
-        self.data_obj = maps[0] if maps.ndim == 3 and maps.shape[0] == 1 else maps
+    def pixels(self, array: np.ndarray) -> np.ndarray:
+        maps = array.astype(np.float32)
+        return maps[0] if maps.ndim == 3 and maps.shape[0] == 1 else maps
 
 
 class VolumeWriter(NibabelWriter):
-    """MONAI's NIfTI writer, with units, with the affine as sform and qform, and never half a file.
+    """MONAI's NIfTI writer, with units, with the affine of the data as it is, and never half a file.
 
-    A volume of one slice stays a volume.
+    A volume (C, X, Y, Z) of one channel becomes (X, Y, Z), also where it has one slice; several channels become the
+    last axis of the file.
+
+    Raises:
+        InputError: the volume would have to be resampled, or the file cannot be written.
     """
 
     def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
-        """Take a volume (C, X, Y, Z); several channels become the last axis of the file."""
         volume = convert_to_numpy(data_array)
         self.data_obj = volume[0] if volume.shape[0] == 1 else np.moveaxis(volume, 0, -1)
 
     def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = False, **options: object) -> None:
-        """Take the affine of the data as it is.
-
-        MONAI 1.6 resamples even from a grid to the same, and takes the volume for a 2D image: that fails where the
-        first two axes are not left-right and front-back, as in a coronal volume.
-
-        Args:
-            meta_dict: with "affine".
-            resample: must be False.
-
-        Raises:
-            InputError: ``resample`` is True.
-        """
+        # MONAI 1.6 resamples even from a grid to the same, and takes the volume for a 2D image: that fails where the
+        # first two axes are not left-right and front-back, as in a coronal volume.
         if resample:
             raise InputError("VolumeWriter does not resample: give SaveImaged resample=False.")
         _, self.affine, _ = self.get_meta_info(meta_dict)
@@ -202,17 +186,9 @@ class VolumeWriter(NibabelWriter):
     @classmethod
     def create_backend_obj(cls, *args: object, **kwargs: object) -> nib.nifti1.Nifti1Image:
         image = super().create_backend_obj(*args, **kwargs)
-        image.set_sform(image.affine, code=1)
-        image.set_qform(image.affine, code=1)  # some programs look at it alone
         image.header.set_xyzt_units("mm")
         return image
 
     def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: object) -> None:
-        """Write the file.
-
-        Args:
-            filename: ends in .nii or .nii.gz.
-            verbose: log the file name.
-        """
         with _writing(filename) as temporary:
             super().write(temporary, verbose=verbose, **obj_kwargs)

@@ -1,29 +1,15 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of predictions, in the published and in a corrected reading, and the report of an evaluation."""
+"""Scores of predictions, in the published and in a corrected reading."""
 
-from swinumamba_monai.metrics.case_scores import CaseMetric, CaseScores, Column
-from swinumamba_monai.metrics.cells import CELL_COLUMNS, CellCounts, CellF1, CellF1Metric, cell_counts
-from swinumamba_monai.metrics.compare import Difference, compare, comparison_text, read_cases
-from swinumamba_monai.metrics.report import EvaluationReport
-from swinumamba_monai.metrics.segmentation import DiceNSD, DiceNSDMetric, corrected_scores, published_scores
+import lazy_loader
 
-__all__ = [
-    "CELL_COLUMNS",
-    "CaseMetric",
-    "CaseScores",
-    "CellCounts",
-    "CellF1",
-    "CellF1Metric",
-    "Column",
-    "DiceNSD",
-    "DiceNSDMetric",
-    "Difference",
-    "EvaluationReport",
-    "cell_counts",
-    "compare",
-    "comparison_text",
-    "corrected_scores",
-    "published_scores",
-    "read_cases",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    "swinumamba_monai",  # not the name of this package: the bundles look for the report of an evaluation here
+    submod_attrs={
+        "metrics.case_scores": ["CaseMetric", "CaseScores", "Column"],
+        "metrics.cells": ["CELL_COLUMNS", "CellCounts", "CellF1", "CellF1Metric", "cell_counts"],
+        "metrics.segmentation": ["DiceNSD", "DiceNSDMetric", "corrected_scores", "published_scores"],
+        "reports.evaluation": ["EvaluationReport"],
+    },
+)

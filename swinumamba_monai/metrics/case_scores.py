@@ -26,11 +26,11 @@ class Column:
     """One of the numbers of a case.
 
     Args:
-        name: unique, the heading of a table's column.
-        score: what it measures, such as "dsc".
+        name: heading of a table's column, unlike that of any other.
+        score: name of what is measured, such as "dsc".
         reading: "published" as the published script computes it, "corrected", or empty where there is only one.
-        label: the class it belongs to, or "mean" for the mean over classes.
-        is_count: a whole number, not a score between 0 and 1.
+        label: name of the class, or "mean" for the mean over classes.
+        is_count: whether it is a whole number, and no score between 0 and 1.
     """
 
     name: str
@@ -50,7 +50,7 @@ class CaseScores(CumulativeIterationMetric):
         key: name of the column whose mean :meth:`aggregate` gives, and by which cases are better or worse.
 
     Raises:
-        InputError: when there is no such column.
+        InputError: there is no such column.
     """
 
     class_names: Sequence[str] | None = None  # of a prediction's labels 1, 2, ...; None if labels are instances
@@ -91,7 +91,7 @@ class CaseScores(CumulativeIterationMetric):
         """Mean of every column over the cases of all ranks, leaving out nan.
 
         Raises:
-            InputError: before the first case.
+            InputError: no case was scored yet.
         """
         rows = self.get_buffer()
         if rows is None:
@@ -111,22 +111,24 @@ class CaseMetric(IgniteMetricHandler):
     unless told otherwise.
 
     Args:
-        metric_fn: computes the rows.
-        output_transform: picks predictions and truths.
-        save_details: keep the rows in ``engine.state.metric_details``.
-        every_mean: put the mean of every column into ``engine.state.metrics`` too, as NAME_COLUMN, for the log.
+        output_transform: function that picks predictions and truths.
+        save_details: whether the rows are kept in ``engine.state.metric_details``.
+        every_mean: whether ``engine.state.metrics`` gets the mean of every column too, as NAME_COLUMN, for the log.
+        settings: arguments of :attr:`scores`.
     """
 
+    scores: type[CaseScores]  # what computes the rows
     metric_fn: CaseScores
 
     def __init__(
         self,
-        metric_fn: CaseScores,
+        *,
         output_transform: Callable = lambda x: x,
         save_details: bool = True,
         every_mean: bool = False,
+        **settings: object,
     ) -> None:
-        super().__init__(metric_fn=metric_fn, output_transform=output_transform, save_details=save_details)
+        super().__init__(self.scores(**settings), output_transform=output_transform, save_details=save_details)
         self.every_mean = every_mean
         self.rows: list[dict[str, float]] = []  # of the current batch
 

@@ -24,7 +24,7 @@ truth and prediction scores 1. On smaller images the F1 differs from the publish
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,11 +58,11 @@ class CellCounts:
     """What was counted in one image.
 
     Args:
-        true_num: cells of the truth.
-        pred_num: predicted cells.
-        tp: predicted cells that match a cell of the truth.
-        fp: predicted cells that match none.
-        fn: cells of the truth that nothing matches (see the module's docstring for when they are not counted).
+        true_num: number of cells of the truth.
+        pred_num: number of predicted cells.
+        tp: number of predicted cells that match a cell of the truth.
+        fp: number of predicted cells that match none.
+        fn: number of cells of the truth that nothing matches (see the module's docstring for when they do not count).
         dice: overlap of cell pixels, whatever cell they belong to, cells on the frame included; 1 if both are empty.
         of_nothing: precision, recall and F1 of an image without cells in truth and prediction.
     """
@@ -109,13 +109,13 @@ def cell_counts(
 
     Args:
         truth: instance ids of shape (H, W), integers, 0 background; ids may have gaps.
-        pred: predicted instance ids, likewise.
-        threshold: a pair of cells can match from this IoU on, the threshold included. A cell matches at most one other.
-        count_border_cells: count the cells that touch the frame too.
+        pred: predicted instance ids of the same shape and kind.
+        threshold: IoU from which on, itself included, two cells can match; a cell matches at most one other.
+        count_border_cells: whether the cells that touch the frame count too.
         reading: "published" or "corrected", see the module's docstring.
 
     Raises:
-        InputError: for images that are not of the same two-dimensional shape, or a threshold outside (0, 1].
+        InputError: the images are not of the same two-dimensional shape, or the threshold is outside (0, 1].
     """
     if truth.ndim != 2 or truth.shape != pred.shape:
         raise InputError(f"Truth of shape {truth.shape} and prediction of shape {pred.shape} must be the same (H, W).")
@@ -193,15 +193,22 @@ class CellF1Metric(CaseScores):
 
     Args:
         threshold: IoU from which on two cells can match.
-        count_border_cells: count the cells that touch the 2-pixel frame too.
-        pred_instances: ``y_pred`` is (1, H, W) instance ids already, for instance of ``ClassesToInstancesd``.
-        key: the column that counts as the metric's value.
-        min_size: how classes become cells, see :func:`~swinumamba_monai.inference.classes_to_instances`; the published
-            script's way is 0.
-        grow: as ``min_size``.
+        count_border_cells: whether the cells that touch the 2-pixel frame count too.
+        pred_instances: whether ``y_pred`` is (1, H, W) instance ids already, for instance of ``ClassesToInstancesd``.
+        key: name of the column that counts as the metric's value.
+        min_size: size below which pieces of cell interior are dropped, in pixels; the published script drops none (0).
+        grow: distance by which cells grow back into their boundary, in pixels; the published script's way is 0. See
+            :func:`~swinumamba_monai.inference.classes_to_instances`.
 
     Raises:
-        InputError: for a threshold outside (0, 1], and for predictions and truths that do not fit the above.
+        InputError: the threshold is outside (0, 1], or predictions and truths do not fit the above.
+
+    >>> truth = torch.zeros(1, 1, 16, 16)
+    >>> truth[..., 4:10, 4:10] = 1
+    >>> metric = CellF1Metric()
+    >>> row = metric(truth, truth)  # class 1 is the interior of a cell
+    >>> metric.aggregate().item()
+    1.0
     """
 
     def __init__(
@@ -267,29 +274,7 @@ class CellF1(CaseMetric):
         {"_target_": "swinumamba_monai.metrics.CellF1",
          "output_transform": "$monai.handlers.from_engine(['pred', 'instances'])"}
 
-    Args:
-        threshold: see :class:`CellF1Metric`, as the next five.
-        count_border_cells: count the cells that touch the frame too.
-        pred_instances: the prediction is instance ids already.
-        key: the column that counts as the metric's value.
-        min_size: of pieces of cell interior that are kept, pixels.
-        grow: by how many pixels cells grow back into their boundary.
-        output_transform: see :class:`~swinumamba_monai.metrics.case_scores.CaseMetric`, as the next two.
-        save_details: keep the rows.
-        every_mean: log the mean of every column.
+    Its arguments are those of :class:`CellF1Metric` and of :class:`~swinumamba_monai.metrics.case_scores.CaseMetric`.
     """
 
-    def __init__(
-        self,
-        threshold: float = 0.5,
-        count_border_cells: bool = False,
-        pred_instances: bool = False,
-        key: str = "f1",
-        min_size: int = 0,
-        grow: int = 0,
-        output_transform: Callable = lambda x: x,
-        save_details: bool = True,
-        every_mean: bool = False,
-    ) -> None:
-        metric_fn = CellF1Metric(threshold, count_border_cells, pred_instances, key, min_size, grow)
-        super().__init__(metric_fn, output_transform, save_details, every_mean)
+    scores = CellF1Metric

@@ -24,7 +24,7 @@ seven are both wrong would score 0.71.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -52,10 +52,10 @@ def published_scores(
 
     Args:
         truth: boolean mask of shape (H, W) or (H, W, D).
-        pred: likewise, of the same shape.
-        tolerance: of the NSD, in the unit of the spacing.
-        spacing: of every axis; that of the slice, which an image (H, W) becomes, is 1.
-        cut_slices: to [first, last) of the truth along the third axis.
+        pred: predicted boolean mask of the same shape.
+        tolerance: tolerance of the NSD, in the unit of the spacing.
+        spacing: distance of neighbouring pixels along every axis; that of the slice, which an image becomes, is 1.
+        cut_slices: whether both are cut to the slices [first, last) of the truth along the third axis.
     """
     if truth.any() != pred.any():
         return 0.0, 0.0
@@ -78,9 +78,9 @@ def corrected_scores(
 
     Args:
         truth: boolean mask of shape (H, W) or (H, W, D).
-        pred: likewise, of the same shape.
-        tolerance: of the NSD, in the unit of the spacing.
-        spacing: of every axis.
+        pred: predicted boolean mask of the same shape.
+        tolerance: tolerance of the NSD, in the unit of the spacing.
+        spacing: distance of neighbouring pixels along every axis.
     """
     if truth.any() != pred.any():
         return 0.0, 0.0
@@ -100,18 +100,24 @@ class DiceNSDMetric(CaseScores):
     row per case: DSC and NSD in both readings, for the mean and every class, and the pixels of every class.
 
     Args:
-        class_names: of the labels 1, 2, ... in order.
-        tolerances: of the NSD, one per class (in order, or by name, where those of other classes may be among them) or
-            one for all, in mm if ``in_mm``, else in pixels.
-        in_mm: take the spacing of the truth, a MetaTensor, as the unit; else pixels.
+        class_names: names of the labels 1, 2, ... in order.
+        tolerances: tolerances of the NSD, one per class (in order, or by name, where those of other classes may be
+            among them) or one for all, in mm if ``in_mm``, else in pixels.
+        in_mm: whether the unit is mm, by the spacing of the truth, a MetaTensor; else it is pixels.
         cut_slices: classes that the published reading cuts to the truth's slices, without the last one, as labels or
             by name; names of other classes may be among them.
-        only_present: the published reading scores only classes that truth or prediction has.
-        key: the column that counts as the metric's value.
+        only_present: whether the published reading scores only classes that truth or prediction has.
+        key: name of the column that counts as the metric's value.
 
     Raises:
-        InputError: for tolerances or labels that do not fit the classes, and for predictions and truths that do not
-            fit the above.
+        InputError: tolerances or labels do not fit the classes, or predictions and truths do not fit the above.
+
+    >>> truth = torch.zeros(1, 1, 8, 8)
+    >>> truth[..., 2:6] = 1
+    >>> metric = DiceNSDMetric(["liver"], tolerances=2)
+    >>> row = metric(truth, truth.roll(2, -1))
+    >>> metric.aggregate().item()
+    0.5
     """
 
     def __init__(
@@ -250,29 +256,7 @@ class DiceNSD(CaseMetric):
          "in_mm": true,
          "output_transform": "$monai.handlers.from_engine(['pred', 'label'])"}
 
-    Args:
-        class_names: see :class:`DiceNSDMetric`, as the next five.
-        tolerances: of the NSD.
-        in_mm: the unit.
-        cut_slices: labels cut to the truth's slices, in the published reading.
-        only_present: leave out absent classes, in the published reading.
-        key: the column that counts as the metric's value.
-        output_transform: see :class:`~swinumamba_monai.metrics.case_scores.CaseMetric`, as the next two.
-        save_details: keep the rows.
-        every_mean: log the mean of every column.
+    Its arguments are those of :class:`DiceNSDMetric` and of :class:`~swinumamba_monai.metrics.case_scores.CaseMetric`.
     """
 
-    def __init__(
-        self,
-        class_names: Sequence[str],
-        tolerances: Mapping[str, float] | Sequence[float] | float,
-        in_mm: bool = False,
-        cut_slices: Sequence[int | str] = (),
-        only_present: bool = False,
-        key: str = "dsc_corrected",
-        output_transform: Callable = lambda x: x,
-        save_details: bool = True,
-        every_mean: bool = False,
-    ) -> None:
-        metric_fn = DiceNSDMetric(class_names, tolerances, in_mm, cut_slices, only_present, key)
-        super().__init__(metric_fn, output_transform, save_details, every_mean)
+    scores = DiceNSDMetric

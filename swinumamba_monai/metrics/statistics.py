@@ -18,8 +18,8 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
     fewer than about 20 cases it comes out too narrow.
 
     Args:
-        values: one per case, all finite.
-        seed: of the draws.
+        values: one number per case, all finite.
+        seed: seed of the draws.
 
     Returns:
         Low and high end; None for fewer than two cases.
@@ -38,12 +38,12 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
     return float(low), float(high)
 
 
-def summarize(values: np.ndarray, seed: int = 0) -> dict[str, object]:
+def summarize_cases(values: np.ndarray, seed: int = 0) -> dict[str, object]:
     """Summary of one column of a table of cases.
 
     Args:
-        values: one per case; nan and infinite values are left out.
-        seed: of the bootstrap.
+        values: one number per case; nan and infinite ones are left out.
+        seed: seed of the bootstrap.
 
     Returns:
         ``mean``, ``std`` (of the sample, ddof 1), ``n``, and ``interval``, the ends of :func:`bootstrap_interval`; None

@@ -27,8 +27,8 @@ class Boundary:
     """The pieces of the boundary of one mask.
 
     Args:
-        distances: from every piece to the nearest piece of the other mask, in the unit of the spacing; infinite if the
-            other mask is empty.
+        distances: distance of every piece from the nearest piece of the other mask, in the unit of the spacing;
+            infinite if the other mask is empty.
         sizes: length (2D) or area (3D) of every piece, in the unit of the spacing.
     """
 
@@ -47,7 +47,7 @@ def find_boundaries(truth: np.ndarray, pred: np.ndarray, spacing: Sequence[float
 
     Args:
         truth: boolean mask of shape (H, W) or (H, W, D).
-        pred: likewise, of the same shape.
+        pred: predicted boolean mask of the same shape.
         spacing: distance of neighbouring pixels along each axis, in mm or any other unit.
 
     Returns:
@@ -74,7 +74,7 @@ def surface_dice(truth: Boundary, pred: Boundary, tolerance: float) -> float:
     Args:
         truth: boundary of the truth.
         pred: boundary of the prediction.
-        tolerance: in the unit of the spacing; a distance equal to it counts.
+        tolerance: largest distance that counts as near, in the unit of the spacing.
     """
     total = truth.sizes.sum() + pred.sizes.sum()
     return float((truth.near(tolerance) + pred.near(tolerance)) / total) if total else float("nan")

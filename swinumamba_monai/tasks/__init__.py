@@ -12,16 +12,17 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinumamba_monai.data.files.label_map import LabelMap, read_label_map
 from swinumamba_monai.errors import InputError, shown
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from monai.data import ImageReader
 
+    from swinumamba_monai.data.files.label_map import LabelMap
     from swinumamba_monai.data.prepare.dataset import PreparedDataset, PrepareOptions
     from swinumamba_monai.data.prepare.inspection import PairReport
 
@@ -106,8 +107,6 @@ class Task:
             if label_map is not None:
                 raise InputError(f"Without classes {self.name} takes no label_map; leave it out.")
             return self.files.prepare(source_dir, output_dir, options)
-        if isinstance(label_map, (str, PathLike)):
-            label_map = read_label_map(label_map)
         return self.files.prepare(source_dir, output_dir, options, label_map)
 
     def synthesize(self, output_dir: PathLike | str, **given: object) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 from monai.config import PathLike
 
-from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap
+from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, as_label_map
 from swinumamba_monai.data.files.volumes import (
     VolumeReader,
     is_volume_file,
@@ -40,7 +40,10 @@ _LAST_AMOS_CT = 500
 
 
 def prepare_abdomen_mri(
-    source_dir: PathLike, output_dir: PathLike, options: PrepareOptions | None = None, label_map: LabelMap | None = None
+    source_dir: PathLike,
+    output_dir: PathLike,
+    options: PrepareOptions | None = None,
+    label_map: LabelMap | PathLike | None = None,
 ) -> PreparedDataset:
     """Find volumes and label volumes, check every pair, divide them into three sections and write the datalist.
 
@@ -59,8 +62,8 @@ def prepare_abdomen_mri(
         source_dir: the downloaded dataset.
         output_dir: where the datalist is written; it may be ``source_dir``.
         options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
-        label_map: the classes and their numbers in the files. Default: the paper's 13 organs, by their names in
-            ``dataset.json`` where there is one; the classes of that file where it lacks one of them.
+        label_map: the classes and their numbers in the files, or the JSON file of them. Default: the paper's 13 organs,
+            by their names in ``dataset.json`` where there is one; the classes of that file where it lacks one of them.
 
     Returns:
         What was made.
@@ -69,6 +72,7 @@ def prepare_abdomen_mri(
         InputError: The layout is unknown; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
+    label_map = as_label_map(label_map)
     source = open_source(source_dir)
     found = find_pairs(source, list_volumes, volume_name, "NIfTI volumes")
     _leave_out_ct(found)

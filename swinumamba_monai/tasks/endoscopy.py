@@ -15,7 +15,7 @@ from monai.config import PathLike
 from PIL import Image
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes, read_image
-from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, simple_name
+from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, as_label_map, simple_name
 from swinumamba_monai.data.files.video import FrameReader
 from swinumamba_monai.data.listing import load_frames
 from swinumamba_monai.data.prepare.dataset import (
@@ -40,7 +40,10 @@ _AROUND = re.compile(r"(^|_)(left|right|maryland|labels?)(?=_|$)", re.IGNORECASE
 
 
 def prepare_endoscopy(
-    source_dir: PathLike, output_dir: PathLike, options: PrepareOptions | None = None, label_map: LabelMap | None = None
+    source_dir: PathLike,
+    output_dir: PathLike,
+    options: PrepareOptions | None = None,
+    label_map: LabelMap | PathLike | None = None,
 ) -> PreparedDataset:
     """Find frames and masks, check every pair, divide them into three sections and write the datalist.
 
@@ -62,8 +65,8 @@ def prepare_endoscopy(
         source_dir: the downloaded dataset.
         output_dir: where the datalist is written; it may be ``source_dir``.
         options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
-        label_map: the classes and their numbers in the masks. Default: see above for EndoVis 2017, and else the paper's
-            seven instruments, by their names in ``dataset.json`` where there is one.
+        label_map: the classes and their numbers in the masks, or the JSON file of them. Default: see above for EndoVis
+            2017, and else the paper's seven instruments, by their names in ``dataset.json`` where there is one.
 
     Returns:
         What was made.
@@ -72,6 +75,7 @@ def prepare_endoscopy(
         InputError: The layout is unknown, or the instruments of EndoVis 2017 have no numbers; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
+    label_map = as_label_map(label_map)
     source = open_source(source_dir)
     sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
     with label_folder() as made:

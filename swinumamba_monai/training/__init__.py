@@ -2,31 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of the training recipe that MONAI does not have; the bundles' configs put them together."""
 
-from .amp import autocast_dtype, default_amp
-from .checkpoint import TrainingCheckpoint, run_record
-from .deep_supervision import HalvingDeepSupervisionLoss
-from .distributed import GlobalBatchLoss
-from .handlers import EarlyStop, FreezeEncoder, GradientClip
-from .mim import MaskedBatch, MaskedImageModel, MaskedL1Loss, random_patch_mask
-from .pictures import ReconstructionPicture
-from .reproducible import SeedEveryEpoch, StopOnSigterm, init_worker
+import lazy_loader
 
-__all__ = [
-    "EarlyStop",
-    "FreezeEncoder",
-    "GlobalBatchLoss",
-    "GradientClip",
-    "HalvingDeepSupervisionLoss",
-    "MaskedBatch",
-    "MaskedImageModel",
-    "MaskedL1Loss",
-    "ReconstructionPicture",
-    "SeedEveryEpoch",
-    "StopOnSigterm",
-    "TrainingCheckpoint",
-    "autocast_dtype",
-    "default_amp",
-    "init_worker",
-    "random_patch_mask",
-    "run_record",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "amp": ["autocast_dtype", "default_amp"],
+        "checkpoint": ["TrainingCheckpoint", "run_record"],
+        "deep_supervision": ["HalvingDeepSupervisionLoss"],
+        "distributed": ["GlobalBatchLoss"],
+        "handlers": ["EarlyStop", "FreezeEncoder", "GradientClip"],
+        "mim": ["MaskedBatch", "MaskedImageModel", "MaskedL1Loss", "random_patch_mask"],
+        "pictures": ["ReconstructionPicture"],
+        "reproducible": ["SeedEveryEpoch", "StopOnSigterm", "init_worker"],
+    },
+)

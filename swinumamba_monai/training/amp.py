@@ -24,7 +24,7 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 
     Args:
         amp: ``"bf16"``, ``"fp16"`` or ``"off"``.
-        device: where the network runs.
+        device: device of the network.
 
     Returns:
         the dtype for autocast, or None for no autocast.

@@ -41,7 +41,7 @@ def save_atomically(content: dict, path: Path) -> None:
 
     Args:
         content: tensors and plain Python values.
-        path: the file to write or replace.
+        path: file to write or replace.
 
     Raises:
         InputError: the file could not be written (full disk, read-only folder); the old one is as it was.
@@ -62,8 +62,8 @@ def run_record(ckpt_path: str | PathLike | Sequence[str | PathLike], **facts) ->
     """What is known of the training of a network, for the report of an evaluation.
 
     Args:
-        ckpt_path: a checkpoint of :class:`TrainingCheckpoint`, beside which its ``run.json`` lies, or several.
-        facts: of the evaluation, to keep with it.
+        ckpt_path: checkpoint of :class:`TrainingCheckpoint`, beside which its ``run.json`` lies, or several of them.
+        facts: facts about the evaluation, to keep with it.
 
     Returns:
         ``facts`` and ``"training"``: a list with what each ``run.json`` holds, None where there is none.
@@ -101,12 +101,12 @@ class TrainingCheckpoint:
 
     Args:
         ckpt_dir: folder of the two files, made when the first is written.
-        network: the network itself, not its DDP wrapper.
-        optimizer: its optimizer.
-        lr_scheduler: stepped once an epoch.
-        resume: go on from ``checkpoint.pt``; from the beginning, with a warning, where there is none.
-        best_name: file of the best network.
-        last_name: file of the last epoch's state.
+        network: network that is trained, without its DDP wrapper.
+        optimizer: optimizer of the network.
+        lr_scheduler: learning rate scheduler, stepped once an epoch.
+        resume: whether to go on from ``checkpoint.pt``; without such a file it begins anew, with a warning.
+        best_name: name of the file of the best network.
+        last_name: name of the file of the last epoch's state.
         settings: options that make the run what it is. A run resumed with others is warned that it ends elsewhere.
         overwrite: whether a network of another training that lies at ``best_name`` may be replaced.
     """
@@ -139,8 +139,8 @@ class TrainingCheckpoint:
         """Restore the state if asked to, and save from now on; call it after the engines' own handlers are attached.
 
         Args:
-            trainer: its epoch ends with the validation.
-            evaluator: holds the best metric.
+            trainer: trainer, whose epoch ends with the validation.
+            evaluator: evaluator, which holds the best metric.
 
         Raises:
             InputError: the folder holds a run or a network that would be overwritten, or a checkpoint that cannot be

@@ -17,7 +17,7 @@ class HalvingDeepSupervisionLoss(DeepSupervisionLoss):
     network; that of a network with a single output is the plain loss.
 
     Args:
-        loss: of one head and the label at the head's size.
+        loss: loss of one head and the label at the head's size.
     """
 
     def get_weights(self, levels: int = 1) -> list[float]:

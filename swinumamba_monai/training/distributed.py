@@ -21,7 +21,7 @@ class GlobalBatchLoss(nn.Module):
     it is ``loss`` itself.
 
     Args:
-        loss: takes a prediction and a target, both batch first.
+        loss: loss of a prediction and a target, both batch first.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -31,8 +31,8 @@ class GlobalBatchLoss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """
         Args:
-            prediction: this process's part, (b, ...), b the same in all.
-            target: its target, (b, ...).
+            prediction: prediction of this process, (b, ...), with the same b in all.
+            target: target of the prediction, (b, ...).
 
         Returns:
             the loss of all parts, with the gradient that makes DDP's mean right.

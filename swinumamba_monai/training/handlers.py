@@ -19,8 +19,8 @@ class EarlyStop:
     uninterrupted one does. (MONAI's ``EarlyStopHandler`` counts from the resumption.)
 
     Args:
-        patience: how many validations.
-        val_interval: epochs from one to the next.
+        patience: number of validations.
+        val_interval: number of epochs from one validation to the next.
     """
 
     def __init__(self, patience: int, val_interval: int = 1) -> None:
@@ -31,8 +31,8 @@ class EarlyStop:
         """Look after every validation, and before a resumed run's first epoch.
 
         Args:
-            trainer: what is stopped.
-            evaluator: has the key metric.
+            trainer: trainer to stop.
+            evaluator: evaluator with the key metric.
         """
         trainer.add_event_handler(Events.STARTED, self._look, trainer, evaluator)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._look, trainer, evaluator)
@@ -51,8 +51,8 @@ class FreezeEncoder:
     parameters in every step.
 
     Args:
-        network: has a ``vssm_encoder``.
-        epochs: how many epochs the encoder stays as it is.
+        network: network with a ``vssm_encoder``.
+        epochs: number of epochs in which the encoder stays as it is.
     """
 
     def __init__(self, network: nn.Module, epochs: int = 10) -> None:
@@ -77,7 +77,7 @@ class GradientClip:
     """Scale the gradients down to a global norm before the optimizer's step, under AMP too.
 
     Args:
-        max_norm: the 2-norm over all parameters that is not exceeded.
+        max_norm: largest 2-norm of the gradient over all parameters.
     """
 
     def __init__(self, max_norm: float = 12.0) -> None:

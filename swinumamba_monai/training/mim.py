@@ -66,10 +66,10 @@ class MaskedBatch:
     """``prepare_batch`` of MONAI's engines: mask the images of a batch, and make what is masked the target.
 
     Args:
-        mask_ratio: see :func:`random_patch_mask`.
-        mask_patch_size: see :func:`random_patch_mask`.
-        seed: of the masks. They are then the same for every batch, so that a validation is comparable with the next;
-            by default they come from torch's random state.
+        mask_ratio: share of the patches that are masked.
+        mask_patch_size: side of a patch in pixels.
+        seed: seed of the masks, which are then the same for every batch, so that a validation is comparable with the
+            next; by default they come from torch's random state.
     """
 
     def __init__(self, mask_ratio: float = 0.6, mask_patch_size: int = 32, seed: int | None = None) -> None:
@@ -82,8 +82,8 @@ class MaskedBatch:
     ) -> tuple[Tensor, Tensor, tuple[Tensor], dict]:
         """
         Args:
-            batch: holds "image", (b, c, h, w).
-            device: where the results go.
+            batch: batch with "image", (b, c, h, w).
+            device: device of the results.
             non_blocking: see ``torch.Tensor.to``.
             kwargs: further arguments of ``torch.Tensor.to``.
 
@@ -112,11 +112,11 @@ class MaskedImageModel(nn.Module):
     ``state_dict`` has the encoder's (and stem's) own names: ``load_pretrained`` takes it for the network it came from.
 
     Args:
-        network: has a ``vssm_encoder`` that gives maps, finest first and channels last, and maybe a ``stem`` before it.
-        stride: pixels of the image to a pixel of the encoder's last map, in each direction.
+        network: network with a ``vssm_encoder`` that gives maps, finest first and channels last, and maybe a ``stem``.
+        stride: number of pixels of the image to one of the encoder's last map, in each direction.
 
     Raises:
-        InputError: a network without such an encoder.
+        InputError: the network has no such encoder.
     """
 
     def __init__(self, network: nn.Module, stride: int = 32) -> None:
@@ -139,14 +139,14 @@ class MaskedImageModel(nn.Module):
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """
         Args:
-            image: (b, c, h, w), sides multiples of ``stride``, of mean 0.
-            mask: (b, 1, h, w) bool, True where nothing is to be seen.
+            image: images (b, c, h, w) of mean 0, whose sides are multiples of ``stride``.
+            mask: mask (b, 1, h, w) bool, True where nothing is to be seen.
 
         Returns:
             the predicted image (b, c, h, w); its pixels that were seen carry no meaning.
 
         Raises:
-            InputError: sides that ``stride`` does not divide.
+            InputError: ``stride`` does not divide the sides.
         """
         height, width = image.shape[2:]
         if height % self.stride or width % self.stride:
@@ -169,8 +169,8 @@ class MaskedL1Loss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """
         Args:
-            prediction: (b, c, h, w).
-            target: of the same shape, NaN where a pixel is not masked and does not count.
+            prediction: predicted images (b, c, h, w).
+            target: images of the same shape, NaN where a pixel is not masked and does not count.
 
         Returns:
             a number, in float32 at least.

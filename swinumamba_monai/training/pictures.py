@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from matplotlib.figure import Figure
 from monai.handlers import TensorBoardHandler
 from torch import Tensor
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.painting import display_range
+from swinumamba_monai.reports.figures import panel_figure
 
 __all__ = ["ReconstructionPicture"]
 
-WIDTH = 2.4  # inches, of a panel
+WIDTH = 2.4  # of a panel, inches
 TITLES = "image", "masked input", "reconstruction"
 GREY = 0.5  # of masked pixels
 
@@ -31,8 +32,8 @@ class ReconstructionPicture(TensorBoardHandler):
 
     Args:
         output_dir: folder of the pictures and of TensorBoard's events.
-        num_images: rows of the picture, at most a batch.
-        interval: draw after every so many epochs of the trainer.
+        num_images: number of rows of the picture, at most a batch.
+        interval: number of epochs of the trainer from one picture to the next.
     """
 
     def __init__(self, output_dir: str | PathLike, num_images: int = 4, interval: int = 1) -> None:
@@ -56,18 +57,9 @@ class ReconstructionPicture(TensorBoardHandler):
         rows, self.rows = self.rows, []
         if not rows:
             return
-        height, width = rows[0][0].shape[:2]
-        size = (3 * WIDTH, len(rows) * WIDTH * height / width + 0.6)
-        figure = Figure(figsize=size, layout="constrained")
         name = engine.state.key_metric_name
-        figure.suptitle(f"epoch {engine.state.epoch}, {name} {engine.state.metrics[name]:.4f}", fontsize=10)
-        grid = figure.subplots(len(rows), 3, squeeze=False)
-        for axes, panels in zip(grid, rows):
-            for axis, panel in zip(axes, panels):
-                axis.imshow(panel, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                axis.set_axis_off()
-        for axis, title in zip(grid[0], TITLES):
-            axis.set_title(title, fontsize=9)
+        heading = f"epoch {engine.state.epoch}, {name} {engine.state.metrics[name]:.4f}"
+        figure = panel_figure(rows, [TITLES], WIDTH, heading)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         with replacing(self.output_dir / f"reconstruction_epoch{engine.state.epoch:04d}.png") as temporary:
             figure.savefig(temporary, dpi=120)
@@ -79,10 +71,10 @@ def _panels(image: Tensor, pred: Tensor, label: Tensor) -> tuple[np.ndarray, ...
     channels = 3 if image.shape[0] >= 3 else 1
     image, pred, label = (x[:channels].detach().float().cpu() for x in (image, pred, label))
     masked = ~label.isnan()
-    low, high = np.percentile(image.numpy(), (0.5, 99.5))
+    low, span = display_range(image.numpy())
 
     def show(x: Tensor) -> np.ndarray:
-        return ((x - low) / max(high - low, 1e-6)).clamp(0, 1).permute(1, 2, 0).numpy()
+        return ((x - low) / span).clamp(0, 1).permute(1, 2, 0).numpy()
 
     panels = show(image), np.where(masked.permute(1, 2, 0), GREY, show(image)), show(torch.where(masked, pred, image))
     return panels if channels == 3 else tuple(panel[..., 0] for panel in panels)

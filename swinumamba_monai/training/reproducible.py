@@ -34,8 +34,8 @@ class SeedEveryEpoch:
     they are seeded here.
 
     Args:
-        seed: of the run.
-        dataset: the dataset that the trainer draws from.
+        seed: seed of the run.
+        dataset: dataset that the trainer draws from.
     """
 
     def __init__(self, seed: int, dataset: torch.utils.data.Dataset) -> None:
@@ -77,8 +77,8 @@ class StopOnSigterm:
         """Run the trainer, and end the process with exit code 143 if it was stopped.
 
         Args:
-            trainer: ends after its iteration.
-            evaluator: validates within the trainer's epochs; it ends too, and that validation does not count.
+            trainer: trainer, which ends after its iteration.
+            evaluator: evaluator within the trainer's epochs; it ends too, and that validation does not count.
         """
         if threading.current_thread() is not threading.main_thread():
             trainer.run()

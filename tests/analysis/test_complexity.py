@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from swinumamba_monai.analysis import SIZES, Size, complexity_rows, count, draw_speed, published_rows, speed_rows
+from swinumamba_monai.analysis import complexity_rows, count, draw_speed, speed_rows
+from swinumamba_monai.reports import published_rows
+from swinumamba_monai.tasks import TASKS
 
 # fvcore counts einsum with four significant digits, and ours projects by a linear layer where the released code has an
 # einsum: hence the last digit.
@@ -69,7 +73,7 @@ class TestPublished:
     def test_every_table_is_whole(self):
         counts = [sum(row.table == table for row in published_rows()) for table in ("I", "II", "III", "IV", "V")]
         assert counts == [11, 11, 11, 3, 9]
-        assert {row.task for row in published_rows()} == set(SIZES)
+        assert {row.task for row in published_rows()} == set(TASKS)
 
     def test_equals_the_paper(self, reference_dir):
         """Every number stands in the text of the paper, in the same row as the others."""
@@ -90,10 +94,9 @@ def test_speed(tmp_path):
         "SwinUMambaD": {"feature_size": 8, "depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1)},
         "UNETR": {"no_such_option": 1},
     }
-    sizes = {"abdomen_mri": Size(1, 32, 32, 3)}
+    task = replace(TASKS["abdomen_mri"], roi_size=(32, 32), num_classes=3)
     rows = speed_rows(
-        ["abdomen_mri"], systems, torch.device("cpu"), repeats=2, warmup=0, sample_seconds=0, sizes=sizes,
-        options=options,
+        [task], systems, torch.device("cpu"), repeats=2, warmup=0, sample_seconds=0, options=options,
     )  # fmt: skip
     assert [row["system"] for row in rows] == systems
     for row in rows[:2]:

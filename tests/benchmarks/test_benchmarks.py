@@ -8,21 +8,22 @@ import importlib
 import json
 import tarfile
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import data_parallel, growth, loss_curve, mamba_ssm_build, timing, training_step
-from benchmarks.cases import PUBLISHED, Size, TrainingStep, build, make_loss
-from benchmarks.published import PublishedSS2D
-from swinumamba_monai.analysis.timing import measure, summarize
+from benchmarks.cases import QUICK_BATCHES, RELEASED, Batch, MeasuredStep, build, make_loss
+from benchmarks.released import ReleasedSS2D
+from swinumamba_monai.analysis.measurement import measure, summarize_samples
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import NNUNet
 from swinumamba_monai.networks.vss import SS2D
 
 CPU = torch.device("cpu")
-TOY = Size("toy", 1, 1, 32, 32, 3)
+TOY = Batch(replace(QUICK_BATCHES[0].task, roi_size=(32, 32)), 1)
 QUICK = ["--device", "cpu", "--quick", "--repeats", "2", "--warmup", "0", "--git_commit", "tested"]
 
 
@@ -90,20 +91,20 @@ class TestScripts:
         def fail(name, *arguments, **options):
             if name == "Swin-UMamba":
                 raise RuntimeError("CUDA out of memory\nmore words")
-            return TrainingStep(name, *arguments, **options)
+            return MeasuredStep(name, *arguments, **options)
 
-        monkeypatch.setattr(training_step, "TrainingStep", fail)
+        monkeypatch.setattr(training_step, "MeasuredStep", fail)
         rows = run("training_step", tmp_path, "--precisions", "fp32", "--skip_released")["rows"]
         errors = {row["network"]: row.get("error") for row in rows}
         assert errors == {"nnU-Net": None, "Swin-UMamba†": None, "Swin-UMamba": "RuntimeError: CUDA out of memory"}
 
 
-class TestPublished:
+class TestReleased:
     @pytest.mark.parametrize("height, width", [(5, 7), (8, 8), (1, 3)])
     def test_equals_this_package(self, height, width):
         torch.manual_seed(0)
         ours = SS2D(16, 4)
-        theirs = PublishedSS2D(16, 4)
+        theirs = ReleasedSS2D(16, 4)
         theirs.load_state_dict(ours.state_dict())
         x = torch.randn(2, height, width, 16)
         results = []
@@ -118,11 +119,11 @@ class TestPublished:
 
     def test_network_with_its_scans(self):
         torch.manual_seed(0)
-        network = build("Swin-UMamba†" + PUBLISHED, TOY, CPU, quick=True).eval()
+        network = build("Swin-UMamba†" + RELEASED, TOY.task, CPU, quick=True).eval()
         x = torch.randn(1, 1, 32, 32)
         published = network(x)
         blocks = [module for module in network.modules() if isinstance(module, SS2D)]
-        assert {type(block) for block in blocks} == {PublishedSS2D}
+        assert {type(block) for block in blocks} == {ReleasedSS2D}
         for block in blocks:
             block.__class__ = SS2D
         torch.testing.assert_close(network(x), published, rtol=1e-3, atol=1e-4)
@@ -147,7 +148,7 @@ class TestTiming:
         assert results["b"]["ms"]["n"] == 5
 
     def test_ratio_is_of_rounds(self):
-        summary = timing.ratio(summarize([2.0, 30.0, 4.0]), summarize([1.0, 10.0, 2.0]))
+        summary = timing.ratio(summarize_samples([2.0, 30.0, 4.0]), summarize_samples([1.0, 10.0, 2.0]))
         assert (summary["min"], summary["median"], summary["max"]) == (2, 2, 3)
 
     def test_floor(self):

@@ -18,7 +18,7 @@ from ignite.engine import Events
 from PIL import Image
 
 from swinumamba_monai.data import LabelMap, prepare_endoscopy, read_image
-from swinumamba_monai.inference.overlay import paint
+from swinumamba_monai.inference.overlay import class_overlay
 
 
 def run(kind, out, before=lambda workflow: None, **override):
@@ -157,7 +157,7 @@ def test_a_class_has_its_colour_in_every_frame():
     alone, beside = np.zeros((2, 20, 20), dtype=int)
     alone[5:15, 5:15] = beside[5:15, 5:15] = 2
     beside[0:3] = 1
-    one, two = paint(frame, alone), paint(frame, beside)
+    one, two = class_overlay(frame, alone), class_overlay(frame, beside)
     np.testing.assert_array_equal(one[:, 5:15, 5:15], two[:, 5:15, 5:15])
     assert len(np.unique(two.reshape(3, -1), axis=1).T) == 5  # frame; two classes and their rims
     assert not np.array_equal(two[:, 0, 0], two[:, 5, 5])

@@ -221,4 +221,4 @@ def test_real_data(tmp_path):
     assert report.instances == 28986  # SOURCES.md of the data
     assert report.problems == []
     sample = prepare_microscopy(SHARED / "neurips22_sample", tmp_path / "neurips")
-    assert sample["instances"] == 6 + 44 + 187
+    assert sample.instances == 6 + 44 + 187

@@ -15,8 +15,8 @@ from doc_commands import ROOT
 from PIL import Image
 from short_runs import run_bundle
 
-from swinumamba_monai.cli import TASKS, main
-from swinumamba_monai.tasks import find_task
+from swinumamba_monai.cli import main
+from swinumamba_monai.tasks import TASKS, find_task
 
 SIZES = {
     "abdomen_mri": {"image_size": (48, 64), "num_slices": 4},

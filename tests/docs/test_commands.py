@@ -26,6 +26,7 @@ from short_runs import config_of, run_bundle
 
 from swinumamba_monai import cli
 from swinumamba_monai.networks import SYSTEMS
+from swinumamba_monai.tasks import TASKS
 
 # document, command (with * and ?), why it is not run here. All of them are checked all the same, as far as they are
 # pytest, make, or commands of this package, of MONAI's bundles or of torchrun.
@@ -107,7 +108,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif words[:3] == ["python", "-m", "pytest"]:
         assert all((ROOT / word).exists() for word in words[3:] if not word.startswith("-"))
     elif words[:3] == ["python", "-m", "swinumamba_monai"]:
-        cli._parser().parse_args(words[3:])
+        cli.make_parser().parse_args(words[3:])
     elif words[1:2] == ["-m"] and words[2].startswith("benchmarks."):
         check_benchmark(words[2], words[3:], monkeypatch)
     elif words[:4] == ["python", "-m", "monai.bundle", "run"]:
@@ -184,7 +185,7 @@ def test_names_in_the_text_exist(document, words, monkeypatch):
 
 @pytest.mark.parametrize("block", RUN, ids=str)
 def test_run(block, workplace, tmp_path, monkeypatch, capsys):
-    task = next((task for task in cli.TASKS if task in block.document or task in block.text), "microscopy")
+    task = next((task for task in TASKS if task in block.document or task in block.text), "microscopy")
     workplace(task, tmp_path)
     monkeypatch.chdir(tmp_path)
     for words in read_commands(block, tmp_path):

@@ -13,7 +13,7 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 
 from swinumamba_monai.cli import main
-from swinumamba_monai.inference import coco
+from swinumamba_monai.inference import to_coco
 
 METADATA = Path(__file__).parents[2] / "bundles" / "endoscopy" / "configs" / "metadata.json"
 
@@ -41,7 +41,7 @@ def test_pixels_boxes_and_ids(names):
     ring = np.ones((3, 4), int)  # no zero before its first run
     ring[1, 1] = 0
     maps += [ring, np.pad(ring, 2)]
-    content = coco([(f"{i}.png", numbers) for i, numbers in enumerate(maps)], names)
+    content = to_coco([(f"{i}.png", numbers) for i, numbers in enumerate(maps)], names)
     assert [image["file_name"] for image in content["images"]] == [f"{i}.png" for i in range(len(maps))]
     assert {c["id"]: c["name"] for c in content["categories"]} == (names or {1: "cell"})
     assert [a["id"] for a in content["annotations"]] == list(range(1, len(content["annotations"]) + 1))

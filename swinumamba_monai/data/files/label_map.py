@@ -122,6 +122,11 @@ def read_label_map(path: PathLike) -> LabelMap:
         raise InputError(f'{path} is no label map ({error!r}); write {{"background": 0, "liver": 1, ...}}.') from error
 
 
+def as_label_map(given: LabelMap | PathLike | None) -> LabelMap | None:
+    """A label map, or that of the JSON file given in its place, as :func:`read_label_map` reads it; None for None."""
+    return given if given is None or isinstance(given, LabelMap) else read_label_map(given)
+
+
 def parse_label_map(content: Mapping[str, object], source: object) -> LabelMap:
     """The map of one of the forms that :func:`read_label_map` names; ``source`` is named in its sentences."""
     try:

@@ -20,14 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-__all__ = ["allocated_bytes", "free", "measure", "peak_bytes", "reason", "reserved_bytes", "summarize"]
-
-MAX_CALLS = 200  # a sample's calls, however short they are
+MAX_CALLS = 200  # of a sample, however short they are
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def summarize(samples: list[float]) -> dict:
+def summarize_samples(samples: list[float]) -> dict:
     """Median and spread of ``samples``, which are kept too."""
     low, q1, median, q3, high = (float(q) for q in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
     return {
@@ -47,50 +45,43 @@ def reason(error: BaseException) -> str:
 
 
 def measure(
-    runs: dict[str, Callable[[], object]],
-    device: torch.device,
-    repeats: int,
-    warmup: int,
-    sample_seconds: float,
+    runs: dict[str, Callable[[], object]], device: torch.device, repeats: int, warmup: int, sample_seconds: float
 ) -> dict[str, dict]:
     """Time what ``runs`` call, in turn.
 
     Args:
-        runs: what to call, by the row's name.
-        device: where it runs.
-        repeats: samples of each.
-        warmup: calls of each before its first sample.
-        sample_seconds: how long a sample lasts at least, unless :data:`MAX_CALLS` are over before.
+        runs: functions to call, by the row's name.
+        device: device that they run on.
+        repeats: number of samples of each.
+        warmup: number of calls of each before its first sample.
+        sample_seconds: shortest duration of a sample in seconds, unless :data:`MAX_CALLS` are over before.
 
     Returns:
         for each name ``{"ms": summary, "calls": calls of a sample}``, or ``{"error": reason}`` for one that failed;
         the others are measured all the same.
     """
-    results: dict[str, dict] = {}
-    samples: dict[str, list[float]] = {}
-    for name, run in runs.items():
+    results: dict[str, dict] = {name: {"calls": 1} for name in runs}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+
+    def elapsed_ms(name: str, calls: int) -> float | None:
         try:
-            for _ in range(warmup):
-                run()
-            once = _elapsed_ms(run, 1, device)
+            return _elapsed_ms(runs[name], calls, device)
         except Exception as error:
             results[name] = {"error": reason(error)}
+            del samples[name]
             free(device)
-        else:
-            calls = max(1, min(MAX_CALLS, math.ceil(1000 * sample_seconds / max(once, 1e-3))))
-            results[name] = {"calls": calls}
-            samples[name] = []
+            return None
+
+    for name in runs:
+        if elapsed_ms(name, warmup) is not None and (once := elapsed_ms(name, 1)) is not None:
+            results[name]["calls"] = max(1, min(MAX_CALLS, math.ceil(1000 * sample_seconds / max(once, 1e-3))))
     for _ in range(repeats):
         for name in list(samples):
             calls = results[name]["calls"]
-            try:
-                samples[name].append(_elapsed_ms(runs[name], calls, device) / calls)
-            except Exception as error:
-                results[name] = {"error": reason(error)}
-                del samples[name]
-                free(device)
+            if (elapsed := elapsed_ms(name, calls)) is not None:
+                samples[name].append(elapsed / calls)
     for name, values in samples.items():
-        results[name]["ms"] = summarize(values)
+        results[name]["ms"] = summarize_samples(values)
     return results
 
 
@@ -141,16 +132,6 @@ def _resident_peak_bytes(run: Callable[[], object]) -> int | None:
 def _status_bytes(name: str) -> int:
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name + ":"))
     return 1024 * int(line.split()[1])
-
-
-def allocated_bytes(device: torch.device) -> int:
-    """Memory of the tensors that are there; 0 on a CPU, where nobody counts."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def reserved_bytes(device: torch.device) -> int:
-    """Memory that torch holds of the device; 0 on a CPU."""
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
 
 
 def free(device: torch.device) -> None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,10 +21,12 @@ from swinumamba_monai import __version__
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.metrics.case_scores import CaseMetric, Column
-from swinumamba_monai.metrics.figures import Case, draw_cases, draw_scores, make_case
-from swinumamba_monai.metrics.statistics import bootstrap_settings, summarize
+from swinumamba_monai.metrics.statistics import bootstrap_settings, summarize_cases
+from swinumamba_monai.reports.figures import Case, draw_cases, draw_scores, make_case
+from swinumamba_monai.reports.tables import write_csv
 
 Columns = Mapping[Column, np.ndarray]
+ShownCase = tuple[float, Case, str]  # score that counts, infinite without a value; pictures; caption
 
 
 class EvaluationReport:
@@ -52,13 +53,13 @@ class EvaluationReport:
     Args:
         output_dir: folder to write into; made if absent.
         metric: the evaluator's :class:`CellF1` or :class:`DiceNSD`, which knows what it compared and how.
-        class_names: for another metric with one value per class, names of the classes, which become part of the column
-            names ("val_dice_interior"); without them classes are numbered from 0.
-        num_figures: rows of a picture of cases; with 0 there is none.
-        seed: of the bootstrap.
-        image_key: the image to name and show; it has to lie like the truth.
-        run: which network this is and how it was trained, to stand in ``summary.json``; see
-            :func:`~swinumamba_monai.training.run_record`. ``table results`` reads it.
+        class_names: names of the classes of any other metric that has one value per class, by the metric's name; they
+            become part of the column names ("val_dice_interior"). Without them classes are numbered from 0.
+        num_figures: number of cases in a picture; with 0 there is none.
+        seed: seed of the bootstrap.
+        image_key: key of the image to name and show; it has to lie like the truth.
+        run: record of the network and its training for ``summary.json``, which ``table results`` reads; see
+            :func:`~swinumamba_monai.training.run_record`.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ class EvaluationReport:
         self.image_key = image_key
         self.run = run
         self._files: list[str] = []
-        self._first: list[tuple[Case, str]] = []  # with captions
-        self._worst: list[tuple[float, Case, str]] = []
+        self._first: list[ShownCase] = []
+        self._worst: list[ShownCase] = []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
@@ -97,14 +98,13 @@ class EvaluationReport:
             self._files.append(_file_of(image))
             key = row[scores.key] if not np.isnan(row[scores.key]) else np.inf
             is_first = len(self._first) < self.num_figures
-            is_bad = is_first or (self.num_figures > 0 and key < self._worst[-1][0])
-            if is_first or is_bad:
+            if is_first or (self.num_figures > 0 and key < self._worst[-1][0]):
                 case = make_case(Path(self._files[-1]).name, image, *scores.labels(pred, truth))
                 if is_first:
-                    self._first.append((case, scores.caption(row)))
+                    self._first.append((key, case, scores.caption(row)))
                 self._worst = self._lowest([*self._worst, (key, case, scores.caption(row))])
 
-    def _lowest(self, cases: Iterable[tuple[float, Case, str]]) -> list[tuple[float, Case, str]]:
+    def _lowest(self, cases: Iterable[ShownCase]) -> list[ShownCase]:
         return sorted(cases, key=lambda case: case[0])[: self.num_figures]
 
     def __call__(self, engine: Engine) -> None:
@@ -120,12 +120,11 @@ class EvaluationReport:
         for name, values in engine.state.metric_details.items():
             if name != self.metric.name:
                 columns.update(self._columns_of(name, convert_to_numpy(values), len(files)))
-        summary = {column: summarize(values, self.seed) for column, values in columns.items()}
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        self._write_cases(_short_names(files), columns)
-        self._write_classes(columns, summary)
+        summary = {column: summarize_cases(values, self.seed) for column, values in columns.items()}
+        write_csv(self.output_dir, "metrics", _case_rows(_short_names(files), columns))
+        write_csv(self.output_dir, "classes", _class_rows(columns, summary))
         self._write_summary(summary)
-        self._write_figures(columns, self._lowest(case for cases in worst for case in cases))
+        self._draw(columns, self._lowest(case for cases in worst for case in cases))
 
     def _columns_of(self, metric: str, values: np.ndarray, num_cases: int) -> dict[Column, np.ndarray]:
         if len(values) != num_cases:
@@ -137,37 +136,8 @@ class EvaluationReport:
         classes = self.class_names.get(metric, range(num_classes))
         if len(classes) != num_classes:
             raise InputError(f"Metric '{metric}' has {num_classes} classes, but class_names gives it {len(classes)}.")
-        return {
-            Column(f"{metric}_{name}", metric, label=str(name)): column
-            for name, column in zip(classes, values.T, strict=True)
-        }
-
-    def _write_cases(self, names: Sequence[str], columns: Columns) -> None:
-        texts = ([_as_text(value, column.is_count) for value in values] for column, values in columns.items())
-        self._write_table(
-            "metrics.csv", ["name", *(column.name for column in columns)], zip(names, *texts, strict=True)
-        )
-
-    def _write_classes(self, columns: Columns, summary: Mapping[Column, Mapping]) -> None:
-        rows = []
-        for column, numbers in summary.items():
-            if column.is_count:
-                continue
-            counts = [values for other, values in columns.items() if other.is_count and other.label == column.label]
-            low, high = numbers["interval"] or (np.nan, np.nan)
-            spread = (np.nan if number is None else number for number in (numbers["mean"], numbers["std"], low, high))
-            present = np.count_nonzero(np.any(counts, axis=0)) if counts else ""
-            rows.append(
-                [column.score, column.reading, column.label, *(_as_text(n) for n in spread), numbers["n"], present]
-            )
-        heading = ["score", "reading", "class", "mean", "std", "low", "high", "n", "n_present"]
-        self._write_table("classes.csv", heading, sorted(rows, key=lambda row: row[:2]))
-
-    def _write_table(self, name: str, heading: Sequence[str], rows: Iterable[Sequence]) -> None:
-        with replacing(self.output_dir / name) as path, path.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(heading)
-            table.writerows(rows)
+        names = [Column(f"{metric}_{name}", metric, label=str(name)) for name in classes]
+        return dict(zip(names, values.T, strict=True))
 
     def _write_summary(self, summary: Mapping[Column, Mapping]) -> None:
         content = {
@@ -184,20 +154,41 @@ class EvaluationReport:
         with replacing(self.output_dir / "summary.json") as path:
             path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
-    def _write_figures(self, columns: Columns, worst: Sequence[tuple[float, Case, str]]) -> None:
+    def _draw(self, columns: Columns, worst: Sequence[ShownCase]) -> None:
         scores = self.metric.metric_fn
         num_cases = len(next(iter(columns.values())))
         with replacing(self.output_dir / "scores.png") as path:
             draw_scores(path, columns, f"{num_cases} cases; a point per case, the diamond is the mean")
         pictures = {
             "predictions.png": (self._first, scores.heading()),
-            "worst_cases.png": ([case[1:] for case in worst], f"The lowest {scores.key}. {scores.heading()}"),
+            "worst_cases.png": (worst, f"The lowest {scores.key}. {scores.heading()}"),
         }
-        for name, (cases, heading) in pictures.items():
-            if cases:
-                titles = [f"prediction: {caption}" for _, caption in cases]
+        for name, (shown, heading) in pictures.items():
+            if shown:
+                _, cases, captions = zip(*shown, strict=True)
+                titles = [f"prediction: {caption}" for caption in captions]
                 with replacing(self.output_dir / name) as path:
-                    draw_cases(path, [case for case, _ in cases], titles, heading, scores.class_names)
+                    draw_cases(path, cases, titles, heading, scores.class_names)
+
+
+def _case_rows(names: Sequence[str], columns: Columns) -> list[dict]:
+    texts = {column.name: [_text(value, column.is_count) for value in values] for column, values in columns.items()}
+    return [dict(zip(("name", *texts), row, strict=True)) for row in zip(names, *texts.values(), strict=True)]
+
+
+def _class_rows(columns: Columns, summary: Mapping[Column, Mapping]) -> list[dict]:
+    rows = []
+    for column, numbers in summary.items():
+        if column.is_count:
+            continue
+        low, high = numbers["interval"] or (None, None)
+        row = {"score": column.score, "reading": column.reading, "class": column.label}
+        spread = {"mean": numbers["mean"], "std": numbers["std"], "low": low, "high": high}
+        row |= {name: _text(np.nan if number is None else number) for name, number in spread.items()}
+        counts = [values for other, values in columns.items() if other.is_count and other.label == column.label]
+        present = np.count_nonzero(np.any(counts, axis=0)) if counts else ""
+        rows.append(row | {"n": numbers["n"], "n_present": present})
+    return sorted(rows, key=lambda row: (row["score"], row["reading"]))
 
 
 def _file_of(image: object) -> str:
@@ -216,5 +207,5 @@ def _short_names(files: Sequence[str]) -> list[str]:
     return [path.relative_to(top).as_posix() for path in paths]
 
 
-def _as_text(value: float, is_count: bool = False) -> str:
+def _text(value: float, is_count: bool = False) -> str:
     return f"{value:.0f}" if is_count else f"{value:.6f}"

@@ -17,17 +17,15 @@ from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import selective_scan
 from swinumamba_monai.ops.mamba import why_mamba_is_unavailable
 
-__all__ = ["PublishedSS2D", "published_kernel", "why_published_is_unavailable"]
+__all__ = ["ReleasedSS2D", "released_kernel", "why_released_is_unavailable"]
 
 
-def why_published_is_unavailable(device: torch.device) -> str | None:
-    """The reason why :func:`published_kernel` cannot run there, or None if it can."""
+def why_released_is_unavailable(device: torch.device) -> str | None:
+    """The reason why :func:`released_kernel` cannot run there, or None if it can."""
     return why_mamba_is_unavailable("cuda", torch.float32, 16) if device.type == "cuda" else None
 
 
-def published_kernel(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
-) -> Tensor:
+def released_kernel(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
     """mamba-ssm's scan of float32 (b, d, l), softplus inside; on a CPU, to try things there, this package's."""
     if u.device.type == "cpu":
         return selective_scan(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True)
@@ -36,7 +34,7 @@ def published_kernel(
     return selective_scan_fn(u, delta, A, B, C, D, z=None, delta_bias=delta_bias, delta_softplus=True)
 
 
-class PublishedSS2D(SS2D):
+class ReleasedSS2D(SS2D):
     """SS2D with the released arrangement; the parameters are those of its parent."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +52,7 @@ class PublishedSS2D(SS2D):
         projected = torch.einsum("bkdl,kcd->bkcl", sequences, self.x_proj_weight)
         low_rank, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=2)
         delta = torch.einsum("bkrl,kdr->bkdl", low_rank, self.dt_projs_weight)
-        y = published_kernel(
+        y = released_kernel(
             sequences.float().flatten(1, 2),
             delta.contiguous().float().flatten(1, 2),
             -self.A_logs.float().exp(),

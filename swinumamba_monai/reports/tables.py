@@ -5,27 +5,39 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
 
-__all__ = ["markdown", "write_csv", "write_table"]
+
+def markdown_lines(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table without a line break at its end.
+
+    Args:
+        heading: text above every column.
+        rows: texts of the cells, row by row.
+    """
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rows))
 
 
 def markdown(columns: Mapping[str, str], rows: Sequence[Mapping], notes: Sequence[str] = ()) -> str:
-    """A Markdown table.
+    """A Markdown table of rows with named cells.
 
     Args:
-        columns: which keys of a row are shown, and the headings over them.
+        columns: headings of the columns by the keys of the cells that they show.
         rows: cells by key; None and absent ones stay empty.
         notes: sentences below the table.
+
+    >>> print(markdown({"row": "network", "f1": "F1"}, [{"row": "nnU-Net", "f1": 0.70754}]), end="")
+    | network | F1 |
+    | --- | --- |
+    | nnU-Net | 0.7075 |
     """
-    cells = [[_text(row.get(key)) for key in columns] for row in rows]
-    lines = [list(columns.values()), ["---"] * len(columns), *cells]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + [f"\n{note}" for note in notes]) + "\n"
+    cells = ([_text(row.get(key)) for key in columns] for row in rows)
+    return "\n".join([markdown_lines(list(columns.values()), cells), *(f"\n{note}" for note in notes)]) + "\n"
 
 
 def write_table(

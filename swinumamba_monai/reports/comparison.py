@@ -24,15 +24,15 @@ class Difference:
     """One score in two evaluations, B minus A.
 
     Args:
-        column: its name.
-        n: cases with a value in both.
-        left_out: cases that have none in A, in B or in both.
-        ties: cases with the same value in both.
-        mean_a: mean over the n cases.
-        mean_b: likewise.
-        mean_difference: likewise.
+        column: name of the score's column.
+        n: number of cases with a value in both.
+        left_out: number of cases that have none in A, in B or in both.
+        ties: number of cases with the same value in both.
+        mean_a: mean of A over the n cases.
+        mean_b: mean of B over the n cases.
+        mean_difference: mean of B minus A over the n cases.
         interval: 95 % bootstrap interval of the mean difference over cases; None for fewer than two.
-        p_value: of the Wilcoxon signed-rank test, two-sided, without the ties; None if all are ties.
+        p_value: p of the two-sided Wilcoxon signed-rank test without the ties; None if all are ties.
     """
 
     column: str
@@ -54,19 +54,21 @@ def compare(a: PathLike, b: PathLike, columns: Sequence[str] | None = None, seed
     trainings differ by their seeds.
 
     Args:
-        a: file of one evaluation, of :class:`~swinumamba_monai.metrics.EvaluationReport`.
-        b: file of the other.
-        columns: which to compare; None for all that the files share.
-        seed: of the bootstrap.
+        a: ``metrics.csv`` of one evaluation, as :class:`~swinumamba_monai.metrics.EvaluationReport` writes it.
+        b: ``metrics.csv`` of the other.
+        columns: names of the columns to compare; None for all that the files share.
+        seed: seed of the bootstrap.
 
     Returns:
         One item per column that has at least one case with a value in both files.
 
     Raises:
-        InputError: for files that are no such tables, hold different cases, or share no column that is asked for.
+        InputError: the files are no such tables, hold different cases, or do not share a column that is asked for.
     """
     table_a, table_b = read_cases(Path(a)), read_cases(Path(b))
-    _check_cases(Path(a), Path(b), table_a, table_b)
+    only = {a: [name for name in table_a if name not in table_b], b: [name for name in table_b if name not in table_a]}
+    if parts := [f"only {path} has {_few(names)}" for path, names in only.items() if names]:
+        raise InputError(f"The files hold different cases: {'; '.join(parts)}. Evaluate both runs on the same section.")
     shared = [column for column in next(iter(table_a.values())) if column in next(iter(table_b.values()))]
     missing = [column for column in columns or () if column not in shared]
     if missing or not shared:
@@ -74,11 +76,10 @@ def compare(a: PathLike, b: PathLike, columns: Sequence[str] | None = None, seed
             f"{a} and {b} do not share {', '.join(missing) or 'any column'}; "
             f"they share {', '.join(shared) or 'only the names of cases'}."
         )
-    pairs = {
-        column: np.array([(table_a[name][column], table_b[name][column]) for name in table_a])
-        for column in columns or shared
-    }
-    differences = [_difference(column, values, seed) for column, values in pairs.items()]
+    differences = []
+    for column in columns or shared:
+        pairs = np.array([(table_a[name][column], table_b[name][column]) for name in table_a])
+        differences.append(_difference(column, pairs, seed))
     return [difference for difference in differences if difference.n > 0]
 
 
@@ -158,12 +159,5 @@ def read_cases(path: Path) -> dict[str, dict[str, float]]:
     return table
 
 
-def _check_cases(path_a: Path, path_b: Path, a: dict, b: dict) -> None:
-    only = {path_a: [name for name in a if name not in b], path_b: [name for name in b if name not in a]}
-    parts = [
-        f"only {path} has {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for path, names in only.items()
-        if names
-    ]
-    if parts:
-        raise InputError(f"The files hold different cases: {'; '.join(parts)}. Evaluate both runs on the same section.")
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

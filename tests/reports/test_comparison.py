@@ -11,7 +11,7 @@ import pytest
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.metrics import compare, comparison_text
+from swinumamba_monai.reports import compare, comparison_text
 
 
 def write(path: Path, columns: Mapping[str, Sequence[float]], names: Sequence[str] | None = None) -> Path:

@@ -19,15 +19,13 @@ from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.metrics import read_cases
 from swinumamba_monai.metrics.case_scores import PUBLISHED
-from swinumamba_monai.metrics.statistics import summarize
+from swinumamba_monai.metrics.statistics import summarize_cases
 from swinumamba_monai.networks import SYSTEMS
-
-from .published import SETTINGS, PublishedRow, published_rows
-from .tables import markdown, write_csv
-
-__all__ = ["RESULT_COLUMNS", "RESULT_NOTES", "Evaluation", "read_evaluation", "result_tables", "write_results"]
+from swinumamba_monai.reports.comparison import read_cases
+from swinumamba_monai.reports.paper_tables import SETTINGS, PublishedRow, published_rows
+from swinumamba_monai.reports.tables import markdown, write_csv
+from swinumamba_monai.tasks import TASKS, Task
 
 RESULT_COLUMNS = {
     "row": "Methods",
@@ -50,8 +48,6 @@ RESULT_NOTES = (
     "'here': mean ± std over the n cases, each with its mean over the seeds; interval: 95 % bootstrap of the mean "
     "over cases; std over seeds: of the first score, of the seeds' means.",
 )
-TABLES = {"abdomen_mri": "I", "endoscopy": "II", "microscopy": "III"}
-SCORES = {"abdomen_mri": ("dsc", "nsd"), "endoscopy": ("dsc", "nsd"), "microscopy": ("f1",)}
 # Settings of a training that may differ between the runs of one row: chance, and where it ran.
 FREE = {"seed", "data_dir", "num_workers", "processes", "epoch", "best_metric_epoch", "seconds", "gpu", "gpu_bytes"}
 
@@ -61,12 +57,12 @@ class Evaluation:
     """What one folder of an evaluation holds.
 
     Args:
-        folder: where it lies.
-        task: a key of :data:`.complexity.SIZES`.
-        system: a key of :data:`~swinumamba_monai.networks.SYSTEMS`, or what the caller calls it.
-        row: its name in the table.
-        training: what ``run.json`` says, or nothing.
-        cases: every case's numbers, by its name.
+        folder: folder that the evaluation wrote.
+        task: a key of :data:`~swinumamba_monai.tasks.TASKS`.
+        system: a key of :data:`~swinumamba_monai.networks.SYSTEMS`, or the caller's own name.
+        row: name of its row in the table.
+        training: content of the training's ``run.json``; empty where there is none.
+        cases: numbers of every case by column, by the name of the case.
     """
 
     folder: Path
@@ -91,7 +87,7 @@ def read_evaluation(argument: str) -> Evaluation:
         argument: ``DIR``, or ``NAME=DIR`` to choose its row: the name of a network, or any other.
 
     Raises:
-        InputError: no such folder, or one that does not say what it is of.
+        InputError: there is no such folder, or nothing in it says which task and network it is of.
     """
     name, _, folder = argument.rpartition("=")
     path = Path(folder)
@@ -103,7 +99,7 @@ def read_evaluation(argument: str) -> Evaluation:
     run = summary.get("run") or {}
     task = run.get("task") or _task_of(columns)
     system = name or run.get("network_name")
-    if task not in TABLES or not system:
+    if task not in TASKS or not system:
         raise InputError(f"{path} does not say which network it is of; write NAME={path}.")
     trainings = run.get("training") or []
     training = (trainings[0] if len(trainings) == 1 else None) or {}
@@ -135,25 +131,25 @@ def result_tables(evaluations: Sequence[Evaluation], reading: str = PUBLISHED) -
     """Rows of the tables that the evaluations belong to, by the tables' headings.
 
     Args:
-        evaluations: of :func:`read_evaluation`.
+        evaluations: evaluations that :func:`read_evaluation` read.
         reading: ``"published"``, as the paper's scripts compute their scores, or ``"corrected"``.
 
     Raises:
-        InputError: runs of one row that were tested on different cases.
+        InputError: runs of one row were tested on different cases, or a score is missing.
     """
     tables = {}
-    for task in TABLES:
-        groups = _grouped([item for item in evaluations if item.task == task])
+    for task in TASKS.values():
+        groups = _grouped([item for item in evaluations if item.task == task.name])
         if not groups:
             continue
         here = [_measured(row, items, task, reading) for row, items in groups]
-        published = [row for row in published_rows() if row.task == task]
+        published = [row for row in published_rows() if row.task == task.name]
         initialisations = {row.row for row in published if row.table == "V"}
-        for table in (TABLES[task], "V"):
+        for table in (task.table, "V"):
             rows = [row for row in here if (row["row"] in initialisations) == (table == "V")]
             if rows:
-                theirs = [_printed(row) for row in published if row.table == table]
-                tables[f"Table {table}, {task}"] = _in_order(theirs, rows)
+                theirs = [_printed(row, task) for row in published if row.table == table]
+                tables[f"Table {table}, {task.name}"] = _in_order(theirs, rows)
     return tables
 
 
@@ -173,7 +169,7 @@ def _grouped(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Evaluati
     return named
 
 
-def _measured(row: str, items: Sequence[Evaluation], task: str, reading: str) -> dict:
+def _measured(row: str, items: Sequence[Evaluation], task: Task, reading: str) -> dict:
     names = items[0].cases.keys()
     for item in items[1:]:
         if item.cases.keys() != names:
@@ -184,13 +180,13 @@ def _measured(row: str, items: Sequence[Evaluation], task: str, reading: str) ->
     cells: dict[str, object] = {"row": row, "source": "here", "system": items[0].system}
     parameters = items[0].training.get("parameters")
     cells["parameters"] = f"{parameters / 1e6:.1f}M" if parameters else None
-    for index, score in enumerate(SCORES[task]):
+    for index, score in enumerate(task.scores):
         column = score if (score, reading) == ("f1", PUBLISHED) else f"{score}_{reading}"
         try:
             values = np.array([[item.cases[name][column] for name in names] for item in items])
         except KeyError as error:
             raise InputError(f"{items[0].folder} has no column {column} in its metrics.csv.") from error
-        over_cases = summarize(values.mean(axis=0))
+        over_cases = summarize_cases(values.mean(axis=0))
         if over_cases["n"] == 0:
             raise InputError(f"{items[0].folder} has no case with a value of {column}.")
         std, interval = over_cases["std"], over_cases["interval"]
@@ -207,12 +203,12 @@ def _measured(row: str, items: Sequence[Evaluation], task: str, reading: str) ->
     return cells
 
 
-def _printed(row: PublishedRow) -> dict:
+def _printed(row: PublishedRow, task: Task) -> dict:
     name = row.row
     if row.table != "V" and row.system in ("SwinUMamba", "SwinUMambaD"):
         name = f"{row.row}, {SETTINGS[row.setting]}"
     cells = {"row": name, "source": "the paper", "system": row.system, "parameters": row.parameters or None}
-    return cells | {score: getattr(row, score) for score in SCORES[row.task]}
+    return cells | {score: getattr(row, score) for score in task.scores}
 
 
 def _in_order(printed: Sequence[dict], measured: Sequence[dict]) -> list[dict]:
@@ -230,9 +226,9 @@ def write_results(output_dir: PathLike, tables: Mapping[str, Sequence[Mapping]],
     """Write ``results.md``, a section a table, and ``results.csv``, all rows; return the text of the former.
 
     Args:
-        output_dir: folder, made if absent.
-        tables: of :func:`result_tables`.
-        reading: of the scores, for the text.
+        output_dir: folder to write into; made if absent.
+        tables: tables that :func:`result_tables` made.
+        reading: reading of the scores, for the headings.
     """
     sections = []
     for heading, rows in tables.items():

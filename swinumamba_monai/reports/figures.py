@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from monai.utils import convert_to_numpy
-from skimage.segmentation import find_boundaries
 
 from swinumamba_monai.metrics.case_scores import CORRECTED, PUBLISHED, Column
+from swinumamba_monai.painting import display_range, paint, palette
 
-MAX_SIDE = 512  # pixels
-WIDTH = 3.6  # inches, of a panel
-TITLE = 0.3  # inches, of a line above a panel
+MAX_SIDE = 512  # of a kept picture, pixels
+WIDTH = 3.6  # of a panel of image, truth or prediction, inches
+TITLE = 0.3  # of a line of text, inches
+OPACITY = 0.55  # of a cell or class; its rim is opaque
 UNMATCHED = 1.0, 1.0, 1.0
 READING_COLOURS = {PUBLISHED: "#c8c8c8", CORRECTED: "#7fb2dd", "": "#a9d3a4"}
 
@@ -30,10 +30,10 @@ class Case:
     """One row of a picture, small enough to keep until the end of an evaluation.
 
     Args:
-        name: of the image file, and the slice if it is a volume.
+        name: name of the image file, and the slice if it is a volume.
         image: grey or RGB values of shape (h, w, 3), uint8.
         truth: instance ids or class indices of shape (h, w).
-        pred: likewise, predicted.
+        pred: predicted instance ids or class indices of shape (h, w).
     """
 
     name: str
@@ -46,11 +46,11 @@ def make_case(name: str, image: torch.Tensor, truth: np.ndarray, pred: np.ndarra
     """Shrink an image and its labels to at most 512 pixels a side; of a volume, the slice with most errors.
 
     Args:
-        name: of the image file.
+        name: name of the image file.
         image: any intensities, shape (C, H, W) or (C, H, W, D): the first three channels are shown as RGB, else the
             first as grey. It may be of another size than the labels, but has to show the same field.
         truth: instance ids or class indices of shape (H, W) or (H, W, D).
-        pred: likewise, predicted.
+        pred: predicted instance ids or class indices of the same shape.
     """
     if truth.ndim == 3:
         errors, labelled = (where.sum(axis=(0, 1)) for where in (truth != pred, truth > 0))
@@ -65,73 +65,64 @@ def make_case(name: str, image: torch.Tensor, truth: np.ndarray, pred: np.ndarra
     truth, pred = truth[::step, ::step].copy(), pred[::step, ::step].copy()  # a view would keep the whole map alive
     channels = torch.as_tensor(convert_to_numpy(image[:3] if image.shape[0] >= 3 else image[:1])).float()
     small = torch.nn.functional.interpolate(channels[None], size=truth.shape, mode="area")[0].permute(1, 2, 0).numpy()
-    # Normalised intensities have no fixed range; a few bright pixels must not make the rest black.
-    low, high = np.percentile(small, (0.5, 99.5))
-    grey = np.clip((small - low) / max(high - low, 1e-6), 0, 1)
+    low, span = display_range(small)
+    grey = np.clip((small - low) / span, 0, 1)
     return Case(name, np.broadcast_to((255 * grey).astype(np.uint8), (*truth.shape, 3)), truth, pred)
 
 
+def panel_figure(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    titles: Sequence[Sequence[str]],
+    width: float,
+    heading: str = "",
+    num_lines: int = 2,
+    square: bool = False,
+) -> Figure:
+    """A figure with a picture in every panel.
+
+    Args:
+        rows: pictures of every row, (h, w, 3) or (h, w), in [0, 1] or uint8; None leaves a panel empty.
+        titles: titles of the panels of the first rows, a list a row.
+        width: width of a panel in inches.
+        heading: text above all rows.
+        num_lines: lines of text in the figure, each of which adds to its height.
+        square: whether panels are square; else a row is as high as its first picture of that width.
+    """
+    heights = [width if square else width * row[0].shape[0] / row[0].shape[1] for row in rows]
+    size = len(rows[0]) * width, sum(heights) + TITLE * num_lines
+    figure = Figure(figsize=size, layout="constrained")
+    if heading:
+        figure.suptitle(heading, fontsize=10)
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, gridspec_kw={"height_ratios": heights})
+    for axis, picture in zip(grid.flat, (picture for row in rows for picture in row), strict=True):
+        axis.set_axis_off()
+        if picture is not None:
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for axis, title in zip(grid.flat, (title for row in titles for title in row), strict=False):
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
 def draw_cases(
-    path: Path,
-    cases: Sequence[Case],
-    titles: Sequence[str],
-    heading: str,
-    class_names: Sequence[str] | None = None,
+    path: Path, cases: Sequence[Case], titles: Sequence[str], heading: str, class_names: Sequence[str] | None = None
 ) -> None:
     """Write a picture of cases.
 
     Args:
         path: PNG file to write.
-        cases: its rows.
-        titles: what stands above the prediction of every row.
-        heading: what stands above the picture.
-        class_names: of the labels 1, 2, ..., each of which has its colour; None if labels are instances, where a
+        cases: cases to show, one a row.
+        titles: text above the prediction of every case.
+        heading: text above the picture.
+        class_names: names of the labels 1, 2, ..., each of which has its colour; None if labels are instances, where a
             prediction has the colour of the true one that it overlaps most.
     """
-    heights = [WIDTH * case.truth.shape[0] / case.truth.shape[1] for case in cases]
-    figure = Figure(figsize=(3 * WIDTH, sum(heights) + TITLE * (len(cases) + 2)), layout="constrained")
-    figure.suptitle(heading, fontsize=10)
-    rows = figure.subplots(len(cases), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for axes, case, title in zip(rows, cases, titles, strict=True):
-        palette = _palette(case.truth.max() if class_names is None else len(class_names))
-        pred_palette = palette if class_names else _matching(case, palette)
-        show = _paint(case.image, case.truth, palette), _paint(case.image, case.pred, pred_palette)
-        for axis, pixels, text in zip(axes, (case.image, *show), (case.name, "truth", title), strict=True):
-            axis.imshow(pixels, interpolation="nearest")
-            axis.set_title(text, fontsize=9)
-            axis.set_axis_off()
+    rows = [(case.image, *painted_case(case, class_names)) for case in cases]
+    names = [(case.name, "truth", title) for case, title in zip(cases, titles, strict=True)]
+    figure = panel_figure(rows, names, WIDTH, heading, num_lines=len(cases) + 2)
     if class_names:
-        patches = [Patch(color=colour, label=name) for colour, name in zip(palette[1:], class_names, strict=True)]
+        colours = palette(len(class_names))[1:]
+        patches = [Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)]
         figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 7), fontsize=8)
-    figure.savefig(path, dpi=150)
-
-
-def draw_methods(path: Path, rows: Sequence[tuple[Mapping[str, Case], Sequence[str] | None]]) -> None:
-    """Write a picture that compares the predictions of several networks for the same cases.
-
-    Args:
-        path: PNG file to write.
-        rows: for each case what every network made of it, by the network's name, and the names of its classes as in
-            :func:`draw_cases`. The columns are image, truth, and the networks of all rows in their first order.
-    """
-    methods = list(dict.fromkeys(name for cases, _ in rows for name in cases))
-    side = 1.8  # inches
-    figure = Figure(figsize=(side * (len(methods) + 2), side * len(rows) + TITLE * 2), layout="constrained")
-    axes = figure.subplots(len(rows), len(methods) + 2, squeeze=False)
-    for axis, text in zip(axes[0], ["image", "truth", *methods], strict=True):
-        axis.set_title(text, fontsize=9)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for row, (cases, class_names) in zip(axes, rows, strict=True):
-        for column, method in enumerate(methods, start=2):
-            case = cases.get(method)
-            if case is None:
-                continue
-            palette = _palette(case.truth.max() if class_names is None else len(class_names))
-            pred_palette = palette if class_names else _matching(case, palette)
-            row[0].imshow(case.image, interpolation="nearest")
-            row[1].imshow(_paint(case.image, case.truth, palette), interpolation="nearest")
-            row[column].imshow(_paint(case.image, case.pred, pred_palette), interpolation="nearest")
     figure.savefig(path, dpi=150)
 
 
@@ -144,7 +135,7 @@ def draw_scores(path: Path, columns: Mapping[Column, np.ndarray], heading: str) 
     Args:
         path: PNG file to write.
         columns: the scores of all cases; counts, nan and infinite values, and columns without any other are left out.
-        heading: what stands above the picture.
+        heading: text above the picture.
     """
     boxes = {column: values[np.isfinite(values)] for column, values in columns.items() if not column.is_count}
     boxes = {column: values for column, values in boxes.items() if len(values)}
@@ -192,26 +183,21 @@ def _unique(columns: Mapping[Column, np.ndarray], attribute: str = "score") -> l
     return list(dict.fromkeys(getattr(column, attribute) for column in columns))
 
 
-def _palette(count: int) -> np.ndarray:
-    """A colour per id; the golden ratio keeps the hues of neighbouring ids apart."""
-    hue = np.arange(count + 1) * 0.618034 % 1
-    return hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.85), np.full_like(hue, 0.95)], axis=-1))
+def painted_case(case: Case, class_names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction over the image without its colours, darkened."""
+    colours = palette(len(class_names) if class_names else case.truth.max())
+    grey = np.repeat(case.image.mean(axis=2, keepdims=True), 3, axis=2) * (0.6 / 255)
+    truth, pred = grey, grey.copy()
+    paint(truth, case.truth, colours, OPACITY)
+    paint(pred, case.pred, colours if class_names else _matching(case, colours), OPACITY)
+    return truth, pred
 
 
-def _matching(case: Case, palette: np.ndarray) -> np.ndarray:
+def _matching(case: Case, colours: np.ndarray) -> np.ndarray:
     """A colour per predicted id: that of the cell of the truth it shares most pixels with."""
     both = (case.pred > 0) & (case.truth > 0)
     pairs, pixels = np.unique(np.stack([case.pred[both], case.truth[both]]), axis=1, return_counts=True)
-    colours = np.tile(UNMATCHED, (case.pred.max() + 1, 1))
+    matched = np.tile(UNMATCHED, (case.pred.max() + 1, 1))
     for index in np.argsort(pixels):  # the largest overlap comes last, and stays
-        colours[pairs[0, index]] = palette[pairs[1, index]]
-    return colours
-
-
-def _paint(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Cells over the image without its colours, darkened: filled half-transparently, with a solid rim."""
-    painted = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2) * (0.6 / 255)
-    cells = ids > 0
-    opacity = np.where(find_boundaries(ids, mode="inner"), 1.0, 0.55)[cells, None]
-    painted[cells] = (1 - opacity) * painted[cells] + opacity * colours[ids[cells]]
-    return painted
+        matched[pairs[0, index]] = colours[pairs[1, index]]
+    return matched

@@ -18,8 +18,8 @@ from PIL import Image
 import swinumamba_monai
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.metrics import CELL_COLUMNS, Column
-from swinumamba_monai.metrics.figures import draw_cases, draw_scores, make_case
-from swinumamba_monai.metrics.statistics import summarize
+from swinumamba_monai.metrics.statistics import summarize_cases
+from swinumamba_monai.reports.figures import draw_cases, draw_scores, make_case
 
 HEIGHT, WIDTH = 24, 40
 FROM_ENGINE = "$monai.handlers.from_engine(['pred', '{}'])"
@@ -178,7 +178,7 @@ def drawn_by(monkeypatch: pytest.MonkeyPatch, output_dir: Path, items: list[dict
         drawn[path.name.split("-", 1)[1]] = [case.name for case in cases], titles
         path.write_bytes(b"picture")
 
-    monkeypatch.setattr("swinumamba_monai.metrics.report.draw_cases", record)
+    monkeypatch.setattr("swinumamba_monai.reports.evaluation.draw_cases", record)
     evaluate(output_dir, items, **options)
     return drawn
 
@@ -203,14 +203,14 @@ def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
 
 def test_interval_of_the_mean() -> None:
     values = np.random.default_rng(3).normal(5, 2, 400)
-    summary = summarize(np.r_[values, np.nan, np.inf])
+    summary = summarize_cases(np.r_[values, np.nan, np.inf])
     assert summary["n"] == 400
     low, high = summary["interval"]
     # For 400 normal values the interval is the classical one, up to the 1 % or so that 9999 draws leave open.
     assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.01)
     assert high - low == pytest.approx(2 * 1.96 * values.std(ddof=1) / 20, rel=0.03)
-    assert summary == summarize(values) and summary != summarize(values, seed=1)
-    assert summarize(values[:1]) == {"mean": values[0], "std": None, "n": 1, "interval": None}
+    assert summary == summarize_cases(values) and summary != summarize_cases(values, seed=1)
+    assert summarize_cases(values[:1]) == {"mean": values[0], "std": None, "n": 1, "interval": None}
 
 
 def evaluate_share(rank: int, folder: Path) -> None:

@@ -1,0 +1,54 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Effective receptive fields of networks (Fig. 7)."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from swinumamba_monai.commands.choices import check_systems, find_device
+from swinumamba_monai.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--network_name", nargs="+", default=["nnUNet", "SegResNet", "UNETR", "SwinUMambaD"])
+    parser.add_argument("--ckpt_path", nargs="+", help="weights, one file a network; default: random ones")
+    parser.add_argument("--images", help="an image, a folder of images or a prepared dataset; default: random input")
+    parser.add_argument("--num_images", type=int, default=100, help="averaged over, at most; the paper: 1000")
+    parser.add_argument("--in_channels", type=int, default=3, help="1 or 3")
+    parser.add_argument("--num_classes", type=int, default=3, help="of the network")
+    parser.add_argument("--roi_size", type=int, nargs=2, default=[320, 320], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--seed", type=int, default=0, help="of random weights and input")
+    parser.add_argument("--device", help="as cuda:0 or cpu; default: a GPU if there is one")
+    parser.add_argument("--output_dir", default=".", help="where NETWORK_erf.png, erf.csv and erf.png go")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from monai.utils import set_determinism
+
+    from swinumamba_monai import analysis
+    from swinumamba_monai.networks import build_network
+    from swinumamba_monai.pretrained import load_pretrained
+
+    names = check_systems(arguments.network_name)
+    files = arguments.ckpt_path or [None] * len(names)
+    if len(files) != len(names):
+        raise InputError(f"{len(names)} networks need as many files in ckpt_path, not {len(files)}.")
+    device, size, in_channels = find_device(arguments.device), tuple(arguments.roi_size), arguments.in_channels
+    inputs = analysis.load_inputs(arguments.images, arguments.num_images, in_channels, size, seed=arguments.seed)
+    fields = {}
+    for name, file in zip(names, files):
+        set_determinism(arguments.seed)
+        try:
+            network = build_network(name, in_channels=in_channels, out_channels=arguments.num_classes, roi_size=size)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if file is not None:
+            load_pretrained(network, file, strict=True)
+        label = name if name not in fields else f"{name}_{len(fields)}"
+        fields[label] = analysis.effective_receptive_field(network.to(device), inputs)
+        print(f"{label}: computed over {len(inputs)} inputs", file=sys.stderr)
+    weights = "random weights" if arguments.ckpt_path is None else "weights of ckpt_path"
+    source = f"images of {Path(arguments.images).name}" if arguments.images else "random inputs"
+    for path in analysis.write_erf(arguments.output_dir, fields, f"{len(inputs)} {source}, {weights}"):
+        print(f"written: {path}")

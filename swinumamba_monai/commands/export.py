@@ -1,0 +1,24 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Write a bundle's network for ONNX Runtime or torch.export."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("format", choices=["onnx", "program"], help="program: a .pt2 file of torch.export")
+    parser.add_argument("--config_file", required=True, help="configs/inference.json of the bundle")
+    parser.add_argument("--ckpt_file", required=True, help="weights, as training wrote them or as .safetensors")
+    parser.add_argument("--filepath", required=True, help="the file to write")
+    parser.add_argument("--in_channels", type=int, help="of the image, where it is not the config's")
+    parser.add_argument("--num_classes", type=int, help="background included, where it is not the config's")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai import export
+
+    given = {name: getattr(arguments, name) for name in ("in_channels", "num_classes")}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    network = export.read_network(arguments.config_file, arguments.ckpt_file, **overrides)
+    write = {"onnx": export.export_onnx, "program": export.export_program}[arguments.format]
+    print(f"ready: {write(network, arguments.filepath)}")

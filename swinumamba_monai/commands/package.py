@@ -1,0 +1,25 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Make the archive of a bundle, and what else its release needs."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle_dir", help="such as bundles/microscopy")
+    parser.add_argument("--output_dir", required=True, help="it may hold other bundles and versions already")
+    parser.add_argument("--release_url", help="where the archives will lie; default: files are named without it")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.distribution import package_bundle
+
+    package = package_bundle(arguments.bundle_dir, arguments.output_dir, arguments.release_url)
+    print(f"archive: {package.archive} (sha256 {package.sha256})")
+    if package.weights is None:
+        print("weights: none in its models folder, so whoever fetches it has to train it")
+    else:
+        print(f"weights: {package.weights}")
+        if arguments.release_url is None:
+            print("no --release_url: large_files.yml and model_info.json name the files without an address")
+    print(f"for push_to_hf_hub: --bundle_dir {package.huggingface_dir}")

@@ -1,0 +1,46 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Check a dataset and make it a --dataset_dir."""
+
+import argparse
+import sys
+
+from swinumamba_monai.tasks import TASKS, find_task
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", choices=tuple(TASKS))
+    parser.add_argument("--source_dir", required=True, help="the images with their labels, left as they are")
+    parser.add_argument("--output_dir", required=True, help="what --dataset_dir of the bundle will be")
+    parser.add_argument("--val_fraction", type=float, default=0.1, help="of the training images, where no split says")
+    parser.add_argument("--test_fraction", type=float, default=0.2, help="of all images, where no split says")
+    parser.add_argument("--seed", type=int, default=0, help="of these random choices")
+    parser.add_argument("--fold", type=int, help="which of the folds in split.json, from 0; default: no fold")
+    parser.add_argument(
+        "--label_map", help="JSON file of class names and their numbers in the labels; default: the paper's classes"
+    )
+    parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai import data
+
+    names = ("val_fraction", "test_fraction", "seed", "fold", "skip_bad")
+    options = data.PrepareOptions(**{name: getattr(arguments, name) for name in names}, progress=_show_progress)
+    task = find_task(arguments.task)
+    made = task.prepare(arguments.source_dir, arguments.output_dir, options, arguments.label_map)
+    for kind, sentences in {"problem": made.problems, "warning": made.warnings}.items():
+        for sentence in sentences:
+            print(f"{kind}: {sentence}")
+    print(data.describe_fingerprint(made.fingerprint))
+    sections = ", ".join(f"{number} {section}" for section, number in made.sizes.items())
+    classes = made.fingerprint.get("classes")
+    instances = "" if classes else f"; {made.instances} instances"
+    print(f"layout: {made.layout}; {sections} images{instances}")
+    num_classes = f" --num_classes {len(classes)}" if classes else ""
+    print(f"ready: --dataset_dir {made.output_dir}{num_classes}")
+
+
+def _show_progress(done: int, total: int) -> None:
+    if done % 50 == 0 or done == total:
+        print(f"checked {done} of {total} pairs", file=sys.stderr)

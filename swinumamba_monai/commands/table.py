@@ -1,0 +1,74 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's tables, computed here and beside the paper's numbers."""
+
+import argparse
+from pathlib import Path
+
+from swinumamba_monai.commands.choices import check_systems, find_device
+from swinumamba_monai.tasks import TASKS, find_task
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    tables = parser.add_subparsers(required=True, metavar="TABLE")
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    complexity = tables.add_parser(
+        "complexity", help="parameters and FLOPs of every system, Tables I–IV", formatter_class=defaults
+    )
+    complexity.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
+    complexity.add_argument("--systems", nargs="+", metavar="NETWORK_NAME", help="default: all")
+    complexity.add_argument("--output_dir", default=".", help="where complexity.md, .csv and what is measured go")
+    complexity.add_argument(
+        "--measure", action="store_true", help="also time and memory, side by side, and Fig. 1 with time for FLOPs"
+    )
+    complexity.add_argument("--device", help="to measure on, as cuda:0 or cpu; default: a GPU if there is one")
+    complexity.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    complexity.add_argument("--batch_size", type=int, default=2, help="of the training step")
+    complexity.add_argument("--repeats", type=int, default=5, help="samples of each")
+    complexity.set_defaults(table=_complexity)
+
+    results = tables.add_parser(
+        "results", help="evaluations of runs in the layout of Tables I–III and V", formatter_class=defaults
+    )
+    results.add_argument(
+        "dirs", nargs="+", metavar="DIR", help="what an evaluation wrote; NAME=DIR to call its row NAME, else by itself"
+    )
+    results.add_argument(
+        "--reading", choices=["published", "corrected"], default="published", help="how scores are computed"
+    )
+    results.add_argument("--output_dir", default=".", help="where results.md and results.csv go")
+    results.set_defaults(table=_results)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    arguments.table(arguments)
+
+
+def _complexity(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai import analysis
+    from swinumamba_monai.reports import write_table
+
+    systems = check_systems(arguments.systems)
+    rows = analysis.complexity_rows(arguments.tasks, systems)
+    columns, notes = analysis.COMPLEXITY_COLUMNS, analysis.COMPLEXITY_NOTES
+    print(write_table(arguments.output_dir, "complexity", columns, rows, notes))
+    if not arguments.measure:
+        return
+    device = find_device(arguments.device)
+    settings = {"batch_size": arguments.batch_size, "precision": arguments.precision, "repeats": arguments.repeats}
+    notes, speed = analysis.speed_notes(device, **settings), []
+    for task in arguments.tasks:  # what is measured is kept, should the next one be stopped
+        speed += analysis.speed_rows([find_task(task)], systems, device, **settings)
+        text = write_table(arguments.output_dir, "speed", analysis.SPEED_COLUMNS, speed, notes)
+    print(text)
+    path = Path(arguments.output_dir) / "speed.png"
+    analysis.draw_speed(path, speed, rows, notes[0])
+    print(f"figure: {path}")
+
+
+def _results(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.reports import read_evaluation, result_tables, write_results
+
+    evaluations = [read_evaluation(argument) for argument in arguments.dirs]
+    tables = result_tables(evaluations, arguments.reading)
+    print(write_results(arguments.output_dir, tables, arguments.reading))

@@ -1,0 +1,42 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Numbered pixels in colours over an image, and the range of brightness that a picture of any image shows."""
+
+from __future__ import annotations
+
+import numpy as np
+from skimage.color import hsv2rgb
+from skimage.segmentation import find_boundaries
+
+
+def display_range(image: np.ndarray) -> tuple[float, float]:
+    """The value that is shown black, and how far above it white lies.
+
+    Intensities have no fixed range, and a few bright pixels must not make the rest black: black is the 0.5 % quantile,
+    white the 99.5 % one.
+
+    Args:
+        image: intensities of any shape and type.
+    """
+    low, high = np.percentile(image, (0.5, 99.5))
+    return low, max(high - low, 1e-6)
+
+
+def palette(count: int) -> np.ndarray:
+    """A colour for every number from 0 to ``count``, RGB in [0, 1], shape (count + 1, 3)."""
+    hue = np.arange(count + 1) * 0.618034 % 1  # the golden ratio keeps the hues of neighbouring numbers apart
+    return hsv2rgb(np.stack([hue, np.full_like(hue, 0.85), np.full_like(hue, 0.95)], axis=-1))
+
+
+def paint(picture: np.ndarray, numbers: np.ndarray, colours: np.ndarray, opacity: float) -> None:
+    """Fill numbered pixels half-transparently, with an opaque rim; 0 is not painted.
+
+    Args:
+        picture: image of shape (H, W, 3), float, in the units of the colours; it is changed.
+        numbers: instance ids or classes of shape (H, W).
+        colours: colour of each number, shape (numbers, 3).
+        opacity: opacity of what lies inside the rim, from 0 to 1.
+    """
+    painted = numbers > 0
+    alpha = np.where(find_boundaries(numbers, mode="inner"), 1.0, opacity)[painted, None]
+    picture[painted] = (1 - alpha) * picture[painted] + alpha * colours[numbers[painted]]
