@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from swinumamba_monai.analysis.timing import measure, reason
-from swinumamba_monai.ops.dispatch import choose_backend
+from swinumamba_monai.ops.backends import choose_backend
 
 from .cases import QUICK_SIZES, Size, TrainingStep, build
 from .record import Record, make_parser, start

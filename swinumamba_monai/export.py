@@ -3,7 +3,7 @@
 """A network as a file for other programs: an ONNX model, or a program of ``torch.export``; any height and width.
 
 TorchScript needs nothing from here: ``python -m monai.bundle ckpt_export`` traces the networks as they are. Which scan
-is exported is chosen in :mod:`swinumamba_monai.ops.dispatch`.
+is exported is chosen in :mod:`swinumamba_monai.ops.backends`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def export_onnx(network: nn.Module, filepath: str | PathLike) -> Path:
     import onnx
     from onnx import inliner
 
-    from .ops.onnx_scan import selective_scan_onnx
+    from .ops.export.onnx import selective_scan_onnx
 
     # it warns of every operator with one output, which is right and means nothing
     logging.getLogger("torch.onnx._internal.exporter._core").setLevel(logging.ERROR)

@@ -54,10 +54,10 @@ class WindowAttention(nn.Module):
     """Multi-head attention inside windows, with a learnt bias for each relative position.
 
     Args:
-        dim: channels.
-        window: pixels along a side of a window.
-        num_heads: heads, a divisor of ``dim``.
-        spatial_dims: 2 or 3.
+        dim: number of channels.
+        window: side of a window in pixels.
+        num_heads: number of heads, a divisor of ``dim``.
+        spatial_dims: number of axes of the map, 2 or 3.
         cross: whether queries come from elsewhere than keys and values; they are then not projected.
     """
 
@@ -85,9 +85,9 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, source: Tensor | None, mask: Tensor | None) -> Tensor:
         """
         Args:
-            x: (b, windows, pixels, dim); queries, and keys and values unless ``source`` is given.
-            source: (b, windows, pixels, dim), keys and values.
-            mask: (windows, pixels, pixels), added to the attention's logits.
+            x: features of the queries, (b, windows, pixels, dim); of keys and values too unless ``source`` is given.
+            source: features of keys and values, (b, windows, pixels, dim).
+            mask: mask that is added to the attention's logits, (windows, pixels, pixels).
         """
         batch, windows, pixels, dim = x.shape
 
@@ -122,11 +122,11 @@ class TransformerBlock(nn.Module):
     """Attention in windows, shifted or not, and an MLP, both with a pre-norm and a residual.
 
     Args:
-        dim: channels.
-        window: pixels along a side of a window.
-        shift: pixels by which the windows are shifted.
-        num_heads: heads of the attention.
-        spatial_dims: 2 or 3.
+        dim: number of channels.
+        window: side of a window in pixels.
+        shift: number of pixels by which the windows are shifted.
+        num_heads: number of heads of the attention.
+        spatial_dims: number of axes of the map, 2 or 3.
         drop_path: probability with which a residual branch is skipped for a sample in training.
         cross: whether this is a skip connection: queries from the decoder, keys and values from the encoder.
     """
@@ -145,8 +145,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """
         Args:
-            x: (b, *spatial, dim).
-            skip: the encoder's map of this size, for a skip connection.
+            x: map, (b, *spatial, dim).
+            skip: map of the encoder of this size, for a skip connection.
         """
         spatial, axes = x.shape[1:-1], tuple(range(1, x.ndim - 1))
         fill = [n for side in reversed(spatial) for n in (0, -side % self.window)]

@@ -6,21 +6,23 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 import torch
 
-from swinumamba_monai.ops import BACKENDS, cross_scan_2d, dispatch, nvrtc, selective_scan, selective_scan_ref
+from swinumamba_monai.ops import BACKENDS, backends, cross_scan_2d, selective_scan, selective_scan_ref
+from swinumamba_monai.ops.cuda import nvrtc
 
-LOGGER = "swinumamba_monai.ops.dispatch"
+LOGGER = "swinumamba_monai.ops.backends"
 
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
     """Each test starts without a choice from the environment and with an empty log."""
-    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-    dispatch._log_once.cache_clear()
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    backends._log_once.cache_clear()
 
 
 def tiny_sequence() -> dict[str, torch.Tensor]:
@@ -63,27 +65,28 @@ class TestNames:
     def test_every_name_is_listed(self):
         assert {"auto", "cuda", "numba", "portable", "mamba_ssm", "reference"} == set(BACKENDS)
         with pytest.raises(ValueError) as error:
-            dispatch.check_backend_name("x")
+            backends.check_backend_name("x")
         assert all(name in str(error.value) for name in BACKENDS)
 
 
 class TestChoice:
     def test_the_argument_comes_before_the_variable(self, monkeypatch):
         monkeypatch.setenv("SWINUMAMBA_BACKEND", "reference")
-        assert dispatch.choose_backend("auto", "cpu", torch.float32) == "reference"
-        assert dispatch.choose_backend("portable", "cpu", torch.float32) == "portable"
+        assert backends.choose_backend("auto", "cpu", torch.float32) == "reference"
+        assert backends.choose_backend("portable", "cpu", torch.float32) == "portable"
         monkeypatch.setenv("SWINUMAMBA_BACKEND", "")
-        assert dispatch.choose_backend("auto", "mps", torch.float32) == "portable"
+        assert backends.choose_backend("auto", "mps", torch.float32) == "portable"
 
     def test_the_choice_reaches_the_scan(self, monkeypatch):
         called = []
-        reference, portable = dispatch.selective_scan_ref, dispatch._GROUPED_SCANS["portable"]
 
-        def spy(name, scan):
-            return lambda *args, **options: called.append(name) or scan(*args, **options)
+        def spy(name):
+            record = backends.REGISTRY[name]
+            scan = lambda *args: called.append(name) or record.scan(*args)  # noqa: E731
+            monkeypatch.setitem(backends.REGISTRY, name, replace(record, scan=scan))
 
-        monkeypatch.setattr(dispatch, "selective_scan_ref", spy("reference", reference))
-        monkeypatch.setitem(dispatch._GROUPED_SCANS, "portable", spy("portable", portable))
+        spy("reference")
+        spy("portable")
         selective_scan(**tiny_sequence(), backend="portable")
         monkeypatch.setenv("SWINUMAMBA_BACKEND", "reference")
         selective_scan(**tiny_sequence())
@@ -103,21 +106,21 @@ class TestChoice:
     @pytest.mark.parametrize("backend", ["cuda", "mamba_ssm"])
     def test_no_kernel_for_float64(self, backend):
         with pytest.raises(RuntimeError, match="no float64 kernel"):
-            dispatch.choose_backend(backend, "cuda", torch.float64)
+            backends.choose_backend(backend, "cuda", torch.float64)
 
     @pytest.mark.parametrize("backend, most", [("cuda", 16), ("mamba_ssm", 256)])
     def test_no_kernel_for_so_many_states(self, backend, most):
         with pytest.raises(RuntimeError, match=f"at most {most} states of a channel, not {most + 1}; 'auto' takes one"):
-            dispatch.choose_backend(backend, "cuda", torch.float32, most + 1)
+            backends.choose_backend(backend, "cuda", torch.float32, most + 1)
 
 
 class TestLog:
     def test_once_for_each_device(self, caplog):
         with caplog.at_level(logging.INFO, LOGGER):
             for _ in range(3):
-                dispatch.choose_backend("auto", "mps", torch.float32)
-                dispatch.choose_backend("auto", "mps", torch.bfloat16)
-                dispatch.choose_backend("auto", "xpu", torch.float32)
+                backends.log_backend_once("auto", "mps", torch.float32)
+                backends.log_backend_once("auto", "mps", torch.bfloat16)
+                backends.log_backend_once("auto", "xpu", torch.float32)
         assert [r.getMessage() for r in caplog.records] == [
             "selective scan on mps: portable",
             "selective scan on xpu: portable",
@@ -126,7 +129,8 @@ class TestLog:
     def test_float64_is_no_matter_for_a_warning(self, caplog):
         """It is for checks, on a GPU as well."""
         with caplog.at_level(logging.INFO, LOGGER):
-            assert dispatch.choose_backend("auto", "cuda", torch.float64) == "portable"
+            assert backends.choose_backend("auto", "cuda", torch.float64) == "portable"
+            backends.log_backend_once("auto", "cuda", torch.float64)
         assert [r.levelno for r in caplog.records] == [logging.INFO]
 
 
@@ -143,7 +147,9 @@ class TestFallbackOfAGPU:
     def chosen_and_said(self, caplog, d_state=16):
         caplog.clear()
         with caplog.at_level(logging.INFO, LOGGER):
-            choices = {dispatch.choose_backend("auto", "cuda", torch.bfloat16, d_state) for _ in range(3)}
+            choices = {backends.choose_backend("auto", "cuda", torch.bfloat16, d_state) for _ in range(3)}
+            for _ in range(3):
+                backends.log_backend_once("auto", "cuda", torch.bfloat16, d_state)
         (record,) = caplog.records
         return choices.pop(), record.levelno, record.getMessage()
 
@@ -173,7 +179,7 @@ class TestFallbackOfAGPU:
         message = f"selective scan on cuda: portable; {reason}, so the scan is several times slower than it could be"
         assert self.chosen_and_said(caplog, d_state) == ("portable", logging.WARNING, message)
         with pytest.raises(RuntimeError) as error:
-            dispatch.choose_backend("cuda", "cuda", torch.bfloat16, d_state)
+            backends.choose_backend("cuda", "cuda", torch.bfloat16, d_state)
         expected = f"the scan backend 'cuda' cannot be used: {reason}; 'auto' takes one that can."
         assert str(error.value) == expected
 
@@ -202,7 +208,8 @@ class TestMambaLayouts:
         modules[-1].selective_scan_fn = documented_mamba
         for name, module in zip(names, modules):
             monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setitem(dispatch._OBSTACLES, "mamba_ssm", lambda device_type, dtype, d_state: None)
+        record = replace(backends.REGISTRY["mamba_ssm"], why_unavailable=lambda device_type, dtype, d_state: None)
+        monkeypatch.setitem(backends.REGISTRY, "mamba_ssm", record)
 
     @pytest.mark.parametrize("absent", [(), ("D", "delta_bias")], ids=str)
     @pytest.mark.parametrize("softplus", [True, False])

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA C++ of :mod:`swinumamba_monai.ops.kernels` compiled when first used, by the NVRTC library that torch brings.
+"""CUDA C++ of the folder ``kernels`` compiled when first used, by the NVRTC library that torch brings.
 
 No nvcc, no host compiler and no header files are needed. What was compiled is kept in the user's cache folder.
 """

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Spread the loops of :mod:`.jit_cpu` and :mod:`.jit_cpu_fused` over threads, with torch's own ones where possible.
+"""Spread the loops of :mod:`.scan` and :mod:`.norm_gate` over threads, with torch's own ones where possible.
 
 torch on Linux runs its operators on the threads of an OpenMP library, which stay awake for milliseconds after each
 operator in case another follows. Threads beside them would have to share the cores with this waiting, which makes a
