@@ -71,4 +71,6 @@ def _keep(ctx, inputs, others, num_options: int) -> None:
 
 
 def _differentiate(ctx, dout, backward: Callable) -> tuple:
+    if dout is None:  # the first output was not used
+        return (None,) * len(ctx.needs_input_grad)
     return *backward(dout, *ctx.saved_tensors, *ctx.options), *[None] * len(ctx.options)
