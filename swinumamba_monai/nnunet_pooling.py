@@ -55,7 +55,7 @@ def plan_strides(size: Sequence[int]) -> list[tuple[int, ...]]:
         stride along each axis, 1 or 2, for each stage, finest first; that of the first is 1.
 
     >>> plan_strides((16, 64))
-    [(1, 1), (2, 2), (2, 2), (1, 2), (1, 2)]
+    [(1, 1), (2, 2), (2, 2), (1, 2)]
     """
     _, poolings = pad_for_pooling(size)
     return [(1,) * len(poolings), *(tuple(1 + int(i < n) for n in poolings) for i in range(max(poolings)))]

@@ -5,13 +5,18 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from types import ModuleType
 
 import pytest
 import torch
 
+from swinumamba_monai.networks import SwinUMambaD, UMambaBot, UMambaEnc
+from swinumamba_monai.networks.norm import LayerNorm
+from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import BACKENDS, backends, cross_scan_2d, selective_scan, selective_scan_ref
 from swinumamba_monai.ops.cuda import nvrtc
 
@@ -236,3 +241,90 @@ class TestMambaLayouts:
         assert out.dtype == torch.bfloat16
         expected = cross_scan_2d(**inputs, backend="reference")
         torch.testing.assert_close(out.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
+
+
+class TestBackendOfANetwork:
+    """Each module finds its backend once for a device and dtype, and its layer norms have that of their network."""
+
+    @staticmethod
+    def network(**options) -> SwinUMambaD:
+        small = {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1), "feature_size": 8, "d_state": 4}
+        torch.manual_seed(0)
+        return SwinUMambaD(1, 2, **small, drop_path_rate=0.0, **options)
+
+    @pytest.fixture
+    def asked(self, monkeypatch) -> list[tuple]:
+        """The questions that reach :func:`choose_backend`, but for those of the log."""
+        questions, find = [], backends.find_backend
+
+        def spy(backend, x, *d_state):
+            if isinstance(backend, str):
+                questions.append((backend, x.dtype, *d_state))
+            return find(backend, x, *d_state)
+
+        monkeypatch.setattr(backends, "find_backend", spy)
+        return questions
+
+    def test_portable_takes_the_portable_norm_too(self, emulator):
+        """Where the kernels could run: they are on the emulated GPU, and auto takes them."""
+        self.network()(torch.zeros(1, 1, 32, 32))
+        assert {name for name, _ in emulator.launched} >= {"layer_norm", "scan_forward"}
+        emulator.launched.clear()
+        self.network(scan_backend="portable")(torch.zeros(1, 1, 32, 32))
+        assert not emulator.launched
+
+    @pytest.mark.parametrize("cls", [UMambaBot, UMambaEnc])
+    def test_norms_of_umamba(self, emulator, cls):
+        cls(1, 2, roi_size=(16, 16), base_channels=4, scan_backend="portable")(torch.zeros(1, 1, 16, 16))
+        assert not emulator.launched
+
+    def test_every_module_has_the_backend_of_its_network(self):
+        names = {m.backend.name for m in self.network(scan_backend="reference").modules() if hasattr(m, "backend")}
+        assert names == {"reference"}
+
+    def test_once_for_a_module_device_and_dtype(self, asked):
+        network = self.network().eval()
+        modules = [m for m in network.modules() if hasattr(m, "backend")]
+        with torch.no_grad():
+            network(torch.zeros(1, 1, 32, 32))
+            first = len(asked)
+            network(torch.zeros(2, 1, 64, 32))
+            assert 0 < first <= len(modules) and len(asked) == first
+            network.double()(torch.zeros(1, 1, 32, 32, dtype=torch.float64))
+        assert len(asked) == 2 * first
+
+    def test_another_name_is_heard(self, monkeypatch):
+        module = SS2D(4, d_state=4)
+        x = torch.zeros(1, 2, 3, 4)
+        module.backend.name = "portable"
+        assert module.backend.find(x).name == "portable"
+        module.backend.name = "auto"
+        monkeypatch.setenv("SWINUMAMBA_BACKEND", "reference")
+        assert module.backend.find(x).name == "reference"
+
+    @pytest.mark.parametrize("copy", [deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+    def test_copies_begin_anew(self, copy):
+        network, x = self.network(scan_backend="portable").eval(), torch.zeros(1, 1, 32, 32)
+        expected = network(x)
+        copied = copy(network)
+        choices = [m.backend for m in copied.modules() if hasattr(m, "backend")]
+        assert all(choice.name == "portable" and not choice._found for choice in choices)
+        assert torch.equal(copied(x), expected)
+
+    def test_only_scans_are_named_in_the_log(self, caplog):
+        with caplog.at_level(logging.INFO, LOGGER):
+            LayerNorm(4)(torch.zeros(1, 4))
+            assert not caplog.records
+            SS2D(4, d_state=4, scan_backend="portable")(torch.zeros(1, 2, 3, 4))
+        assert [r.getMessage() for r in caplog.records] == ["selective scan on cpu: portable"]
+
+    def test_a_choice_is_silent(self, caplog):
+        with caplog.at_level(logging.INFO, LOGGER):
+            backends.choose_backend("auto", "cpu", torch.float32)
+        assert not caplog.records
+
+    @pytest.mark.parametrize("backend", ["portable", "auto"])
+    def test_compiles_into_one_graph(self, backend):
+        module, x = SS2D(4, d_state=4, scan_backend=backend), torch.randn(1, 3, 5, 4)
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), module(x))
