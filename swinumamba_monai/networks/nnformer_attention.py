@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.layers import DropPath
+from monai.networks.nets.swin_unetr import window_partition, window_reverse
 from torch import Tensor
 
 __all__ = ["TransformerBlock"]
@@ -23,19 +24,7 @@ APART = -100.0  # added to the logits of pairs that only the cyclic shift brough
 
 def _partition(x: Tensor, window: int) -> Tensor:
     """(b, *spatial, c) to (b, windows, pixels of a window, c)."""
-    dims = x.ndim - 2
-    split = [n for side in x.shape[1:-1] for n in (side // window, window)]
-    x = x.reshape(x.shape[0], *split, x.shape[-1])
-    x = x.permute(0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
-    return x.flatten(1 + dims, 2 * dims).flatten(1, dims)
-
-
-def _reverse(windows: Tensor, window: int, spatial: Sequence[int]) -> Tensor:
-    """The inverse of :func:`_partition`: to (b, *spatial, c)."""
-    dims = len(spatial)
-    x = windows.reshape(windows.shape[0], *(side // window for side in spatial), *[window] * dims, windows.shape[-1])
-    x = x.permute(0, *(axis for i in range(dims) for axis in (1 + i, 1 + dims + i)), 2 * dims + 1)
-    return x.reshape(windows.shape[0], *spatial, windows.shape[-1])
+    return window_partition(x, [window] * (x.ndim - 2)).unflatten(0, (len(x), -1))
 
 
 def _shift_mask(spatial: Sequence[int], window: int, device: torch.device) -> Tensor:
@@ -157,7 +146,8 @@ class TransformerBlock(nn.Module):
 
         mask = _shift_mask(spatial, self.window, x.device) if self.shift else None
         y = self.attn(windows(x), None if skip is None else windows(skip), mask)
-        y = _reverse(y, self.window, [-(-side // self.window) * self.window for side in spatial])
+        padded = [-(-side // self.window) * self.window for side in spatial]
+        y = window_reverse(y.flatten(0, 1), [self.window] * len(axes), [len(x), *padded])
         if self.shift:
             y = y.roll([self.shift] * len(axes), axes)
         for axis, side in zip(axes, spatial):

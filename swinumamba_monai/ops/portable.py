@@ -141,8 +141,6 @@ def _(dy, chunk_states, u, delta, A, B, C, D, delta_bias, delta_softplus):
 register_backward(_forward, _backward, num_options=1)
 
 
-def selective_scan_portable(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
-) -> Tensor:
+def selective_scan_portable(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
     """Selective scan by chunks; see the module's text for the shapes. Returns (b, l, g, d) in the dtype of ``u``."""
     return _forward(u, delta, A, B, C, D, delta_bias, delta_softplus)[0]

@@ -42,16 +42,8 @@ def selective_scan(
     The state is float64 when ``u``, ``delta`` or ``A`` is, else float32; the result has the dtype of ``u``.
     Differentiable once.
 
-    Args:
-        u: input sequence, (b, d, l).
-        delta: step sizes Δ, (b, d, l).
-        A: state matrix, (d, n); negative for a stable system.
-        B: input matrix, (b, g, n, l) or (b, n, l), shared by the ``d / g`` channels of a group.
-        C: output matrix, shaped like ``B``.
-        D: skip weight, (d,).
-        delta_bias: added to ``delta``, (d,).
-        delta_softplus: whether ``delta`` passes through softplus.
-        backend: record, or one of :data:`.backends.BACKENDS`.
+    Args: as those of :func:`.reference.selective_scan_ref`, and ``backend``, a record or one of
+        :data:`.backends.BACKENDS`.
 
     Returns:
         output sequence, (b, d, l).
@@ -59,6 +51,10 @@ def selective_scan(
     Raises:
         ValueError: shapes that do not fit each other, or an unknown backend.
         RuntimeError: a backend that cannot run on these tensors.
+
+    >>> x = torch.zeros(2, 6, 9)  # two sequences of nine positions with six channels, and three states a channel
+    >>> selective_scan(x, x, -torch.ones(6, 3), torch.ones(2, 3, 9), torch.ones(2, 3, 9)).shape
+    torch.Size([2, 6, 9])
     """
     B, C = (t.unsqueeze(1) if t.ndim == 3 else t for t in (B, C))
     _check_sequence_shapes(u, delta, A, B, C, D, delta_bias)
@@ -92,12 +88,12 @@ def cross_scan_2d(
 
     Args:
         x: feature map, (b, h, w, d), channels last.
-        delta: step sizes Δ before bias and softplus for each direction, (b, h, w, 4, d).
+        delta: step sizes Δ before bias and softplus of each direction, (b, h, w, 4, d).
         A: state matrices, (4, d, n).
         B: input matrices, (b, h, w, 4, n).
         C: output matrices, (b, h, w, 4, n).
         D: skip weights, (4, d).
-        delta_bias: added to ``delta``, (4, d).
+        delta_bias: offsets of ``delta``, (4, d).
         backend: record, or one of :data:`.backends.BACKENDS`.
 
     Returns:
@@ -133,20 +129,9 @@ def projected_scan_2d(
 ) -> Tensor:
     """:func:`cross_scan_2d` of what one projection of the map makes: Δ as a low rank, B and C of each direction.
 
-    Args:
-        x: feature map, (b, h, w, d), channels last.
-        projected: r numbers that Δ is made from, B and C, one after another, (b, h, w, 4, r + 2n).
-        delta_weight: makes Δ before bias and softplus from the r numbers, (4, d, r).
-        A: state matrices, (4, d, n).
-        D: skip weights, (4, d).
-        delta_bias: added to Δ before softplus, (4, d).
-        backend: record, or one of :data:`.backends.BACKENDS`.
-
-    Returns:
-        merged map, (b, h, w, d).
-
-    Raises:
-        RuntimeError: a backend that cannot run on these tensors.
+    Args: as those of :func:`cross_scan_2d`, but ``delta``, ``B`` and ``C`` are made from:
+        projected: r numbers for Δ, then B, then C, (b, h, w, 4, r + 2n).
+        delta_weight: weight that makes Δ before bias and softplus from the r numbers, (4, d, r).
     """
     found = _find(backend, x, A.shape[2])
     if found.projected_scan is not None:

@@ -173,9 +173,7 @@ def _pad_states(A: Tensor, *matrices: Tensor) -> list[Tensor]:
     return [F.pad(t, (0, missing)) if missing else t for t in (A, *matrices)]
 
 
-def selective_scan_jit(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
-) -> Tensor:
+def selective_scan_jit(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
     """Selective scan in the layout of :mod:`swinumamba_monai.ops.portable`: (b, l, g, d) in and out."""
     A, B, C = _pad_states(A, B, C)
     BC = torch.cat([B, C], dim=-1).unsqueeze(1)
@@ -183,18 +181,14 @@ def selective_scan_jit(
     return _scan(u, delta, BC, A.new_empty((*A.shape[:2], 0)), A, D, delta_bias, delta_softplus).squeeze(1)
 
 
-def cross_scan_2d_jit(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
-) -> Tensor:
+def cross_scan_2d_jit(x, delta, A, B, C, D, delta_bias) -> Tensor:
     """Four-direction scan of a map; the shapes are those of :func:`swinumamba_monai.ops.scan.cross_scan_2d`."""
     A, B, C = _pad_states(A, B, C)
     BC = torch.cat([B, C], dim=-1)
     return _scan(x.unsqueeze(3), delta, BC, A.new_empty((*A.shape[:2], 0)), A, D, delta_bias, True).squeeze(3)
 
 
-def projected_scan_2d_jit(
-    x: Tensor, projected: Tensor, delta_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
-) -> Tensor:
+def projected_scan_2d_jit(x, projected, delta_weight, A, D, delta_bias) -> Tensor:
     """:func:`swinumamba_monai.ops.scan.projected_scan_2d`, which makes delta from its low rank on the way."""
     rank, n = delta_weight.shape[-1], A.shape[-1]
     if n % STATES:

@@ -16,7 +16,6 @@ from .scan import ELEMENTS, alignment, count_multiprocessors
 
 __all__ = [
     "NormGradients",
-    "PackedWeights",
     "conv_silu",
     "conv_silu_backward",
     "layer_norm",
@@ -176,28 +175,10 @@ def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: 
     kernels.launch(name, (blocks, 1, 1), 32 * WARPS, 4 * WARPS * channels if suffix else 0, params)
 
 
-class PackedWeights(NamedTuple):
-    """The weights of an SS2D as its products and its scan take them.
-
-    Args:
-        in_proj: (2d, model).
-        out_proj: (model, d).
-        x_proj: (4 * (2n + padded rank), d), the rows of the low rank last.
-        dt: (4, d, padded rank).
-        A: A times log2(e), (4, d, n) float32.
-    """
-
-    in_proj: Tensor
-    out_proj: Tensor
-    x_proj: Tensor
-    dt: Tensor
-    A: Tensor
-
-
 def pack(
     in_proj: Tensor, out_proj: Tensor, x_proj: Tensor, dt: Tensor, A_logs: Tensor, padded_rank: int, dtype: torch.dtype
-) -> PackedWeights:
-    """Put the weights in the order and dtype of :class:`PackedWeights`, in one launch.
+) -> tuple[Tensor, ...]:
+    """The weights of an SS2D as its products and its scan take them, in one launch.
 
     Args:
         in_proj: (2d, model), contiguous float32 as all.
@@ -207,6 +188,10 @@ def pack(
         A_logs: (4 * d, n).
         padded_rank: rank of the result, at least r.
         dtype: dtype of the matrices.
+
+    Returns:
+        in_proj; out_proj; x_proj, (4 * (2n + padded_rank), d), the rows of the low rank last; dt, (4, d, padded_rank);
+        A times log2(e), (4, d, n) float32.
     """
     directions, channels, rank = dt.shape
     model, BC = len(out_proj), x_proj.shape[1] - rank
@@ -220,4 +205,4 @@ def pack(
         "pack", (-(-(packed.numel() + A.numel()) // THREADS), 1, 1), THREADS, 0, params
     )
     matrices = zip(packed.split(sizes), (in_proj.shape, out_proj.shape, *shapes))
-    return PackedWeights(*(part.view(shape) for part, shape in matrices), A)
+    return *(part.view(shape) for part, shape in matrices), A

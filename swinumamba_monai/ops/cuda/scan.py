@@ -346,17 +346,13 @@ def _rows_contiguous(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def selective_scan_cuda(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
-) -> Tensor:
+def selective_scan_cuda(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
     """Selective scan in the layout of :mod:`swinumamba_monai.ops.portable`: (b, l, g, d) in and out."""
     u, delta, B, C = (t.permute(2, 0, 1, 3) for t in (u, delta, B, C))
     return _scan(u, delta, A, B, C, D, delta_bias, [], delta_softplus).permute(1, 2, 0, 3)
 
 
-def cross_scan_2d_cuda(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
-) -> Tensor:
+def cross_scan_2d_cuda(x, delta, A, B, C, D, delta_bias) -> Tensor:
     """Four-direction scan of a map; the shapes are those of :func:`swinumamba_monai.ops.scan.cross_scan_2d`."""
     size = x.shape[1:3]
     delta, B, C = (t.permute(3, 0, 1, 2, 4).flatten(2, 3) for t in (delta, B, C))

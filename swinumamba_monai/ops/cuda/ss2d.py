@@ -87,9 +87,10 @@ class _Weights:
         self.conv, self.norm = (p.conv_weight, p.conv_bias), (p.norm_weight, p.norm_bias)
         self.channels, self.rank = p.dt.shape[1:]
         self.num_BC = p.x_proj.shape[1] - self.rank
-        packed = pack(p.in_proj, p.out_proj, p.x_proj, p.dt, p.A_logs, -(-self.rank // 8) * 8, dtype)
-        self.out_proj, self.x_proj, self.dt, self.A = packed.out_proj, packed.x_proj, packed.dt, packed.A
-        self.to_map, self.to_gate = packed.in_proj.chunk(2)
+        in_proj, self.out_proj, self.x_proj, self.dt, self.A = pack(
+            p.in_proj, p.out_proj, p.x_proj, p.dt, p.A_logs, -(-self.rank // 8) * 8, dtype
+        )
+        self.to_map, self.to_gate = in_proj.chunk(2)
         self.dt_bias, self.D = p.dt_bias, p.Ds.unflatten(0, (DIRECTIONS, -1))
 
     def project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -177,22 +178,19 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     return _Gradients(dx.view(x.shape), din_proj, dconv, dx_proj, ddt.contiguous(), dscan, dnorm, dout_proj)
 
 
+_TENSORS = ", ".join(f"Tensor {name}" for name in _Parameters._fields)
 _forward_op = torch.library.custom_op(
     "swinumamba::ss2d",
     _forward,
     mutates_args=(),
-    schema="(Tensor x, Tensor in_proj_weight, Tensor conv_weight, Tensor conv_bias, Tensor x_proj_weight,"
-    " Tensor dt_weight, Tensor dt_bias, Tensor A_logs, Tensor Ds, Tensor norm_weight, Tensor norm_bias,"
-    " Tensor out_proj_weight, float eps, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor x, {_TENSORS}, float eps, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 _backward_op = torch.library.custom_op(
     "swinumamba::ss2d_backward",
     _backward,
     mutates_args=(),
-    schema="(Tensor dout, Tensor merged, Tensor states, Tensor statistics, Tensor x, Tensor in_proj_weight,"
-    " Tensor conv_weight, Tensor conv_bias, Tensor x_proj_weight, Tensor dt_weight, Tensor dt_bias, Tensor A_logs,"
-    " Tensor Ds, Tensor norm_weight, Tensor norm_bias, Tensor out_proj_weight)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor dout, Tensor merged, Tensor states, Tensor statistics, Tensor x, {_TENSORS})"
+    f" -> ({', '.join(['Tensor'] * len(_Gradients._fields))})",
 )
 
 

@@ -49,9 +49,7 @@ def _scripted() -> Callable[..., Tensor]:
         return torch.jit.script(_scan)
 
 
-def selective_scan_torchscript(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
-) -> Tensor:
+def selective_scan_torchscript(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
     """Selective scan; shapes as in :mod:`swinumamba_monai.ops.portable`. Returns (b, l, g, d) in the dtype of ``u``."""
     dtype = state_dtype(u, delta, A)
     inputs = [t.to(dtype) for t in (u, delta, A, B, C)]
