@@ -41,7 +41,7 @@ def direct_function(forward: Callable, backward: Callable, num_options: int) -> 
 
     Args:
         forward: function of the inputs; it returns what an operator returns.
-        backward: as for :func:`register_backward`.
+        backward: function as :func:`register_backward` takes it.
         num_options: number of inputs at the end that are no tensors.
 
     Returns:

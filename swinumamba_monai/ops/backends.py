@@ -86,15 +86,16 @@ class Backend:
     """One way to compute the scan and what surrounds it. Fields that are None have no way of their own.
 
     Args:
-        name: what :data:`REGISTRY` calls it.
+        name: key of :data:`REGISTRY`.
         scan: scan of grouped sequences, in the layout of :mod:`.portable`.
-        why_unavailable: gives the reason why it cannot run, or None, for a device type, a dtype and a number of states.
-        map_scan: :func:`.scan.cross_scan_2d`.
-        projected_scan: :func:`.scan.projected_scan_2d`.
+        why_unavailable: function of a device type, a dtype and a number of states that returns the reason why it cannot
+            run on such tensors, or None.
+        map_scan: scan as :func:`.scan.cross_scan_2d`.
+        projected_scan: scan as :func:`.scan.projected_scan_2d`.
         norm: LayerNorm over the last axis, of x (..., d), weight (d,), bias (d,) and eps.
         norm_gate: LayerNorm over the channels of a map times SiLU of a gate, of y and gate, both (b, h, w, d), weight
             (d,), bias (d,) and eps.
-        ss2d: :func:`.ss2d.ss2d` with a layer norm, as one operator.
+        ss2d: one operator for all of :func:`.ss2d.ss2d` with a layer norm.
     """
 
     name: str

@@ -46,22 +46,22 @@ def ss2d(
 
     Args:
         x: feature map, (b, h, w, m).
-        in_proj_weight: (2d, m).
-        conv_weight: (d, 1, 3, 3).
-        conv_bias: (d,).
-        x_proj_weight: to the low rank of Δ, B and C of each direction, (4, r + 2n, d).
-        dt_weight: from the low rank to Δ, (4, d, r).
-        dt_bias: (4, d).
-        A_logs: log(-A), (4 * d, n).
+        in_proj_weight: projection to map and gate, (2d, m).
+        conv_weight: kernels of the depthwise convolution, (d, 1, 3, 3).
+        conv_bias: biases of the convolution, (d,).
+        x_proj_weight: projection to the low rank of Δ, B and C of each direction, (4, r + 2n, d).
+        dt_weight: projection from the low rank to Δ, (4, d, r).
+        dt_bias: offsets of Δ before softplus, (4, d).
+        A_logs: logarithms of -A, (4 * d, n).
         Ds: skip weights, (4 * d,).
-        norm_weight: (d,).
-        norm_bias: (d,); None for an RMS norm in place of the layer norm.
-        out_proj_weight: (m, d).
-        eps: of the norm.
+        norm_weight: gains of the norm, (d,).
+        norm_bias: offsets of the norm, (d,); None for an RMS norm in place of the layer norm.
+        out_proj_weight: projection back, (m, d).
+        eps: number added to the norm's variance.
         backend: record, or one of :data:`.backends.BACKENDS`.
 
     Returns:
-        (b, h, w, m); under autocast in its dtype.
+        map of the same shape; under autocast in its dtype.
 
     Raises:
         RuntimeError: a backend that cannot run on these tensors.

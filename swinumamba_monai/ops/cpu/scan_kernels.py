@@ -361,7 +361,7 @@ def backward(
         start: first task.
         stop: the task to stop before.
         dy: gradient of the output, shaped like u.
-        chunk_states: what the forward wrote, followed by its inputs.
+        chunk_states: states before each chunk as the forward wrote them; the inputs of the forward follow.
         du: written, (parts, b, l, d).
         ddelta: written, (g, b, l, d).
         dBC: written for each block of channels, (blocks, b, l, g, 2n).

@@ -77,9 +77,9 @@ def run_tasks(kernel: Callable, tasks: int, *arguments) -> None:
     """Run the tasks of a kernel on as many threads as torch uses.
 
     Args:
-        kernel: called with the first task, the task to stop before, and the arguments.
-        tasks: their number.
-        arguments: passed on, tensors as NumPy arrays.
+        kernel: function of the first task, the task to stop before, and the arguments.
+        tasks: number of tasks.
+        arguments: further arguments of the kernel, which gets tensors as NumPy arrays.
     """
     arguments = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
     threads = min(torch.get_num_threads(), tasks)

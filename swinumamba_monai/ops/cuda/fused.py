@@ -75,7 +75,7 @@ def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> t
 
     Args:
         dy: gradient of the output, contiguous.
-        x: input of the forward; so are weight and bias.
+        x: input of the forward, as are weight and bias.
 
     Returns:
         gradient of x; (10, c) float32, which :func:`split_conv_parameters` takes apart.
@@ -131,7 +131,7 @@ def layer_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps
         gate: (rows, d), contiguous; or None.
         weight: (d,), float32.
         bias: (d,), float32.
-        eps: added to the variance.
+        eps: number added to the variance.
 
     Returns:
         (rows, d), contiguous; what the backward needs, (rows, 2) float32.
@@ -148,8 +148,8 @@ def layer_norm_backward(
 
     Args:
         dy: gradient of the output, contiguous.
-        statistics: what the forward returned.
-        x: input of the forward; so are gate, weight and bias.
+        statistics: second result of the forward, (rows, 2) float32.
+        x: input of the forward, as are gate, weight and bias.
     """
     dx = torch.empty_like(x)
     dgate, y = (None, None) if gate is None else (torch.empty_like(x), torch.empty_like(x))

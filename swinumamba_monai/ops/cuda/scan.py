@@ -73,12 +73,12 @@ def _segment(wanted: int, widths: tuple[int, ...], channels: int, lanes: int, le
     """Cut a scan into warps: wide tiles cost least, several segments of a sequence cost a second pass.
 
     Args:
-        wanted: how many warps keep the GPU busy.
-        widths: channels that a thread may hold, best first.
-        channels: of a group.
-        lanes: threads that share the states of a channel.
-        length: positions.
-        sequences: groups times samples.
+        wanted: number of warps that keep the GPU busy.
+        widths: numbers of channels that a thread may hold, best first.
+        channels: number of channels of a group.
+        lanes: number of threads that share the states of a channel.
+        length: number of positions.
+        sequences: number of groups times samples.
 
     Returns:
         channels of a thread, positions of a segment.
@@ -104,8 +104,8 @@ class _Scan:
         inputs: u, delta, A, B, C, delta_bias as in the module's text.
         size: height and width of the map whose four directions the groups are, or None for sequences.
         delta_softplus: whether delta passes through softplus.
-        warps_per_sm: how many keep a multiprocessor busy.
-        widths: channels that a thread may hold, best first.
+        warps_per_sm: number of warps that keep a multiprocessor busy.
+        widths: numbers of channels that a thread may hold, best first.
     """
 
     def __init__(self, inputs, size, delta_softplus: bool, warps_per_sm: int, widths: tuple[int, ...]) -> None:
@@ -216,9 +216,9 @@ def scan_backward(
 
     Args:
         dy: gradient of y, laid out like u: (g or 1, b, l, d).
-        states: what the forward kept.
-        inputs: of the forward; so are the other arguments.
-        ddelta: written; laid out like delta, and may be delta itself.
+        states: second result of the forward, the state before each chunk.
+        inputs: inputs of the forward, as are the arguments that follow.
+        ddelta: memory that the gradient of delta is written to, laid out like delta; it may be delta itself.
 
     Returns:
         du, (g, b, l, d); dB and dC, (b, l, g, 2, n) float32; (g, (n + 2) * d) float32, which
