@@ -8,7 +8,7 @@ import torch
 
 from swinumamba_monai.analysis.measurement import measure, reason
 from swinumamba_monai.analysis.steps import Inference
-from swinumamba_monai.ops.dispatch import choose_backend
+from swinumamba_monai.ops.backends import choose_backend
 from swinumamba_monai.tasks import TASKS
 
 from .cases import QUICK_BATCHES, Batch, MeasuredStep, build

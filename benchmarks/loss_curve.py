@@ -31,7 +31,7 @@ from swinumamba_monai.analysis.steps import autocast
 from swinumamba_monai.data import load_datalist, synthesize_microscopy
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD
-from swinumamba_monai.ops.dispatch import choose_backend
+from swinumamba_monai.ops.backends import choose_backend
 
 from .cases import make_loss
 from .record import ROOT, Record, make_parser, start

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.ops.dispatch import choose_backend
+from swinumamba_monai.ops.backends import choose_backend
 from swinumamba_monai.reports.tables import markdown_lines
 
 __all__ = ["Record", "make_parser", "start"]

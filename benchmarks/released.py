@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import selective_scan
-from swinumamba_monai.ops.mamba import why_mamba_is_unavailable
+from swinumamba_monai.ops.mamba_ssm import why_mamba_is_unavailable
 
 __all__ = ["ReleasedSS2D", "released_kernel", "why_released_is_unavailable"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import swinumamba_monai
-from swinumamba_monai.ops import dispatch
+from swinumamba_monai.ops import backends
 
 __all__ = ["examine"]
 
@@ -38,8 +38,8 @@ def examine() -> Iterator[str]:
     yield f"swinumamba_monai {swinumamba_monai.__version__} in {FOLDER}"
     yield f"Python {platform.python_version()} on {platform.platform()}"
     yield from _packages()
-    if wanted := os.environ.get(dispatch.ENVIRONMENT_VARIABLE):
-        yield f"{dispatch.ENVIRONMENT_VARIABLE}={wanted} is set"
+    if wanted := os.environ.get(backends.ENVIRONMENT_VARIABLE):
+        yield f"{backends.ENVIRONMENT_VARIABLE}={wanted} is set"
     yield f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
     yield from _scan("cpu")
     if torch.cuda.is_available():
@@ -78,19 +78,19 @@ def _scan(device_type: str) -> Iterator[str]:
     dtype = DTYPES[device_type]
     name = str(dtype).removeprefix("torch.")
     try:
-        chosen = dispatch.choose_backend("auto", device_type, dtype, D_STATE)
+        chosen = backends.choose_backend("auto", device_type, dtype, D_STATE)
     except (RuntimeError, ValueError) as error:
         yield f"  scan of {name}: none; {error}"
         return
     yield f"  scan of {name}: {chosen}"
-    fastest = dispatch.fastest_backend(device_type)
+    fastest = backends.fastest_backend(device_type)
     if chosen == fastest:
         yield "  that is the fastest there is for this device"
-    elif obstacle := dispatch.why_unavailable(fastest, device_type, dtype, D_STATE):
+    elif obstacle := backends.REGISTRY[fastest].why_unavailable(device_type, dtype, D_STATE):
         yield f"  {fastest} would be faster, but {obstacle}"
         yield f"  to have it: {REMEDIES[device_type]}"
     else:
-        yield f"  {fastest} would be faster: unset {dispatch.ENVIRONMENT_VARIABLE}"
+        yield f"  {fastest} would be faster: unset {backends.ENVIRONMENT_VARIABLE}"
 
 
 def _no_gpu() -> Iterator[str]:

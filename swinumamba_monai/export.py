@@ -3,7 +3,7 @@
 """A network as a file for other programs: an ONNX model, or a program of ``torch.export``; any height and width.
 
 TorchScript needs nothing from here: ``python -m monai.bundle ckpt_export`` traces the networks as they are. Which scan
-is exported is chosen in :mod:`swinumamba_monai.ops.dispatch`.
+is exported is chosen in :mod:`swinumamba_monai.ops.backends`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from monai.bundle import ConfigParser
 from monai.utils import optional_import
 
+from .bundle_network import build_bundle_network
 from .errors import InputError
 from .pretrained import load_pretrained
 
@@ -30,21 +30,14 @@ def read_network(config_file: str | PathLike, ckpt_file: str | PathLike, **overr
     """The network of a bundle with trained weights, in evaluation mode on the CPU.
 
     Args:
-        config_file: ``inference.json`` of the bundle, whose ``network_def`` is built.
+        config_file: config of the bundle, as for :func:`.bundle_network.build_bundle_network`.
         ckpt_file: file with the whole weights of that network.
         overrides: values of the config's entries, such as ``num_classes``.
 
     Raises:
-        InputError: no such files, a config without ``network_def``, or weights that do not fit.
+        InputError: no such files, a config without a network, or weights that do not fit.
     """
-    if not Path(config_file).is_file():
-        raise InputError(f"there is no config file {config_file}.")
-    parser = ConfigParser()
-    parser.read_config(str(config_file))
-    parser.update(overrides)
-    if "network_def" not in parser:
-        raise InputError(f"{config_file} has no network_def.")
-    network = parser.get_parsed_content("network_def")
+    network = build_bundle_network(config_file, overrides)
     load_pretrained(network, ckpt_file, strict=True)
     return network.eval()
 
@@ -112,7 +105,7 @@ def export_onnx(network: nn.Module, filepath: str | PathLike) -> Path:
     import onnx
     from onnx import inliner
 
-    from .ops.onnx_scan import selective_scan_onnx
+    from .ops.export.onnx import selective_scan_onnx
 
     # it warns of every operator with one output, which is right and means nothing
     logging.getLogger("torch.onnx._internal.exporter._core").setLevel(logging.ERROR)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 import swinumamba_monai
 from swinumamba_monai import doctor
 from swinumamba_monai.cli import main
-from swinumamba_monai.ops import cuda_scan, dispatch
+from swinumamba_monai.ops import backends
+from swinumamba_monai.ops.cuda import scan as cuda_scan
 
 NO_NUMBA = "numba cannot be imported (No module named 'numba'; `pip install numba`)"
 
@@ -21,7 +23,12 @@ NO_NUMBA = "numba cannot be imported (No module named 'numba'; `pip install numb
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+
+
+def numba(monkeypatch, obstacle) -> None:
+    record = replace(backends.REGISTRY["numba"], why_unavailable=lambda *about: obstacle)
+    monkeypatch.setitem(backends.REGISTRY, "numba", record)
 
 
 def lines() -> str:
@@ -36,22 +43,22 @@ def test_command(capsys):
 
 
 def test_the_fastest(monkeypatch):
-    monkeypatch.setitem(dispatch._OBSTACLES, "numba", lambda *about: None)
+    numba(monkeypatch, None)
     assert "scan of float32: numba\n  that is the fastest there is for this device" in lines()
 
 
 def test_what_to_install_for_a_faster_one(monkeypatch):
-    monkeypatch.setitem(dispatch._OBSTACLES, "numba", lambda *about: NO_NUMBA)
+    numba(monkeypatch, NO_NUMBA)
     text = lines()
     assert f"scan of float32: portable\n  numba would be faster, but {NO_NUMBA}\n" in text
     assert 'to have it: pip install "swinumamba-monai[cpu]"' in text
 
 
 def test_what_the_environment_variable_does(monkeypatch):
-    monkeypatch.setitem(dispatch._OBSTACLES, "numba", lambda *about: None)
-    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "portable")
+    numba(monkeypatch, None)
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "portable")
     assert "numba would be faster: unset SWINUMAMBA_BACKEND" in lines()
-    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "quick")
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "quick")
     assert "scan of float32: none; SWINUMAMBA_BACKEND must be one of" in lines()
 
 

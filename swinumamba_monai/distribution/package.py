@@ -28,14 +28,14 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from monai.bundle import ConfigParser
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.archive import write_archive
 from swinumamba_monai.errors import InputError, quoted
 from swinumamba_monai.pretrained import find_checkpoint, load_pretrained, read_weights
 
-__all__ = ["Package", "build_network", "check_version", "package_bundle", "read_metadata"]
+__all__ = ["Package", "check_version", "package_bundle", "read_metadata"]
 
 PARTS = ("LICENSE", "configs", "docs")  # of a bundle; the rest of its folder is what runs leave there
 WEIGHTS = "models/model.pt"
@@ -169,24 +169,11 @@ def _weights(bundle: Path) -> bytes | None:
     path = Path(find_checkpoint(bundle / "models"))
     if not path.is_file():
         return None
-    network = build_network(bundle)
+    network = build_bundle_network(bundle / "configs" / "inference.json")
     load_pretrained(network, path, strict=True)
     stream = io.BytesIO()  # torch.save puts the name of a file into it
     torch.save({name: weight.clone() for name, weight in sorted(read_weights(path).items())}, stream)
     return stream.getvalue()
-
-
-def build_network(bundle: Path, override: Mapping[str, object] | None = None) -> torch.nn.Module:
-    """The network of a bundle's ``inference.json``, without trained weights; ``override`` holds id-value pairs."""
-    path = bundle / "configs" / "inference.json"
-    try:
-        parser = ConfigParser()
-        parser.read_config(str(path))
-        for key, value in (override or {}).items():
-            parser[key] = value
-        return parser.get_parsed_content("network_def")
-    except Exception as error:  # a config can fail in any way
-        raise InputError(f"{path} gives no network_def that can be built ({quoted(error)}).") from error
 
 
 def _large_files(url: str, weights: bytes) -> str:

@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
-from swinumamba_monai.distribution.package import build_network, check_version, read_metadata
+from swinumamba_monai.bundle_network import build_bundle_network
+from swinumamba_monai.distribution.package import check_version, read_metadata
 from swinumamba_monai.errors import InputError, find_input_error
 from swinumamba_monai.pretrained import find_checkpoint, load_pretrained
 from swinumamba_monai.tasks import TASKS
@@ -52,7 +53,7 @@ class _Bundle:
         return str(self.root / "configs" / f"{name}.json")
 
     def network(self) -> torch.nn.Module:
-        return build_network(self.root, self.override)
+        return build_bundle_network(self.config("inference"), self.override)
 
     def checkpoint(self) -> str:
         """The bundle's weights as MONAI's exporter reads them; random ones for a bundle that has none."""

@@ -1,29 +1,18 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentation networks as MONAI nets."""
+"""Segmentation networks as MONAI nets; a name is imported when it is asked for."""
 
-from .baselines import UNETR, NNUNet, SegResNet, SwinUNETR
-from .mamba import Mamba
-from .nnformer import NNFormer
-from .swin_umamba import SwinUMamba, SwinUMambaD
-from .systems import SYSTEMS, System, build_network
-from .umamba import UMambaBot, UMambaEnc
-from .vmamba import VMambaClassifier, VMambaEncoder
+import lazy_loader
 
-__all__ = [
-    "SYSTEMS",
-    "Mamba",
-    "NNFormer",
-    "NNUNet",
-    "SegResNet",
-    "SwinUMamba",
-    "SwinUMambaD",
-    "SwinUNETR",
-    "System",
-    "UMambaBot",
-    "UMambaEnc",
-    "UNETR",
-    "VMambaClassifier",
-    "VMambaEncoder",
-    "build_network",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "baselines": ["NNUNet", "SegResNet", "SwinUNETR", "UNETR"],
+        "mamba": ["Mamba"],
+        "nnformer": ["NNFormer"],
+        "swin_umamba": ["SwinUMamba", "SwinUMambaD"],
+        "systems": ["SYSTEMS", "System", "build_network"],
+        "umamba": ["UMambaBot", "UMambaEnc"],
+        "vmamba": ["VMambaClassifier", "VMambaEncoder"],
+    },
+)

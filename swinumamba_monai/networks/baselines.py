@@ -9,14 +9,15 @@ image of any size: it is continued to the right and below by its last pixels, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from monai.networks import nets
 from torch import Tensor, nn, zeros
 
-from swinumamba_monai.pooling import pad_for_pooling
+from swinumamba_monai.nnunet_pooling import plan_strides
 
-from .any_size import AnySize
+from .base import BaseNetwork
 
 __all__ = ["NNUNet", "SegResNet", "SwinUNETR", "UNETR"]
 
@@ -41,22 +42,22 @@ class _PlannedUNet(nets.DynUNet):
         return [logits, *(head(m) for head, m in zip(self.deep_supervision_heads, maps[-2::-1]))]
 
 
-class NNUNet(AnySize, _PlannedUNet):
+class NNUNet(BaseNetwork, _PlannedUNet):
     """The 2D network that nnU-Net plans for a crop: 33.5 M parameters and 23.3 GFLOPs at 1×320×320 and 14 classes.
 
     Two convolutions a stage, min(512, 32 · 2^i) channels, affine instance norm. The number of stages follows from
-    ``roi_size`` by nnU-Net's own rule (:func:`swinumamba_monai.pooling.pad_for_pooling`): seven for 320 × 320 and
+    ``roi_size`` by nnU-Net's own rule (:func:`swinumamba_monai.nnunet_pooling.plan_strides`): seven for 320 × 320 and
     384 × 640, eight for 512 × 512. There is a head at every resolution of the decoder, and as in nnU-Net each keeps
     its resolution: MONAI's DynUNet would raise all to the full one, at a cost in time and memory.
 
     Args:
-        in_channels: channels of the image.
+        in_channels: number of channels of the image.
         out_channels: number of classes, background included.
         roi_size: size (h, w) of the crops that it is planned for.
         deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
-        base_channels: of the first stage, doubled at each further one up to sixteen times as many.
-        conv_bias: biases in all convolutions, as in nnU-Net's own code. MONAI has them in the heads alone: before an
-            instance norm they change nothing.
+        base_channels: number of channels of the first stage, doubled at each further one up to sixteen times as many.
+        conv_bias: whether all convolutions have biases, as in nnU-Net's own code. MONAI has them in the heads alone:
+            before an instance norm they change nothing.
 
     Raises:
         ValueError: a ``roi_size`` too small to be pooled twice.
@@ -71,37 +72,35 @@ class NNUNet(AnySize, _PlannedUNet):
         base_channels: int = 32,
         conv_bias: bool = False,
     ) -> None:
-        _, poolings = pad_for_pooling(roi_size)
-        stages = int(poolings.max()) + 1
+        strides = plan_strides(roi_size)
+        stages, dims = len(strides), len(roi_size)
         if stages < 3:
             raise ValueError(f"roi_size must have a side of at least 16 pixels for nnU-Net, got {tuple(roi_size)}.")
-        # An axis with fewer poolings keeps its size in the last stages.
-        strides = [[1] * len(poolings), *([1 + int(i < n) for n in poolings] for i in range(stages - 1))]
         super().__init__(
-            spatial_dims=len(poolings),
+            spatial_dims=dims,
             in_channels=in_channels,
             out_channels=out_channels,
-            kernel_size=[[3] * len(poolings)] * stages,
+            kernel_size=[[3] * dims] * stages,
             strides=strides,
             upsample_kernel_size=strides[1:],
             filters=[min(2**i, 16) * base_channels for i in range(stages)],
             deep_supr_num=stages - 2,
         )
         self.deep_supervision = deep_supervision
-        self.step = (2**poolings).tolist()
+        self.step = [math.prod(axis) for axis in zip(*strides)]
         if conv_bias:
             for module in self.modules():
                 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.bias is None:
                     module.bias = nn.Parameter(zeros(module.out_channels, device=module.weight.device))
 
 
-class SegResNet(AnySize, nets.SegResNet):
+class SegResNet(BaseNetwork, nets.SegResNet):
     """SegResNet with 32 initial filters and 1, 2, 2, 4 blocks: 6.3 M parameters and 24.5 GFLOPs at 1×320×320.
 
     Args:
-        in_channels: channels of the image.
+        in_channels: number of channels of the image.
         out_channels: number of classes, background included.
-        init_filters: channels of the first stage.
+        init_filters: number of channels of the first stage.
         options: further keyword arguments of :class:`monai.networks.nets.SegResNet`.
     """
 
@@ -113,13 +112,13 @@ class SegResNet(AnySize, nets.SegResNet):
         self.step = [2 ** (len(options["blocks_down"]) - 1)] * 2
 
 
-class UNETR(AnySize, nets.UNETR):
+class UNETR(BaseNetwork, nets.UNETR):
     """UNETR with a ViT-Base encoder: 87.4 M parameters and 42.1 GFLOPs at 1×320×320 and 14 classes.
 
     Its position embedding belongs to one size: smaller images are padded to that, larger ones need a sliding window.
 
     Args:
-        in_channels: channels of the image.
+        in_channels: number of channels of the image.
         out_channels: number of classes, background included.
         roi_size: size (h, w) of the crops, multiples of 16.
         options: further keyword arguments of :class:`monai.networks.nets.UNETR`, in place of the paper's.
@@ -149,13 +148,13 @@ class UNETR(AnySize, nets.UNETR):
         return self.roi_size
 
 
-class SwinUNETR(AnySize, nets.SwinUNETR):
+class SwinUNETR(BaseNetwork, nets.SwinUNETR):
     """SwinUNETR with 48 features and 2, 2, 2, 2 blocks: 25.1 M parameters and 27.9 GFLOPs at 1×320×320.
 
     Args:
-        in_channels: channels of the image.
+        in_channels: number of channels of the image.
         out_channels: number of classes, background included.
-        feature_size: channels of the first stage, a multiple of 12.
+        feature_size: number of channels of the first stage, a multiple of 12.
         options: further keyword arguments of :class:`monai.networks.nets.SwinUNETR`.
     """
 

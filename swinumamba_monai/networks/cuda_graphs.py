@@ -39,11 +39,16 @@ class CUDAGraphs:
 
     Args:
         training: whether forwards with gradients are recorded too.
+
+    >>> graphs, layer = CUDAGraphs(), nn.Linear(3, 2)
+    >>> [y.shape for y in graphs.run(layer, lambda x: [layer(x)], torch.zeros(1, 3))]
+    [torch.Size([1, 2])]
     """
 
     def __init__(self, training: bool = True) -> None:
         self.training = training
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of a replay, whose memory is one
+        self._is_recording = False
         self._calls: OrderedDict[tuple, int] = OrderedDict()
         self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
         self._failed = False
@@ -58,11 +63,14 @@ class CUDAGraphs:
         """``forward(x)``, replayed if it can be.
 
         Args:
-            network: whose parameters and modules ``forward`` uses.
-            forward: computes tensors from one tensor; in each mode of the network the same way for all of a shape.
-            x: its input.
+            network: network whose parameters and modules ``forward`` uses.
+            forward: function of one tensor that returns a list of tensors, in each mode of the network computed the
+                same way for all inputs of a shape.
+            x: input of ``forward``.
         """
-        if self._failed or not self._can_replay(network, x) or not self._lock.acquire(blocking=False):
+        if self._failed or self._is_recording or not self._can_replay(network, x):
+            return forward(x)
+        if not self._lock.acquire(blocking=False):  # another thread replays
             return forward(x)
         try:
             graph = self._find(network, forward, x)
@@ -94,12 +102,15 @@ class CUDAGraphs:
             same_kind = [other for other in self._graphs if other[-1] == key[-1]]  # with gradients, or without
             if len(same_kind) >= MAX_GRAPHS:
                 del self._graphs[same_kind[0]]
+            self._is_recording = True
             try:
                 graph = (_TrainingGraph if torch.is_grad_enabled() else _Graph)(network, forward, x)
             except RuntimeError as error:
                 self._failed = True
                 logger.warning("going on without CUDA graphs: %s", str(error).splitlines()[0])
                 return None
+            finally:
+                self._is_recording = False
         self._graphs[key] = graph
         return None if graph.is_busy() else graph
 
@@ -167,6 +178,17 @@ def _warm_up(step: Callable[[], object]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
+class _Bound(nn.Module):
+    """A function with the network that it computes with, for ``functional_call`` to put other tensors in there."""
+
+    def __init__(self, network: nn.Module, function: Forward) -> None:
+        super().__init__()
+        self.network, self.function = network, function
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.function(x)
+
+
 class _Pass:
     """One replayed forward, until its backward."""
 
@@ -183,7 +205,8 @@ class _TrainingGraph(_Graph):
         return last is not None and not last.done
 
     def _record(self, network: nn.Module, forward: Forward) -> None:
-        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        bound = _Bound(network, forward)
+        trained = {name: p for name, p in bound.named_parameters() if p.requires_grad}
         self.parameters = list(trained.values())
         if len({p.dtype for p in self.parameters}) != 1:
             raise RuntimeError("the trained parameters are not of one dtype.")
@@ -192,8 +215,7 @@ class _TrainingGraph(_Graph):
             # Stand-ins that share the parameters' memory: an earlier loss that is still alive would tie the backward of
             # the parameters themselves to the stream that it ran on.
             stand_ins = {name: p.detach().requires_grad_() for name, p in trained.items()}
-            heads = functional_call(network, stand_ins, (self.x,))
-            return list(stand_ins.values()), heads if isinstance(heads, list) else [heads]
+            return list(stand_ins.values()), functional_call(bound, stand_ins, (self.x,))
 
         def run_backward(parameters: Sequence[Tensor], heads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
             return torch.autograd.grad(heads, parameters, self.dheads, allow_unused=True)

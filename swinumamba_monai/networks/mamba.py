@@ -21,7 +21,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinumamba_monai.ops.dispatch import check_backend_name, selective_scan
+from swinumamba_monai.ops import selective_scan
+from swinumamba_monai.ops.backends import BackendChoice
 
 __all__ = ["Mamba", "MambaScan", "init_scan"]
 
@@ -40,9 +41,9 @@ def init_scan(
 
     Args:
         A_log: logarithm of -A, (..., d_state); filled, as are the next three.
-        D: skip weights.
-        dt_weight: linear function that gives Δ, (..., dt_rank).
-        dt_bias: its bias.
+        D: skip weights, (...).
+        dt_weight: weight of the linear function that gives Δ, (..., dt_rank).
+        dt_bias: bias of that function, (...).
         dt_min: smallest step size drawn.
         dt_max: largest step size drawn.
         dt_floor: lower bound on what was drawn.
@@ -59,10 +60,10 @@ class MambaScan(nn.Module):
     """What Mamba does between its projections: causal convolution, SiLU, and a scan with Δ, B, C made of its input.
 
     Args:
-        channels: of the sequence.
-        dt_rank: of the linear function that gives Δ.
-        d_state: states of each channel.
-        d_conv: positions that the causal convolution sees, the present one and those before it.
+        channels: number of channels of the sequence.
+        dt_rank: rank of the linear function that gives Δ.
+        d_state: number of states of each channel.
+        d_conv: number of positions that the causal convolution sees, the present one and those before it.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
 
     Raises:
@@ -73,7 +74,7 @@ class MambaScan(nn.Module):
         super().__init__()
         self.d_state = d_state
         self.dt_rank = dt_rank
-        self.scan_backend = check_backend_name(scan_backend, "scan_backend")
+        self.backend = BackendChoice(scan_backend, d_state)
         self.conv1d = nn.Conv1d(channels, channels, kernel_size=d_conv, padding=d_conv - 1, groups=channels)
         self.x_proj = nn.Linear(channels, dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(dt_rank, channels)
@@ -86,16 +87,7 @@ class MambaScan(nn.Module):
         init_scan(self.A_log, self.D, self.dt_proj.weight, self.dt_proj.bias)
 
     def scan(self, x: Tensor) -> Tensor:
-        """
-        Args:
-            x: (b, l, channels).
-
-        Returns:
-            (b, l, channels).
-
-        Raises:
-            RuntimeError: a backend that cannot run on such tensors.
-        """
+        """Sequence (b, l, channels) to the same shape; RuntimeError if the backend asked for cannot scan it."""
         x = F.silu(self._convolve(x))
         low_rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         # the bias is added inside the scan, in the precision of the states
@@ -108,7 +100,7 @@ class MambaScan(nn.Module):
             self.D,
             delta_bias=self.dt_proj.bias,
             delta_softplus=True,
-            backend=self.scan_backend,
+            backend=self.backend.find(x),
         )
         return y.transpose(1, 2)
 
@@ -127,14 +119,17 @@ class Mamba(MambaScan):
     """Mamba's mixer in one direction. Under autocast its matrix products are in half precision, its states in float32.
 
     Args:
-        d_model: channels of the sequence.
-        d_state: states of each scanned channel.
-        d_conv: positions that the causal convolution sees.
-        expand: scanned channels as a multiple of ``d_model``.
+        d_model: number of channels of the sequence.
+        d_state: number of states of each scanned channel.
+        d_conv: number of positions that the causal convolution sees.
+        expand: ratio of scanned channels to ``d_model``.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
 
     Raises:
         ValueError: an unknown backend.
+
+    >>> Mamba(8, d_state=4)(torch.zeros(2, 10, 8)).shape
+    torch.Size([2, 10, 8])
     """
 
     def __init__(
@@ -146,15 +141,6 @@ class Mamba(MambaScan):
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """
-        Args:
-            sequence: (b, l, d_model).
-
-        Returns:
-            (b, l, d_model); under autocast in its dtype.
-
-        Raises:
-            RuntimeError: a backend that cannot run on such tensors.
-        """
+        """Sequence (b, l, d_model) to the same shape, under autocast in its dtype; errors as of :meth:`scan`."""
         x, gate = self.in_proj(sequence).chunk(2, dim=-1)
         return self.out_proj(self.scan(x) * F.silu(gate))

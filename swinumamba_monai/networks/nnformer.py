@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from monai.networks.layers import Conv
 from torch import Tensor
 
-from .any_size import AnySize
+from swinumamba_monai.checks import is_counts, require, require_counts, require_rate
+
+from .base import BaseNetwork
 from .nnformer_attention import TransformerBlock
 
 __all__ = ["NNFormer"]
@@ -108,12 +110,12 @@ class Stage(nn.Module):
     """Blocks of one resolution; in the encoder with what leads down from it, in the decoder with what leads up to it.
 
     Args:
-        dim: channels.
-        window: pixels along a side of a window.
-        shifts: of the windows, one for each block.
-        num_heads: heads of the attention.
-        spatial_dims: 2 or 3.
-        drop_paths: one for each block.
+        dim: number of channels.
+        window: side of a window in pixels.
+        shifts: shift of the windows in pixels, for each block.
+        num_heads: number of heads of the attention.
+        spatial_dims: number of axes of the map, 2 or 3.
+        drop_paths: drop path rate of each block.
         downsample: whether a coarser stage of the encoder follows.
         upsample: whether this is a stage of the decoder.
     """
@@ -182,7 +184,7 @@ class Decoder(nn.Module):
         return maps
 
 
-class NNFormer(AnySize, nn.Module):
+class NNFormer(BaseNetwork, nn.Module):
     """nnFormer; by default as released for the Synapse abdomen in 3D, and its natural counterpart in 2D.
 
     The 2D network that the Swin-UMamba† paper compares with (60 M parameters) was not published. Here convolutions,
@@ -192,22 +194,26 @@ class NNFormer(AnySize, nn.Module):
     paper has 50.2, 125.5 and 136.7, at 1×320×320 (14 classes), 3×384×640 (8) and 3×512×512 (3).
 
     Args:
-        in_channels: channels of the image.
+        in_channels: number of channels of the image.
         out_channels: number of classes, background included.
-        spatial_dims: 2 or 3.
+        spatial_dims: number of axes of the image, 2 or 3.
         roi_size: size of the training crops, (64, 128, 128) or (320, 320) unless given. A stage whose map of such a
             crop is no larger than its window attends to one window of the map's smallest side, never shifted, so the
             parameters depend on it. Images of any size may follow.
-        depths: blocks of the encoder's four stages; the decoder's three have as many as those they face.
-        feature_size: channels of the first stage.
-        num_heads: heads of the encoder's four stages; those of the last three serve the decoder's too.
+        depths: number of blocks of the encoder's four stages; the decoder's three have as many as those they face.
+        feature_size: number of channels of the first stage.
+        num_heads: number of heads of the encoder's four stages; those of the last three serve the decoder's too.
         patch_size: sides of a patch in pixels, each 1, 2 or 4; (2, 4, 4) or (4, 4) unless given.
-        window_size: sides of the encoder's windows in patches; of the first three in the decoder's too.
-        drop_path_rate: grows from 0 to this through the encoder, and again through the decoder.
+        window_size: side in patches of the windows of the encoder's four stages; the first three serve the decoder's.
+        drop_path_rate: drop path rate of the last block of encoder and decoder; it grows from 0 through each.
         deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
 
     Raises:
         ValueError: an argument out of its range; the message names it.
+
+    >>> network = NNFormer(1, 2, spatial_dims=2, feature_size=8, num_heads=(1, 1, 1, 1)).eval()
+    >>> network(torch.zeros(1, 1, 40, 50)).shape
+    torch.Size([1, 2, 40, 50])
     """
 
     def __init__(
@@ -224,15 +230,16 @@ class NNFormer(AnySize, nn.Module):
         drop_path_rate: float = 0.2,
         deep_supervision: bool = True,
     ) -> None:
-        if spatial_dims not in DEFAULTS:
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}.")
+        require("spatial_dims", spatial_dims, spatial_dims in DEFAULTS, "2 or 3")
         patch_size = DEFAULTS[spatial_dims]["patch_size"] if patch_size is None else patch_size
         roi_size = DEFAULTS[spatial_dims]["roi_size"] if roi_size is None else roi_size
-        self._check(in_channels=in_channels, out_channels=out_channels, feature_size=feature_size)
-        self._check(4, depths=depths, num_heads=num_heads, window_size=window_size)
-        self._check(spatial_dims, patch_size=patch_size, roi_size=roi_size)
-        if any(side not in (1, 2, 4) for side in patch_size):
-            raise ValueError(f"patch_size must hold 1, 2 or 4 for each axis, got {patch_size!r}.")
+        require_counts(in_channels=in_channels, out_channels=out_channels, feature_size=feature_size)
+        for name, value in {"depths": depths, "num_heads": num_heads, "window_size": window_size}.items():
+            require(name, value, is_counts(value, 4), "4 positive integers")
+        for name, value in {"patch_size": patch_size, "roi_size": roi_size}.items():
+            require(name, value, is_counts(value, spatial_dims), f"{spatial_dims} positive integers")
+        small = all(side in (1, 2, 4) for side in patch_size)
+        require("patch_size", patch_size, small, "1, 2 or 4 along each axis")
         dims = [feature_size * 2**i for i in range(4)]
         pairs = (*zip(dims, num_heads), *zip(dims, num_heads[1:]))
         if feature_size % 2 or any(dim % heads for dim, heads in pairs):
@@ -240,8 +247,7 @@ class NNFormer(AnySize, nn.Module):
                 "feature_size must be even, and feature_size * 2 ** i a multiple of num_heads[i] and num_heads[i + 1], "
                 f"got {feature_size!r} and {num_heads!r}."
             )
-        if not (isinstance(drop_path_rate, (int, float)) and 0 <= drop_path_rate < 1):
-            raise ValueError(f"drop_path_rate must be a number in [0, 1), got {drop_path_rate!r}.")
+        require_rate("drop_path_rate", drop_path_rate)
         super().__init__()
         self.in_channels, self.spatial_dims, self.deep_supervision = in_channels, spatial_dims, deep_supervision
         self.step = [MERGED * side for side in patch_size]
@@ -255,48 +261,21 @@ class NNFormer(AnySize, nn.Module):
             line = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
             return [part.tolist() for part in line]
 
-        down = [
-            Stage(
-                dims[i],
-                windows[i],
-                [shifts[i] * (block % 2) for block in range(depths[i])],
-                num_heads[i],
-                spatial_dims,
-                rates(depths)[i],
-                downsample=i < 3,
-            )
-            for i in range(4)
+        def stage(i: int, shifts: list[int], heads: int, drop_paths: list[float], **links: bool) -> Stage:
+            return Stage(dims[i], windows[i], shifts, heads, spatial_dims, drop_paths, **links)
+
+        down, up = rates(depths), rates(depths[2::-1])
+        encoder = [
+            stage(i, [shift * (block % 2) for block in range(depth)], num_heads[i], down[i], downsample=i < 3)
+            for i, (depth, shift) in enumerate(zip(depths, shifts))
         ]
-        up = [
-            Stage(
-                dims[i],
-                windows[i],
-                [0] + [shifts[i]] * (depths[i] - 1),
-                num_heads[i + 1],
-                spatial_dims,
-                rates(depths[2::-1])[2 - i],
-                upsample=True,
-            )
-            for i in range(3)
+        decoder = [
+            stage(i, [0] + [shifts[i]] * (depths[i] - 1), num_heads[i + 1], up[2 - i], upsample=True) for i in range(3)
         ]
-        self.model_down = Encoder(PatchEmbedding(in_channels, feature_size, patch_size, spatial_dims), down, dims)
-        self.decoder = Decoder(up)
+        embedding = PatchEmbedding(in_channels, feature_size, patch_size, spatial_dims)
+        self.model_down = Encoder(embedding, encoder, dims)
+        self.decoder = Decoder(decoder)
         self.final = nn.ModuleList(Head(dim, out_channels, patch_size, spatial_dims) for dim in dims[:3])
-
-    @staticmethod
-    def _check(length: int | None = None, **arguments) -> None:
-        """Raise unless each argument is a positive integer, or a sequence of ``length`` of them."""
-
-        def positive(value) -> bool:
-            return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-        for name, value in arguments.items():
-            if length is None and not positive(value):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-            if length is not None and not (
-                isinstance(value, Sequence) and len(value) == length and all(map(positive, value))
-            ):
-                raise ValueError(f"{name} must be {length} positive integers, got {value!r}.")
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         maps = self.decoder(self.model_down(x))

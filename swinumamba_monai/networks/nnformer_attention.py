@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.layers import DropPath
+from monai.networks.nets.swin_unetr import window_partition, window_reverse
 from torch import Tensor
 
 __all__ = ["TransformerBlock"]
@@ -23,19 +24,7 @@ APART = -100.0  # added to the logits of pairs that only the cyclic shift brough
 
 def _partition(x: Tensor, window: int) -> Tensor:
     """(b, *spatial, c) to (b, windows, pixels of a window, c)."""
-    dims = x.ndim - 2
-    split = [n for side in x.shape[1:-1] for n in (side // window, window)]
-    x = x.reshape(x.shape[0], *split, x.shape[-1])
-    x = x.permute(0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
-    return x.flatten(1 + dims, 2 * dims).flatten(1, dims)
-
-
-def _reverse(windows: Tensor, window: int, spatial: Sequence[int]) -> Tensor:
-    """The inverse of :func:`_partition`: to (b, *spatial, c)."""
-    dims = len(spatial)
-    x = windows.reshape(windows.shape[0], *(side // window for side in spatial), *[window] * dims, windows.shape[-1])
-    x = x.permute(0, *(axis for i in range(dims) for axis in (1 + i, 1 + dims + i)), 2 * dims + 1)
-    return x.reshape(windows.shape[0], *spatial, windows.shape[-1])
+    return window_partition(x, [window] * (x.ndim - 2)).unflatten(0, (len(x), -1))
 
 
 def _shift_mask(spatial: Sequence[int], window: int, device: torch.device) -> Tensor:
@@ -54,10 +43,10 @@ class WindowAttention(nn.Module):
     """Multi-head attention inside windows, with a learnt bias for each relative position.
 
     Args:
-        dim: channels.
-        window: pixels along a side of a window.
-        num_heads: heads, a divisor of ``dim``.
-        spatial_dims: 2 or 3.
+        dim: number of channels.
+        window: side of a window in pixels.
+        num_heads: number of heads, a divisor of ``dim``.
+        spatial_dims: number of axes of the map, 2 or 3.
         cross: whether queries come from elsewhere than keys and values; they are then not projected.
     """
 
@@ -85,9 +74,9 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, source: Tensor | None, mask: Tensor | None) -> Tensor:
         """
         Args:
-            x: (b, windows, pixels, dim); queries, and keys and values unless ``source`` is given.
-            source: (b, windows, pixels, dim), keys and values.
-            mask: (windows, pixels, pixels), added to the attention's logits.
+            x: features of the queries, (b, windows, pixels, dim); of keys and values too unless ``source`` is given.
+            source: features of keys and values, (b, windows, pixels, dim).
+            mask: mask that is added to the attention's logits, (windows, pixels, pixels).
         """
         batch, windows, pixels, dim = x.shape
 
@@ -122,11 +111,11 @@ class TransformerBlock(nn.Module):
     """Attention in windows, shifted or not, and an MLP, both with a pre-norm and a residual.
 
     Args:
-        dim: channels.
-        window: pixels along a side of a window.
-        shift: pixels by which the windows are shifted.
-        num_heads: heads of the attention.
-        spatial_dims: 2 or 3.
+        dim: number of channels.
+        window: side of a window in pixels.
+        shift: number of pixels by which the windows are shifted.
+        num_heads: number of heads of the attention.
+        spatial_dims: number of axes of the map, 2 or 3.
         drop_path: probability with which a residual branch is skipped for a sample in training.
         cross: whether this is a skip connection: queries from the decoder, keys and values from the encoder.
     """
@@ -145,8 +134,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """
         Args:
-            x: (b, *spatial, dim).
-            skip: the encoder's map of this size, for a skip connection.
+            x: map, (b, *spatial, dim).
+            skip: map of the encoder of this size, for a skip connection.
         """
         spatial, axes = x.shape[1:-1], tuple(range(1, x.ndim - 1))
         fill = [n for side in reversed(spatial) for n in (0, -side % self.window)]
@@ -157,7 +146,8 @@ class TransformerBlock(nn.Module):
 
         mask = _shift_mask(spatial, self.window, x.device) if self.shift else None
         y = self.attn(windows(x), None if skip is None else windows(skip), mask)
-        y = _reverse(y, self.window, [-(-side // self.window) * self.window for side in spatial])
+        padded = [-(-side // self.window) * self.window for side in spatial]
+        y = window_reverse(y.flatten(0, 1), [self.window] * len(axes), [len(x), *padded])
         if self.shift:
             y = y.roll([self.shift] * len(axes), axes)
         for axis, side in zip(axes, spatial):

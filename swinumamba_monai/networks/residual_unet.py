@@ -10,6 +10,7 @@ are those of its checkpoints, where a tensor has several the first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import Tensor
 
-__all__ = ["ConvBlock", "ResidualBlock", "ResidualDecoder", "ResidualEncoder", "ResidualStage"]
+__all__ = ["ConvBlock", "ResidualBlock", "ResidualDecoder", "ResidualEncoder", "ResidualStage", "Stages"]
 
 BLOCKS = 2  # residual blocks of a stage, of the encoder and of the decoder
 
@@ -26,12 +27,12 @@ class ConvBlock(nn.Module):
     """Convolution, affine instance norm and, unless ``activation`` is False, LeakyReLU.
 
     Args:
-        spatial_dims: 2 or 3.
-        in_channels: of the input.
-        out_channels: of the output.
-        kernel_size: odd, along each axis; sides are padded so that stride 1 keeps them.
-        strides: along each axis.
-        bias: whether the convolution has one.
+        spatial_dims: number of axes, 2 or 3.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
+        kernel_size: odd side of the kernel along each axis; sides are padded so that stride 1 keeps them.
+        strides: stride along each axis.
+        bias: whether the convolution has a bias.
         activation: whether LeakyReLU comes last.
     """
 
@@ -61,21 +62,11 @@ class ConvBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolution blocks and a residual connection, which is pooled and projected where the map changes (ResNet-D).
 
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: of the input.
-        out_channels: of the output.
-        kernel_size: odd, along each axis.
-        strides: along each axis.
+    Args: the first five of :class:`ConvBlock`.
     """
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sequence[int],
-        strides: Sequence[int],
+        self, spatial_dims: int, in_channels: int, out_channels: int, kernel_size: Sequence[int], strides: Sequence[int]
     ) -> None:
         super().__init__()
         ones = (1,) * spatial_dims
@@ -104,6 +95,20 @@ class ResidualStage(nn.Module):
         return self.blocks(x)
 
 
+class Stages(NamedTuple):
+    """The stages of a U-shape, finest first.
+
+    Args:
+        channels: number of channels of each stage.
+        kernel_sizes: odd sides of each stage's kernels, along each axis.
+        strides: stride of each stage's first convolution, along each axis.
+    """
+
+    channels: Sequence[int]
+    kernel_sizes: Sequence[Sequence[int]]
+    strides: Sequence[Sequence[int]]
+
+
 class _Stem(nn.Module):
     def __init__(self, block: ConvBlock) -> None:
         super().__init__()
@@ -111,37 +116,26 @@ class _Stem(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """Stem and residual stages.
+    """Stem and residual stages, for images of ``in_channels`` channels and 2 or 3 ``spatial_dims``."""
 
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the image.
-        channels: of each stage, finest first.
-        kernel_sizes: of each stage, along each axis.
-        strides: of each stage, along each axis.
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        channels: Sequence[int],
-        kernel_sizes: Sequence[Sequence[int]],
-        strides: Sequence[Sequence[int]],
-    ) -> None:
+    def __init__(self, spatial_dims: int, in_channels: int, stages: Stages) -> None:
         super().__init__()
-        self.stem = _Stem(ConvBlock(spatial_dims, in_channels, channels[0], kernel_sizes[0], (1,) * spatial_dims))
+        width = stages.channels[0]
+        self.stem = _Stem(ConvBlock(spatial_dims, in_channels, width, stages.kernel_sizes[0], (1,) * spatial_dims))
         self.stages = nn.ModuleList(
-            ResidualStage(spatial_dims, *stage)
-            for stage in zip((channels[0], *channels), channels, kernel_sizes, strides)
+            ResidualStage(spatial_dims, *stage) for stage in zip((width, *stages.channels), *stages)
         )
+
+    def run_stage(self, i: int, x: Tensor) -> Tensor:
+        """The map of a stage from that of the one before."""
+        return self.stages[i](x)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map (b, in_channels, ...) to the stages' maps, finest first."""
         x = self.stem.convs(x)
         maps = []
-        for stage in self.stages:
-            x = stage(x)
+        for i in range(len(self.stages)):
+            x = self.run_stage(i, x)
             maps.append(x)
         return maps
 
@@ -150,22 +144,14 @@ class ResidualDecoder(nn.Module):
     """Transposed convolution, skip connection, residual blocks and a head at each scale, coarsest first.
 
     Args:
-        spatial_dims: 2 or 3.
-        out_channels: number of classes.
-        channels: of the encoder's stages, finest first.
-        kernel_sizes: of the encoder's stages, along each axis.
-        strides: of the encoder's stages, along each axis.
+        spatial_dims: number of axes, 2 or 3.
+        out_channels: number of classes, background included.
+        stages: stages of the encoder.
     """
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        out_channels: int,
-        channels: Sequence[int],
-        kernel_sizes: Sequence[Sequence[int]],
-        strides: Sequence[Sequence[int]],
-    ) -> None:
+    def __init__(self, spatial_dims: int, out_channels: int, stages: Stages) -> None:
         super().__init__()
+        channels, kernel_sizes, strides = stages
         conv, up = Conv[Conv.CONV, spatial_dims], Conv[Conv.CONVTRANS, spatial_dims]
         below, skips = channels[:0:-1], channels[-2::-1]
         self.stages = nn.ModuleList(
@@ -177,8 +163,8 @@ class ResidualDecoder(nn.Module):
     def forward(self, maps: list[Tensor], all_heads: bool) -> list[Tensor]:
         """
         Args:
-            maps: the encoder's, finest first.
-            all_heads: whether the coarser heads are wanted too.
+            maps: maps of the encoder, finest first.
+            all_heads: whether the logits at coarser scales are wanted too.
 
         Returns:
             logits (b, out_channels, ...), finest first, or the first alone.

@@ -18,31 +18,35 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor
 
-from swinumamba_monai.ops.dispatch import check_backend_name
+from swinumamba_monai.checks import is_counts, require, require_counts, require_one_of, require_rate
+from swinumamba_monai.ops.backends import check_backend_name
 
-from .any_size import AnySize
-from .blocks import MIXERS
+from .base import BaseNetwork
 from .cuda_graphs import CUDAGraphs
+from .mixers import MIXERS
+from .norm import NORMS
 from .vmamba import VMambaEncoder
-from .vss import NORMS, PatchExpanding, VSSStage
+from .vss import PatchExpanding, VSSStage
 
 __all__ = ["SwinUMambaD", "SwinUMamba"]
 
 STRIDE = 32  # pixels of the image to a pixel of the coarsest map
-PIXELS = 1024  # of the finest map, expanded at a time for inference on a CPU
+CHUNK_PIXELS = (
+    1024  # pixels of the decoder's last map that are expanded at once on a CPU: the result stays in its cache
+)
 
 
 class MambaDecoder(nn.Module):
     """Decoder of Swin-UMamba†: patch expanding, skip connection, VSS blocks and a head at each scale (section III-D).
 
     Args:
-        out_channels: number of classes.
-        channels: the encoder's channels, finest first.
-        depths: VSS blocks of each stage, coarsest first.
-        drop_path_rate: drop path of the first block; it falls linearly to 0 at the last.
-        norm_name: key of :data:`.vss.NORMS`.
-        use_checkpoint: recompute blocks in the backward instead of keeping their activations.
-        block: further keyword arguments of :class:`.vss.VSSBlock`.
+        out_channels: number of classes, background included.
+        channels: number of channels of the encoder's stages, finest first.
+        depths: number of VSS blocks of each stage, coarsest first.
+        drop_path_rate: drop path rate of the first block; it falls linearly to 0 at the last.
+        norm_name: key of :data:`.norm.NORMS`.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        stage: further keyword arguments of :class:`.vss.VSSStage` and its blocks.
     """
 
     def __init__(
@@ -52,26 +56,26 @@ class MambaDecoder(nn.Module):
         depths: Sequence[int],
         drop_path_rate: float,
         norm_name: str,
-        use_checkpoint: bool,
-        **block,
+        scan_backend: str,
+        **stage,
     ) -> None:
         super().__init__()
+        norm = {"norm_name": norm_name, "scan_backend": scan_backend}
         _, *skips = reversed(channels)
         rates = torch.linspace(drop_path_rate, 0, sum(depths), device="cpu").split(list(depths))
-        self.expand_layers = nn.ModuleList(PatchExpanding(2 * c, c, norm_name=norm_name) for c in skips)
-        self.expand_layers.append(PatchExpanding(skips[-1], skips[-1], scale=4, norm_name=norm_name))
+        self.expand_layers = nn.ModuleList(PatchExpanding(2 * c, c, **norm) for c in skips)
+        self.expand_layers.append(PatchExpanding(skips[-1], skips[-1], scale=4, **norm))
         self.concat_back_dim = nn.ModuleList(nn.Linear(2 * c, c) for c in skips)
         self.stages = nn.ModuleList(
-            VSSStage(c, stage_rates.tolist(), use_checkpoint, norm_name=norm_name, **block)
-            for c, stage_rates in zip(skips, rates)
+            VSSStage(c, stage_rates.tolist(), **norm, **stage) for c, stage_rates in zip(skips, rates)
         )
         self.seg_layers = nn.ModuleList(nn.Conv2d(c, out_channels, kernel_size=1) for c in (*skips, skips[-1]))
 
     def forward(self, features: list[Tensor], all_heads: bool) -> list[Tensor]:
         """
         Args:
-            features: the encoder's maps, finest first, channels last.
-            all_heads: whether the coarser heads are wanted too.
+            features: maps of the encoder, finest first, channels last.
+            all_heads: whether the logits at coarser scales are wanted too.
 
         Returns:
             logits (b, out_channels, ...), finest first: at 1, 1/4, 1/8 and 1/16 of the image, or the first alone.
@@ -94,77 +98,62 @@ class MambaDecoder(nn.Module):
         recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # the number of parts would be fixed
         if x.device.type == "cpu" and not torch.is_grad_enabled() and not recorded:
             # by parts that stay in a cache, and whose memory is used again: this halves the time
-            logits = torch.cat([pixel_logits(part) for part in x.flatten(0, 2).split(PIXELS)])
+            logits = torch.cat([pixel_logits(part) for part in x.flatten(0, 2).split(CHUNK_PIXELS)])
             logits = logits.unflatten(0, x.shape[:3])
         else:
             logits = pixel_logits(x)
         return expand.place(logits).permute(0, 3, 1, 2)
 
 
-class _SwinUMambaBase(AnySize, nn.Module):
-    """What both networks share: checked arguments, and sides that are multiples of 32 inside."""
+class _SwinUMamba(BaseNetwork, nn.Module):
+    """What both networks share: their arguments, which are those of :class:`SwinUMambaD`, and an encoder."""
 
     step = (STRIDE, STRIDE)
 
-    def __init__(self, deep_supervision: bool, cuda_graphs: bool, use_checkpoint: bool) -> None:
+    def __init__(
+        self, in_channels, out_channels, spatial_dims, depths, feature_size, d_state, drop_path_rate, deep_supervision,
+        use_checkpoint, scan_backend, cuda_graphs,
+    ) -> None:  # fmt: skip
+        require_counts(in_channels=in_channels, out_channels=out_channels, d_state=d_state, feature_size=feature_size)
+        require("feature_size", feature_size, feature_size % 2 == 0, "even")
+        require("spatial_dims", spatial_dims, spatial_dims == 2, "2, these networks scan 2D images")
+        require("depths", depths, is_counts(depths, 4), "four positive integers, one for each stage of the encoder")
+        require_rate("drop_path_rate", drop_path_rate)
+        check_backend_name(scan_backend, "scan_backend")
         super().__init__()
+        self.in_channels = in_channels
         self.deep_supervision = deep_supervision
         # a recomputation restores the state of the random numbers, which cannot be recorded
         self._graphs = CUDAGraphs(training=not use_checkpoint) if cuda_graphs else None
 
-    @staticmethod
-    def check_arguments(**arguments) -> None:
-        """Raise a ``ValueError`` that names the argument and what is allowed, for the arguments both networks have."""
 
-        def require(name: str, ok: bool, allowed: str) -> None:
-            if not ok:
-                raise ValueError(f"{name} must be {allowed}, got {arguments[name]!r}.")
-
-        def positive(value) -> bool:
-            return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-        def positives(value, length: int) -> bool:
-            return isinstance(value, Sequence) and len(value) == length and all(map(positive, value))
-
-        for name in ("in_channels", "out_channels", "d_state"):
-            require(name, positive(arguments[name]), "a positive integer")
-        require("feature_size", positive(arguments["feature_size"]), "a positive integer")
-        require("feature_size", arguments["feature_size"] % 2 == 0, "even")
-        require("spatial_dims", arguments["spatial_dims"] == 2, "2, these networks scan 2D images")
-        require(
-            "depths", positives(arguments["depths"], 4), "four positive integers, one for each stage of the encoder"
-        )
-        if "decoder_depths" in arguments:
-            require(
-                "decoder_depths", positives(arguments["decoder_depths"], 3), "three positive integers, coarsest first"
-            )
-        rate = arguments["drop_path_rate"]
-        require("drop_path_rate", isinstance(rate, (int, float)) and 0 <= rate < 1, "a number in [0, 1)")
-        check_backend_name(arguments["scan_backend"], "scan_backend")
-
-
-class SwinUMambaD(_SwinUMambaBase):
+class SwinUMambaD(_SwinUMamba):
     """Swin-UMamba†, the pure Mamba U-shape: 27.50 M parameters and 18.9 GFLOPs at 1×320×320 and 14 classes.
 
     Args:
-        in_channels: channels of the image.
+        in_channels: number of channels of the image.
         out_channels: number of classes, background included.
-        spatial_dims: 2.
-        depths: VSS blocks of the encoder's four stages.
-        decoder_depths: VSS blocks of the decoder's three stages, coarsest first.
-        feature_size: channels of the first stage.
-        d_state: states of each scanned channel.
+        spatial_dims: number of axes of the image, 2.
+        depths: number of VSS blocks of the encoder's four stages.
+        decoder_depths: number of VSS blocks of the decoder's three stages, coarsest first.
+        feature_size: number of channels of the first stage.
+        d_state: number of states of each scanned channel.
         norm_name: ``"layer"`` (the paper's) or ``"rms"``.
-        block_type: ``"VSS"``, or what the paper's Fig. 6 puts in its place: ``"Vim"``, ``"Mamba"``; ``"Conv"`` has no
-            scan at all (see :mod:`.blocks`).
-        drop_path_rate: grows from 0 to this through the encoder, and falls back to 0 through the decoder.
+        drop_path_rate: drop path rate of the encoder's last block, to which it grows from 0, and from which it falls
+            back to 0 through the decoder.
         deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
-        use_checkpoint: recompute blocks in the backward instead of keeping their activations.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
-        cuda_graphs: on a GPU, replay recorded launches for shapes that come again; see :mod:`.cuda_graphs`.
+        use_checkpoint: whether the backward computes the blocks again instead of keeping their activations.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`, for scans and layer norms.
+        cuda_graphs: whether launches on a GPU are recorded and replayed; see :mod:`.cuda_graphs`.
+        block_type: ``"VSS"``, or what the paper's Fig. 6 puts in its place: ``"Vim"``, ``"Mamba"``; ``"Conv"`` has no
+            scan at all (see :mod:`.mixers`).
 
     Raises:
         ValueError: an argument out of its range; the message names it.
+
+    >>> network = SwinUMambaD(1, 2, depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1), feature_size=8)
+    >>> [tuple(head.shape) for head in network(torch.zeros(1, 1, 32, 64))]
+    [(1, 2, 32, 64), (1, 2, 8, 16), (1, 2, 4, 8), (1, 2, 2, 4)]
     """
 
     def __init__(
@@ -184,23 +173,14 @@ class SwinUMambaD(_SwinUMambaBase):
         cuda_graphs: bool = True,
         block_type: str = "VSS",
     ) -> None:
-        self.check_arguments(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            spatial_dims=spatial_dims,
-            depths=depths,
-            decoder_depths=decoder_depths,
-            feature_size=feature_size,
-            d_state=d_state,
-            drop_path_rate=drop_path_rate,
-            scan_backend=scan_backend,
-        )
-        if norm_name not in list(NORMS):
-            raise ValueError(f"norm_name must be one of {', '.join(NORMS)}, got {norm_name!r}.")
-        if block_type not in list(MIXERS):
-            raise ValueError(f"block_type must be one of {', '.join(MIXERS)}, got {block_type!r}.")
-        super().__init__(deep_supervision, cuda_graphs, use_checkpoint)
-        self.in_channels = in_channels
+        super().__init__(
+            in_channels, out_channels, spatial_dims, depths, feature_size, d_state, drop_path_rate, deep_supervision,
+            use_checkpoint, scan_backend, cuda_graphs,
+        )  # fmt: skip
+        allowed = "three positive integers, coarsest first"
+        require("decoder_depths", decoder_depths, is_counts(decoder_depths, 3), allowed)
+        require_one_of("norm_name", norm_name, NORMS)
+        require_one_of("block_type", block_type, MIXERS)
         common = {
             "d_state": d_state,
             "norm_name": norm_name,
@@ -209,9 +189,7 @@ class SwinUMambaD(_SwinUMambaBase):
             "mixer": MIXERS[block_type],
         }
         self.vssm_encoder = VMambaEncoder(in_channels, depths, feature_size, drop_path_rate=drop_path_rate, **common)
-        self.decoder = MambaDecoder(
-            out_channels, self.vssm_encoder.channels, decoder_depths, drop_path_rate=drop_path_rate, **common
-        )
+        self.decoder = MambaDecoder(out_channels, self.vssm_encoder.channels, decoder_depths, drop_path_rate, **common)
         self.apply(self._init_conv)
 
     @staticmethod
@@ -225,25 +203,19 @@ class SwinUMambaD(_SwinUMambaBase):
         return self.decoder(self.vssm_encoder(x), all_heads)
 
 
-class SwinUMamba(_SwinUMambaBase):
+class SwinUMamba(_SwinUMamba):
     """Swin-UMamba with the CNN decoder: 60 M parameters and 68.0 GFLOPs at 1×320×320 and 14 classes.
 
-    Args:
-        in_channels: channels of the image.
-        out_channels: number of classes, background included.
-        spatial_dims: 2.
-        depths: VSS blocks of the encoder's four stages.
-        feature_size: channels of the first VSS stage; the stem has half of them.
-        d_state: states of each scanned channel.
-        norm_name: normalisation of the convolution blocks, any that MONAI's ``get_norm_layer`` takes.
-        drop_path_rate: grows from 0 to this through the encoder.
-        deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
-        use_checkpoint: recompute VSS blocks in the backward instead of keeping their activations.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
-        cuda_graphs: on a GPU, replay recorded launches for shapes that come again; see :mod:`.cuda_graphs`.
+    Args: as those of :class:`SwinUMambaD`, without ``decoder_depths`` and ``block_type``. Half of ``feature_size`` are
+        the channels of the stem before the encoder; ``norm_name`` is the norm of the convolution blocks, any that
+        MONAI's ``get_norm_layer`` takes, and the drop path ends with the encoder.
 
     Raises:
         ValueError: an argument out of its range; the message names it.
+
+    >>> network = SwinUMamba(1, 2, depths=(1, 1, 1, 1), feature_size=8).eval()
+    >>> network(torch.zeros(1, 1, 50, 37)).shape
+    torch.Size([1, 2, 50, 37])
     """
 
     def __init__(
@@ -261,63 +233,45 @@ class SwinUMamba(_SwinUMambaBase):
         scan_backend: str = "auto",
         cuda_graphs: bool = True,
     ) -> None:
-        self.check_arguments(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            spatial_dims=spatial_dims,
-            depths=depths,
-            feature_size=feature_size,
-            d_state=d_state,
-            drop_path_rate=drop_path_rate,
-            scan_backend=scan_backend,
-        )
+        super().__init__(
+            in_channels, out_channels, spatial_dims, depths, feature_size, d_state, drop_path_rate, deep_supervision,
+            use_checkpoint, scan_backend, cuda_graphs,
+        )  # fmt: skip
         try:
             get_norm_layer(norm_name, spatial_dims=2, channels=feature_size // 2)  # all widths are multiples of this
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"norm_name must be a norm that MONAI's get_norm_layer takes, got {norm_name!r}."
-            ) from error
-        super().__init__(deep_supervision, cuda_graphs, use_checkpoint)
-        self.in_channels = in_channels
+            allowed = "a norm that MONAI's get_norm_layer takes"
+            raise ValueError(f"norm_name must be {allowed}, got {norm_name!r}.") from error
         half = feature_size // 2
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, half, kernel_size=7, stride=2, padding=3),
             nn.InstanceNorm2d(half, eps=1e-5, affine=True),
         )
+        blocks = {"d_state": d_state, "scan_backend": scan_backend, "use_checkpoint": use_checkpoint}
         self.vssm_encoder = VMambaEncoder(
-            half,
-            depths,
-            feature_size,
-            patch_size=2,
-            d_state=d_state,
-            drop_path_rate=drop_path_rate,
-            use_checkpoint=use_checkpoint,
-            scan_backend=scan_backend,
+            half, depths, feature_size, patch_size=2, drop_path_rate=drop_path_rate, **blocks
         )
         # Names count from the image (1) to the coarsest skip (5), as in MONAI's UNETR.
         c1, (c2, c3, c4, c5) = half, self.vssm_encoder.channels
-        self.encoder1 = self._skip_block(in_channels, c1, norm_name)
-        self.encoder2 = self._skip_block(half, c2, norm_name)
-        self.encoder3 = self._skip_block(c2, c3, norm_name)
-        self.encoder4 = self._skip_block(c3, c4, norm_name)
-        self.encoder5 = self._skip_block(c4, c5, norm_name)
-        self.decoder6 = self._up_block(c5, c5, norm_name)
-        self.decoder5 = self._up_block(c5, c4, norm_name)
-        self.decoder4 = self._up_block(c4, c3, norm_name)
-        self.decoder3 = self._up_block(c3, c2, norm_name)
-        self.decoder2 = self._up_block(c2, c1, norm_name)
-        self.decoder1 = self._skip_block(c1, c1, norm_name)
+
+        def skip_block(channels: int, out: int) -> UnetrBasicBlock:
+            return UnetrBasicBlock(2, channels, out, 3, stride=1, norm_name=norm_name, res_block=True)
+
+        def up_block(channels: int, out: int) -> UnetrUpBlock:
+            return UnetrUpBlock(2, channels, out, 3, upsample_kernel_size=2, norm_name=norm_name, res_block=True)
+
+        self.encoder1 = skip_block(in_channels, c1)
+        self.encoder2 = skip_block(half, c2)
+        self.encoder3 = skip_block(c2, c3)
+        self.encoder4 = skip_block(c3, c4)
+        self.encoder5 = skip_block(c4, c5)
+        self.decoder6 = up_block(c5, c5)
+        self.decoder5 = up_block(c5, c4)
+        self.decoder4 = up_block(c4, c3)
+        self.decoder3 = up_block(c3, c2)
+        self.decoder2 = up_block(c2, c1)
+        self.decoder1 = skip_block(c1, c1)
         self.out_layers = nn.ModuleList(UnetOutBlock(2, c, out_channels) for c in (c1, c2, c3, c4))
-
-    @staticmethod
-    def _skip_block(in_channels: int, out_channels: int, norm_name: tuple | str) -> UnetrBasicBlock:
-        return UnetrBasicBlock(2, in_channels, out_channels, 3, stride=1, norm_name=norm_name, res_block=True)
-
-    @staticmethod
-    def _up_block(in_channels: int, out_channels: int, norm_name: tuple | str) -> UnetrUpBlock:
-        return UnetrUpBlock(
-            2, in_channels, out_channels, 3, upsample_kernel_size=2, norm_name=norm_name, res_block=True
-        )
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits at 1, 1/2, 1/4 and 1/8 of the image, or the first alone (section III-E, eqs. (8)-(10))."""

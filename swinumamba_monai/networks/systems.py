@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.switches import is_on
 
 from .baselines import UNETR, NNUNet, SegResNet, SwinUNETR
 from .nnformer import NNFormer
@@ -24,28 +25,28 @@ class System(NamedTuple):
     """One row of the tables.
 
     Args:
-        title: what the paper calls it.
-        make: its class, or a builder; called with ``in_channels``, ``out_channels`` and options.
-        heads: whether it has heads at several scales; then ``make`` takes ``deep_supervision``.
-        planned: whether it is made for one size of crops; then ``make`` takes ``roi_size``.
+        title: name in the paper.
+        make: class of the network, or a builder; called with ``in_channels``, ``out_channels`` and options.
+        deep_supervision: whether it has outputs at several scales, so that ``make`` takes ``deep_supervision``.
+        fixed_roi_size: whether its structure is that for one size of crops, so that ``make`` takes ``roi_size``.
     """
 
     title: str
     make: Callable[..., nn.Module]
-    heads: bool = False
-    planned: bool = False
+    deep_supervision: bool = False
+    fixed_roi_size: bool = False
 
 
 SYSTEMS = {
-    "nnUNet": System("nnU-Net", NNUNet, heads=True, planned=True),
+    "nnUNet": System("nnU-Net", NNUNet, deep_supervision=True, fixed_roi_size=True),
     "SegResNet": System("SegResNet", SegResNet),
-    "UNETR": System("UNETR", UNETR, planned=True),
+    "UNETR": System("UNETR", UNETR, fixed_roi_size=True),
     "SwinUNETR": System("SwinUNETR", SwinUNETR),
-    "NNFormer": System("nnFormer", partial(NNFormer, spatial_dims=2), heads=True, planned=True),
-    "UMambaBot": System("U-Mamba_Bot", UMambaBot, heads=True, planned=True),
-    "UMambaEnc": System("U-Mamba_Enc", UMambaEnc, heads=True, planned=True),
-    "SwinUMamba": System("Swin-UMamba", SwinUMamba, heads=True),
-    "SwinUMambaD": System("Swin-UMamba†", SwinUMambaD, heads=True),
+    "NNFormer": System("nnFormer", partial(NNFormer, spatial_dims=2), deep_supervision=True, fixed_roi_size=True),
+    "UMambaBot": System("U-Mamba_Bot", UMambaBot, deep_supervision=True, fixed_roi_size=True),
+    "UMambaEnc": System("U-Mamba_Enc", UMambaEnc, deep_supervision=True, fixed_roi_size=True),
+    "SwinUMamba": System("Swin-UMamba", SwinUMamba, deep_supervision=True),
+    "SwinUMambaD": System("Swin-UMamba†", SwinUMambaD, deep_supervision=True),
 }
 
 
@@ -55,35 +56,38 @@ def build_network(
     in_channels: int,
     out_channels: int,
     roi_size: Sequence[int],
-    deep_supervision: bool = False,
+    deep_supervision: bool | str = False,
     **options,
 ) -> nn.Module:
     """A network in the paper's configuration, which maps (b, in_channels, h, w) to logits (b, out_channels, h, w).
 
     Args:
         name: a key of :data:`SYSTEMS`.
-        in_channels: channels of the image.
+        in_channels: number of channels of the image.
         out_channels: number of classes, background included.
         roi_size: size (h, w) of the crops it will see; the structure of nnU-Net, U-Mamba and UNETR depends on it.
-        deep_supervision: in training mode return a list of logits, finest first. The systems whose ``heads`` is False
-            have one head: they return that, with or without.
-        options: of the network's own class, in place of the paper's.
+        deep_supervision: switch, as :func:`swinumamba_monai.switches.is_on` reads it, whether a list of logits is
+            returned in training mode, finest first. The systems without :attr:`System.deep_supervision` return one.
+        options: keyword arguments of the network's own class, in place of the paper's.
 
     Raises:
-        InputError: no such name, an option that the network does not have, or ``deep_supervision`` is no bool.
+        InputError: no such name, an option that the network does not have, or ``deep_supervision`` is no switch.
         ValueError: an argument that the network does not allow.
+
+    >>> small = {"feature_size": 8, "depths": (1, 1, 1, 1)}
+    >>> network = build_network("SwinUMamba", in_channels=1, out_channels=2, roi_size=(64, 64), **small)
+    >>> network(torch.zeros(1, 1, 64, 64)).shape
+    torch.Size([1, 2, 64, 64])
     """
     if name not in SYSTEMS:
         raise InputError(f"network_name must be one of {', '.join(SYSTEMS)}, got {name!r}.")
     if len(roi_size) != 2 or any(isinstance(side, bool) or side != int(side) or side < 1 for side in roi_size):
         raise ValueError(f"roi_size must be two positive integers (h, w), got {roi_size!r}.")
-    if not isinstance(deep_supervision, bool):  # 'false' on the command line is text, and text counts as true
-        raise InputError(f"deep_supervision must be True or False, with a capital, got {deep_supervision!r}.")
-    system = SYSTEMS[name]
-    if system.planned:
+    system, supervised = SYSTEMS[name], is_on(deep_supervision)
+    if system.fixed_roi_size:
         options["roi_size"] = roi_size
-    if system.heads:
-        options["deep_supervision"] = deep_supervision
+    if system.deep_supervision:
+        options["deep_supervision"] = supervised
     try:
         return system.make(in_channels, out_channels, **options)
     except TypeError as error:  # an option that is not the network's, or not of its kind

@@ -12,6 +12,7 @@ The release holds most tensors under several names; here each has the first of t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -20,14 +21,15 @@ import torch.nn as nn
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
-from swinumamba_monai.ops.dispatch import check_backend_name
-from swinumamba_monai.pooling import pad_for_pooling
+from swinumamba_monai.checks import is_count, is_counts, require, require_counts
+from swinumamba_monai.nnunet_pooling import plan_strides
+from swinumamba_monai.ops.backends import check_backend_name
 
-from .any_size import AnySize
+from .base import BaseNetwork
 from .cuda_graphs import CUDAGraphs
 from .mamba import Mamba
-from .residual_unet import ResidualBlock, ResidualDecoder, ResidualEncoder
-from .vss import make_norm
+from .norm import make_norm
+from .residual_unet import ResidualBlock, ResidualDecoder, ResidualEncoder, Stages
 
 __all__ = ["UMambaBot", "UMambaEnc", "first_name"]
 
@@ -60,17 +62,12 @@ def _take_released_names(module: nn.Module, state_dict: dict[str, Tensor], prefi
 
 
 class MambaLayer(nn.Module):
-    """LayerNorm and Mamba over the pixels of a map in row-major order.
+    """LayerNorm and Mamba over the pixels of a map in row-major order: (b, channels, ...) to the same shape."""
 
-    Args:
-        channels: of the map.
-        mamba: keyword arguments of :class:`.mamba.Mamba`.
-    """
-
-    def __init__(self, channels: int, **mamba) -> None:
+    def __init__(self, channels: int, d_state: int, scan_backend: str) -> None:
         super().__init__()
-        self.norm = make_norm("layer", channels)
-        self.mamba = Mamba(channels, **mamba)
+        self.norm = make_norm("layer", channels, scan_backend)
+        self.mamba = Mamba(channels, d_state, scan_backend=scan_backend)
 
     def forward(self, x: Tensor) -> Tensor:
         return _scan_map(self.norm, self.mamba, x)
@@ -92,29 +89,18 @@ def _scan_map(norm: nn.Module, mamba: Mamba, x: Tensor) -> Tensor:
 class MambaEncoder(ResidualEncoder):
     """Residual encoder in which each stage's map goes through Mamba before anything else sees it.
 
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the image.
-        channels: of each stage, finest first.
-        stages: kernel sizes and strides of each stage, as for :class:`.residual_unet.ResidualEncoder`.
-        mamba: keyword arguments of :class:`.mamba.Mamba`.
+    Args: as those of :class:`.residual_unet.ResidualEncoder`, and those of :class:`MambaLayer` after the channels.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, channels: Sequence[int], *stages, **mamba) -> None:
-        super().__init__(spatial_dims, in_channels, channels, *stages)
-        self.mamba_layers = nn.ModuleList(MambaLayer(c, **mamba) for c in channels)
+    def __init__(self, spatial_dims: int, in_channels: int, stages: Stages, **mamba) -> None:
+        super().__init__(spatial_dims, in_channels, stages)
+        self.mamba_layers = nn.ModuleList(MambaLayer(channels, **mamba) for channels in stages.channels)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Map (b, in_channels, ...) to the stages' maps, finest first."""
-        x = self.stem.convs(x)
-        maps = []
-        for stage, mamba in zip(self.stages, self.mamba_layers):
-            x = mamba(stage(x))
-            maps.append(x)
-        return maps
+    def run_stage(self, i: int, x: Tensor) -> Tensor:
+        return self.mamba_layers[i](self.stages[i](x))
 
 
-class _UMamba(AnySize, nn.Module):
+class _UMamba(BaseNetwork, nn.Module):
     """What both networks share: the plan, any image size, and when the coarser heads are returned.
 
     Args: as those of :class:`UMambaBot`.
@@ -134,34 +120,35 @@ class _UMamba(AnySize, nn.Module):
         scan_backend: str = "auto",
         cuda_graphs: bool = True,
     ) -> None:
-        counts = {"in_channels": in_channels, "out_channels": out_channels, "base_channels": base_channels}
-        for name, value in {**counts, "d_state": d_state}.items():
-            _require(name, value, _is_count(value), "a positive integer")
-        _require("spatial_dims", spatial_dims, spatial_dims in (2, 3), "2 or 3")
+        require_counts(in_channels=in_channels, out_channels=out_channels, base_channels=base_channels, d_state=d_state)
+        require("spatial_dims", spatial_dims, spatial_dims in (2, 3), "2 or 3")
         check_backend_name(scan_backend, "scan_backend")
         strides = _plan(roi_size, spatial_dims) if strides is None else _by_stage("strides", strides, spatial_dims)
-        _require("strides", strides, len(strides) > 1 and max(strides[0]) == 1, "of two stages or more, the first 1")
+        require("strides", strides, len(strides) > 1 and max(strides[0]) == 1, "of two stages or more, the first 1")
         if isinstance(kernel_size, int):
             kernel_size = [kernel_size] * len(strides)
         kernel_sizes = _by_stage("kernel_size", kernel_size, spatial_dims)
         odd = all(side % 2 for sides in kernel_sizes for side in sides)
-        _require("kernel_size", kernel_size, odd and len(kernel_sizes) == len(strides), "odd, and one for each stage")
+        require("kernel_size", kernel_size, odd and len(kernel_sizes) == len(strides), "odd, and one for each stage")
         super().__init__()
         self.in_channels = in_channels
         self.spatial_dims = spatial_dims
         self.deep_supervision = deep_supervision
-        self.step = [torch.Size(axis).numel() for axis in zip(*strides)]  # pixels to one of the coarsest map
+        self.step = [math.prod(axis) for axis in zip(*strides)]  # pixels to one of the coarsest map
         self.channels = [min(base_channels * 2**i, MAX_CHANNELS[spatial_dims]) for i in range(len(strides))]
+        stages = Stages(self.channels, kernel_sizes, strides)
         self._graphs = CUDAGraphs() if cuda_graphs else None
-        self._build(
-            in_channels, out_channels, kernel_sizes, strides, {"d_state": d_state, "scan_backend": scan_backend}
-        )
-        self.apply(_init_conv)
+        self._build_encoder(stages, {"d_state": d_state, "scan_backend": scan_backend})
+        self.decoder = ResidualDecoder(spatial_dims, out_channels, stages)
+        self._init_weights()
         self.register_load_state_dict_pre_hook(_take_released_names)
 
-    def _build(self, in_channels, out_channels, kernel_sizes, strides, mamba) -> None:
-        """Make ``encoder`` and ``decoder``, in the release's order of parameters."""
+    def _build_encoder(self, stages: Stages, mamba: dict) -> None:
+        """Make what comes before the decoder, in the release's order of parameters."""
         raise NotImplementedError
+
+    def _init_weights(self) -> None:
+        self.apply(_init_conv)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         """What the decoder gets, finest first."""
@@ -185,29 +172,30 @@ class UMambaBot(_UMamba):
     and ``kernel_size`` for another plan (``pool_op_kernel_sizes`` and ``conv_kernel_sizes`` of nnU-Net's plans.json).
 
     Args:
-        in_channels: channels of the image.
+        in_channels: number of channels of the image.
         out_channels: number of classes, background included.
-        spatial_dims: 2 or 3.
+        spatial_dims: number of axes of the image, 2 or 3.
         roi_size: size of the crops that it is planned for; None for 320 × 320, or 128 × 128 × 128 in 3D. Not looked at
             where ``strides`` are given.
-        strides: of each stage, along all axes or along each; the first is 1. None for those of the plan.
-        kernel_size: odd, one for all stages, or of each stage, along all axes or along each.
-        base_channels: of the first stage; doubled from stage to stage up to 512, in 3D 320.
-        d_state: states of each scanned channel.
+        strides: stride of each stage, along all axes or along each; the first is 1. None for those of the plan.
+        kernel_size: odd side of the kernels, one for all stages, or of each stage, along all axes or along each.
+        base_channels: number of channels of the first stage; doubled from stage to stage up to 512, in 3D 320.
+        d_state: number of states of each scanned channel.
         deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
-        cuda_graphs: on a GPU, replay recorded launches for shapes that come again; see :mod:`.cuda_graphs`.
+        cuda_graphs: whether launches on a GPU are recorded and replayed; see :mod:`.cuda_graphs`.
 
     Raises:
         ValueError: an argument out of its range; the message names it.
+
+    >>> UMambaBot(1, 2, roi_size=(32, 32), base_channels=4).eval()(torch.zeros(1, 1, 40, 33)).shape
+    torch.Size([1, 2, 40, 33])
     """
 
-    def _build(self, in_channels, out_channels, kernel_sizes, strides, mamba) -> None:
-        stages = (self.channels, kernel_sizes, strides)
-        self.encoder = ResidualEncoder(self.spatial_dims, in_channels, *stages)
-        self.ln = make_norm("layer", self.channels[-1])
-        self.mamba = Mamba(self.channels[-1], **mamba)
-        self.decoder = ResidualDecoder(self.spatial_dims, out_channels, *stages)
+    def _build_encoder(self, stages: Stages, mamba: dict) -> None:
+        self.encoder = ResidualEncoder(self.spatial_dims, self.in_channels, stages)
+        self.ln = make_norm("layer", stages.channels[-1], mamba["scan_backend"])
+        self.mamba = Mamba(stages.channels[-1], **mamba)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         *skips, bottleneck = self.encoder(x)
@@ -226,10 +214,11 @@ class UMambaEnc(_UMamba):
         ValueError: an argument out of its range; the message names it.
     """
 
-    def _build(self, in_channels, out_channels, kernel_sizes, strides, mamba) -> None:
-        stages = (self.channels, kernel_sizes, strides)
-        self.encoder = MambaEncoder(self.spatial_dims, in_channels, *stages, **mamba)
-        self.decoder = ResidualDecoder(self.spatial_dims, out_channels, *stages)
+    def _build_encoder(self, stages: Stages, mamba: dict) -> None:
+        self.encoder = MambaEncoder(self.spatial_dims, self.in_channels, stages, **mamba)
+
+    def _init_weights(self) -> None:
+        super()._init_weights()
         for block in self.modules():
             if isinstance(block, ResidualBlock):
                 nn.init.zeros_(block.conv2.norm.weight)
@@ -246,29 +235,16 @@ def _init_conv(module: nn.Module) -> None:
 
 
 def _plan(roi_size: Sequence[int] | None, spatial_dims: int) -> list[tuple[int, ...]]:
-    """nnU-Net's strides for crops of a size: an axis with fewer poolings keeps its size in the last stages."""
+    """nnU-Net's strides for crops of a size."""
     roi_size = ROI_SIZE[spatial_dims] if roi_size is None else roi_size
-    valid = isinstance(roi_size, Sequence) and len(roi_size) == spatial_dims and all(map(_is_count, roi_size))
-    _require("roi_size", roi_size, valid, f"{spatial_dims} positive integers")
-    _, poolings = pad_for_pooling(roi_size)
-    _require("roi_size", roi_size, poolings.any(), "large enough to be pooled, 12 pixels along a side")
-    return [(1,) * spatial_dims, *(tuple(1 + int(i < n) for n in poolings) for i in range(max(poolings)))]
+    require("roi_size", roi_size, is_counts(roi_size, spatial_dims), f"{spatial_dims} positive integers")
+    strides = plan_strides(roi_size)
+    require("roi_size", roi_size, len(strides) > 1, "large enough to be pooled, 12 pixels along a side")
+    return strides
 
 
 def _by_stage(name: str, value, spatial_dims: int) -> list[tuple[int, ...]]:
     """One tuple for each stage, of a number for each axis."""
-    valid = isinstance(value, Sequence) and all(
-        _is_count(stage) or (isinstance(stage, Sequence) and len(stage) == spatial_dims and all(map(_is_count, stage)))
-        for stage in value
-    )
-    _require(name, value, valid, f"positive integers, for each stage one or {spatial_dims}")
+    valid = isinstance(value, Sequence) and all(is_count(stage) or is_counts(stage, spatial_dims) for stage in value)
+    require(name, value, valid, f"positive integers, for each stage one or {spatial_dims}")
     return [ensure_tuple_rep(stage, spatial_dims) for stage in value]
-
-
-def _is_count(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _require(name: str, value, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}.")

@@ -16,8 +16,11 @@ import torch.nn as nn
 from monai.data import MetaTensor
 from torch import Tensor
 
+from swinumamba_monai.checks import require_counts
+
 from .mamba import MambaScan
-from .vss import PatchEmbed, PatchMerging, VSSStage, make_norm
+from .norm import make_norm
+from .vss import PatchEmbed, PatchMerging, VSSStage
 
 __all__ = ["VMambaClassifier", "VMambaEncoder"]
 
@@ -26,16 +29,18 @@ class VMambaEncoder(nn.Module):
     """Patch embedding and stages of VSS blocks with patch merging between them; no norm after the last stage.
 
     Args:
-        in_channels: channels of the image.
-        depths: VSS blocks of each stage.
-        feature_size: channels of the first stage; each further stage has twice those of the one before.
+        in_channels: number of channels of the image.
+        depths: number of VSS blocks of each stage.
+        feature_size: number of channels of the first stage; each further stage has twice those of the one before.
         patch_size: side of a patch in pixels.
-        d_state: states of each scanned channel.
-        drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
-        norm_name: key of :data:`.vss.NORMS`.
-        use_checkpoint: recompute blocks in the backward instead of keeping their activations.
+        drop_path_rate: drop path rate of the last block; it grows linearly from 0 at the first.
+        norm_name: key of :data:`.norm.NORMS`.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
-        block: further keyword arguments of :class:`.vss.VSSBlock`.
+        stage: further keyword arguments of :class:`.vss.VSSStage` and its blocks, such as ``d_state``.
+
+    >>> encoder = VMambaEncoder(3, depths=(1, 1), feature_size=8, d_state=4)
+    >>> [tuple(features.shape) for features in encoder(torch.zeros(1, 3, 32, 16))]
+    [(1, 8, 4, 8), (1, 4, 2, 16)]
     """
 
     def __init__(
@@ -44,30 +49,21 @@ class VMambaEncoder(nn.Module):
         depths: Sequence[int] = (2, 2, 9, 2),
         feature_size: int = 96,
         patch_size: int = 4,
-        d_state: int = 16,
         drop_path_rate: float = 0.2,
         norm_name: str = "layer",
-        use_checkpoint: bool = False,
         scan_backend: str = "auto",
-        **block,
+        **stage,
     ) -> None:
         super().__init__()
         self.channels = [feature_size * 2**i for i in range(len(depths))]
-        self.patch_embed = PatchEmbed(in_channels, feature_size, patch_size, norm_name)
+        norm = {"norm_name": norm_name, "scan_backend": scan_backend}
+        self.patch_embed = PatchEmbed(in_channels, feature_size, patch_size, **norm)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         self.layers = nn.ModuleList(
-            VSSStage(
-                channels,
-                stage_rates.tolist(),
-                use_checkpoint,
-                d_state=d_state,
-                norm_name=norm_name,
-                scan_backend=scan_backend,
-                **block,
-            )
+            VSSStage(channels, stage_rates.tolist(), **norm, **stage)
             for channels, stage_rates in zip(self.channels, rates)
         )
-        self.downsamples = nn.ModuleList(PatchMerging(channels, norm_name) for channels in self.channels[:-1])
+        self.downsamples = nn.ModuleList(PatchMerging(channels, **norm) for channels in self.channels[:-1])
         self.apply(self._init_weights)
 
     @staticmethod
@@ -119,7 +115,7 @@ class VMambaClassifier(VMambaEncoder):
     holds the state dict under ``"model"``, and ``load_state_dict`` takes it strictly.
 
     Args:
-        in_channels: channels of the image.
+        in_channels: number of channels of the image.
         num_classes: number of classes.
         encoder: further keyword arguments of :class:`VMambaEncoder`.
 
@@ -128,15 +124,14 @@ class VMambaClassifier(VMambaEncoder):
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 1000, **encoder) -> None:
-        for name, value in {"in_channels": in_channels, "num_classes": num_classes}.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        require_counts(in_channels=in_channels, num_classes=num_classes)
         super().__init__(in_channels, **encoder)
         mergings = self.downsamples
         del self.downsamples
         for stage, merging in zip(self.layers, mergings):
             stage.downsample = merging
-        self.norm = make_norm(encoder.get("norm_name", "layer"), self.channels[-1])
+        norm_name, scan_backend = encoder.get("norm_name", "layer"), encoder.get("scan_backend", "auto")
+        self.norm = make_norm(norm_name, self.channels[-1], scan_backend)
         self.head = nn.Linear(self.channels[-1], num_classes)
         self._init_weights(self.head)
 
@@ -158,15 +153,10 @@ class VMambaClassifier(VMambaEncoder):
         Raises:
             ValueError: an input of another shape.
         """
-        multiple = self.patch_embed.proj.stride[0] * 2 ** (len(self.channels) - 1)
-        if (
-            x.ndim != 4
-            or x.shape[1] != self.patch_embed.proj.in_channels
-            or 0 in x.shape
-            or any(side % multiple for side in x.shape[2:])
-        ):
-            raise ValueError(
-                f"expected an input of shape (b, {self.patch_embed.proj.in_channels}, h, w) with sides that divide by "
-                f"{multiple}, got {tuple(x.shape)}."
-            )
+        proj = self.patch_embed.proj
+        multiple = proj.stride[0] * 2 ** (len(self.channels) - 1)
+        fits = x.ndim == 4 and x.shape[1] == proj.in_channels and 0 not in x.shape
+        if not fits or any(side % multiple for side in x.shape[2:]):
+            shape = f"(b, {proj.in_channels}, h, w) with sides that divide by {multiple}"
+            raise ValueError(f"expected an input of shape {shape}, got {tuple(x.shape)}.")
         return self.head(self.norm(self.features(x)[-1]).mean(dim=(1, 2)))

@@ -16,16 +16,15 @@ D, delta_bias (g, d), where d counts the channels of one group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autocast import without_autocast
+from .autograd import register_backward
 from .reference import state_dtype
 
-__all__ = ["selective_scan_exported", "selective_scan_portable", "to_autocast_dtype", "without_autocast"]
+__all__ = ["selective_scan_portable"]
 
 CHUNK_ELEMENTS = 1 << 18  # states held at a time: 1 MiB in float32, about a core's cache
 MIN_CHUNK = 16  # positions; bounds the stored chunk states to 1/16 of all states however large the batch
@@ -33,25 +32,6 @@ MIN_CHUNK = 16  # positions; bounds the stored chunk states to 1/16 of all state
 
 def _chunk_length(length: int, state_elements: int) -> int:
     return min(length, max(MIN_CHUNK, CHUNK_ELEMENTS // max(state_elements, 1)))
-
-
-def without_autocast(op: Callable) -> Callable:
-    """Autocast would run the matrix products of an operator's body in half precision; the states are float32."""
-
-    @wraps(op)
-    def run(first: Tensor, *others):
-        with torch.autocast(first.device.type, enabled=False):
-            return op(first, *others)
-
-    return run
-
-
-def to_autocast_dtype(x: Tensor) -> Tensor:
-    """What autocast does to the input of a matrix product."""
-    device_type = x.device.type
-    if not torch.is_autocast_enabled(device_type) or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(device_type))
 
 
 def _chunk(t: Tensor, start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -158,47 +138,9 @@ def _(dy, chunk_states, u, delta, A, B, C, D, delta_bias, delta_softplus):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, delta, A, B, C, D, delta_bias))
 
 
-def _save_for_backward(ctx, inputs, output):
-    *tensors, ctx.delta_softplus = inputs
-    ctx.save_for_backward(output[1], *tensors)
-    ctx.mark_non_differentiable(output[1])
+register_backward(_forward, _backward, num_options=1)
 
 
-def _autograd(ctx, dy, _):
-    return *_backward(dy, *ctx.saved_tensors, ctx.delta_softplus), None
-
-
-_forward.register_autograd(_autograd, setup_context=_save_for_backward)
-
-
-def selective_scan_portable(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
-) -> Tensor:
+def selective_scan_portable(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
     """Selective scan by chunks; see the module's text for the shapes. Returns (b, l, g, d) in the dtype of ``u``."""
     return _forward(u, delta, A, B, C, D, delta_bias, delta_softplus)[0]
-
-
-@torch.library.custom_op(
-    "swinumamba::selective_scan_inference",
-    mutates_args=(),
-    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias, bool delta_softplus)"
-    " -> Tensor",
-)
-def _inference(u, delta, A, B, C, D, delta_bias, delta_softplus):
-    return _forward(u, delta, A, B, C, D, delta_bias, delta_softplus)[0]
-
-
-@_inference.register_fake
-def _(u, delta, A, B, C, D, delta_bias, delta_softplus):
-    return torch.empty_like(u, memory_format=torch.contiguous_format)
-
-
-def selective_scan_exported(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
-) -> Tensor:
-    """:func:`selective_scan_portable` without a backward, as an operator whose only output has the shape of ``u``.
-
-    The states of the other operator are as many as there are chunks, and that number would tie an exported program to
-    some sizes.
-    """
-    return _inference(u, delta, A, B, C, D, delta_bias, delta_softplus)

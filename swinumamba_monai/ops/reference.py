@@ -102,7 +102,7 @@ def scan_orders(height: int, width: int, device: torch.device | str | None = Non
 def cross_scan_2d_ref(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """Four-direction scan of a 2D map (SS2D, eqs. (5)-(7)); the shapes are those of :func:`.dispatch.cross_scan_2d`."""
+    """Four-direction scan of a 2D map (SS2D, eqs. (5)-(7)); the shapes are those of :func:`.scan.cross_scan_2d`."""
     batch, height, width, channels = x.shape
     merged = torch.zeros_like(x).flatten(1, 2)
     for k, order in enumerate(scan_orders(height, width, x.device)):

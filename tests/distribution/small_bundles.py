@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from swinumamba_monai.distribution.package import build_network
+from swinumamba_monai.bundle_network import build_bundle_network
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = ("abdomen_mri", "endoscopy", "microscopy")
@@ -36,5 +36,7 @@ def copy_bundle(name: str, folder: Path, weights: bool = True) -> Path:
     if weights:
         (bundle / "models").mkdir()
         torch.manual_seed(0)
-        torch.save(build_network(bundle).state_dict(), bundle / "models" / "model.pt")
+        torch.save(
+            build_bundle_network(bundle / "configs" / "inference.json").state_dict(), bundle / "models" / "model.pt"
+        )
     return bundle

@@ -16,9 +16,9 @@ import torch
 import yaml
 from small_bundles import BUNDLES, ROOT
 
+from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.cli import main
 from swinumamba_monai.distribution import package_bundle
-from swinumamba_monai.distribution.package import build_network
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.pretrained import find_checkpoint, read_weights
 
@@ -105,7 +105,7 @@ def test_halving_refuses_what_float16_cannot_hold(tmp_path, capsys):
 
 def test_the_whole_network_in_half_precision_fits_in_60_mb(tmp_path):
     """Of the file that may be in the repository."""
-    net = build_network(ROOT / "bundles" / "microscopy")
+    net = build_bundle_network(ROOT / "bundles" / "microscopy" / "configs" / "inference.json")
     state = {name: weight.half() for name, weight in net.state_dict().items()}
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size <= 60e6

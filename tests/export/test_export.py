@@ -18,7 +18,7 @@ from swinumamba_monai import export
 from swinumamba_monai.cli import main
 from swinumamba_monai.export import make_program
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD, build_network
-from swinumamba_monai.ops.dispatch import selective_scan
+from swinumamba_monai.ops import selective_scan
 from swinumamba_monai.ops.reference import selective_scan_ref
 
 NETWORKS = {"SwinUMambaD": SwinUMambaD, "SwinUMamba": SwinUMamba}
@@ -139,7 +139,7 @@ class TestScan:
     def test_onnx(self, scale):
         pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra: export)")
         onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: export)")
-        from swinumamba_monai.ops.onnx_scan import SelectiveScan
+        from swinumamba_monai.ops.export.onnx import SelectiveScan
 
         session = onnxruntime.InferenceSession(SelectiveScan.to_model_proto().SerializeToString())
         for length in (1, 63, 64, 65, 200):

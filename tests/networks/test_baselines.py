@@ -9,7 +9,7 @@ import torch
 from monai.networks.nets import DynUNet
 
 from swinumamba_monai.networks import UNETR, NNUNet, SegResNet, SwinUNETR
-from swinumamba_monai.pooling import pad_for_pooling
+from swinumamba_monai.nnunet_pooling import pad_for_pooling
 
 
 def count(network: torch.nn.Module) -> int:

@@ -48,6 +48,32 @@ class TestAnywhere:
         assert copied._graphs.training is False
         assert copied._graphs._lock is not network._graphs._lock
 
+    def test_a_recording_that_comes_back_to_its_network_runs_it(self, monkeypatch):
+        graphs, layer, x = cuda_graphs.CUDAGraphs(), nn.Linear(2, 2), torch.ones(1, 2)
+        seen = []
+
+        class Graph:
+            def __init__(self, network, forward, x):
+                seen.append(graphs._is_recording)
+                graphs.run(network, forward, x)  # which would wait for itself, or record without end
+                raise RuntimeError("nothing to record on")
+
+        monkeypatch.setattr(cuda_graphs, "_TrainingGraph", Graph)
+        monkeypatch.setattr(cuda_graphs.CUDAGraphs, "_can_replay", lambda *_: True)
+        for _ in range(cuda_graphs.CALLS_BEFORE + 1):
+            (y,) = graphs.run(layer, lambda x: [layer(x)], x)
+        assert seen == [True] and not graphs._is_recording and torch.equal(y, layer(x))
+
+    def test_what_is_recorded_is_the_function_that_was_given(self):
+        """Not the network's own forward; with stand-ins in the places of its parameters."""
+        layer = nn.Linear(2, 2)
+        bound = cuda_graphs._Bound(layer, lambda x: [2 * layer(x)])
+        stand_ins = {name: p.detach().zero_() for name, p in bound.named_parameters()}
+        (y,) = torch.func.functional_call(
+            bound, {n: torch.ones_like(p) for n, p in stand_ins.items()}, torch.ones(1, 2)
+        )
+        assert torch.equal(y, torch.full((1, 2), 6.0))
+
     def test_a_meta_tensor_stays_one(self):
         network, _ = pair(*NETWORKS[0])
         x = MetaTensor(torch.randn(1, 1, 20, 24), meta={"filename_or_obj": "scan.nii.gz"})

@@ -33,8 +33,8 @@ def build(name: str, **options) -> torch.nn.Module:
 def test_shapes_and_gradients(name):
     network = build(name, deep_supervision=True)
     output = network(torch.randn(2, 2, *ROI))
-    assert isinstance(output, list) == SYSTEMS[name].heads
-    heads = output if SYSTEMS[name].heads else [output]
+    assert isinstance(output, list) == SYSTEMS[name].deep_supervision
+    heads = output if SYSTEMS[name].deep_supervision else [output]
     assert heads[0].shape == (2, 3, *ROI)
     sizes = [head.shape[2] for head in heads]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes), "finest first"
@@ -80,8 +80,15 @@ def test_wrong_input(name):
 def test_wrong_name():
     with pytest.raises(ValueError, match=r"^network_name must be one of nnUNet, .*, got 'UNet'\.$"):
         build_network("UNet", in_channels=1, out_channels=2, roi_size=ROI)
-    with pytest.raises(ValueError, match="deep_supervision must be True or False, with a capital, got 'false'"):
-        build_network("nnUNet", in_channels=1, out_channels=2, roi_size=ROI, deep_supervision="false")
+    with pytest.raises(ValueError, match="a switch must be True or False, got 'no'"):
+        build_network("nnUNet", in_channels=1, out_channels=2, roi_size=ROI, deep_supervision="no")
+
+
+@pytest.mark.parametrize("switch", [True, "True", "true", False, "False", "false"])
+def test_deep_supervision_as_text(switch):
+    """As the command line hands it over."""
+    output = build("nnUNet", deep_supervision=switch).train()(torch.randn(2, 2, *ROI))
+    assert isinstance(output, list) == (str(switch).lower() == "true")
 
 
 @pytest.mark.parametrize("roi_size", [(64,), (64, 0), (64, 64, 64), (64, 2.5)], ids=str)

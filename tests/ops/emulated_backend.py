@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import emulator as emulation
 import pytest
 
-from swinumamba_monai.ops import cuda_fused, cuda_scan, dispatch
+from swinumamba_monai.ops import backends
+from swinumamba_monai.ops.cuda import fused, scan
 
 
 class _Recorded:
@@ -34,14 +36,17 @@ class Emulator:
         self.monkeypatch = monkeypatch
         self.loaded: list[tuple[str, dict[str, int]]] = []  # files and their macros
         self.launched: list[tuple[str, tuple[int, int, int]]] = []  # kernels and their grids
-        for module in (cuda_scan, cuda_fused):
+        for module in (scan, fused):
             monkeypatch.setattr(module, "load_kernels", self.load)
         self.set_multiprocessors(1)
-        monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-        monkeypatch.setattr(cuda_scan, "why_nvrtc_is_unavailable", lambda: None)
-        monkeypatch.setitem(dispatch._FASTEST, "cpu", "cuda")
-        why_unavailable = partial(cuda_scan.why_cuda_is_unavailable, "cuda")
-        monkeypatch.setitem(dispatch._OBSTACLES, "cuda", lambda device_type, *others: why_unavailable(*others))
+        monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+        monkeypatch.setattr(scan, "why_nvrtc_is_unavailable", lambda: None)
+        monkeypatch.setitem(backends._FASTEST, "cpu", "cuda")
+        why_unavailable = partial(scan.why_cuda_is_unavailable, "cuda")
+        record = replace(
+            backends.REGISTRY["cuda"], why_unavailable=lambda device_type, *others: why_unavailable(*others)
+        )
+        monkeypatch.setitem(backends.REGISTRY, "cuda", record)
 
     def load(self, name: str, defines: dict[str, int]) -> _Recorded:
         self.loaded.append((name, dict(defines)))
@@ -57,10 +62,10 @@ class Emulator:
 
     def set_multiprocessors(self, count: int) -> None:
         """The more of them, the more warps are wanted, and the more segments a sequence is cut into."""
-        for module in (cuda_scan, cuda_fused):
+        for module in (scan, fused):
             self.monkeypatch.setattr(module, "count_multiprocessors", lambda device: count)
 
     def set_width(self, channels_of_a_thread: int) -> None:
         """The tile of a thread in both passes."""
         for plan in ("FORWARD_PLAN", "BACKWARD_PLAN"):
-            self.monkeypatch.setattr(cuda_scan, plan, (getattr(cuda_scan, plan)[0], (channels_of_a_thread,)))
+            self.monkeypatch.setattr(scan, plan, (getattr(scan, plan)[0], (channels_of_a_thread,)))

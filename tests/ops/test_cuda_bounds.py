@@ -18,7 +18,8 @@ import pytest, torch
 sys.path[:0] = ["tests/ops"]
 from emulated_backend import Emulator
 from cuda_cases import map_inputs
-from swinumamba_monai.ops import cuda_fused, cuda_scan
+from swinumamba_monai.ops.cuda import fused as cuda_fused
+from swinumamba_monai.ops.cuda import scan as cuda_scan
 
 libc, page = ctypes.CDLL(None), 4096
 libc.mmap.restype = ctypes.c_void_p

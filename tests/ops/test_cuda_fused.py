@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from cuda_cases import TOLERANCES, Draw, assert_equal, assert_near
 
-from swinumamba_monai.ops import cuda_fused
-from swinumamba_monai.ops.cuda_scan import LOG2_E, merge
+from swinumamba_monai.ops.cuda import fused as cuda_fused
+from swinumamba_monai.ops.cuda.scan import LOG2_E, merge
 
 pytestmark = pytest.mark.usefixtures("emulator")
 HALVES = [torch.bfloat16, torch.float16]

@@ -9,7 +9,7 @@ import torch
 
 from swinumamba_monai.export import make_program
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
-from swinumamba_monai.ops.dispatch import ENVIRONMENT_VARIABLE
+from swinumamba_monai.ops.backends import ENVIRONMENT_VARIABLE
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}  # as in tests/export
 

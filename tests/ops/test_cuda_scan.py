@@ -20,8 +20,9 @@ from cuda_cases import (
     sequence_inputs,
 )
 
-from swinumamba_monai.ops import cross_scan_2d, cross_scan_2d_ref, cuda_scan, selective_scan, selective_scan_ref
-from swinumamba_monai.ops.cuda_scan import CHUNK, LOG2_E, TILE
+from swinumamba_monai.ops import cross_scan_2d, cross_scan_2d_ref, selective_scan, selective_scan_ref
+from swinumamba_monai.ops.cuda import scan as cuda_scan
+from swinumamba_monai.ops.cuda.scan import CHUNK, LOG2_E, TILE
 
 pytestmark = pytest.mark.usefixtures("emulator")
 

@@ -26,14 +26,21 @@ from cuda_cases import (
 )
 
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
-from swinumamba_monai.ops import cross_scan_2d, dispatch, selective_scan, selective_scan_ref
-from swinumamba_monai.ops.layer_norm import layer_norm
+from swinumamba_monai.networks.vss import SS2D
+from swinumamba_monai.ops import backends, cross_scan_2d, selective_scan, selective_scan_ref
+from swinumamba_monai.ops.backends import find_backend
 from swinumamba_monai.ops.ss2d import ss2d, ss2d_ref
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 
 scan = partial(cross_scan_2d, backend="cuda")
+
+
+def layer_norm(x, weight, bias):
+    return find_backend("auto", x).norm(x, weight, bias, 1e-5)
+
+
 ss2d_portable = partial(ss2d_ref, backend="portable")
 
 # batch, height, width, channels, states
@@ -50,7 +57,7 @@ MAPS = [
 @pytest.fixture(autouse=True)
 def exact_products(monkeypatch):
     """No TF32 in convolutions (products have none unless asked for), and no backend from the environment."""
-    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
     torch.cuda.empty_cache()
@@ -183,10 +190,12 @@ def test_another_device_than_the_current_one():
 
 
 def test_the_default_is_the_kernels(caplog):
-    dispatch._log_once.cache_clear()
-    with caplog.at_level(logging.INFO, dispatch.__name__):
-        assert dispatch.choose_backend("auto", "cuda", torch.bfloat16, 16) == "cuda"
-        assert dispatch.choose_backend("auto", "cuda", torch.bfloat16, 17) == "portable"
+    backends._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, backends.__name__):
+        assert backends.choose_backend("auto", "cuda", torch.bfloat16, 16) == "cuda"
+        assert backends.choose_backend("auto", "cuda", torch.bfloat16, 17) == "portable"
+        for d_state in (16, 17):
+            backends.log_backend_once("auto", "cuda", torch.bfloat16, d_state)
     assert [r.levelno for r in caplog.records] == [logging.INFO, logging.WARNING]
 
 
@@ -205,8 +214,8 @@ def test_published_networks(cls):
     network = cls(3, 5, drop_path_rate=0.0).cuda()
     portable = copy.deepcopy(network)
     for module in portable.modules():
-        if hasattr(module, "scan_backend"):
-            module.scan_backend = "portable"
+        if isinstance(module, SS2D):
+            module.backend.name = "portable"
     images = torch.randn(2, 3, 96, 128, device="cuda")
     actual, expected = (loss_and_gradients(n, images) for n in (network, portable))
     assert_near(actual, expected, 1e-3)  # of roundings through some forty layers, forth and back

@@ -17,9 +17,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from swinumamba_monai.ops import nvrtc
-from swinumamba_monai.ops.cuda_fused import RUN
-from swinumamba_monai.ops.cuda_scan import BACKWARD_WARPS, CHUNK, ELEMENTS, FORWARD_WARPS, SUBTILE, TILE
+from swinumamba_monai.ops.cuda import nvrtc
+from swinumamba_monai.ops.cuda.fused import RUN
+from swinumamba_monai.ops.cuda.scan import BACKWARD_WARPS, CHUNK, ELEMENTS, FORWARD_WARPS, SUBTILE, TILE
 
 
 def write(reference, value) -> None:

@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.networks.vss import SS2D
-from swinumamba_monai.ops import ss2d as ss2d_module
+from swinumamba_monai.ops.cuda import ss2d as ss2d_module
 from swinumamba_monai.ops.ss2d import ss2d, ss2d_ref
 
 reference = partial(ss2d_ref, backend="reference")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from swinumamba_monai.pooling import pad_for_pooling
+from swinumamba_monai.nnunet_pooling import pad_for_pooling
 
 # Constants of nnU-Net v2's ExperimentPlanner: what its network may hold in a GPU of 8 GB, in numbers of the feature
 # maps of a batch of 12; the part of the dataset that a batch may show.

@@ -12,13 +12,13 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from swinumamba_monai.ops.nvrtc import read_source
+from swinumamba_monai.ops.cuda.nvrtc import read_source
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
 class EmulatedKernels:
-    """Has the ``launch`` of :class:`swinumamba_monai.ops.nvrtc.Kernels`."""
+    """Has the ``launch`` of :class:`swinumamba_monai.ops.cuda.nvrtc.Kernels`."""
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
@@ -46,5 +46,5 @@ def _build(name: str, defines: tuple[tuple[str, int], ...]) -> EmulatedKernels:
 
 
 def load_emulated(name: str, defines: dict[str, int]) -> EmulatedKernels:
-    """What :func:`swinumamba_monai.ops.nvrtc.load_kernels` is replaced by in a test."""
+    """What :func:`swinumamba_monai.ops.cuda.nvrtc.load_kernels` is replaced by in a test."""
     return _build(name, tuple(sorted(defines.items())))

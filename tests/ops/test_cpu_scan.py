@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from swinumamba_monai.ops import dispatch, jit_cpu
-from swinumamba_monai.ops.jit_cpu import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit
+from swinumamba_monai.ops import backends
+from swinumamba_monai.ops.cpu import scan as jit_cpu
+from swinumamba_monai.ops.cpu.scan import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit
 from swinumamba_monai.ops.reference import cross_scan_2d_ref, selective_scan_ref
+from swinumamba_monai.ops.scan import projected_scan_2d
 
 pytest.importorskip("numba")
 
@@ -98,7 +100,7 @@ def test_map_agrees_with_reference(sizes, dtype):
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(("sizes", "rank"), zip(MAPS, (1, 5, 4, 9, 2)))
 def test_projected_map_agrees_with_reference(sizes, rank, dtype):
-    reference = partial(dispatch.projected_scan_2d, backend="reference")
+    reference = partial(projected_scan_2d, backend="reference")
     assert_like_reference(projected_scan_2d_jit, reference, random_projected_map(*sizes, rank, dtype))
 
 
@@ -232,21 +234,22 @@ def test_inputs_that_do_not_fit_are_refused(index):
 
 
 def test_auto_takes_the_loops_on_the_cpu_or_says_what_is_missing(monkeypatch, caplog):
-    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-    assert dispatch.choose_backend("auto", "cpu", torch.float32) == "numba"
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    assert backends.choose_backend("auto", "cpu", torch.float32) == "numba"
     monkeypatch.setattr(jit_cpu, "_import_error", lambda: "numba cannot be imported")
-    dispatch._log_once.cache_clear()
+    backends._log_once.cache_clear()
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert dispatch.choose_backend("auto", "cpu", torch.float32) == "portable"
-        assert dispatch.choose_backend("auto", "cpu", torch.float32) == "portable"
+        assert backends.choose_backend("auto", "cpu", torch.float32) == "portable"
+        backends.log_backend_once("auto", "cpu", torch.float32)
+        backends.log_backend_once("auto", "cpu", torch.float32)
     assert [record.message.split(",")[0] for record in caplog.records] == [
         "selective scan on cpu: portable; numba cannot be imported"
     ]
     with pytest.raises(RuntimeError, match="'numba' cannot be used: numba cannot be imported"):
-        dispatch.choose_backend("numba", "cpu", torch.float32)
+        backends.choose_backend("numba", "cpu", torch.float32)
     with pytest.raises(RuntimeError, match="not for 'cuda'"):
-        dispatch.choose_backend("numba", "cuda", torch.float32)
+        backends.choose_backend("numba", "cuda", torch.float32)
 
 
 def test_importing_the_operators_does_not_import_numba():

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA C++ of :mod:`swinumamba_monai.ops.kernels` compiled when first used, by the NVRTC library that torch brings.
+"""CUDA C++ of the folder ``kernels`` compiled when first used, by the NVRTC library that torch brings.
 
 No nvcc, no host compiler and no header files are needed. What was compiled is kept in the user's cache folder.
 """
@@ -34,7 +34,7 @@ def params_type(name: str, pointers: str, integers: str, *more: tuple) -> type[c
     """The one argument of a kernel, as its source declares it.
 
     Args:
-        name: of the structure in the source.
+        name: name of the structure in the source.
         pointers: names of its pointers, which come first, parted by spaces.
         integers: names of its 64-bit integers, which follow.
         more: name and ctypes type of each field after those.
@@ -96,7 +96,7 @@ def read_source(name: str, words: Path = SOURCES / "nvidia.cuh") -> str:
 
     Args:
         name: file in the folder ``kernels``.
-        words: what the kernels' macros and intrinsic functions mean on the machine at hand.
+        words: file that says what the kernels' macros and intrinsic functions mean on the machine at hand.
     """
     parts = [words, SOURCES / "common.cuh", SOURCES / name]
     return "\n".join(f'#line 1 "{part.name}"\n{part.read_text(encoding="utf-8")}' for part in parts)
@@ -184,11 +184,11 @@ class Kernels:
         """Put a kernel on torch's current stream.
 
         Args:
-            name: of the kernel.
-            grid: blocks in x, y and z.
-            threads: of a block.
-            shared_bytes: dynamic shared memory of a block.
-            params: its only parameter.
+            name: name of the kernel.
+            grid: number of blocks in x, y and z.
+            threads: number of threads of a block.
+            shared_bytes: dynamic shared memory of a block in bytes.
+            params: only parameter of the kernel.
 
         Raises:
             RuntimeError: the driver refused.

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every network here shares: any image size, metadata, recorded launches, and when coarser heads are returned."""
+"""The base of every network here: images of any size, metadata, CUDA graphs, and outputs for deep supervision."""
 
 from __future__ import annotations
 
@@ -12,18 +12,27 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from swinumamba_monai.ops.dispatch import is_exporting
+from swinumamba_monai.ops.backends import is_exporting
 
 from .cuda_graphs import CUDAGraphs
 
-__all__ = ["AnySize"]
+__all__ = ["BaseNetwork"]
 
 
-class AnySize:
-    """In the order of classes before :class:`torch.nn.Module`, or before a network of MONAI's that has one size.
+class BaseNetwork:
+    """What a segmentation network does around its layers: its ``forward``, from the image to the logits of its size.
 
-    A subclass sets ``in_channels`` and ``step``, the multiples that sides must be, and has :meth:`logits` unless the
-    network that it stands before already returns them.
+    It is the first base class of a network, before :class:`torch.nn.Module` or before a network of MONAI's. The network
+    sets ``in_channels`` and ``step``, the multiples that its layers need the sides of an image to be, and has
+    :meth:`logits`, unless the class after this one is a network whose ``forward`` returns them. Where it sets
+    ``_graphs``, its launches on a GPU are recorded and replayed.
+
+    >>> class Threshold(BaseNetwork, torch.nn.Module):
+    ...     in_channels, step = 1, (4, 4)
+    ...     def logits(self, x, all_heads):
+    ...         return [x - 0.5]
+    >>> Threshold()(torch.ones(1, 1, 5, 7)).shape
+    torch.Size([1, 1, 5, 7])
     """
 
     in_channels: int
@@ -33,7 +42,10 @@ class AnySize:
     _graphs: CUDAGraphs | None = None
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
-        """Logits of an image of :meth:`padded_size`, finest first; only the finest unless ``all_heads``."""
+        """Logits for an image of :meth:`padded_size`, (b, in_channels, *spatial): a list of (b, out_channels, ...).
+
+        The finest come first; where ``all_heads`` is False they are the only ones.
+        """
         heads = super().forward(x)
         return heads if isinstance(heads, list) else [heads]
 
@@ -45,12 +57,12 @@ class AnySize:
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """
         Args:
-            x: image, (b, in_channels, *spatial), of any size. What is short of :meth:`padded_size` is continued at the
+            x: image of any size, (b, in_channels, *spatial). What is short of :meth:`padded_size` is continued at the
                 ends by its last pixels, and the logits are cut back.
 
         Returns:
-            logits (b, out_channels, *spatial); in training mode with ``deep_supervision`` the list of all heads, finest
-            first, each ceil(side / scale) wide.
+            logits (b, out_channels, *spatial); in training mode with ``deep_supervision`` the list of the logits at all
+            scales, finest first, each of ceil(side / scale) pixels along a side.
 
         Raises:
             ValueError: an input of other dimensions or channels, or without a pixel.

@@ -34,9 +34,7 @@ def why_mamba_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int)
     return _import_error()
 
 
-def selective_scan_mamba(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
-) -> Tensor:
+def selective_scan_mamba(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
     """Selective scan in the layout of :mod:`.portable`: (b, l, g, d) in and out; the kernel's own is (b, g·d, l)."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 

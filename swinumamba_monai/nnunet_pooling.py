@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["pad_for_pooling"]
+__all__ = ["pad_for_pooling", "plan_strides"]
 
 MIN_FEATURE_MAP = 4  # pixels that an axis keeps
 
@@ -22,7 +22,7 @@ def pad_for_pooling(size: Sequence[int], spacing: Sequence[float] | None = None)
     A single axis is halved only while it has 12 pixels. 320 × 320 and 384 × 640 are halved six times, 512 × 512 seven.
 
     Args:
-        size: pixels along each axis.
+        size: number of pixels along each axis.
         spacing: length of a pixel along each axis; None if it is the same along all.
 
     Returns:
@@ -41,3 +41,21 @@ def pad_for_pooling(size: Sequence[int], spacing: Sequence[float] | None = None)
         pooled[axes] = -(-pooled[axes] // 2)
     step = 2**poolings
     return -(-size // step) * step, poolings
+
+
+def plan_strides(size: Sequence[int]) -> list[tuple[int, ...]]:
+    """The strides of the stages of a network for images of a size, whose pixels have equal sides.
+
+    An axis with fewer poolings than another keeps its size in the last stages.
+
+    Args:
+        size: number of pixels along each axis.
+
+    Returns:
+        stride along each axis, 1 or 2, for each stage, finest first; that of the first is 1.
+
+    >>> plan_strides((16, 64))
+    [(1, 1), (2, 2), (2, 2), (1, 2)]
+    """
+    _, poolings = pad_for_pooling(size)
+    return [(1,) * len(poolings), *(tuple(1 + int(i < n) for n in poolings) for i in range(max(poolings)))]

@@ -12,15 +12,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cpu_threads import run_tasks
+from swinumamba_monai.ops.autograd import register_backward
+
+from .threads import run_tasks
 
 __all__ = ["norm_gate_jit"]
 
 
 def _kernels():
-    from . import jit_cpu_fused_kernels
+    from . import norm_gate_kernels
 
-    return jit_cpu_fused_kernels
+    return norm_gate_kernels
 
 
 def _flat(x: Tensor) -> tuple[Tensor, int]:
@@ -42,7 +44,12 @@ def _check(x: Tensor, *parameters: Tensor) -> None:
 
 
 @torch.library.custom_op("swinumamba::norm_gate_jit", mutates_args=(), device_types="cpu")
-def _norm_gate(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def norm_gate_jit(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """LayerNorm times SiLU of a gate, (b, h, w, c), of float32; the gate may be some channels of a larger map.
+
+    Raises:
+        ValueError: not float32, or shapes that do not fit.
+    """
     _check(y, gate, weight, bias)
     out = y.new_empty(y.shape)
     inputs = (y.contiguous(), *_flat(gate), weight.contiguous(), bias.contiguous())
@@ -50,8 +57,8 @@ def _norm_gate(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float
     return out
 
 
-@_norm_gate.register_fake
-def _(y, gate, weight, bias, eps):
+@norm_gate_jit.register_fake
+def _(y, gate, weight, bias, eps=1e-5):
     return y.new_empty(y.shape)
 
 
@@ -72,30 +79,4 @@ def _(dout, y, gate, weight, bias, eps):
     return tuple(t.new_empty(t.shape) for t in (y, gate, weight, bias))
 
 
-def _save_norm_gate(ctx, inputs, output):
-    *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors)
-
-
-_norm_gate.register_autograd(
-    lambda ctx, dout: (*_norm_gate_backward(dout, *ctx.saved_tensors, ctx.eps), None), setup_context=_save_norm_gate
-)
-
-
-def norm_gate_jit(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """LayerNorm over the channels of ``y``, times SiLU of ``gate``.
-
-    Args:
-        y: map, (b, h, w, c).
-        gate: shaped like ``y``; may be some channels of a larger map.
-        weight: of the norm, (c,).
-        bias: of the norm, (c,).
-        eps: of the norm.
-
-    Returns:
-        (b, h, w, c), contiguous.
-
-    Raises:
-        ValueError: not float32, or shapes that do not fit.
-    """
-    return _norm_gate(y, gate, weight, bias, eps)
+register_backward(norm_gate_jit, _norm_gate_backward, num_options=1)

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from swinumamba_monai.ops.dispatch import norm_gate
-from swinumamba_monai.ops.jit_cpu_fused import norm_gate_jit
+from swinumamba_monai.ops.backends import find_backend
+from swinumamba_monai.ops.cpu.norm_gate import norm_gate_jit
 
 pytest.importorskip("numba")
 
@@ -93,4 +93,4 @@ def test_what_the_loops_would_misread_is_refused():
 def test_the_dispatched_operator_is_the_same_everywhere(dtype, backend):
     inputs = [t.detach().to(dtype) for t in random_inputs(1, 3, 4, 5)]
     expected = norm_gate_reference(*(t.double() for t in inputs)).to(dtype)
-    torch.testing.assert_close(norm_gate(*inputs, 1e-5, backend=backend), expected)
+    torch.testing.assert_close(find_backend(backend, inputs[0]).norm_gate(*inputs, 1e-5), expected)

@@ -13,8 +13,8 @@ from torch import nn
 
 from swinumamba_monai.analysis.complexity import count
 from swinumamba_monai.networks import SwinUMambaD
-from swinumamba_monai.networks.blocks import MIXERS, ConvMixer, MambaMixer, VimMixer, depthwise_conv_by_fft
 from swinumamba_monai.networks.mamba import MambaScan
+from swinumamba_monai.networks.mixers import MIXERS, ConvMixer, MambaMixer, VimMixer, depthwise_conv_by_fft
 from swinumamba_monai.ops.reference import selective_scan_ref
 
 TYPES = pytest.mark.parametrize("block_type", list(MIXERS))

@@ -10,13 +10,13 @@ import threading
 import pytest
 import torch
 
-from swinumamba_monai.ops import cpu_threads
+from swinumamba_monai.ops.cpu import threads
 
 
 @pytest.fixture(params=["team", "pool"])
 def two_threads(request, monkeypatch):
     """Two threads of the kind that a process has, and of the kind that a forked one has."""
-    monkeypatch.setattr(cpu_threads, "_forked", request.param == "pool")
+    monkeypatch.setattr(threads, "_forked", request.param == "pool")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -26,7 +26,7 @@ def two_threads(request, monkeypatch):
 @pytest.mark.parametrize("tasks", [1, 2, 7, 8, 100])
 def test_every_task_runs_once(two_threads, tasks):
     done = []
-    cpu_threads.run_tasks(lambda start, stop, offset: done.extend(range(start + offset, stop + offset)), tasks, 5)
+    threads.run_tasks(lambda start, stop, offset: done.extend(range(start + offset, stop + offset)), tasks, 5)
     assert sorted(done) == list(range(5, tasks + 5))
 
 
@@ -38,7 +38,7 @@ def test_two_threads_work(two_threads):
             names.add(threading.get_ident())
             both_there.wait()
 
-    cpu_threads.run_tasks(kernel, 100)
+    threads.run_tasks(kernel, 100)
     assert len(names) == 2
 
 
@@ -47,7 +47,7 @@ def test_the_error_of_a_task_is_raised(two_threads):
         raise ValueError(f"task {start}")
 
     with pytest.raises(ValueError, match="task"):
-        cpu_threads.run_tasks(kernel, 10)
+        threads.run_tasks(kernel, 10)
 
 
 def test_tensors_arrive_as_arrays(two_threads):
@@ -56,10 +56,10 @@ def test_tensors_arrive_as_arrays(two_threads):
     def kernel(start, stop, array):
         array[start:stop] = 1
 
-    cpu_threads.run_tasks(kernel, 10, target.requires_grad_())
+    threads.run_tasks(kernel, 10, target.requires_grad_())
     assert (target == 1).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch uses no OpenMP library of this kind elsewhere")
 def test_linux_has_a_team():
-    assert cpu_threads._start_team() is not None
+    assert threads._start_team() is not None

@@ -6,19 +6,22 @@ from __future__ import annotations
 
 import ctypes
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .cuda_scan import ELEMENTS, alignment, count_multiprocessors
 from .nvrtc import load_kernels, params_type
+from .scan import ELEMENTS, alignment, count_multiprocessors
 
 __all__ = [
+    "NormGradients",
     "conv_silu",
     "conv_silu_backward",
     "layer_norm",
     "layer_norm_backward",
     "pack",
+    "split_conv_parameters",
 ]
 
 THREADS = 256
@@ -72,10 +75,10 @@ def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> t
 
     Args:
         dy: gradient of the output, contiguous.
-        x: input of the forward; so are weight and bias.
+        x: input of the forward, as are weight and bias.
 
     Returns:
-        gradient of x; gradients of the nine weights and the bias, (10, c) float32.
+        gradient of x; (10, c) float32, which :func:`split_conv_parameters` takes apart.
     """
     batch, height, width, channels = x.shape
     vector = min(2, alignment(channels, x, dy))  # the sums take the registers of the other two
@@ -99,6 +102,27 @@ def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> t
     return dx, dparameters.sum(0)
 
 
+def split_conv_parameters(dparameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the weight, (c, 1, 3, 3), and the bias, (c,), of what :func:`conv_silu_backward` returned."""
+    return dparameters[:9].t().reshape(-1, 1, 3, 3), dparameters[9]
+
+
+class NormGradients(NamedTuple):
+    """What :func:`layer_norm_backward` returns.
+
+    Args:
+        x: gradient of x.
+        gate: gradient of the gate; None without a gate.
+        output: output of the forward, which costs little here; None without a gate.
+        parameters: gradients of weight and bias, (2, d) float32.
+    """
+
+    x: Tensor
+    gate: Tensor | None
+    output: Tensor | None
+    parameters: Tensor
+
+
 def layer_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``layer_norm(x)``, or ``layer_norm(x) * silu(gate)``.
 
@@ -107,7 +131,7 @@ def layer_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps
         gate: (rows, d), contiguous; or None.
         weight: (d,), float32.
         bias: (d,), float32.
-        eps: added to the variance.
+        eps: number added to the variance.
 
     Returns:
         (rows, d), contiguous; what the backward needs, (rows, 2) float32.
@@ -119,17 +143,13 @@ def layer_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps
 
 def layer_norm_backward(
     dy: Tensor, statistics: Tensor, x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+) -> NormGradients:
     """Gradients of :func:`layer_norm`.
 
     Args:
         dy: gradient of the output, contiguous.
-        statistics: what the forward returned.
-        x: input of the forward; so are gate, weight and bias.
-
-    Returns:
-        gradient of x; with a gate its gradient and the forward's output, which costs little here; gradients of weight
-        and bias, (2, d) float32.
+        statistics: second result of the forward, (rows, 2) float32.
+        x: input of the forward, as are gate, weight and bias.
     """
     dx = torch.empty_like(x)
     dgate, y = (None, None) if gate is None else (torch.empty_like(x), torch.empty_like(x))
@@ -139,7 +159,7 @@ def layer_norm_backward(
         "_backward", blocks, x, gate, weight=weight, bias=bias, dy=dy, statistics=statistics, dx=dx, dgate=dgate, y=y,
         dparameters=dparameters,
     )  # fmt: skip
-    return dx, dgate, y, dparameters.sum(0)
+    return NormGradients(dx, dgate, y, dparameters.sum(0))
 
 
 def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: float = 0.0, **tensors) -> None:
@@ -157,8 +177,8 @@ def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: 
 
 def pack(
     in_proj: Tensor, out_proj: Tensor, x_proj: Tensor, dt: Tensor, A_logs: Tensor, padded_rank: int, dtype: torch.dtype
-):
-    """The weights of an SS2D as its products and its scan take them.
+) -> tuple[Tensor, ...]:
+    """The weights of an SS2D as its products and its scan take them, in one launch.
 
     Args:
         in_proj: (2d, model), contiguous float32 as all.
@@ -166,8 +186,8 @@ def pack(
         x_proj: (4, r + 2n, d), the rows of the low rank first.
         dt: (4, d, r).
         A_logs: (4 * d, n).
-        padded_rank: at least r.
-        dtype: of the matrices.
+        padded_rank: rank of the result, at least r.
+        dtype: dtype of the matrices.
 
     Returns:
         in_proj; out_proj; x_proj, (4 * (2n + padded_rank), d), the rows of the low rank last; dt, (4, d, padded_rank);
@@ -184,7 +204,5 @@ def pack(
     load_kernels("pack.cu", {"ELEMENT": ELEMENTS[dtype], "VECTOR": 1}).launch(
         "pack", (-(-(packed.numel() + A.numel()) // THREADS), 1, 1), THREADS, 0, params
     )
-    in_proj_, out_proj_, x_proj_, dt_ = packed.split(sizes)
-    return (
-        in_proj_.view(in_proj.shape), out_proj_.view(out_proj.shape), x_proj_.view(shapes[0]), dt_.view(shapes[1]), A,
-    )  # fmt: skip
+    matrices = zip(packed.split(sizes), (in_proj.shape, out_proj.shape, *shapes))
+    return *(part.view(shape) for part, shape in matrices), A

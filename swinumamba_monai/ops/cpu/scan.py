@@ -1,10 +1,11 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The selective scan on the CPU by loops that Numba compiles (:mod:`.jit_cpu_kernels`), where that is installed.
+"""The selective scan on the CPU by loops that Numba compiles (:mod:`.scan_kernels`), where that is installed.
 
 One operator, ``swinumamba::scan_jit``, serves sequences and maps. A map is (b, h, w, g, ...) with its four directions
 as groups, which are read where they lie; a sequence is a map of one row. Where the groups share one u, they are the
-directions of a map, and their outputs are summed. As in :mod:`.portable` only the state before each chunk is kept for
+directions of a map, and their outputs are summed. As in
+:mod:`swinumamba_monai.ops.portable` only the state before each chunk is kept for
 the backward, and not even that where there will be none.
 """
 
@@ -17,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cpu_threads import run_tasks
-from .reference import state_dtype
+from swinumamba_monai.ops.autograd import register_backward
+from swinumamba_monai.ops.reference import state_dtype
+
+from .threads import run_tasks
 
 __all__ = ["cross_scan_2d_jit", "selective_scan_jit", "why_jit_is_unavailable"]
 
@@ -43,10 +46,10 @@ def why_jit_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -
 
 @cache
 def _kernels():
-    from . import jit_cpu_kernels
+    from . import scan_kernels
 
     logger.info("the first scan in each dtype on this machine compiles its loops, which takes up to ten seconds")
-    return jit_cpu_kernels
+    return scan_kernels
 
 
 def _check_shapes(u, delta, projected, delta_weight, A, D, delta_bias) -> None:
@@ -154,17 +157,7 @@ def _(dy, chunk_states, u, delta, projected, delta_weight, A, D, delta_bias, del
     return tuple(t.new_empty(t.shape) for t in (u, delta, projected, delta_weight, A, D, delta_bias))
 
 
-def _save_for_backward(ctx, inputs, output):
-    *tensors, ctx.delta_softplus, _ = inputs
-    ctx.save_for_backward(output[1], *tensors)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _autograd(ctx, dy, _):
-    return *_backward(dy, *ctx.saved_tensors, ctx.delta_softplus), None, None
-
-
-_forward.register_autograd(_autograd, setup_context=_save_for_backward)
+register_backward(_forward, lambda *inputs: _backward(*inputs[:-1]), num_options=2)  # all but keep_states
 
 
 def _scan(u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus) -> Tensor:
@@ -180,41 +173,23 @@ def _pad_states(A: Tensor, *matrices: Tensor) -> list[Tensor]:
     return [F.pad(t, (0, missing)) if missing else t for t in (A, *matrices)]
 
 
-def selective_scan_jit(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
-) -> Tensor:
-    """Selective scan in the layout of :mod:`.portable`; returns (b, l, g, d) in the dtype of ``u``."""
+def selective_scan_jit(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
+    """Selective scan in the layout of :mod:`swinumamba_monai.ops.portable`: (b, l, g, d) in and out."""
     A, B, C = _pad_states(A, B, C)
     BC = torch.cat([B, C], dim=-1).unsqueeze(1)
     u, delta = (t.unsqueeze(1) for t in (u, delta))
     return _scan(u, delta, BC, A.new_empty((*A.shape[:2], 0)), A, D, delta_bias, delta_softplus).squeeze(1)
 
 
-def cross_scan_2d_jit(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
-) -> Tensor:
-    """Four-direction scan of a map; the shapes are those of :func:`.dispatch.cross_scan_2d`."""
+def cross_scan_2d_jit(x, delta, A, B, C, D, delta_bias) -> Tensor:
+    """Four-direction scan of a map; the shapes are those of :func:`swinumamba_monai.ops.scan.cross_scan_2d`."""
     A, B, C = _pad_states(A, B, C)
     BC = torch.cat([B, C], dim=-1)
     return _scan(x.unsqueeze(3), delta, BC, A.new_empty((*A.shape[:2], 0)), A, D, delta_bias, True).squeeze(3)
 
 
-def projected_scan_2d_jit(
-    x: Tensor, projected: Tensor, delta_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
-) -> Tensor:
-    """Four-direction scan of a map which makes delta from its low rank on the way.
-
-    Args:
-        x: feature map, (b, h, w, d), channels last.
-        projected: what delta is made from, B and C for each direction, one after another, (b, h, w, 4, r + 2n).
-        delta_weight: delta = low rank times this, transposed, (4, d, r).
-        A: state matrices, (4, d, n).
-        D: skip weights, (4, d).
-        delta_bias: added to delta, (4, d).
-
-    Returns:
-        merged map, (b, h, w, d), in the dtype of ``x``.
-    """
+def projected_scan_2d_jit(x, projected, delta_weight, A, D, delta_bias) -> Tensor:
+    """:func:`swinumamba_monai.ops.scan.projected_scan_2d`, which makes delta from its low rank on the way."""
     rank, n = delta_weight.shape[-1], A.shape[-1]
     if n % STATES:
         low_rank, B, C = projected.split([rank, n, n], dim=-1)

@@ -6,7 +6,8 @@ Two nested Scan operators: one over chunks, whose decays and inputs are one oper
 positions of a chunk, which is a multiplication and an addition. The number of nodes does not depend on the length, and
 nothing is exponentiated but Δ A. What fills the last chunk has Δ = 0, which leaves the state as it is.
 
-Equations in :mod:`.reference`, shapes in :mod:`.portable`. Importing this module needs ``onnxscript``.
+Equations in :mod:`swinumamba_monai.ops.reference`, shapes in :mod:`swinumamba_monai.ops.portable`. Importing this
+module needs ``onnxscript``.
 """
 
 # Without the future import of annotations: onnxscript reads them, and needs the number of axes.

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Spread the loops of :mod:`.jit_cpu` and :mod:`.jit_cpu_fused` over threads, with torch's own ones where possible.
+"""Spread the loops of :mod:`.scan` and :mod:`.norm_gate` over threads, with torch's own ones where possible.
 
 torch on Linux runs its operators on the threads of an OpenMP library, which stay awake for milliseconds after each
 operator in case another follows. Threads beside them would have to share the cores with this waiting, which makes a
@@ -77,9 +77,9 @@ def run_tasks(kernel: Callable, tasks: int, *arguments) -> None:
     """Run the tasks of a kernel on as many threads as torch uses.
 
     Args:
-        kernel: called with the first task, the task to stop before, and the arguments.
-        tasks: their number.
-        arguments: passed on, tensors as NumPy arrays.
+        kernel: function of the first task, the task to stop before, and the arguments.
+        tasks: number of tasks.
+        arguments: further arguments of the kernel, which gets tensors as NumPy arrays.
     """
     arguments = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
     threads = min(torch.get_num_threads(), tasks)

@@ -5,22 +5,29 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
+from copy import deepcopy
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 import torch
 
-from swinumamba_monai.ops import BACKENDS, cross_scan_2d, dispatch, nvrtc, selective_scan, selective_scan_ref
+from swinumamba_monai.networks import SwinUMambaD, UMambaBot, UMambaEnc
+from swinumamba_monai.networks.norm import LayerNorm
+from swinumamba_monai.networks.vss import SS2D
+from swinumamba_monai.ops import BACKENDS, backends, cross_scan_2d, selective_scan, selective_scan_ref
+from swinumamba_monai.ops.cuda import nvrtc
 
-LOGGER = "swinumamba_monai.ops.dispatch"
+LOGGER = "swinumamba_monai.ops.backends"
 
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
     """Each test starts without a choice from the environment and with an empty log."""
-    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-    dispatch._log_once.cache_clear()
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    backends._log_once.cache_clear()
 
 
 def tiny_sequence() -> dict[str, torch.Tensor]:
@@ -63,27 +70,28 @@ class TestNames:
     def test_every_name_is_listed(self):
         assert {"auto", "cuda", "numba", "portable", "mamba_ssm", "reference"} == set(BACKENDS)
         with pytest.raises(ValueError) as error:
-            dispatch.check_backend_name("x")
+            backends.check_backend_name("x")
         assert all(name in str(error.value) for name in BACKENDS)
 
 
 class TestChoice:
     def test_the_argument_comes_before_the_variable(self, monkeypatch):
         monkeypatch.setenv("SWINUMAMBA_BACKEND", "reference")
-        assert dispatch.choose_backend("auto", "cpu", torch.float32) == "reference"
-        assert dispatch.choose_backend("portable", "cpu", torch.float32) == "portable"
+        assert backends.choose_backend("auto", "cpu", torch.float32) == "reference"
+        assert backends.choose_backend("portable", "cpu", torch.float32) == "portable"
         monkeypatch.setenv("SWINUMAMBA_BACKEND", "")
-        assert dispatch.choose_backend("auto", "mps", torch.float32) == "portable"
+        assert backends.choose_backend("auto", "mps", torch.float32) == "portable"
 
     def test_the_choice_reaches_the_scan(self, monkeypatch):
         called = []
-        reference, portable = dispatch.selective_scan_ref, dispatch._GROUPED_SCANS["portable"]
 
-        def spy(name, scan):
-            return lambda *args, **options: called.append(name) or scan(*args, **options)
+        def spy(name):
+            record = backends.REGISTRY[name]
+            scan = lambda *args: called.append(name) or record.scan(*args)  # noqa: E731
+            monkeypatch.setitem(backends.REGISTRY, name, replace(record, scan=scan))
 
-        monkeypatch.setattr(dispatch, "selective_scan_ref", spy("reference", reference))
-        monkeypatch.setitem(dispatch._GROUPED_SCANS, "portable", spy("portable", portable))
+        spy("reference")
+        spy("portable")
         selective_scan(**tiny_sequence(), backend="portable")
         monkeypatch.setenv("SWINUMAMBA_BACKEND", "reference")
         selective_scan(**tiny_sequence())
@@ -103,21 +111,21 @@ class TestChoice:
     @pytest.mark.parametrize("backend", ["cuda", "mamba_ssm"])
     def test_no_kernel_for_float64(self, backend):
         with pytest.raises(RuntimeError, match="no float64 kernel"):
-            dispatch.choose_backend(backend, "cuda", torch.float64)
+            backends.choose_backend(backend, "cuda", torch.float64)
 
     @pytest.mark.parametrize("backend, most", [("cuda", 16), ("mamba_ssm", 256)])
     def test_no_kernel_for_so_many_states(self, backend, most):
         with pytest.raises(RuntimeError, match=f"at most {most} states of a channel, not {most + 1}; 'auto' takes one"):
-            dispatch.choose_backend(backend, "cuda", torch.float32, most + 1)
+            backends.choose_backend(backend, "cuda", torch.float32, most + 1)
 
 
 class TestLog:
     def test_once_for_each_device(self, caplog):
         with caplog.at_level(logging.INFO, LOGGER):
             for _ in range(3):
-                dispatch.choose_backend("auto", "mps", torch.float32)
-                dispatch.choose_backend("auto", "mps", torch.bfloat16)
-                dispatch.choose_backend("auto", "xpu", torch.float32)
+                backends.log_backend_once("auto", "mps", torch.float32)
+                backends.log_backend_once("auto", "mps", torch.bfloat16)
+                backends.log_backend_once("auto", "xpu", torch.float32)
         assert [r.getMessage() for r in caplog.records] == [
             "selective scan on mps: portable",
             "selective scan on xpu: portable",
@@ -126,7 +134,8 @@ class TestLog:
     def test_float64_is_no_matter_for_a_warning(self, caplog):
         """It is for checks, on a GPU as well."""
         with caplog.at_level(logging.INFO, LOGGER):
-            assert dispatch.choose_backend("auto", "cuda", torch.float64) == "portable"
+            assert backends.choose_backend("auto", "cuda", torch.float64) == "portable"
+            backends.log_backend_once("auto", "cuda", torch.float64)
         assert [r.levelno for r in caplog.records] == [logging.INFO]
 
 
@@ -143,7 +152,9 @@ class TestFallbackOfAGPU:
     def chosen_and_said(self, caplog, d_state=16):
         caplog.clear()
         with caplog.at_level(logging.INFO, LOGGER):
-            choices = {dispatch.choose_backend("auto", "cuda", torch.bfloat16, d_state) for _ in range(3)}
+            choices = {backends.choose_backend("auto", "cuda", torch.bfloat16, d_state) for _ in range(3)}
+            for _ in range(3):
+                backends.log_backend_once("auto", "cuda", torch.bfloat16, d_state)
         (record,) = caplog.records
         return choices.pop(), record.levelno, record.getMessage()
 
@@ -173,7 +184,7 @@ class TestFallbackOfAGPU:
         message = f"selective scan on cuda: portable; {reason}, so the scan is several times slower than it could be"
         assert self.chosen_and_said(caplog, d_state) == ("portable", logging.WARNING, message)
         with pytest.raises(RuntimeError) as error:
-            dispatch.choose_backend("cuda", "cuda", torch.bfloat16, d_state)
+            backends.choose_backend("cuda", "cuda", torch.bfloat16, d_state)
         expected = f"the scan backend 'cuda' cannot be used: {reason}; 'auto' takes one that can."
         assert str(error.value) == expected
 
@@ -202,7 +213,8 @@ class TestMambaLayouts:
         modules[-1].selective_scan_fn = documented_mamba
         for name, module in zip(names, modules):
             monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setitem(dispatch._OBSTACLES, "mamba_ssm", lambda device_type, dtype, d_state: None)
+        record = replace(backends.REGISTRY["mamba_ssm"], why_unavailable=lambda device_type, dtype, d_state: None)
+        monkeypatch.setitem(backends.REGISTRY, "mamba_ssm", record)
 
     @pytest.mark.parametrize("absent", [(), ("D", "delta_bias")], ids=str)
     @pytest.mark.parametrize("softplus", [True, False])
@@ -229,3 +241,90 @@ class TestMambaLayouts:
         assert out.dtype == torch.bfloat16
         expected = cross_scan_2d(**inputs, backend="reference")
         torch.testing.assert_close(out.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
+
+
+class TestBackendOfANetwork:
+    """Each module finds its backend once for a device and dtype, and its layer norms have that of their network."""
+
+    @staticmethod
+    def network(**options) -> SwinUMambaD:
+        small = {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1), "feature_size": 8, "d_state": 4}
+        torch.manual_seed(0)
+        return SwinUMambaD(1, 2, **small, drop_path_rate=0.0, **options)
+
+    @pytest.fixture
+    def asked(self, monkeypatch) -> list[tuple]:
+        """The questions that reach :func:`choose_backend`, but for those of the log."""
+        questions, find = [], backends.find_backend
+
+        def spy(backend, x, *d_state):
+            if isinstance(backend, str):
+                questions.append((backend, x.dtype, *d_state))
+            return find(backend, x, *d_state)
+
+        monkeypatch.setattr(backends, "find_backend", spy)
+        return questions
+
+    def test_portable_takes_the_portable_norm_too(self, emulator):
+        """Where the kernels could run: they are on the emulated GPU, and auto takes them."""
+        self.network()(torch.zeros(1, 1, 32, 32))
+        assert {name for name, _ in emulator.launched} >= {"layer_norm", "scan_forward"}
+        emulator.launched.clear()
+        self.network(scan_backend="portable")(torch.zeros(1, 1, 32, 32))
+        assert not emulator.launched
+
+    @pytest.mark.parametrize("cls", [UMambaBot, UMambaEnc])
+    def test_norms_of_umamba(self, emulator, cls):
+        cls(1, 2, roi_size=(16, 16), base_channels=4, scan_backend="portable")(torch.zeros(1, 1, 16, 16))
+        assert not emulator.launched
+
+    def test_every_module_has_the_backend_of_its_network(self):
+        names = {m.backend.name for m in self.network(scan_backend="reference").modules() if hasattr(m, "backend")}
+        assert names == {"reference"}
+
+    def test_once_for_a_module_device_and_dtype(self, asked):
+        network = self.network().eval()
+        modules = [m for m in network.modules() if hasattr(m, "backend")]
+        with torch.no_grad():
+            network(torch.zeros(1, 1, 32, 32))
+            first = len(asked)
+            network(torch.zeros(2, 1, 64, 32))
+            assert 0 < first <= len(modules) and len(asked) == first
+            network.double()(torch.zeros(1, 1, 32, 32, dtype=torch.float64))
+        assert len(asked) == 2 * first
+
+    def test_another_name_is_heard(self, monkeypatch):
+        module = SS2D(4, d_state=4)
+        x = torch.zeros(1, 2, 3, 4)
+        module.backend.name = "portable"
+        assert module.backend.find(x).name == "portable"
+        module.backend.name = "auto"
+        monkeypatch.setenv("SWINUMAMBA_BACKEND", "reference")
+        assert module.backend.find(x).name == "reference"
+
+    @pytest.mark.parametrize("copy", [deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+    def test_copies_begin_anew(self, copy):
+        network, x = self.network(scan_backend="portable").eval(), torch.zeros(1, 1, 32, 32)
+        expected = network(x)
+        copied = copy(network)
+        choices = [m.backend for m in copied.modules() if hasattr(m, "backend")]
+        assert all(choice.name == "portable" and not choice._found for choice in choices)
+        assert torch.equal(copied(x), expected)
+
+    def test_only_scans_are_named_in_the_log(self, caplog):
+        with caplog.at_level(logging.INFO, LOGGER):
+            LayerNorm(4)(torch.zeros(1, 4))
+            assert not caplog.records
+            SS2D(4, d_state=4, scan_backend="portable")(torch.zeros(1, 2, 3, 4))
+        assert [r.getMessage() for r in caplog.records] == ["selective scan on cpu: portable"]
+
+    def test_a_choice_is_silent(self, caplog):
+        with caplog.at_level(logging.INFO, LOGGER):
+            backends.choose_backend("auto", "cpu", torch.float32)
+        assert not caplog.records
+
+    @pytest.mark.parametrize("backend", ["portable", "auto"])
+    def test_compiles_into_one_graph(self, backend):
+        module, x = SS2D(4, d_state=4, scan_backend=backend), torch.randn(1, 3, 5, 4)
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), module(x))

@@ -106,6 +106,11 @@ def _sigmoid_float32(x):
 
 
 @inner
+def _exp2_float64(x):
+    return math.exp(x * LN2)
+
+
+@inner
 def _softplus_float64(x):
     return (x if x > 0.0 else 0.0) + math.log1p(math.exp(-abs(x)))
 
@@ -116,37 +121,20 @@ def _sigmoid_float64(x):
     return (1.0 if x > 0.0 else e) / (1.0 + e)
 
 
-def exp2(x):
-    """2^x in the precision of ``x``; in float32 to 1e-7, with 0 below -126.5 and infinity above 127.5."""
+def _by_precision(float32, float64):
+    """A function of one number that compiles to one of two, by the precision of the number."""
+
+    def function(x):
+        raise NotImplementedError("only compiled loops call this")
+
+    @overload(function, jit_options=_OPTIONS)
+    def choose(x):
+        return (lambda x: float32(x)) if x == types.float32 else (lambda x: float64(x))
+
+    return function
 
 
-def exp2_falling(x):
-    """:func:`exp2` where ``x`` is known to be below 127, which saves a comparison."""
-
-
-def softplus(x):
-    """log(1 + e^x) in the precision of ``x``."""
-
-
-def sigmoid(x):
-    """1 / (1 + e^-x) in the precision of ``x``, the derivative of :func:`softplus`."""
-
-
-@overload(exp2, jit_options=_OPTIONS)
-def _exp2_of(x):
-    return (lambda x: _exp2_float32(x)) if x == types.float32 else (lambda x: math.exp(x * LN2))
-
-
-@overload(exp2_falling, jit_options=_OPTIONS)
-def _exp2_falling_of(x):
-    return (lambda x: _exp2_falling_float32(x)) if x == types.float32 else (lambda x: math.exp(x * LN2))
-
-
-@overload(softplus, jit_options=_OPTIONS)
-def _softplus_of(x):
-    return (lambda x: _softplus_float32(x)) if x == types.float32 else (lambda x: _softplus_float64(x))
-
-
-@overload(sigmoid, jit_options=_OPTIONS)
-def _sigmoid_of(x):
-    return (lambda x: _sigmoid_float32(x)) if x == types.float32 else (lambda x: _sigmoid_float64(x))
+exp2 = _by_precision(_exp2_float32, _exp2_float64)  # 2^x; in float32 to 1e-7, 0 below -126.5, infinity above 127.5
+exp2_falling = _by_precision(_exp2_falling_float32, _exp2_float64)  # that for x below 127, which saves a comparison
+softplus = _by_precision(_softplus_float32, _softplus_float64)  # log(1 + e^x)
+sigmoid = _by_precision(_sigmoid_float32, _sigmoid_float64)  # 1 / (1 + e^-x), the derivative of softplus

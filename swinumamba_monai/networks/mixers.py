@@ -16,7 +16,7 @@ block_type   mixer                                                   parameters,
 ``Conv``     SS2D with a depthwise convolution instead of the scan   27.86           35.22
 ===========  ======================================================  ==============  =========
 
-All of them map (b, h, w, d_model) to the same shape and take the same arguments.
+All of them map (b, h, w, d_model) to the same shape and take the arguments of :class:`.vss.SS2D`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from swinumamba_monai.ops.dispatch import check_backend_name
-
 from .mamba import Mamba, MambaScan
-from .vss import SS2D, make_norm
+from .norm import make_norm
+from .vss import SS2D
 
 __all__ = ["MIXERS", "ConvMixer", "MambaMixer", "VimMixer"]
 
@@ -38,21 +37,11 @@ __all__ = ["MIXERS", "ConvMixer", "MambaMixer", "VimMixer"]
 class MambaMixer(nn.Module):
     """Mamba (:class:`.mamba.Mamba`) over the pixels of a map in row-major order.
 
-    Args:
-        d_model: channels of the map.
-        d_state: states of each scanned channel.
-        expand: scanned channels as a multiple of ``d_model``.
-        norm_name: of no effect: Mamba has no norm before its gate.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+    Args: as those of :class:`.vss.SS2D`; ``norm_name`` is of no effect, as Mamba has no norm before its gate.
     """
 
     def __init__(
-        self,
-        d_model: int,
-        d_state: int = 16,
-        expand: int = 2,
-        norm_name: str = "layer",
-        scan_backend: str = "auto",
+        self, d_model: int, d_state: int = 16, expand: int = 2, norm_name: str = "layer", scan_backend: str = "auto"
     ) -> None:
         super().__init__()
         self.mamba = Mamba(d_model, d_state, expand=expand, scan_backend=scan_backend)
@@ -72,7 +61,7 @@ class VimMixer(MambaMixer):
 
     def __init__(self, d_model: int, d_state: int = 16, expand: int = 2, **options) -> None:
         super().__init__(d_model, d_state, expand, **options)
-        scan_backend = self.mamba.scan_backend
+        scan_backend = self.mamba.backend.name
         self.backwards = MambaScan(expand * d_model, self.mamba.dt_rank, d_state, scan_backend=scan_backend)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,13 +79,8 @@ class ConvMixer(nn.Module):
     learned; its FLOPs are 22 % fewer. On Endoscopy's maps it spans an eighth of the width of the finest and reaches
     from any pixel of the coarsest, 12×20, over the whole height.
 
-    Args:
-        d_model: channels of the map.
-        d_state: ignored, a convolution has no states.
-        expand: convolved channels as a multiple of ``d_model``.
-        norm_name: key of :data:`.vss.NORMS`, applied to the convolution's output.
-        scan_backend: ignored, there is no scan; one of :data:`swinumamba_monai.ops.BACKENDS`.
-        kernel_size: of the convolution, odd.
+    Args: as those of :class:`.vss.SS2D`, of which ``d_state`` is of no effect; and the odd ``kernel_size`` of the
+    convolution.
     """
 
     def __init__(
@@ -109,12 +93,11 @@ class ConvMixer(nn.Module):
         kernel_size: int = 21,
     ) -> None:
         super().__init__()
-        check_backend_name(scan_backend, "scan_backend")
         inner = expand * d_model
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
         self.mixing_conv = nn.Conv2d(inner, inner, kernel_size, padding=kernel_size // 2, groups=inner)
-        self.out_norm = make_norm(norm_name, inner)
+        self.out_norm = make_norm(norm_name, inner, scan_backend)
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,8 +5,8 @@
 The four directions of a map are read where they lie. Maps may be float32, bfloat16 or float16; states and sums are
 float32. All reductions have a fixed order, so repeated runs agree bit for bit.
 
-Symbols as in :mod:`.reference`, groups first: u (g or 1, b, l, d); delta (g, b, l, d); A (g, d, n), here times log2(e),
-because the kernels compute powers of two; B, C (g, b, l, n); D, delta_bias (g, d).
+Symbols as in :mod:`swinumamba_monai.ops.reference`, groups first: u (g or 1, b, l, d); delta (g, b, l, d); A (g, d, n),
+here times log2(e), because the kernels compute powers of two; B, C (g, b, l, n); D, delta_bias (g, d).
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from swinumamba_monai.ops.autocast import without_autocast
+from swinumamba_monai.ops.autograd import register_backward
+
 from .nvrtc import load_kernels, on_its_device, params_type, why_nvrtc_is_unavailable
-from .portable import without_autocast
 
 __all__ = [
     "alignment",
@@ -71,12 +73,12 @@ def _segment(wanted: int, widths: tuple[int, ...], channels: int, lanes: int, le
     """Cut a scan into warps: wide tiles cost least, several segments of a sequence cost a second pass.
 
     Args:
-        wanted: how many warps keep the GPU busy.
-        widths: channels that a thread may hold, best first.
-        channels: of a group.
-        lanes: threads that share the states of a channel.
-        length: positions.
-        sequences: groups times samples.
+        wanted: number of warps that keep the GPU busy.
+        widths: numbers of channels that a thread may hold, best first.
+        channels: number of channels of a group.
+        lanes: number of threads that share the states of a channel.
+        length: number of positions.
+        sequences: number of groups times samples.
 
     Returns:
         channels of a thread, positions of a segment.
@@ -102,8 +104,8 @@ class _Scan:
         inputs: u, delta, A, B, C, delta_bias as in the module's text.
         size: height and width of the map whose four directions the groups are, or None for sequences.
         delta_softplus: whether delta passes through softplus.
-        warps_per_sm: how many keep a multiprocessor busy.
-        widths: channels that a thread may hold, best first.
+        warps_per_sm: number of warps that keep a multiprocessor busy.
+        widths: numbers of channels that a thread may hold, best first.
     """
 
     def __init__(self, inputs, size, delta_softplus: bool, warps_per_sm: int, widths: tuple[int, ...]) -> None:
@@ -214,9 +216,9 @@ def scan_backward(
 
     Args:
         dy: gradient of y, laid out like u: (g or 1, b, l, d).
-        states: what the forward kept.
-        inputs: of the forward; so are the other arguments.
-        ddelta: written; laid out like delta, and may be delta itself.
+        states: second result of the forward, the state before each chunk.
+        inputs: inputs of the forward, as are the arguments that follow.
+        ddelta: memory that the gradient of delta is written to, laid out like delta; it may be delta itself.
 
     Returns:
         du, (g, b, l, d); dB and dC, (b, l, g, 2, n) float32; (g, (n + 2) * d) float32, which
@@ -319,20 +321,15 @@ def _(dy, states, u, delta, A, B, C, D, delta_bias, size, delta_softplus):
     )
 
 
-def _save_for_backward(ctx, inputs, output):
-    *tensors, ctx.size, ctx.delta_softplus, _ = inputs
-    ctx.save_for_backward(output[1], *tensors)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _autograd(ctx, dy, _):
-    du, ddelta, dBC, dparameters = _backward(dy, *ctx.saved_tensors, ctx.size, ctx.delta_softplus)
+def _gradients(dy, states, u, delta, A, B, C, D, delta_bias, size, delta_softplus, keep):
+    tensors = (states, u, delta, A, B, C, D, delta_bias)
+    du, ddelta, dBC, dparameters = _backward(dy, *tensors, size, delta_softplus)
     dB, dC = dBC.permute(3, 2, 0, 1, 4)
     dA, dbias, dD = split_parameters(dparameters, dBC.shape[-1])
-    return du, ddelta, dA, dB, dC, dD, dbias, None, None, None
+    return du, ddelta, dA, dB, dC, dD, dbias
 
 
-_forward.register_autograd(_autograd, setup_context=_save_for_backward)
+register_backward(_forward, _gradients, num_options=3)
 
 
 def _scan(u, delta, A, B, C, D, delta_bias, size, delta_softplus) -> Tensor:
@@ -349,18 +346,14 @@ def _rows_contiguous(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def selective_scan_cuda(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
-) -> Tensor:
-    """Selective scan in the layout of :mod:`.portable`: (b, l, g, d) in and out."""
+def selective_scan_cuda(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
+    """Selective scan in the layout of :mod:`swinumamba_monai.ops.portable`: (b, l, g, d) in and out."""
     u, delta, B, C = (t.permute(2, 0, 1, 3) for t in (u, delta, B, C))
     return _scan(u, delta, A, B, C, D, delta_bias, [], delta_softplus).permute(1, 2, 0, 3)
 
 
-def cross_scan_2d_cuda(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
-) -> Tensor:
-    """Four-direction scan of a map; the shapes are those of :func:`.dispatch.cross_scan_2d`."""
+def cross_scan_2d_cuda(x, delta, A, B, C, D, delta_bias) -> Tensor:
+    """Four-direction scan of a map; the shapes are those of :func:`swinumamba_monai.ops.scan.cross_scan_2d`."""
     size = x.shape[1:3]
     delta, B, C = (t.permute(3, 0, 1, 2, 4).flatten(2, 3) for t in (delta, B, C))
     y = _scan(x.flatten(1, 2)[None], delta, A, B, C, D, delta_bias, list(size), True)

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The loops behind :mod:`.jit_cpu_fused`, compiled by Numba. Importing this module imports Numba.
+"""The loops behind :mod:`.norm_gate`, compiled by Numba. Importing this module imports Numba.
 
 A task is one row of one sample of a map (b, h, w, c), and the innermost loops run over the channels of a pixel. A gate
 comes as an array of one axis with the distance of one pixel to the next, so that it may be half of the channels of a
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit_cpu_math import entry, inner, inner_summing, sigmoid
+from .math import entry, inner, inner_summing, sigmoid
 
 __all__ = ["norm_gate", "norm_gate_backward"]
 

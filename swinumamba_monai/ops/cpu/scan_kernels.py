@@ -1,11 +1,11 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The loops behind :mod:`.jit_cpu`, compiled by Numba. Importing this module imports Numba.
+"""The loops behind :mod:`.scan`, compiled by Numba. Importing this module imports Numba.
 
-Symbols as in :mod:`.reference`. The sequences of the groups are laid out as (b, l, g, ...), and so are maps, pixel by
-pixel, whose groups are the four directions: u (b, l, g or 1, d); A (g, d, n), n a multiple of STATES; D, delta_bias
-(g, d). ``projected``, (b, l, g, r + 2n), holds r numbers that ``delta_weight``, (g, d, r), makes delta of, then B, then
-C. With r = 0, ``delta`` is given, (b, l, g, d). Every array is C-contiguous.
+Symbols as in :mod:`swinumamba_monai.ops.reference`. The sequences of the groups are laid out as (b, l, g, ...), and so
+are maps, pixel by pixel, whose groups are the four directions: u (b, l, g or 1, d); A (g, d, n), n a multiple of
+STATES; D, delta_bias (g, d). ``projected``, (b, l, g, r + 2n), holds r numbers that ``delta_weight``, (g, d, r), makes
+delta of, then B, then C. With r = 0, ``delta`` is given, (b, l, g, d). Every array is C-contiguous.
 
 A task is one sample, one block of channels and one part: a group of sequences, or two opposite directions of a map,
 whose outputs it adds. It writes what no other task writes; the caller adds up the results of tasks that share an input.
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit_cpu_math import LN2, LOG2E, entry, exp2, exp2_falling, inner, inner_summing, sigmoid, softplus
+from .math import LN2, LOG2E, entry, exp2, exp2_falling, inner, inner_summing, sigmoid, softplus
 
 __all__ = ["CHANNELS", "POSITIONS", "backward", "forward"]
 
@@ -361,7 +361,7 @@ def backward(
         start: first task.
         stop: the task to stop before.
         dy: gradient of the output, shaped like u.
-        chunk_states: what the forward wrote, followed by its inputs.
+        chunk_states: states before each chunk as the forward wrote them; the inputs of the forward follow.
         du: written, (parts, b, l, d).
         ddelta: written, (g, b, l, d).
         dBC: written for each block of channels, (blocks, b, l, g, 2n).

@@ -4,7 +4,7 @@
 
 A custom operator would be one node too, but a TorchScript file with it loads only where this package is imported.
 This one is plain TorchScript: it loads in any libtorch, and takes sequences of every length. Equations in
-:mod:`.reference`, shapes in :mod:`.portable`.
+:mod:`swinumamba_monai.ops.reference`, shapes in :mod:`swinumamba_monai.ops.portable`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import state_dtype
+from swinumamba_monai.ops.reference import state_dtype
 
 __all__ = ["selective_scan_torchscript"]
 
@@ -49,10 +49,8 @@ def _scripted() -> Callable[..., Tensor]:
         return torch.jit.script(_scan)
 
 
-def selective_scan_torchscript(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, delta_softplus: bool
-) -> Tensor:
-    """Selective scan; shapes as in :mod:`.portable`. Returns (b, l, g, d) in the dtype of ``u``."""
+def selective_scan_torchscript(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
+    """Selective scan; shapes as in :mod:`swinumamba_monai.ops.portable`. Returns (b, l, g, d) in the dtype of ``u``."""
     dtype = state_dtype(u, delta, A)
     inputs = [t.to(dtype) for t in (u, delta, A, B, C)]
     inputs[1] = inputs[1] + delta_bias.to(dtype)

@@ -1,0 +1,39 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Who builds a bundle's network: this reads its config, for the commands that need the network alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+from monai.bundle import ConfigParser
+from torch import nn
+
+from .errors import InputError, find_input_error, quoted
+
+__all__ = ["build_bundle_network"]
+
+
+def build_bundle_network(config_file: str | PathLike, overrides: Mapping[str, object] | None = None) -> nn.Module:
+    """The network of a bundle's config, with random weights. The config is code, and is run.
+
+    Args:
+        config_file: config of the bundle, such as its ``inference.json``, whose ``network_def`` is built.
+        overrides: values of the config's entries by their ids, such as ``{"num_classes": 3}``.
+
+    Raises:
+        InputError: no such file, or no ``network_def`` that can be built.
+    """
+    path = Path(config_file)
+    if not path.is_file():
+        raise InputError(f"there is no config file {path}.")
+    try:
+        parser = ConfigParser()
+        parser.read_config(str(path))
+        parser.update(dict(overrides or {}))
+        return parser.get_parsed_content("network_def")
+    except Exception as error:  # a config can fail in any way, or have none
+        reason = find_input_error(error) or quoted(error)
+        raise InputError(f"{path} gives no network_def that can be built ({reason}).") from error

@@ -1,0 +1,247 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""SS2D (:mod:`swinumamba_monai.ops.ss2d`) as one operator, ``swinumamba::ss2d``, made of the kernels.
+
+It keeps for its backward nothing but its input, the merged scan and some of the scan's states: everything else is
+cheaper to compute again than to store.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from swinumamba_monai.ops.autocast import to_autocast_dtype, without_autocast
+from swinumamba_monai.ops.autograd import direct_function, register_backward
+
+from .fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward, pack, split_conv_parameters
+from .nvrtc import on_its_device
+from .scan import CHUNK, LOG2_E, merge, scan_backward, scan_forward, split_parameters
+
+__all__ = ["ss2d_cuda"]
+
+DIRECTIONS = 4
+SCAN_BYTES = 1 << 29  # that a scan may take for itself
+SCAN_MAPS = 13  # what it takes at the most, in maps: Δ and u's gradient of four directions, B and C and their gradients
+
+
+class _Parameters(NamedTuple):
+    """The parameters in the operator's order; shapes as in :func:`swinumamba_monai.ops.ss2d.ss2d`."""
+
+    in_proj: Tensor
+    conv_weight: Tensor
+    conv_bias: Tensor
+    x_proj: Tensor
+    dt: Tensor
+    dt_bias: Tensor
+    A_logs: Tensor
+    Ds: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    out_proj: Tensor
+
+
+class _Gradients(NamedTuple):
+    """What the backward operator returns: gradients, some of them sums that the kernels leave together.
+
+    Args:
+        x: gradient of the map.
+        in_proj: gradient of that parameter; so are x_proj, dt and out_proj.
+        conv: those of the convolution's weight and bias, for :func:`.fused.split_conv_parameters`.
+        scan: those of A, dt_bias and Ds, for :func:`.scan.split_parameters`.
+        norm: those of the norm's weight and bias, (2, d).
+    """
+
+    x: Tensor
+    in_proj: Tensor
+    conv: Tensor
+    x_proj: Tensor
+    dt: Tensor
+    scan: Tensor
+    norm: Tensor
+    out_proj: Tensor
+
+
+def ss2d_cuda(x: Tensor, *parameters: Tensor | float) -> Tensor:
+    """:func:`swinumamba_monai.ops.ss2d.ss2d` with a layer norm; the same arguments, without the backend."""
+    *tensors, eps = parameters
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
+    arguments = (to_autocast_dtype(x).contiguous(), *tensors, eps, keep)
+    if torch.compiler.is_compiling():
+        return _forward_op(*arguments)[0]
+    return _direct(*arguments) if keep else _forward(*arguments)[0]
+
+
+class _Weights:
+    """The parameters as the kernels take them, and the projection with them.
+
+    Args:
+        dtype: dtype of the maps.
+        parameters: parameters of the block.
+    """
+
+    def __init__(self, dtype: torch.dtype, parameters: _Parameters) -> None:
+        p = _Parameters(*(t.float().contiguous() for t in parameters))
+        self.conv, self.norm = (p.conv_weight, p.conv_bias), (p.norm_weight, p.norm_bias)
+        self.channels, self.rank = p.dt.shape[1:]
+        self.num_BC = p.x_proj.shape[1] - self.rank
+        in_proj, self.out_proj, self.x_proj, self.dt, self.A = pack(
+            p.in_proj, p.out_proj, p.x_proj, p.dt, p.A_logs, -(-self.rank // 8) * 8, dtype
+        )
+        self.to_map, self.to_gate = in_proj.chunk(2)
+        self.dt_bias, self.D = p.dt_bias, p.Ds.unflatten(0, (DIRECTIONS, -1))
+
+    def project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Δ's low rank, (4, b * l, r), and the inputs of the scan, from x (b, l, d)."""
+        projected = (x.flatten(0, 1) @ self.x_proj.t()).unflatten(1, (DIRECTIONS, -1)).transpose(0, 1)
+        low = projected[..., self.num_BC :]
+        delta = torch.bmm(low, self.dt.transpose(1, 2))
+        BC = projected[..., : self.num_BC].unflatten(1, x.shape[:2]).chunk(2, dim=-1)
+        return low, (x[None], delta.unflatten(1, x.shape[:2]), self.A, *BC, self.dt_bias)
+
+
+def _slices(x: Tensor) -> list[slice]:
+    """Samples that are scanned at a time: what a scan needs for itself is several times as large as its map."""
+    sample_bytes = SCAN_MAPS * x[0].numel() * x.element_size()
+    samples = max(1, SCAN_BYTES // sample_bytes)
+    return [slice(start, start + samples) for start in range(0, len(x), samples)]
+
+
+@on_its_device
+@without_autocast
+def _forward(x, *arguments):
+    *parameters, eps, keep = arguments
+    weights = _Weights(x.dtype, _Parameters(*parameters))
+    scanned = conv_silu(x @ weights.to_map.t(), *weights.conv).flatten(1, 2)
+    merged, states = torch.empty_like(scanned), []
+    for samples in _slices(scanned):
+        _, inputs = weights.project(scanned[samples])
+        y, kept = scan_forward(inputs, x.shape[1:3], True, keep)
+        merge(y, scanned[samples], weights.D, merged[samples])
+        states.append(kept)
+        del inputs, y
+    merged = merged.flatten(0, 1)
+    gated, statistics = layer_norm(merged, x.flatten(0, 2) @ weights.to_gate.t(), *weights.norm, eps)
+    out = (gated @ weights.out_proj.t()).view(x.shape)
+    return out, merged, states[0] if len(states) == 1 else torch.cat(states), statistics
+
+
+@on_its_device
+@without_autocast
+def _backward(dout, merged, states, statistics, x, *parameters):
+    weights = _Weights(x.dtype, _Parameters(*parameters))
+    rows, dout = x.flatten(0, 2), dout.contiguous().flatten(0, 2)
+
+    # out_proj, norm and gate; then the gate's half of in_proj
+    gate, dgated = rows @ weights.to_gate.t(), dout @ weights.out_proj
+    normed = layer_norm_backward(dgated, statistics, merged, gate, *weights.norm)
+    dmerged, dnorm = normed.x, normed.parameters
+    dout_proj = dout.t() @ normed.output
+    dx, dto_gate = normed.gate @ weights.to_gate, normed.gate.t() @ rows
+    del gate, dgated, normed
+
+    # the scan and its projections
+    scanned = conv_silu(x @ weights.to_map.t(), *weights.conv).flatten(1, 2)
+    dmerged = dmerged.view(scanned.shape)
+    dprojected = x.new_empty(*scanned.shape[:2], DIRECTIONS, len(weights.x_proj) // DIRECTIONS)
+    sums = []
+    for samples in _slices(scanned):
+        low, inputs = weights.project(scanned[samples])
+        delta = inputs[1]  # is overwritten by its gradient
+        du, dBC, dscan = scan_backward(
+            dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta
+        )
+        ddelta = delta.flatten(1, 2)
+        dprojected[samples, ..., : weights.num_BC] = dBC.flatten(3)
+        dprojected[samples, ..., weights.num_BC :] = (
+            torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
+        )
+        ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., : weights.rank]
+        merge(du, dmerged[samples], weights.D, dmerged[samples])  # now the gradient of what is scanned
+        sums.append((ddt, dscan))
+        del low, inputs, delta, ddelta, du, dBC
+    ddt, dscan = sums[0] if len(sums) == 1 else (torch.stack(parts).sum(0) for parts in zip(*sums))
+    dprojected = dprojected.flatten(0, 1).flatten(1)
+    dscanned = dmerged.flatten(0, 1).addmm_(dprojected, weights.x_proj)
+    dx_proj = (dprojected.t() @ scanned.flatten(0, 1)).unflatten(0, (DIRECTIONS, -1))
+    dx_proj = dx_proj[:, : weights.num_BC + weights.rank].roll(weights.rank, dims=1)  # the low rank's rows come first
+    del scanned, dprojected
+
+    # the convolution and its half of in_proj
+    map_in = x @ weights.to_map.t()  # again, instead of keeping it through the scan
+    dmap, dconv = conv_silu_backward(dscanned.view(map_in.shape), map_in, *weights.conv)
+    dmap = dmap.flatten(0, 2)
+    dx.addmm_(dmap, weights.to_map)
+    din_proj = torch.cat([dmap.t() @ rows, dto_gate])
+    return _Gradients(dx.view(x.shape), din_proj, dconv, dx_proj, ddt.contiguous(), dscan, dnorm, dout_proj)
+
+
+_TENSORS = ", ".join(f"Tensor {name}" for name in _Parameters._fields)
+_forward_op = torch.library.custom_op(
+    "swinumamba::ss2d",
+    _forward,
+    mutates_args=(),
+    schema=f"(Tensor x, {_TENSORS}, float eps, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+_backward_op = torch.library.custom_op(
+    "swinumamba::ss2d_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor dout, Tensor merged, Tensor states, Tensor statistics, Tensor x, {_TENSORS})"
+    f" -> ({', '.join(['Tensor'] * len(_Gradients._fields))})",
+)
+
+
+@_forward_op.register_fake
+def _(x, *arguments):
+    *parameters, _, keep = arguments
+    batch, height, width, _ = x.shape
+    parameters = _Parameters(*parameters)
+    channels, d_state = parameters.dt.shape[1], parameters.A_logs.shape[1]
+    chunks = -(-height * width // CHUNK) if keep else 0
+    return (
+        torch.empty_like(x),
+        x.new_empty(batch * height * width, channels),
+        x.new_empty(batch, DIRECTIONS, chunks, channels, d_state),
+        x.new_empty(batch * height * width, 2, dtype=torch.float32),
+    )
+
+
+@_backward_op.register_fake
+def _(dout, merged, states, statistics, x, *parameters):
+    p = _Parameters(*parameters)
+    channels, d_state = len(p.conv_bias), p.A_logs.shape[1]
+
+    def sums(rows: int, columns: int) -> Tensor:
+        return x.new_empty(rows, columns, dtype=torch.float32)
+
+    dx, din_proj, dx_proj, ddt, dout_proj = (
+        torch.empty_like(t, dtype=x.dtype) for t in (x, p.in_proj, p.x_proj, p.dt, p.out_proj)
+    )
+    dscan = sums(DIRECTIONS, (d_state + 2) * channels)
+    return _Gradients(dx, din_proj, sums(10, channels), dx_proj, ddt, dscan, sums(2, channels), dout_proj)
+
+
+def _differentiate(backward):
+    """A backward whose results are the gradients of x and each parameter, in their dtypes."""
+
+    def gradients(dout, merged, states, statistics, x, *inputs):
+        *parameters, _eps, _keep = inputs
+        p = _Parameters(*parameters)
+        grads = _Gradients(*backward(dout, merged, states, statistics, x, *parameters))
+        dconv_weight, dconv_bias = split_conv_parameters(grads.conv)
+        dA, ddt_bias, dD = split_parameters(grads.scan, p.A_logs.shape[1])
+        dA_logs = dA.flatten(0, 1) * (-LOG2_E * p.A_logs.exp())
+        dparameters = _Parameters(
+            grads.in_proj, dconv_weight, dconv_bias, grads.x_proj, grads.dt, ddt_bias, dA_logs, dD.flatten(),
+            *grads.norm, grads.out_proj,
+        )  # fmt: skip
+        return grads.x, *(grad.to(t.dtype) for grad, t in zip(dparameters, p))
+
+    return gradients
+
+
+register_backward(_forward_op, _differentiate(_backward_op), num_options=2)
+_direct = direct_function(_forward, _differentiate(_backward), num_options=2)
