@@ -12,7 +12,7 @@ RUN     = --roi_size "[128,128]" --max_epochs 12 --iterations_per_epoch 50 --bat
 	--val_interval 4 --log_interval 25 --num_workers 1
 PATHS   = --bundle_root $(BUNDLE) --dataset_dir $(DEMO)/data
 
-.PHONY: demo test fuzz verify package lint label test-label clean
+.PHONY: demo test fuzz bundles verify package lint label test-label clean
 
 demo: $(VENV)/demo
 	rm -rf $(DEMO)
@@ -35,6 +35,10 @@ test: $(VENV)/test
 SECONDS = 600
 fuzz: $(VENV)/test
 	SWINUMAMBA_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py
+
+# The bundles are made of bundle_sources/, where each fact stands once.
+bundles: $(VENV)/test
+	$(BIN)/python bundle_sources/render.py
 
 # The model zoo's checks on the three bundles, with their networks in full size; `make test` takes small ones.
 verify: $(VENV)/test

@@ -1,12 +1,13 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every bundle: the same files with the same parts in the same order, and workflows that run."""
+"""What holds for every bundle: it is what its sources give, and its workflows run."""
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
-import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -52,97 +53,42 @@ PAPER = {
     "endoscopy": (3, 8, [384, 640], 13, 400, 800),
     "microscopy": (3, 3, [512, 512], 12, 500, 200),
 }
-# What only some bundles have, by file.
-PARTICULAR = {
-    "train": {"cache_dir", "cache_rate", "spacing", "foreground_fraction", "boundary_dilation"},
-    "pretrain": {"cache_dir", "cache_rate", "spacing", "volume_preprocessing", "slice_transforms"},
-    "evaluate": {
-        "+imports",
-        "class_names",
-        "nsd_tolerances",
-        "min_size",
-        "grow",
-        "validate#key_metric#val_f1#min_size",
-        "validate#key_metric#val_f1#grow",
-        "published_cut_slices",
-        "validate#preprocessing",
-        "validate#postprocessing",
-        "validate#key_metric",
-    },
-    "inference": {"spacing", "min_size", "grow", "save_overlay", "save_polygons"},
-}
-# What may differ between bundles although all have it; all other parts are equal.
-DIFFERENT = {
-    "train": {"imports", "data_dir", "load_transforms", "train", "validate", "checkpoint"},
-    "pretrain": {"imports", "data_dir", "load_transforms", "network_def", "train", "validate", "checkpoint"},
-    "evaluate": {"validate#inferer", "validate#handlers"},
-    "inference": {"imports", "output_ext", "preprocessing", "dataset", "inferer", "postprocessing"},
-}
-NUMBERS = {"in_channels", "num_classes", "roi_size", "batch_size", "max_epochs", "rotation_range"}
-# Of the parts train and validate too only these differ.
-DIFFERENT_WITHIN = {
-    "crop_transforms",
-    "volume_preprocessing",
-    "label_transforms",
-    "preprocessing",
-    "dataset",
-    "inferer",
-    "key_metric",
-    "additional_metrics",
-}
 
 
 def read(bundle: str, name: str) -> dict:
     return json.loads((configs(bundle) / f"{name}.json").read_text())
 
 
-class TestAlike:
-    """A reader who knows one knows all."""
+class TestSources:
+    """What is committed is what bundle_sources/ gives: a fact is changed there once, and `make bundles` does the rest."""
 
-    def test_the_same_files(self):
-        files = {
-            bundle: {
-                file.relative_to(ROOT / bundle).as_posix()
-                for folder in (".", "configs", "docs")
-                for file in (ROOT / bundle / folder).glob("*")
-                if file.is_file()
-            }
-            for bundle in BUNDLES
+    @every_bundle
+    def test_what_is_committed_is_what_is_rendered(self, bundle):
+        rendered = load_renderer().render(bundle)
+        for path, text in rendered.items():
+            assert (ROOT / bundle / path).read_text(encoding="utf-8") == text, f"{path}; run `make bundles`"
+        folders = (".", "configs", "docs")
+        committed = {
+            file.relative_to(ROOT / bundle).as_posix()
+            for folder in folders
+            for file in (ROOT / bundle / folder).glob("*")
+            if file.is_file()
         }
-        assert files["abdomen_mri"] == files["endoscopy"] == files["microscopy"]
-        names = "train pretrain evaluate inference multi_gpu_train multi_gpu_evaluate metadata".split()
-        assert {f"configs/{name}.json" for name in names} < files["microscopy"]
-        assert {"LICENSE", "configs/logging.conf", "docs/README.md", "docs/data_license.txt"} < files["microscopy"]
+        assert committed == set(rendered)
 
-    @pytest.mark.parametrize(
-        "name", ["LICENSE", "configs/logging.conf", "configs/multi_gpu_train.json", "configs/multi_gpu_evaluate.json"]
-    )
-    def test_what_is_not_particular_is_equal(self, name):
-        first, *others = ((ROOT / bundle / name).read_bytes() for bundle in BUNDLES)
-        assert all(other == first for other in others)
+    def test_a_value_that_has_no_place_is_an_error(self, tmp_path, monkeypatch):
+        renderer = load_renderer()
+        shutil.copytree(renderer.SOURCES, tmp_path / "sources")
+        monkeypatch.setattr(renderer, "SOURCES", tmp_path / "sources")
+        own = tmp_path / "sources" / "endoscopy.json"
+        for wrong in ({"train": {"no#such#id": 1}}, {"training": {}}):
+            content = json.loads((ROOT.parent / "bundle_sources" / "endoscopy.json").read_text())
+            own.write_text(json.dumps({**content, **{k: {**content.get(k, {}), **v} for k, v in wrong.items()}}))
+            with pytest.raises(ValueError, match=r"endoscopy\.json names"):
+                renderer.render("endoscopy")
 
-    @pytest.mark.parametrize("name", PARTICULAR)
-    def test_the_same_parts_in_the_same_order(self, name):
-        all_of_them = [read(bundle, name) for bundle in BUNDLES]
-        shared = [[key for key in config if key not in PARTICULAR[name]] for config in all_of_them]
-        assert shared[0] == shared[1] == shared[2]
-        for key in set(shared[0]) - DIFFERENT[name] - NUMBERS:
-            assert all(config[key] == all_of_them[0][key] for config in all_of_them), key
 
-    @pytest.mark.parametrize("name", ["train", "pretrain"])
-    def test_the_same_engines(self, name):
-        first, *others = (read(bundle, name) for bundle in BUNDLES)
-        for part in ("train", "validate"):
-            for key in first[part].keys() - DIFFERENT_WITHIN:
-                assert all(other[part][key] == first[part][key] for other in others), f"{part}#{key}"
-
-    def test_the_readmes_have_the_same_chapters(self):
-        chapters = [
-            re.findall(r"^##+ .*", (ROOT / bundle / "docs" / "README.md").read_text(), re.MULTILINE)
-            for bundle in BUNDLES
-        ]
-        assert chapters[0] == chapters[1] == chapters[2]
-
+class TestDefaults:
     @every_bundle
     def test_the_numbers_of_the_paper_are_the_defaults(self, bundle):
         train, pretrain, inference = (read(bundle, name) for name in ("train", "pretrain", "inference"))
@@ -155,6 +101,14 @@ class TestAlike:
         assert train["freeze_epochs"] == pretrain["freeze_epochs"] == 10
         for name in ("in_channels", "num_classes", "roi_size", "spacing"):
             assert inference.get(name) == train.get(name), name
+
+
+def load_renderer():
+    """bundle_sources/render.py, which is a script and in no package."""
+    spec = importlib.util.spec_from_file_location("render", ROOT.parent / "bundle_sources" / "render.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @every_bundle
