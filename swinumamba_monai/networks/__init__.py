@@ -13,6 +13,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "swin_umamba": ["SwinUMamba", "SwinUMambaD"],
         "systems": ["SYSTEMS", "System", "build_network"],
         "umamba": ["UMambaBot", "UMambaEnc"],
-        "vmamba": ["VMambaClassifier", "VMambaEncoder"],
+        "vmamba": ["VMambaClassifier", "VMambaEncoder", "find_encoder"],
     },
 )

@@ -22,7 +22,7 @@ from .mamba import MambaScan
 from .norm import make_norm
 from .vss import PatchEmbed, PatchMerging, VSSStage
 
-__all__ = ["VMambaClassifier", "VMambaEncoder"]
+__all__ = ["VMambaClassifier", "VMambaEncoder", "find_encoder"]
 
 
 class VMambaEncoder(nn.Module):
@@ -160,3 +160,15 @@ class VMambaClassifier(VMambaEncoder):
             shape = f"(b, {proj.in_channels}, h, w) with sides that divide by {multiple}"
             raise ValueError(f"expected an input of shape {shape}, got {tuple(x.shape)}.")
         return self.head(self.norm(self.features(x)[-1]).mean(dim=(1, 2)))
+
+
+def find_encoder(network: nn.Module) -> VMambaEncoder | None:
+    """The VMamba encoder of a segmentation network, which a foundation model or pretraining gives its weights.
+
+    Args:
+        network: any network.
+
+    Returns:
+        the encoder, or None where the network has none.
+    """
+    return getattr(network, "vssm_encoder", None)

@@ -9,6 +9,8 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from torch import nn
 
+from swinumamba_monai.networks import find_encoder
+
 __all__ = ["EarlyStop", "FreezeEncoder", "GradientClip"]
 
 
@@ -51,17 +53,15 @@ class FreezeEncoder:
     parameters in every step.
 
     Args:
-        network: network with a ``vssm_encoder``.
+        network: network to train; one without a VMamba encoder is trained as a whole from the start.
         epochs: number of epochs in which the encoder stays as it is.
     """
 
     def __init__(self, network: nn.Module, epochs: int = 10) -> None:
         self.epochs = epochs
-        self.parameters = [
-            parameter
-            for name, parameter in network.vssm_encoder.named_parameters()
-            if not name.startswith("patch_embed.")
-        ]
+        encoder = find_encoder(network)
+        parameters = [] if encoder is None else encoder.named_parameters()
+        self.parameters = [p for name, p in parameters if not name.startswith("patch_embed.")]
 
     def attach(self, engine: Engine) -> None:
         """Call the handler after every backward of ``engine``, a MONAI trainer."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.networks import find_encoder
 
 __all__ = ["MaskedBatch", "MaskedImageModel", "MaskedL1Loss", "random_patch_mask"]
 
@@ -112,7 +113,7 @@ class MaskedImageModel(nn.Module):
     ``state_dict`` has the encoder's (and stem's) own names: ``load_pretrained`` takes it for the network it came from.
 
     Args:
-        network: network with a ``vssm_encoder`` that gives maps, finest first and channels last, and maybe a ``stem``.
+        network: network with a VMamba encoder, and maybe a ``stem`` before it.
         stride: number of pixels of the image to one of the encoder's last map, in each direction.
 
     Raises:
@@ -121,12 +122,13 @@ class MaskedImageModel(nn.Module):
 
     def __init__(self, network: nn.Module, stride: int = 32) -> None:
         super().__init__()
-        if not hasattr(network, "vssm_encoder"):
+        encoder = find_encoder(network)
+        if encoder is None:
             raise InputError(
                 f"{type(network).__name__} has no VMamba encoder to pretrain; choose SwinUMambaD or SwinUMamba."
             )
         self.stride = stride
-        self.vssm_encoder = network.vssm_encoder
+        self.vssm_encoder = encoder
         if hasattr(network, "stem"):
             self.stem = network.stem
         channels = self.vssm_encoder.channels

@@ -60,7 +60,7 @@ def read(bundle: str, name: str) -> dict:
 
 
 class TestSources:
-    """What is committed is what bundle_sources/ gives: a fact is changed there once, and `make bundles` does the rest."""
+    """What is committed is what bundle_sources/ gives, where a fact is changed once; `make bundles` does the rest."""
 
     @every_bundle
     def test_what_is_committed_is_what_is_rendered(self, bundle):

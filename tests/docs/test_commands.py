@@ -155,8 +155,8 @@ def check_bundle(words: list[str]) -> None:
         if name.startswith("network_def#") and inner in inspect.signature(SYSTEMS[network].make).parameters:
             continue
         assert name in parser or name in arguments, f"--{name} sets nothing in {', '.join(files)}"
-        if name in parser and isinstance(parser[name], bool):  # anything else arrives as text, and counts as true
-            assert options[name] in ("True", "False"), f"--{name} {options[name]}: write True or False"
+        if name in parser and isinstance(parser[name], bool):
+            assert options[name].lower() in ("true", "false"), f"--{name} {options[name]}: write true or false"
 
 
 def check_tool(words: list[str]) -> None:
@@ -221,7 +221,7 @@ class TestTheCheckItself:
             "python -m monai.bundle run training --config_file bundles/microscopy/configs/train.json --batchsize 3",
             "python -m monai.bundle run inference --config_file bundles/microscopy/configs/train.json",
             "python -m monai.bundle run training --config_file bundles/microscopy/configs/tain.json",
-            "python -m monai.bundle run training --config_file bundles/microscopy/configs/train.json --resume true",
+            "python -m monai.bundle run training --config_file bundles/microscopy/configs/train.json --resume yes",
             "python -m monai.bundle run training --config_file bundles/endoscopy/configs/train.json --network_def#w 3",
             "torchrun --nproc_per_node=2 -m monai.bundle run training --config_file bundles/microscopy/configs/no.json",
             "python -m benchmarks.growth --widths 3",
