@@ -117,7 +117,7 @@ def test_an_unknown_task_is_one_sentence(tmp_path, name):
     content = {**json.loads((made / "datalist.json").read_text()), "name": name}
     (made / "datalist.json").write_text(json.dumps(content))
     with pytest.raises(
-        InputError, match="there is no task .*; choose from abdomen_mri, endoscopy, microscopy"
+        InputError, match=r"there is no task .*; choose from abdomen_mri, endoscopy, microscopy"
     ) as caught:
         load_datalist(made, "training")
     assert str(made) in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 600
