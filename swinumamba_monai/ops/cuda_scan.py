@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,18 +33,43 @@ __all__ = [
     "why_cuda_is_unavailable",
 ]
 
-TILE = 16  # positions that a warp prepares at a time
 CHUNK = 32  # positions between two states that are kept for the backward
-SUBTILE = 4  # positions between two states that the backward keeps for itself
 MAX_STATES = 16  # of a channel
 LOG2_E = math.log2(math.e)
 
-# Warps of a block: in the forward, where they are independent, few, so that multiprocessors get about as many each; in
-# the backward they share B and C, and add up dB and dC.
-FORWARD_WARPS, BACKWARD_WARPS = 2, 6
-# Warps that keep a multiprocessor busy, and channels of a thread, best first.
-FORWARD_PLAN = 8, (4, 2, 1)
-BACKWARD_PLAN = 6, (2, 1)
+
+class Tuning(NamedTuple):
+    """What the kernels are compiled with, and how their work is cut; found by measurement on an H100.
+
+    Args:
+        tile: positions that a block of the forward prepares at a time.
+        stages: tiles on their way from memory.
+        unrolled: positions of the forward that the compiler sees at a time.
+        subtile: positions between two states that the backward keeps for itself.
+        forward_warps: of a block. Few, so that multiprocessors get about as many each.
+        backward_warps: of a block. They add up dB and dC, and what blocks give is added up in memory.
+        forward_room: warps that shall fit a multiprocessor, which limits the registers of a thread.
+        backward_room: the same for the backward.
+        forward_busy: warps of a multiprocessor below which fewer take as long.
+        backward_busy: the same for the backward.
+    """
+
+    tile: int = 16
+    stages: int = 2
+    unrolled: int = 8
+    subtile: int = 4
+    forward_warps: int = 4
+    backward_warps: int = 6
+    forward_room: int = 16
+    backward_room: int = 12
+    forward_busy: int = 8
+    backward_busy: int = 6
+
+
+TUNING = Tuning()
+# The first pass over segments, relative to the pass that gives the results; and two launches, in positions of a warp.
+FIRST_PASS = {"forward": 0.75, "backward": 0.35}
+TWO_LAUNCHES = 1500
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -67,26 +93,47 @@ _ScanParams = params_type(
 _MergeParams = params_type("MergeParams", "parts skip weight merged", "groups rows channels")
 
 
-def _segment(wanted: int, widths: tuple[int, ...], channels: int, lanes: int, length: int, sequences: int):
-    """Cut a scan into warps: wide tiles cost least, several segments of a sequence cost a second pass.
+@cache
+def _segment(
+    blocks: int, warps: int, busy: int, first_pass: float, launches: int, length: int, multiprocessors: int
+) -> int:
+    """Cut sequences where that pays: segments fill multiprocessors, but what they start with takes another pass.
+
+    A pass takes as long as the multiprocessor with the most blocks, in proportion to its warps, but not less than
+    ``busy`` of them. So a batch that leaves some multiprocessors idle is cut only if that saves more than the pass.
 
     Args:
-        wanted: how many warps keep the GPU busy.
-        widths: channels that a thread may hold, best first.
-        channels: of a group.
-        lanes: threads that share the states of a channel.
+        blocks: of uncut sequences.
+        warps: of a block.
+        busy: warps of a multiprocessor below which fewer take as long.
+        first_pass: the work of the other pass, relative to the main one.
+        launches: what its launches cost, in positions of a warp.
         length: positions.
-        sequences: groups times samples.
+        multiprocessors: of the GPU.
 
     Returns:
-        channels of a thread, positions of a segment.
+        positions of a segment, a multiple of CHUNK unless there is one.
     """
-    warps = {width: sequences * -(-channels * lanes // (32 * width)) for width in widths}
-    for width in widths:
-        if warps[width] >= wanted:
-            return width, length
-    segments = min(-(-wanted // warps[widths[0]]), -(-length // CHUNK))
-    return widths[0], -(-length // (segments * CHUNK)) * CHUNK
+    best, best_cost = length, math.inf
+    for segments in range(1, min(-(-length // CHUNK), -(-2 * busy * multiprocessors // (blocks * warps)) + 1) + 1):
+        positions = length if segments == 1 else -(-length // (segments * CHUNK)) * CHUNK
+        count = -(-length // positions)
+        busiest = -(-blocks * count // multiprocessors) * warps
+        cost = positions * max(busiest, busy)
+        if count > 1:
+            cost = cost * (1 + first_pass) + launches
+        if cost < best_cost:
+            best, best_cost = positions, cost
+    return best
+
+
+def _warps(most: int, wanted: int) -> int:
+    """Warps of a block, of which as few as possible have no channels."""
+    return min(range(1, min(most, wanted) + 1), key=lambda count: (-(-wanted // count) * count, -count))
+
+
+def _power_of_two_up_to(n: int) -> int:
+    return 1 << max(n, 1).bit_length() - 1
 
 
 def alignment(count: int, *tensors: Tensor) -> int:
@@ -102,40 +149,52 @@ class _Scan:
         inputs: u, delta, A, B, C, delta_bias as in the module's text.
         size: height and width of the map whose four directions the groups are, or None for sequences.
         delta_softplus: whether delta passes through softplus.
-        warps_per_sm: how many keep a multiprocessor busy.
-        widths: channels that a thread may hold, best first.
+        direction: "forward" or "backward", for which sequences are cut.
     """
 
-    def __init__(self, inputs, size, delta_softplus: bool, warps_per_sm: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, inputs, size, delta_softplus: bool, direction: str) -> None:
         u, delta, A, B, C, delta_bias = inputs
         self.groups, self.batch, self.length, self.channels = delta.shape
         self.d_state = A.shape[-1]
         self.sequences = self.groups * self.batch
-        self.state_lanes = 1 << max(0, math.ceil(math.log2(self.d_state / 4)))
-        self.states = 4 * self.state_lanes
-        self.width, segment = _segment(
-            warps_per_sm * count_multiprocessors(u.device),
-            tuple(width for width in widths if width <= self.state_lanes) or (1,),
-            self.channels, self.state_lanes, self.length, self.sequences,
+        padded = 1 << (self.d_state - 1).bit_length()
+        self.state_lanes = min(4, padded)
+        self.lane_states = padded // self.state_lanes
+        self.states = padded
+        self.warp_channels = 32 // self.state_lanes
+        warps = -(-self.channels // self.warp_channels)  # for the channels of one sequence
+        self.warps = {way: _warps(getattr(TUNING, f"{way}_warps"), warps) for way in FIRST_PASS}
+        self.blocks = {way: -(-warps // count) for way, count in self.warps.items()}
+        segment = _segment(
+            self.blocks[direction] * self.sequences, self.warps[direction], getattr(TUNING, f"{direction}_busy"),
+            FIRST_PASS[direction], TWO_LAUNCHES, self.length, count_multiprocessors(u.device),
         )  # fmt: skip
         self.segments = -(-self.length // segment)
-        self.warp_channels = self.width * 32 // self.state_lanes
-        self.warps = -(-self.channels // self.warp_channels)  # for the channels of one sequence
         height, width = size or (1, self.length)
+        self.vector, self.matrix_vector = alignment(self.channels, u, delta), alignment(self.d_state, B, C)
+        self.shared_bytes = {
+            "forward": self._forward_bytes(u.element_size()), "backward": self._backward_bytes(u.element_size())
+        }  # fmt: skip
         self.kernels = load_kernels(
             "scan.cu",
             {
                 "ELEMENT": ELEMENTS[u.dtype],
-                "VECTOR": alignment(self.channels, u, delta),
-                "MATRIX_VECTOR": alignment(self.d_state, B, C),
+                "VECTOR": self.vector,
+                "MATRIX_VECTOR": self.matrix_vector,
                 "DELTA_SOFTPLUS": int(delta_softplus),
-                "CHANNELS": self.width,
+                "LANE_STATES": self.lane_states,
                 "STATE_LANES": self.state_lanes,
-                "TILE": TILE,
+                "TILE": TUNING.tile,
+                "STAGES": TUNING.stages,
+                "UNROLLED": TUNING.unrolled,
                 "CHUNK": CHUNK,
-                "SUBTILE": SUBTILE,
-                "FORWARD_THREADS": 32 * FORWARD_WARPS,
-                "BACKWARD_THREADS": 32 * BACKWARD_WARPS,
+                "SUBTILE": TUNING.subtile,
+                "FORWARD_WARPS": self.warps["forward"],
+                "BACKWARD_WARPS": self.warps["backward"],
+                "FORWARD_BLOCKS": max(1, TUNING.forward_room // self.warps["forward"]),
+                "BACKWARD_BLOCKS": max(1, TUNING.backward_room // self.warps["backward"]),
+                "FORWARD_BYTES": self.shared_bytes["forward"],
+                "BACKWARD_BYTES": self.shared_bytes["backward"],
             },
         )
         self.kept = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "delta_bias": delta_bias}
@@ -149,6 +208,34 @@ class _Scan:
             **{name: t.data_ptr() for name, t in self.kept.items()},
         )  # fmt: skip
 
+    def _matrix_elements(self, warps: int, positions: int) -> int:
+        """Places for a tile of B and C on its way: those of all threads, though some may move nothing."""
+        rows = _power_of_two_up_to(32 * warps * self.matrix_vector // (2 * self.states))
+        return positions // min(rows, positions) * 32 * warps * self.matrix_vector
+
+    def _forward_bytes(self, element: int) -> int:
+        """The size of ``ForwardMemory`` in scan.cu, which says what the terms are."""
+        warps, tile = self.warps["forward"], TUNING.tile
+        channels = warps * self.warp_channels
+        floats = 2 * tile * channels * 2 + 2 * tile * 2 * self.states + warps * tile * 32
+        moved = TUNING.stages * (2 * tile * channels + self._matrix_elements(warps, tile))
+        return -(-(4 * floats + element * moved) // 16) * 16
+
+    def _backward_bytes(self, element: int) -> int:
+        """The size of ``BackwardMemory``."""
+        warps, subtile = self.warps["backward"], TUNING.subtile
+        channels = warps * self.warp_channels
+        shares = 1 if self.state_lanes == 4 else 8 // self.state_lanes
+        starts, parts = CHUNK // subtile * 32 * self.lane_states, subtile * (32 + self.warp_channels) * 2
+        floats = CHUNK * channels * 4 + CHUNK * 2 * self.states
+        floats += warps * (starts + parts + shares * CHUNK * 2 * self.states)
+        moved = 3 * CHUNK * channels + self._matrix_elements(warps, CHUNK) + 32 * warps * self.lane_states
+        return -(-(4 * floats + element * moved) // 16) * 16
+
+    def launch(self, kernel: str, way: str) -> None:
+        grid = (self.blocks[way], self.segments, self.sequences)
+        self.kernels.launch(kernel, grid, 32 * self.warps[way], self.shared_bytes[way], self.params)
+
     def give(self, **tensors: Tensor) -> None:
         """Hand memory to the kernels, and keep it until they are launched."""
         for name, t in tensors.items():
@@ -158,21 +245,13 @@ class _Scan:
     def new(self, *shape: int) -> Tensor:
         return self.kept["A"].new_empty(shape)
 
-    def launch_over_segments(self, kernel: str) -> None:
-        blocks = -(-self.warps // FORWARD_WARPS)
-        tile_floats = TILE * (2 * self.warp_channels + 2 * self.states)
-        self.kernels.launch(
-            kernel, (blocks, self.segments, self.sequences), 32 * FORWARD_WARPS, 4 * FORWARD_WARPS * tile_floats,
-            self.params,
-        )  # fmt: skip
-
     def chain_segments(self, ends: str) -> None:
         """Find out what each segment starts with: ``ends`` is "states", or "gradients" for the way back."""
         if self.segments == 1:
             return
         rows = (self.sequences, self.segments, self.channels)
         self.give(carry=self.new(*rows, self.d_state), decay=self.new(*rows))
-        self.launch_over_segments(f"scan_end_{ends}")
+        self.launch(f"scan_end_{ends}", "forward")
         pairs = self.sequences * self.channels * self.d_state
         self.kernels.launch(f"scan_chain_{ends}", (-(-pairs // 128), 1, 1), 128, 0, self.params)
 
@@ -196,14 +275,14 @@ def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, kee
         y without the skip D u, (g, b, l, d); the state before each chunk, (b, g, chunks, d, n), or an empty tensor.
     """
     delta = inputs[1]
-    scan = _Scan(inputs, size, delta_softplus, *FORWARD_PLAN)
+    scan = _Scan(inputs, size, delta_softplus, "forward")
     y = delta.new_empty(delta.shape)
     chunks = -(-scan.length // CHUNK) if keep_states else 0
     states = delta.new_empty(scan.batch, scan.groups, chunks, scan.channels, scan.d_state)
     scan.chain_segments("states")
     scan.give(y=y, states=states)
     scan.params.keep_states = keep_states
-    scan.launch_over_segments("scan_forward")
+    scan.launch("scan_forward", "forward")
     return y, states
 
 
@@ -223,20 +302,15 @@ def scan_backward(
         :func:`split_parameters` takes apart.
     """
     delta = inputs[1]
-    scan = _Scan(inputs, size, delta_softplus, *BACKWARD_PLAN)
+    scan = _Scan(inputs, size, delta_softplus, "backward")
     scan.give(dy=dy, states=states)
     scan.chain_segments("gradients")
-    warps = min(range(1, min(BACKWARD_WARPS, scan.warps) + 1), key=lambda w: (-(-scan.warps // w) * w, -w))
-    blocks = -(-scan.warps // warps)
+    blocks = scan.blocks["backward"]
     du = delta.new_empty(delta.shape)
     dparameters = scan.new(scan.segments * scan.batch, scan.groups, (scan.d_state + 2) * scan.channels)
     dBC = scan.new(blocks, scan.batch, scan.length, scan.groups, 2, scan.states)
     scan.give(du=du, ddelta=ddelta, dBC=dBC, dparameters=dparameters)
-    warp_floats = CHUNK * 3 * scan.warp_channels + CHUNK // SUBTILE * scan.width * 128 + CHUNK * 2 * scan.states
-    shared_floats = CHUNK * 2 * scan.states + warps * warp_floats
-    scan.kernels.launch(
-        "scan_backward", (blocks, scan.segments, scan.sequences), 32 * warps, 4 * shared_floats, scan.params
-    )
+    scan.launch("scan_backward", "backward")
     dBC = dBC.squeeze(0) if blocks == 1 else dBC.sum(0)
     dparameters = dparameters.squeeze(0) if len(dparameters) == 1 else dparameters.sum(0)
     return du, dBC[..., : scan.d_state], dparameters

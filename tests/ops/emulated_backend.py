@@ -36,6 +36,7 @@ class Emulator:
         self.launched: list[tuple[str, tuple[int, int, int]]] = []  # kernels and their grids
         for module in (cuda_scan, cuda_fused):
             monkeypatch.setattr(module, "load_kernels", self.load)
+        monkeypatch.setattr(cuda_scan, "TWO_LAUNCHES", 0)  # so that short sequences are worth cutting
         self.set_multiprocessors(1)
         monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
         monkeypatch.setattr(cuda_scan, "why_nvrtc_is_unavailable", lambda: None)
@@ -60,7 +61,6 @@ class Emulator:
         for module in (cuda_scan, cuda_fused):
             self.monkeypatch.setattr(module, "count_multiprocessors", lambda device: count)
 
-    def set_width(self, channels_of_a_thread: int) -> None:
-        """The tile of a thread in both passes."""
-        for plan in ("FORWARD_PLAN", "BACKWARD_PLAN"):
-            self.monkeypatch.setattr(cuda_scan, plan, (getattr(cuda_scan, plan)[0], (channels_of_a_thread,)))
+    def tune(self, **changes: int) -> None:
+        """Compile the scan with other numbers than those found best."""
+        self.monkeypatch.setattr(cuda_scan, "TUNING", cuda_scan.TUNING._replace(**changes))
