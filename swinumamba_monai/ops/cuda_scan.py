@@ -26,6 +26,7 @@ __all__ = [
     "alignment",
     "cross_scan_2d_cuda",
     "merge",
+    "samples_that_fill",
     "scan_backward",
     "scan_forward",
     "selective_scan_cuda",
@@ -42,20 +43,20 @@ class Tuning(NamedTuple):
     """What the kernels are compiled with, and how their work is cut; found by measurement on an H100.
 
     Args:
-        tile: positions that a block of the forward prepares at a time.
+        tile: positions that a block of the forward prepares at a time; half where shared memory is short.
         stages: tiles on their way from memory.
         unrolled: positions of the forward that the compiler sees at a time.
         subtile: positions between two states that the backward keeps for itself.
-        forward_warps: of a block. Few, so that multiprocessors get about as many each.
-        backward_warps: of a block. They add up dB and dC, and what blocks give is added up in memory.
+        forward_warps: of a block, at the most. Few, so that multiprocessors get about as many each.
+        backward_warps: of a block, at the most. They add up dB and dC, and what blocks give is added up in memory.
         forward_room: warps that shall fit a multiprocessor, which limits the registers of a thread.
         backward_room: the same for the backward.
         forward_busy: warps of a multiprocessor below which fewer take as long.
         backward_busy: the same for the backward.
     """
 
-    tile: int = 16
-    stages: int = 2
+    tile: int = 32
+    stages: int = 1
     unrolled: int = 8
     subtile: int = 4
     forward_warps: int = 4
@@ -127,19 +128,124 @@ def _segment(
     return best
 
 
-def _warps(most: int, wanted: int) -> int:
-    """Warps of a block, of which as few as possible have no channels."""
-    return min(range(1, min(most, wanted) + 1), key=lambda count: (-(-wanted // count) * count, -count))
-
-
-def _power_of_two_up_to(n: int) -> int:
-    return 1 << max(n, 1).bit_length() - 1
-
-
 def alignment(count: int, *tensors: Tensor) -> int:
     """Neighbours that a thread may load at once: 4 where every row of every tensor begins at a multiple of 4."""
     aligned = all(t.data_ptr() % (4 * t.element_size()) == 0 for t in tensors)
     return 4 if aligned and all(size % 4 == 0 for t in tensors for size in (count, *t.stride()[:-1])) else 1
+
+
+def _state_lanes(d_state: int) -> int:
+    """Threads that share the states of a channel."""
+    return min(4, 1 << (d_state - 1).bit_length())
+
+
+def samples_that_fill(groups: int, channels: int, d_state: int, device: torch.device) -> int:
+    """Samples that are enough to keep the GPU busy without cutting sequences."""
+    warps = groups * -(-channels * _state_lanes(d_state) // 32)
+    return -(-TUNING.forward_busy * count_multiprocessors(device) // warps)
+
+
+class _Layout(NamedTuple):
+    """How the scan of some kind of tensors is laid out; in dictionaries one number for each way.
+
+    Args:
+        states: of a channel, with surplus ones.
+        warps: of a block.
+        blocks: for the channels of a sequence.
+        shared_bytes: of a block.
+        macros: what the kernels are compiled with.
+    """
+
+    states: int
+    warps: dict[str, int]
+    blocks: dict[str, int]
+    shared_bytes: dict[str, int]
+    macros: dict[str, int]
+
+
+@cache
+def _layout(
+    channels: int, d_state: int, dtype: torch.dtype, vector: int, matrix_vector: int, delta_softplus: bool,
+    shared_kib: int, tuning: Tuning,
+) -> _Layout:  # fmt: skip
+    """Choose the warps of a block: as many as keep a multiprocessor full, idle as few as possible.
+
+    Args:
+        channels: of a group.
+        d_state: states of a channel.
+        dtype: of the maps.
+        vector: neighbouring channels that a thread may load at a time.
+        matrix_vector: the same for B and C.
+        delta_softplus: whether delta passes through softplus.
+        shared_kib: shared memory that a block may have, in KiB; a multiprocessor has one more, and so costs a block.
+        tuning: numbers found by measurement.
+    """
+    state_lanes = _state_lanes(d_state)
+    states = max(state_lanes, 1 << (d_state - 1).bit_length())
+    needed = -(-channels * state_lanes // 32)  # warps for the channels of a sequence
+    size = dtype.itemsize
+
+    def matrix_elements(warps: int, positions: int) -> int:
+        """Places for B and C on their way: all threads have some, though some may move nothing."""
+        rows = 1 << (32 * warps * matrix_vector // (2 * states)).bit_length() - 1
+        return positions // min(rows, positions) * 32 * warps * matrix_vector
+
+    def forward_bytes(warps: int, tile: int) -> int:
+        """The size of ``ForwardMemory`` in scan.cu, which says what the terms are."""
+        columns = warps * 32 // state_lanes
+        floats = 2 * tile * columns * 2 + 2 * tile * 2 * states + warps * tile * 40
+        moved = tuning.stages * (2 * tile * columns + matrix_elements(warps, tile))
+        return -(-(4 * floats + size * moved) // 16) * 16
+
+    def backward_bytes(warps: int, _: int) -> int:
+        """The size of ``BackwardMemory``."""
+        columns, lane_states = warps * 32 // state_lanes, states // state_lanes
+        starts = CHUNK // tuning.subtile * 32 * lane_states
+        parts = tuning.subtile * (32 + 32 // state_lanes) * 2
+        shares = (1 if state_lanes == 4 else 8 // state_lanes) * CHUNK * 2 * states
+        floats = CHUNK * columns * 4 + CHUNK * 2 * states + warps * (starts + parts + shares)
+        moved = 3 * CHUNK * columns + matrix_elements(warps, CHUNK) + 32 * warps * lane_states
+        return -(-(4 * floats + size * moved) // 16) * 16
+
+    def choose(most: int, room: int, count_bytes, tiles: tuple[int, ...]) -> tuple[int, int, int]:
+        """Warps of a block, its shared memory, and its tile."""
+        found = []
+        for tile in tiles:
+            for warps in range(1, min(most, needed) + 1):
+                shared = count_bytes(warps, tile)
+                fitting = min(room // warps, (shared_kib + 1 << 10) // (shared + 1024))
+                if shared <= shared_kib << 10 and fitting:
+                    used = needed / (-(-needed // warps) * warps)
+                    found.append((fitting * warps * used, tile, warps, shared))
+        _, tile, warps, shared = max(found)
+        return warps, shared, tile
+
+    tiles = tuple(tile for tile in (16, 32) if tile <= tuning.tile)
+    warps, shared_bytes = {}, {}
+    warps["forward"], shared_bytes["forward"], tile = choose(
+        tuning.forward_warps, tuning.forward_room, forward_bytes, tiles
+    )
+    warps["backward"], shared_bytes["backward"], _ = choose(
+        tuning.backward_warps, tuning.backward_room, backward_bytes, (0,)
+    )
+    macros = {
+        "ELEMENT": ELEMENTS[dtype],
+        "VECTOR": vector,
+        "MATRIX_VECTOR": matrix_vector,
+        "DELTA_SOFTPLUS": int(delta_softplus),
+        "LANE_STATES": states // state_lanes,
+        "STATE_LANES": state_lanes,
+        "TILE": tile,
+        "STAGES": tuning.stages,
+        "UNROLLED": tuning.unrolled,
+        "CHUNK": CHUNK,
+        "SUBTILE": tuning.subtile,
+    }
+    for way, room in (("forward", tuning.forward_room), ("backward", tuning.backward_room)):
+        macros[f"{way.upper()}_WARPS"] = warps[way]
+        macros[f"{way.upper()}_BLOCKS"] = max(1, room // warps[way])
+        macros[f"{way.upper()}_BYTES"] = shared_bytes[way]
+    return _Layout(states, warps, {way: -(-needed // count) for way, count in warps.items()}, shared_bytes, macros)
 
 
 class _Scan:
@@ -149,54 +255,26 @@ class _Scan:
         inputs: u, delta, A, B, C, delta_bias as in the module's text.
         size: height and width of the map whose four directions the groups are, or None for sequences.
         delta_softplus: whether delta passes through softplus.
-        direction: "forward" or "backward", for which sequences are cut.
+        way: "forward" or "backward", for which sequences are cut.
     """
 
-    def __init__(self, inputs, size, delta_softplus: bool, direction: str) -> None:
+    def __init__(self, inputs, size, delta_softplus: bool, way: str) -> None:
         u, delta, A, B, C, delta_bias = inputs
         self.groups, self.batch, self.length, self.channels = delta.shape
         self.d_state = A.shape[-1]
         self.sequences = self.groups * self.batch
-        padded = 1 << (self.d_state - 1).bit_length()
-        self.state_lanes = min(4, padded)
-        self.lane_states = padded // self.state_lanes
-        self.states = padded
-        self.warp_channels = 32 // self.state_lanes
-        warps = -(-self.channels // self.warp_channels)  # for the channels of one sequence
-        self.warps = {way: _warps(getattr(TUNING, f"{way}_warps"), warps) for way in FIRST_PASS}
-        self.blocks = {way: -(-warps // count) for way, count in self.warps.items()}
+        self.layout = _layout(
+            self.channels, self.d_state, u.dtype, alignment(self.channels, u, delta), alignment(self.d_state, B, C),
+            delta_softplus, count_shared_kib(u.device), TUNING,
+        )  # fmt: skip
+        self.states = self.layout.states
         segment = _segment(
-            self.blocks[direction] * self.sequences, self.warps[direction], getattr(TUNING, f"{direction}_busy"),
-            FIRST_PASS[direction], TWO_LAUNCHES, self.length, count_multiprocessors(u.device),
+            self.layout.blocks[way] * self.sequences, self.layout.warps[way], getattr(TUNING, f"{way}_busy"),
+            FIRST_PASS[way], TWO_LAUNCHES, self.length, count_multiprocessors(u.device),
         )  # fmt: skip
         self.segments = -(-self.length // segment)
         height, width = size or (1, self.length)
-        self.vector, self.matrix_vector = alignment(self.channels, u, delta), alignment(self.d_state, B, C)
-        self.shared_bytes = {
-            "forward": self._forward_bytes(u.element_size()), "backward": self._backward_bytes(u.element_size())
-        }  # fmt: skip
-        self.kernels = load_kernels(
-            "scan.cu",
-            {
-                "ELEMENT": ELEMENTS[u.dtype],
-                "VECTOR": self.vector,
-                "MATRIX_VECTOR": self.matrix_vector,
-                "DELTA_SOFTPLUS": int(delta_softplus),
-                "LANE_STATES": self.lane_states,
-                "STATE_LANES": self.state_lanes,
-                "TILE": TUNING.tile,
-                "STAGES": TUNING.stages,
-                "UNROLLED": TUNING.unrolled,
-                "CHUNK": CHUNK,
-                "SUBTILE": TUNING.subtile,
-                "FORWARD_WARPS": self.warps["forward"],
-                "BACKWARD_WARPS": self.warps["backward"],
-                "FORWARD_BLOCKS": max(1, TUNING.forward_room // self.warps["forward"]),
-                "BACKWARD_BLOCKS": max(1, TUNING.backward_room // self.warps["backward"]),
-                "FORWARD_BYTES": self.shared_bytes["forward"],
-                "BACKWARD_BYTES": self.shared_bytes["backward"],
-            },
-        )
+        self.kernels = load_kernels("scan.cu", self.layout.macros)
         self.kept = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "delta_bias": delta_bias}
         self.params = _ScanParams(
             u_group=u.stride(0) if u.shape[0] > 1 else 0, u_batch=u.stride(1), u_position=u.stride(2),
@@ -208,33 +286,9 @@ class _Scan:
             **{name: t.data_ptr() for name, t in self.kept.items()},
         )  # fmt: skip
 
-    def _matrix_elements(self, warps: int, positions: int) -> int:
-        """Places for a tile of B and C on its way: those of all threads, though some may move nothing."""
-        rows = _power_of_two_up_to(32 * warps * self.matrix_vector // (2 * self.states))
-        return positions // min(rows, positions) * 32 * warps * self.matrix_vector
-
-    def _forward_bytes(self, element: int) -> int:
-        """The size of ``ForwardMemory`` in scan.cu, which says what the terms are."""
-        warps, tile = self.warps["forward"], TUNING.tile
-        channels = warps * self.warp_channels
-        floats = 2 * tile * channels * 2 + 2 * tile * 2 * self.states + warps * tile * 32
-        moved = TUNING.stages * (2 * tile * channels + self._matrix_elements(warps, tile))
-        return -(-(4 * floats + element * moved) // 16) * 16
-
-    def _backward_bytes(self, element: int) -> int:
-        """The size of ``BackwardMemory``."""
-        warps, subtile = self.warps["backward"], TUNING.subtile
-        channels = warps * self.warp_channels
-        shares = 1 if self.state_lanes == 4 else 8 // self.state_lanes
-        starts, parts = CHUNK // subtile * 32 * self.lane_states, subtile * (32 + self.warp_channels) * 2
-        floats = CHUNK * channels * 4 + CHUNK * 2 * self.states
-        floats += warps * (starts + parts + shares * CHUNK * 2 * self.states)
-        moved = 3 * CHUNK * channels + self._matrix_elements(warps, CHUNK) + 32 * warps * self.lane_states
-        return -(-(4 * floats + element * moved) // 16) * 16
-
     def launch(self, kernel: str, way: str) -> None:
-        grid = (self.blocks[way], self.segments, self.sequences)
-        self.kernels.launch(kernel, grid, 32 * self.warps[way], self.shared_bytes[way], self.params)
+        grid = (self.layout.blocks[way], self.segments, self.sequences)
+        self.kernels.launch(kernel, grid, 32 * self.layout.warps[way], self.layout.shared_bytes[way], self.params)
 
     def give(self, **tensors: Tensor) -> None:
         """Hand memory to the kernels, and keep it until they are launched."""
@@ -259,6 +313,14 @@ class _Scan:
 @cache
 def count_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def count_shared_kib(device: torch.device) -> int:
+    """Shared memory that a block may have, in KiB: of the data center's GPUs, or what all from Ampere on have."""
+    return {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}.get(
+        torch.cuda.get_device_capability(device), 99
+    )
 
 
 def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, keep_states: bool):
@@ -305,7 +367,7 @@ def scan_backward(
     scan = _Scan(inputs, size, delta_softplus, "backward")
     scan.give(dy=dy, states=states)
     scan.chain_segments("gradients")
-    blocks = scan.blocks["backward"]
+    blocks = scan.layout.blocks["backward"]
     du = delta.new_empty(delta.shape)
     dparameters = scan.new(scan.segments * scan.batch, scan.groups, (scan.d_state + 2) * scan.channels)
     dBC = scan.new(blocks, scan.batch, scan.length, scan.groups, 2, scan.states)

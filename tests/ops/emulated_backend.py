@@ -37,6 +37,7 @@ class Emulator:
         for module in (cuda_scan, cuda_fused):
             monkeypatch.setattr(module, "load_kernels", self.load)
         monkeypatch.setattr(cuda_scan, "TWO_LAUNCHES", 0)  # so that short sequences are worth cutting
+        monkeypatch.setattr(cuda_scan, "count_shared_kib", lambda device: 227)
         self.set_multiprocessors(1)
         monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
         monkeypatch.setattr(cuda_scan, "why_nvrtc_is_unavailable", lambda: None)

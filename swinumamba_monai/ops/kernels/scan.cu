@@ -4,30 +4,30 @@
 // The selective scan of several groups of channels, each in its own order over the same map, and its backward.
 // Symbols as in ops/reference.py; groups g are the four directions of a map, or the groups of a sequence.
 //
-// A block owns some channels of one group and one sample and walks along the sequence; a thread holds LANE_STATES states
-// of one channel in registers, STATE_LANES threads of a warp hold all of them. How many threads there are is given by
-// the work (batch, groups, channels, states), and is what an H100 has too many places for: with four states a thread,
-// the first stage of a network has three warps for each scheduler. So what is done per state is done once, and what is
-// done per position is kept short.
+// A block owns some channels of one group and one sample and walks along the sequence; a thread holds LANE_STATES
+// states of one channel in registers, STATE_LANES threads of a warp hold all of them. How many threads there are is
+// given by the work (batch, groups, channels, states), and is what an H100 has too many places for: with four states a
+// thread, the first stage of a network has three warps for each scheduler. So what is done per state is done once, and
+// what is done per position is kept short.
 //
 // What does not depend on the state is done once per position and channel, for a tile of positions at a time. The
 // numbers of a tile travel from memory to shared memory by themselves (`copy_async`) while the tile before is computed.
-// The thread that ordered them takes them from there, without a barrier: it adds the bias, takes the softplus, converts to
-// float32, and puts the results where the threads of all states read them. B and C are shared by the block. Which pixel a
-// position is costs additions, no division (`Walk`). Positions beyond the end count as Δ = 0, which leaves every state as
-// it is.
+// The thread that ordered them takes them from there, without a barrier: it adds the bias, takes the softplus, converts
+// to float32, and puts the results where the threads of all states read them. B and C are shared by the block. Which
+// pixel a position is costs additions, no division (`Walk`). Positions beyond the end count as Δ = 0, which leaves
+// every state as it is.
 //
 // Sums over states (y, dΔ, du) meet in shared memory: each thread leaves its part, and whoever stores the result adds
-// them up. Sums over channels (dB, dC) are products of small matrices, states × channels times channels × positions, and
-// run on the matrix units; see `Products`. All of this has a fixed order.
+// them up. Sums over channels (dB, dC) are products of small matrices, states × channels times channels × positions,
+// and run on the matrix units; see `Products`. All of this has a fixed order.
 //
 // A long sequence is cut into segments that run at the same time. Their start states come from a first pass that keeps
-// nothing but the state each segment would end with if it started from zero, and from `scan_chain_*`, which goes through
-// these. The backward knows the state at every CHUNK positions, recomputes it at every SUBTILE positions, and holds the
-// decays and states of one subtile in registers. Nothing is ever divided by a decay.
+// nothing but the state each segment would end with if it started from zero, and from `scan_chain_*`, which goes
+// through these. The backward knows the state at every CHUNK positions, recomputes it at every SUBTILE positions, and
+// holds the decays and states of one subtile in registers. Nothing is ever divided by a decay.
 //
-// Defined by the compiling side, besides what common.cuh names: LANE_STATES and STATE_LANES as above; MATRIX_VECTOR, the
-// neighbours in B and C that a thread may load at a time; DELTA_SOFTPLUS, whether Δ is softplus of delta; TILE, the
+// Defined by the compiling side, besides what common.cuh names: LANE_STATES and STATE_LANES as above; MATRIX_VECTOR,
+// the neighbours in B and C that a thread may load at a time; DELTA_SOFTPLUS, whether Δ is softplus of delta; TILE, the
 // positions that a block prepares at a time in the forward; STAGES, the tiles that are on their way; CHUNK and SUBTILE;
 // UNROLLED, the positions of the forward that the compiler sees at a time; FORWARD_WARPS and BACKWARD_WARPS of a block;
 // FORWARD_BLOCKS and BACKWARD_BLOCKS, that a multiprocessor shall have room for; FORWARD_BYTES and BACKWARD_BYTES, the
@@ -133,30 +133,36 @@ struct Place {
 
 DEVICE long long sequence(const ScanParams& p, const Place& at) { return (long long)at.g * p.batch + at.b; }
 
-// The map of a sample and group, and its rows of channels and of states; offsets within it fit 32 bits.
+// What a thread moves of the pixels of a map: some neighbours of each, `stride` bytes apart. The address takes one
+// instruction.
 template <typename T>
-struct Map {
+struct Column {
     T* first;
-    int position;  // stride
+    int stride;
 
-    DEVICE_MEMBER T* at(int pixel, int channel) const { return first + pixel * position + channel; }
+    DEVICE_MEMBER Column(T* map, long long offset, long long position)
+        : first(in_registers(map + offset)), stride(int(position) * int(sizeof(T))) {}
+    DEVICE_MEMBER T* at(int pixel) const {
+        typedef copy_const<T, char> bytes;
+        return reinterpret_cast<T*>(reinterpret_cast<bytes*>(first) + (long long)pixel * stride);
+    }
 };
 
-DEVICE Map<const element> u_map(const ScanParams& p, const Place& at, const element* u) {
-    return {u + at.g * p.u_group + at.b * p.u_batch, int(p.u_position)};
+DEVICE Column<const element> u_column(const ScanParams& p, const Place& at, const element* u, int channel) {
+    return {u, at.g * p.u_group + at.b * p.u_batch + channel, p.u_position};
 }
 
 template <typename T>
-DEVICE Map<T> delta_map(const ScanParams& p, const Place& at, T* delta) {
-    return {delta + at.g * p.delta_group + at.b * p.delta_batch, int(p.delta_position)};
+DEVICE Column<T> delta_column(const ScanParams& p, const Place& at, T* delta, int channel) {
+    return {delta, at.g * p.delta_group + at.b * p.delta_batch + channel, p.delta_position};
 }
 
-DEVICE Map<const element> BC_map(const ScanParams& p, const Place& at, const element* matrices) {
-    return {matrices + at.g * p.BC_group + at.b * p.BC_batch, int(p.BC_position)};
+DEVICE Column<const element> BC_column(const ScanParams& p, const Place& at, const element* matrices, int state) {
+    return {matrices, at.g * p.BC_group + at.b * p.BC_batch + state, p.BC_position};
 }
 
-DEVICE Map<element> dense_map(const ScanParams& p, const Place& at, element* rows) {
-    return {rows + sequence(p, at) * p.length * p.channels, int(p.channels)};
+DEVICE Column<element> dense_column(const ScanParams& p, const Place& at, element* map, int channel) {
+    return {map, sequence(p, at) * p.length * p.channels + channel, p.channels};
 }
 
 // This thread's first state of rows (d, n), and how many it has there.
@@ -181,39 +187,48 @@ DEVICE void store_states(const ScanParams& p, const Place& at, float* rows, cons
         if (s < count) rows[first_state(p, at) + s] = states[s];
 }
 
-// The states kept for the backward. Where no state is surplus, a thread's lie where they can be moved at a time.
-typedef element_vector<LANE_STATES> KeptStates;
+// The states kept for the backward, of this thread. Where none is surplus they can be moved at a time.
+struct KeptStates {
+    typedef element_vector<LANE_STATES> Vector;
 
-DEVICE element* kept_states(const ScanParams& p, const Place& at, int chunk) {
-    const int chunks = (int(p.length) + CHUNK - 1) / CHUNK;
-    return p.states + ((at.b * p.groups + at.g) * chunks + chunk) * p.channels * p.d_state + first_state(p, at);
-}
+    element* first;  // of chunk 0
+    int stride;      // from chunk to chunk
+    int count;
+    bool together;
 
-DEVICE void keep_states(const ScanParams& p, const Place& at, int chunk, const float (&states)[LANE_STATES]) {
-    element* to = kept_states(p, at, chunk);
-    KeptStates packed;
-#pragma unroll
-    for (int s = 0; s < LANE_STATES; ++s) packed.v[s] = from_float(states[s]);
-    const int count = count_states(p, at);
-    if (p.d_state == STATES) {
-        if (count > 0) *reinterpret_cast<KeptStates*>(to) = packed;
-    } else {
-#pragma unroll
-        for (int s = 0; s < LANE_STATES; ++s)
-            if (s < count) to[s] = packed.v[s];
+    DEVICE_MEMBER KeptStates(const ScanParams& p, const Place& at) {
+        const int chunks = (int(p.length) + CHUNK - 1) / CHUNK;
+        stride = int(p.channels) * int(p.d_state);
+        count = count_states(p, at);
+        together = p.d_state == STATES;
+        first = in_registers(p.states + (at.b * p.groups + at.g) * chunks * stride + first_state(p, at));
     }
-}
 
-DEVICE void fetch_states(const ScanParams& p, const Place& at, int chunk, KeptStates& to) {
-    const element* from = kept_states(p, at, chunk);
-    const int count = count_states(p, at);
-    if (p.d_state == STATES) {
-        copy_async<sizeof(KeptStates)>(&to, from, count > 0);
-    } else {
+    DEVICE_MEMBER void store(int chunk, const float (&states)[LANE_STATES]) const {
+        if (count <= 0) return;
+        element* to = first + (long long)chunk * stride;
+        Vector packed;
 #pragma unroll
-        for (int s = 0; s < LANE_STATES; ++s) to.v[s] = s < count ? from[s] : element(0);
+        for (int s = 0; s < LANE_STATES; ++s) packed.v[s] = from_float(states[s]);
+        if (together) {
+            *reinterpret_cast<Vector*>(to) = packed;
+        } else {
+#pragma unroll
+            for (int s = 0; s < LANE_STATES; ++s)
+                if (s < count) to[s] = packed.v[s];
+        }
     }
-}
+
+    DEVICE_MEMBER void fetch(int chunk, Vector& to) const {
+        const element* from = first + (long long)chunk * stride;
+        if (together) {
+            copy_async<sizeof(Vector)>(&to, from, count > 0);
+        } else {
+#pragma unroll
+            for (int s = 0; s < LANE_STATES; ++s) to.v[s] = s < count ? from[s] : element(0);
+        }
+    }
+};
 
 // ------------------------------------------------------------------------------------- what a thread moves of a tile
 
@@ -229,12 +244,15 @@ struct ChannelRows {
 
     int row, column, channel;
     bool inside;
+    int rows;  // that are left from the thread's first on; 0 beyond the last channel
 
-    DEVICE_MEMBER ChannelRows(const ScanParams& p, const Place& at) {
-        row = threadIdx.x / VECTORS;
-        column = threadIdx.x % VECTORS * VECTOR;
+    DEVICE_MEMBER ChannelRows(const ScanParams& p, const Place& at, int length) {
+        const int thread = WARPS == 1 ? at.lane : threadIdx.x;
+        row = thread / VECTORS;
+        column = thread % VECTORS * VECTOR;
         channel = at.block_channel + column;
-        inside = channel < p.channels;
+        inside = channel < int(p.channels);
+        rows = inside ? length - row : 0;
     }
 };
 
@@ -245,40 +263,29 @@ struct MatrixRows {
     static constexpr int STEP = FITTING < POSITIONS ? FITTING : POSITIONS, COUNT = POSITIONS / STEP;
     typedef element_vector<MATRIX_VECTOR> Slots[COUNT][THREADS];
 
+    static constexpr bool ALL = THREADS / MATRIX_VECTORS == STEP;  // threads have a row
+
     int row, column;
-    bool takes_part, inside;
-    int source_column;
-    Map<const element> map;
+    int rows;  // that are left from the thread's first on
+    Column<const element> source;
 
-    DEVICE_MEMBER MatrixRows(const ScanParams& p, const Place& at) {
-        row = threadIdx.x / MATRIX_VECTORS;
-        column = threadIdx.x % MATRIX_VECTORS * MATRIX_VECTOR;
-        takes_part = row < STEP;
-        source_column = column % STATES;
-        inside = takes_part && source_column < p.d_state;
-        map = BC_map(p, at, column < STATES ? p.B : p.C);
-    }
+    DEVICE_MEMBER MatrixRows(const ScanParams& p, const Place& at, int length)
+        : row(threadIdx.x / MATRIX_VECTORS),
+          column(threadIdx.x % MATRIX_VECTORS * MATRIX_VECTOR),
+          rows((ALL || row < STEP) && column % STATES < int(p.d_state) ? length - row : 0),
+          source(BC_column(p, at, column < STATES ? p.B : p.C, column % STATES)) {}
 
-    // Order the rows of a tile, of which `length` are inside, in the order of the walk.
-    template <bool LAST_FIRST = false>
-    DEVICE_MEMBER void fetch(Slots& slots, Walk& walk, int length) const {
-#pragma unroll
-        for (int k = 0; k < COUNT; ++k) {
-            const int i = LAST_FIRST ? COUNT - 1 - k : k;
-            const bool wanted = inside && i * STEP + row < length;
-            copy_async<sizeof(slots[0][0])>(&slots[i][threadIdx.x], map.at(walk.pixel, source_column), wanted);
-            walk.advance();
-        }
+    // Order row i of a tile that begins at position `first`.
+    DEVICE_MEMBER void fetch(Slots& slots, int i, int first, int pixel) const {
+        copy_async<sizeof(slots[0][0])>(&slots[i][threadIdx.x], source.at(pixel), first + i * STEP < rows);
     }
 
     DEVICE_MEMBER void convert_to(float (*rows)[2 * STATES], const Slots& slots) const {
-        if (!takes_part) return;
+        if (!ALL && row >= STEP) return;
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
-            const element_vector<MATRIX_VECTOR> raw = slots[i][threadIdx.x];
             float values[MATRIX_VECTOR];
-#pragma unroll
-            for (int v = 0; v < MATRIX_VECTOR; ++v) values[v] = to_float(raw.v[v]);
+            to_floats(slots[i][threadIdx.x], values);
             copy<MATRIX_VECTOR>(&rows[i * STEP + row][column], values);
         }
     }
@@ -295,8 +302,8 @@ struct Discretisation {
 
     // A factor (0 beyond the ends, else 1) in place of a condition keeps the elements free of branches, so that their
     // latencies overlap.
-    DEVICE_MEMBER float apply(element raw, int v, float factor) const {
-        const float step = to_float(raw) + bias[v];
+    DEVICE_MEMBER float apply(float raw, int v, float factor) const {
+        const float step = raw + bias[v];
         return (DELTA_SOFTPLUS ? softplus(step) : step) * factor;
     }
 };
@@ -316,15 +323,12 @@ typedef MatrixRows<FORWARD_WARPS, TILE> ForwardMatrices;
 struct ForwardMemory {
     float steps[2][TILE][ForwardRows::CHANNELS][2];  // Δ and inflow
     float BC[2][TILE][2 * STATES];
-    float parts[FORWARD_WARPS][TILE][WARP_CHANNELS][STATE_LANES];  // of y; channels in the order of `part_slot`
+    float parts[FORWARD_WARPS][TILE][32 + 8];  // of y, of each thread; 8 more keep positions in different banks
     ForwardRows::Slots delta[STAGES], inflow[STAGES];
     ForwardMatrices::Slots matrices[STAGES];
 };
 
 static_assert(sizeof(ForwardMemory) == FORWARD_BYTES, "cuda_scan.py counts otherwise");
-
-// Neighbouring threads that read four channels each of neighbouring positions find them in different banks.
-DEVICE int part_slot(int position, int channel) { return channel ^ (position & 3); }
 
 template <Pass PASS>
 DEVICE void scan_segment(const ScanParams& p) {
@@ -335,23 +339,31 @@ DEVICE void scan_segment(const ScanParams& p) {
     const int length = at.stop - at.start, origin = BACKWARDS ? at.stop - 1 : at.start;
     const long long row = sequence(p, at) * p.segments + at.segment, pairs = p.channels * p.d_state;
 
-    const ForwardRows mine(p, at);
-    const ForwardMatrices matrices(p, at);
+    const ForwardRows mine(p, at, length);
+    const ForwardMatrices matrices(p, at, length);
     const Discretisation discretisation(p, at, mine.channel, mine.inside);
-    const auto deltas = delta_map(p, at, p.delta);
-    const auto inflows = u_map(p, at, BACKWARDS ? p.dy : p.u);
+    const auto deltas = delta_column(p, at, p.delta, mine.channel);
+    const auto inflows = u_column(p, at, BACKWARDS ? p.dy : p.u, mine.channel);
     const int sign = BACKWARDS ? -1 : 1;
     Walk walk(p, at.g, origin + sign * mine.row, ForwardRows::STEP, BACKWARDS);
     Walk matrix_walk(p, at.g, origin + sign * matrices.row, ForwardMatrices::STEP, BACKWARDS);
+    constexpr bool SAME_ROWS = ForwardRows::VECTORS == MATRIX_VECTORS && ForwardRows::STEP == ForwardMatrices::STEP;
     auto fetch = [&](int first, int stage) {
 #pragma unroll
         for (int i = 0; i < ForwardRows::COUNT; ++i) {
-            const bool wanted = mine.inside && first + i * ForwardRows::STEP + mine.row < length;
-            copy_async<sizeof(elements)>(&memory.delta[stage][i][threadIdx.x], deltas.at(walk.pixel, mine.channel), wanted);
-            copy_async<sizeof(elements)>(&memory.inflow[stage][i][threadIdx.x], inflows.at(walk.pixel, mine.channel), wanted);
+            const bool wanted = first + i * ForwardRows::STEP < mine.rows;
+            copy_async<sizeof(elements)>(&memory.delta[stage][i][threadIdx.x], deltas.at(walk.pixel), wanted);
+            copy_async<sizeof(elements)>(&memory.inflow[stage][i][threadIdx.x], inflows.at(walk.pixel), wanted);
+            if (SAME_ROWS) matrices.fetch(memory.matrices[stage], i, first, walk.pixel);
             walk.advance();
         }
-        matrices.fetch(memory.matrices[stage], matrix_walk, length - first);
+        if (!SAME_ROWS) {
+#pragma unroll
+            for (int i = 0; i < ForwardMatrices::COUNT; ++i) {
+                matrices.fetch(memory.matrices[stage], i, first, matrix_walk.pixel);
+                matrix_walk.advance();
+            }
+        }
         end_copies();
     };
 #pragma unroll
@@ -363,10 +375,13 @@ DEVICE void scan_segment(const ScanParams& p) {
 
     // y: vectors of the warp's own channels
     typedef ChannelRows<1, TILE> StoredRows;
-    const auto out = dense_map(p, at, p.y);
-    const int stored_row = at.lane / StoredRows::VECTORS, stored_lane = at.lane % StoredRows::VECTORS * VECTOR;
-    const int stored_channel = at.block_channel + at.warp * WARP_CHANNELS + stored_lane;
-    Walk stored_walk(p, at.g, origin + stored_row, StoredRows::STEP, false);
+    Place warp_at = at;
+    warp_at.block_channel += at.warp * WARP_CHANNELS;
+    const StoredRows stored(p, warp_at, length);
+    const auto out = dense_column(p, at, p.y, stored.channel);
+    const KeptStates kept(p, at);
+    Walk stored_walk(p, at.g, origin + stored.row, StoredRows::STEP, false);
+    const bool keeps = p.keep_states;
     auto& parts = memory.parts[at.warp];
 
     int stage = 0;
@@ -375,13 +390,14 @@ DEVICE void scan_segment(const ScanParams& p) {
 #pragma unroll
         for (int i = 0; i < ForwardRows::COUNT; ++i) {
             const int t = i * ForwardRows::STEP + mine.row;
-            const float factor = mine.inside && first + t < length ? 1.f : 0.f;
-            const elements delta = memory.delta[stage][i][threadIdx.x], inflow = memory.inflow[stage][i][threadIdx.x];
-            float steps[2 * VECTOR];
+            const float factor = first + i * ForwardRows::STEP < mine.rows ? 1.f : 0.f;
+            float raw[VECTOR], inflow[VECTOR], steps[2 * VECTOR];
+            to_floats(memory.delta[stage][i][threadIdx.x], raw);
+            to_floats(memory.inflow[stage][i][threadIdx.x], inflow);
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) {
-                steps[2 * v] = discretisation.apply(delta.v[v], v, factor);
-                steps[2 * v + 1] = BACKWARDS ? to_float(inflow.v[v]) : steps[2 * v] * to_float(inflow.v[v]);
+                steps[2 * v] = discretisation.apply(raw[v], v, factor);
+                steps[2 * v + 1] = BACKWARDS ? inflow[v] : steps[2 * v] * inflow[v];
             }
 #pragma unroll
             for (int v = 0; v < VECTOR; v += 2)
@@ -393,7 +409,7 @@ DEVICE void scan_segment(const ScanParams& p) {
         // Now the tile is there for all, and nobody reads the one before, whose place the next will take.
         __syncthreads();
 
-        if (PASS == OUTPUT && p.keep_states && first % CHUNK == 0) keep_states(p, at, (at.start + first) / CHUNK, h);
+        if (PASS == OUTPUT && keeps && first % CHUNK == 0) kept.store((at.start + first) / CHUNK, h);
 #pragma unroll 1
         for (int begin = 0; begin < TILE; begin += UNROLLED) {
             float y[UNROLLED];
@@ -414,28 +430,27 @@ DEVICE void scan_segment(const ScanParams& p) {
                 }
                 if (PASS != OUTPUT) sum += step.v[0];
             }
-            // Stored for several positions at once: the compiler, which can't know that nothing read later is overwritten,
-            // would begin no position before the store of the one before it.
+            // Stored for several positions at once: the compiler, which can't know that nothing read later is
+            // overwritten, would begin no position before the store of the one before it.
             if (PASS == OUTPUT) {
 #pragma unroll
                 for (int i = 0; i < UNROLLED; ++i)
-                    parts[begin + i][part_slot(i, at.channel_lane)][at.state_lane] = y[i];
+                    parts[begin + i][at.lane] = y[i];
             }
         }
         if (PASS == OUTPUT) {
             __syncwarp();
 #pragma unroll
             for (int i = 0; i < StoredRows::COUNT; ++i) {
-                const int t = i * StoredRows::STEP + stored_row;
-                float y[VECTOR];
+                float y[VECTOR] = {};
 #pragma unroll
-                for (int v = 0; v < VECTOR; ++v) {
-                    const floats<STATE_LANES> part = read<STATE_LANES>(parts[t][part_slot(t, stored_lane + v)]);
-                    y[v] = part.v[0];
+                for (int lane = 0; lane < STATE_LANES; ++lane) {
+                    const float* part = &parts[i * StoredRows::STEP + stored.row][lane * WARP_CHANNELS + stored.column];
+                    const floats<VECTOR> some = read<VECTOR>(part);
 #pragma unroll
-                    for (int s = 1; s < STATE_LANES; ++s) y[v] += part.v[s];
+                    for (int v = 0; v < VECTOR; ++v) y[v] = lane == 0 ? some.v[v] : y[v] + some.v[v];
                 }
-                if (first + t < length && stored_channel < p.channels) store(out.at(stored_walk.pixel, stored_channel), y);
+                if (first + i * StoredRows::STEP < stored.rows) store(out.at(stored_walk.pixel), y);
                 stored_walk.advance();
             }
             __syncwarp();
@@ -476,15 +491,17 @@ DEVICE void chain_segments(const ScanParams& p, bool backwards) {
 KERNEL scan_chain_states(const GRID_CONSTANT ScanParams p) { chain_segments(p, false); }
 KERNEL scan_chain_gradients(const GRID_CONSTANT ScanParams p) { chain_segments(p, true); }
 
-// ------------------------------------------------------------------------------ sums over channels, on the matrix units
+// ----------------------------------------------------------------------------- sums over channels, on the matrix units
 
-// dB[t, n] = Σ_c dh[t, c, n] Δu[t, c] and dC[t, n] = Σ_c h[t, c, n] dy[t, c] over the channels of a warp. For one position
-// that is a matrix (states × channels) times a vector, and the units multiply matrices; so the vectors of STATE_LANES
-// positions stand side by side in a matrix that is zero elsewhere, and the products of the positions add up in one result.
+// dB[t, n] = Σ_c dh[t, c, n] Δu[t, c] and dC[t, n] = Σ_c h[t, c, n] dy[t, c] over the channels of a warp. For one
+// position that is a matrix (states × channels) times a vector, and the units multiply matrices; so the vectors of
+// STATE_LANES positions stand side by side in a matrix that is zero elsewhere, and the products of the positions add up
+// in one result.
 //
-// The units' layouts (m16n8k8) fit to how a warp holds its states. With q = lane % 4 and r = lane / 4, a thread gives the
-// left matrix elements of rows r and r + 8, columns q and q + 4; the right one those of rows q and q + 4, column r; and it
-// gets rows r and r + 8, columns 2q and 2q + 1 of the result. Channels are q + 4 β; r holds the state lane and β. Hence
+// The units' layouts (m16n8k8) fit to how a warp holds its states. With q = lane % 4 and r = lane / 4, a thread gives
+// the left matrix elements of rows r and r + 8, columns q and q + 4; the right one those of rows q and q + 4, column r;
+// and it gets rows r and r + 8, columns 2q and 2q + 1 of the result. Channels are q + 4 β; r holds the state lane and
+// β. Hence
 //   left    row r: the thread's first state, row r + 8: its second; column q: one position, column q + 4: the next
 //   right   column (position, β): the vector's channels q + 4 β, held by the very thread whose place that is
 //   result  of row r the columns with the same β; the others mix channels, and are left out
@@ -536,8 +553,8 @@ struct Products {
     }
 };
 
-// Where the share of a warp in dB (matrix 0) or dC (1) of a position begins, for the states of one state lane. Threads that
-// write neighbouring positions find different banks.
+// Where the share of a warp in dB (matrix 0) or dC (1) of a position begins, for the states of one state lane. Threads
+// that write neighbouring positions find different banks.
 DEVICE int share_column(int position, int matrix, int state_lane) {
     const int lane = matrix * STATE_LANES + state_lane;
     return (STATE_LANES == 4 ? lane ^ (position & 3) : lane) * LANE_STATES;
@@ -548,8 +565,8 @@ DEVICE void write_shares(const Place& at, const Products& dB, const Products& dC
                          float (&shares)[SHARES][CHUNK][2 * STATES]) {
     const int q = at.lane % 4, parity = at.lane / 4 % PARITIES;
     if constexpr (STATE_LANES == 4) {
-        // Columns 2q and 2q + 1 are one position's, β = 0 and 1. Threads with β = 0 finish dB, the others dC: each gives away
-        // what it has of the other matrix.
+        // Columns 2q and 2q + 1 are one position's, β = 0 and 1. Threads with β = 0 finish dB, the others dC: each
+        // gives away what it has of the other matrix.
         float sums[LANE_STATES];
 #pragma unroll
         for (int s = 0; s < LANE_STATES; ++s) {
@@ -581,13 +598,13 @@ struct BackwardMemory {
     float values[CHUNK][BackwardRows::CHANNELS][4];  // Δ, Δu, dy, u; then dΔ, du. Channels in the order of `value_slot`
     float BC[CHUNK][2 * STATES];
     float starts[BACKWARD_WARPS][CHUNK / SUBTILE][32][LANE_STATES];  // states of a thread before each subtile
-    // of a subtile: sums over a thread's states, dL/d(Δu) and the decays' share of dL/dΔ; the last row keeps positions in
-    // different banks
+    // of a subtile: sums over a thread's states, dL/d(Δu) and the decays' share of dL/dΔ; the last row keeps positions
+    // in different banks
     float parts[BACKWARD_WARPS][SUBTILE][STATE_LANES + 1][PART_ROW];
     float shares[BACKWARD_WARPS][SHARES][CHUNK][2 * STATES];
     BackwardRows::Slots delta, u, dy;
     BackwardMatrices::Slots matrices;
-    KeptStates kept[32 * BACKWARD_WARPS];
+    KeptStates::Vector kept[32 * BACKWARD_WARPS];
 };
 
 static_assert(sizeof(BackwardMemory) == BACKWARD_BYTES, "cuda_scan.py counts otherwise");
@@ -602,12 +619,17 @@ struct GradientRows {
 
     int row, matrix, state_lane;
     Walk walk;
+    Column<float> target;
 
     DEVICE_MEMBER GradientRows(const ScanParams& p, const Place& at, int last)
         : row(threadIdx.x / (2 * STATE_LANES)),
           matrix(threadIdx.x / STATE_LANES % 2),
           state_lane(threadIdx.x % STATE_LANES),
-          walk(p, at.g, last + (COUNT - 1) * STEP + row, STEP, true) {}
+          walk(p, at.g, last + (COUNT - 1) * STEP + row, STEP, true),
+          target(p.dBC,
+                 ((blockIdx.x * p.batch + at.b) * p.length * p.groups + at.g) * 2 * STATES +
+                     threadIdx.x % (2 * STATE_LANES) * LANE_STATES,
+                 p.groups * 2 * STATES) {}
 
     DEVICE_MEMBER void write(const ScanParams& p, const Place& at, const BackwardMemory& memory, int first) {
         if (row >= STEP) return;
@@ -623,11 +645,7 @@ struct GradientRows {
 #pragma unroll
                     for (int s = 0; s < LANE_STATES; ++s) sums[s] += share.v[s];
                 }
-            if (first + t < at.stop) {
-                const long long pixel = (blockIdx.x * p.batch + at.b) * p.length + walk.pixel;
-                float* to = p.dBC + (pixel * p.groups + at.g) * 2 * STATES;
-                copy<LANE_STATES>(to + matrix * STATES + LANE_STATES * state_lane, sums);
-            }
+            if (first + t < at.stop) copy<LANE_STATES>(target.at(walk.pixel), sums);
             walk.advance();
         }
     }
@@ -639,12 +657,14 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
     const Place at = Place::find<BACKWARD_WARPS>(p);
     const long long pairs = p.channels * p.d_state;
 
-    const BackwardRows mine(p, at);
-    const BackwardMatrices matrices(p, at);
+    const BackwardRows mine(p, at, at.stop);
+    const BackwardMatrices matrices(p, at, at.stop);
     const Discretisation discretisation(p, at, mine.channel, mine.inside);
-    const auto us = u_map(p, at, p.u), dys = u_map(p, at, p.dy);
-    const auto deltas = delta_map(p, at, p.delta);
-    const auto dus = dense_map(p, at, p.du), ddeltas = delta_map(p, at, p.ddelta);
+    const auto us = u_column(p, at, p.u, mine.channel), dys = u_column(p, at, p.dy, mine.channel);
+    const auto deltas = delta_column(p, at, p.delta, mine.channel);
+    const auto dus = dense_column(p, at, p.du, mine.channel);
+    const auto ddeltas = delta_column(p, at, p.ddelta, mine.channel);
+    const KeptStates kept(p, at);
 
     // Chunks and their rows are gone through from the last to the first; so are the rows that are written.
     const int last = (at.stop - 1) / CHUNK * CHUNK;
@@ -657,14 +677,18 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
         if (first >= at.start) {
 #pragma unroll
             for (int i = BackwardRows::COUNT - 1; i >= 0; --i) {
-                const bool wanted = mine.inside && first + i * BackwardRows::STEP + mine.row < at.stop;
-                copy_async<sizeof(elements)>(&memory.delta[i][threadIdx.x], deltas.at(walk.pixel, mine.channel), wanted);
-                copy_async<sizeof(elements)>(&memory.u[i][threadIdx.x], us.at(walk.pixel, mine.channel), wanted);
-                copy_async<sizeof(elements)>(&memory.dy[i][threadIdx.x], dys.at(walk.pixel, mine.channel), wanted);
+                const bool wanted = first + i * BackwardRows::STEP < mine.rows;
+                copy_async<sizeof(elements)>(&memory.delta[i][threadIdx.x], deltas.at(walk.pixel), wanted);
+                copy_async<sizeof(elements)>(&memory.u[i][threadIdx.x], us.at(walk.pixel), wanted);
+                copy_async<sizeof(elements)>(&memory.dy[i][threadIdx.x], dys.at(walk.pixel), wanted);
                 walk.advance();
             }
-            matrices.fetch<true>(memory.matrices, matrix_walk, at.stop - first);
-            fetch_states(p, at, first / CHUNK, memory.kept[threadIdx.x]);
+#pragma unroll
+            for (int i = BackwardMatrices::COUNT - 1; i >= 0; --i) {
+                matrices.fetch(memory.matrices, i, first, matrix_walk.pixel);
+                matrix_walk.advance();
+            }
+            kept.fetch(first / CHUNK, memory.kept[threadIdx.x]);
         }
         end_copies();
     };
@@ -685,13 +709,14 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
 #pragma unroll
         for (int i = 0; i < BackwardRows::COUNT; ++i) {
             const int t = i * BackwardRows::STEP + mine.row;
-            const float factor = mine.inside && first + t < at.stop ? 1.f : 0.f;
-            const elements raw_delta = memory.delta[i][threadIdx.x], raw_u = memory.u[i][threadIdx.x];
-            const elements raw_dy = memory.dy[i][threadIdx.x];
+            const float factor = first + i * BackwardRows::STEP < mine.rows ? 1.f : 0.f;
+            float raw[VECTOR], us[VECTOR], dys[VECTOR];
+            to_floats(memory.delta[i][threadIdx.x], raw);
+            to_floats(memory.u[i][threadIdx.x], us);
+            to_floats(memory.dy[i][threadIdx.x], dys);
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) {
-                const float delta = discretisation.apply(raw_delta.v[v], v, factor);
-                const float u = to_float(raw_u.v[v]), dy = to_float(raw_dy.v[v]);
+                const float delta = discretisation.apply(raw[v], v, factor), u = us[v], dy = dys[v];
                 const float values[4] = {delta, delta * u, dy, u};
                 dD[v] = fmaf(dy, u, dD[v]);
                 copy<4>(memory.values[t][value_slot(mine.column + v)], values);
@@ -699,8 +724,7 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
         }
         matrices.convert_to(memory.BC, memory.matrices);
         float h[LANE_STATES];
-#pragma unroll
-        for (int s = 0; s < LANE_STATES; ++s) h[s] = to_float(memory.kept[threadIdx.x].v[s]);
+        to_floats(memory.kept[threadIdx.x], h);
         fetch(first - CHUNK);
         __syncthreads();
 
@@ -802,7 +826,7 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
 #pragma unroll
         for (int i = BackwardRows::COUNT - 1; i >= 0; --i) {
             const int t = i * BackwardRows::STEP + mine.row;
-            if (mine.inside && first + t < at.stop) {
+            if (first + i * BackwardRows::STEP < mine.rows) {
                 float ddelta[VECTOR], du[VECTOR];
 #pragma unroll
                 for (int v = 0; v < VECTOR; ++v) {
@@ -811,8 +835,8 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
                     du[v] = results.v[1];
                     dbias[v] += ddelta[v];
                 }
-                store(ddeltas.at(written.pixel, mine.channel), ddelta);
-                store(dus.at(written.pixel, mine.channel), du);
+                store(ddeltas.at(written.pixel), ddelta);
+                store(dus.at(written.pixel), du);
             }
             written.advance();
         }
@@ -834,7 +858,8 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
         sums[mine.row][mine.column + v][1] = dD[v];
     }
     __syncthreads();
-    for (int c = threadIdx.x; c < BackwardRows::CHANNELS && at.block_channel + c < p.channels; c += 32 * BACKWARD_WARPS) {
+    const int columns = min(BackwardRows::CHANNELS, int(p.channels) - at.block_channel);
+    for (int c = threadIdx.x; c < columns; c += 32 * BACKWARD_WARPS) {
         float dbias_sum = 0.f, dD_sum = 0.f;
         for (int row = 0; row < BackwardRows::STEP; ++row) {
             dbias_sum += sums[row][c][0];

@@ -135,6 +135,11 @@ static int from_lane(int v, int lane) {
     return other;
 }
 
+template <typename T>
+static inline T* in_registers(T* address) {
+    return address;
+}
+
 // Copies are made no sooner than a thread waits for them, so that what is read too early is poison.
 namespace emulator {
 struct Copy {
