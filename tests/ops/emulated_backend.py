@@ -38,6 +38,8 @@ class Emulator:
         self.launched: list[tuple[str, tuple[int, int, int]]] = []  # kernels and their grids
         for module in (scan, fused):
             monkeypatch.setattr(module, "load_kernels", self.load)
+        monkeypatch.setattr(scan, "TWO_LAUNCHES", 0)  # so that short sequences are worth cutting
+        monkeypatch.setattr(scan, "count_shared_kib", lambda device: 227)
         self.set_multiprocessors(1)
         monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
         monkeypatch.setattr(scan, "why_nvrtc_is_unavailable", lambda: None)
@@ -65,7 +67,6 @@ class Emulator:
         for module in (scan, fused):
             self.monkeypatch.setattr(module, "count_multiprocessors", lambda device: count)
 
-    def set_width(self, channels_of_a_thread: int) -> None:
-        """The tile of a thread in both passes."""
-        for plan in ("FORWARD_PLAN", "BACKWARD_PLAN"):
-            self.monkeypatch.setattr(scan, plan, (getattr(scan, plan)[0], (channels_of_a_thread,)))
+    def tune(self, **changes: int) -> None:
+        """Compile the scan with other numbers than those found best."""
+        self.monkeypatch.setattr(scan, "TUNING", scan.TUNING._replace(**changes))

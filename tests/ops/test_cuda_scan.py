@@ -22,9 +22,10 @@ from cuda_cases import (
 
 from swinumamba_monai.ops import cross_scan_2d, cross_scan_2d_ref, selective_scan, selective_scan_ref
 from swinumamba_monai.ops.cuda import scan as cuda_scan
-from swinumamba_monai.ops.cuda.scan import CHUNK, LOG2_E, TILE
+from swinumamba_monai.ops.cuda.scan import CHUNK, LOG2_E, TUNING, TWO_LAUNCHES
 
 pytestmark = pytest.mark.usefixtures("emulator")
+TILE = TUNING.tile
 
 # batch, height, width, channels, states: one position, primes, one less than a tile, a tile, a chunk and one more; all
 # of 1, 2 and 4 threads for the states of a channel; channels one at a time and four at a time, in one block and in two
@@ -85,7 +86,7 @@ def test_half_precision(dtype):
 @pytest.mark.parametrize("segment", [CHUNK, 2 * CHUNK, 3 * CHUNK, 99])
 def test_segments(emulator, monkeypatch, segment):
     """Sequences of 99 positions cut into 4, 2, 2 and 1, so that the last is shorter than the others, or is all."""
-    monkeypatch.setattr(cuda_scan, "_segment", lambda wanted, widths, *sizes: (widths[-1], segment))
+    monkeypatch.setattr(cuda_scan, "_segment", lambda *sizes: segment)
     assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 11, 9, 20, 16), exact())
     for kernel in ("scan_forward", "scan_backward"):
         assert {grid[1] for grid in emulator.grids(kernel)} == {-(-99 // segment)}
@@ -100,11 +101,41 @@ def test_more_multiprocessors_get_more_segments(emulator):
         assert all(t.isfinite().all() for t in results.values())
 
 
-@pytest.mark.parametrize("width", [1, 2, 4])
-def test_every_tile_of_a_thread(emulator, width):
-    emulator.set_width(width)
-    assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 5, 7, 36, 16), exact())
-    assert set(emulator.macros("scan.cu", "CHANNELS")) == {width}
+@pytest.mark.parametrize(
+    "batch, height, width, channels, least, most",
+    [
+        (16, 80, 80, 192, 1, 1),  # the first stage at 16 × 320×320
+        (13, 96, 160, 192, 1, 1),  # at 13 × 384×640
+        (12, 128, 128, 192, 1, 1),  # at 12 × 512×512
+        (16, 20, 20, 768, 1, 1),
+        (1, 80, 80, 192, 8, 24),
+        (1, 10, 10, 1536, 1, 1),
+    ],
+    ids=str,
+)
+def test_an_h100_takes_a_batch_whole_and_cuts_what_is_alone(emulator, batch, height, width, channels, least, most):
+    emulator.set_multiprocessors(132)
+    emulator.monkeypatch.setattr(cuda_scan, "TWO_LAUNCHES", TWO_LAUNCHES)
+    u, rows = torch.empty(1, 1, 1, 1), (4, batch, height * width)
+    inputs = (u.expand(1, *rows[1:], channels), u.expand(*rows, channels), torch.empty(4, channels, 16))
+    inputs += (u.expand(*rows, 16), u.expand(*rows, 16), torch.empty(4, channels))
+    for way in ("forward", "backward"):
+        assert least <= cuda_scan._Scan(inputs, (height, width), True, way).segments <= most
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        {"tile": 32, "stages": 1, "unrolled": 4, "subtile": 8},
+        {"stages": 3, "forward_warps": 2, "backward_warps": 4},
+        {"forward_warps": 6, "backward_warps": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("states", [16, 1])
+def test_every_tuning_computes_the_same(emulator, tuning, states):
+    emulator.tune(**tuning)
+    assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 7, 9, 68, states), exact())
 
 
 @pytest.mark.parametrize("sizes", SEQUENCES, ids=str)

@@ -19,7 +19,7 @@ import torch
 
 from swinumamba_monai.ops.cuda import nvrtc
 from swinumamba_monai.ops.cuda.fused import RUN
-from swinumamba_monai.ops.cuda.scan import BACKWARD_WARPS, CHUNK, ELEMENTS, FORWARD_WARPS, SUBTILE, TILE
+from swinumamba_monai.ops.cuda.scan import ELEMENTS, TUNING, _layout
 
 
 def write(reference, value) -> None:
@@ -275,40 +275,34 @@ def real_nvrtc():
     pytest.skip("the wheel nvidia-cuda-nvrtc is not installed")
 
 
-def scan_defines(d_state_lanes, width, softplus=1, matrix_vector=4):
-    return {
-        "MATRIX_VECTOR": matrix_vector,
-        "DELTA_SOFTPLUS": softplus,
-        "CHANNELS": width,
-        "STATE_LANES": d_state_lanes,
-        "TILE": TILE,
-        "CHUNK": CHUNK,
-        "SUBTILE": SUBTILE,
-        "FORWARD_THREADS": 32 * FORWARD_WARPS,
-        "BACKWARD_THREADS": 32 * BACKWARD_WARPS,
-    }
-
-
 FILES = [
-    ("scan.cu", scan_defines(4, 4)),
-    ("scan.cu", scan_defines(4, 2)),
-    ("scan.cu", scan_defines(4, 1, softplus=0, matrix_vector=1)),
-    ("scan.cu", scan_defines(2, 2)),
-    ("scan.cu", scan_defines(1, 1)),
     ("merge.cu", {}),
     ("pack.cu", {}),
     ("conv.cu", {"RUN": RUN}),
     ("norm.cu", {"ITEMS": 1}),
     ("norm.cu", {"ITEMS": 12}),
 ]
+SCANS = [
+    (192, 16, 4, True),
+    (36, 13, 1, False),
+    (192, 8, 4, True),
+    (17, 4, 4, True),
+    (96, 2, 1, True),
+    (96, 1, 1, False),
+]
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_90": 227}
+
+
+@pytest.mark.parametrize("architecture", SHARED_KIB)
 @pytest.mark.parametrize("vector", [1, 4])
 @pytest.mark.parametrize("element", ELEMENTS.values(), ids=map(str, ELEMENTS))
 def test_nvrtc_compiles_every_kernel(monkeypatch, real_nvrtc, element, vector, architecture):
     monkeypatch.setattr(nvrtc, "_libraries", lambda: (real_nvrtc, None))
-    for name, defines in FILES:
+    dtype = next(dtype for dtype, number in ELEMENTS.items() if number == element)
+    scans = [_layout(*scan[:2], dtype, vector, *scan[2:], SHARED_KIB[architecture], TUNING).macros for scan in SCANS]
+    for name, defines in [*FILES, *(("scan.cu", macros) for macros in scans)]:
         macros = {"ELEMENT": element, "VECTOR": vector, **defines}
         options = (f"--gpu-architecture={architecture}", "--std=c++17", *(f"-D{k}={v}" for k, v in macros.items()))
         image = nvrtc._compile(nvrtc.read_source(name), name, options, binary=True)

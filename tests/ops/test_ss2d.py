@@ -84,6 +84,14 @@ def test_some_samples_at_a_time(emulator, monkeypatch):
     assert in_parts["out"].equal(together["out"])
 
 
+def test_no_fewer_samples_at_a_time_than_fill_the_gpu(emulator, monkeypatch):
+    """Slices of 13 samples would leave multiprocessors of an H100 idle, halves of 32 do not."""
+    emulator.set_multiprocessors(132)
+    for size, samples in (((13, 96, 160, 192), [13]), ((32, 80, 80, 192), [16, 16]), ((16, 80, 80, 192), [16])):
+        slices = ss2d_module._slices(torch.empty(1, dtype=torch.bfloat16).expand(size), 16)
+        assert [len(range(size[0])[part]) for part in slices] == samples
+
+
 def test_layouts(emulator):
     inputs = ss2d_inputs(2, 3, 5, 8, 4, 2)
     expected = output_and_gradients(ss2d, leaves(inputs))

@@ -28,6 +28,7 @@ CACHE = Path("~/.cache/swinumamba_monai")
 MIN_CAPABILITY = (8, 0)  # conversion instructions of bfloat16
 _MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _DEFAULT_SHARED_SIZE = 48 << 10
+_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 
 
 def params_type(name: str, pointers: str, integers: str, *more: tuple) -> type[ctypes.Structure]:
@@ -74,6 +75,22 @@ def _check_driver(code: int, what: str) -> None:
         _libraries()[1].cuGetErrorString(code, ctypes.byref(message))
         reason = message.value.decode() if message.value else f"error {code}"
         raise RuntimeError(f"the CUDA driver could not {what}: {reason}.")
+
+
+def _in_context(call: Callable[[], int]) -> int:
+    """The code of a call of the driver, which is made again in torch's context if this thread is in none.
+
+    Autograd goes backward in threads of its own, where the driver may be called before torch has called it.
+    """
+    code = call()
+    if code == _INVALID_CONTEXT:
+        driver, context = _libraries()[1], ctypes.c_void_p()
+        _check_driver(
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), torch.cuda.current_device()), "find torch's context"
+        )
+        _check_driver(driver.cuCtxSetCurrent(context), "enter torch's context")
+        code = call()
+    return code
 
 
 def _check_nvrtc(code: int, what: str) -> None:
@@ -161,7 +178,8 @@ class Kernels:
     def __init__(self, image: bytes) -> None:
         self._driver = _libraries()[1]
         self._module = ctypes.c_void_p()
-        _check_driver(self._driver.cuModuleLoadData(ctypes.byref(self._module), image), "load the kernels")
+        code = _in_context(lambda: self._driver.cuModuleLoadData(ctypes.byref(self._module), image))
+        _check_driver(code, "load the kernels")
         self._functions: dict[str, ctypes.c_void_p] = {}
         self._shared_bytes: dict[str, int] = {}  # that a kernel may use
 
@@ -195,10 +213,9 @@ class Kernels:
         """
         stream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())  # a tenth of current_stream()'s time
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(params))
-        code = self._driver.cuLaunchKernel(
-            self._function(name, shared_bytes), *grid, threads, 1, 1, shared_bytes, ctypes.c_void_p(stream), pointers,
-            None,
-        )  # fmt: skip
+        function = self._function(name, shared_bytes)
+        arguments = (*grid, threads, 1, 1, shared_bytes, ctypes.c_void_p(stream), pointers, None)
+        code = _in_context(lambda: self._driver.cuLaunchKernel(function, *arguments))
         _check_driver(code, f"launch {name}")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ __all__ = [
     "alignment",
     "cross_scan_2d_cuda",
     "merge",
+    "samples_that_fill",
     "scan_backward",
     "scan_forward",
     "selective_scan_cuda",
@@ -34,18 +36,43 @@ __all__ = [
     "why_cuda_is_unavailable",
 ]
 
-TILE = 16  # positions that a warp prepares at a time
 CHUNK = 32  # positions between two states that are kept for the backward
-SUBTILE = 4  # positions between two states that the backward keeps for itself
 MAX_STATES = 16  # of a channel
 LOG2_E = math.log2(math.e)
 
-# Warps of a block: in the forward, where they are independent, few, so that multiprocessors get about as many each; in
-# the backward they share B and C, and add up dB and dC.
-FORWARD_WARPS, BACKWARD_WARPS = 2, 6
-# Warps that keep a multiprocessor busy, and channels of a thread, best first.
-FORWARD_PLAN = 8, (4, 2, 1)
-BACKWARD_PLAN = 6, (2, 1)
+
+class Tuning(NamedTuple):
+    """What the kernels are compiled with, and how their work is cut; found by measurement on an H200.
+
+    Args:
+        tile: positions that a block of the forward prepares at a time; half where shared memory is short.
+        stages: tiles on their way from memory.
+        unrolled: positions of the forward that the compiler sees at a time.
+        subtile: positions between two states that the backward keeps for itself.
+        forward_warps: of a block, at the most. Few, so that multiprocessors get about as many each.
+        backward_warps: of a block, at the most. They add up dB and dC, and what blocks give is added up in memory.
+        forward_room: warps that shall fit a multiprocessor, which limits the registers of a thread.
+        backward_room: the same for the backward.
+        forward_busy: warps of a multiprocessor below which fewer take as long.
+        backward_busy: the same for the backward.
+    """
+
+    tile: int = 16
+    stages: int = 2
+    unrolled: int = 8
+    subtile: int = 4
+    forward_warps: int = 4
+    backward_warps: int = 4
+    forward_room: int = 12
+    backward_room: int = 12
+    forward_busy: int = 8
+    backward_busy: int = 6
+
+
+TUNING = Tuning()
+# The first pass over segments, relative to the pass that gives the results; and two launches, in positions of a warp.
+FIRST_PASS = {"forward": 0.75, "backward": 0.35}
+TWO_LAUNCHES = 1500
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -69,32 +96,158 @@ _ScanParams = params_type(
 _MergeParams = params_type("MergeParams", "parts skip weight merged", "groups rows channels")
 
 
-def _segment(wanted: int, widths: tuple[int, ...], channels: int, lanes: int, length: int, sequences: int):
-    """Cut a scan into warps: wide tiles cost least, several segments of a sequence cost a second pass.
+@cache
+def _segment(
+    blocks: int, warps: int, busy: int, first_pass: float, launches: int, length: int, multiprocessors: int
+) -> int:
+    """Cut sequences where that pays: segments fill multiprocessors, but what they start with takes another pass.
+
+    A pass takes as long as the multiprocessor with the most blocks, in proportion to its warps, but not less than
+    ``busy`` of them. So a batch that leaves some multiprocessors idle is cut only if that saves more than the pass.
 
     Args:
-        wanted: number of warps that keep the GPU busy.
-        widths: numbers of channels that a thread may hold, best first.
-        channels: number of channels of a group.
-        lanes: number of threads that share the states of a channel.
-        length: number of positions.
-        sequences: number of groups times samples.
+        blocks: of uncut sequences.
+        warps: of a block.
+        busy: warps of a multiprocessor below which fewer take as long.
+        first_pass: the work of the other pass, relative to the main one.
+        launches: what its launches cost, in positions of a warp.
+        length: positions.
+        multiprocessors: of the GPU.
 
     Returns:
-        channels of a thread, positions of a segment.
+        positions of a segment, a multiple of CHUNK unless there is one.
     """
-    warps = {width: sequences * -(-channels * lanes // (32 * width)) for width in widths}
-    for width in widths:
-        if warps[width] >= wanted:
-            return width, length
-    segments = min(-(-wanted // warps[widths[0]]), -(-length // CHUNK))
-    return widths[0], -(-length // (segments * CHUNK)) * CHUNK
+    best, best_cost = length, math.inf
+    for segments in range(1, min(-(-length // CHUNK), -(-2 * busy * multiprocessors // (blocks * warps)) + 1) + 1):
+        positions = length if segments == 1 else -(-length // (segments * CHUNK)) * CHUNK
+        count = -(-length // positions)
+        busiest = -(-blocks * count // multiprocessors) * warps
+        cost = positions * max(busiest, busy)
+        if count > 1:
+            cost = cost * (1 + first_pass) + launches
+        if cost < best_cost:
+            best, best_cost = positions, cost
+    return best
 
 
 def alignment(count: int, *tensors: Tensor) -> int:
     """Neighbours that a thread may load at once: 4 where every row of every tensor begins at a multiple of 4."""
     aligned = all(t.data_ptr() % (4 * t.element_size()) == 0 for t in tensors)
     return 4 if aligned and all(size % 4 == 0 for t in tensors for size in (count, *t.stride()[:-1])) else 1
+
+
+def _state_lanes(d_state: int) -> int:
+    """Threads that share the states of a channel."""
+    return min(4, 1 << (d_state - 1).bit_length())
+
+
+def samples_that_fill(groups: int, channels: int, d_state: int, device: torch.device) -> int:
+    """Samples that are enough to keep the GPU busy without cutting sequences."""
+    warps = groups * -(-channels * _state_lanes(d_state) // 32)
+    return -(-TUNING.forward_busy * count_multiprocessors(device) // warps)
+
+
+class _Layout(NamedTuple):
+    """How the scan of some kind of tensors is laid out; in dictionaries one number for each way.
+
+    Args:
+        states: of a channel, with surplus ones.
+        warps: of a block.
+        blocks: for the channels of a sequence.
+        shared_bytes: of a block.
+        macros: what the kernels are compiled with.
+    """
+
+    states: int
+    warps: dict[str, int]
+    blocks: dict[str, int]
+    shared_bytes: dict[str, int]
+    macros: dict[str, int]
+
+
+@cache
+def _layout(
+    channels: int, d_state: int, dtype: torch.dtype, vector: int, matrix_vector: int, delta_softplus: bool,
+    shared_kib: int, tuning: Tuning,
+) -> _Layout:  # fmt: skip
+    """Choose the warps of a block: as many as keep a multiprocessor full, idle as few as possible.
+
+    Args:
+        channels: of a group.
+        d_state: states of a channel.
+        dtype: of the maps.
+        vector: neighbouring channels that a thread may load at a time.
+        matrix_vector: the same for B and C.
+        delta_softplus: whether delta passes through softplus.
+        shared_kib: shared memory that a block may have, in KiB; a multiprocessor has one more, and so costs a block.
+        tuning: numbers found by measurement.
+    """
+    state_lanes = _state_lanes(d_state)
+    states = max(state_lanes, 1 << (d_state - 1).bit_length())
+    needed = -(-channels * state_lanes // 32)  # warps for the channels of a sequence
+    size = dtype.itemsize
+
+    def matrix_elements(warps: int, positions: int) -> int:
+        """Places for B and C on their way: all threads have some, though some may move nothing."""
+        rows = 1 << (32 * warps * matrix_vector // (2 * states)).bit_length() - 1
+        return positions // min(rows, positions) * 32 * warps * matrix_vector
+
+    def forward_bytes(warps: int, tile: int) -> int:
+        """The size of ``ForwardMemory`` in scan.cu, which says what the terms are."""
+        columns = warps * 32 // state_lanes
+        floats = 2 * tile * columns * 2 + 2 * tile * 2 * states + warps * tile * 40
+        moved = tuning.stages * (2 * tile * columns + matrix_elements(warps, tile))
+        return -(-(4 * floats + size * moved) // 16) * 16
+
+    def backward_bytes(warps: int, _: int) -> int:
+        """The size of ``BackwardMemory``."""
+        columns, lane_states = warps * 32 // state_lanes, states // state_lanes
+        starts = CHUNK // tuning.subtile * 32 * lane_states
+        parts = tuning.subtile * (32 + 32 // state_lanes) * 2
+        shares = (1 if state_lanes == 4 else 8 // state_lanes) * CHUNK * 2 * states
+        floats = CHUNK * columns * 4 + CHUNK * 2 * states + warps * (starts + parts + shares)
+        moved = 3 * CHUNK * columns + matrix_elements(warps, CHUNK) + 32 * warps * lane_states
+        return -(-(4 * floats + size * moved) // 16) * 16
+
+    def choose(most: int, room: int, count_bytes, tiles: tuple[int, ...]) -> tuple[int, int, int]:
+        """Warps of a block, its shared memory, and its tile."""
+        found = []
+        for tile in tiles:
+            for warps in range(1, min(most, needed) + 1):
+                shared = count_bytes(warps, tile)
+                fitting = min(room // warps, (shared_kib + 1 << 10) // (shared + 1024))
+                if shared <= shared_kib << 10 and fitting:
+                    used = needed / (-(-needed // warps) * warps)
+                    found.append((fitting * warps * used, tile, warps, shared))
+        _, tile, warps, shared = max(found)
+        return warps, shared, tile
+
+    tiles = tuple(tile for tile in (16, 32) if tile <= tuning.tile)
+    warps, shared_bytes = {}, {}
+    warps["forward"], shared_bytes["forward"], tile = choose(
+        tuning.forward_warps, tuning.forward_room, forward_bytes, tiles
+    )
+    warps["backward"], shared_bytes["backward"], _ = choose(
+        tuning.backward_warps, tuning.backward_room, backward_bytes, (0,)
+    )
+    macros = {
+        "ELEMENT": ELEMENTS[dtype],
+        "VECTOR": vector,
+        "MATRIX_VECTOR": matrix_vector,
+        "DELTA_SOFTPLUS": int(delta_softplus),
+        "LANE_STATES": states // state_lanes,
+        "STATE_LANES": state_lanes,
+        "TILE": tile,
+        "STAGES": tuning.stages,
+        "UNROLLED": tuning.unrolled,
+        "CHUNK": CHUNK,
+        "SUBTILE": tuning.subtile,
+    }
+    for way, room in (("forward", tuning.forward_room), ("backward", tuning.backward_room)):
+        macros[f"{way.upper()}_WARPS"] = warps[way]
+        macros[f"{way.upper()}_BLOCKS"] = max(1, room // warps[way])
+        macros[f"{way.upper()}_BYTES"] = shared_bytes[way]
+    return _Layout(states, warps, {way: -(-needed // count) for way, count in warps.items()}, shared_bytes, macros)
 
 
 class _Scan:
@@ -104,42 +257,26 @@ class _Scan:
         inputs: u, delta, A, B, C, delta_bias as in the module's text.
         size: height and width of the map whose four directions the groups are, or None for sequences.
         delta_softplus: whether delta passes through softplus.
-        warps_per_sm: number of warps that keep a multiprocessor busy.
-        widths: numbers of channels that a thread may hold, best first.
+        way: "forward" or "backward", for which sequences are cut.
     """
 
-    def __init__(self, inputs, size, delta_softplus: bool, warps_per_sm: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, inputs, size, delta_softplus: bool, way: str) -> None:
         u, delta, A, B, C, delta_bias = inputs
         self.groups, self.batch, self.length, self.channels = delta.shape
         self.d_state = A.shape[-1]
         self.sequences = self.groups * self.batch
-        self.state_lanes = 1 << max(0, math.ceil(math.log2(self.d_state / 4)))
-        self.states = 4 * self.state_lanes
-        self.width, segment = _segment(
-            warps_per_sm * count_multiprocessors(u.device),
-            tuple(width for width in widths if width <= self.state_lanes) or (1,),
-            self.channels, self.state_lanes, self.length, self.sequences,
+        self.layout = _layout(
+            self.channels, self.d_state, u.dtype, alignment(self.channels, u, delta), alignment(self.d_state, B, C),
+            delta_softplus, count_shared_kib(u.device), TUNING,
+        )  # fmt: skip
+        self.states = self.layout.states
+        segment = _segment(
+            self.layout.blocks[way] * self.sequences, self.layout.warps[way], getattr(TUNING, f"{way}_busy"),
+            FIRST_PASS[way], TWO_LAUNCHES, self.length, count_multiprocessors(u.device),
         )  # fmt: skip
         self.segments = -(-self.length // segment)
-        self.warp_channels = self.width * 32 // self.state_lanes
-        self.warps = -(-self.channels // self.warp_channels)  # for the channels of one sequence
         height, width = size or (1, self.length)
-        self.kernels = load_kernels(
-            "scan.cu",
-            {
-                "ELEMENT": ELEMENTS[u.dtype],
-                "VECTOR": alignment(self.channels, u, delta),
-                "MATRIX_VECTOR": alignment(self.d_state, B, C),
-                "DELTA_SOFTPLUS": int(delta_softplus),
-                "CHANNELS": self.width,
-                "STATE_LANES": self.state_lanes,
-                "TILE": TILE,
-                "CHUNK": CHUNK,
-                "SUBTILE": SUBTILE,
-                "FORWARD_THREADS": 32 * FORWARD_WARPS,
-                "BACKWARD_THREADS": 32 * BACKWARD_WARPS,
-            },
-        )
+        self.kernels = load_kernels("scan.cu", self.layout.macros)
         self.kept = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "delta_bias": delta_bias}
         self.params = _ScanParams(
             u_group=u.stride(0) if u.shape[0] > 1 else 0, u_batch=u.stride(1), u_position=u.stride(2),
@@ -151,6 +288,10 @@ class _Scan:
             **{name: t.data_ptr() for name, t in self.kept.items()},
         )  # fmt: skip
 
+    def launch(self, kernel: str, way: str) -> None:
+        grid = (self.layout.blocks[way], self.segments, self.sequences)
+        self.kernels.launch(kernel, grid, 32 * self.layout.warps[way], self.layout.shared_bytes[way], self.params)
+
     def give(self, **tensors: Tensor) -> None:
         """Hand memory to the kernels, and keep it until they are launched."""
         for name, t in tensors.items():
@@ -160,21 +301,13 @@ class _Scan:
     def new(self, *shape: int) -> Tensor:
         return self.kept["A"].new_empty(shape)
 
-    def launch_over_segments(self, kernel: str) -> None:
-        blocks = -(-self.warps // FORWARD_WARPS)
-        tile_floats = TILE * (2 * self.warp_channels + 2 * self.states)
-        self.kernels.launch(
-            kernel, (blocks, self.segments, self.sequences), 32 * FORWARD_WARPS, 4 * FORWARD_WARPS * tile_floats,
-            self.params,
-        )  # fmt: skip
-
     def chain_segments(self, ends: str) -> None:
         """Find out what each segment starts with: ``ends`` is "states", or "gradients" for the way back."""
         if self.segments == 1:
             return
         rows = (self.sequences, self.segments, self.channels)
         self.give(carry=self.new(*rows, self.d_state), decay=self.new(*rows))
-        self.launch_over_segments(f"scan_end_{ends}")
+        self.launch(f"scan_end_{ends}", "forward")
         pairs = self.sequences * self.channels * self.d_state
         self.kernels.launch(f"scan_chain_{ends}", (-(-pairs // 128), 1, 1), 128, 0, self.params)
 
@@ -182,6 +315,14 @@ class _Scan:
 @cache
 def count_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def count_shared_kib(device: torch.device) -> int:
+    """Shared memory that a block may have, in KiB: of the data center's GPUs, or what all from Ampere on have."""
+    return {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}.get(
+        torch.cuda.get_device_capability(device), 99
+    )
 
 
 def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, keep_states: bool):
@@ -198,14 +339,14 @@ def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, kee
         y without the skip D u, (g, b, l, d); the state before each chunk, (b, g, chunks, d, n), or an empty tensor.
     """
     delta = inputs[1]
-    scan = _Scan(inputs, size, delta_softplus, *FORWARD_PLAN)
+    scan = _Scan(inputs, size, delta_softplus, "forward")
     y = delta.new_empty(delta.shape)
     chunks = -(-scan.length // CHUNK) if keep_states else 0
     states = delta.new_empty(scan.batch, scan.groups, chunks, scan.channels, scan.d_state)
     scan.chain_segments("states")
     scan.give(y=y, states=states)
     scan.params.keep_states = keep_states
-    scan.launch_over_segments("scan_forward")
+    scan.launch("scan_forward", "forward")
     return y, states
 
 
@@ -225,20 +366,15 @@ def scan_backward(
         :func:`split_parameters` takes apart.
     """
     delta = inputs[1]
-    scan = _Scan(inputs, size, delta_softplus, *BACKWARD_PLAN)
+    scan = _Scan(inputs, size, delta_softplus, "backward")
     scan.give(dy=dy, states=states)
     scan.chain_segments("gradients")
-    warps = min(range(1, min(BACKWARD_WARPS, scan.warps) + 1), key=lambda w: (-(-scan.warps // w) * w, -w))
-    blocks = -(-scan.warps // warps)
+    blocks = scan.layout.blocks["backward"]
     du = delta.new_empty(delta.shape)
     dparameters = scan.new(scan.segments * scan.batch, scan.groups, (scan.d_state + 2) * scan.channels)
     dBC = scan.new(blocks, scan.batch, scan.length, scan.groups, 2, scan.states)
     scan.give(du=du, ddelta=ddelta, dBC=dBC, dparameters=dparameters)
-    warp_floats = CHUNK * 3 * scan.warp_channels + CHUNK // SUBTILE * scan.width * 128 + CHUNK * 2 * scan.states
-    shared_floats = CHUNK * 2 * scan.states + warps * warp_floats
-    scan.kernels.launch(
-        "scan_backward", (blocks, scan.segments, scan.sequences), 32 * warps, 4 * shared_floats, scan.params
-    )
+    scan.launch("scan_backward", "backward")
     dBC = dBC.squeeze(0) if blocks == 1 else dBC.sum(0)
     dparameters = dparameters.squeeze(0) if len(dparameters) == 1 else dparameters.sum(0)
     return du, dBC[..., : scan.d_state], dparameters

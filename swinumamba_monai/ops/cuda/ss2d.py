@@ -18,12 +18,12 @@ from swinumamba_monai.ops.autograd import direct_function, register_backward
 
 from .fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward, pack, split_conv_parameters
 from .nvrtc import on_its_device
-from .scan import CHUNK, LOG2_E, merge, scan_backward, scan_forward, split_parameters
+from .scan import CHUNK, LOG2_E, merge, samples_that_fill, scan_backward, scan_forward, split_parameters
 
 __all__ = ["ss2d_cuda"]
 
 DIRECTIONS = 4
-SCAN_BYTES = 1 << 29  # that a scan may take for itself
+SCAN_BYTES = 1 << 29  # that a scan may take for itself, unless fewer samples would leave the GPU idle
 SCAN_MAPS = 13  # what it takes at the most, in maps: Δ and u's gradient of four directions, B and C and their gradients
 
 
@@ -102,10 +102,11 @@ class _Weights:
         return low, (x[None], delta.unflatten(1, x.shape[:2]), self.A, *BC, self.dt_bias)
 
 
-def _slices(x: Tensor) -> list[slice]:
+def _slices(x: Tensor, d_state: int) -> list[slice]:
     """Samples that are scanned at a time: what a scan needs for itself is several times as large as its map."""
-    sample_bytes = SCAN_MAPS * x[0].numel() * x.element_size()
-    samples = max(1, SCAN_BYTES // sample_bytes)
+    scans = -(-SCAN_MAPS * x.numel() * x.element_size() // SCAN_BYTES)
+    scans = min(scans, max(1, len(x) // samples_that_fill(DIRECTIONS, x.shape[-1], d_state, x.device)))
+    samples = -(-len(x) // scans)
     return [slice(start, start + samples) for start in range(0, len(x), samples)]
 
 
@@ -116,7 +117,7 @@ def _forward(x, *arguments):
     weights = _Weights(x.dtype, _Parameters(*parameters))
     scanned = conv_silu(x @ weights.to_map.t(), *weights.conv).flatten(1, 2)
     merged, states = torch.empty_like(scanned), []
-    for samples in _slices(scanned):
+    for samples in _slices(scanned, weights.A.shape[-1]):
         _, inputs = weights.project(scanned[samples])
         y, kept = scan_forward(inputs, x.shape[1:3], True, keep)
         merge(y, scanned[samples], weights.D, merged[samples])
@@ -147,7 +148,7 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     dmerged = dmerged.view(scanned.shape)
     dprojected = x.new_empty(*scanned.shape[:2], DIRECTIONS, len(weights.x_proj) // DIRECTIONS)
     sums = []
-    for samples in _slices(scanned):
+    for samples in _slices(scanned, weights.A.shape[-1]):
         low, inputs = weights.project(scanned[samples])
         delta = inputs[1]  # is overwritten by its gradient
         du, dBC, dscan = scan_backward(

@@ -135,6 +135,63 @@ static int from_lane(int v, int lane) {
     return other;
 }
 
+template <typename T>
+static inline T* in_registers(T* address) {
+    return address;
+}
+
+// Copies are made no sooner than a thread waits for them, so that what is read too early is poison.
+namespace emulator {
+struct Copy {
+    void* to;
+    const void* from;  // null: zeros
+    int size;
+};
+std::vector<std::vector<std::vector<Copy>>> copies;  // of each thread, its groups
+
+void make_copies(const std::vector<Copy>& group) {
+    for (const Copy& copy : group)
+        if (copy.from)
+            std::memcpy(copy.to, copy.from, copy.size);
+        else
+            std::memset(copy.to, 0, copy.size);
+}
+}  // namespace emulator
+
+template <int SIZE>
+static void copy_async(void* to, const void* from, bool wanted) {
+    if ((uintptr_t)to % SIZE || (wanted && (uintptr_t)from % SIZE)) std::abort();
+    emulator::copies[emulator::current].back().push_back({to, wanted ? from : nullptr, SIZE});
+}
+static void end_copies() { emulator::copies[emulator::current].emplace_back(); }
+template <int N>
+static void wait_for_copies() {
+    auto& groups = emulator::copies[emulator::current];
+    while (groups.size() > N + 1) {  // the last is not ended yet
+        emulator::make_copies(groups.front());
+        groups.erase(groups.begin());
+    }
+}
+
+static inline float cut_to_tf32(float v) { return bits_to_float(float_to_bits(v) & 0xffffe000u); }
+
+namespace emulator {
+float fragments[1024][6];
+}
+static void multiply_add(float (&sums)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+    const float mine[6] = {a0, a1, a2, a3, b0, b1};
+    for (int i = 0; i < 6; ++i) emulator::fragments[emulator::current][i] = cut_to_tf32(mine[i]);
+    __syncwarp();
+    const int first = emulator::current / 32 * 32, q = emulator::current % 4, r = emulator::current % 32 / 4;
+    for (int i = 0; i < 4; ++i) {
+        const int row = i / 2, column = 2 * q + i % 2;  // row: of r and r + 8
+        for (int k = 0; k < 8; ++k)
+            sums[i] += emulator::fragments[first + 4 * r + k % 4][row + k / 4 * 2] *
+                       emulator::fragments[first + 4 * column + k % 4][4 + k / 4];
+    }
+    __syncwarp();
+}
+
 namespace emulator {
 template <typename Params>
 struct Launch {
@@ -162,6 +219,7 @@ struct Launch {
                     std::fill(memory.begin(), memory.end(), NAN);
                     of_block = Barrier();
                     for (auto& barrier : of_warp) barrier = Barrier();
+                    copies.assign(threads_per_block, std::vector<std::vector<Copy>>(1));
                     for (int i = 0; i < threads_per_block; ++i) {
                         ucontext_t& start = threads[i].start;
                         getcontext(&start);

@@ -45,12 +45,42 @@ DEVICE element_vector<N> load(const element* from) {
     return *reinterpret_cast<const element_vector<N>*>(from);
 }
 
+template <int N>
+DEVICE void to_floats(const element_vector<N>& raw, float (&values)[N]) {
+#if ELEMENT == 1
+    if constexpr (N % 2 == 0) {  // two at a time: the lower by a shift, the upper by a mask
+        const element_vector<N> copy = raw;
+#pragma unroll
+        for (int i = 0; i < N; i += 2) {
+            const uint32 both = reinterpret_cast<const uint32*>(&copy)[i / 2];
+            values[i] = bits_to_float(both << 16);
+            values[i + 1] = bits_to_float(both & 0xffff0000u);
+        }
+        return;
+    }
+#endif
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = to_float(raw.v[i]);
+}
+
 DEVICE void store(element* to, const float (&values)[VECTOR]) {
     elements packed;
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) packed.v[i] = from_float(values[i]);
     *reinterpret_cast<elements*>(to) = packed;
 }
+
+// To, const where From is
+template <typename From, typename To>
+struct copy_const_ {
+    typedef To type;
+};
+template <typename From, typename To>
+struct copy_const_<const From, To> {
+    typedef const To type;
+};
+template <typename From, typename To>
+using copy_const = typename copy_const_<From, To>::type;
 
 template <int N>
 struct alignas(N * sizeof(float)) floats {

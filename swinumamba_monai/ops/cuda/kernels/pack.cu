@@ -1,9 +1,9 @@
 // Copyright (c) the swinumamba_monai authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The weights of an SS2D as its kernels take them, in one launch: the matrices in the maps' type, and A. For each direction the rows of x_proj that give B and
-// C come first, then those of Δ's low rank, which is filled up with zeros to `padded_rank`: so whatever the product gives
-// is aligned for vector loads and for the matrix units.
+// The weights of an SS2D as its kernels take them, in one launch: the matrices in the maps' type, and A. For each
+// direction the rows of x_proj that give B and C come first, then those of Δ's low rank, which is filled up with zeros
+// to `padded_rank`: so whatever the product gives is aligned for vector loads and for the matrix units.
 
 struct PackParams {
     const float *in_proj;   // (2d, model)

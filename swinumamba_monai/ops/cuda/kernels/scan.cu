@@ -4,36 +4,42 @@
 // The selective scan of several groups of channels, each in its own order over the same map, and its backward.
 // Symbols as in ops/reference.py; groups g are the four directions of a map, or the groups of a sequence.
 //
-// A warp owns WARP_CHANNELS channels of one group and one sample and walks along the sequence. Of the (channel, state)
-// pairs of a position, a thread holds a tile of CHANNELS x 4 in registers: STATE_LANES neighbouring threads share the
-// states of a channel, CHANNEL_LANES groups of them the channels of the warp. So Δ, Δu and dy are loaded once for four
-// states, B and C once for CHANNELS channels, and the sums over states (y, dΔ) and over channels (dB, dC) begin in
-// registers and end with few exchanges between threads.
+// A block owns some channels of one group and one sample and walks along the sequence; a thread holds LANE_STATES
+// states of one channel in registers, STATE_LANES threads of a warp hold all of them. How many threads there are is
+// given by the work (batch, groups, channels, states), and is what an H100 has too many places for: with four states a
+// thread, the first stage of a network has three warps for each scheduler. So what is done per state is done once, and
+// what is done per position is kept short.
 //
-// What does not depend on the state is done once per position and channel, for a tile of positions at a time: loading in
-// the group's order, bias, softplus, conversion to float32. The tile lies in shared memory that belongs to the warp
-// alone. Positions beyond the end count as Δ = 0, which leaves every state as it is.
+// What does not depend on the state is done once per position and channel, for a tile of positions at a time. The
+// numbers of a tile travel from memory to shared memory by themselves (`copy_async`) while the tile before is computed.
+// The thread that ordered them takes them from there, without a barrier: it adds the bias, takes the softplus, converts
+// to float32, and puts the results where the threads of all states read them. B and C are shared by the block. Which
+// pixel a position is costs additions, no division (`Walk`). Positions beyond the end count as Δ = 0, which leaves
+// every state as it is.
+//
+// Sums over states (y, dΔ, du) meet in shared memory: each thread leaves its part, and whoever stores the result adds
+// them up. Sums over channels (dB, dC) are products of small matrices, states × channels times channels × positions,
+// and run on the matrix units; see `Products`. All of this has a fixed order.
 //
 // A long sequence is cut into segments that run at the same time. Their start states come from a first pass that keeps
-// nothing but the state each segment would end with if it started from zero, and from `scan_carry`, which goes through
-// these. The backward knows the state at every CHUNK positions, recomputes it at every SUBTILE positions, and holds the
-// decays and states of one subtile in registers. Nothing is ever divided by a decay.
+// nothing but the state each segment would end with if it started from zero, and from `scan_chain_*`, which goes
+// through these. The backward knows the state at every CHUNK positions, recomputes it at every SUBTILE positions, and
+// holds the decays and states of one subtile in registers. Nothing is ever divided by a decay.
 //
-// Defined by the compiling side, besides what common.cuh names: CHANNELS and STATE_LANES as above; MATRIX_VECTOR, the
-// neighbours in B and C that a thread may load at a time; DELTA_SOFTPLUS, whether Δ is softplus of delta; TILE, the
-// positions that a warp prepares at a time in the forward; CHUNK and SUBTILE; FORWARD_THREADS and BACKWARD_THREADS, the
-// most of a block.
+// Defined by the compiling side, besides what common.cuh names: LANE_STATES and STATE_LANES as above; MATRIX_VECTOR,
+// the neighbours in B and C that a thread may load at a time; DELTA_SOFTPLUS, whether Δ is softplus of delta; TILE, the
+// positions that a block prepares at a time in the forward; STAGES, the tiles that are on their way; CHUNK and SUBTILE;
+// UNROLLED, the positions of the forward that the compiler sees at a time; FORWARD_WARPS and BACKWARD_WARPS of a block;
+// FORWARD_BLOCKS and BACKWARD_BLOCKS, that a multiprocessor shall have room for; FORWARD_BYTES and BACKWARD_BYTES, the
+// shared memory of a block.
 
-constexpr int CHANNEL_LANES = 32 / STATE_LANES;
-constexpr int WARP_CHANNELS = CHANNEL_LANES * CHANNELS;
-constexpr int STATES = 4 * STATE_LANES;  // at least d_state; surplus states have A = B = C = 0
+constexpr int STATES = LANE_STATES * STATE_LANES;  // at least d_state; surplus states have A = B = C = 0
+constexpr int WARP_CHANNELS = 32 / STATE_LANES;
+constexpr int MATRIX_VECTORS = 2 * STATES / MATRIX_VECTOR;  // that B and C of a position are moved in
 constexpr float LN2 = 0.6931471806f;  // decays are 2^(Δ A), so their derivatives have this factor
-constexpr int ROW_VECTORS = WARP_CHANNELS / VECTOR;          // that a position's channels of the warp are moved in
-constexpr int MATRIX_VECTORS = 2 * STATES / MATRIX_VECTOR;  // and its B and C
 
-static_assert(CHUNK % TILE == 0 && CHUNK % SUBTILE == 0 && CHUNK <= 32, "a lane knows the pixel of one position");
-static_assert(CHANNELS <= STATE_LANES && STATE_LANES <= 4, "");
-static_assert(32 % ROW_VECTORS == 0 && 32 % MATRIX_VECTORS == 0, "a lane moves the same columns of every position");
+static_assert(STATE_LANES <= 4 && LANE_STATES <= 4 && (LANE_STATES == 1 || STATE_LANES == 4), "");
+static_assert(CHUNK % TILE == 0 && CHUNK % SUBTILE == 0 && TILE % UNROLLED == 0 && SUBTILE % 4 == 0, "");
 
 struct ScanParams {
     const element *u, *delta, *B, *C, *dy;
@@ -59,175 +65,246 @@ struct ScanParams {
 
 // ---------------------------------------------------------------------------------------------- the order of a group
 
-// The pixel that direction g visits at position p: along the rows, the columns, and both reversed.
-DEVICE int visited_pixel(const ScanParams& p, int g, int position) {
-    if (!p.four_directions) return position;
-    if (g & 2) position = int(p.length) - 1 - position;
-    const int height = int(p.height);
-    return g & 1 ? (position % height) * int(p.width) + position / height : position;
-}
+// Every `stride`-th position from `position` on, or back, and the pixel that group g visits there: along the rows, the
+// columns, and both reversed. The pixel means nothing beyond the sequence's ends.
+struct Walk {
+    int pixel, inner;  // position within the column that it lies in
+    int step, inner_step, inner_length, wrap;
 
-// Where a warp works.
-struct Place {
-    int lane, state_lane, channel_lane;
-    int b, g;
-    int channel;                // the warp's first
-    int moved;                  // the first that this thread moves
-    int segment, start, stop;   // positions
+    DEVICE_MEMBER Walk(const ScanParams& p, int g, int position, int stride, bool backwards) {
+        const bool columns = p.four_directions && (g & 1), reversed = p.four_directions && (g & 2);
+        const int height = columns ? int(p.height) : 1, width = int(p.width), length = int(p.length);
+        pixel = position;
+        step = stride;
+        inner = inner_step = 0;
+        inner_length = height;
+        wrap = 1 - length;  // from below a column to the top of the next
+        if (columns) {
+            inner = position % height;
+            pixel = inner * width + position / height;
+            inner_step = stride % height;
+            step = inner_step * width + stride / height;
+        }
+        if (columns && backwards) inner = height - 1 - inner;
+        if (reversed) pixel = length - 1 - pixel;
+        if (reversed != backwards) {
+            step = -step;
+            wrap = -wrap;
+        }
+    }
+
+    DEVICE_MEMBER void advance() {
+        pixel += step;
+        inner += inner_step;
+        if (inner >= inner_length) {
+            inner -= inner_length;
+            pixel += wrap;
+        }
+    }
 };
 
-DEVICE Place find_place(const ScanParams& p) {
-    Place at;
-    at.lane = threadIdx.x % 32;
-    at.state_lane = at.lane % STATE_LANES;
-    at.channel_lane = at.lane / STATE_LANES;
-    at.b = blockIdx.z % int(p.batch);
-    at.g = blockIdx.z / int(p.batch);
-    at.channel = (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32) * WARP_CHANNELS;
-    at.moved = at.channel + at.lane % ROW_VECTORS * VECTOR;
-    at.segment = blockIdx.y;
-    at.start = at.segment * int(p.segment);
-    at.stop = min(at.start + int(p.segment), int(p.length));
-    return at;
-}
+// Where a thread works.
+struct Place {
+    int lane, warp, state_lane, channel_lane;
+    int b, g;
+    int block_channel;         // the block's first
+    int slot;                  // the thread's, counted from there
+    int channel;               // the thread's
+    int segment, start, stop;  // positions
+
+    template <int WARPS>
+    static DEVICE_MEMBER Place find(const ScanParams& p) {
+        Place at;
+        at.lane = threadIdx.x % 32;
+        at.warp = threadIdx.x / 32;
+        at.state_lane = at.lane / WARP_CHANNELS;
+        at.channel_lane = at.lane % WARP_CHANNELS;
+        at.b = blockIdx.z % int(p.batch);
+        at.g = blockIdx.z / int(p.batch);
+        at.block_channel = blockIdx.x * WARPS * WARP_CHANNELS;
+        at.slot = at.warp * WARP_CHANNELS + at.channel_lane;
+        at.channel = at.block_channel + at.slot;
+        at.segment = blockIdx.y;
+        at.start = at.segment * int(p.segment);
+        at.stop = min(at.start + int(p.segment), int(p.length));
+        return at;
+    }
+};
 
 DEVICE long long sequence(const ScanParams& p, const Place& at) { return (long long)at.g * p.batch + at.b; }
 
-// The map of a warp's sample and group, and its rows of channels and of states; offsets within it fit 32 bits.
+// What a thread moves of the pixels of a map: some neighbours of each, `stride` bytes apart. The address takes one
+// instruction.
 template <typename T>
-struct Map {
+struct Column {
     T* first;
-    int position;  // stride
+    int stride;
 
-    DEVICE_MEMBER T* at(int pixel, int channel) const { return first + pixel * position + channel; }
+    DEVICE_MEMBER Column(T* map, long long offset, long long position)
+        : first(in_registers(map + offset)), stride(int(position) * int(sizeof(T))) {}
+    DEVICE_MEMBER T* at(int pixel) const {
+        typedef copy_const<T, char> bytes;
+        return reinterpret_cast<T*>(reinterpret_cast<bytes*>(first) + (long long)pixel * stride);
+    }
 };
 
-DEVICE Map<const element> u_map(const ScanParams& p, const Place& at, const element* u) {
-    return {u + at.g * p.u_group + at.b * p.u_batch, int(p.u_position)};
+DEVICE Column<const element> u_column(const ScanParams& p, const Place& at, const element* u, int channel) {
+    return {u, at.g * p.u_group + at.b * p.u_batch + channel, p.u_position};
 }
 
 template <typename T>
-DEVICE Map<T> delta_map(const ScanParams& p, const Place& at, T* delta) {
-    return {delta + at.g * p.delta_group + at.b * p.delta_batch, int(p.delta_position)};
+DEVICE Column<T> delta_column(const ScanParams& p, const Place& at, T* delta, int channel) {
+    return {delta, at.g * p.delta_group + at.b * p.delta_batch + channel, p.delta_position};
 }
 
-DEVICE Map<const element> BC_map(const ScanParams& p, const Place& at, const element* matrices) {
-    return {matrices + at.g * p.BC_group + at.b * p.BC_batch, int(p.BC_position)};
+DEVICE Column<const element> BC_column(const ScanParams& p, const Place& at, const element* matrices, int state) {
+    return {matrices, at.g * p.BC_group + at.b * p.BC_batch + state, p.BC_position};
 }
 
-DEVICE Map<element> dense_map(const ScanParams& p, const Place& at, element* rows) {
-    return {rows + sequence(p, at) * p.length * p.channels, int(p.channels)};
+DEVICE Column<element> dense_column(const ScanParams& p, const Place& at, element* map, int channel) {
+    return {map, sequence(p, at) * p.length * p.channels + channel, p.channels};
 }
 
-DEVICE element* kept_states(const ScanParams& p, const Place& at, int chunk) {
-    const int chunks = (int(p.length) + CHUNK - 1) / CHUNK;
-    return p.states + ((at.b * p.groups + at.g) * chunks + chunk) * p.channels * p.d_state;
+// This thread's first state of rows (d, n), and how many it has there.
+DEVICE int first_state(const ScanParams& p, const Place& at) {
+    return at.channel * int(p.d_state) + LANE_STATES * at.state_lane;
 }
 
-// (channel, state) pairs of this thread from, or to, rows (d, n)
-template <typename T>
-DEVICE void load_pairs(const ScanParams& p, const Place& at, const T* rows, float (&pairs)[CHANNELS][4]) {
+DEVICE int count_states(const ScanParams& p, const Place& at) {
+    return at.channel < p.channels ? min(int(p.d_state) - LANE_STATES * at.state_lane, LANE_STATES) : 0;
+}
+
+DEVICE void load_states(const ScanParams& p, const Place& at, const float* rows, float (&states)[LANE_STATES]) {
+    const int count = count_states(p, at);
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) {
-        const int channel = at.channel + at.channel_lane * CHANNELS + c;
+    for (int s = 0; s < LANE_STATES; ++s) states[s] = s < count ? rows[first_state(p, at) + s] : 0.f;
+}
+
+DEVICE void store_states(const ScanParams& p, const Place& at, float* rows, const float (&states)[LANE_STATES]) {
+    const int count = count_states(p, at);
 #pragma unroll
-        for (int s = 0; s < 4; ++s) {
-            const int n = 4 * at.state_lane + s;
-            pairs[c][s] = channel < p.channels && n < p.d_state ? to_float(rows[channel * int(p.d_state) + n]) : 0.f;
-        }
+    for (int s = 0; s < LANE_STATES; ++s)
+        if (s < count) rows[first_state(p, at) + s] = states[s];
+}
+
+// The states kept for the backward, of this thread. Where none is surplus they can be moved at a time.
+struct KeptStates {
+    typedef element_vector<LANE_STATES> Vector;
+
+    element* first;  // of chunk 0
+    int stride;      // from chunk to chunk
+    int count;
+    bool together;
+
+    DEVICE_MEMBER KeptStates(const ScanParams& p, const Place& at) {
+        const int chunks = (int(p.length) + CHUNK - 1) / CHUNK;
+        stride = int(p.channels) * int(p.d_state);
+        count = count_states(p, at);
+        together = p.d_state == STATES;
+        first = in_registers(p.states + (at.b * p.groups + at.g) * chunks * stride + first_state(p, at));
     }
-}
 
-template <typename T>
-DEVICE void store_pairs(const ScanParams& p, const Place& at, T* rows, const float (&pairs)[CHANNELS][4]) {
+    DEVICE_MEMBER void store(int chunk, const float (&states)[LANE_STATES]) const {
+        if (count <= 0) return;
+        element* to = first + (long long)chunk * stride;
+        Vector packed;
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) {
-        const int channel = at.channel + at.channel_lane * CHANNELS + c;
-#pragma unroll
-        for (int s = 0; s < 4; ++s) {
-            const int n = 4 * at.state_lane + s;
-            if (channel < p.channels && n < p.d_state) rows[channel * int(p.d_state) + n] = convert<T>(pairs[c][s]);
-        }
-    }
-}
-
-// ------------------------------------------------------------------------------------------- sums over threads
-
-// Sum K values over M threads that are STRIDE lanes apart. Each step halves the values a thread is left with: it gives
-// one half away and adds what it gets to the other, so a thread ends with K / M sums, or with one that it shares.
-template <int K, int M, int STRIDE, int SIZE>
-DEVICE void sum_over_lanes(float (&values)[SIZE], int lane) {
-    if constexpr (M > 1) {
-        constexpr int offset = M / 2 * STRIDE;
-        if constexpr (K > 1) {
-            const bool upper = lane & offset;
-#pragma unroll
-            for (int i = 0; i < K / 2; ++i) {
-                const float given = upper ? values[i] : values[i + K / 2];
-                const float kept = upper ? values[i + K / 2] : values[i];
-                values[i] = kept + exchange(given, offset);
-            }
-            sum_over_lanes<K / 2, M / 2, STRIDE>(values, lane);
+        for (int s = 0; s < LANE_STATES; ++s) packed.v[s] = from_float(states[s]);
+        if (together) {
+            *reinterpret_cast<Vector*>(to) = packed;
         } else {
-            values[0] += exchange(values[0], offset);
-            sum_over_lanes<1, M / 2, STRIDE>(values, lane);
+#pragma unroll
+            for (int s = 0; s < LANE_STATES; ++s)
+                if (s < count) to[s] = packed.v[s];
         }
     }
-}
 
-// What a thread is left with of K values summed over M threads: `count` of them from `first` on.
-template <int K, int M>
-struct Left {
-    static constexpr int count = K > M ? K / M : 1;
-    static constexpr int sharers = M > K ? M / K : 1;
-    static DEVICE_MEMBER int first(int index) { return index / sharers * count; }
-    static DEVICE_MEMBER bool writes(int index) { return index % sharers == 0; }
+    DEVICE_MEMBER void fetch(int chunk, Vector& to) const {
+        const element* from = first + (long long)chunk * stride;
+        if (together) {
+            copy_async<sizeof(Vector)>(&to, from, count > 0);
+        } else {
+#pragma unroll
+            for (int s = 0; s < LANE_STATES; ++s) to.v[s] = s < count ? from[s] : element(0);
+        }
+    }
 };
 
-// ------------------------------------------------------------------------------------------ tiles of positions
+// ------------------------------------------------------------------------------------- what a thread moves of a tile
 
-// Every POSITIONS-th row of channels in shared memory that this thread moves a vector of.
-template <int POSITIONS, typename Use>
-DEVICE void for_each_row(const Place& at, const Use& use) {
+DEVICE constexpr int power_of_two_up_to(int n) { return n < 2 ? 1 : 2 * power_of_two_up_to(n / 2); }
+
+// Of POSITIONS rows of a block's channels, the vectors that a thread moves: COUNT of them, all in the same columns.
+template <int WARPS, int POSITIONS>
+struct ChannelRows {
+    static constexpr int THREADS = 32 * WARPS, CHANNELS = WARPS * WARP_CHANNELS;
+    static constexpr int VECTORS = CHANNELS / VECTOR, STEP = THREADS / VECTORS, COUNT = POSITIONS / STEP;
+    static_assert(POSITIONS % STEP == 0, "");
+    typedef elements Slots[COUNT][THREADS];  // of shared memory, each used by one thread alone
+
+    int row, column, channel;
+    bool inside;
+    int rows;  // that are left from the thread's first on; 0 beyond the last channel
+
+    DEVICE_MEMBER ChannelRows(const ScanParams& p, const Place& at, int length) {
+        const int thread = WARPS == 1 ? at.lane : threadIdx.x;
+        row = thread / VECTORS;
+        column = thread % VECTORS * VECTOR;
+        channel = at.block_channel + column;
+        inside = channel < int(p.channels);
+        rows = inside ? length - row : 0;
+    }
+};
+
+// The same for rows of B and C side by side. Threads that no row is left for move nothing.
+template <int WARPS, int POSITIONS>
+struct MatrixRows {
+    static constexpr int THREADS = 32 * WARPS, FITTING = power_of_two_up_to(THREADS / MATRIX_VECTORS);
+    static constexpr int STEP = FITTING < POSITIONS ? FITTING : POSITIONS, COUNT = POSITIONS / STEP;
+    typedef element_vector<MATRIX_VECTOR> Slots[COUNT][THREADS];
+
+    static constexpr bool ALL = THREADS / MATRIX_VECTORS == STEP;  // threads have a row
+
+    int row, column;
+    int rows;  // that are left from the thread's first on
+    Column<const element> source;
+
+    DEVICE_MEMBER MatrixRows(const ScanParams& p, const Place& at, int length)
+        : row(threadIdx.x / MATRIX_VECTORS),
+          column(threadIdx.x % MATRIX_VECTORS * MATRIX_VECTOR),
+          rows((ALL || row < STEP) && column % STATES < int(p.d_state) ? length - row : 0),
+          source(BC_column(p, at, column < STATES ? p.B : p.C, column % STATES)) {}
+
+    // Order row i of a tile that begins at position `first`.
+    DEVICE_MEMBER void fetch(Slots& slots, int i, int first, int pixel) const {
+        copy_async<sizeof(slots[0][0])>(&slots[i][threadIdx.x], source.at(pixel), first + i * STEP < rows);
+    }
+
+    DEVICE_MEMBER void convert_to(float (*rows)[2 * STATES], const Slots& slots) const {
+        if (!ALL && row >= STEP) return;
 #pragma unroll
-    for (int i = 0; i < POSITIONS * ROW_VECTORS / 32; ++i)
-        use(i, i * (32 / ROW_VECTORS) + at.lane / ROW_VECTORS, at.lane % ROW_VECTORS * VECTOR);
-}
+        for (int i = 0; i < COUNT; ++i) {
+            float values[MATRIX_VECTOR];
+            to_floats(slots[i][threadIdx.x], values);
+            copy<MATRIX_VECTOR>(&rows[i * STEP + row][column], values);
+        }
+    }
+};
 
 // Bias and softplus of Δ for the channels that a thread moves.
 struct Discretisation {
     float bias[VECTOR];
-    float inside;  // 0 beyond the last channel
 
-    DEVICE_MEMBER Discretisation(const ScanParams& p, const Place& at) : inside(at.moved < p.channels) {
+    DEVICE_MEMBER Discretisation(const ScanParams& p, const Place& at, int channel, bool inside) {
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v) bias[v] = inside ? p.delta_bias[at.g * p.channels + at.moved + v] : 0.f;
+        for (int v = 0; v < VECTOR; ++v) bias[v] = inside ? p.delta_bias[at.g * p.channels + channel + v] : 0.f;
     }
 
-    // Factors instead of conditions keep the elements free of branches, so that their latencies overlap.
-    DEVICE_MEMBER float apply(element raw, int v, int pixel) const {
-        const float step = to_float(raw) + bias[v];
-        return (DELTA_SOFTPLUS ? softplus(step) : step) * (pixel < 0 ? 0.f : inside);
-    }
-};
-
-// The columns of B or C that a thread moves, of one position after another.
-struct MatrixColumns {
-    Map<const element> map;
-    int column;
-    bool inside;
-
-    DEVICE_MEMBER MatrixColumns(const ScanParams& p, const Place& at) {
-        const int j = at.lane % MATRIX_VECTORS * MATRIX_VECTOR;
-        column = j % STATES;
-        inside = column < p.d_state;
-        map = BC_map(p, at, j < STATES ? p.B : p.C);
-    }
-
-    DEVICE_MEMBER element_vector<MATRIX_VECTOR> load_row(int pixel) const {
-        element_vector<MATRIX_VECTOR> row = {};
-        if (pixel >= 0 && inside) row = load<MATRIX_VECTOR>(map.at(pixel, column));
-        return row;
+    // A factor (0 beyond the ends, else 1) in place of a condition keeps the elements free of branches, so that their
+    // latencies overlap.
+    DEVICE_MEMBER float apply(float raw, int v, float factor) const {
+        const float step = raw + bias[v];
+        return (DELTA_SOFTPLUS ? softplus(step) : step) * factor;
     }
 };
 
@@ -239,150 +316,159 @@ enum Pass {
     END_GRADIENTS  // the same for what flows backwards: decay_t dL/dh_t at its first position
 };
 
-// One tile of a warp on its way from memory, so that the next tile loads while this one is computed.
-struct RawTile {
-    elements delta[TILE * ROW_VECTORS / 32], inflow[TILE * ROW_VECTORS / 32];
-    element_vector<MATRIX_VECTOR> BC[TILE * MATRIX_VECTORS / 32];
-    int pixel;  // of position `lane` of the tile, -1 beyond the end
+typedef ChannelRows<FORWARD_WARPS, TILE> ForwardRows;
+typedef MatrixRows<FORWARD_WARPS, TILE> ForwardMatrices;
 
-    template <Pass PASS>
-    DEVICE_MEMBER void fetch(const ScanParams& p, const Place& at, const MatrixColumns& columns, int done) {
-        const auto deltas = delta_map(p, at, p.delta);
-        const auto inflows = u_map(p, at, PASS == END_GRADIENTS ? p.dy : p.u);
-        const int position = done + at.lane;
-        pixel = -1;
-        if (at.lane < TILE && position < at.stop - at.start)
-            pixel = visited_pixel(p, at.g, PASS == END_GRADIENTS ? at.stop - 1 - position : at.start + position);
-        for_each_row<TILE>(at, [&](int i, int t, int) {
-            const int pixel_t = from_lane(pixel, t);
-            delta[i] = inflow[i] = {};
-            if (pixel_t >= 0 && at.moved < p.channels) {
-                delta[i] = load(deltas.at(pixel_t, at.moved));
-                inflow[i] = load(inflows.at(pixel_t, at.moved));
-            }
-        });
-#pragma unroll
-        for (int i = 0; i < TILE * MATRIX_VECTORS / 32; ++i)
-            BC[i] = columns.load_row(from_lane(pixel, (32 * i + at.lane) / MATRIX_VECTORS));
-    }
+// Two tiles take turns: while one is read, the next is prepared. `inflow` is Δu, or dy for END_GRADIENTS.
+struct ForwardMemory {
+    float steps[2][TILE][ForwardRows::CHANNELS][2];  // Δ and inflow
+    float BC[2][TILE][2 * STATES];
+    float parts[FORWARD_WARPS][TILE][32 + 8];  // of y, of each thread; 8 more keep positions in different banks
+    ForwardRows::Slots delta[STAGES], inflow[STAGES];
+    ForwardMatrices::Slots matrices[STAGES];
 };
 
-// The same tile in shared memory, in float32. `inflow` is Δu, or dy for END_GRADIENTS.
-struct Tile {
-    float delta[TILE][WARP_CHANNELS], inflow[TILE][WARP_CHANNELS], BC[TILE * 2 * STATES];
-
-    template <Pass PASS>
-    DEVICE_MEMBER void prepare(const ScanParams& p, const Place& at, const Discretisation& step, const RawTile& raw) {
-        for_each_row<TILE>(at, [&](int i, int t, int c) {
-            const int pixel = from_lane(raw.pixel, t);
-            float deltas[VECTOR], inflows[VECTOR];
-#pragma unroll
-            for (int v = 0; v < VECTOR; ++v) {
-                deltas[v] = step.apply(raw.delta[i].v[v], v, pixel);
-                inflows[v] = to_float(raw.inflow[i].v[v]);
-                if (PASS != END_GRADIENTS) inflows[v] *= deltas[v];
-            }
-            copy<VECTOR>(&delta[t][c], deltas);
-            copy<VECTOR>(&inflow[t][c], inflows);
-        });
-#pragma unroll
-        for (int i = 0; i < TILE * MATRIX_VECTORS / 32; ++i) {
-            float values[MATRIX_VECTOR];
-#pragma unroll
-            for (int v = 0; v < MATRIX_VECTOR; ++v) values[v] = to_float(raw.BC[i].v[v]);
-            copy<MATRIX_VECTOR>(&BC[(32 * i + at.lane) * MATRIX_VECTOR], values);
-        }
-    }
-};
+static_assert(sizeof(ForwardMemory) == FORWARD_BYTES, "cuda_scan.py counts otherwise");
 
 template <Pass PASS>
 DEVICE void scan_segment(const ScanParams& p) {
-    SHARED_MEMORY(shared);
-    const Place at = find_place(p);
-    if (at.channel >= p.channels) return;
-    Tile& tile = reinterpret_cast<Tile*>(shared)[threadIdx.x / 32];
+    SHARED_MEMORY(forward_memory);
+    ForwardMemory& memory = *reinterpret_cast<ForwardMemory*>(forward_memory);
+    constexpr bool BACKWARDS = PASS == END_GRADIENTS;
+    const Place at = Place::find<FORWARD_WARPS>(p);
+    const int length = at.stop - at.start, origin = BACKWARDS ? at.stop - 1 : at.start;
     const long long row = sequence(p, at) * p.segments + at.segment, pairs = p.channels * p.d_state;
-    const int first_channel = at.channel_lane * CHANNELS;
-    const auto out = dense_map(p, at, p.y);
 
-    float A[CHANNELS][4], h[CHANNELS][4] = {}, steps[CHANNELS] = {};
-    load_pairs(p, at, p.A + at.g * pairs, A);
-    if (PASS == OUTPUT && at.segment > 0) load_pairs(p, at, p.carry + row * pairs, h);
-
-    const Discretisation step(p, at);
-    const MatrixColumns columns(p, at);
-    RawTile raw;
-    raw.fetch<PASS>(p, at, columns, 0);
-    const int length = at.stop - at.start;
-    for (int done = 0; done < length; done += TILE) {
-        __syncwarp();
-        tile.prepare<PASS>(p, at, step, raw);
-        const int pixel = raw.pixel;
-        __syncwarp();
-        if (done + TILE < length) raw.fetch<PASS>(p, at, columns, done + TILE);
-        if (PASS == OUTPUT && p.keep_states && done % CHUNK == 0)
-            store_pairs(p, at, kept_states(p, at, (at.start + done) / CHUNK), h);
-#pragma unroll 1
-        for (int start = 0; start < TILE; start += SUBTILE) {
-            float results[SUBTILE];
+    const ForwardRows mine(p, at, length);
+    const ForwardMatrices matrices(p, at, length);
+    const Discretisation discretisation(p, at, mine.channel, mine.inside);
+    const auto deltas = delta_column(p, at, p.delta, mine.channel);
+    const auto inflows = u_column(p, at, BACKWARDS ? p.dy : p.u, mine.channel);
+    const int sign = BACKWARDS ? -1 : 1;
+    Walk walk(p, at.g, origin + sign * mine.row, ForwardRows::STEP, BACKWARDS);
+    Walk matrix_walk(p, at.g, origin + sign * matrices.row, ForwardMatrices::STEP, BACKWARDS);
+    constexpr bool SAME_ROWS = ForwardRows::VECTORS == MATRIX_VECTORS && ForwardRows::STEP == ForwardMatrices::STEP;
+    auto fetch = [&](int first, int stage) {
 #pragma unroll
-            for (int i = 0; i < SUBTILE; ++i) {
-                const int t = start + i;
-                const floats<CHANNELS> delta = read<CHANNELS>(&tile.delta[t][first_channel]);
-                const floats<CHANNELS> inflow = read<CHANNELS>(&tile.inflow[t][first_channel]);
-                const floats<4> B = read<4>(&tile.BC[t * 2 * STATES + 4 * at.state_lane]);
-                const floats<4> C = read<4>(&tile.BC[t * 2 * STATES + STATES + 4 * at.state_lane]);
-                float y[CHANNELS];
+        for (int i = 0; i < ForwardRows::COUNT; ++i) {
+            const bool wanted = first + i * ForwardRows::STEP < mine.rows;
+            copy_async<sizeof(elements)>(&memory.delta[stage][i][threadIdx.x], deltas.at(walk.pixel), wanted);
+            copy_async<sizeof(elements)>(&memory.inflow[stage][i][threadIdx.x], inflows.at(walk.pixel), wanted);
+            if (SAME_ROWS) matrices.fetch(memory.matrices[stage], i, first, walk.pixel);
+            walk.advance();
+        }
+        if (!SAME_ROWS) {
 #pragma unroll
-                for (int c = 0; c < CHANNELS; ++c) {
-                    y[c] = 0.f;
-#pragma unroll
-                    for (int s = 0; s < 4; ++s) {
-                        const float decay = exp2_fast(delta.v[c] * A[c][s]);
-                        if (PASS == END_GRADIENTS)
-                            h[c][s] = decay * fmaf(inflow.v[c], C.v[s], h[c][s]);
-                        else
-                            h[c][s] = fmaf(decay, h[c][s], inflow.v[c] * B.v[s]);
-                        if (PASS == OUTPUT) y[c] = fmaf(C.v[s], h[c][s], y[c]);
-                    }
-                    if (PASS != OUTPUT) steps[c] += delta.v[c];
-                }
-                if (PASS == OUTPUT) sum_over_lanes<CHANNELS, STATE_LANES, 1>(y, at.lane);
-                results[i] = y[0];
+            for (int i = 0; i < ForwardMatrices::COUNT; ++i) {
+                matrices.fetch(memory.matrices[stage], i, first, matrix_walk.pixel);
+                matrix_walk.advance();
             }
-            // y takes the place of Δu. It is stored for several positions at once: the compiler, which can't know that
-            // nothing read later is overwritten, would begin no position before all stores of the one before it.
-            if (PASS == OUTPUT) {
-                __syncwarp();
+        }
+        end_copies();
+    };
 #pragma unroll
-                for (int i = 0; i < SUBTILE; ++i)
-                    tile.inflow[start + i][first_channel + Left<CHANNELS, STATE_LANES>::first(at.state_lane)] = results[i];
+    for (int stage = 0; stage < STAGES; ++stage) fetch(stage * TILE, stage);
+
+    float A[LANE_STATES], h[LANE_STATES] = {}, sum = 0.f;
+    load_states(p, at, p.A + at.g * pairs, A);
+    if (PASS == OUTPUT && at.segment > 0) load_states(p, at, p.carry + row * pairs, h);
+
+    // y: vectors of the warp's own channels
+    typedef ChannelRows<1, TILE> StoredRows;
+    Place warp_at = at;
+    warp_at.block_channel += at.warp * WARP_CHANNELS;
+    const StoredRows stored(p, warp_at, length);
+    const auto out = dense_column(p, at, p.y, stored.channel);
+    const KeptStates kept(p, at);
+    Walk stored_walk(p, at.g, origin + stored.row, StoredRows::STEP, false);
+    const bool keeps = p.keep_states;
+    auto& parts = memory.parts[at.warp];
+
+    int stage = 0;
+    for (int first = 0, turn = 0; first < length; first += TILE, turn ^= 1) {
+        wait_for_copies<STAGES - 1>();
+#pragma unroll
+        for (int i = 0; i < ForwardRows::COUNT; ++i) {
+            const int t = i * ForwardRows::STEP + mine.row;
+            const float factor = first + i * ForwardRows::STEP < mine.rows ? 1.f : 0.f;
+            float raw[VECTOR], inflow[VECTOR], steps[2 * VECTOR];
+            to_floats(memory.delta[stage][i][threadIdx.x], raw);
+            to_floats(memory.inflow[stage][i][threadIdx.x], inflow);
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) {
+                steps[2 * v] = discretisation.apply(raw[v], v, factor);
+                steps[2 * v + 1] = BACKWARDS ? inflow[v] : steps[2 * v] * inflow[v];
+            }
+#pragma unroll
+            for (int v = 0; v < VECTOR; v += 2)
+                copy<VECTOR == 1 ? 2 : 4>(memory.steps[turn][t][mine.column + v], steps + 2 * v);
+        }
+        matrices.convert_to(memory.BC[turn], memory.matrices[stage]);
+        fetch(first + STAGES * TILE, stage);
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+        // Now the tile is there for all, and nobody reads the one before, whose place the next will take.
+        __syncthreads();
+
+        if (PASS == OUTPUT && keeps && first % CHUNK == 0) kept.store((at.start + first) / CHUNK, h);
+#pragma unroll 1
+        for (int begin = 0; begin < TILE; begin += UNROLLED) {
+            float y[UNROLLED];
+#pragma unroll
+            for (int i = 0; i < UNROLLED; ++i) {
+                const floats<2> step = read<2>(memory.steps[turn][begin + i][at.slot]);
+                const float* BC = memory.BC[turn][begin + i] + LANE_STATES * at.state_lane;
+                const floats<LANE_STATES> B = read<LANE_STATES>(BC), C = read<LANE_STATES>(BC + STATES);
+                y[i] = 0.f;
+#pragma unroll
+                for (int s = 0; s < LANE_STATES; ++s) {
+                    const float decay = exp2_fast(step.v[0] * A[s]);
+                    if (BACKWARDS)
+                        h[s] = decay * fmaf(step.v[1], C.v[s], h[s]);
+                    else
+                        h[s] = fmaf(decay, h[s], step.v[1] * B.v[s]);
+                    if (PASS == OUTPUT) y[i] = fmaf(C.v[s], h[s], y[i]);
+                }
+                if (PASS != OUTPUT) sum += step.v[0];
+            }
+            // Stored for several positions at once: the compiler, which can't know that nothing read later is
+            // overwritten, would begin no position before the store of the one before it.
+            if (PASS == OUTPUT) {
+#pragma unroll
+                for (int i = 0; i < UNROLLED; ++i)
+                    parts[begin + i][at.lane] = y[i];
             }
         }
         if (PASS == OUTPUT) {
             __syncwarp();
-            for_each_row<TILE>(at, [&](int, int t, int c) {
-                const int pixel_t = from_lane(pixel, t);
-                if (pixel_t >= 0 && at.moved < p.channels)
-                    store(out.at(pixel_t, at.moved), read<VECTOR>(&tile.inflow[t][c]).v);
-            });
+#pragma unroll
+            for (int i = 0; i < StoredRows::COUNT; ++i) {
+                float y[VECTOR] = {};
+#pragma unroll
+                for (int lane = 0; lane < STATE_LANES; ++lane) {
+                    const float* part = &parts[i * StoredRows::STEP + stored.row][lane * WARP_CHANNELS + stored.column];
+                    const floats<VECTOR> some = read<VECTOR>(part);
+#pragma unroll
+                    for (int v = 0; v < VECTOR; ++v) y[v] = lane == 0 ? some.v[v] : y[v] + some.v[v];
+                }
+                if (first + i * StoredRows::STEP < stored.rows) store(out.at(stored_walk.pixel), y);
+                stored_walk.advance();
+            }
+            __syncwarp();
         }
     }
     if (PASS != OUTPUT) {
-        store_pairs(p, at, p.carry + row * pairs, h);
-#pragma unroll
-        for (int c = 0; c < CHANNELS; ++c) {
-            const int channel = at.channel + first_channel + c;
-            if (at.state_lane == 0 && channel < p.channels) p.decay[row * p.channels + channel] = steps[c];
-        }
+        store_states(p, at, p.carry + row * pairs, h);
+        if (at.state_lane == 0 && at.channel < p.channels) p.decay[row * p.channels + at.channel] = sum;
     }
 }
 
-KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 512 / FORWARD_THREADS) scan_forward(const GRID_CONSTANT ScanParams p) { scan_segment<OUTPUT>(p); }
-KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 512 / FORWARD_THREADS) scan_end_states(const GRID_CONSTANT ScanParams p) {
+KERNEL LAUNCH_BOUNDS(32 * FORWARD_WARPS, FORWARD_BLOCKS) scan_forward(const GRID_CONSTANT ScanParams p) {
+    scan_segment<OUTPUT>(p);
+}
+KERNEL LAUNCH_BOUNDS(32 * FORWARD_WARPS, FORWARD_BLOCKS) scan_end_states(const GRID_CONSTANT ScanParams p) {
     scan_segment<END_STATES>(p);
 }
-KERNEL LAUNCH_BOUNDS(FORWARD_THREADS, 512 / FORWARD_THREADS) scan_end_gradients(const GRID_CONSTANT ScanParams p) {
+KERNEL LAUNCH_BOUNDS(32 * FORWARD_WARPS, FORWARD_BLOCKS) scan_end_gradients(const GRID_CONSTANT ScanParams p) {
     scan_segment<END_GRADIENTS>(p);
 }
 
@@ -405,214 +491,381 @@ DEVICE void chain_segments(const ScanParams& p, bool backwards) {
 KERNEL scan_chain_states(const GRID_CONSTANT ScanParams p) { chain_segments(p, false); }
 KERNEL scan_chain_gradients(const GRID_CONSTANT ScanParams p) { chain_segments(p, true); }
 
-// ----------------------------------------------------------------------------------------------------- backward
+// ----------------------------------------------------------------------------- sums over channels, on the matrix units
 
-// A chunk of a warp. The gradients of Δ and u take the place of Δ and u.
-struct WarpChunk {
-    float delta[CHUNK][WARP_CHANNELS], u[CHUNK][WARP_CHANNELS], dy[CHUNK][WARP_CHANNELS];
-    float states[CHUNK / SUBTILE][CHANNELS][32][4];  // before each subtile
-    float dBC[CHUNK * 2 * STATES];                   // the warp's share
-};
+// dB[t, n] = Σ_c dh[t, c, n] Δu[t, c] and dC[t, n] = Σ_c h[t, c, n] dy[t, c] over the channels of a warp. For one
+// position that is a matrix (states × channels) times a vector, and the units multiply matrices; so the vectors of
+// STATE_LANES positions stand side by side in a matrix that is zero elsewhere, and the products of the positions add up
+// in one result.
+//
+// The units' layouts (m16n8k8) fit to how a warp holds its states. With q = lane % 4 and r = lane / 4, a thread gives
+// the left matrix elements of rows r and r + 8, columns q and q + 4; the right one those of rows q and q + 4, column r;
+// and it gets rows r and r + 8, columns 2q and 2q + 1 of the result. Channels are q + 4 β; r holds the state lane and
+// β. Hence
+//   left    row r: the thread's first state, row r + 8: its second; column q: one position, column q + 4: the next
+//   right   column (position, β): the vector's channels q + 4 β, held by the very thread whose place that is
+//   result  of row r the columns with the same β; the others mix channels, and are left out
+// and the sum over β follows.
+//
+// The units read 11 significant bits of a float32 (tf32) and add in float32. That is as fine as float16 and finer than
+// bfloat16, so one product does for maps of these types. For float32 maps each factor is cut in two, and three products
+// are taken, which leaves out 2^-21.
+constexpr int PARITIES = 8 / STATE_LANES;                      // values of β
+constexpr int SHARES = STATE_LANES == 4 ? 1 : PARITIES;        // of a warp; two are added before they are written
+constexpr int TOGETHER = STATE_LANES > 1 ? 2 : 1;              // positions in one product
+constexpr int PRODUCTS = (LANE_STATES + 1) / 2;                // of one or two of a thread's states
 
-// (channel, state) pairs of a thread at each position of a subtile, recomputed from the state before it.
-struct Subtile {
-    float h[SUBTILE + 1][CHANNELS][4], decay[SUBTILE][CHANNELS][4];
+struct Products {
+    float result[PRODUCTS][4];
 
-    // Go from h[0] on; with KEEP fill the arrays, without leave in h[0] the state after the subtile.
-    template <bool KEEP>
-    DEVICE_MEMBER void advance(const Place& at, const WarpChunk& mine, const float* BC, const float (&A)[CHANNELS][4],
-                               int first) {
+    DEVICE_MEMBER void add(const float (&left)[TOGETHER][LANE_STATES], const float (&right)[TOGETHER]) {
+        if constexpr (ELEMENT != 0) {
+            multiply(left, right);
+        } else {
+            float coarse[TOGETHER][LANE_STATES], rest[TOGETHER][LANE_STATES];
+            float coarse_right[TOGETHER], rest_right[TOGETHER];
 #pragma unroll
-        for (int t = 0; t < SUBTILE; ++t) {
-            const floats<4> B = read<4>(&BC[(first + t) * 2 * STATES + 4 * at.state_lane]);
-            const floats<CHANNELS> delta = read<CHANNELS>(&mine.delta[first + t][at.channel_lane * CHANNELS]);
-            const floats<CHANNELS> u = read<CHANNELS>(&mine.u[first + t][at.channel_lane * CHANNELS]);
+            for (int j = 0; j < TOGETHER; ++j) {
+                coarse_right[j] = cut_to_tf32(right[j]);
+                rest_right[j] = right[j] - coarse_right[j];
 #pragma unroll
-            for (int c = 0; c < CHANNELS; ++c) {
-                const float inflow = delta.v[c] * u.v[c];
-#pragma unroll
-                for (int s = 0; s < 4; ++s) {
-                    const float a = exp2_fast(delta.v[c] * A[c][s]);
-                    if (KEEP) decay[t][c][s] = a;
-                    h[KEEP ? t + 1 : 0][c][s] = fmaf(a, h[KEEP ? t : 0][c][s], inflow * B.v[s]);
+                for (int s = 0; s < LANE_STATES; ++s) {
+                    coarse[j][s] = cut_to_tf32(left[j][s]);
+                    rest[j][s] = left[j][s] - coarse[j][s];
                 }
             }
+            multiply(coarse, coarse_right);
+            multiply(rest, coarse_right);
+            multiply(coarse, rest_right);
+        }
+    }
+
+    DEVICE_MEMBER void multiply(const float (&left)[TOGETHER][LANE_STATES], const float (&right)[TOGETHER]) {
+        constexpr int LAST = TOGETHER - 1;
+#pragma unroll
+        for (int m = 0; m < PRODUCTS; ++m) {
+            constexpr bool TWO_STATES = LANE_STATES > 1;
+            multiply_add(
+                result[m], left[0][2 * m], TWO_STATES ? left[0][2 * m + TWO_STATES] : 0.f,
+                LAST ? left[LAST][2 * m] : 0.f, LAST && TWO_STATES ? left[LAST][2 * m + TWO_STATES] : 0.f,
+                right[0], LAST ? right[LAST] : 0.f);
         }
     }
 };
 
-KERNEL LAUNCH_BOUNDS(BACKWARD_THREADS, 2) scan_backward(const GRID_CONSTANT ScanParams p) {
-    SHARED_MEMORY(BC);  // (CHUNK, 2 STATES), of all warps; then their chunks
-    WarpChunk* warp_chunks = reinterpret_cast<WarpChunk*>(BC + CHUNK * 2 * STATES);
-    const Place at = find_place(p);
-    const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
-    WarpChunk& mine = warp_chunks[warp];
-    const int first_channel = at.channel_lane * CHANNELS;
-    const long long pairs = p.channels * p.d_state;
-    const auto us = u_map(p, at, p.u), dys = u_map(p, at, p.dy);
-    const auto deltas = delta_map(p, at, p.delta);
-    const auto dus = dense_map(p, at, p.du), ddeltas = delta_map(p, at, p.ddelta);
+// Where the share of a warp in dB (matrix 0) or dC (1) of a position begins, for the states of one state lane. Threads
+// that write neighbouring positions find different banks.
+DEVICE int share_column(int position, int matrix, int state_lane) {
+    const int lane = matrix * STATE_LANES + state_lane;
+    return (STATE_LANES == 4 ? lane ^ (position & 3) : lane) * LANE_STATES;
+}
 
-    float A[CHANNELS][4], dA[CHANNELS][4] = {}, carry[CHANNELS][4] = {};  // carry: decay_{t+1} dL/dh_{t+1}
-    float dbias[VECTOR] = {}, dD[VECTOR] = {};
-    load_pairs(p, at, p.A + at.g * pairs, A);
-    if (p.segments > 1) load_pairs(p, at, p.carry + (sequence(p, at) * p.segments + at.segment) * pairs, carry);
-    const Discretisation step(p, at);
-    const MatrixColumns columns(p, at);
-
-    for (int chunk = (at.stop - 1) / CHUNK; chunk >= at.start / CHUNK; --chunk) {
-        const int first = chunk * CHUNK;
-        const int pixel = first + at.lane < at.stop ? visited_pixel(p, at.g, first + at.lane) : -1;
-        for (int e = threadIdx.x; e < CHUNK * MATRIX_VECTORS; e += blockDim.x) {
-            const auto raw = columns.load_row(from_lane(pixel, e / MATRIX_VECTORS));
+// Write what the threads got for STATE_LANES positions, the first of which is `first`.
+DEVICE void write_shares(const Place& at, const Products& dB, const Products& dC, int first,
+                         float (&shares)[SHARES][CHUNK][2 * STATES]) {
+    const int q = at.lane % 4, parity = at.lane / 4 % PARITIES;
+    if constexpr (STATE_LANES == 4) {
+        // Columns 2q and 2q + 1 are one position's, β = 0 and 1. Threads with β = 0 finish dB, the others dC: each
+        // gives away what it has of the other matrix.
+        float sums[LANE_STATES];
 #pragma unroll
-            for (int v = 0; v < MATRIX_VECTOR; ++v) BC[e * MATRIX_VECTOR + v] = to_float(raw.v[v]);
+        for (int s = 0; s < LANE_STATES; ++s) {
+            const float *b = dB.result[s / 2] + s % 2 * 2, *c = dC.result[s / 2] + s % 2 * 2;
+            const float kept = parity ? c[1] : b[0], given = parity ? b[1] : c[0];
+            sums[s] = kept + exchange(given, 4);
         }
-        for_each_row<CHUNK>(at, [&](int, int t, int c) {
-            const int pixel_t = from_lane(pixel, t);
-            elements raw_delta = {}, raw_u = {}, raw_dy = {};
-            if (pixel_t >= 0 && at.moved < p.channels) {
-                raw_delta = load(deltas.at(pixel_t, at.moved));
-                raw_u = load(us.at(pixel_t, at.moved));
-                raw_dy = load(dys.at(pixel_t, at.moved));
+        copy<LANE_STATES>(&shares[0][first + q][share_column(first + q, parity, at.state_lane)], sums);
+    } else {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const int column = 2 * q + j, t = first + column / PARITIES;
+            if (column % PARITIES == parity) {
+                shares[parity][t][share_column(t, 0, at.state_lane)] = dB.result[0][j];
+                shares[parity][t][share_column(t, 1, at.state_lane)] = dC.result[0][j];
             }
-            float delta[VECTOR], u[VECTOR], dy[VECTOR];
+        }
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------- backward
+
+typedef ChannelRows<BACKWARD_WARPS, CHUNK> BackwardRows;
+typedef MatrixRows<BACKWARD_WARPS, CHUNK> BackwardMatrices;
+
+constexpr int PART_ROW = WARP_CHANNELS * 2;  // of a position and state lane
+
+struct BackwardMemory {
+    float values[CHUNK][BackwardRows::CHANNELS][4];  // Δ, Δu, dy, u; then dΔ, du. Channels in the order of `value_slot`
+    float BC[CHUNK][2 * STATES];
+    float starts[BACKWARD_WARPS][CHUNK / SUBTILE][32][LANE_STATES];  // states of a thread before each subtile
+    // of a subtile: sums over a thread's states, dL/d(Δu) and the decays' share of dL/dΔ; the last row keeps positions
+    // in different banks
+    float parts[BACKWARD_WARPS][SUBTILE][STATE_LANES + 1][PART_ROW];
+    float shares[BACKWARD_WARPS][SHARES][CHUNK][2 * STATES];
+    BackwardRows::Slots delta, u, dy;
+    BackwardMatrices::Slots matrices;
+    KeptStates::Vector kept[32 * BACKWARD_WARPS];
+};
+
+static_assert(sizeof(BackwardMemory) == BACKWARD_BYTES, "cuda_scan.py counts otherwise");
+
+// Neighbouring threads that read or write four channels each find them in different banks.
+DEVICE int value_slot(int channel) { return channel ^ (channel >> 3 & 3); }
+
+// The rows of a block's dB and dC that a thread sums up and writes, LANE_STATES neighbours of each.
+struct GradientRows {
+    static constexpr int FITTING = power_of_two_up_to(32 * BACKWARD_WARPS / (2 * STATE_LANES));
+    static constexpr int STEP = FITTING < CHUNK ? FITTING : CHUNK, COUNT = CHUNK / STEP;
+
+    int row, matrix, state_lane;
+    Walk walk;
+    Column<float> target;
+
+    DEVICE_MEMBER GradientRows(const ScanParams& p, const Place& at, int last)
+        : row(threadIdx.x / (2 * STATE_LANES)),
+          matrix(threadIdx.x / STATE_LANES % 2),
+          state_lane(threadIdx.x % STATE_LANES),
+          walk(p, at.g, last + (COUNT - 1) * STEP + row, STEP, true),
+          target(p.dBC,
+                 ((blockIdx.x * p.batch + at.b) * p.length * p.groups + at.g) * 2 * STATES +
+                     threadIdx.x % (2 * STATE_LANES) * LANE_STATES,
+                 p.groups * 2 * STATES) {}
+
+    DEVICE_MEMBER void write(const ScanParams& p, const Place& at, const BackwardMemory& memory, int first) {
+        if (row >= STEP) return;
+#pragma unroll
+        for (int i = COUNT - 1; i >= 0; --i) {
+            const int t = i * STEP + row, column = share_column(t, matrix, state_lane);
+            float sums[LANE_STATES] = {};
+#pragma unroll
+            for (int warp = 0; warp < BACKWARD_WARPS; ++warp)
+#pragma unroll
+                for (int k = 0; k < SHARES; ++k) {
+                    const floats<LANE_STATES> share = read<LANE_STATES>(&memory.shares[warp][k][t][column]);
+#pragma unroll
+                    for (int s = 0; s < LANE_STATES; ++s) sums[s] += share.v[s];
+                }
+            if (first + t < at.stop) copy<LANE_STATES>(target.at(walk.pixel), sums);
+            walk.advance();
+        }
+    }
+};
+
+KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const GRID_CONSTANT ScanParams p) {
+    SHARED_MEMORY(backward_memory);
+    BackwardMemory& memory = *reinterpret_cast<BackwardMemory*>(backward_memory);
+    const Place at = Place::find<BACKWARD_WARPS>(p);
+    const long long pairs = p.channels * p.d_state;
+
+    const BackwardRows mine(p, at, at.stop);
+    const BackwardMatrices matrices(p, at, at.stop);
+    const Discretisation discretisation(p, at, mine.channel, mine.inside);
+    const auto us = u_column(p, at, p.u, mine.channel), dys = u_column(p, at, p.dy, mine.channel);
+    const auto deltas = delta_column(p, at, p.delta, mine.channel);
+    const auto dus = dense_column(p, at, p.du, mine.channel);
+    const auto ddeltas = delta_column(p, at, p.ddelta, mine.channel);
+    const KeptStates kept(p, at);
+
+    // Chunks and their rows are gone through from the last to the first; so are the rows that are written.
+    const int last = (at.stop - 1) / CHUNK * CHUNK;
+    constexpr int ROWS_ABOVE = (BackwardRows::COUNT - 1) * BackwardRows::STEP;
+    constexpr int MATRIX_ROWS_ABOVE = (BackwardMatrices::COUNT - 1) * BackwardMatrices::STEP;
+    Walk walk(p, at.g, last + ROWS_ABOVE + mine.row, BackwardRows::STEP, true), written = walk;
+    Walk matrix_walk(p, at.g, last + MATRIX_ROWS_ABOVE + matrices.row, BackwardMatrices::STEP, true);
+    GradientRows gradients(p, at, last);
+    auto fetch = [&](int first) {
+        if (first >= at.start) {
+#pragma unroll
+            for (int i = BackwardRows::COUNT - 1; i >= 0; --i) {
+                const bool wanted = first + i * BackwardRows::STEP < mine.rows;
+                copy_async<sizeof(elements)>(&memory.delta[i][threadIdx.x], deltas.at(walk.pixel), wanted);
+                copy_async<sizeof(elements)>(&memory.u[i][threadIdx.x], us.at(walk.pixel), wanted);
+                copy_async<sizeof(elements)>(&memory.dy[i][threadIdx.x], dys.at(walk.pixel), wanted);
+                walk.advance();
+            }
+#pragma unroll
+            for (int i = BackwardMatrices::COUNT - 1; i >= 0; --i) {
+                matrices.fetch(memory.matrices, i, first, matrix_walk.pixel);
+                matrix_walk.advance();
+            }
+            kept.fetch(first / CHUNK, memory.kept[threadIdx.x]);
+        }
+        end_copies();
+    };
+    fetch(last);
+
+    float A[LANE_STATES], dA[LANE_STATES] = {}, carry[LANE_STATES] = {};  // carry: decay_{t+1} dL/dh_{t+1}
+    float dbias[VECTOR] = {}, dD[VECTOR] = {};
+    load_states(p, at, p.A + at.g * pairs, A);
+    if (p.segments > 1) load_states(p, at, p.carry + (sequence(p, at) * p.segments + at.segment) * pairs, carry);
+
+    auto& starts = memory.starts[at.warp];
+    auto& parts = memory.parts[at.warp];
+    auto& shares = memory.shares[at.warp];
+    const int slot = value_slot(at.slot);
+
+    for (int first = last; first >= at.start; first -= CHUNK) {
+        wait_for_copies<0>();
+#pragma unroll
+        for (int i = 0; i < BackwardRows::COUNT; ++i) {
+            const int t = i * BackwardRows::STEP + mine.row;
+            const float factor = first + i * BackwardRows::STEP < mine.rows ? 1.f : 0.f;
+            float raw[VECTOR], us[VECTOR], dys[VECTOR];
+            to_floats(memory.delta[i][threadIdx.x], raw);
+            to_floats(memory.u[i][threadIdx.x], us);
+            to_floats(memory.dy[i][threadIdx.x], dys);
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) {
-                delta[v] = step.apply(raw_delta.v[v], v, pixel_t);
-                u[v] = to_float(raw_u.v[v]);
-                dy[v] = to_float(raw_dy.v[v]);
-                dD[v] = fmaf(dy[v], u[v], dD[v]);
+                const float delta = discretisation.apply(raw[v], v, factor), u = us[v], dy = dys[v];
+                const float values[4] = {delta, delta * u, dy, u};
+                dD[v] = fmaf(dy, u, dD[v]);
+                copy<4>(memory.values[t][value_slot(mine.column + v)], values);
             }
-            copy<VECTOR>(&mine.delta[t][c], delta);
-            copy<VECTOR>(&mine.u[t][c], u);
-            copy<VECTOR>(&mine.dy[t][c], dy);
-        });
-        Subtile tile;
-        load_pairs(p, at, kept_states(p, at, chunk), tile.h[0]);
+        }
+        matrices.convert_to(memory.BC, memory.matrices);
+        float h[LANE_STATES];
+        to_floats(memory.kept[threadIdx.x], h);
+        fetch(first - CHUNK);
         __syncthreads();
 
 #pragma unroll 1
-        for (int i = 0; i < CHUNK / SUBTILE; ++i) {
+        for (int begin = 0;; begin += SUBTILE) {
+            copy<LANE_STATES>(starts[begin / SUBTILE][at.lane], h);
+            if (begin + SUBTILE == CHUNK) break;
 #pragma unroll
-            for (int c = 0; c < CHANNELS; ++c) copy<4>(mine.states[i][c][at.lane], tile.h[0][c]);
-            if (i + 1 < CHUNK / SUBTILE) tile.advance<false>(at, mine, BC, A, i * SUBTILE);
+            for (int t = begin; t < begin + SUBTILE; ++t) {
+                const floats<2> step = read<2>(memory.values[t][slot]);
+                const floats<LANE_STATES> B = read<LANE_STATES>(memory.BC[t] + LANE_STATES * at.state_lane);
+#pragma unroll
+                for (int s = 0; s < LANE_STATES; ++s)
+                    h[s] = fmaf(exp2_fast(step.v[0] * A[s]), h[s], step.v[1] * B.v[s]);
+            }
         }
 
 #pragma unroll 1
-        for (int i = CHUNK / SUBTILE - 1; i >= 0; --i) {
+        for (int begin = CHUNK - SUBTILE; begin >= 0; begin -= SUBTILE) {
+            // The states and decays of the subtile, and what of its positions is needed twice.
+            float states[SUBTILE + 1][LANE_STATES], decay[SUBTILE][LANE_STATES], B[SUBTILE][LANE_STATES];
+            float delta[SUBTILE], inflow[SUBTILE], dy[SUBTILE];
+            const floats<LANE_STATES> start = read<LANE_STATES>(starts[begin / SUBTILE][at.lane]);
 #pragma unroll
-            for (int c = 0; c < CHANNELS; ++c) {
-                const floats<4> state = read<4>(mine.states[i][c][at.lane]);
+            for (int s = 0; s < LANE_STATES; ++s) states[0][s] = start.v[s];
 #pragma unroll
-                for (int s = 0; s < 4; ++s) tile.h[0][c][s] = state.v[s];
-            }
-            tile.advance<true>(at, mine, BC, A, i * SUBTILE);
-
-            using Mine = Left<8, CHANNEL_LANES>;
-            float sums[SUBTILE][2][CHANNELS];  // over this thread's states: dL/d(Δu), and the decays' share of dL/dΔ
-            float dBC[SUBTILE][Mine::count];
+            for (int t = 0; t < SUBTILE; ++t) {
+                const floats<4> values = read<4>(memory.values[begin + t][slot]);
+                const floats<LANE_STATES> row = read<LANE_STATES>(memory.BC[begin + t] + LANE_STATES * at.state_lane);
+                delta[t] = values.v[0];
+                inflow[t] = values.v[1];
+                dy[t] = values.v[2];
 #pragma unroll
-            for (int t = SUBTILE - 1; t >= 0; --t) {
-                const int position = i * SUBTILE + t;
-                const floats<4> B = read<4>(&BC[position * 2 * STATES + 4 * at.state_lane]);
-                const floats<4> C = read<4>(&BC[position * 2 * STATES + STATES + 4 * at.state_lane]);
-                const floats<CHANNELS> delta = read<CHANNELS>(&mine.delta[position][first_channel]);
-                const floats<CHANNELS> u = read<CHANNELS>(&mine.u[position][first_channel]);
-                const floats<CHANNELS> dy = read<CHANNELS>(&mine.dy[position][first_channel]);
-                float dmatrices[8] = {};  // dB and dC of this thread's states
-#pragma unroll
-                for (int c = 0; c < CHANNELS; ++c) {
-                    const float inflow = delta.v[c] * u.v[c];
-                    sums[t][0][c] = sums[t][1][c] = 0.f;
-#pragma unroll
-                    for (int s = 0; s < 4; ++s) {
-                        const float dh = fmaf(dy.v[c], C.v[s], carry[c][s]);
-                        dmatrices[s] = fmaf(dh, inflow, dmatrices[s]);
-                        dmatrices[4 + s] = fmaf(dy.v[c], tile.h[t + 1][c][s], dmatrices[4 + s]);
-                        sums[t][0][c] = fmaf(dh, B.v[s], sums[t][0][c]);
-                        carry[c][s] = tile.decay[t][c][s] * dh;
-                        const float dexponent = carry[c][s] * tile.h[t][c][s];
-                        sums[t][1][c] = fmaf(dexponent, A[c][s], sums[t][1][c]);
-                        dA[c][s] = fmaf(dexponent, delta.v[c], dA[c][s]);
-                    }
+                for (int s = 0; s < LANE_STATES; ++s) {
+                    B[t][s] = row.v[s];
+                    decay[t][s] = exp2_fast(delta[t] * A[s]);
+                    states[t + 1][s] = fmaf(decay[t][s], states[t][s], inflow[t] * B[t][s]);
                 }
-                sum_over_lanes<8, CHANNEL_LANES, STATE_LANES>(dmatrices, at.lane);
-#pragma unroll
-                for (int j = 0; j < Mine::count; ++j) dBC[t][j] = dmatrices[j];
             }
-            // Stored for several positions at once, as y in the forward.
-            if (Mine::writes(at.channel_lane)) {
+
+            float sums[SUBTILE][2];  // over this thread's states: dL/d(Δu), and the decays' share of dL/dΔ
 #pragma unroll
-                for (int t = 0; t < SUBTILE; ++t)
+            for (int group = SUBTILE - STATE_LANES; group >= 0; group -= STATE_LANES) {
+                Products dB = {}, dC = {};
 #pragma unroll
-                    for (int j = 0; j < Mine::count; ++j) {
-                        const int k = Mine::first(at.channel_lane) + j;  // 0 to 3: dB, 4 to 7: dC
-                        mine.dBC[(i * SUBTILE + t) * 2 * STATES + k / 4 * STATES + 4 * at.state_lane + k % 4] = dBC[t][j];
+                for (int pair = group + STATE_LANES - TOGETHER; pair >= group; pair -= TOGETHER) {
+                    float dh[TOGETHER][LANE_STATES], after[TOGETHER][LANE_STATES];
+                    float inflows[TOGETHER], dys[TOGETHER];
+#pragma unroll
+                    for (int j = TOGETHER - 1; j >= 0; --j) {
+                        const int t = pair + j;
+                        const floats<LANE_STATES> C =
+                            read<LANE_STATES>(memory.BC[begin + t] + STATES + LANE_STATES * at.state_lane);
+                        sums[t][0] = sums[t][1] = 0.f;
+#pragma unroll
+                        for (int s = 0; s < LANE_STATES; ++s) {
+                            dh[j][s] = fmaf(dy[t], C.v[s], carry[s]);
+                            after[j][s] = states[t + 1][s];
+                            sums[t][0] = fmaf(dh[j][s], B[t][s], sums[t][0]);
+                            carry[s] = decay[t][s] * dh[j][s];
+                            const float dexponent = carry[s] * states[t][s];
+                            sums[t][1] = fmaf(dexponent, A[s], sums[t][1]);
+                            dA[s] = fmaf(dexponent, delta[t], dA[s]);
+                        }
+                        inflows[j] = at.state_lane == t - group ? inflow[t] : 0.f;
+                        dys[j] = at.state_lane == t - group ? dy[t] : 0.f;
                     }
+                    dB.add(dh, inflows);
+                    dC.add(after, dys);
+                }
+                write_shares(at, dB, dC, begin + group, shares);
             }
-            // Each of the threads that share a channel finishes some of the subtile's positions.
-            constexpr int KEPT = SUBTILE / STATE_LANES;
-            sum_over_lanes<SUBTILE * 2 * CHANNELS, STATE_LANES, 1>(
-                reinterpret_cast<float(&)[SUBTILE * 2 * CHANNELS]>(sums), at.lane);
+#pragma unroll
+            for (int t = 0; t < SUBTILE; ++t) copy<2>(&parts[t][at.state_lane][2 * at.channel_lane], sums[t]);
+
+            // Each thread finishes some of the subtile's positions and channels.
             __syncwarp();
 #pragma unroll
-            for (int t = 0; t < KEPT; ++t) {
-                const int position = i * SUBTILE + at.state_lane * KEPT + t;
-                const floats<CHANNELS> delta = read<CHANNELS>(&mine.delta[position][first_channel]);
-                const floats<CHANNELS> u = read<CHANNELS>(&mine.u[position][first_channel]);
-                float ddelta[CHANNELS], du[CHANNELS];
+            for (int i = 0; i < SUBTILE * WARP_CHANNELS / 32; ++i) {
+                const int t = i * STATE_LANES + at.state_lane;
+                float dinflow = 0.f, dexponent = 0.f;
 #pragma unroll
-                for (int c = 0; c < CHANNELS; ++c) {
-                    ddelta[c] = fmaf(sums[t][0][c], u.v[c], LN2 * sums[t][1][c]);
-                    if (DELTA_SOFTPLUS) ddelta[c] *= softplus_slope(delta.v[c]);
-                    du[c] = sums[t][0][c] * delta.v[c];
+                for (int lane = 0; lane < STATE_LANES; ++lane) {
+                    const floats<2> part = read<2>(&parts[t][lane][2 * at.channel_lane]);
+                    dinflow += part.v[0];
+                    dexponent += part.v[1];
                 }
-                copy<CHANNELS>(&mine.delta[position][first_channel], ddelta);
-                copy<CHANNELS>(&mine.u[position][first_channel], du);
+                float* values = memory.values[begin + t][slot];
+                const floats<4> value = read<4>(values);
+                float ddelta = fmaf(dinflow, value.v[3], LN2 * dexponent);
+                if (DELTA_SOFTPLUS) ddelta *= softplus_slope(value.v[0]);
+                const float results[2] = {ddelta, dinflow * value.v[0]};
+                copy<2>(values, results);
             }
+            __syncwarp();
         }
 
         __syncthreads();
-        for_each_row<CHUNK>(at, [&](int, int t, int c) {
-            const int pixel_t = from_lane(pixel, t);
-            if (pixel_t >= 0 && at.moved < p.channels) {
-                const floats<VECTOR> ddelta = read<VECTOR>(&mine.delta[t][c]);
 #pragma unroll
-                for (int v = 0; v < VECTOR; ++v) dbias[v] += ddelta.v[v];
-                store(ddeltas.at(pixel_t, at.moved), ddelta.v);
-                store(dus.at(pixel_t, at.moved), read<VECTOR>(&mine.u[t][c]).v);
-            }
-        });
-        for (int e = threadIdx.x; e < CHUNK * STATES / 2; e += blockDim.x) {
-            const int pixel_t = from_lane(pixel, e / (STATES / 2));
-            float sums[4] = {};
-            for (int w = 0; w < warps; ++w) {
-                const floats<4> share = read<4>(&warp_chunks[w].dBC[4 * e]);
+        for (int i = BackwardRows::COUNT - 1; i >= 0; --i) {
+            const int t = i * BackwardRows::STEP + mine.row;
+            if (first + i * BackwardRows::STEP < mine.rows) {
+                float ddelta[VECTOR], du[VECTOR];
 #pragma unroll
-                for (int j = 0; j < 4; ++j) sums[j] += share.v[j];
+                for (int v = 0; v < VECTOR; ++v) {
+                    const floats<2> results = read<2>(memory.values[t][value_slot(mine.column + v)]);
+                    ddelta[v] = results.v[0];
+                    du[v] = results.v[1];
+                    dbias[v] += ddelta[v];
+                }
+                store(ddeltas.at(written.pixel), ddelta);
+                store(dus.at(written.pixel), du);
             }
-            const long long row = (blockIdx.x * p.batch + at.b) * p.length + pixel_t;
-            if (pixel_t >= 0) copy<4>(p.dBC + (row * p.groups + at.g) * 2 * STATES + 4 * e % (2 * STATES), sums);
+            written.advance();
         }
-        __syncthreads();
+        gradients.write(p, at, memory, first);
     }
 
     const long long part = ((long long)at.segment * p.batch + at.b) * p.groups + at.g;
     float* dparameters = p.dparameters + part * (pairs + 2 * p.channels);
 #pragma unroll
-    for (int i = 0; i < CHANNELS * 4; ++i) dA[i / 4][i % 4] *= LN2;
-    store_pairs(p, at, dparameters, dA);
+    for (int s = 0; s < LANE_STATES; ++s) dA[s] *= LN2;
+    store_states(p, at, dparameters, dA);
+
+    // The sums of the threads that moved the same channels, which are STEP for each of them.
+    __syncthreads();
+    float(*sums)[BackwardRows::CHANNELS][2] = reinterpret_cast<float(*)[BackwardRows::CHANNELS][2]>(memory.values);
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) {
-#pragma unroll
-        for (int offset = 16; offset >= ROW_VECTORS; offset /= 2) {
-            dbias[v] += exchange(dbias[v], offset);
-            dD[v] += exchange(dD[v], offset);
+        sums[mine.row][mine.column + v][0] = dbias[v];
+        sums[mine.row][mine.column + v][1] = dD[v];
+    }
+    __syncthreads();
+    const int columns = min(BackwardRows::CHANNELS, int(p.channels) - at.block_channel);
+    for (int c = threadIdx.x; c < columns; c += 32 * BACKWARD_WARPS) {
+        float dbias_sum = 0.f, dD_sum = 0.f;
+        for (int row = 0; row < BackwardRows::STEP; ++row) {
+            dbias_sum += sums[row][c][0];
+            dD_sum += sums[row][c][1];
         }
-        if (at.lane < ROW_VECTORS && at.moved < p.channels) {
-            dparameters[pairs + at.moved + v] = dbias[v];
-            dparameters[pairs + p.channels + at.moved + v] = dD[v];
-        }
+        dparameters[pairs + at.block_channel + c] = dbias_sum;
+        dparameters[pairs + p.channels + at.block_channel + c] = dD_sum;
     }
 }
