@@ -11,10 +11,11 @@ import fire
 from monai.bundle import ConfigParser, run
 
 # Every network small, and every run short: added behind what the documentation says.
+# The workplace holds networks of another training.
+AGAIN = "--checkpoint#overwrite True --max_epochs 1 --batch_size 2 --val_interval 1"
 SHORT = {
-    "training": "--max_epochs 1 --iterations_per_epoch 1 --batch_size 2 --val_interval 1 --roi_size [32,32]",
-    "pretraining": "--max_epochs 1 --batch_size 2 --val_interval 1 --picture_interval 1 --spatial_size [32,32] "
-    "--mask_patch_size 16",
+    "training": f"{AGAIN} --iterations_per_epoch 1 --roi_size [32,32]",
+    "pretraining": f"{AGAIN} --picture_interval 1 --spatial_size [32,32] --mask_patch_size 16",
     "evaluating": "--roi_size [64,64] --num_figures 1",
     "inference": "--roi_size [64,64]",
 }
