@@ -93,18 +93,16 @@ def read_evaluation(argument: str) -> Evaluation:
     path = Path(folder)
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        columns = summary["columns"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        run = dict(summary.get("run") or {})
+        task, system = run.get("task") or _task_of(summary["columns"]), name or run.get("network_name")
+        trainings = list(run.get("training") or [])
+        training = dict((trainings[0] if len(trainings) == 1 else None) or {})
+    except (OSError, AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no folder of an evaluation: it has no summary.json of one.") from error
-    run = summary.get("run") or {}
-    task = run.get("task") or _task_of(columns)
-    system = name or run.get("network_name")
-    if task not in TASKS or not system:
+    if not isinstance(task, str) or task not in TASKS or not isinstance(system, str) or not system:
         raise InputError(f"{path} does not say which network it is of; write NAME={path}.")
-    trainings = run.get("training") or []
-    training = (trainings[0] if len(trainings) == 1 else None) or {}
-    row = _row_name(name, str(system), len(trainings), training)
-    return Evaluation(path, task, str(system), row, training, read_cases(path / "metrics.csv"))
+    row = _row_name(name, system, len(trainings), training)
+    return Evaluation(path, task, system, row, training, read_cases(path / "metrics.csv"))
 
 
 def _task_of(columns: Mapping) -> str | None:

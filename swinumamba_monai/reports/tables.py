@@ -52,14 +52,22 @@ def write_table(
 
 
 def write_csv(output_dir: PathLike, name: str, rows: Sequence[Mapping]) -> None:
-    """Write ``NAME.csv`` with every key of every row, into a folder that is made if absent."""
+    """Write ``NAME.csv`` with every key of every row, into a folder that is made if absent.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(folder / f"{name}.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, keys, lineterminator="\n")
         table.writeheader()
-        table.writerows(rows)
+        table.writerows({key: _no_formula(cell) for key, cell in row.items()} for row in rows)
+
+
+def _no_formula(cell: object) -> object:
+    """A cell that no spreadsheet takes for a formula: names of files and classes may begin like one."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _text(cell: object) -> str:

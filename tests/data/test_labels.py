@@ -94,3 +94,15 @@ def test_the_typing_error_of_amos_is_known():
     assert dict(zip(ABDOMEN_CLASSES, select_classes(parse_label_map(AMOS, "amos"), ABDOMEN_CLASSES).ids))["aorta"] == (
         8,
     )
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"background": 0, "a": Infinity}', '{"background": 0, "a": NaN}', '{"background": 0, "a": 1e400}', "[" * 100_000,
+     '{"background": 0, "a": 99999999999999999999}', '{"background": 0, "a": [[1]]}', '{"background": null, "a": 1}'],
+)  # fmt: skip
+def test_numbers_that_are_none(tmp_path, content):
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(InputError, match=r"is no label map|over 32 bits") as caught:
+        read_label_map(tmp_path / "labels.json")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400

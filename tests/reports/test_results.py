@@ -10,6 +10,9 @@ import json
 import pytest
 
 from swinumamba_monai.cli import main
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.reports import read_evaluation
+from swinumamba_monai.reports.tables import write_csv
 
 
 def evaluation(folder, scores, network_name="nnUNet", training=None, run=True, name="metrics.csv"):
@@ -89,3 +92,27 @@ def test_bad_folders_are_one_sentence(tmp_path, capsys, what):
     words = {"nothing": "no folder of an evaluation", "unnamed": "write NAME=", "cases": "different cases"}
     assert error.startswith("error: ") and words[what] in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        "[1]", "{", '"text"', "[" * 100_000, '{"columns": 3}', '{"columns": {"a": 1}}', '{"columns": {}, "run": [1]}',
+        '{"columns": {"f1": {}}, "run": {"task": ["microscopy"], "network_name": "nnUNet"}}',
+        '{"columns": {"f1": {}}, "run": {"network_name": {"a": 1}}}',
+        '{"columns": {"f1": {}}, "run": {"network_name": "nnUNet", "training": 7}}',
+        '{"columns": {"f1": {}}, "run": {"network_name": "nnUNet", "training": [[1]]}}',
+    ],
+)  # fmt: skip
+def test_damaged_summaries_get_a_sentence(tmp_path, summary):
+    (tmp_path / "summary.json").write_text(summary)
+    with pytest.raises(InputError, match=r"is no folder of an evaluation|does not say which network"):
+        read_evaluation(str(tmp_path))
+
+
+def test_names_are_no_formulas(tmp_path):
+    rows = [{"name": name, "f1": -0.5} for name in ("=1+1", "+a", "-b", "@c", "\td", "plain", "a=b")]
+    write_csv(tmp_path, "metrics", rows)
+    cells = [line.split(",")[0] for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    assert cells == ["'=1+1", "'+a", "'-b", "'@c", "'\td", "plain", "a=b"]
+    assert "-0.5" in (tmp_path / "metrics.csv").read_text() and "'-0.5" not in (tmp_path / "metrics.csv").read_text()

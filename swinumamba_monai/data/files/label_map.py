@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted, shown
 
 # The classes of the paper's AbdomenMRI and Endoscopy data, in its order; 0 is background.
 ABDOMEN_CLASSES = (
@@ -119,12 +119,16 @@ def read_label_map(path: PathLike) -> LabelMap:
     except InputError:
         raise
     except (AttributeError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f'{path} is no label map ({error!r}); write {{"background": 0, "liver": 1, ...}}.') from error
+        raise _no_label_map(path, error) from error
 
 
 def as_label_map(given: LabelMap | PathLike | None) -> LabelMap | None:
     """A label map, or that of the JSON file given in its place, as :func:`read_label_map` reads it; None for None."""
     return given if given is None or isinstance(given, LabelMap) else read_label_map(given)
+
+
+def _no_label_map(source: object, error: Exception) -> InputError:
+    return InputError(f'{source} is no label map ({quoted(error)}); write {{"background": 0, "liver": 1, ...}}.')
 
 
 def parse_label_map(content: Mapping[str, object], source: object) -> LabelMap:
@@ -137,9 +141,11 @@ def parse_label_map(content: Mapping[str, object], source: object) -> LabelMap:
                 (str(name), tuple(int(v) for v in (value if isinstance(value, list) else [value])))
                 for name, value in content.items()
             ]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f'{source} is no label map ({error}); write {{"background": 0, "liver": 1, ...}}.') from error
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise _no_label_map(source, error) from error
     numbers = [number for _, ids in pairs for number in ids]
+    if any(abs(number) > np.iinfo(np.int32).max for number in numbers):
+        raise InputError(f"{source} has numbers of over 32 bits, which no label file holds; correct it.")
     names = [name for name, _ in pairs]
     if len(set(numbers)) < len(numbers) or len(set(names)) < len(names) or len(pairs) > 256:
         raise InputError(f"{source} uses a name or a number twice, or has over 256 classes; every class needs its own.")
@@ -147,7 +153,7 @@ def parse_label_map(content: Mapping[str, object], source: object) -> LabelMap:
     if len(background) != 1 or len(pairs) < 2:
         raise InputError(f'{source} needs one entry "background" that has the number 0, and a class beside it.')
     pairs = background + [pair for pair in pairs if pair not in background]
-    return LabelMap(tuple(name for name, _ in pairs), tuple(ids for _, ids in pairs))
+    return LabelMap(tuple(shown(name) for name, _ in pairs), tuple(ids for _, ids in pairs))
 
 
 def select_classes(available: LabelMap, names: Iterable[str]) -> LabelMap | None:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from monai.config import PathLike
 
+from swinumamba_monai.atomic import replacing, temporary_folder
 from swinumamba_monai.data.datalist import SECTIONS, leads_outside, write_datalist
 from swinumamba_monai.data.prepare.fingerprint import fingerprint, write_fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
@@ -108,8 +108,8 @@ def open_source(source_dir: PathLike) -> Path:
 @contextmanager
 def label_folder() -> Iterator[Path]:
     """A temporary folder "labels" for labels that must be made; they wait here until everything is found to be good."""
-    with TemporaryDirectory() as temporary:
-        yield Path(temporary) / "labels"
+    with temporary_folder("prepare") as temporary:
+        yield temporary / "labels"
 
 
 def match_by_name(
@@ -237,6 +237,12 @@ def _write(
         for name, (image, label) in pairs.items()
     }
     output.mkdir(parents=True, exist_ok=True)
+    for file in sorted(made_labels.iterdir()) if made else ():
+        target = output / "labels" / file.name
+        target.parent.mkdir(exist_ok=True)
+        with replacing(target) as temporary:
+            shutil.copyfile(file, temporary)
+    # Last, so that there is a datalist of whole labels or none, and the same command goes on with what is there.
     write_datalist(
         output,
         {section: [items[name] for name in names] for section, names in sections.items()},
@@ -246,5 +252,3 @@ def _write(
         task=task,
         class_names=class_names,
     )
-    if made:
-        shutil.copytree(made_labels, output / "labels", dirs_exist_ok=True)
