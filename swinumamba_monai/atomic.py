@@ -178,6 +178,7 @@ class RunLock:
     def __init__(self, path: str | PathLike) -> None:
         self.path = Path(path).absolute()
         self._descriptor: int | None = None
+        self._made_folder = False
 
     def acquire(self) -> str | None:
         """Take the lock.
@@ -189,6 +190,7 @@ class RunLock:
             return None
         if other := self._held.pop((os.getpid(), self.path), None):
             other.release()
+        self._made_folder = not self.path.parent.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -217,6 +219,9 @@ class RunLock:
             os.close(self._descriptor)
             self._descriptor = None
             self._held.pop((os.getpid(), self.path), None)
+            if self._made_folder:
+                with suppress(OSError):  # the run has written something
+                    self.path.parent.rmdir()
             atexit.unregister(self.release)
 
 

@@ -184,7 +184,15 @@ class TrainingCheckpoint:
                 f"a training is running in {self.last_path.parent} ({holder}); wait for its end, or choose another "
                 "--ckpt_dir."
             )
-        trainer.add_event_handler(Events.COMPLETED, self._lock.release)
+        run = trainer.run
+
+        def run_and_release(*args: object, **kwargs: object) -> object:  # ignite has no event for every end of a run
+            try:
+                return run(*args, **kwargs)
+            finally:
+                self._lock.release()
+
+        trainer.run = run_and_release
         return self._lock.was_left
 
     def _start_epoch(self, trainer: Engine) -> None:
@@ -252,6 +260,7 @@ class TrainingCheckpoint:
         )
         if state["epoch"] >= trainer.state.max_epochs:
             logger.warning("the run has its %d epochs, there is nothing left to train", trainer.state.max_epochs)
+            self._lock.release()
 
     @staticmethod
     def _restore_scaler(trainer: Engine, state: dict | None) -> None:

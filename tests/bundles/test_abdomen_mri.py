@@ -237,7 +237,7 @@ class TestScores:
 
         run("evaluate", trained_in("abdomen_mri"), watch, **options)
         assert len(reports[0]._first) == 2
-        for case, _ in reports[0]._first:
+        for _, case, _ in reports[0]._first:
             file, number = re.fullmatch(r"(.*), slice (\d+) of 4", case.name).groups()
             image = nib.load(dataset_of("abdomen_mri") / "images" / file).get_fdata()
             expected = np.rot90(image[..., int(number) - 1])

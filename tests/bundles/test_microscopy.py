@@ -223,7 +223,7 @@ class TestResume:
         """What a killed process was writing is cleared away, and nothing else."""
         models = tmp_path / "models"
         shutil.copytree(trained / "models", models)
-        (models / ".12345-checkpoint.pt").write_bytes(b"half a file")
+        (models / f".{'0' * 32}-checkpoint.pt").write_bytes(b"half a file")
         (models / ".hidden-checkpoint.pt").write_bytes(b"somebody's")
         run("train", tmp_path, dataset_dir=str(dataset), resume=True, **SHORT)
         assert {file.name for file in models.iterdir()} == {
