@@ -95,7 +95,9 @@ def in_each_process(local_rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    idist.spawn("gloo", in_each_process, (str(folder),), nproc_per_node=2)
+    # They meet through a file: ignite's port is the same in every run, and two runs on one machine would fight over it.
+    meeting = (folder / "meeting").as_uri()
+    idist.spawn("gloo", in_each_process, (str(folder),), nproc_per_node=2, init_method=meeting)
     return folder
 
 
