@@ -1,134 +1,169 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Write the three bundles of ``bundles/`` from the one source of each of their files in this folder.
+"""Write the bundles, and the overlays that share a recipe, from their sources: ``make bundles``.
 
-    make bundles          # or: python bundle_sources/render.py
+A file of ``bundle/`` is the source of the file of that name in every ``bundles/TASK/``. Where the tasks differ it has
+a placeholder in braces; what takes its place stands under that name
 
-A config here (``train.json``, ...) is that of every bundle. In it stand for what is written elsewhere:
+- in ``tasks/TASK.json`` or, if it is text of several lines, in ``tasks/TASK.md`` below a line ``<!-- name -->``;
+- else in ``shared.json`` or ``shared.md``: what several configs have in common, or most of the tasks.
 
-- ``"<task>"`` for the task's own value, which the task's file (``microscopy.json``, ...) has under the name of the
-  config and the id of the value, written as MONAI writes ids: ``"train": {"network_def#in_channels": 3}``. What that
-  file does not name is left out of the bundle; in a list it stands for the elements of a list.
-- ``"<train>"`` for what ``train.json`` has under the same id.
-- ``"<options>": "a b"`` for ``"a": "@a", "b": "@b"``.
-- ``<name>`` inside of a text for the name of the task.
+To change all bundles, edit ``bundle/`` or ``shared.json``; to change one, edit its files in ``tasks/``; for one more,
+put its two files there. Then render. The placeholders:
 
-``README.md`` is made of lines in the same way: ``<task: NAME>`` stands for the lines below that name in
-``microscopy.README.md``.
+- ``{train.max_epochs}`` is ``max_epochs`` in the object ``train``. Values may have placeholders of their own.
+- ``{spacing?}`` may be missing: the entry of the object or list, or the line of the text, is then left out.
+- A list in the place of an item of a list is put in item by item.
+- ``"@": ["seed", "amp"]`` in an object stands for ``"seed": "@seed", "amp": "@amp"``, MONAI's references to options.
+
+A name that a task does not have is refused, and so is a value that no source asks for.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
 ROOT = SOURCES.parent
-BUNDLES = ("abdomen_mri", "endoscopy", "microscopy")
-CONFIGS = ("train", "pretrain", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate", "metadata")
-WIDTH = 120
-SLOT, AS_TRAIN, OPTIONS, NAME, LINES = "<task>", "<train>", "<options>", "<name>", re.compile(r"<task: .+>")
+# The source of an overlay, and the systems that are trained by its recipe.
+OVERLAYS = {"nnUNet": ("nnUNet", "UMambaBot", "UMambaEnc")}
+WIDTH = 120  # columns of a line of JSON
+
+_PLACEHOLDER = re.compile(r"\{([\w.]+)(\??)\}")
+_MISSING = object()  # the value of an optional placeholder that has none; null is a value
 
 
-def render(name: str) -> dict[str, str]:
-    """The files of a bundle by their paths in it, without weights.
+class Values:
+    """What takes the place of the placeholders.
 
     Args:
-        name: one of ``BUNDLES``.
+        layers: parsed JSON objects; the first one that has a name gives its value.
+    """
+
+    def __init__(self, *layers: dict) -> None:
+        self.layers = layers
+        self.used: set[str] = set()
+
+    def find(self, name: str, optional: bool = False):
+        """The value of a placeholder, with its own placeholders filled in.
+
+        Raises:
+            KeyError: no layer has the name, and it is not optional.
+        """
+        for layer in self.layers:
+            value = layer
+            for part in name.split("."):
+                value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
+            if value is not _MISSING:
+                self.used.add(name)
+                return self.fill(value)
+        if optional:
+            return _MISSING
+        raise KeyError(f"{{{name}}} has no value")
+
+    def fill(self, node):
+        """A copy of parsed JSON in which values have taken the place of the placeholders."""
+        if isinstance(node, str):
+            whole = _PLACEHOLDER.fullmatch(node)
+            if whole:
+                return self.find(whole[1], optional=whole[2] == "?")
+            return _PLACEHOLDER.sub(lambda match: str(self.find(match[1])), node)
+        if isinstance(node, list):
+            filled = []
+            for item in node:
+                value = self.fill(item)
+                if isinstance(item, str) and isinstance(value, list):
+                    filled += value
+                elif value is not _MISSING:
+                    filled.append(value)
+            return filled
+        if isinstance(node, dict):
+            filled = {}
+            for key, item in node.items():
+                value = self.fill(item)
+                if key == "@":
+                    filled |= {name: f"@{name}" for name in value}
+                elif value is not _MISSING:
+                    filled[key] = value
+            return filled
+        return node
+
+    def fill_text(self, text: str) -> str:
+        """The same for text, line by line; of the empty lines around one that is left out, one stays."""
+        lines = [self.fill(line) for line in text.splitlines()]
+        return re.sub(r"\n{3,}", "\n\n", "\n".join(line for line in lines if line is not _MISSING)) + "\n"
+
+    def unused(self, layer: dict) -> list[str]:
+        """The names of ``layer`` that no source asked for."""
+        names = []
+        for name, value in layer.items():
+            inside = isinstance(value, dict) and name not in self.used
+            names += [f"{name}.{inner}" for inner in value] if inside else [name]
+        return [name for name in names if name not in self.used]
+
+
+def format_json(node, indent: int = 0, taken: int = 0) -> str:
+    """JSON in which every object and list that fits into a line stands on one.
+
+    Args:
+        node: parsed JSON.
+        indent: number of columns before the line.
+        taken: number of columns that a key and a comma take of the line.
+    """
+    line = json.dumps(node, ensure_ascii=False)
+    if not isinstance(node, (dict, list)) or not node or indent + taken + len(line) <= WIDTH:
+        return line
+    inner = indent + 4
+    keys = [f"{json.dumps(key)}: " for key in node] if isinstance(node, dict) else [""] * len(node)
+    values = node.values() if isinstance(node, dict) else node
+    lines = [" " * inner + key + format_json(value, inner, len(key) + 1) for key, value in zip(keys, values)]
+    opening, closing = "{}" if isinstance(node, dict) else "[]"
+    return f"{opening}\n" + ",\n".join(lines) + f"\n{' ' * indent}{closing}"
+
+
+def read_values(path: Path) -> dict:
+    """What ``path.json`` says, and the texts of ``path.md`` under their names."""
+    values = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    _, *parts = re.split(r"^<!-- (\w+) -->\n", text, flags=re.MULTILINE)
+    return values | {name: section.strip("\n") for name, section in zip(parts[::2], parts[1::2])}
+
+
+def render() -> dict[Path, str]:
+    """The text of every file that has a source here.
 
     Raises:
-        ValueError: the task's file names a value that no source has a place for.
+        KeyError: a source asks for what a task does not say.
+        ValueError: a task, or what is shared, says what no source asks for.
     """
-    own = json.loads((SOURCES / f"{name}.json").read_text(encoding="utf-8"))
-    files, training = {}, None
-    for config in CONFIGS:
-        source = json.loads((SOURCES / f"{config}.json").read_text(encoding="utf-8"))
-        values = dict(own.pop(config, {}))
-        filled = _fill(source, "", values, training)
-        training = training or filled
-        files[f"configs/{config}.json"] = dump(filled) + "\n"
-        if values:
-            raise ValueError(f"{name}.json names {', '.join(values)}, but {config}.json has no {SLOT} there.")
-    if own:
-        raise ValueError(f"{name}.json names {', '.join(own)}, which is no config.")
-    files["configs/logging.conf"] = (SOURCES / "logging.conf").read_text(encoding="utf-8")
-    files["docs/README.md"] = _fill_lines(f"{name}.README.md")
-    files["docs/data_license.txt"] = (SOURCES / f"{name}.data_license.txt").read_text(encoding="utf-8")
-    files = {path: text.replace(NAME, name) for path, text in files.items()}
-    return {**files, "LICENSE": (ROOT / "LICENSE").read_text(encoding="utf-8")}
+    shared = read_values(SOURCES / "shared")
+    everywhere, files = Values(), {}
+    for task in sorted(path.stem for path in (SOURCES / "tasks").glob("*.json")):
+        bundle, own = ROOT / "bundles" / task, read_values(SOURCES / "tasks" / task)
+        values = Values(own, shared, {"task": task})
+        for source in sorted((SOURCES / "bundle").glob("*/*")):
+            files[bundle / source.relative_to(SOURCES / "bundle")] = _fill_file(values, source)
+        files[bundle / "LICENSE"] = (ROOT / "LICENSE").read_text(encoding="utf-8")
+        if unused := values.unused(own):
+            raise ValueError(f"no source asks for what tasks/{task} says: {', '.join(unused)}")
+        everywhere.used |= values.used
+    if unused := everywhere.unused(shared):
+        raise ValueError(f"no source asks for what is shared: {', '.join(unused)}")
+    for name, systems in OVERLAYS.items():
+        for system in systems:
+            path = ROOT / "swinumamba_monai" / "configs" / "baselines" / f"{system}.json"
+            files[path] = _fill_file(Values({"network_name": system}), SOURCES / "overlays" / f"{name}.json")
+    return files
 
 
-def _fill(value: object, place: str, values: dict[str, object], training: Mapping | None) -> object:
-    """A part of a source with the task's own values, which are taken out of ``values``, and with those of training."""
-    if isinstance(value, Mapping):
-        result = {}
-        for key, part in value.items():
-            id_ = f"{place}#{key}" if place else key
-            if key == OPTIONS:
-                result |= {name: f"@{name}" for name in part.split()}
-            elif part != SLOT or id_ in values:
-                result[key] = _fill(part, id_, values, training)
-        return result
-    if isinstance(value, list):
-        filled = []
-        for index, part in enumerate(value):
-            id_ = f"{place}#{index}"
-            filled += values.pop(id_, []) if part == SLOT else [_fill(part, id_, values, training)]
-        return filled
-    if value == AS_TRAIN:
-        for key in place.split("#"):
-            training = training[key]
-        return training
-    return values.pop(place) if value == SLOT else value
-
-
-def _fill_lines(own: str) -> str:
-    """The README with the task's own lines."""
-    sections: dict[str, list[str]] = {}
-    for line in (SOURCES / own).read_text(encoding="utf-8").splitlines():
-        if LINES.fullmatch(line):
-            lines = sections[line] = []
-        else:
-            lines.append(line)
-    result = []
-    for line in (SOURCES / "README.md").read_text(encoding="utf-8").splitlines():
-        result += sections.pop(line, []) if LINES.fullmatch(line) else [line]
-    if sections:
-        raise ValueError(f"{own} has {', '.join(sections)}, but README.md has no such place.")
-    return "\n".join(result) + "\n"
-
-
-def dump(value: object, indent: int = 0, before: int = 0) -> str:
-    """JSON with what fits into a line on one line.
-
-    Args:
-        value: what to write.
-        indent: blanks at the beginning of the line.
-        before: characters before the value on its line, and a comma behind it.
-    """
-    line = json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, (dict, list)) or not value or indent + before + len(line) < WIDTH:
-        return line
-    blanks = " " * (indent + 4)
-    if isinstance(value, dict):
-        keys = {json.dumps(key, ensure_ascii=False): part for key, part in value.items()}
-        rows = [f"{blanks}{key}: {dump(part, indent + 4, len(key) + 2)}" for key, part in keys.items()]
-    else:
-        rows = [blanks + dump(part, indent + 4) for part in value]
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    return "\n".join([opening, ",\n".join(rows), " " * indent + closing])
-
-
-def main() -> None:
-    """Write every bundle."""
-    for name in BUNDLES:
-        for path, text in render(name).items():
-            file = ROOT / "bundles" / name / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+def _fill_file(values: Values, source: Path) -> str:
+    text = source.read_text(encoding="utf-8")
+    return format_json(values.fill(json.loads(text))) + "\n" if source.suffix == ".json" else values.fill_text(text)
 
 
 if __name__ == "__main__":
-    main()
+    for path, text in render().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")

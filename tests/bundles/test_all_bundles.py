@@ -1,13 +1,11 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every bundle: it is what its sources give, and its workflows run."""
+"""What holds for every bundle: its defaults are the paper's, and its workflows run."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -59,35 +57,6 @@ def read(bundle: str, name: str) -> dict:
     return json.loads((configs(bundle) / f"{name}.json").read_text())
 
 
-class TestSources:
-    """What is committed is what bundle_sources/ gives, where a fact is changed once; `make bundles` does the rest."""
-
-    @every_bundle
-    def test_what_is_committed_is_what_is_rendered(self, bundle):
-        rendered = load_renderer().render(bundle)
-        for path, text in rendered.items():
-            assert (ROOT / bundle / path).read_text(encoding="utf-8") == text, f"{path}; run `make bundles`"
-        folders = (".", "configs", "docs")
-        committed = {
-            file.relative_to(ROOT / bundle).as_posix()
-            for folder in folders
-            for file in (ROOT / bundle / folder).glob("*")
-            if file.is_file()
-        }
-        assert committed == set(rendered)
-
-    def test_a_value_that_has_no_place_is_an_error(self, tmp_path, monkeypatch):
-        renderer = load_renderer()
-        shutil.copytree(renderer.SOURCES, tmp_path / "sources")
-        monkeypatch.setattr(renderer, "SOURCES", tmp_path / "sources")
-        own = tmp_path / "sources" / "endoscopy.json"
-        for wrong in ({"train": {"no#such#id": 1}}, {"training": {}}):
-            content = json.loads((ROOT.parent / "bundle_sources" / "endoscopy.json").read_text())
-            own.write_text(json.dumps({**content, **{k: {**content.get(k, {}), **v} for k, v in wrong.items()}}))
-            with pytest.raises(ValueError, match=r"endoscopy\.json names"):
-                renderer.render("endoscopy")
-
-
 class TestDefaults:
     @every_bundle
     def test_the_numbers_of_the_paper_are_the_defaults(self, bundle):
@@ -101,14 +70,6 @@ class TestDefaults:
         assert train["freeze_epochs"] == pretrain["freeze_epochs"] == 10
         for name in ("in_channels", "num_classes", "roi_size", "spacing"):
             assert inference.get(name) == train.get(name), name
-
-
-def load_renderer():
-    """bundle_sources/render.py, which is a script and in no package."""
-    spec = importlib.util.spec_from_file_location("render", ROOT.parent / "bundle_sources" / "render.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @every_bundle
