@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "cells": ["InstancesToClasses", "InstancesToClassesd"],
         "data.datalist": ["load_class_names", "load_datalist", "write_datalist"],
-        "data.default_dataset": ["dataset_dir_or_synthetic"],
+        "data.default_dataset": ["dataset_dir_or_synthetic", "remind_of_synthetic"],
         "data.files.images": ["ImageFileReader", "read_classes", "read_image", "read_instances"],
         "data.files.label_map": ["ABDOMEN_CLASSES", "ENDOSCOPY_CLASSES", "LabelMap", "read_label_map"],
         "data.files.video": ["FrameReader"],

@@ -12,7 +12,7 @@ import pytest
 from scipy import ndimage
 
 from swinumamba_monai.data.datalist import load_datalist
-from swinumamba_monai.data.default_dataset import dataset_dir_or_synthetic
+from swinumamba_monai.data.default_dataset import dataset_dir_or_synthetic, remind_of_synthetic
 from swinumamba_monai.data.files.images import read_image, read_instances
 from swinumamba_monai.data.prepare.inspection import check_pairs, inspect_cells
 from swinumamba_monai.data.synthetic.microscopy import synthesize_image, synthesize_microscopy
@@ -111,6 +111,27 @@ def test_dataset_dir_or_synthetic(tmp_path, monkeypatch, caplog):
         assert dataset_dir_or_synthetic(None, str(tmp_path / "a")) == str(tmp_path / "a")
     assert "synthetic" in caplog.text
     assert len(load_datalist(tmp_path / "a", "training")) == 2
+
+
+def test_the_synthetic_dataset_is_asked_for_by_name(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(synthesize_microscopy, "__defaults__", (2, 1, 1, (64, 64), 0))
+    made = str(tmp_path / "bundle" / "made")
+    assert dataset_dir_or_synthetic("synthetic", made, default=False) == made
+    remind_of_synthetic("synthetic", made)
+    assert f"This run used the synthetic dataset in {made}" in caplog.text
+    caplog.clear()
+    remind_of_synthetic("mine", "mine")
+    assert not caplog.text
+    (tmp_path / "synthetic").mkdir()
+    assert dataset_dir_or_synthetic("synthetic", made) == "synthetic", "a folder of this name goes first"
+
+
+@pytest.mark.parametrize(("dataset_dir", "sentence"), [(None, "--dataset_dir is missing"), (20241125, "got 20241125")])
+def test_no_dataset_is_guessed(tmp_path, dataset_dir, sentence):
+    with pytest.raises(InputError, match=sentence):
+        dataset_dir_or_synthetic(dataset_dir, str(tmp_path / "a"), default=False)
+    assert not any(tmp_path.iterdir())
 
 
 def test_several_may_ask_at_once(tmp_path):

@@ -1,0 +1,99 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What was typed behind ``python -m monai.bundle run``, looked at before anything runs.
+
+MONAI takes every ``--name value``: a name that no config has changes nothing and is obeyed in silence, and a value that
+looks like Python is read as Python, so that the folder ``plate#3`` becomes ``plate`` and ``20241125`` a number.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from swinumamba_monai.errors import InputError, shown
+
+__all__ = ["check_options"]
+
+# The arguments of monai.bundle.run, and those that `--tracking` adds.
+_OF_MONAI = "run_id init_id final_id meta_file config_file logging_file tracking args_file".split()
+_OF_TRACKING = "output_dir tracking_uri experiment_name run_name save_execute_config".split()
+_PATH_ENDINGS = ("_dir", "_path", "_root", "_file", "_uri")
+_LISTS = ("ckpt_path", "config_file", "meta_file")  # these may be several files
+_MACROS = ("$", "@", "%")  # a value that begins with one is an expression of MONAI
+_FLAG = re.compile("--|-[a-zA-Z]")
+
+
+def check_options(arguments: Sequence[str] | None = None) -> None:
+    """Refuse options that no config has, and paths that the command line would change.
+
+    An option is looked for at the top of the configs: in ``--network_def#depths``, ``network_def`` is.
+
+    Args:
+        arguments: what stands behind ``run``; by default what this process was started with, and nothing is done in
+            one that was not started as ``python -m monai.bundle run``.
+
+    Raises:
+        InputError: the option is in no config, with the nearest one that is; or a path is not read as it was typed.
+    """
+    if arguments is None:
+        program = os.path.normpath(sys.argv[0]).split(os.sep)
+        if program[-3:] != ["monai", "bundle", "__main__.py"] or sys.argv[1:2] != ["run"]:
+            return
+        arguments = sys.argv[2:]
+    from fire.parser import DefaultParseValue
+    from monai.bundle import ConfigParser
+
+    typed = _typed_options(arguments)
+    for name, text in typed.items():
+        _check_path(name, text, DefaultParseValue(text))
+    options = {name: DefaultParseValue(text) for name, text in typed.items()}
+    if "args_file" in options:
+        options = {**ConfigParser.load_config_file(options["args_file"]), **options}
+    files = options.get("config_file")
+    if files is None:
+        return  # MONAI says so itself
+    config = ConfigParser.load_config_files(files)
+    known = {name.lstrip("+") for name in config} | set(_OF_MONAI)
+    if "tracking" in options:
+        known |= set(_OF_TRACKING)
+    values = sorted(name for name in config if not isinstance(config[name], dict))
+    for name in options:
+        top = name.replace("::", "#").split("#")[0].lstrip("+")
+        if top not in known:
+            near = difflib.get_close_matches(top, values, n=2, cutoff=0.5)
+            hint = f"did you mean --{' or --'.join(near)}?" if near else "its options stand at the top of the file."
+            raise InputError(f"--{shown(name)} is no option of this config; {hint}")
+
+
+def _typed_options(arguments: Sequence[str]) -> dict[str, str]:
+    """Names and texts, as Fire tells them apart: ``--name text``, ``--name=text``, ``--name`` for True."""
+    options, rest = {}, list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            break  # what follows is for Fire itself
+        if not _FLAG.match(word):
+            continue  # the id to run
+        name, equals, text = word.lstrip("-").partition("=")
+        if not equals:
+            text = rest.pop(0) if rest and not _FLAG.match(rest[0]) else "True"
+        options[name.replace("-", "_")] = text
+    return options
+
+
+def _check_path(name: str, text: str, value: object) -> None:
+    """Refuse a path that would not arrive as it was typed."""
+    is_path = name == "pretrained" or name.endswith(_PATH_ENDINGS)
+    if not is_path or value is None or value == text or text.startswith(_MACROS):
+        return
+    if isinstance(value, str) and text[:1] in ("'", '"'):
+        return  # quotes that reached Python: this very text is wanted
+    if name in _LISTS and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return
+    raise InputError(
+        f"--{name} {shown(text)} would be read as {shown(repr(value))}; write ./{shown(text)} for a path of this name."
+    )
