@@ -26,6 +26,7 @@ from swinumamba_monai.errors import InputError, quoted
 # Larger files are taken for decompression bombs: a few kilobytes can claim terabytes of pixels.
 MAX_PIXELS = 1 << 29
 MAX_CHANNELS = 4
+MAX_NUMBER = 1 << 24  # whole numbers beyond it are not all exact in float32
 # How much deflate, the method of PNG and gzip, can shrink: no file holds more, whatever its header claims. The methods
 # of JPEG and BMP do not reach that.
 MAX_DEFLATE = 1032
@@ -152,6 +153,8 @@ class ImageFileReader(ImageReader):
     become the channels of one image.
     """
 
+    decode = staticmethod(read_image)
+
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether every file has a suffix in ``IMAGE_SUFFIXES``."""
         return all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in ensure_tuple(filename))
@@ -173,7 +176,7 @@ class ImageFileReader(ImageReader):
         Raises:
             InputError: As for :func:`read_image`, and when several files differ in size.
         """
-        images = [read_image(path) for path in img]
+        images = [self.decode(path) for path in img]
         for path, image in zip(img, images, strict=True):
             if image.shape[:2] != images[0].shape[:2]:
                 raise InputError(
@@ -192,6 +195,29 @@ class ImageFileReader(ImageReader):
             MetaKeys.SPATIAL_SHAPE: np.asarray(image.shape[:2]),
             MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if image.ndim == 3 else float("nan"),
         }
+
+
+class ClassFileReader(ImageFileReader):
+    """:func:`read_classes` for ``monai.transforms.LoadImage(d)``: training reads a mask just as the checks do."""
+
+    decode = staticmethod(read_classes)
+
+
+class InstanceFileReader(ImageFileReader):
+    """:func:`read_instances` for ``monai.transforms.LoadImage(d)``, with large cell numbers made small.
+
+    MONAI's transforms make float32 of a label, which holds every whole number up to ``MAX_NUMBER`` only: of larger ones
+    several would become one. Where there are any, the cells are numbered anew from 1 on.
+    """
+
+    @staticmethod
+    def decode(path: PathLike) -> np.ndarray:
+        """The instance map (H, W), int32."""
+        instances = read_instances(path)
+        if instances.max() <= MAX_NUMBER:
+            return instances
+        numbers, places = np.unique(instances, return_inverse=True)
+        return (places.reshape(instances.shape) + (numbers[0] != 0)).astype(np.int32)
 
 
 def _check_size(path: Path, height: int, width: int, channels: int) -> None:
@@ -224,7 +250,10 @@ def _decode_pillow(path: Path) -> np.ndarray:
         if depth == 16:  # Pillow keeps 8 bits of a 16-bit colour
             image = imagecodecs.png_decode(path.read_bytes())
             return image[..., 0] if image.shape[2:] == (2,) else image
-        return np.array(file.convert(_PILLOW_CONVERSIONS.get(file.mode, file.mode)))
+        image = np.array(file.convert(_PILLOW_CONVERSIONS.get(file.mode, file.mode)))
+        if depth in (2, 4) and file.mode == "L":  # Pillow stretches these to 0 to 255, and class 1 would be 85 or 17
+            image //= 255 // (2**depth - 1)
+        return image
 
 
 def _png_bit_depth(path: Path) -> int:

@@ -154,6 +154,8 @@ class VolumeReader(ImageReader):
     A folder may have ``.dicom`` after its name, see :func:`series_name`.
     """
 
+    decode = staticmethod(read_volume)
+
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether every path is a NIfTI file or a folder."""
         return all(path.is_dir() or is_volume_file(path) for path in self.read(filename))
@@ -174,7 +176,7 @@ class VolumeReader(ImageReader):
         if len(img) != 1:
             raise InputError(f"{len(img)} volumes were given as one image; give one path per image.")
         (path,) = img
-        voxels, affine = read_volume(path)
+        voxels, affine = self.decode(path)
         if voxels.dtype.byteorder == ">":
             voxels = voxels.astype(voxels.dtype.newbyteorder("="))
         return voxels, {
@@ -185,6 +187,12 @@ class VolumeReader(ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
             MetaKeys.SPACE: SpaceKeys.RAS,
         }
+
+
+class VolumeLabelReader(VolumeReader):
+    """:func:`read_volume_label` for ``monai.transforms.LoadImage(d)``: training reads a label just as the checks do."""
+
+    decode = staticmethod(read_volume_label)
 
 
 def _undecodable(path: Path, error: Exception) -> InputError:
