@@ -31,6 +31,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import convert_to_numpy, ensure_tuple_rep
 
+from swinumamba_monai.data.files.label_map import simple_name
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.metrics.case_scores import CORRECTED, MEAN, PUBLISHED, CaseMetric, CaseScores, Column
 from swinumamba_monai.metrics.surface import find_boundaries, surface_dice
@@ -102,7 +103,7 @@ class DiceNSDMetric(CaseScores):
     Args:
         class_names: names of the labels 1, 2, ... in order.
         tolerances: tolerances of the NSD, one per class (in order, or by name, where those of other classes may be
-            among them) or one for all, in mm if ``in_mm``, else in pixels.
+            among them; ``kidney_right`` is the right kidney) or one for all, in mm if ``in_mm``, else in pixels.
         in_mm: whether the unit is mm, by the spacing of the truth, a MetaTensor; else it is pixels.
         cut_slices: classes that the published reading cuts to the truth's slices, without the last one, as labels or
             by name; names of other classes may be among them.
@@ -133,15 +134,15 @@ class DiceNSDMetric(CaseScores):
         if len(set(self.class_names) - {MEAN}) < len(self.class_names):
             raise InputError(f"Class names must differ from each other and from '{MEAN}': {', '.join(class_names)}.")
         super().__init__(_columns(self.class_names), key)
+        simple_names = [simple_name(name) for name in class_names]
         if isinstance(tolerances, Mapping):
-            if missing := [name for name in class_names if name not in tolerances]:
+            known = {simple_name(name): tolerance for name, tolerance in tolerances.items()}
+            if missing := [name for name in class_names if simple_name(name) not in known]:
                 raise InputError(f"There is no NSD tolerance for {', '.join(missing)}: give one each, or one for all.")
-            tolerances = [tolerances[name] for name in class_names]
-        cut_slices = [
-            list(class_names).index(cut) + 1 if isinstance(cut, str) else cut
-            for cut in cut_slices
-            if cut in class_names or not isinstance(cut, str)
-        ]
+            tolerances = [known[name] for name in simple_names]
+        cut_names = {simple_name(cut) for cut in cut_slices if isinstance(cut, str)}
+        cut_slices = [cut for cut in cut_slices if not isinstance(cut, str)]
+        cut_slices += [label for label, name in enumerate(simple_names, start=1) if name in cut_names]
         try:
             self.tolerances = ensure_tuple_rep(tolerances, len(self.class_names))
         except ValueError as error:

@@ -15,8 +15,9 @@ from monai.data import load_decathlon_datalist
 from PIL import Image
 
 from swinumamba_monai.data.datalist import load_datalist, write_datalist
+from swinumamba_monai.data.files.label_map import LabelMap
 from swinumamba_monai.data.listing import load_images
-from swinumamba_monai.data.prepare.inspection import check_pairs, inspect_cells
+from swinumamba_monai.data.prepare.inspection import check_pairs, inspect_cells, inspect_frames
 from swinumamba_monai.errors import InputError
 
 
@@ -151,6 +152,51 @@ def test_odd_labels_are_only_logged(tmp_path, caplog):
         assert "1 of 2" in caplog.text and "empty.png has no cell" in caplog.text
         check_pairs(items[2:], inspect_cells)
         assert "binary.png has one number for 2 pieces" in caplog.text
+
+
+def classes() -> np.ndarray:
+    """Two cells of class 1 and two of class 2."""
+    label = np.zeros((64, 64), np.uint16)
+    label[5:10, 5:10] = label[25:30, 5:10] = 1
+    label[5:10, 40:45] = label[40:45, 40:45] = 2
+    return label
+
+
+def scattered() -> np.ndarray:
+    """Five cells, the last in sixteen pieces."""
+    label = np.zeros((64, 64), np.uint16)
+    label[1, 1:60:16] = np.arange(1, 5)
+    label[20::11, ::16] = 5
+    return label
+
+
+@pytest.mark.parametrize(
+    ("label", "warning"),
+    [
+        (classes(), "2 numbers for 4 pieces, like a mask of classes"),
+        (scattered(), "16 pieces of the number 5"),
+        (np.where(classes() > 0, np.arange(64 * 64).reshape(64, 64), 255), "no 0, and 255 covers over half"),
+        (np.full((8, 8), 7), "no 0, and 7 covers over half"),
+        (np.pad(np.full((50, 50), 7), ((0, 10), (0, 10))), "one cell, 7, over half of the image"),
+        (np.eye(64, dtype=int) * np.arange(1, 65), None),
+        (np.eye(64, dtype=int), None),
+        (np.arange(64 * 64).reshape(64, 64) // 8, None),
+    ],
+    ids=["classes", "scattered", "background 255", "background 7", "half", "diagonal cells", "diagonal", "no gaps"],
+)
+def test_maps_that_are_not_of_cells(tmp_path, label, warning):
+    tifffile.imwrite(tmp_path / "label.tif", label.astype(np.uint16))
+    tifffile.imwrite(tmp_path / "image.tif", np.zeros(label.shape, np.uint8))
+    found = inspect_cells(tmp_path / "image.tif", tmp_path / "label.tif")
+    assert found.problem is None
+    assert found.num_instances == np.count_nonzero(np.unique(label))
+    assert found.warning is None if warning is None else warning in found.warning
+
+
+@pytest.mark.parametrize("inspect", [inspect_cells, lambda *pair: inspect_frames(*pair, LabelMap.of_names("ab"))])
+def test_labels_in_a_jpeg_are_refused(tmp_path, inspect):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.jpg")
+    assert "is a JPEG, which does not keep" in inspect(tmp_path / "a.jpg", tmp_path / "a.jpg").problem
 
 
 def test_images_for_inference(dataset, tmp_path):

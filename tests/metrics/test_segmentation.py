@@ -361,3 +361,10 @@ def test_settings_by_name_are_those_by_label() -> None:
     assert by_name.cut_slices == (3,)
     with pytest.raises(InputError, match="no NSD tolerance for spleen, aorta"):
         DiceNSDMetric(names, {"liver": 5})
+
+
+def test_names_are_compared_without_their_spelling() -> None:
+    names = ["Liver", "kidney_right", "Inferior-Vena Cava", "肝", "脾"]
+    tolerances = {"liver": 5, "right kidney": 3, "left kidney": 1, "inferior vena cava": 2, "脾": 7, "肝": 6}
+    metric = DiceNSDMetric(names, tolerances, cut_slices=["inferior vena cava"])
+    assert (metric.tolerances, metric.cut_slices) == ((5, 3, 2, 6, 7), (3,))

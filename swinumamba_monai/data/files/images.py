@@ -132,6 +132,8 @@ def read_classes(path: PathLike) -> np.ndarray:
 def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: str) -> np.ndarray:
     """Read an image (H, W) of whole numbers that ``dtype`` holds; errors say what such a file is and how to save it."""
     image = read_image(path)
+    if Path(path).suffix.lower() in (".jpg", ".jpeg"):  # 144 cells come back as 852
+        raise InputError(f"{path} is a JPEG, which does not keep {numbers}; take the {kind} it was made of, as {form}.")
     if image.ndim != 2:
         raise InputError(
             f"{path} has {image.shape[-1]} channels (a colour or palette picture), but this {kind} needs one channel "

@@ -159,8 +159,7 @@ def parse_label_map(content: Mapping[str, object], source: object) -> LabelMap:
 def select_classes(available: LabelMap, names: Iterable[str]) -> LabelMap | None:
     """The classes ``names`` out of a dataset that has more, or has them in another order; None if it lacks one.
 
-    Names are compared without case, spaces and punctuation, with the usual synonyms (postcava, oesophagus). What is not
-    selected becomes background.
+    Names are compared as :func:`simple_name` makes them. What is not selected becomes background.
     """
     ids_of = {simple_name(name): ids for name, ids in zip(available.names, available.ids, strict=True)}
     names = tuple(names)
@@ -172,6 +171,11 @@ def select_classes(available: LabelMap, names: Iterable[str]) -> LabelMap | None
 
 
 def simple_name(name: str) -> str:
-    """A class name without case, spaces and punctuation, and one of its synonyms."""
-    simple = re.sub("[^a-z0-9]", "", name.lower())
+    """A class name without case, spaces and punctuation, its side in front, and one of its synonyms.
+
+    >>> simple_name("kidney_right") == simple_name("Right kidney")
+    True
+    """
+    words = re.findall(r"[^\W_]+", name.lower())
+    simple = "".join(sorted(words, key=lambda word: word not in ("left", "right")))
     return _SYNONYMS.get(simple, simple)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
-from scipy import ndimage
+from skimage import measure
 
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import LabelMap
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 # Pixels of an image that its part of the dataset's intensity statistics is computed from.
 SAMPLE_SIZE = 2000
+
+# Label maps with so few numbers may be masks of classes; a cell in so many pieces is none. Cells cut by a mask of
+# something else do have two or three.
+MAX_CLASS_LIKE, MANY_PIECES = 3, 10
 
 # Geometries of an image and its label are equal when their corners are closer than this part of a voxel.
 _AFFINE_TOLERANCE = 0.05
@@ -65,13 +70,33 @@ def inspect_cells(image: PathLike, label: PathLike) -> PairReport:
         _check_sizes(image, pixels, label, instances)
     except InputError as error:
         return PairReport(problem=str(error))
-    cells = np.unique(instances[instances > 0]).size
-    warning = None
-    if cells == 0:
-        warning = f"{label} has no cell."
-    elif cells == 1 and (pieces := ndimage.label(instances)[1]) > 1:
-        warning = f"{label} has one number for {pieces} pieces, like a binary mask; give every cell its own number."
+    numbers, sizes = np.unique(instances, return_counts=True)
+    cells = int(np.count_nonzero(numbers))
+    warning = _odd_cells(label, instances, dict(zip(numbers.tolist(), sizes.tolist())))
     return _describe_pixels(pixels, (instances > 0).astype(np.uint8), warning, num_instances=cells)
+
+
+def _odd_cells(label: PathLike, instances: np.ndarray, sizes: Mapping[int, int]) -> str | None:
+    """What makes a map with the pixels ``sizes`` of each number unlike one of cells, or None."""
+    cells = {number: size for number, size in sizes.items() if number}
+    if not cells:
+        return f"{label} has no cell."
+    largest = max(cells, key=cells.get)
+    if 0 not in sizes and cells[largest] > instances.size / 2:
+        return f"{label} has no 0, and {largest} covers over half of it: if that is the background, make it 0."
+    pieces = measure.label(instances, background=0, connectivity=2)
+    owners = instances.ravel()[np.unique(pieces, return_index=True)[1]]
+    counts = Counter(owners[owners > 0].tolist())
+    most = max(counts, key=counts.get)
+    in_all = sum(counts.values())
+    if len(cells) <= MAX_CLASS_LIKE and in_all >= 2 * len(cells):
+        like = "one number" if len(cells) == 1 else f"{len(cells)} numbers"
+        return f"{label} has {like} for {in_all} pieces, like a mask of classes; give every cell its own number."
+    if counts[most] >= MANY_PIECES:
+        return f"{label} has {counts[most]} pieces of the number {most}; give every cell its own number."
+    if cells[largest] > instances.size / 2:
+        return f"{label} has one cell, {largest}, over half of the image; check that it is one."
+    return None
 
 
 def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> PairReport:
