@@ -3,18 +3,23 @@
 """What was typed behind ``python -m monai.bundle run``, looked at before anything runs.
 
 MONAI takes every ``--name value``: a name that no config has changes nothing and is obeyed in silence, and a value that
-looks like Python is read as Python, so that the folder ``plate#3`` becomes ``plate`` and ``20241125`` a number.
+looks like Python is read as Python, so that the folder ``plate#3`` becomes ``plate`` and ``20241125`` a number. A value
+of another kind than the config's own fails many calls later.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from swinumamba_monai.errors import InputError, shown
+from swinumamba_monai.switches import is_on
 
 __all__ = ["check_options"]
 
@@ -24,11 +29,15 @@ _OF_TRACKING = "output_dir tracking_uri experiment_name run_name save_execute_co
 _PATH_ENDINGS = ("_dir", "_path", "_root", "_file", "_uri")
 _LISTS = ("ckpt_path", "config_file", "meta_file")  # these may be several files
 _MACROS = ("$", "@", "%")  # a value that begins with one is an expression of MONAI
+# Whole numbers that cannot be 0, and sizes.
+_COUNTS = "max_epochs iterations_per_epoch batch_size sw_batch_size val_interval log_interval".split()
+_COUNTS += "picture_interval mask_patch_size in_channels num_classes".split()
+_SIZES = ("roi_size", "spatial_size")
 _FLAG = re.compile("--|-[a-zA-Z]")
 
 
 def check_options(arguments: Sequence[str] | None = None) -> None:
-    """Refuse options that no config has, and paths that the command line would change.
+    """Refuse options that no config has, paths that the command line would change, and values of a wrong kind.
 
     An option is looked for at the top of the configs: in ``--network_def#depths``, ``network_def`` is.
 
@@ -37,7 +46,8 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
             one that was not started as ``python -m monai.bundle run``.
 
     Raises:
-        InputError: the option is in no config, with the nearest one that is; or a path is not read as it was typed.
+        InputError: the option is in no config, with the nearest one that is; a path is not read as it was typed; a
+            value is not of the kind of the config's own.
     """
     if arguments is None:
         program = os.path.normpath(sys.argv[0]).split(os.sep)
@@ -67,6 +77,32 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
             near = difflib.get_close_matches(top, values, n=2, cutoff=0.5)
             hint = f"did you mean --{' or --'.join(near)}?" if near else "its options stand at the top of the file."
             raise InputError(f"--{shown(name)} is no option of this config; {hint}")
+        if name in typed:
+            _check_kind(name, options[name], config.get(name))
+
+
+def _check_kind(name: str, value: object, default: object) -> None:
+    """Refuse a value that is not of the kind of the config's own."""
+    if isinstance(value, str) and value.startswith(_MACROS):
+        return
+    if name == "device":
+        try:
+            torch.device(value)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"--device must be one like cpu, cuda or cuda:1, got {shown(value)}.") from error
+    elif isinstance(default, bool):
+        is_on(value)
+    elif isinstance(default, (int, float)):
+        whole = isinstance(default, int)
+        kind = "a whole number" if whole else "a number"
+        least = 1 if name in _COUNTS else 0
+        is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not (is_number and least <= value < math.inf):
+            raise InputError(f"--{name} must be {kind} from {least} on, such as {default}; got {shown(repr(value))}.")
+    elif name in _SIZES:
+        sides = value if isinstance(value, (list, tuple)) else [value] * len(default)
+        if len(sides) != len(default) or not all(type(side) is int and side > 0 for side in sides):
+            raise InputError(f"--{name} must be [height,width] in pixels, or one number; got {shown(repr(value))}.")
 
 
 def _typed_options(arguments: Sequence[str]) -> dict[str, str]:

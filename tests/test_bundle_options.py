@@ -79,6 +79,26 @@ def test_a_path_that_python_reads_otherwise(name, path):
     check(config, f"--{name}", f"'{path}'")
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("max_epochs", ["0", "-1", "1.5", "many", "True", "[3]"], ["1"]),
+        ("batch_size", ["0", "2,3"], ["2"]),
+        ("learning_rate", ["-1", "fast", "1e400"], ["1e-3", "1", "0"]),
+        ("num_workers", ["-1", "None"], ["0"]),
+        ("roi_size", ["0", "64.0", "[64]", "[64,64,64]", "[64,-1]", "big"], ["64", "[64,96]", "64,96"]),
+        ("resume", ["yes", "1"], ["true", "False"]),
+        ("device", ["gpu", "3.5", "cuda:x"], ["cpu", "cuda:1"]),
+    ],
+)
+def test_values_are_of_the_kind_of_the_configs_own(name, wrong, right):
+    for text in wrong:
+        with pytest.raises(InputError, match="must be"):
+            check("train", f"--{name}={text}")
+    for text in [*right, "$1 + 1"]:
+        check("train", f"--{name}", text)
+
+
 def test_several_checkpoints_are_a_list():
     check("inference", "--ckpt_path", "['a.pt','b.pt']")
     with pytest.raises(InputError, match="dataset_dir"):

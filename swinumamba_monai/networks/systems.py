@@ -55,7 +55,7 @@ def build_network(
     *,
     in_channels: int,
     out_channels: int,
-    roi_size: Sequence[int],
+    roi_size: Sequence[int] | int,
     deep_supervision: bool | str = False,
     **options,
 ) -> nn.Module:
@@ -65,7 +65,8 @@ def build_network(
         name: a key of :data:`SYSTEMS`.
         in_channels: number of channels of the image.
         out_channels: number of classes, background included.
-        roi_size: size (h, w) of the crops it will see; the structure of nnU-Net, U-Mamba and UNETR depends on it.
+        roi_size: size (h, w) of the crops it will see, or the side of square ones; the structure of nnU-Net, U-Mamba
+            and UNETR depends on it.
         deep_supervision: switch, as :func:`swinumamba_monai.switches.is_on` reads it, whether a list of logits is
             returned in training mode, finest first. The systems without :attr:`System.deep_supervision` return one.
         options: keyword arguments of the network's own class, in place of the paper's.
@@ -81,6 +82,8 @@ def build_network(
     """
     if name not in SYSTEMS:
         raise InputError(f"network_name must be one of {', '.join(SYSTEMS)}, got {name!r}.")
+    if isinstance(roi_size, int):
+        roi_size = (roi_size, roi_size)
     if len(roi_size) != 2 or any(isinstance(side, bool) or side != int(side) or side < 1 for side in roi_size):
         raise ValueError(f"roi_size must be two positive integers (h, w), got {roi_size!r}.")
     system, supervised = SYSTEMS[name], is_on(deep_supervision)

@@ -13,13 +13,13 @@ __all__ = ["autocast_dtype", "default_amp"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 
-def default_amp(device: torch.device) -> str:
+def default_amp(device: torch.device | str) -> str:
     """``"bf16"`` on a GPU whose hardware has it, else ``"off"``."""
-    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_it = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_it else "off"
 
 
-def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(amp: str, device: torch.device | str) -> torch.dtype | None:
     """The dtype that ``amp`` stands for.
 
     Args:
@@ -34,6 +34,6 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """
     if amp not in DTYPES:
         raise InputError(f"amp must be one of {', '.join(DTYPES)}, got {amp!r}.")
-    if DTYPES[amp] is not None and device.type != "cuda":
+    if DTYPES[amp] is not None and torch.device(device).type != "cuda":
         raise InputError(f"amp {amp} needs a CUDA device, but the device is {device}; use --amp off.")
     return DTYPES[amp]

@@ -133,6 +133,14 @@ def test_monai_loads_the_bundle_from_anywhere(bundle, trained_in, tmp_path, monk
 
 
 @every_bundle
+@pytest.mark.parametrize(("kind", "size"), [("train", {"roi_size": 64}), ("pretrain", {"spatial_size": 64})])
+def test_a_device_by_name_and_one_number_for_a_square(bundle, kind, size, dataset_of, tmp_path):
+    options = {**STAGES[kind][1], "device": "cpu", **size, "max_epochs": 1}
+    run(bundle, kind, tmp_path, dataset_dir=str(dataset_of(bundle)), **options)
+    assert (tmp_path / "models" / RUN_FILES[kind][0]).exists()
+
+
+@every_bundle
 class TestTraining:
     def test_leaves_the_best_and_the_last_state(self, bundle, trained_in):
         best, last = (load_weights(trained_in(bundle) / "models" / name) for name in RUN_FILES["train"])

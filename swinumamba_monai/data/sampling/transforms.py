@@ -58,12 +58,21 @@ class ToRGBd(MapTransform):
 
     Args:
         keys: the images.
+        in_channels: of the network that will see them.
         allow_missing_keys: skip keys that are not there.
+
+    Raises:
+        InputError: ``in_channels`` is not 3.
     """
 
     backend = ToRGB.backend
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, in_channels: int = 3, allow_missing_keys: bool = False) -> None:
+        if in_channels != 3:
+            raise InputError(
+                f"in_channels is {in_channels}, but every image becomes RGB, gray ones too: leave it at 3, or take "
+                "ToRGBd out of the config."
+            )
         super().__init__(keys, allow_missing_keys)
         self.convert = ToRGB()
 
