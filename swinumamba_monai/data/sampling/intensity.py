@@ -1,0 +1,193 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""One look for every microscope's pictures: what the network is given is the same for a gray image, for the same in 16
+bits, dim, in blue alone, or with a speck of dust in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from enum import Enum
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import get_track_meta
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends, convert_to_tensor
+from torch import Tensor
+
+from swinumamba_monai.errors import InputError
+
+__all__ = ["Look", "NormalizeLook", "NormalizeLookd", "look_of"]
+
+LOWER, UPPER = 0.5, 99.8  # percentiles that become -1 and 1
+CLIP = 3.0  # the largest value, and the least one with a minus: a few bright nuclei stand out, a speck does no harm
+BRIGHT = 0.5  # of the bright end: a colour image whose median lies higher is a stain on a bright ground
+LEAST_RANGE = 0.25  # of the widest channel's range: a channel that holds less is not stretched to the whole
+EMPTY = 0.02  # of the widest channel's range: a channel that holds less shows nothing
+MANY = 2**20  # pixels that percentiles are taken from, at most
+
+
+class Look(Enum):
+    """The three kinds of images that are told apart.
+
+    GRAY: one channel, several that are equal, or one beside empty ones. DARK: colours on a dark ground, as fluorescence
+    is shown; the brightest channel of each pixel counts. BRIGHT: colours on a bright ground, as stained tissue; they
+    stay.
+    """
+
+    GRAY = "gray"
+    DARK = "dark"
+    BRIGHT = "bright"
+
+
+def look_of(image: NdarrayOrTensor) -> Look:
+    """The kind of an image.
+
+    In all 478 training images of DSB-2018 the median of the brightest channel lies below 0.27 of its upper percentile
+    in fluorescence, and above 0.88 in stained tissue.
+
+    Args:
+        image: (C, H, W) of 1 to 3 channels.
+    """
+    image = torch.as_tensor(image)
+    if image.shape[0] == 1 or bool((image == image[:1]).all()):
+        return Look.GRAY
+    low, high = _ends(image, LOWER, UPPER)
+    if torch.count_nonzero(_shows(high - low)) <= 1:
+        return Look.GRAY
+    low, middle, high = _percentiles(_sample(image.amax(0, keepdim=True)), 0, 50, UPPER)[:, 0]
+    zero = min(low, 0.0)  # signed data may begin below
+    return Look.BRIGHT if middle - zero >= BRIGHT * (high - zero) else Look.DARK
+
+
+class NormalizeLook(Transform):
+    """Give an image three channels around -1 to 1, by percentiles that a few hot pixels or a speck cannot move.
+
+    The percentiles 0.5 and 99.8 become -1 and 1, and what lies beyond -3 and 3 is clipped. Per channel, so that a
+    stained image's white is white whatever the lamp; but a channel whose range is less than a quarter of the widest is
+    stretched by a quarter of that alone, so that its noise stays small. See :class:`Look` for what becomes of colours.
+
+    Args:
+        lower: the percentile of an image's values that becomes -1.
+        upper: the percentile that becomes 1.
+        invert: turn bright and dark round.
+        channel: the number of the channel to use alone, from 0; None for all of them.
+
+    Raises:
+        InputError: percentiles that are not 0 <= lower < upper <= 100, or a channel below 0.
+    """
+
+    backend = (TransformBackends.TORCH,)
+
+    def __init__(
+        self, lower: float = LOWER, upper: float = UPPER, invert: bool = False, channel: int | None = None
+    ) -> None:
+        if not 0 <= lower < upper <= 100:
+            raise InputError(f"Percentiles must be 0 <= lower < upper <= 100, not {lower} and {upper}.")
+        if channel is not None and channel < 0:
+            raise InputError(f"channel counts from 0, but it is {channel}.")
+        self.lower = lower
+        self.upper = upper
+        self.invert = invert
+        self.channel = channel
+
+    def __call__(self, img: NdarrayOrTensor) -> Tensor:
+        """
+        Args:
+            img: (C, H, W), 1 to 3 channels of any numeric type, or more when ``channel`` is given. Values that are not
+                finite count as the least of the others.
+
+        Returns:
+            (3, H, W), float32; a ``MetaTensor`` keeps its metadata. An image of one value becomes -1.
+
+        Raises:
+            InputError: another number of dimensions or channels.
+        """
+        image = convert_to_tensor(img, dtype=torch.float32, track_meta=get_track_meta())
+        if image.ndim != 3:
+            raise InputError(f"An image has the shape (C, H, W), but this one has {tuple(image.shape)}.")
+        if self.channel is not None:
+            if self.channel >= image.shape[0]:
+                raise InputError(f"There is no channel {self.channel} in an image of {image.shape[0]}; the first is 0.")
+            image = image[self.channel : self.channel + 1]
+        if image.shape[0] not in (1, 2, 3):
+            raise InputError(f"The image has {image.shape[0]} channels, but 1 to 3 are needed; give one as channel.")
+        finite = image.isfinite()
+        if not finite.all():
+            least = image[finite].min() if finite.any() else 0.0
+            image = torch.where(finite, image, least)
+        look = look_of(image)
+        if look is Look.BRIGHT and image.shape[0] == 2:
+            image = torch.cat([image, torch.zeros_like(image[:1])])
+        low, high = _ends(image, self.lower, self.upper)
+        spread = high - low
+        shows = _shows(spread)
+        least_spread = float(spread.max()) * LEAST_RANGE or 1.0
+        spread = spread.clamp_min(least_spread).to(image)[:, None, None]
+        scaled = ((image - low.to(image)[:, None, None]) / spread * 2 - 1).clamp(-CLIP, CLIP)
+        if look is not Look.BRIGHT:
+            scaled = scaled[shows if shows.any() else slice(1)].amax(0, keepdim=True)
+        scaled = -scaled if self.invert else scaled
+        return scaled if scaled.shape[0] == 3 else torch.cat([scaled] * 3)
+
+
+def _ends(image: Tensor, lower: float, upper: float) -> tuple[Tensor, Tensor]:
+    """The dark and the bright end of each channel (C,), on the CPU."""
+    low, high = _percentiles(_sample(image), lower, upper)
+    if (low == high).all():  # nearly all is one value: whatever differs from it is all there is to see
+        low, high = _percentiles(_sample(image), 0, 100)
+    return low, high
+
+
+def _shows(spread: Tensor) -> Tensor:
+    """Which channels (C,) show anything."""
+    return spread > EMPTY * spread.max()
+
+
+def _sample(image: Tensor) -> Tensor:
+    """At most about ``MANY`` pixels of each channel, (C, n), evenly spaced: for percentiles."""
+    step = max(1, int(np.ceil(np.sqrt(image[0].numel() / MANY))))
+    return image[:, ::step, ::step].flatten(1)
+
+
+def _percentiles(values: Tensor, *percentiles: float) -> Tensor:
+    """Percentiles of each channel (C, n), shape (number of percentiles, C), float32 on the CPU."""
+    if isinstance(values, torch.Tensor) and values.is_cuda:
+        wanted = torch.tensor(percentiles, device=values.device) / 100
+        return torch.quantile(values.float(), wanted, dim=1).cpu()
+    return torch.from_numpy(np.percentile(np.asarray(values), percentiles, axis=1).astype(np.float32))
+
+
+class NormalizeLookd(MapTransform):
+    """Dictionary version of :class:`NormalizeLook`.
+
+    Args:
+        keys: the images.
+        lower: see :class:`NormalizeLook`.
+        upper: see :class:`NormalizeLook`.
+        invert: see :class:`NormalizeLook`.
+        channel: see :class:`NormalizeLook`.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    backend = NormalizeLook.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        lower: float = LOWER,
+        upper: float = UPPER,
+        invert: bool = False,
+        channel: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.normalize = NormalizeLook(lower, upper, invert, channel)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        items = dict(data)
+        for key in self.key_iterator(items):
+            items[key] = self.normalize(items[key])
+        return items

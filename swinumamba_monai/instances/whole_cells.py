@@ -1,0 +1,111 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every way from a network's output to cells ends with: whole cells, none too small, numbered, with scores."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+from torch import Tensor
+
+__all__ = ["finish_cells", "split_pieces", "weighted_mean"]
+
+
+def finish_cells(
+    ids: np.ndarray,
+    probability: np.ndarray,
+    min_size: int,
+    min_score: float,
+    agreement: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make each cell one piece without holes, drop what is too small or too doubtful, and number the rest.
+
+    Args:
+        ids: instance ids of shape (H, W), integers, 0 background; a cell may be in several pieces.
+        probability: that a pixel belongs to a cell, shape (H, W).
+        min_size: cells with fewer pixels are dropped.
+        min_score: cells with a lower score are dropped.
+        agreement: another reason for a cell to be one, between 0 and 1, shape (H, W).
+
+    Returns:
+        instance ids of shape (H, W), int32, 1 to n in the order of the cells' first pixels; and the scores, shape (n,),
+        float32: the mean probability over the cell, times its mean agreement.
+    """
+    whole = _fill_holes(_largest_pieces(ids))
+    values, first = np.unique(whole, return_index=True)
+    cells = values[values > 0][np.argsort(first[values > 0])]
+    number = np.zeros(whole.max() + 1, np.int32)
+    number[cells] = np.arange(1, len(cells) + 1)
+    whole = number[whole]
+    area = np.bincount(whole.ravel(), minlength=len(cells) + 1)
+    score = _cell_means(whole, probability, area)
+    if agreement is not None:
+        score = score * _cell_means(whole, agreement, area)
+    keep = (area >= min_size) & (score >= min_score)
+    keep[0] = False
+    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[whole], score[keep].astype(np.float32)
+
+
+def _cell_means(ids: np.ndarray, values: np.ndarray, area: np.ndarray) -> np.ndarray:
+    return np.bincount(ids.ravel(), values.ravel(), len(area)) / np.maximum(area, 1)
+
+
+def split_pieces(ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the 4-connected pieces of cells: pieces of one cell get different numbers, and cells that touch stay two.
+
+    Args:
+        ids: instance ids of shape (H, W), integers, 0 background.
+
+    Returns:
+        numbers of shape (H, W), int32, 0 background, and how many there are.
+    """
+    # On a grid of twice the size every step between two pixels is a pixel too, and it is open within a cell only.
+    fine = np.zeros([2 * side - 1 for side in ids.shape], bool)
+    fine[::2, ::2] = ids > 0
+    fine[1::2, ::2] = (ids[1:] == ids[:-1]) & (ids[1:] > 0)
+    fine[::2, 1::2] = (ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] > 0)
+    pieces, count = ndimage.label(fine)
+    return pieces[::2, ::2], count
+
+
+def _largest_pieces(ids: np.ndarray) -> np.ndarray:
+    """Each cell's largest piece; the others become background."""
+    pieces, count = split_pieces(ids)
+    if count == 0:
+        return np.zeros(ids.shape, np.int32)
+    area = np.bincount(pieces.ravel(), minlength=count + 1)
+    area[0] = 0
+    owner = np.zeros(count + 1, np.int64)
+    owner[pieces] = ids  # all pixels of a piece have one owner
+    by_size = np.lexsort((-area, owner))
+    is_first = np.r_[True, np.diff(owner[by_size]) > 0]
+    keep = np.zeros(count + 1, bool)
+    keep[by_size[is_first]] = True
+    keep[0] = False
+    return np.where(keep[pieces], ids, 0)
+
+
+def _fill_holes(ids: np.ndarray) -> np.ndarray:
+    """Give background that one cell encloses to that cell."""
+    filled = ids.copy()
+    for number, box in enumerate(ndimage.find_objects(ids), start=1):
+        if box is not None:
+            cell = ids[box] == number
+            hole = ndimage.binary_fill_holes(cell) & (ids[box] == 0)
+            filled[box][hole] = number
+    return filled
+
+
+def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
+    """Mean of a loss over pixels.
+
+    Args:
+        loss: (b, h, w).
+        weight: of the pixels, (b, 1, h, w), or (b, 0, h, w) for the plain mean.
+
+    Returns:
+        the mean, a scalar; 0 where all weights are 0.
+    """
+    if weight.shape[1] == 0:
+        return loss.mean()
+    return (loss * weight[:, 0]).sum() / weight.sum().clamp_min(1)
