@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of instance maps of the test images, whoever made them: one matcher for every tool.
 
-Every nucleus counts, on the border too. F1 is the mean over images at IoU 0.5 and 0.75; AP = TP / (TP + FP + FN) over all
-nuclei. Groups are read from the ``manifest.csv`` beside the data, where there is one.
+Every nucleus counts, on the border too. F1 is the mean over images at IoU 0.5 and 0.75; AP = TP / (TP + FP + FN) over
+all nuclei. With ``--manifest`` each group of images has its line too.
 
     python -m benchmarks.peers.score --dataset_dir prepared --predictions cellpose [--manifest manifest.csv]
 """
@@ -45,7 +45,8 @@ def summary(counts: list[list[CellCounts]]) -> str:
     """One line: images, mean F1 at both thresholds, AP at 0.5, and the nuclei found, false and missed at 0.5."""
     f1 = [float(np.mean([each[place].f1 for each in counts])) for place in range(len(THRESHOLDS))]
     tp, fp, fn = (sum(getattr(each[0], name) for each in counts) for name in ("tp", "fp", "fn"))
-    return f"{len(counts)} images: F1 {f1[0]:.3f} {f1[1]:.3f}, AP {tp / (tp + fp + fn):.3f}, found {tp}, false {fp}, missed {fn}"
+    shares = f"F1 {f1[0]:.3f} {f1[1]:.3f}, AP {tp / (tp + fp + fn):.3f}"
+    return f"{len(counts)} images: {shares}, found {tp}, false {fp}, missed {fn}"
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cellpose 3 trained from random weights on a prepared microscopy dataset; writes an instance map of every test image.
 
-Cellpose is not among the requirements: ``pip install --no-deps "cellpose<4" fastremap fill-voids natsort roifile`` beside
+Cellpose is not among the requirements: ``pip install --no-deps "cellpose<4" fastremap fill-voids natsort roifile`` and
 ``opencv-python-headless``, in an environment of its own. Settings are those of its notebook for training (SGD, learning
 rate 0.1, weight decay 1e-4), on images in gray, and sizes are found by its own size model.
 

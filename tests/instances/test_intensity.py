@@ -8,8 +8,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from swinumamba_monai.errors import InputError
 from swinumamba_monai.data.sampling.intensity import Look, NormalizeLook, NormalizeLookd, look_of
+from swinumamba_monai.errors import InputError
 
 
 @pytest.fixture(scope="module")
