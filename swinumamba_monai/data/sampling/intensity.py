@@ -72,32 +72,24 @@ class NormalizeLook(Transform):
     Args:
         lower: the percentile of an image's values that becomes -1.
         upper: the percentile that becomes 1.
-        invert: turn bright and dark round.
-        channel: the number of the channel to use alone, from 0; None for all of them.
 
     Raises:
-        InputError: percentiles that are not 0 <= lower < upper <= 100, or a channel below 0.
+        InputError: percentiles that are not 0 <= lower < upper <= 100.
     """
 
     backend = (TransformBackends.TORCH,)
 
-    def __init__(
-        self, lower: float = LOWER, upper: float = UPPER, invert: bool = False, channel: int | None = None
-    ) -> None:
+    def __init__(self, lower: float = LOWER, upper: float = UPPER) -> None:
         if not 0 <= lower < upper <= 100:
             raise InputError(f"Percentiles must be 0 <= lower < upper <= 100, not {lower} and {upper}.")
-        if channel is not None and channel < 0:
-            raise InputError(f"channel counts from 0, but it is {channel}.")
         self.lower = lower
         self.upper = upper
-        self.invert = invert
-        self.channel = channel
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
         """
         Args:
-            img: (C, H, W), 1 to 3 channels of any numeric type, or more when ``channel`` is given. Values that are not
-                finite count as the least of the others.
+            img: (C, H, W), 1 to 3 channels of any numeric type. Values that are not finite count as the least of the
+                others.
 
         Returns:
             (3, H, W), float32; a ``MetaTensor`` keeps its metadata. An image of one value becomes -1.
@@ -108,12 +100,10 @@ class NormalizeLook(Transform):
         image = convert_to_tensor(img, dtype=torch.float32, track_meta=get_track_meta())
         if image.ndim != 3:
             raise InputError(f"An image has the shape (C, H, W), but this one has {tuple(image.shape)}.")
-        if self.channel is not None:
-            if self.channel >= image.shape[0]:
-                raise InputError(f"There is no channel {self.channel} in an image of {image.shape[0]}; the first is 0.")
-            image = image[self.channel : self.channel + 1]
         if image.shape[0] not in (1, 2, 3):
-            raise InputError(f"The image has {image.shape[0]} channels, but 1 to 3 are needed; give one as channel.")
+            raise InputError(
+                f"The image has {image.shape[0]} channels, but 1 to 3 are needed; name one with --channel."
+            )
         finite = image.isfinite()
         if not finite.all():
             least = image[finite].min() if finite.any() else 0.0
@@ -129,7 +119,6 @@ class NormalizeLook(Transform):
         scaled = ((image - low.to(image)[:, None, None]) / spread * 2 - 1).clamp(-CLIP, CLIP)
         if look is not Look.BRIGHT:
             scaled = scaled[shows if shows.any() else slice(1)].amax(0, keepdim=True)
-        scaled = -scaled if self.invert else scaled
         return scaled if scaled.shape[0] == 3 else torch.cat([scaled] * 3)
 
 
@@ -167,8 +156,6 @@ class NormalizeLookd(MapTransform):
         keys: the images.
         lower: see :class:`NormalizeLook`.
         upper: see :class:`NormalizeLook`.
-        invert: see :class:`NormalizeLook`.
-        channel: see :class:`NormalizeLook`.
         allow_missing_keys: skip keys that are not there.
     """
 
@@ -179,12 +166,10 @@ class NormalizeLookd(MapTransform):
         keys: KeysCollection,
         lower: float = LOWER,
         upper: float = UPPER,
-        invert: bool = False,
-        channel: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.normalize = NormalizeLook(lower, upper, invert, channel)
+        self.normalize = NormalizeLook(lower, upper)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         items = dict(data)
