@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -20,7 +21,8 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.util import Finalize
 from os import PathLike
 from pathlib import Path
 from typing import ClassVar
@@ -30,9 +32,10 @@ try:
 except ImportError:  # Windows has no such locks: leftovers are known by their age there, and runs are not kept apart
     fcntl = None
 
-__all__ = ["RunLock", "remove_unfinished", "replacing", "temporary_folder", "writing_folder"]
+__all__ = ["RunLock", "gather_worker_files", "remove_unfinished", "replacing", "temporary_folder", "writing_folder"]
 
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
+_MAX_SOCKET_FOLDER = 88  # characters, of the 107 that the path of a socket may have
 _OLD = 24 * 3600  # seconds, of what cannot be asked whether somebody holds it
 
 _swept: set[tuple[int, Path]] = set()  # this process and the folders that it has cleared
@@ -93,6 +96,23 @@ def temporary_folder(name: str) -> Iterator[Path]:
         yield temporary
 
 
+def gather_worker_files() -> None:
+    """Give Python's ``multiprocessing`` a :func:`temporary_folder` for what a loader's workers and their parent share.
+
+    By itself it makes folders ``pymp-…`` of its own, and a killed process leaves them for ever: nothing tells whose
+    they were. Workers use the folder of the process that forks them.
+    """
+    config = multiprocessing.current_process()._config  # where multiprocessing.util.get_temp_dir looks
+    if "tempdir" in config:
+        return
+    stack = ExitStack()
+    folder = stack.enter_context(temporary_folder("workers"))
+    if len(str(folder)) > _MAX_SOCKET_FOLDER:
+        return stack.close()
+    config["tempdir"] = str(folder)
+    Finalize(None, stack.close, exitpriority=-100)  # as late as multiprocessing's own; not in forked processes
+
+
 def remove_unfinished(folder: str | PathLike) -> None:
     """Remove what processes that were killed while they wrote into a folder have left in it; no other file.
 
@@ -111,7 +131,7 @@ def _owned(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
     if (place := (os.getpid(), path.parent)) not in _swept:
         _swept.add(place)
         remove_unfinished(path.parent)
-    lock = None
+    lock, owner = None, os.getpid()
     while lock is None:  # until no sweep of another process comes between making and locking
         temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
         make(temporary)
@@ -119,7 +139,8 @@ def _owned(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        _remove(temporary)
+        if os.getpid() == owner:  # not a process that was forked meanwhile
+            _remove(temporary)
         os.close(lock)
 
 

@@ -151,3 +151,43 @@ def test_a_temporary_folder_of_a_killed_process_goes_with_the_next(tmp_path, sta
     with temporary_folder("label") as folder:
         assert list(folder.parent.iterdir()) == [folder]
     assert not folder.exists()
+
+
+WORKERS = """
+import multiprocessing, os, sys, time
+from multiprocessing.util import get_temp_dir
+from swinumamba_monai.atomic import gather_worker_files
+gather_worker_files()
+worker = multiprocessing.get_context("fork").Process(target=lambda: print(get_temp_dir(), flush=True))
+worker.start()
+worker.join()
+assert os.path.isdir(get_temp_dir())
+print(get_temp_dir(), flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no forks")
+def test_what_workers_share_goes_with_the_process_or_the_next(tmp_path, start, monkeypatch) -> None:
+    short = tempfile.mkdtemp(dir="/tmp")  # sockets need short paths
+    monkeypatch.setenv("TMPDIR", short)
+    killed = start(WORKERS, 60)
+    of_worker, of_parent = killed.stdout.readline(), killed.stdout.readline()
+    assert (
+        of_worker == of_parent
+        and of_parent.startswith(short)
+        and os.listdir(short) == [f"swinumamba_monai-{os.getuid()}"]
+    )
+    kill(killed)
+    assert Path(of_parent.strip()).exists()
+    following = start(WORKERS, 0)
+    assert following.wait() == 0
+    (folder,) = Path(short).iterdir()
+    assert not list(folder.iterdir())
+    folder.rmdir()
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    following = start(WORKERS, 0)  # multiprocessing's own
+    assert f"{long}/pymp-" in following.stdout.readline() and following.wait() == 0
+    Path(short).rmdir()

@@ -152,6 +152,57 @@ def test_the_cache_is_used_again_until_something_changes(items, tmp_path):
     assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "counts.npy", "hashes.json"])
+@pytest.mark.parametrize("damage", [lambda d: b"", lambda d: d[: len(d) // 2], lambda d: b"\x80garbage" * 99, None])
+def test_a_damaged_volume_is_written_again(items, tmp_path, caplog, name, damage):
+    before = SliceDataset(items, volume_transform(), tmp_path / "cache", roi_size=(8, 8)).set_random_state(0)[0]
+    folder, other = SliceDataset(items, volume_transform(), tmp_path / "cache").folders
+    written = other.stat().st_mtime_ns
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage is not None:
+        (folder / name).write_bytes(damage(whole))
+    after = SliceDataset(items, volume_transform(), tmp_path / "cache", roi_size=(8, 8)).set_random_state(0)[0]
+    assert (folder / name).read_bytes() == whole and other.stat().st_mtime_ns == written
+    assert torch.equal(before["image"], after["image"])
+    assert [r.getMessage() for r in caplog.records if r.name.endswith("owned")] == [
+        f"{folder} is damaged: it is not used, and made again"
+    ]
+
+
+def test_a_volume_that_others_could_write_is_written_again(items, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    folder, other = SliceDataset(items, volume_transform(), cache).folders
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (folder / "image.npy").chmod(0o666)
+    other.chmod(0o777)
+    written = [folder.stat().st_mtime_ns, other.stat().st_mtime_ns]
+    for messages in (2, 0):
+        caplog.clear()
+        assert SliceDataset(items, volume_transform(), cache).folders == [folder, other]
+        assert caplog.text.count("could be written by others: it is not used, and made again") == messages
+    assert folder.stat().st_mtime_ns > written[0] and other.stat().st_mtime_ns > written[1]
+
+
+def test_a_volume_of_another_user_is_not_used(items, tmp_path, monkeypatch):
+    folder, _ = SliceDataset(items, volume_transform(), tmp_path / "cache").folders
+    monkeypatch.setattr("swinumamba_monai.owned.os.geteuid", lambda: 12345)
+    assert not set(SliceDataset(items, volume_transform(), tmp_path / "mine").folders) & {folder}  # a name of its own
+    monkeypatch.setattr("swinumamba_monai.data.sampling.slices._hash", lambda item, _: item["image"][-5])
+    (tmp_path / "cache" / "a").mkdir()  # theirs, at our place
+    monkeypatch.setattr("swinumamba_monai.owned.shutil.rmtree", lambda *_, **__: None)  # and we may not remove it
+    with pytest.raises(InputError, match="belongs to another user, and cannot be removed; remove it or give another"):
+        SliceDataset(items, volume_transform(), tmp_path / "cache")
+
+
+def test_leftovers_of_killed_processes_go(items, tmp_path):
+    left = tmp_path / "cache" / f".{'0a' * 16}-volume"
+    SliceDataset(items, volume_transform(), tmp_path / "cache")
+    left.mkdir()
+    SliceDataset(items, volume_transform(), tmp_path / "cache")
+    assert not left.exists()
+
+
 def test_other_processes_find_the_cache(items, tmp_path):
     first = SliceDataset(items, volume_transform(), tmp_path / "cache")
     code = (

@@ -178,6 +178,24 @@ class TestCache:
         assert machine.driver.images == [b"machine code"]
         assert not list(machine.cache.iterdir())
 
+    @pytest.mark.parametrize("content", [b"", b"machine", b"\x7fELF" * 99, b"machine code"])
+    def test_what_is_damaged_or_planted_is_compiled_again(self, machine, caplog, content):
+        in_a_new_process()
+        (path,) = machine.cache.iterdir()
+        path.write_bytes(content)
+        in_a_new_process()
+        in_a_new_process()
+        assert len(machine.nvrtc.compiled) == 2 and machine.driver.images == [b"machine code"] * 3
+        assert caplog.messages == [f"{path} is damaged: it is not used, and made again"]
+
+    def test_a_folder_of_another_user_is_not_used(self, machine, monkeypatch, caplog):
+        in_a_new_process()
+        monkeypatch.setattr("swinumamba_monai.owned.os.geteuid", lambda: 12345)
+        in_a_new_process()
+        assert len(machine.nvrtc.compiled) == 2
+        (message,) = caplog.messages
+        assert message.endswith(f"{machine.cache} cannot be written (it belongs to another user)")
+
     def test_a_folder_that_cannot_be_written_is_said_once(self, machine, monkeypatch, caplog):
         machine.cache.write_text("a file where the folder should be")
         for name in ("merge.cu", "pack.cu", "merge.cu"):

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
 import pickle
-import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -22,10 +23,14 @@ from monai.transforms import Compose, Randomizable
 from monai.utils import MAX_SEED, ensure_tuple_rep
 from torch.utils.data import Dataset
 
+from swinumamba_monai.atomic import remove_unfinished, writing_folder
 from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.owned import refuse, why_not_own
 
 logger = logging.getLogger(__name__)
+
+HASHES = "hashes.json"  # of the other files of a volume's folder
 
 
 class SliceDataset(Randomizable, Dataset):
@@ -37,9 +42,10 @@ class SliceDataset(Randomizable, Dataset):
     (nnU-Net makes the last third of every batch foreground; here each sample is with that probability.)
 
     Preprocessed volumes lie in ``cache_dir`` as ``.npy`` files and are memory-mapped, so a process holds the pages of
-    the crops that it reads and no volume. The folder of a volume is named by a hash of its files (path, size, time) and
-    of ``volume_transform``: when either changes a new one is written, and old ones may be deleted at any time between
-    runs. Several processes may share ``cache_dir``: each starts at another volume and takes over what others wrote.
+    the crops that it reads and no volume. The folder of a volume is named by a hash of its files (path, size, time), of
+    ``volume_transform`` and of the user: when one changes a new one is written, and old ones may be deleted at any time
+    between runs. Several processes may share ``cache_dir``: each starts at another volume and takes over what others
+    wrote. Folders that are damaged, or that others could have changed, are written again when the dataset is made.
 
     Args:
         data: dictionaries with the path "image" and, where there is one, the path "label".
@@ -133,7 +139,10 @@ class SliceDataset(Randomizable, Dataset):
 
     def _preprocess(self, num_workers: int) -> None:
         """Write what is not in the cache; other processes of this training begin elsewhere."""
-        missing = [index for index, folder in enumerate(self.folders) if not folder.is_dir()]
+        remove_unfinished(self.cache_dir)
+        with ThreadPoolExecutor(max(1, num_workers)) as pool:
+            usable = list(pool.map(_is_usable, self.folders))
+        missing = [index for index in range(len(self.data)) if not usable[index]]
         start = idist.get_rank() * len(missing) // idist.get_world_size()
         if missing:
             logger.info("preprocessing %d of %d volumes into %s", len(missing), len(self.data), self.cache_dir)
@@ -153,29 +162,29 @@ class SliceDataset(Randomizable, Dataset):
             return
         volume = self.volume_transform(dict(item))
         image = _slices_first(volume["image"], item["image"]).astype(np.float32, copy=False)
-        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        arrays = {"image.npy": image}
+        if "label" in volume:
+            label = _slices_first(volume["label"], item["label"])
+            if label.shape[0] != image.shape[0] or label.shape[1] != 1 or label.shape[2:] != image.shape[2:]:
+                raise InputError(f"{item['label']} is {label.shape} after the transforms, its image {image.shape}.")
+            if label.min() < 0 or label.max() > 255:
+                raise InputError(f"{item['label']} has classes up to {label.max()}, but 0 to 255 are possible.")
+            label = np.rint(label[:, 0]).astype(np.uint8)
+            classes = int(label.max()) + 1
+            counts = np.stack([np.bincount(plane.ravel(), minlength=classes) for plane in label], axis=1)
+            arrays |= {"label.npy": label, "counts.npy": counts}
         try:
-            temporary.mkdir(parents=True)
-            np.save(temporary / "image.npy", image)
-            if "label" in volume:
-                label = _slices_first(volume["label"], item["label"])
-                if label.shape[0] != image.shape[0] or label.shape[1] != 1 or label.shape[2:] != image.shape[2:]:
-                    raise InputError(f"{item['label']} is {label.shape} after the transforms, its image {image.shape}.")
-                if label.min() < 0 or label.max() > 255:
-                    raise InputError(f"{item['label']} has classes up to {label.max()}, but 0 to 255 are possible.")
-                label = np.rint(label[:, 0]).astype(np.uint8)
-                np.save(temporary / "label.npy", label)
-                classes = int(label.max()) + 1
-                counts = np.stack([np.bincount(plane.ravel(), minlength=classes) for plane in label], axis=1)
-                np.save(temporary / "counts.npy", counts)
-            temporary.rename(folder)
+            with writing_folder(folder) as temporary:
+                temporary.chmod(0o700)
+                for name, array in arrays.items():
+                    np.save(temporary / name, array)
+                hashes = {name: _hash_file(temporary / name) for name in arrays}
+                (temporary / HASHES).write_text(json.dumps(hashes), encoding="utf-8")
         except OSError as error:
             if not folder.is_dir():
                 raise InputError(
                     f"{folder} cannot be written ({error.strerror or error}); free space or give another cache_dir."
                 ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 class EverySliceDataset(Dataset):
@@ -246,9 +255,51 @@ def _describe(transform: Callable) -> bytes:
         ) from error
 
 
+def _is_usable(folder: Path) -> bool:
+    """Whether a volume's folder is there, this user's own and whole; one that is not is removed."""
+    try:
+        found = _identify(folder)
+    except OSError:  # none is there, or writing will say why not
+        return False
+    if not (reason := _why_not_usable(folder)):
+        return True
+    with suppress(FileNotFoundError):
+        if _identify(folder) == found:  # else another process was faster and has written it again
+            refuse(folder, reason)
+        if _identify(folder) == found:
+            raise InputError(f"{folder} {reason}, and cannot be removed; remove it or give another cache_dir.")
+    return False
+
+
+def _identify(folder: Path) -> tuple[int, int]:
+    status = folder.lstat()
+    return status.st_ino, status.st_mtime_ns  # numbers of files are given out again
+
+
+def _why_not_usable(folder: Path) -> str | None:
+    try:
+        paths = [path for path in folder.iterdir() if path.name != HASHES]
+        for path in (folder, folder / HASHES, *paths):
+            if reason := why_not_own(path):
+                return reason
+        hashes = json.loads((folder / HASHES).read_bytes())
+        return None if hashes == {path.name: _hash_file(path) for path in paths} else "is damaged"
+    except (OSError, ValueError, RecursionError):
+        return "is damaged"
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _hash(item: Mapping[str, str], described: bytes) -> str:
-    """The name of the folder of a volume; it changes with the files and with what is done to them."""
+    """The name of the folder of a volume; it changes with the files, what is done to them and the user."""
     digest = hashlib.sha256(described)
+    digest.update(str(os.geteuid() if hasattr(os, "geteuid") else "").encode())
     for key in ("image", "label"):
         if key in item:
             path = volume_path(item[key])

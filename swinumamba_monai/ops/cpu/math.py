@@ -8,16 +8,15 @@ multiplications and integer shifts for float32; float64, which serves checks, ta
 
 from __future__ import annotations
 
-import logging
 import math
 
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-__all__ = ["LN2", "LOG2E", "entry", "exp2", "exp2_falling", "inner", "inner_summing", "sigmoid", "softplus"]
+from .kept_loops import LoopCache
 
-logger = logging.getLogger(__name__)
+__all__ = ["LN2", "LOG2E", "entry", "exp2", "exp2_falling", "inner", "inner_summing", "sigmoid", "softplus"]
 
 # Multiply-adds may be fused, and a division by zero is not an exception but an infinity. Only where lanes are added up
 # may sums be reordered: it would undo the rounding trick of the exponential, which keeps its own rules when inlined.
@@ -28,11 +27,9 @@ inner_summing = njit(no_cpython_wrapper=True, **_OPTIONS | {"fastmath": {"contra
 
 def entry(function):
     """Compile what Python calls: without the interpreter lock, and kept on disk for the next process."""
-    try:
-        return njit(function, nogil=True, cache=True, **_OPTIONS)
-    except RuntimeError:  # neither NUMBA_CACHE_DIR, nor this directory, nor the user's cache directory can be written
-        logger.warning(f"every process compiles the loop {function.__name__} anew: set NUMBA_CACHE_DIR to keep it")
-        return njit(function, nogil=True, **_OPTIONS)
+    dispatcher = njit(function, nogil=True, **_OPTIONS)
+    dispatcher._cache = LoopCache(function)  # as njit(cache=True) sets Numba's own
+    return dispatcher
 
 
 # 2^x = 2^k 2^r, where k is the integer nearest to x. Adding 1.5 * 2^23 rounds a number to an integer and leaves that in

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CUDA C++ of the folder ``kernels`` compiled when first used, by the NVRTC library that torch brings.
 
-No nvcc, no host compiler and no header files are needed. What was compiled is kept in the user's cache folder.
+No nvcc, no host compiler and no header files are needed. What was compiled is kept in the user's cache folder, as
+:mod:`swinumamba_monai.owned` keeps it.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.owned import CACHE, keep, load_kept
 
 __all__ = ["Kernels", "load_kernels", "on_its_device", "params_type", "why_nvrtc_is_unavailable"]
 
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "kernels"
-CACHE = Path("~/.cache/swinumamba_monai")
 MIN_CAPABILITY = (8, 0)  # conversion instructions of bfloat16
 _MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _DEFAULT_SHARED_SIZE = 48 << 10
@@ -149,15 +149,15 @@ def _compile_cached(source: str, name: str, options: tuple[str, ...], binary: bo
     key = hashlib.sha256("\0".join((source, *options, torch.version.cuda)).encode()).hexdigest()
     path = CACHE / f"{Path(name).stem}-{key[:32]}.{'cubin' if binary else 'ptx'}"
     try:
-        return path.expanduser().read_bytes()
+        path = path.expanduser()
+        if (kept := load_kept(path)) is not None:
+            return kept
     except (OSError, RuntimeError):  # RuntimeError: there is no home
-        logger.info("compiling %s for this GPU, which takes some seconds the first time", name)
+        pass
+    logger.info("compiling %s for this GPU, which takes some seconds the first time", name)
     image = _compile(source, name, options, binary)
     try:
-        path = path.expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(image)
+        keep(path.expanduser(), image)
     except (OSError, RuntimeError) as error:
         _warn_that_nothing_is_kept(getattr(error, "strerror", None) or str(error))
     return image
