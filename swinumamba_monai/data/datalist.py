@@ -34,6 +34,7 @@ from pathlib import Path
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.prepare.inspection import check_pairs
 from swinumamba_monai.errors import InputError, quoted, shown
 from swinumamba_monai.tasks import Task, find_task
@@ -184,7 +185,8 @@ def _inside(folder: Path, relative: str, datalist: Path, task: Task) -> str:
     path = folder / relative
     try:
         path.exists()  # or an error, for what no file can be called
-        outside, resolved, is_image = leads_outside(path, folder), path.resolve(), task.files.is_image(path)
+        outside = leads_outside(path, folder) or leads_outside(volume_path(path), folder)
+        resolved, is_image = path.resolve(), task.files.is_image(path)
     except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
         raise InputError(
             f"{datalist} names {shown(ascii(relative))}, which is no path ({type(error).__name__})."

@@ -12,10 +12,10 @@ import nibabel as nib
 from monai.config import PathLike
 
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, as_label_map
+from swinumamba_monai.data.files.volume_listing import list_volumes
 from swinumamba_monai.data.files.volumes import (
     VolumeReader,
-    is_volume_file,
-    list_volumes,
+    is_volume_name,
     read_volume_label,
     volume_name,
 )
@@ -117,7 +117,7 @@ def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path) -> None:
 FILES = TaskFiles(
     class_names=ABDOMEN_CLASSES,
     reader=VolumeReader,
-    is_image=lambda path: path.is_dir() or is_volume_file(path),
+    is_image=is_volume_name,
     list_images=load_volumes,
     inspect=lambda image, label, class_names: inspect_volumes(image, label, LabelMap.of_names(class_names)),
     prepare=prepare_abdomen_mri,

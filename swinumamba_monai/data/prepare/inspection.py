@@ -19,7 +19,13 @@ from skimage import measure
 
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import LabelMap
-from swinumamba_monai.data.files.volumes import read_volume, read_volume_label, spacing_of
+from swinumamba_monai.data.files.volumes import (
+    SAME_PLACE,
+    corners_apart,
+    read_volume,
+    read_volume_label,
+    spacing_of,
+)
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -30,9 +36,6 @@ SAMPLE_SIZE = 2000
 # Label maps with so few numbers may be masks of classes; a cell in so many pieces is none. Cells cut by a mask of
 # something else do have two or three.
 MAX_CLASS_LIKE, MANY_PIECES = 3, 10
-
-# Geometries of an image and its label are equal when their corners are closer than this part of a voxel.
-_AFFINE_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -198,12 +201,12 @@ def _check_affines(
     image: PathLike, affine: np.ndarray, label: PathLike, label_affine: np.ndarray, shape: tuple[int, ...]
 ) -> None:
     """Compare where the corners of both volumes lie: small errors of an affine matter by how far they move a voxel."""
-    corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
-    apart = np.linalg.norm((corners @ (affine - label_affine).T)[:, :3], axis=1).max()
-    if apart > _AFFINE_TOLERANCE * min(spacing_of(affine)):
+    apart = corners_apart(affine, label_affine, shape)
+    if apart > SAME_PLACE:
         raise InputError(
             f"{label} lies elsewhere than its image {Path(image).name}: the affines differ, and corners are "
-            f"{apart:.2f} mm apart; resample the label onto the image, or copy the header if the voxels match."
+            f"{apart * min(spacing_of(affine)):.2f} mm apart; resample the label onto the image, or copy the header "
+            "if the voxels match."
         )
 
 

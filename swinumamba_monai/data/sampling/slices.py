@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -19,10 +20,10 @@ import torch
 from monai.config import PathLike
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, Randomizable
-from monai.utils import MAX_SEED, ensure_tuple_rep
+from monai.utils import MAX_SEED, ensure_tuple, ensure_tuple_rep
 from torch.utils.data import Dataset
 
-from swinumamba_monai.data.files.volumes import volume_path
+from swinumamba_monai.data.files.volumes import volume_files
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -251,8 +252,7 @@ def _hash(item: Mapping[str, str], described: bytes) -> str:
     digest = hashlib.sha256(described)
     for key in ("image", "label"):
         if key in item:
-            path = volume_path(item[key])
-            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            for file in chain.from_iterable(map(volume_files, ensure_tuple(item[key]))):
                 status = file.stat()
                 digest.update(f"{key} {file.absolute()} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
