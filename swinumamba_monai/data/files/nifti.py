@@ -49,11 +49,9 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
     try:
         with _opened(path) as (image, is_gzipped):
             shape, header, dtype = image.shape, image.header, image.get_data_dtype()
-            affine = np.array(image.affine, dtype=np.float64)
-            forms = None
-            if isinstance(image, nib.Nifti1Image):
-                affine[:3] *= _UNITS.get(header.get_xyzt_units()[0], 1.0)
-                forms = _forms(header)
+            is_nifti = isinstance(image, nib.Nifti1Image)
+            affine = affine_of(header) if is_nifti else np.asarray(image.affine, dtype=np.float64)
+            forms = _forms(header) if is_nifti else None
             if min(shape) < 1 or math.prod(shape) > max_voxels:
                 raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
             if dtype.fields or dtype.kind not in "uif":
@@ -78,14 +76,20 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
         ) from error
 
 
+def affine_of(header: nib.Nifti1Header) -> np.ndarray:
+    """The affine (4, 4) to mm that counts: the sform where there is one, else the qform."""
+    affine = np.array(header.get_best_affine(), dtype=np.float64)
+    affine[:3] *= _UNITS.get(header.get_xyzt_units()[0], 1.0)
+    return affine
+
+
 def put_forms(header: nib.Nifti1Header, forms: np.ndarray) -> None:
     """Give a header both forms of another file of the same grid, with their codes and their unit, as they were."""
     numbers = iter(np.asarray(forms, dtype=np.float64).ravel().tolist())
     for name in _FORMS:
         header[name] = [next(numbers) for _ in range(4)] if name.startswith("srow") else next(numbers)
     header["pixdim"][:4] = [next(numbers) for _ in range(4)]
-    time = header["xyzt_units"] & ~7
-    header["xyzt_units"] = time | int(next(numbers))
+    header["xyzt_units"] = next(numbers)
 
 
 def _forms(header: nib.Nifti1Header) -> np.ndarray:
