@@ -91,8 +91,8 @@ def write_datalist(
 
 
 def load_datalist(
-    dataset_dir: PathLike, section: str, check: bool = True, num_classes: int | None = None
-) -> list[dict[str, str]]:
+    dataset_dir: PathLike, section: str, check: bool = True, num_classes: int | None = None, **reading: object
+) -> list[dict[str, str | tuple[str, ...]]]:
     """The items of one section, ready for ``LoadImaged``.
 
     Args:
@@ -100,9 +100,10 @@ def load_datalist(
         section: one of ``SECTIONS``.
         check: decode every file first (:func:`check_pairs`), so that a bad one is found before the training starts.
         num_classes: what a network can tell apart, background included.
+        reading: options of the task's :attr:`~swinumamba_monai.tasks.TaskFiles.inspect`, as its reader gets them.
 
     Returns:
-        Dictionaries with the absolute paths "image" and "label".
+        Dictionaries with the absolute paths "image" and "label"; "image" is a tuple where every channel has a file.
 
     Raises:
         InputError: There is no such dataset or section, the datalist is no such file, is of no task here, leads out of
@@ -120,7 +121,7 @@ def load_datalist(
         image_dir = path.parent / content.get("source_dir", ".")
         label_dir = path.parent / content.get("label_dir", content.get("source_dir", "."))
         items = [
-            {"image": _inside(image_dir, image, path, task), "label": _inside(label_dir, label, path, task)}
+            {"image": _channels(image_dir, image, path, task), "label": _inside(label_dir, label, path, task)}
             for image, label in entries
         ]
     except (AttributeError, KeyError, TypeError) as error:
@@ -133,7 +134,7 @@ def load_datalist(
         logger.info("%s takes its images from %s", path, image_dir)
     if check:
         class_names = load_class_names(dataset_dir)
-        check_pairs(items, lambda image, label: task.files.inspect(image, label, class_names))
+        check_pairs(items, lambda image, label: task.files.inspect(image, label, class_names, **reading))
     return items
 
 
@@ -173,6 +174,13 @@ def _task_of(content: Mapping, path: Path) -> Task:
         return find_task(content.get("name", "microscopy"))
     except InputError as error:
         raise InputError(f"{path} has the name '{shown(content['name'])}', but {error}") from error
+
+
+def _channels(folder: Path, image: str | list[str], datalist: Path, task: Task) -> str | tuple[str, ...]:
+    """The absolute path of an image, or those of its channels."""
+    if isinstance(image, list) and image:
+        return tuple(_inside(folder, channel, datalist, task) for channel in image)
+    return _inside(folder, image, datalist, task)
 
 
 def leads_outside(path: Path, folder: Path) -> bool:

@@ -56,7 +56,9 @@ def load_frames(path: PathLike) -> list[dict[str, str]]:
     return _list(path, frames, "frame", IMAGE_SUFFIXES + VIDEO_SUFFIXES, "a frame, a video, a folder of both")
 
 
-def load_volumes(path: PathLike, series: str | None = None, channels: int = 1) -> list[dict[str, str | list[str]]]:
+def load_volumes(
+    path: PathLike, series: str | None = None, channels: int = 1
+) -> list[dict[str, str | tuple[str, ...]]]:
     """The volumes to run inference on.
 
     Args:
@@ -66,8 +68,8 @@ def load_volumes(path: PathLike, series: str | None = None, channels: int = 1) -
         channels: of an image; see :func:`~swinumamba_monai.data.files.volume_listing.find_volumes`.
 
     Returns:
-        Dictionaries with "image", sorted by name: the absolute path of a file, the list of them for channels in files
-        of their own, or what :func:`~swinumamba_monai.data.files.dicom_series.list_series` calls a series.
+        Dictionaries with "image", sorted by name: the absolute path of a file, those of the
+        channels of one image, or what :func:`~swinumamba_monai.data.files.dicom_series.list_series` calls a series.
 
     Raises:
         InputError: There is nothing at ``path`` that can be read, or several series of which none is chosen.

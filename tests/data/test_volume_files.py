@@ -13,7 +13,7 @@ from monai.transforms import LoadImage
 
 from swinumamba_monai.data.files import itk
 from swinumamba_monai.data.files.volume_listing import case_names, find_volumes
-from swinumamba_monai.data.files.volumes import VolumeReader, read_image, read_volume
+from swinumamba_monai.data.files.volumes import VolumeReader, read_channels, read_volume
 from swinumamba_monai.errors import InputError
 
 AFFINE = np.array([[-1.5, 0, 0, 40], [0, 0, 2.0, -30], [0, 1.25, 0, 7], [0, 0, 0, 1]])
@@ -110,20 +110,20 @@ def test_channels_in_files_of_their_own_and_in_one(tmp_path):
     expected = np.stack([VOXELS, VOXELS + 1], axis=-1)
     nib.save(nib.Nifti1Image(expected, AFFINE), tmp_path / "whole.nii.gz")
     for image in (files, tmp_path / "whole.nii.gz"):
-        voxels, _ = read_image(image, channels=2)
+        voxels, _ = read_channels(image, channels=2)
         np.testing.assert_array_equal(voxels, expected)
         loaded = LoadImage(reader=VolumeReader(channels=2), ensure_channel_first=True)(image)
         assert loaded.shape == (2, 7, 6, 5)
         np.testing.assert_array_equal(loaded, np.moveaxis(expected, -1, 0))
     with pytest.raises(InputError, match=r"4 dimensions .*--in_channels"):
         read_volume(tmp_path / "whole.nii.gz")
-    with pytest.raises(InputError, match=r"2 volumes.* one image of 3 channels"):
-        read_image(files, channels=3)
+    with pytest.raises(InputError, match=r"one of 2 volumes.*--in_channels 2"):
+        read_channels(files, channels=3)
     elsewhere = AFFINE.copy()
     elsewhere[0, 3] += 0.1
     (moved,) = save_channels(tmp_path, "moved", 1, elsewhere)
     with pytest.raises(InputError, match=r"moved_0000\.nii\.gz has another size or place than case_0000"):
-        read_image([files[0], moved], channels=2)
+        read_channels([files[0], moved], channels=2)
 
 
 def test_channels_are_found_by_their_names(tmp_path):
@@ -131,7 +131,7 @@ def test_channels_are_found_by_their_names(tmp_path):
         save_channels(tmp_path, case)
     single = [str(tmp_path / f"{case}_000{number}.nii.gz") for case in "ab" for number in (0, 1)]
     assert find_volumes(tmp_path) == single
-    assert find_volumes(tmp_path, channels=2) == [single[:2], single[2:]]
+    assert find_volumes(tmp_path, channels=2) == [tuple(single[:2]), tuple(single[2:])]
     (tmp_path / "b_0001.nii.gz").unlink()
     with pytest.raises(InputError, match="b has the channels 0000, but 0000 to 0001 are needed"):
         find_volumes(tmp_path, channels=2)

@@ -27,7 +27,7 @@ def list_volumes(folder: Path) -> list[Path]:
     return sorted(filter(is_volume, folder.iterdir()))
 
 
-def find_volumes(path: Path, series: str | None = None, channels: int = 1) -> list[str | list[str]]:
+def find_volumes(path: Path, series: str | None = None, channels: int = 1) -> list[str | tuple[str, ...]]:
     """The volumes of a file, or of a folder and all folders in it.
 
     Args:
@@ -36,7 +36,7 @@ def find_volumes(path: Path, series: str | None = None, channels: int = 1) -> li
         channels: of an image; with several, files ``NAME_0000``, ``NAME_0001``, ... are those of one.
 
     Returns:
-        The path of each file, the list of the paths of channels, and the name of each series, sorted. What inference
+        The path of each file, those of the channels of one image, and the name of each series, sorted. What inference
         wrote for one of them is left out, and named in the log.
 
     Raises:
@@ -80,12 +80,12 @@ def _results(files: Sequence[Path], names: Sequence[str]) -> list[Path]:
     return [file for file in files if volume_name(file) in written]
 
 
-def _group_channels(files: Sequence[Path], channels: int) -> list[str | list[str]]:
+def _group_channels(files: Sequence[Path], channels: int) -> list[str | tuple[str, ...]]:
     """Each file, and the files of one case together."""
     if channels == 1:
         return [str(file) for file in files]
     groups: dict[Path, dict[int, Path]] = {}
-    found: list[str | list[str]] = []
+    found: list[str | tuple[str, ...]] = []
     for file in files:
         if match := _CHANNEL.fullmatch(volume_name(file)):
             groups.setdefault(file.with_name(match[1]), {})[int(match[2])] = file
@@ -98,5 +98,5 @@ def _group_channels(files: Sequence[Path], channels: int) -> list[str | list[str
                 f"{case} has the channels {numbers}, but 0000 to {channels - 1:04d} are needed for in_channels "
                 f"{channels}; complete them."
             )
-        found.append([str(parts[number]) for number in range(channels)])
+        found.append(tuple(str(parts[number]) for number in range(channels)))
     return found

@@ -105,7 +105,7 @@ def _read(path: Path, channels: int, nan: float | None) -> tuple[np.ndarray, np.
     return *_check(_with_channels(voxels, channels, path), affine, path, nan), forms
 
 
-def read_image(
+def read_channels(
     image: PathLike | Sequence[PathLike], channels: int = 1, nan: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """:func:`read_volume` of one file with all channels, or of a file for each of them, which have one grid.
@@ -114,19 +114,19 @@ def read_image(
         InputError: As for :func:`read_volume`; there are more or fewer files than channels, or they differ in size or
             place.
     """
-    return _read_channels([Path(path) for path in ensure_tuple(image)], channels, nan)[:2]
+    return _read_all([Path(path) for path in ensure_tuple(image)], channels, nan)[:2]
 
 
-def _read_channels(
+def _read_all(
     paths: Sequence[Path], channels: int, nan: float | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """:func:`read_image`, and the forms of the header of the first file."""
+    """:func:`read_channels`, and the forms of the header of the first file."""
     if len(paths) == 1:
         return _read(paths[0], channels, nan)
     if len(paths) != channels:
         raise InputError(
-            f"{len(paths)} volumes, the first of them {paths[0]}, were given as one image of {channels} channels; give "
-            "one for each channel."
+            f"{paths[0]} is one of {len(paths)} volumes that are the channels of an image, but {channels} channels are "
+            f"wanted; give --in_channels {len(paths)}."
         )
     parts = [_read(path, 1, nan) for path in paths]
     for path, (voxels, affine, _) in zip(paths, parts):
@@ -238,7 +238,7 @@ class VolumeReader(ImageReader):
             transforms and writers use, and both forms of a NIfTI header.
 
         Raises:
-            InputError: As for :func:`read_image`.
+            InputError: As for :func:`read_channels`.
         """
         voxels, affine, forms = self.decode(img)
         if voxels.dtype.byteorder == ">":
@@ -255,7 +255,7 @@ class VolumeReader(ImageReader):
 
     def decode(self, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Voxels, affine, and both forms of a NIfTI header, of the files of one volume."""
-        return _read_channels(paths, self.channels, self.nan)
+        return _read_all(paths, self.channels, self.nan)
 
 
 class VolumeLabelReader(VolumeReader):

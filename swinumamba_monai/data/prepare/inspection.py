@@ -15,6 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
+from monai.utils import ensure_tuple
 from skimage import measure
 
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
@@ -22,7 +23,7 @@ from swinumamba_monai.data.files.label_map import LabelMap
 from swinumamba_monai.data.files.volumes import (
     SAME_PLACE,
     corners_apart,
-    read_volume,
+    read_channels,
     read_volume_label,
     spacing_of,
 )
@@ -113,15 +114,30 @@ def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> Pai
     return _describe_pixels(pixels, classes, warning)
 
 
-def inspect_volumes(image: PathLike, label: PathLike, label_map: LabelMap) -> PairReport:
-    """Decode a volume and its label volume and say what is wrong with them, or what they hold."""
+def inspect_volumes(
+    image: PathLike | Sequence[PathLike],
+    label: PathLike,
+    label_map: LabelMap,
+    channels: int = 1,
+    nan: float | None = None,
+) -> PairReport:
+    """Decode a volume and its label volume and say what is wrong with them, or what they hold.
+
+    Args:
+        image: its path, or those of its channels.
+        label: its path.
+        label_map: the classes.
+        channels: see :func:`~swinumamba_monai.data.files.volumes.read_channels`, as the next.
+        nan: what takes the place of NaN.
+    """
     try:
-        (voxels, affine), (ids, label_affine) = read_volume(image), read_volume_label(label)
-        if voxels.shape != ids.shape:
+        (voxels, affine), (ids, label_affine) = read_channels(image, channels, nan), read_volume_label(label)
+        image = ensure_tuple(image)[0]
+        if voxels.shape[:3] != ids.shape:
             raise InputError(
-                f"{label} has {ids.shape} voxels but its image {image} has {voxels.shape}; both need one size."
+                f"{label} has {ids.shape} voxels but its image {image} has {voxels.shape[:3]}; both need one size."
             )
-        _check_affines(image, affine, label, label_affine, voxels.shape)
+        _check_affines(image, affine, label, label_affine, ids.shape)
         classes = label_map.to_classes(ids, label)
     except InputError as error:
         return PairReport(problem=str(error))
@@ -142,7 +158,7 @@ def inspect_volumes(image: PathLike, label: PathLike, label_map: LabelMap) -> Pa
         dtype=str(voxels.dtype),
         orientation="".join(nib.aff2axcodes(affine)),
         class_counts=_count(classes),
-        sample=_sample(voxels[..., None], classes),
+        sample=_sample(voxels.reshape(*ids.shape, channels), classes),
     )
 
 
