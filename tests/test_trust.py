@@ -240,6 +240,13 @@ class TestDatalists:
         with pytest.raises(InputError, match="outside of"):
             load_images(folder)
 
+    def test_series_behind_links_that_lead_out(self, write, tmp_path):
+        folder = write("images/case.dicom", "abdomen_mri")
+        (tmp_path / "secret").mkdir()
+        (folder / "images" / "case").symlink_to(tmp_path / "secret")
+        with pytest.raises(InputError, match="outside of"):
+            load_volumes(folder)
+
     def test_what_is_no_image(self, write):
         for image, source in (("passwd", "/etc"), ("zero", "/dev")):
             with pytest.raises(InputError, match="is no image of microscopy; name only images"):

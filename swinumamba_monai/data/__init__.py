@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data.prepare.fingerprint": ["describe_fingerprint"],
         "data.prepare.inspection": ["check_pairs"],
         "data.sampling.slices": ["EverySliceDataset", "SliceDataset"],
-        "data.sampling.transforms": ["SliceSpacingd", "ToRGB", "ToRGBd"],
+        "data.sampling.transforms": ["SliceOrientationd", "SliceSpacingd", "ToRGB", "ToRGBd"],
         "data.sampling.unlabelled": ["load_unlabelled"],
         "data.synthetic.abdomen_mri": ["synthesize_abdomen_mri"],
         "data.synthetic.endoscopy": ["synthesize_endoscopy"],

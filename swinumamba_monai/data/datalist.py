@@ -34,6 +34,7 @@ from pathlib import Path
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.prepare.inspection import check_pairs
 from swinumamba_monai.errors import InputError, quoted, shown
 from swinumamba_monai.tasks import Task, find_task
@@ -90,8 +91,8 @@ def write_datalist(
 
 
 def load_datalist(
-    dataset_dir: PathLike, section: str, check: bool = True, num_classes: int | None = None
-) -> list[dict[str, str]]:
+    dataset_dir: PathLike, section: str, check: bool = True, num_classes: int | None = None, **reading: object
+) -> list[dict[str, str | tuple[str, ...]]]:
     """The items of one section, ready for ``LoadImaged``.
 
     Args:
@@ -99,9 +100,10 @@ def load_datalist(
         section: one of ``SECTIONS``.
         check: decode every file first (:func:`check_pairs`), so that a bad one is found before the training starts.
         num_classes: what a network can tell apart, background included.
+        reading: options of the task's :attr:`~swinumamba_monai.tasks.TaskFiles.inspect`, as its reader gets them.
 
     Returns:
-        Dictionaries with the absolute paths "image" and "label".
+        Dictionaries with the absolute paths "image" and "label"; "image" is a tuple where every channel has a file.
 
     Raises:
         InputError: There is no such dataset or section, the datalist is no such file, is of no task here, leads out of
@@ -119,7 +121,7 @@ def load_datalist(
         image_dir = path.parent / content.get("source_dir", ".")
         label_dir = path.parent / content.get("label_dir", content.get("source_dir", "."))
         items = [
-            {"image": _inside(image_dir, image, path, task), "label": _inside(label_dir, label, path, task)}
+            {"image": _channels(image_dir, image, path, task), "label": _inside(label_dir, label, path, task)}
             for image, label in entries
         ]
     except (AttributeError, KeyError, TypeError) as error:
@@ -132,7 +134,7 @@ def load_datalist(
         logger.info("%s takes its images from %s", path, image_dir)
     if check:
         class_names = load_class_names(dataset_dir)
-        check_pairs(items, lambda image, label: task.files.inspect(image, label, class_names))
+        check_pairs(items, lambda image, label: task.files.inspect(image, label, class_names, **reading))
     return items
 
 
@@ -174,6 +176,13 @@ def _task_of(content: Mapping, path: Path) -> Task:
         raise InputError(f"{path} has the name '{shown(content['name'])}', but {error}") from error
 
 
+def _channels(folder: Path, image: str | list[str], datalist: Path, task: Task) -> str | tuple[str, ...]:
+    """The absolute path of an image, or those of its channels."""
+    if isinstance(image, list) and image:
+        return tuple(_inside(folder, channel, datalist, task) for channel in image)
+    return _inside(folder, image, datalist, task)
+
+
 def leads_outside(path: Path, folder: Path) -> bool:
     """Whether a path ends outside of a folder, by ``..``, as an absolute path or through a symbolic link."""
     return not path.resolve().is_relative_to(folder.resolve())
@@ -184,7 +193,8 @@ def _inside(folder: Path, relative: str, datalist: Path, task: Task) -> str:
     path = folder / relative
     try:
         path.exists()  # or an error, for what no file can be called
-        outside, resolved, is_image = leads_outside(path, folder), path.resolve(), task.files.is_image(path)
+        outside = leads_outside(path, folder) or leads_outside(volume_path(path), folder)
+        resolved, is_image = path.resolve(), task.files.is_image(path)
     except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
         raise InputError(
             f"{datalist} names {shown(ascii(relative))}, which is no path ({type(error).__name__})."

@@ -12,7 +12,8 @@ from monai.config import PathLike
 from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, is_image_file
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
-from swinumamba_monai.data.files.volumes import is_volume, series_name
+from swinumamba_monai.data.files.volume_listing import find_volumes
+from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES
 from swinumamba_monai.errors import InputError
 
 __all__ = ["load_frames", "load_images", "load_volumes"]
@@ -55,26 +56,28 @@ def load_frames(path: PathLike) -> list[dict[str, str]]:
     return _list(path, frames, "frame", IMAGE_SUFFIXES + VIDEO_SUFFIXES, "a frame, a video, a folder of both")
 
 
-def load_volumes(path: PathLike) -> list[dict[str, str]]:
+def load_volumes(
+    path: PathLike, series: str | None = None, channels: int = 1
+) -> list[dict[str, str | tuple[str, ...]]]:
     """The volumes to run inference on.
 
     Args:
-        path: a NIfTI file; the folder of a DICOM series; a folder of NIfTI files and of folders with a DICOM series
-            each (not searched deeper); or a prepared dataset, of which the test section is taken.
+        path: a file; a folder, of which all folders are searched; or a prepared dataset, of which the test section is
+            taken.
+        series: of DICOM series, which to take: a UID, a number, a part of the description, or "all".
+        channels: of an image; see :func:`~swinumamba_monai.data.files.volume_listing.find_volumes`.
 
     Returns:
-        Dictionaries with "image", sorted by name: the absolute path of a file, or what
-        :func:`~swinumamba_monai.data.files.volumes.series_name` calls a series.
+        Dictionaries with "image", sorted by name: the absolute path of a file, those of the
+        channels of one image, or what :func:`~swinumamba_monai.data.files.dicom_series.list_series` calls a series.
 
     Raises:
-        InputError: There is nothing at ``path`` that can be read.
+        InputError: There is nothing at ``path`` that can be read, or several series of which none is chosen.
     """
-
-    def volumes(entry: Path) -> list[str]:
-        return [series_name(entry) if entry.is_dir() else str(entry)] if is_volume(entry) else []
-
-    kinds = (".nii or .nii.gz files or DICOM series",)
-    return _list(path, volumes, "volume", kinds, whole_folder=is_volume)
+    kinds = (f"{', '.join(VOLUME_SUFFIXES)} files or DICOM series",)
+    return _list(
+        path, lambda place: find_volumes(place, series, channels), "volume", kinds, whole_folder=lambda folder: True
+    )
 
 
 def _list(

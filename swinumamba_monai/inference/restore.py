@@ -13,6 +13,8 @@ from monai.transforms import Invertd, MapTransform
 from monai.utils import MetaKeys, convert_to_numpy, convert_to_tensor
 from torch import Tensor
 
+from swinumamba_monai.inference.uncertainty import entropy_map
+
 
 class RestoreVolumed(MapTransform):
     """Bring logits back to the voxels of the image file, with the very affine of that file, as classes.
@@ -24,10 +26,9 @@ class RestoreVolumed(MapTransform):
         keys: keys of logits (C, H, W, S) on the grid of ``image_key``; they become classes (1, X, Y, Z) uint8.
         transform: transform that brought the image from its file to the network's grid.
         image_key: key of the image as the network saw it, which knows how it was transformed.
-        map_keys: keys of other maps (C, H, W, S) on that grid, which are brought back as they are; missing ones are
-            passed over.
         probabilities_key: key of the probabilities (C, X, Y, Z) of the classes that are added, the softmax of the
             restored logits; with None there are none, which saves their memory.
+        entropy_key: key of the entropy of these probabilities, (1, X, Y, Z), likewise.
     """
 
     def __init__(
@@ -35,13 +36,13 @@ class RestoreVolumed(MapTransform):
         keys: KeysCollection,
         transform: Callable,
         image_key: str = "image",
-        map_keys: KeysCollection = (),
         probabilities_key: str | None = None,
+        entropy_key: str | None = None,
     ) -> None:
         super().__init__(keys)
         self.image_key = image_key
-        self.map_keys = (map_keys,) if isinstance(map_keys, str) else tuple(map_keys)
         self.probabilities_key = probabilities_key
+        self.entropy_key = entropy_key
         self.invert = Invertd("map", transform, orig_keys=image_key, nearest_interp=False)
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
@@ -52,14 +53,15 @@ class RestoreVolumed(MapTransform):
         def on_file_grid(volume: Tensor) -> MetaTensor:
             return MetaTensor(volume, meta={**image.meta, MetaKeys.AFFINE: affine})
 
-        for key in self.map_keys:
-            if key in result:
-                result[key] = on_file_grid(torch.cat(list(self._channels(result[key], image))))
         for key in self.keys:
             channels = self._channels(result[key], image)
-            if self.probabilities_key is not None:
+            if self.probabilities_key is not None or self.entropy_key is not None:
                 channels = list(channels)
-                result[self.probabilities_key] = on_file_grid(torch.cat(channels).softmax(0))
+                logits = torch.cat(channels)
+                if self.entropy_key is not None:
+                    result[self.entropy_key] = on_file_grid(entropy_map(logits))
+                if self.probabilities_key is not None:
+                    result[self.probabilities_key] = on_file_grid(logits.softmax(0))
             result[key] = on_file_grid(_argmax(channels))
         return result
 

@@ -14,15 +14,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import tifffile
 from monai.config import NdarrayOrTensor, PathLike
-from monai.data import ImageWriter, NibabelWriter
-from monai.utils import convert_to_numpy
+from monai.data import ImageWriter
+from monai.utils import convert_to_numpy, get_equivalent_dtype
 from PIL import Image
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.nifti import FORMS_KEY
+from swinumamba_monai.data.files.volume_writing import check_writable, write_volume
 from swinumamba_monai.errors import InputError
 
 MAX_8_BIT, MAX_16_BIT = np.iinfo(np.uint8).max, np.iinfo(np.uint16).max
@@ -77,12 +78,17 @@ class RowsFirstWriter(ImageWriter):
                 "prediction to the size of the image (Invertd) before."
             )
 
+    @classmethod
+    def check_suffix(cls, suffix: str) -> None:
+        """Refuse the suffix of a file that the writer cannot write."""
+        if suffix.lower() not in cls.suffixes:
+            allowed = " or ".join(f"'{allowed}'" for allowed in dict.fromkeys(s[:4] for s in cls.suffixes))
+            raise InputError(f"{cls.__name__} cannot write '{suffix}': set output_ext to {allowed}.")
+
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: object) -> None:
         super().write(filename, verbose=verbose)
         suffix = Path(filename).suffix.lower()
-        if suffix not in self.suffixes:
-            allowed = " or ".join(f"'{allowed}'" for allowed in dict.fromkeys(s[:4] for s in self.suffixes))
-            raise InputError(f"{type(self).__name__} cannot write '{filename}': set output_ext to {allowed}.")
+        self.check_suffix(suffix)
         if suffix == ".png" and self.data_obj.dtype == np.uint32:
             raise InputError(
                 f"'{filename}' would need {self.content} up to {self.data_obj.max()}, more than the {MAX_16_BIT} of a "
@@ -160,15 +166,24 @@ class MapWriter(RowsFirstWriter):
         return maps[0] if maps.ndim == 3 and maps.shape[0] == 1 else maps
 
 
-class VolumeWriter(NibabelWriter):
-    """MONAI's NIfTI writer, with units, with the affine of the data as it is, and never half a file.
+class VolumeWriter(ImageWriter):
+    """Write a volume where its voxels lie, as the kind of file that its name says, and never half of it.
 
     A volume (C, X, Y, Z) of one channel becomes (X, Y, Z), also where it has one slice; several channels become the
-    last axis of the file.
+    last axis of the file. A NIfTI file gets both forms of the NIfTI file that the image came from, with their codes.
+
+    Args:
+        output_dtype: of the file; by default that of the data.
+        scale: part of the interface of ``SaveImaged``; None.
 
     Raises:
         InputError: the volume would have to be resampled, or the file cannot be written.
     """
+
+    check_suffix = staticmethod(check_writable)
+
+    def __init__(self, output_dtype: object = None, scale: int | None = None, **kwargs: object) -> None:
+        super().__init__(output_dtype=output_dtype, scale=scale, **kwargs)
 
     def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
         volume = convert_to_numpy(data_array)
@@ -179,16 +194,16 @@ class VolumeWriter(NibabelWriter):
         # first two axes are not left-right and front-back, as in a coronal volume.
         if resample:
             raise InputError("VolumeWriter does not resample: give SaveImaged resample=False.")
-        _, self.affine, _ = self.get_meta_info(meta_dict)
-        if self.output_dtype is None:
-            self.output_dtype = self.data_obj.dtype
+        _, affine, _ = self.get_meta_info(meta_dict)
+        self.affine = np.eye(4) if affine is None else np.asarray(convert_to_numpy(affine), dtype=np.float64)
+        forms = (meta_dict or {}).get(FORMS_KEY)
+        self.forms = None if forms is None else convert_to_numpy(forms)
 
-    @classmethod
-    def create_backend_obj(cls, *args: object, **kwargs: object) -> nib.nifti1.Nifti1Image:
-        image = super().create_backend_obj(*args, **kwargs)
-        image.header.set_xyzt_units("mm")
-        return image
-
-    def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: object) -> None:
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: object) -> None:
+        super().write(filename, verbose=verbose)
+        check_writable(str(filename))
+        dtype = (
+            self.data_obj.dtype if self.output_dtype is None else get_equivalent_dtype(self.output_dtype, np.ndarray)
+        )
         with _writing(filename) as temporary:
-            super().write(temporary, verbose=verbose, **obj_kwargs)
+            write_volume(temporary, self.data_obj.astype(dtype, copy=False), self.affine, self.forms)

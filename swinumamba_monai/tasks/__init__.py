@@ -39,7 +39,7 @@ class TaskFiles:
         is_image: whether a path names an image of the task, by its name or as a folder; nothing is opened.
         list_images: what a path holds to run inference on: dictionaries with "image".
         inspect: decodes an image and its label of class numbers and says what is wrong with them; called with both
-            paths and the names of the classes.
+            paths (the image's may be a tuple, of its channels), the names of the classes, and options of its own.
         prepare: makes a prepared dataset of a downloaded one; called with both folders, the options, and for a task
             with classes a label map or None.
         synthesize: writes a synthetic dataset; called with the folder, ``num_train``, ``num_validation``,
@@ -50,7 +50,7 @@ class TaskFiles:
     reader: type[ImageReader]
     is_image: Callable[[Path], bool]
     list_images: Callable[[PathLike | str], list[dict[str, str]]]
-    inspect: Callable[[PathLike | str, PathLike | str, Sequence[str]], PairReport]
+    inspect: Callable[..., PairReport]
     prepare: Callable[..., PreparedDataset]
     synthesize: Callable[..., Path]
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import nibabel as nib
 from monai.config import PathLike
 
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, as_label_map
+from swinumamba_monai.data.files.volume_listing import list_volumes
 from swinumamba_monai.data.files.volumes import (
     VolumeReader,
-    is_volume_file,
-    list_volumes,
+    is_volume_name,
     read_volume_label,
     volume_name,
 )
@@ -28,7 +29,7 @@ from swinumamba_monai.data.prepare.dataset import (
     label_folder,
     open_source,
 )
-from swinumamba_monai.data.prepare.inspection import inspect_volumes
+from swinumamba_monai.data.prepare.inspection import PairReport, inspect_volumes
 from swinumamba_monai.data.prepare.layouts import choose_label_map, find_pairs
 from swinumamba_monai.data.synthetic.abdomen_mri import synthesize_abdomen_mri
 from swinumamba_monai.errors import InputError
@@ -114,12 +115,22 @@ def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path) -> None:
         found.pairs[name] = (image, made)
 
 
+def _inspect(
+    image: PathLike | Sequence[PathLike],
+    label: PathLike,
+    class_names: Sequence[str],
+    channels: int = 1,
+    nan: float | None = None,
+) -> PairReport:
+    return inspect_volumes(image, label, LabelMap.of_names(class_names), channels, nan)
+
+
 FILES = TaskFiles(
     class_names=ABDOMEN_CLASSES,
     reader=VolumeReader,
-    is_image=lambda path: path.is_dir() or is_volume_file(path),
+    is_image=is_volume_name,
     list_images=load_volumes,
-    inspect=lambda image, label, class_names: inspect_volumes(image, label, LabelMap.of_names(class_names)),
+    inspect=_inspect,
     prepare=prepare_abdomen_mri,
     synthesize=synthesize_abdomen_mri,
 )

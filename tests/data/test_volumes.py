@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import write_slice
 from monai.data import PydicomReader
 from monai.transforms import LoadImage, SaveImage
 
@@ -105,31 +106,6 @@ def test_volumes_for_inference(tmp_path, voxels):
 # DICOM
 
 
-def write_slice(path, pixels, position, number, series="1.2.3", **attributes):
-    """One slice with the axes of an oblique plane."""
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.dataset import FileDataset, FileMetaDataset
-
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-    meta.MediaStorageSOPInstanceUID = f"{series}.{number}"
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    dataset.SeriesInstanceUID, dataset.InstanceNumber, dataset.Modality = series, number, "MR"
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.PixelSpacing, dataset.SliceThickness = [1.5, 0.75], 4
-    dataset.ImageOrientationPatient = [1, 0, 0, 0, 0.8, -0.6]
-    dataset.ImagePositionPatient = [float(value) for value in position]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated = dataset.BitsStored = 16
-    dataset.HighBit, dataset.PixelRepresentation = 15, 0
-    dataset.PixelData = pixels.astype("<u2").tobytes()
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    dataset.save_as(path)
-
-
 @pytest.fixture
 def series(tmp_path):
     """Six slices of 4 rows and 5 columns, 4 mm apart, in files whose names and numbers are out of order."""
@@ -219,6 +195,6 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="no DICOM file"):
         read_volume(tmp_path / "bare")
-    monkeypatch.setattr("swinumamba_monai.data.files.dicom._has_pydicom", False)
+    monkeypatch.setattr("swinumamba_monai.data.files.dicom_series.has_pydicom", False)
     with pytest.raises(InputError, match=r"install swinumamba-monai\[dicom\]"):
         read_volume(tmp_path)

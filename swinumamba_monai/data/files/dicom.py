@@ -4,191 +4,224 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from monai.utils import optional_import
 
-from swinumamba_monai.data.files.images import check_unfolding
+from swinumamba_monai.data.files.dicom_pixels import read_frames, rescale
 from swinumamba_monai.errors import InputError, quoted
 
 if TYPE_CHECKING:
     import pydicom
 
-dcmread, _has_pydicom = optional_import("pydicom", name="dcmread")
-read_file_meta_info, _ = optional_import("pydicom.filereader", name="read_file_meta_info")
-
 # How much the distances of neighbouring slices may differ, relative to their median: positions are rounded in files.
 _SPACING_TOLERANCE = 0.05
 MAX_VOXELS = 1 << 31
-_MAX_SAMPLES, _MAX_BITS = 4, 64  # of a pixel
 _DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4  # of direction cosines, and of mm: numbers are rounded in files
-# The one syntax whose whole file is compressed, so that reading its header reads all of it, and how large such a file
-# may be: it unfolds to at most a thousand times as much.
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_MAX_DEFLATED_BYTES = 1 << 21
-# What is used of a header: a value is decoded when it is asked for, and may fail then.
-_ATTRIBUTES = (
-    "SeriesInstanceUID Rows Columns PixelSpacing ImageOrientationPatient ImagePositionPatient SliceThickness "
-    "RescaleSlope RescaleIntercept"
-).split()
 # DICOM's patient axes are left, posterior, superior; NIfTI's are right, anterior, superior.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def is_dicom_series(folder: Path) -> bool:
-    """Whether a folder holds at least one DICOM file (by suffix, or by the mark at byte 128)."""
-    return folder.is_dir() and any(_is_dicom(file) for file in folder.iterdir())
+@dataclass(frozen=True)
+class Slice:
+    """One slice, in LPS axes and mm.
+
+    Attributes:
+        name: the file, and the number of the frame where it has several.
+        pixels: (rows, columns).
+        position: of the centre of the first pixel (3).
+        orientation: the directions along a row and along a column (6).
+        spacing: the distances of rows and of columns.
+        thickness: of the slice, or None.
+    """
+
+    name: str
+    pixels: np.ndarray
+    position: np.ndarray
+    orientation: np.ndarray
+    spacing: tuple[float, float]
+    thickness: float | None
 
 
-def read_dicom_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_dicom_files(place: Path, files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Read the slices of one series.
 
     The order of the files and of their instance numbers does not matter: slices are sorted by the position along
-    their normal. Rescale slope and intercept are applied.
+    their normal. A file may hold one slice, all of them as frames (enhanced DICOM), or a Siemens mosaic of them.
+    Rescale slope and intercept are applied; for the meaning of the pixels see
+    :func:`~swinumamba_monai.data.files.dicom_pixels.read_frames`.
 
     Args:
-        folder: with the files of one series, one slice each; what is no DICOM file is passed over.
+        place: the folder or file that sentences name.
+        files: of the series, one at least.
 
     Returns:
         The voxels (columns, rows, slices) and the affine (4, 4) to millimetres, RAS+. Without rescaling the data type
         is that of the files, else float32.
 
     Raises:
-        InputError: pydicom is not installed; a file cannot be read; slices are of several series, sizes or
-            orientations, lack their position, share one, or leave a gap; a slice is in colour; there are more than
-            ``MAX_VOXELS`` voxels.
+        InputError: A file cannot be read; slices are of several sizes or orientations, lack their position, share one,
+            or lie at uneven distances; a slice is in colour; there are more than ``MAX_VOXELS`` voxels.
     """
-    files = sorted(file for file in folder.iterdir() if _is_dicom(file))
-    if not files:
-        raise InputError(f"{folder} has no DICOM file; give a NIfTI file or the folder of a DICOM series.")
-    if not _has_pydicom:
-        raise InputError(f"{folder} holds DICOM files, which need pydicom; install swinumamba-monai[dicom].")
-    slices = [_read_slice(file, MAX_VOXELS // len(files)) for file in files]
-    for attribute, plural, tolerance in (
-        ("SeriesInstanceUID", "series", None),
-        ("Rows", "heights", None),
-        ("Columns", "widths", None),
-        ("PixelSpacing", "pixel spacings", _PIXEL_TOLERANCE),
-        ("ImageOrientationPatient", "orientations", _DIRECTION_TOLERANCE),
+    slices = [one for file in files for one in _read_slices(file, MAX_VOXELS // len(files))]
+    for plural, tolerance, values in (
+        ("heights", 0, [one.pixels.shape[0] for one in slices]),
+        ("widths", 0, [one.pixels.shape[1] for one in slices]),
+        ("pixel spacings", _PIXEL_TOLERANCE, [one.spacing for one in slices]),
+        ("orientations", _DIRECTION_TOLERANCE, [one.orientation for one in slices]),
     ):
         different: list[object] = []
-        for value in (getattr(dataset, attribute, None) for dataset, _ in slices):
-            if not any(_is_same(value, other, tolerance) for other in different):
+        for value in values:
+            if not any(np.allclose(value, other, rtol=0, atol=tolerance) for other in different):
                 different.append(value)
         if len(different) > 1:
-            raise InputError(f"{folder} has slices of {len(different)} {plural}; give a folder with one series of one.")
-    order, axes, step = _geometry(folder, files, [dataset for dataset, _ in slices])
-    voxels = np.stack([slices[index][1].T for index in order], axis=-1)
+            raise InputError(f"{place} has slices of {len(different)} {plural}; give a folder with one series of one.")
+    order, axes, step = _geometry(place, slices)
+    voxels = np.stack([slices[index].pixels.T for index in order], axis=-1)
     affine = np.eye(4)
     affine[:3, :3] = np.stack([axes[0], axes[1], step], axis=1)
-    affine[:3, 3] = np.asarray(slices[order[0]][0].ImagePositionPatient, dtype=np.float64)
+    affine[:3, 3] = slices[order[0]].position
     return voxels, _LPS_TO_RAS @ affine
 
 
-def _is_same(a: object, b: object, tolerance: float | None) -> bool:
-    """Whether two values of an attribute are one: numbers as numbers, for 1 and 1.000 are two texts."""
-    if tolerance is None or a is None or b is None:
-        return str(a) == str(b)
+def _read_slices(file: Path, max_pixels: int) -> list[Slice]:
+    """The slices of one file."""
+    dataset, frames = read_frames(file, max_pixels)
     try:
-        a, b = (np.asarray(value, dtype=np.float64) for value in (a, b))
-        return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=tolerance))
-    except (TypeError, ValueError):
-        return str(a) == str(b)
-
-
-def _is_dicom(file: Path) -> bool:
-    if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
-        return False
-    if file.suffix.lower() in (".dcm", ".dicom", ".ima"):
-        return True
-    with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
-def _read_slice(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarray]:
-    """The header and the pixels (rows, columns) of one file; what the header claims is checked before it is read."""
-    try:
-        syntax = getattr(read_file_meta_info(file), "TransferSyntaxUID", None)
-        if syntax == _DEFLATED and file.stat().st_size > _MAX_DEFLATED_BYTES:
-            raise InputError(f"{file} is a deflated file of over {_MAX_DEFLATED_BYTES} bytes; store it uncompressed.")
-        dataset = dcmread(file)
-        for attribute in _ATTRIBUTES:
-            getattr(dataset, attribute, None)
-        claimed = int(dataset.Rows) * int(dataset.Columns) * int(getattr(dataset, "NumberOfFrames", None) or 1)
-        if claimed > max_pixels:
-            raise InputError(f"{file} claims {claimed} pixels, but {max_pixels} is the limit here; replace it.")
-        samples, bits = int(getattr(dataset, "SamplesPerPixel", 1)), int(dataset.BitsAllocated)
-        if not (0 < samples <= _MAX_SAMPLES and 0 < bits <= _MAX_BITS):
-            raise InputError(f"{file} claims {samples} samples of {bits} bits in a pixel; replace it.")
-        check_unfolding(file, claimed * samples * -(-bits // 8))
-        pixels = dataset.pixel_array
+        if "MOSAIC" in (getattr(dataset, "ImageType", None) or ()):
+            return _cut_mosaic(file, dataset, frames[0])
+        if len(frames) > 1 and len(getattr(dataset, "PerFrameFunctionalGroupsSequence", ())) != len(frames):
+            raise InputError(f"{file} has {len(frames)} frames without a position for each; convert it to NIfTI.")
+        return [_slice(file, dataset, pixels, number, len(frames)) for number, pixels in enumerate(frames)]
     except InputError:
         raise
-    except Exception as error:  # pydicom and its decoders have no common class for a broken file
+    except Exception as error:  # pydicom decodes a value when it is asked for, and has no common class for failures
         raise InputError(
-            f"{file} is a slice that cannot be decoded ({quoted(error)}); replace it, or convert the series to NIfTI."
+            f"{file} has a slice without position, orientation or spacing ({quoted(error)}); correct its header."
         ) from error
-    if pixels.ndim != 2:
-        raise InputError(
-            f"{file} holds {pixels.shape} pixels, but a gray slice is needed; convert the series to NIfTI."
+
+
+def _slice(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray, number: int, frames: int) -> Slice:
+    """One frame with what the header says of it: for itself, for all frames, or for a file of a single one."""
+    groups = [
+        sequence[index]
+        for sequence, index in (
+            (getattr(dataset, "PerFrameFunctionalGroupsSequence", None), number),
+            (getattr(dataset, "SharedFunctionalGroupsSequence", None), 0),
         )
+        if sequence
+    ]
+
+    def value(sequence: str, attribute: str) -> object:
+        holders = [getattr(group, sequence)[0] for group in groups if getattr(group, sequence, None)]
+        found = (getattr(holder, attribute, None) for holder in (*holders, dataset))
+        return next((one for one in found if one is not None), None)
+
+    pixels = rescale(
+        pixels,
+        dataset,
+        value("PixelValueTransformationSequence", "RescaleSlope"),
+        value("PixelValueTransformationSequence", "RescaleIntercept"),
+        file,
+    )
+    thickness = value("PixelMeasuresSequence", "SliceThickness")
+    return Slice(
+        name=f"{file}" if frames == 1 else f"{file} (frame {number + 1})",
+        pixels=pixels,
+        position=_numbers(value("PlanePositionSequence", "ImagePositionPatient"), 3),
+        orientation=_numbers(value("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+        spacing=tuple(_numbers(value("PixelMeasuresSequence", "PixelSpacing"), 2).tolist()),
+        thickness=float(thickness) if thickness else None,
+    )
+
+
+def _numbers(value: object, count: int) -> np.ndarray:
+    """So many finite numbers, float64; a ValueError where there are others."""
+    numbers = np.asarray(value, dtype=np.float64)
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        raise ValueError(f"not {count} finite numbers")
+    return numbers
+
+
+def _cut_mosaic(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray) -> list[Slice]:
+    """The slices of a Siemens mosaic, a picture of all slices in rows; where they lie is in a private header alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nibabel calls this module of it experimental
+        from nibabel.nicom.dicomwrappers import MosaicWrapper
     try:
-        slope, intercept = float(getattr(dataset, "RescaleSlope", 1)), float(getattr(dataset, "RescaleIntercept", 0))
-        if not np.isfinite([slope, intercept]).all():
-            raise ValueError("not finite")
-    except (TypeError, ValueError, OverflowError) as error:
+        wrapper = MosaicWrapper(dataset)
+        rows, columns, count = (int(size) for size in wrapper.image_shape)
+        normal = _numbers(wrapper.slice_normal, 3)
+        first = _numbers(wrapper.image_position, 3)
+        distance = float(wrapper.voxel_sizes[2])
+        tiles = math.isqrt(count - 1) + 1
+        if pixels.shape != (tiles * rows, tiles * columns) or not 0 < distance < np.inf:
+            raise ValueError(f"{count} slices in {pixels.shape} pixels")
+    except Exception as error:  # nibabel's WrapperError, or anything else in a private header
         raise InputError(
-            f"{file} has a rescale slope or intercept that is no number ({quoted(error)}); replace it."
+            f"{file} is a Siemens MOSAIC, all slices in one picture, and its header does not say how to cut it "
+            f"({quoted(error)}); convert it to NIfTI, for example by dcm2niix."
         ) from error
-    if (slope, intercept) != (1, 0):
-        pixels = pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    return dataset, pixels
+    pixels = rescale(
+        pixels, dataset, getattr(dataset, "RescaleSlope", None), getattr(dataset, "RescaleIntercept", None), file
+    )
+    orientation, spacing = _numbers(dataset.ImageOrientationPatient, 6), _numbers(dataset.PixelSpacing, 2)
+    slices = []
+    for number in range(count):
+        top, left = number // tiles * rows, number % tiles * columns
+        slices.append(
+            Slice(
+                name=f"{file} (slice {number + 1})",
+                pixels=pixels[top : top + rows, left : left + columns],
+                position=first + number * distance * normal,
+                orientation=orientation,
+                spacing=tuple(spacing.tolist()),
+                thickness=distance,
+            )
+        )
+    return slices
 
 
-def _geometry(
-    folder: Path, files: list[Path], datasets: list[pydicom.Dataset]
-) -> tuple[list[int], tuple[np.ndarray, np.ndarray], np.ndarray]:
+def _geometry(place: Path, slices: Sequence[Slice]) -> tuple[list[int], tuple[np.ndarray, np.ndarray], np.ndarray]:
     """The order of the slices, the steps of a column and of a row, and the step of a slice, in mm and LPS axes."""
-    try:
-        orientation = np.asarray(datasets[0].ImageOrientationPatient, dtype=np.float64)
-        row_spacing, column_spacing = (float(value) for value in datasets[0].PixelSpacing)
-        positions = np.stack([np.asarray(d.ImagePositionPatient, dtype=np.float64) for d in datasets])
-        if orientation.shape != (6,) or positions.shape[1:] != (3,):
-            raise ValueError("not as many numbers as they have")
-        if not all(np.isfinite(v).all() for v in (orientation, positions, row_spacing, column_spacing)):
-            raise ValueError("numbers that are not finite")
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{folder} has a slice without position, orientation or spacing ({quoted(error)}); correct its header."
-        ) from error
-    along_row, along_column = orientation[:3], orientation[3:]
+    along_row, along_column = slices[0].orientation[:3], slices[0].orientation[3:]
+    row_spacing, column_spacing = slices[0].spacing
     axes = (along_row * column_spacing, along_column * row_spacing)
     normal = np.cross(along_row, along_column)
+    positions = np.stack([one.position for one in slices])
     depths = positions @ normal
     order = np.argsort(depths, kind="stable").tolist()
     if len(order) == 1:
-        try:
-            thickness = float(getattr(datasets[0], "SliceThickness", None) or 1.0)
-            if not 0 < thickness < np.inf:
-                raise ValueError("no length")
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(
-                f"{files[0]} has a slice thickness that is no number ({quoted(error)}); correct it."
-            ) from error
+        thickness = 1.0 if slices[0].thickness is None else slices[0].thickness
+        if not 0 < thickness < np.inf:
+            raise InputError(f"{slices[0].name} has a slice thickness that is no length ({thickness:g}); correct it.")
         return order, axes, normal * thickness
     gaps = np.diff(depths[order])
     typical = float(np.median(gaps))
-    if gaps.min() <= 1e-3 * max(typical, 1e-3):
-        index = int(gaps.argmin())
-        raise InputError(
-            f"{files[order[index]]} and {files[order[index + 1]]} lie at one position; give a folder with one volume."
-        )
+    index = int(gaps.argmin())
+    if gaps[index] <= 1e-3 * max(typical, 1e-3):
+        first, second = slices[order[index]].name, slices[order[index + 1]].name
+        raise InputError(f"{first} and {second} lie at one position; give a folder with one volume.")
     if np.abs(gaps - typical).max() > _SPACING_TOLERANCE * typical:
-        index = int(np.abs(gaps - typical).argmax())
-        raise InputError(
-            f"{folder} misses slices: {files[order[index]].name} and {files[order[index + 1]].name} are "
-            f"{gaps[index]:.2f} mm apart, the others {typical:.2f} mm; complete the series."
-        )
+        raise InputError(_why_uneven(place, [Path(slices[index].name).name for index in order], gaps, typical))
     return order, axes, (positions[order[-1]] - positions[order[0]]) / (len(order) - 1)
+
+
+def _why_uneven(place: Path, names: Sequence[str], gaps: np.ndarray, typical: float) -> str:
+    """The sentence for uneven distances: slices are missing where all are multiples of one."""
+    steps = np.round(gaps / typical)
+    index = int(np.abs(gaps - typical).argmax())
+    if steps.min() >= 1 and np.abs(gaps - steps * typical).max() <= _SPACING_TOLERANCE * typical:
+        return (
+            f"{place} misses slices: {names[index]} and {names[index + 1]} are {gaps[index]:.2f} mm apart, the others "
+            f"{typical:.2f} mm; complete the series."
+        )
+    return (
+        f"{place} has slices at uneven distances, from {gaps.min():.2f} to {gaps.max():.2f} mm, but a volume has one "
+        "distance; resample it to even slices, as dcm2niix does (its file with _Eq), and give that file."
+    )

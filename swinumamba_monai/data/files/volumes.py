@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes as arrays with their geometry, from NIfTI files and DICOM series, or one sentence that says why not."""
+"""Volumes as arrays with their geometry, from files and DICOM series, or one sentence that says why not."""
 
 from __future__ import annotations
 
@@ -8,116 +8,176 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
-from swinumamba_monai.data.files.dicom import MAX_VOXELS, is_dicom_series, read_dicom_series
-from swinumamba_monai.data.files.images import MAX_DEFLATE
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.data.files.dicom import MAX_VOXELS, read_dicom_files
+from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
+from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, is_dicom_folder
+from swinumamba_monai.data.files.itk import ITK_SUFFIXES, read_itk
+from swinumamba_monai.data.files.nifti import FORMS_KEY, FREESURFER_SUFFIXES, NIFTI_SUFFIXES, read_nifti
+from swinumamba_monai.errors import InputError
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz")
-_MAX_OFFSET = 1 << 24  # bytes
-
-_SERIES_SUFFIX = ".dicom"
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
+# How much of its length an axis may lean towards another, as the slices of a tilted gantry do; rounding gives less.
+_MAX_SHEAR = 0.02
+# Grids are one when their corners are closer than this part of a voxel.
+SAME_PLACE = 0.05
 
 
 def is_volume_file(path: Path) -> bool:
-    """Whether the name is that of a NIfTI file, and not of a hidden one."""
+    """Whether the name is that of a file that can be read here, and not of a hidden one."""
     return path.name.lower().endswith(VOLUME_SUFFIXES) and not path.name.startswith(".")
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a path is that of a NIfTI file, or of a folder with a DICOM series."""
-    return is_dicom_series(path) if path.is_dir() else is_volume_file(path)
+    """Whether a path is that of a file that can be read here, or of a folder with DICOM files in it or below."""
+    return is_dicom_folder(path) if path.is_dir() else is_volume_file(path)
 
 
-def list_volumes(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder and its folders with a DICOM series each, by name."""
-    return sorted(filter(is_volume, folder.iterdir()))
-
-
-def series_name(folder: Path) -> str:
-    """What the series in a folder is called: the folder with ``.dicom``, because writers cut names at the last dot.
-
-    It is a text, because MONAI's ``LoadImage`` makes one of whatever a reader is to open.
-    """
-    return f"{folder}{_SERIES_SUFFIX}"
+def is_volume_name(path: Path) -> bool:
+    """Whether a path is that of a file, of a folder, or of one of several series in a folder, by its name alone."""
+    return path.is_dir() or is_volume_file(path) or path.suffix == SERIES_SUFFIX
 
 
 def volume_path(name: PathLike) -> Path:
-    """The file, or the folder of the DICOM series that :func:`series_name` calls so."""
+    """The path of a volume, without what a folder with a single DICOM series is called besides."""
     path = Path(name)
-    return path.with_suffix("") if path.suffix == _SERIES_SUFFIX and not path.exists() else path
+    return path.with_suffix("") if path.suffix == SERIES_SUFFIX and path.with_suffix("").is_dir() else path
+
+
+def volume_files(name: PathLike) -> list[Path]:
+    """The files that a volume is read from: itself, or those of the DICOM series called so."""
+    path = Path(name)
+    return [path] if path.is_file() else list(find_named(path).files)
 
 
 def volume_name(path: Path) -> str:
-    """The name of a volume without ``.nii.gz`` or ``.nii``; the name of the folder for a DICOM series."""
+    """The name of a volume without its suffix; the name of the folder for a DICOM series."""
     lower = path.name.lower()
-    return next((path.name[: -len(suffix)] for suffix in VOLUME_SUFFIXES[::-1] if lower.endswith(suffix)), path.name)
+    suffixes = sorted(VOLUME_SUFFIXES, key=len, reverse=True)
+    return next((path.name[: -len(suffix)] for suffix in suffixes if lower.endswith(suffix)), path.name)
 
 
-def read_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Read one volume from a NIfTI file or the folder of a DICOM series.
+def read_volume(path: PathLike, channels: int = 1, nan: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read one volume from a file or the folder of a DICOM series.
 
     Args:
-        path: ``.nii``, ``.nii.gz``, or a folder with the slices of one series.
+        path: a file with one of ``VOLUME_SUFFIXES``; a folder with the slices of one series; or what
+            :func:`~swinumamba_monai.data.files.dicom_series.list_series` calls one of several.
+        channels: numbers that each voxel has.
+        nan: what takes the place of NaN; None refuses it.
 
     Returns:
-        The voxels (X, Y, Z) in the order of the file, and the affine (4, 4) from voxel indices to millimetres, RAS+.
-        Scaling in the header is applied; without any, the data type is that of the file.
+        The voxels (X, Y, Z) in the order of the file, or (X, Y, Z, C) of several channels, and the affine (4, 4) from
+        voxel indices to millimetres, RAS+. Scaling in the header is applied; without any, the data type is that of the
+        file.
 
     Raises:
-        InputError: The file is missing, damaged or of another format; is no 3D volume; has colours, NaN or infinite
-            voxels, or no usable geometry. For a series see :func:`.dicom.read_dicom_series`.
+        InputError: The file is missing, damaged or of another format; has other dimensions or channels; has colours,
+            NaN or infinite voxels, or no usable geometry. For a series see
+            :func:`~swinumamba_monai.data.files.dicom.read_dicom_files`.
     """
-    path = Path(path)
-    if path.is_dir():
-        return check_volume(*read_dicom_series(path), path)
-    if not path.is_file():
+    return _read(Path(path), channels, nan)[:2]
+
+
+def _read(path: Path, channels: int, nan: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """:func:`read_volume`, and the forms of a NIfTI header."""
+    forms = None
+    lower = path.name.lower()
+    if path.is_dir() or (path.suffix == SERIES_SUFFIX and not path.exists()):
+        voxels, affine = read_dicom_files(path, find_named(path).files)
+    elif not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
-    if not path.name.lower().endswith(VOLUME_SUFFIXES):
+    elif lower.endswith(NIFTI_SUFFIXES + FREESURFER_SUFFIXES):
+        voxels, affine, forms = read_nifti(path, MAX_VOXELS)
+    elif lower.endswith(ITK_SUFFIXES):
+        voxels, affine = read_itk(path, MAX_VOXELS)
+    elif is_dicom_file(path):
+        voxels, affine = read_dicom_files(path, [path])
+    else:
         raise InputError(
-            f"{path} is no volume that can be read here; use .nii, .nii.gz or the folder of a DICOM series."
+            f"{path} is no volume that can be read here; use {', '.join(VOLUME_SUFFIXES)} or the folder of a DICOM "
+            "series."
         )
-    try:
-        image = nib.load(path)
-        shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
-    except Exception as error:  # nibabel and gzip have no common class for a broken file
-        raise _undecodable(path, error) from error
+    return *_check(_with_channels(voxels, channels, path), affine, path, nan), forms
+
+
+def read_channels(
+    image: PathLike | Sequence[PathLike], channels: int = 1, nan: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`read_volume` of one file with all channels, or of a file for each of them, which have one grid.
+
+    Raises:
+        InputError: As for :func:`read_volume`; there are more or fewer files than channels, or they differ in size or
+            place.
+    """
+    return _read_all([Path(path) for path in ensure_tuple(image)], channels, nan)[:2]
+
+
+def _read_all(
+    paths: Sequence[Path], channels: int, nan: float | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """:func:`read_channels`, and the forms of the header of the first file."""
+    if len(paths) == 1:
+        return _read(paths[0], channels, nan)
+    if len(paths) != channels:
+        raise InputError(
+            f"{paths[0]} is one of {len(paths)} volumes that are the channels of an image, but {channels} channels are "
+            f"wanted; give --in_channels {len(paths)}."
+        )
+    parts = [_read(path, 1, nan) for path in paths]
+    for path, (voxels, affine, _) in zip(paths, parts):
+        if voxels.shape != parts[0][0].shape or corners_apart(affine, parts[0][1], voxels.shape) > SAME_PLACE:
+            raise InputError(f"{path} has another size or place than {paths[0].name}; channels need one grid.")
+    return np.stack([voxels for voxels, *_ in parts], axis=-1), *parts[0][1:]
+
+
+def corners_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
+    """How far apart two affines put the corners of a volume, in voxels of the first; a small error moves them most."""
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
+    return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max()) / min(spacing_of(affine))
+
+
+def _with_channels(voxels: np.ndarray, channels: int, path: Path) -> np.ndarray:
+    """The voxels with three dimensions, and one more for several channels."""
+    shape = voxels.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) != 3:
+    if len(shape) == 5 and shape[3] == 1:  # vectors have a time, of length 1, before their numbers
+        shape = (*shape[:3], shape[4])
+    wanted = "one 3D volume is needed" if channels == 1 else f"a 3D volume of {channels} channels is needed"
+    if len(shape) != (3 if channels == 1 else 4) or (channels > 1 and shape[3] != channels):
         raise InputError(
-            f"{path} has {len(shape)} dimensions {tuple(shape)}, but one 3D volume is needed; save each volume of a "
-            "series or each channel as a file of its own."
+            f"{path} has {len(shape)} dimensions {tuple(shape)}, but {wanted}; save each volume of a series as a file "
+            "of its own, or give --in_channels where they are channels."
         )
-    if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
-        raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
-    if image.get_data_dtype().fields or image.get_data_dtype().kind not in "uif":
-        raise InputError(f"{path} has voxels of type {image.get_data_dtype()}; convert it to one number per voxel.")
-    # Where the voxels begin is in the header too; what lies before them are notes, which are short.
-    offset = int(getattr(image.dataobj, "offset", 0))
-    if offset > _MAX_OFFSET:
-        raise InputError(f"{path} says that its voxels begin at byte {offset}; its header is damaged, so replace it.")
-    claimed = offset + math.prod(shape) * image.get_data_dtype().itemsize
-    if claimed > path.stat().st_size * (MAX_DEFLATE if path.suffix.lower() == ".gz" else 1):
-        raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
-    try:
-        voxels = np.asanyarray(image.dataobj).reshape(shape)
-    except Exception as error:
-        raise _undecodable(path, error) from error
-    return check_volume(voxels, affine, path)
+    return voxels.reshape(shape)
 
 
-def check_volume(voxels: np.ndarray, affine: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What every volume must hold, whatever its format; the arguments are returned."""
-    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-        raise InputError(f"{path} has voxels that are NaN or infinite; replace them by numbers.")
+def _check(voxels: np.ndarray, affine: np.ndarray, path: Path, nan: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """What every volume must hold, whatever its format; both are returned, with ``nan`` in the place of NaN."""
+    if voxels.dtype.kind not in "uif":
+        raise InputError(f"{path} has voxels of type {voxels.dtype}; convert it to one number per voxel.")
+    if voxels.dtype.kind == "f":
+        if nan is not None:
+            voxels = np.where(np.isnan(voxels), voxels.dtype.type(nan), voxels)
+        if not np.isfinite(voxels).all():
+            raise InputError(
+                f"{path} has voxels that are NaN or infinite; replace them by numbers, or fill NaN by --nan 0."
+            )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"{path} has no usable geometry (the affine is singular); correct its header.")
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    leaning = np.abs(axes.T @ axes - np.eye(3)).max()
+    if leaning > _MAX_SHEAR:
+        raise InputError(
+            f"{path} has axes that are {math.degrees(math.asin(min(leaning, 1))):.1f} degrees from right angles, as "
+            "with a tilted gantry; resample it to right angles, as dcm2niix does (its file with _Tilt), and give that "
+            "file."
+        )
     return voxels, affine
 
 
@@ -149,53 +209,58 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
 
 
 class VolumeReader(ImageReader):
-    """:func:`read_volume` for ``monai.transforms.LoadImage(d)``: NIfTI files and folders of DICOM series.
+    """:func:`read_volume` for ``monai.transforms.LoadImage(d)``.
 
-    A folder may have ``.dicom`` after its name, see :func:`series_name`.
+    Several paths are the channels of one image, on one grid.
+
+    Args:
+        channels: of an image.
+        nan: see :func:`read_volume`.
     """
 
-    decode = staticmethod(read_volume)
+    def __init__(self, channels: int = 1, nan: float | None = None) -> None:
+        self.channels = channels
+        self.nan = nan
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every path is a NIfTI file or a folder."""
-        return all(path.is_dir() or is_volume_file(path) for path in self.read(filename))
+        """Whether every path is one that :func:`read_volume` takes, by its name."""
+        return all(map(is_volume_name, self.read(filename)))
 
     def read(self, data: Sequence[PathLike] | PathLike) -> list[Path]:
         """The paths alone; decoding waits for :meth:`get_data`, whose sentences reach the user."""
-        return [volume_path(name) for name in ensure_tuple(data)]
+        return [Path(name) for name in ensure_tuple(data)]
 
     def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
         """Decode what :meth:`read` returned.
 
         Returns:
-            The volume (X, Y, Z), and its metadata with the keys that MONAI's transforms and writers use.
+            The volume (X, Y, Z), or (X, Y, Z, C) of several channels, and its metadata with the keys that MONAI's
+            transforms and writers use, and both forms of a NIfTI header.
 
         Raises:
-            InputError: As for :func:`read_volume`, and for more than one path.
+            InputError: As for :func:`read_channels`.
         """
-        if len(img) != 1:
-            raise InputError(f"{len(img)} volumes were given as one image; give one path per image.")
-        (path,) = img
-        voxels, affine = self.decode(path)
+        voxels, affine, forms = self.decode(img)
         if voxels.dtype.byteorder == ">":
             voxels = voxels.astype(voxels.dtype.newbyteorder("="))
-        return voxels, {
-            ImageMetaKey.FILENAME_OR_OBJ: str(path),
+        meta = {
+            ImageMetaKey.FILENAME_OR_OBJ: str(img[0]),
             MetaKeys.AFFINE: affine,
             MetaKeys.ORIGINAL_AFFINE: affine.copy(),
-            MetaKeys.SPATIAL_SHAPE: np.asarray(voxels.shape),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(voxels.shape[:3]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if voxels.ndim == 4 else float("nan"),
             MetaKeys.SPACE: SpaceKeys.RAS,
         }
+        return voxels, meta if forms is None else {**meta, FORMS_KEY: forms}
+
+    def decode(self, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Voxels, affine, and both forms of a NIfTI header, of the files of one volume."""
+        return _read_all(paths, self.channels, self.nan)
 
 
 class VolumeLabelReader(VolumeReader):
     """:func:`read_volume_label` for ``monai.transforms.LoadImage(d)``: training reads a label just as the checks do."""
 
-    decode = staticmethod(read_volume_label)
-
-
-def _undecodable(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or no NIfTI file, so replace it."
-    )
+    def decode(self, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, None]:
+        (path,) = paths
+        return *read_volume_label(path), None

@@ -15,11 +15,18 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
+from monai.utils import ensure_tuple
 from skimage import measure
 
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import LabelMap
-from swinumamba_monai.data.files.volumes import read_volume, read_volume_label, spacing_of
+from swinumamba_monai.data.files.volumes import (
+    SAME_PLACE,
+    corners_apart,
+    read_channels,
+    read_volume_label,
+    spacing_of,
+)
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -30,9 +37,6 @@ SAMPLE_SIZE = 2000
 # Label maps with so few numbers may be masks of classes; a cell in so many pieces is none. Cells cut by a mask of
 # something else do have two or three.
 MAX_CLASS_LIKE, MANY_PIECES = 3, 10
-
-# Geometries of an image and its label are equal when their corners are closer than this part of a voxel.
-_AFFINE_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -110,15 +114,30 @@ def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> Pai
     return _describe_pixels(pixels, classes, warning)
 
 
-def inspect_volumes(image: PathLike, label: PathLike, label_map: LabelMap) -> PairReport:
-    """Decode a volume and its label volume and say what is wrong with them, or what they hold."""
+def inspect_volumes(
+    image: PathLike | Sequence[PathLike],
+    label: PathLike,
+    label_map: LabelMap,
+    channels: int = 1,
+    nan: float | None = None,
+) -> PairReport:
+    """Decode a volume and its label volume and say what is wrong with them, or what they hold.
+
+    Args:
+        image: its path, or those of its channels.
+        label: its path.
+        label_map: the classes.
+        channels: see :func:`~swinumamba_monai.data.files.volumes.read_channels`, as the next.
+        nan: what takes the place of NaN.
+    """
     try:
-        (voxels, affine), (ids, label_affine) = read_volume(image), read_volume_label(label)
-        if voxels.shape != ids.shape:
+        (voxels, affine), (ids, label_affine) = read_channels(image, channels, nan), read_volume_label(label)
+        image = ensure_tuple(image)[0]
+        if voxels.shape[:3] != ids.shape:
             raise InputError(
-                f"{label} has {ids.shape} voxels but its image {image} has {voxels.shape}; both need one size."
+                f"{label} has {ids.shape} voxels but its image {image} has {voxels.shape[:3]}; both need one size."
             )
-        _check_affines(image, affine, label, label_affine, voxels.shape)
+        _check_affines(image, affine, label, label_affine, ids.shape)
         classes = label_map.to_classes(ids, label)
     except InputError as error:
         return PairReport(problem=str(error))
@@ -139,7 +158,7 @@ def inspect_volumes(image: PathLike, label: PathLike, label_map: LabelMap) -> Pa
         dtype=str(voxels.dtype),
         orientation="".join(nib.aff2axcodes(affine)),
         class_counts=_count(classes),
-        sample=_sample(voxels[..., None], classes),
+        sample=_sample(voxels.reshape(*ids.shape, channels), classes),
     )
 
 
@@ -198,12 +217,12 @@ def _check_affines(
     image: PathLike, affine: np.ndarray, label: PathLike, label_affine: np.ndarray, shape: tuple[int, ...]
 ) -> None:
     """Compare where the corners of both volumes lie: small errors of an affine matter by how far they move a voxel."""
-    corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
-    apart = np.linalg.norm((corners @ (affine - label_affine).T)[:, :3], axis=1).max()
-    if apart > _AFFINE_TOLERANCE * min(spacing_of(affine)):
+    apart = corners_apart(affine, label_affine, shape)
+    if apart > SAME_PLACE:
         raise InputError(
             f"{label} lies elsewhere than its image {Path(image).name}: the affines differ, and corners are "
-            f"{apart:.2f} mm apart; resample the label onto the image, or copy the header if the voxels match."
+            f"{apart * min(spacing_of(affine)):.2f} mm apart; resample the label onto the image, or copy the header "
+            "if the voxels match."
         )
 
 

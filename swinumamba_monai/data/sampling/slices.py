@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -20,11 +21,11 @@ import torch
 from monai.config import PathLike
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, Randomizable
-from monai.utils import MAX_SEED, ensure_tuple_rep
+from monai.utils import MAX_SEED, ensure_tuple, ensure_tuple_rep
 from torch.utils.data import Dataset
 
 from swinumamba_monai.atomic import remove_unfinished, writing_folder
-from swinumamba_monai.data.files.volumes import volume_path
+from swinumamba_monai.data.files.volumes import volume_files
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.owned import refuse, why_not_own
 
@@ -302,8 +303,7 @@ def _hash(item: Mapping[str, str], described: bytes) -> str:
     digest.update(str(os.geteuid() if hasattr(os, "geteuid") else "").encode())
     for key in ("image", "label"):
         if key in item:
-            path = volume_path(item[key])
-            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            for file in chain.from_iterable(map(volume_files, ensure_tuple(item[key]))):
                 status = file.stat()
                 digest.update(f"{key} {file.absolute()} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]

@@ -9,10 +9,10 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import get_track_meta
-from monai.transforms import MapTransform, Spacingd, Transform
+from monai.transforms import MapTransform, Orientationd, Spacingd, Transform
 from monai.utils import TransformBackends, convert_to_tensor
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, shown
 
 
 class ToRGB(Transform):
@@ -81,6 +81,30 @@ class ToRGBd(MapTransform):
         for key in self.key_iterator(items):
             items[key] = self.convert(items[key])
         return items
+
+
+class SliceOrientationd(Orientationd):
+    """Turn volumes (C, X, Y, Z) so that slices lie along the last axis, rows and columns before it.
+
+    Args:
+        keys: the volumes.
+        axcodes: where the three axes lead, a letter of R or L, A or P, S or I each. "PLS" gives axial slices as
+            radiologists see them, "ILA" coronal and "IPR" sagittal ones.
+        allow_missing_keys: skip keys that are not there.
+
+    Raises:
+        InputError: ``axcodes`` are no such letters.
+    """
+
+    def __init__(self, keys: KeysCollection, axcodes: str, allow_missing_keys: bool = False) -> None:
+        axes = ["RL", "AP", "SI"]
+        codes = str(axcodes).upper()
+        if len(codes) != 3 or any(sum(code in axis for code in codes) != 1 for axis in axes):
+            raise InputError(
+                f"axcodes say where rows, columns and slices lead, such as PLS (axial), ILA (coronal) or IPR "
+                f"(sagittal), not {shown(repr(axcodes))}."
+            )
+        super().__init__(keys, axcodes=codes, labels=None, allow_missing_keys=allow_missing_keys)
 
 
 class SliceSpacingd(Spacingd):

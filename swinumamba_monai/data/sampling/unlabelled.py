@@ -19,6 +19,8 @@ __all__ = ["load_unlabelled"]
 
 logger = logging.getLogger(__name__)
 
+Image = str | tuple[str, ...]  # a path, or those of channels
+
 HELD_OUT = 10  # every so many images of a plain folder
 
 
@@ -66,11 +68,18 @@ def _is_prepared(folder: PathLike) -> bool:
     return (Path(folder) / DATALIST_NAME).is_file()
 
 
-def _folder(path: PathLike, list_folder: Callable[[PathLike], Sequence[dict[str, str]]]) -> list[str]:
-    return [str(volume_path(item["image"]).resolve()) for item in list_folder(path)]
+def _folder(path: PathLike, list_folder: Callable[[PathLike], Sequence[dict[str, str]]]) -> list[Image]:
+    return [_resolved(item["image"]) for item in list_folder(path)]
 
 
-def _section(dataset_dir: PathLike, section: str, required: bool = True) -> list[str]:
+def _resolved(image: Image) -> Image:
+    """The path of an image, or the paths of its channels, as those of a prepared dataset are."""
+    if isinstance(image, tuple):
+        return tuple(map(_resolved, image))
+    return str(volume_path(image).resolve())
+
+
+def _section(dataset_dir: PathLike, section: str, required: bool = True) -> list[Image]:
     try:
         return [item["image"] for item in load_datalist(dataset_dir, section, check=False)]
     except InputError:
@@ -79,7 +88,7 @@ def _section(dataset_dir: PathLike, section: str, required: bool = True) -> list
         return []
 
 
-def _split_folder(images: list[str], section: str) -> tuple[list[str], set[str]]:
+def _split_folder(images: list[Image], section: str) -> tuple[list[Image], set[Image]]:
     """The images of a section of a plain folder, and those of the other."""
     if len(images) < HELD_OUT:
         if section == "training":

@@ -1,0 +1,171 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""One DICOM file: its header, and the values of its pixels as its header means them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import imagecodecs
+import numpy as np
+from monai.utils import optional_import
+
+from swinumamba_monai.data.files.images import check_unfolding
+from swinumamba_monai.errors import InputError, quoted, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pydicom
+
+dcmread, has_pydicom = optional_import("pydicom", name="dcmread")
+_read_file_meta_info, _ = optional_import("pydicom.filereader", name="read_file_meta_info")
+_apply_modality_lut, _ = optional_import("pydicom.pixel_data_handlers.util", name="apply_modality_lut")
+# pydicom 3 gave the function a new name, and pydicom 4 will not have the old one.
+_generate_frames, _is_pydicom_3 = optional_import("pydicom.encaps", name="generate_frames")
+_generate_frames_2, _ = optional_import("pydicom.encaps", name="generate_pixel_data_frame")
+
+_MAX_SAMPLES, _MAX_BITS = 4, 64  # of a pixel
+_MAX_WHOLE_BITS = 32
+# The one syntax whose whole file is compressed, so that reading its header reads all of it, and how large such a file
+# may be: it unfolds to at most a thousand times as much.
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_MAX_DEFLATED_BYTES = 1 << 21
+_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", _DEFLATED)  # not compressed, lowest byte first
+_GRAY = ("MONOCHROME1", "MONOCHROME2")
+
+# What decodes a frame of a compressed file, by the end of its transfer syntax. pydicom decodes the others, which are
+# not compressed, deflated or run-length encoded; for these it needs plugins, and before version 3 it fails on signed
+# JPEG 2000.
+_JPEG = "1.2.840.10008.1.2.4."
+DECODERS = {
+    _JPEG + "50": imagecodecs.jpeg_decode,
+    _JPEG + "51": imagecodecs.jpeg_decode,
+    _JPEG + "57": imagecodecs.ljpeg_decode,
+    _JPEG + "70": imagecodecs.ljpeg_decode,
+    _JPEG + "80": imagecodecs.jpegls_decode,
+    _JPEG + "81": imagecodecs.jpegls_decode,
+    _JPEG + "90": imagecodecs.jpeg2k_decode,
+    _JPEG + "91": imagecodecs.jpeg2k_decode,
+    _JPEG + "201": imagecodecs.jpeg2k_decode,
+    _JPEG + "202": imagecodecs.jpeg2k_decode,
+    _JPEG + "203": imagecodecs.jpeg2k_decode,
+}
+
+
+def is_dicom_file(file: Path) -> bool:
+    """Whether a file is DICOM by its suffix, or by the mark at byte 128."""
+    if not file.is_file() or file.name.startswith("."):
+        return False
+    if file.suffix.lower() in (".dcm", ".dicom", ".ima"):
+        return True
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def read_header(file: Path, tags: Sequence[str] | None = None) -> pydicom.Dataset:
+    """The header of a file with its pixels, or the elements ``tags`` alone.
+
+    Raises:
+        InputError: The file unfolds to more than it may. Whatever pydicom raises for a broken file comes out of here.
+    """
+    syntax = getattr(_read_file_meta_info(file), "TransferSyntaxUID", None)
+    if syntax == _DEFLATED and file.stat().st_size > _MAX_DEFLATED_BYTES:
+        raise InputError(f"{file} is a deflated file of over {_MAX_DEFLATED_BYTES} bytes; store it uncompressed.")
+    return dcmread(file) if tags is None else dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
+
+
+def read_frames(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarray]:
+    """The header of a file and its pixels; what the header claims is checked before they are read.
+
+    Bits beyond those that are stored (overlays are kept there) are cleared, and of MONOCHROME1, where the highest
+    value is black, the opposite is returned: bright is bright. The rescaling is left to the caller.
+
+    Args:
+        file: a file with gray pixels.
+        max_pixels: what may be read.
+
+    Returns:
+        The header and the pixels (frames, rows, columns).
+
+    Raises:
+        InputError: The file cannot be decoded, has colours, or claims too much.
+    """
+    try:
+        dataset = read_header(file)
+        frames = int(getattr(dataset, "NumberOfFrames", None) or 1)
+        rows, columns = int(dataset.Rows), int(dataset.Columns)
+        claimed = rows * columns * frames
+        if claimed > max_pixels:
+            raise InputError(f"{file} claims {claimed} pixels, but {max_pixels} is the limit here; replace it.")
+        samples, bits = int(getattr(dataset, "SamplesPerPixel", 1)), int(dataset.BitsAllocated)
+        if not (0 < samples <= _MAX_SAMPLES and 0 < bits <= _MAX_BITS):
+            raise InputError(f"{file} claims {samples} samples of {bits} bits in a pixel; replace it.")
+        check_unfolding(file, claimed * samples * -(-bits // 8))
+        kind = str(getattr(dataset, "PhotometricInterpretation", "MONOCHROME2"))
+        if samples > 1 or kind not in _GRAY:
+            raise InputError(f"{file} is in colour ({shown(kind)}), but a gray slice is needed; take its series out.")
+        syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)
+        decode = DECODERS.get(syntax)
+        if decode is None:
+            # From version 3 on pydicom moves the bits itself.
+            is_plain = syntax in _PLAIN and "PixelData" in dataset and bits in (8, 16, 32)
+            pixels = np.frombuffer(dataset.PixelData, f"<u{bits // 8}", claimed) if is_plain else dataset.pixel_array
+        else:
+            parts = (
+                _generate_frames(dataset.PixelData, number_of_frames=frames)
+                if _is_pydicom_3
+                else _generate_frames_2(dataset.PixelData, frames)
+            )
+            pixels = np.stack([decode(part) for part in parts])
+        pixels = pixels.reshape(frames, rows, columns)
+        return dataset, _meant_values(pixels, dataset, kind == "MONOCHROME1", decode is not None)
+    except InputError:
+        raise
+    except Exception as error:  # pydicom and its decoders have no common class for a broken file
+        raise InputError(
+            f"{file} is a slice that cannot be decoded ({quoted(error)}); replace it, or convert the series to NIfTI."
+        ) from error
+
+
+def rescale(pixels: np.ndarray, dataset: pydicom.Dataset, slope: object, intercept: object, file: Path) -> np.ndarray:
+    """Pixels in the unit of the device: by the table of the file where it has one, else by slope and intercept.
+
+    Raises:
+        InputError: The slope or the intercept is no number, or the table is broken.
+    """
+    try:
+        if getattr(dataset, "ModalityLUTSequence", None):
+            return _apply_modality_lut(pixels, dataset).astype(np.float32)
+        slope, intercept = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
+        if not np.isfinite([slope, intercept]).all():
+            raise ValueError("not finite")
+    except Exception as error:  # see above; float raises three classes alone
+        raise InputError(
+            f"{file} has a rescale slope or intercept that is no number ({quoted(error)}); replace it."
+        ) from error
+    if (slope, intercept) == (1, 0):
+        return pixels
+    return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _meant_values(pixels: np.ndarray, dataset: pydicom.Dataset, inverted: bool, is_compressed: bool) -> np.ndarray:
+    """What is stored in the bits that the header names, with its sign."""
+    if pixels.dtype.kind == "f":
+        return -pixels if inverted else pixels
+    allocated = int(dataset.BitsAllocated)
+    stored = int(getattr(dataset, "BitsStored", None) or allocated)
+    highest = int(getattr(dataset, "HighBit", None) or stored - 1)
+    if not stored <= highest + 1 <= allocated <= _MAX_WHOLE_BITS:
+        raise ValueError(f"{stored} bits up to bit {highest} of {allocated}")
+    is_signed = bool(getattr(dataset, "PixelRepresentation", 0))
+    # A codec knows no position of its bits.
+    values = pixels.astype(np.int64) >> (0 if is_compressed else highest + 1 - stored)
+    values &= (1 << stored) - 1
+    if is_signed:
+        sign = 1 << (stored - 1)
+        values = (values ^ sign) - sign
+    if inverted:
+        values = (-1 if is_signed else (1 << stored) - 1) - values
+    return values.astype(f"{'i' if is_signed else 'u'}{1 << max(allocated - 1, 7).bit_length() - 3}")

@@ -1,0 +1,267 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which DICOM files of a folder belong together, which are no images of it, and what the series are called."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from monai.utils import optional_import
+
+from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
+from swinumamba_monai.errors import InputError, shown
+
+if TYPE_CHECKING:
+    import pydicom
+
+UID, _ = optional_import("pydicom.uid", name="UID")
+
+logger = logging.getLogger(__name__)
+
+_TAGS = (
+    "SOPClassUID Modality ImageType SeriesInstanceUID SeriesNumber SeriesDescription Rows NumberOfFrames "
+    "ImageOrientationPatient"
+).split()
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_NO_IMAGES = ("SEG", "RTDOSE", "PR", "SR", "KO", "REG", "RTSTRUCT", "RTPLAN")  # modalities
+_LOCALIZERS = {"LOCALIZER", "SCOUT"}
+_PARALLEL = 1e-2  # of direction cosines
+
+SERIES_SUFFIX = ".dicom"
+_MAX_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one series.
+
+    Attributes:
+        key: its UID, without what no name of a file can hold.
+        files: sorted by path; broken ones of the same folder are among them.
+        number: as the scanner counted it, or "".
+        description: what the scanner called it, or "".
+    """
+
+    key: str
+    files: tuple[Path, ...]
+    number: str = ""
+    description: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """The deepest folder that holds all files."""
+        return Path(os.path.commonpath([file.parent for file in self.files]))
+
+    def __str__(self) -> str:
+        return f"{self.number or '-'} '{self.description}' ({len(self.files)} files, {self.key})"
+
+    def is_called(self, wanted: str) -> bool:
+        """Whether ``wanted`` is the UID or the number, or is in the description."""
+        return wanted in (self.key, self.number) or wanted.lower() in self.description.lower()
+
+
+def find_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones, by name; links to folders are followed, once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+        seen.add(real)
+
+
+def is_dicom_folder(folder: Path) -> bool:
+    """Whether there is a DICOM file in a folder or below."""
+    return folder.is_dir() and any(map(is_dicom_file, find_files(folder)))
+
+
+def find_series(folder: Path) -> list[Series]:
+    """The series of images in a folder and below; what is none is set aside, by name, in the log.
+
+    Set aside are files without pixels (presentation states, reports, a DICOMDIR), segmentations and doses; and where
+    others are left, secondary captures, localizers, and series of slices in other directions than those of a stack.
+
+    Args:
+        folder: what it holds beside DICOM files is passed over.
+
+    Returns:
+        The series by folder and number; none where there are no images.
+
+    Raises:
+        InputError: pydicom is not installed.
+    """
+    files = [file for file in find_files(folder) if is_dicom_file(file)]
+    if files and not has_pydicom:
+        raise InputError(f"{folder} holds DICOM files, which need pydicom; install swinumamba-monai[dicom].")
+    broken: list[Path] = []
+    images: dict[Path, pydicom.Dataset] = {}
+    aside: dict[Path, str] = {}
+    for file in files:
+        try:
+            header = read_header(file, _TAGS)
+            for tag in _TAGS:
+                getattr(header, tag, None)
+            if reason := _no_image(header):
+                aside[file] = reason
+            else:
+                images[file] = header
+        except Exception:  # pydicom has no common class for a broken file; reading it says what is wrong
+            broken.append(file)
+    for reason, is_it in (("secondary capture", _is_capture), ("localizer", _is_localizer)):
+        kind = [file for file, header in images.items() if is_it(header)]
+        if len(kind) < len(images):
+            aside |= dict.fromkeys(kind, reason)
+            images = {file: header for file, header in images.items() if file not in aside}
+    groups: dict[str, dict[Path, pydicom.Dataset]] = {}
+    for file, header in images.items():
+        groups.setdefault(_key(header), {})[file] = header
+    stacks = {key: way for key, group in groups.items() if (way := _stack_direction(group.values())) is not None}
+    for key, group in list(groups.items()):
+        if stacks and key not in stacks and not _is_parallel(group.values(), stacks.values()):
+            aside |= dict.fromkeys(group, "slices in other directions, like a localizer's")
+            del groups[key]
+    if aside:
+        names = ", ".join(f"{file.name} ({reason})" for file, reason in list(aside.items())[:_MAX_LISTED])
+        more = ", ..." if len(aside) > _MAX_LISTED else ""
+        logger.warning("%s: %d of %d DICOM files are set aside: %s%s", folder, len(aside), len(files), names, more)
+    series = [_series(key, group, broken) for key, group in groups.items()]
+    if not series and broken:
+        series = [Series("", tuple(broken))]
+    return sorted(series, key=lambda one: (one.folder, len(one.number), one.number, one.key))
+
+
+def choose_series(folder: Path, found: Sequence[Series], wanted: str | None = None) -> list[Series]:
+    """The series of a folder that are asked for.
+
+    Args:
+        folder: for the sentence.
+        found: its series.
+        wanted: a UID, a number, a part of the description, or "all"; None where there is one alone.
+
+    Raises:
+        InputError: There are several and none is asked for, or none of that name; they are listed.
+    """
+    wanted = None if wanted is None else str(wanted)
+    chosen = [one for one in found if wanted in (None, "all") or one.is_called(wanted)]
+    if chosen and (wanted is not None or len(chosen) == 1):
+        return chosen
+    if not found:
+        raise InputError(f"{folder} has no DICOM file of an image; give a NIfTI file or the folder of a DICOM series.")
+    listed = ", ".join(map(str, found[:_MAX_LISTED])) + (", ..." if len(found) > _MAX_LISTED else "")
+    none = f", but none is {shown(wanted)}" if wanted is not None else ""
+    raise InputError(
+        f"{folder} has slices of {len(found)} series: {listed}{none}; choose with --series, by number, UID or a "
+        "part of the name, or take --series all."
+    )
+
+
+def list_series(folder: Path, wanted: str | None = None) -> list[str]:
+    """What the series in a folder and below are called, for :func:`find_named`.
+
+    A series that is alone in its folder is called after it, ``FOLDER.dicom``, and one of several ``FOLDER/UID.dicom``:
+    with a suffix, because writers cut names at the last dot. These are texts, as MONAI's ``LoadImage`` wants them.
+
+    Args:
+        folder: with DICOM files, or folders of them.
+        wanted: see :func:`choose_series`; where folders have a series each, None takes all of them.
+
+    Raises:
+        InputError: as :func:`choose_series`.
+    """
+    found = find_series(folder)
+    places: dict[Path, list[Series]] = {}
+    for one in found:
+        places.setdefault(one.folder, []).append(one)
+    names = []
+    if wanted is not None:
+        kept = choose_series(folder, found, wanted)
+        places = {place: chosen for place, group in places.items() if (chosen := [one for one in group if one in kept])}
+    for place, group in places.items():
+        below = [one for one in found if one.folder.is_relative_to(place)]
+        chosen = group if wanted is not None else choose_series(place, group)
+        names += [f"{place if len(below) == 1 else place / one.key}{SERIES_SUFFIX}" for one in chosen]
+    return names
+
+
+def find_named(path: Path) -> Series:
+    """The series of a folder, or the one of several, that :func:`list_series` calls so.
+
+    Raises:
+        InputError: There is none, or there are several.
+    """
+    if path.is_dir():
+        return choose_series(path, find_series(path))[0]
+    key = path.name.removesuffix(SERIES_SUFFIX)
+    if (folder := path.with_name(key)).is_dir():
+        return choose_series(folder, find_series(folder))[0]
+    return choose_series(path, [one for one in find_series(path.parent) if one.key == key])[0]
+
+
+def _series(key: str, group: dict[Path, pydicom.Dataset], broken: Sequence[Path]) -> Series:
+    files = set(group)
+    files |= {file for file in broken if file.parent in {one.parent for one in group}}
+    first = next(iter(group.values()))
+    number, text = (shown(getattr(first, tag, None) or "") for tag in ("SeriesNumber", "SeriesDescription"))
+    return Series(key, tuple(sorted(files)), number, text)
+
+
+def _key(header: pydicom.Dataset) -> str:
+    """The UID as a part of a path that cannot lead anywhere else."""
+    text = re.sub(r"[^0-9A-Za-z.-]", "_", str(getattr(header, "SeriesInstanceUID", None) or "none"))
+    return text[:64].lstrip(".") or "none"
+
+
+def _no_image(header: pydicom.Dataset) -> str:
+    """What a file without slices is, or ""; an AttributeError where it says nothing at all."""
+    if getattr(header, "Rows", None) and str(getattr(header, "Modality", "")) not in _NO_IMAGES:
+        return ""
+    return shown(UID(header.SOPClassUID).name)
+
+
+def _is_capture(header: pydicom.Dataset) -> bool:
+    return str(getattr(header, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
+
+
+def _is_localizer(header: pydicom.Dataset) -> bool:
+    return bool(_LOCALIZERS & {str(word) for word in _words(header)})
+
+
+def _words(header: pydicom.Dataset) -> Sequence[str]:
+    kind = getattr(header, "ImageType", None) or ()
+    return (kind,) if isinstance(kind, str) else kind
+
+
+def _direction(header: pydicom.Dataset) -> np.ndarray | None:
+    try:
+        way = np.asarray(header.ImageOrientationPatient, dtype=np.float64)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return way if way.shape == (6,) else None
+
+
+def _stack_direction(headers: Sequence[pydicom.Dataset]) -> np.ndarray | bool | None:
+    """The orientation that several slices share, or None; False for a file that holds several itself."""
+    headers = list(headers)
+    if any((getattr(header, "NumberOfFrames", None) or 1) > 1 or "MOSAIC" in _words(header) for header in headers):
+        return False
+    ways = [_direction(header) for header in headers]
+    if len(ways) < 2 or any(way is None for way in ways) or np.ptp(ways, axis=0).max() > _PARALLEL:
+        return None
+    return ways[0]
+
+
+def _is_parallel(headers: Sequence[pydicom.Dataset], stacks: Sequence[np.ndarray | bool]) -> bool:
+    """Whether all slices have the orientation of a stack, and may be a part of it that was named otherwise."""
+    ways = [_direction(header) for header in headers]
+    return any(
+        stack is not False and all(way is not None and np.abs(way - stack).max() <= _PARALLEL for way in ways)
+        for stack in stacks
+    )

@@ -1,0 +1,91 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""NRRD and MetaImage files, read and written by SimpleITK."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from monai.utils import optional_import
+
+from swinumamba_monai.data.files.images import MAX_DEFLATE
+from swinumamba_monai.errors import InputError, quoted
+
+sitk, _has_sitk = optional_import("SimpleITK")
+
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+_DETACHED = (".nhdr", ".mhd")  # a header alone, which names the file of its voxels
+# ITK's axes are left, posterior, superior; NIfTI's are right, anterior, superior.
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def check_itk(path: Path | str) -> None:
+    """Refuse a file that only SimpleITK reads and writes when it is not installed."""
+    if not _has_sitk:
+        raise InputError(f"{path} needs SimpleITK; install swinumamba-monai[itk].")
+
+
+def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read a file with one of ``ITK_SUFFIXES``.
+
+    Args:
+        path: the file; of a header with its voxels in another file, the header.
+        max_voxels: what may be read.
+
+    Returns:
+        The voxels (X, Y, Z), or (X, Y, Z, C) where each has several numbers, and the affine (4, 4) to mm, RAS+.
+
+    Raises:
+        InputError: SimpleITK is not installed; the file is damaged, or claims more than it can hold.
+    """
+    check_itk(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        shape, channels = reader.GetSize(), reader.GetNumberOfComponents()
+        # The bytes of a number are not known before it is read: one at least.
+        claimed = math.prod(shape) * channels
+        if not 0 < claimed <= max_voxels:
+            raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
+        if path.suffix.lower() not in _DETACHED and claimed > path.stat().st_size * MAX_DEFLATE:
+            raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
+        image = reader.Execute()
+        voxels = sitk.GetArrayFromImage(image)
+    except InputError:
+        raise
+    except Exception as error:  # SimpleITK raises RuntimeError, with more than one line
+        raise InputError(f"{path} cannot be decoded ({quoted(error)}); it is damaged, so replace it.") from error
+    voxels = np.moveaxis(voxels, -1, 0).T if channels > 1 else voxels.T
+    return voxels, _affine(image)
+
+
+def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
+    """Write voxels (X, Y, Z), or (X, Y, Z, C) with several numbers each, compressed.
+
+    Args:
+        path: the file, with one of ``ITK_SUFFIXES`` that holds header and voxels.
+        voxels: of a type that ITK has.
+        affine: (4, 4) to mm, RAS+, with axes at right angles.
+    """
+    check_itk(path)
+    image = sitk.GetImageFromArray(np.moveaxis(voxels.T, 0, -1) if voxels.ndim == 4 else voxels.T, voxels.ndim == 4)
+    affine = _LPS_TO_RAS @ affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def _affine(image: sitk.Image) -> np.ndarray:
+    dimensions = image.GetDimension()
+    affine = np.eye(4)
+    direction = np.reshape(image.GetDirection(), (dimensions, dimensions))
+    steps = direction * image.GetSpacing()
+    kept = min(dimensions, 3)
+    affine[:kept, :kept] = steps[:kept, :kept]
+    affine[:kept, 3] = image.GetOrigin()[:kept]
+    return _LPS_TO_RAS @ affine

@@ -1,0 +1,114 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""NIfTI and FreeSurfer files: opened by what is in them, measured in mm, and checked before memory is taken."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from swinumamba_monai.data.files.images import MAX_DEFLATE
+from swinumamba_monai.errors import InputError, quoted
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+FREESURFER_SUFFIXES = (".mgh", ".mgz")
+_MAX_OFFSET = 1 << 24  # bytes
+_GZIP = b"\x1f\x8b"
+_NIFTI_2 = (540).to_bytes(4, "little"), (540).to_bytes(4, "big")  # how its header begins
+# The sizes of a header's units in mm; a header without unit means mm, as every program takes it.
+_UNITS = {"meter": 1000.0, "micron": 0.001}
+_MM = 2  # the code of the unit
+# Under which an image has what put_forms needs.
+FORMS_KEY = "nifti_forms"
+# The fields of a header that say where the voxels lie; "pixdim" begins with a sign that belongs to the quaternion.
+_FORMS = (
+    "qform_code sform_code quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z srow_x srow_y srow_z"
+).split()
+
+
+def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Read a file whatever its name says: gzipped or not, NIfTI-1 or -2, in any unit.
+
+    Args:
+        path: a file with one of ``NIFTI_SUFFIXES`` or ``FREESURFER_SUFFIXES``.
+        max_voxels: what may be read.
+
+    Returns:
+        The voxels with the dimensions of the file, scaled as the header says; the affine (4, 4) to mm, RAS+; and both
+        forms of the header for :func:`put_forms`, None for a FreeSurfer file, which has one.
+
+    Raises:
+        InputError: The file is damaged or of another format, has colours, or claims more than it can hold.
+    """
+    try:
+        with _opened(path) as (image, is_gzipped):
+            shape, header, dtype = image.shape, image.header, image.get_data_dtype()
+            is_nifti = isinstance(image, nib.Nifti1Image)
+            affine = affine_of(header) if is_nifti else np.asarray(image.affine, dtype=np.float64)
+            forms = _forms(header) if is_nifti else None
+            if min(shape) < 1 or math.prod(shape) > max_voxels:
+                raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
+            if dtype.fields or dtype.kind not in "uif":
+                raise InputError(f"{path} has voxels of type {dtype}; convert it to one number per voxel.")
+            # Where the voxels begin is in the header too; what lies before them are notes, which are short.
+            offset = int(getattr(image.dataobj, "offset", 0))
+            if offset > _MAX_OFFSET:
+                raise InputError(
+                    f"{path} says that its voxels begin at byte {offset}; its header is damaged, so replace it."
+                )
+            claimed = offset + math.prod(shape) * dtype.itemsize
+            if claimed > path.stat().st_size * (MAX_DEFLATE if is_gzipped else 1):
+                raise InputError(
+                    f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it."
+                )
+            return np.asanyarray(image.dataobj), affine, forms
+    except InputError:
+        raise
+    except Exception as error:  # nibabel and gzip have no common class for a broken file
+        raise InputError(
+            f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or no NIfTI file, so replace it."
+        ) from error
+
+
+def affine_of(header: nib.Nifti1Header) -> np.ndarray:
+    """The affine (4, 4) to mm that counts: the sform where there is one, else the qform."""
+    affine = np.array(header.get_best_affine(), dtype=np.float64)
+    affine[:3] *= _UNITS.get(header.get_xyzt_units()[0], 1.0)
+    return affine
+
+
+def put_forms(header: nib.Nifti1Header, forms: np.ndarray) -> None:
+    """Give a header both forms of another file of the same grid, with their codes and their unit, as they were."""
+    numbers = iter(np.asarray(forms, dtype=np.float64).ravel().tolist())
+    for name in _FORMS:
+        header[name] = [next(numbers) for _ in range(4)] if name.startswith("srow") else next(numbers)
+    header["pixdim"][:4] = [next(numbers) for _ in range(4)]
+    header["xyzt_units"] = next(numbers)
+
+
+def _forms(header: nib.Nifti1Header) -> np.ndarray:
+    unit = int(header["xyzt_units"]) & 7 or _MM
+    return np.concatenate(
+        [np.ravel(part).astype(np.float64) for part in (*(header[name] for name in _FORMS), header["pixdim"][:4], unit)]
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[nib.spatialimages.SpatialImage, bool]]:
+    """The image in a file, whose voxels can be read as long as it is open, and whether the file is gzipped."""
+    with path.open("rb") as file:
+        is_gzipped = file.read(2) == _GZIP
+    with gzip.open(path) if is_gzipped else path.open("rb") as stream:
+        beginning = stream.read(4)
+        stream.seek(0)
+        if path.name.lower().endswith(FREESURFER_SUFFIXES):
+            kind = nib.MGHImage
+        else:
+            kind = nib.Nifti2Image if beginning in _NIFTI_2 else nib.Nifti1Image
+        yield kind.from_stream(stream), is_gzipped

@@ -1,0 +1,102 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which volumes there are in a folder: files, DICOM series, and files that are the channels of one image."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
+from swinumamba_monai.data.files.dicom_series import find_files, is_dicom_folder, list_series
+from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
+from swinumamba_monai.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# What inference puts behind the name of an image.
+_RESULTS = ("classes", "probabilities", "entropy")
+# The number of a channel that nnU-Net puts behind the name of a case.
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+def list_volumes(folder: Path) -> list[Path]:
+    """The files of a folder, and its folders with DICOM files in them or below, by name."""
+    return sorted(filter(is_volume, folder.iterdir()))
+
+
+def find_volumes(path: Path, series: str | None = None, channels: int = 1) -> list[str | tuple[str, ...]]:
+    """The volumes of a file, or of a folder and all folders in it.
+
+    Args:
+        path: a file or a folder.
+        series: of DICOM, which to take: see :func:`~swinumamba_monai.data.files.dicom_series.choose_series`.
+        channels: of an image; with several, files ``NAME_0000``, ``NAME_0001``, ... are those of one.
+
+    Returns:
+        The path of each file, those of the channels of one image, and the name of each series, sorted. What inference
+        wrote for one of them is left out, and named in the log.
+
+    Raises:
+        InputError: A folder has several series and none is chosen; a channel is missing.
+    """
+    if path.is_file():
+        return [str(path)] if is_volume_file(path) or is_dicom_file(path) else []
+    files = list(filter(is_volume_file, find_files(path)))
+    found = list_series(path, series) if is_dicom_folder(path) else []
+    results = _results(files, [volume_name(file) for file in files] + [Path(name).stem for name in found])
+    if results:
+        names = ", ".join(file.name for file in results[:3]) + (", ..." if len(results) > 3 else "")
+        logger.warning("%s: %d results of earlier runs are not taken: %s", path, len(results), names)
+    grouped = _group_channels([file for file in files if file not in results], channels)
+    return sorted([*grouped, *found], key=lambda name: name if isinstance(name, str) else name[0])
+
+
+def case_names(names: Sequence[str]) -> dict[str, str]:
+    """The name of the case for every name of an image: without nnU-Net's number of the only or first channel.
+
+    Where several names differ in such a number alone, they are cases of their own and keep it.
+
+    >>> case_names(["liver_0000", "amos_0507", "amos_0508"])
+    {'liver_0000': 'liver', 'amos_0507': 'amos_0507', 'amos_0508': 'amos_0508'}
+    """
+    cases: dict[str, list[str]] = {}
+    for name in names:
+        match = _CHANNEL.fullmatch(name)
+        cases.setdefault(match[1] if match else name, []).append(name)
+    return {
+        name: case if len(alike) == 1 and name.endswith("_0000") else name
+        for case, alike in cases.items()
+        for name in alike
+    }
+
+
+def _results(files: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """The files that are called as inference calls what it writes for one of the names."""
+    cases = {*names, *case_names(names).values()}
+    written = {f"{case}_{kind}" for case in cases for kind in _RESULTS}
+    return [file for file in files if volume_name(file) in written]
+
+
+def _group_channels(files: Sequence[Path], channels: int) -> list[str | tuple[str, ...]]:
+    """Each file, and the files of one case together."""
+    if channels == 1:
+        return [str(file) for file in files]
+    groups: dict[Path, dict[int, Path]] = {}
+    found: list[str | tuple[str, ...]] = []
+    for file in files:
+        if match := _CHANNEL.fullmatch(volume_name(file)):
+            groups.setdefault(file.with_name(match[1]), {})[int(match[2])] = file
+        else:
+            found.append(str(file))
+    for case, parts in groups.items():
+        if sorted(parts) != list(range(channels)):
+            numbers = ", ".join(f"{number:04d}" for number in sorted(parts))
+            raise InputError(
+                f"{case} has the channels {numbers}, but 0000 to {channels - 1:04d} are needed for in_channels "
+                f"{channels}; complete them."
+            )
+        found.append(tuple(str(parts[number]) for number in range(channels)))
+    return found
