@@ -141,6 +141,7 @@ def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, m
 def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], made: Path, found: FoundPairs) -> bool:
     """Write one mask of class numbers for a frame, from masks of numbers or of one instrument each."""
     found.pairs.pop(name, None)
+    found.used |= {frame, *(mask for mask, _ in masks)}
     classes: np.ndarray | None = None
     try:
         for file, value in masks:

@@ -91,6 +91,7 @@ def _find_masks(source: Path, maps: Path) -> FoundPairs:
     for folder in sorted(path for path in source.iterdir() if (path / "images").is_dir()):
         images = list_image_files(folder / "images")
         masks = list_image_files(folder / "masks") if (folder / "masks").is_dir() else []
+        found.used.update(images, masks)
         if len(images) != 1 or not masks:
             found.problems.append(
                 f"{folder} has {len(images)} images and {len(masks)} masks, but needs 1 and at least 1."

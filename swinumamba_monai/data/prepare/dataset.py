@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,17 @@ from pathlib import Path
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing, temporary_folder
-from swinumamba_monai.data.datalist import SECTIONS, leads_outside, write_datalist
-from swinumamba_monai.data.prepare.fingerprint import fingerprint, write_fingerprint
+from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, leads_outside, write_datalist
+from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
+from swinumamba_monai.data.prepare.fingerprint import FINGERPRINT_NAME, fingerprint, write_fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import divide, read_split
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+# Files that are about a dataset; read where they are needed.
+_ABOUT = {"dataset.json", "split.json", "splits_final.json", DATALIST_NAME, FINGERPRINT_NAME}
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class FoundPairs:
         problems: a sentence for everything that is no pair.
         warnings: a sentence for everything that is odd.
         split: the names of the sections that the layout itself gives, which a ``split.json`` overrules.
+        used: files and folders of the source that the pairs are made of, or that a problem or warning names.
     """
 
     layout: str
@@ -62,9 +68,11 @@ class FoundPairs:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     split: dict[str, list[str]] = field(default_factory=dict)
+    used: set[Path] = field(default_factory=set)
 
     def add(self, name: str, image: Path, label: Path, source: Path) -> None:
         """Take a pair of files that lie in ``source``, or note why not."""
+        self.used |= {image, label}
         if leads_outside(image, source) or leads_outside(label, source):
             self.problems.append(f"{image} or its label is a link out of {source}; give the folder that it leads to.")
         elif name in self.pairs:
@@ -84,7 +92,7 @@ class PreparedDataset:
         sizes: number of images in each section.
         instances: number of cells in all of them.
         fingerprint: see :func:`~swinumamba_monai.data.prepare.fingerprint.fingerprint`.
-        problems: a sentence for everything that is left out.
+        inputs: the pairs, with what of the source folder is not taken and the problems of what is left out.
         warnings: a sentence for everything that is odd.
     """
 
@@ -94,8 +102,13 @@ class PreparedDataset:
     sizes: Mapping[str, int]
     instances: int
     fingerprint: Mapping[str, object]
-    problems: Sequence[str]
+    inputs: Inputs
     warnings: Sequence[str]
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """A sentence for everything that is left out."""
+        return self.inputs.bad
 
 
 def open_source(source_dir: PathLike) -> Path:
@@ -124,6 +137,7 @@ def match_by_name(
         else:
             found.add(name, image, label, source)
     found.problems += [f"{label} has no image." for label in label_of.values()]
+    found.used.update(images, labels)
 
 
 def check_and_write(
@@ -161,6 +175,9 @@ def check_and_write(
         )
     split = read_split(source / "split.json", options.fold) or found.split
     items = [{"image": str(image), "label": str(label)} for image, label in found.pairs.values()]
+    made_here = {output, output / "labels"} if made_labels.is_dir() else {output}
+    inputs = Inputs(items, source, not_taken_of(_unused(source, found.used, made_here)))
+    inputs.log()
     reports = dict(zip(found.pairs, inspect_pairs(items, inspect, options.progress), strict=True))
     problems = found.problems + [report.problem for report in reports.values() if report.problem]
     problems += [
@@ -168,11 +185,8 @@ def check_and_write(
         for name in chain.from_iterable(split.values())
         if name not in found.pairs
     ]
-    if problems and not options.skip_bad:
-        raise InputError(
-            f"{source} has {len(problems)} problem(s); correct them, or use skip_bad to leave out what they concern:\n"
-            + "\n".join(problems)
-        )
+    inputs.bad = refuse_or_leave_out(problems, options.skip_bad, source)
+    inputs[:] = [item for item, report in zip(items, reports.values(), strict=True) if not report.problem]
     good = {name: report for name, report in reports.items() if not report.problem}
     shapes = {name: report.shape for name, report in good.items()}
     sections = divide(shapes, split, options.val_fraction, options.test_fraction, options.seed, by_sequence)
@@ -200,9 +214,19 @@ def check_and_write(
         sizes={section: len(sections[section]) for section in SECTIONS},
         instances=sum(good[name].num_instances for name in used),
         fingerprint=prints,
-        problems=problems,
+        inputs=inputs,
         warnings=warnings,
     )
+
+
+def _unused(source: Path, used: set[Path], made_here: set[Path]) -> list[Path]:
+    """The files of the source that are no part of a pair, without those that are about it and what is made here."""
+    unused = []
+    for folder, folders, files in os.walk(source):
+        place = Path(folder)
+        folders[:] = [name for name in folders if not {place / name} & (used | made_here)]
+        unused += [place / name for name in files if place / name not in used and name not in _ABOUT]
+    return unused
 
 
 def _by_name(files: Sequence[Path], problems: list[str], name_of: Callable[[Path], str]) -> dict[str, Path]:
