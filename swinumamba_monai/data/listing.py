@@ -15,7 +15,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 
 from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, is_image_file
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, series_name
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
@@ -36,13 +36,16 @@ def load_images(path: PathLike, reader: Reader | None = None, skip_bad: bool = F
         skip_bad: leave bad ones out, instead of refusing them all.
 
     Returns:
-        Dictionaries with the absolute path "image", sorted by file name for a folder.
+        Dictionaries with the absolute path "image", sorted by file name for a folder. A TIFF stack gives one for each
+        of its planes, as :func:`~swinumamba_monai.data.files.images.image_names` calls them.
 
     Raises:
         InputError: There is nothing at ``path``, or no image of a kind that can be read; or a bad one and not
             ``skip_bad``.
     """
-    found = _list(path, lambda file: [str(file)] if is_image_file(file) else [], "image", IMAGE_SUFFIXES, skip_bad)
+    found = _list(
+        path, lambda file: image_names(file) if is_image_file(file) else [], "image", IMAGE_SUFFIXES, skip_bad
+    )
     return _checked(found, reader, skip_bad)
 
 
@@ -56,15 +59,15 @@ def load_frames(path: PathLike, reader: Reader | None = None, skip_bad: bool = F
         skip_bad: as for :func:`load_images`.
 
     Returns:
-        Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video. Files are
-        sorted by name, frames are in their order.
+        Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video or of a
+        plane of a TIFF stack. Files are sorted by name, frames and planes are in their order.
 
     Raises:
         InputError: As for :func:`load_images`, and when a video cannot be opened.
     """
 
     def frames(file: Path) -> list[str]:
-        return [str(file)] if is_image_file(file) else frame_names(file)
+        return image_names(file) if is_image_file(file) else frame_names(file)
 
     suffixes, wanted = IMAGE_SUFFIXES + VIDEO_SUFFIXES, "a frame, a video, a folder of both"
     return _checked(_list(path, frames, "frame", suffixes, skip_bad, wanted), reader, skip_bad)

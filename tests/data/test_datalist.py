@@ -115,7 +115,7 @@ def test_check_pair_names_the_problem(tmp_path):
     nan = np.zeros((6, 8), dtype=np.float32)
     nan[0, 0] = np.nan
     tifffile.imwrite(tmp_path / "nan.tif", nan)
-    Image.fromarray(np.zeros((6, 8, 3), dtype=np.uint8)).save(tmp_path / "rgb.png")
+    Image.fromarray(np.full((6, 8, 3), (9, 0, 0), dtype=np.uint8)).save(tmp_path / "rgb.png")
     Image.fromarray(np.zeros((8, 6), dtype=np.uint8)).save(tmp_path / "turned.png")
     (tmp_path / "half.png").write_bytes(image.read_bytes()[:40])
     for bad_image, words in (("nan.tif", "NaN"), ("half.png", "cannot be decoded"), ("no.png", "does not exist")):
