@@ -34,6 +34,7 @@ from pathlib import Path
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.data.prepare.inspection import check_pairs
 from swinumamba_monai.errors import InputError, quoted, shown
@@ -190,7 +191,8 @@ def _inside(folder: Path, relative: str, datalist: Path, task: Task) -> str:
     path = folder / relative
     try:
         path.exists()  # or an error, for what no file can be called
-        outside, resolved, is_image = leads_outside(path, folder), path.resolve(), task.files.is_image(path)
+        file, _ = file_and_number(path)  # of a plane of a stack
+        outside, resolved, is_image = leads_outside(file, folder), path.resolve(), task.files.is_image(path)
     except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
         raise InputError(
             f"{datalist} names {shown(ascii(relative))}, which is no path ({type(error).__name__})."

@@ -150,7 +150,7 @@ def test_prepare_says_what_it_does_not_take(tmp_path, caplog):
     for number in range(5):
         picture(source / "images" / f"{number}.png")
         picture(source / "labels" / f"{number}.png", number + 1)
-    for name in ("images/x.czi", "labels/old/1.png", "notes.txt", "dataset.json"):
+    for name in ("images/x.czi", "old/1.png", "notes.txt", "dataset.json"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("{}")
     arguments = ["prepare", "microscopy", "--source_dir", str(source), "--output_dir", str(source / "out")]

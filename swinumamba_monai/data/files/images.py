@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
 from swinumamba_monai.data.files.numbered import file_and_number, numbered
-from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, exif_orientation, turn, valid
+from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, exif_orientation, turn, valid
 from swinumamba_monai.errors import InputError, quoted
 
 # Larger files are taken for decompression bombs: a few kilobytes can claim terabytes of pixels.
@@ -119,6 +119,17 @@ def image_names(file: Path) -> list[str]:
             if len(opened.series) == 1 and planes > 1:
                 return [numbered(file, number) for number in range(planes)]
     return [str(file)]
+
+
+def stated_orientation(path: Path) -> int:
+    """How an image file says that it is to be turned, from 1 (not at all) to 8; 1 for one that cannot be opened."""
+    with suppress(Exception):
+        if path.suffix.lower() in _TIFF_SUFFIXES:
+            with tifffile.TiffFile(path, _multifile=False) as file:
+                return valid(file.pages[0].tags.valueof(ORIENTATION_TAG))
+        with _PILLOW_FILES[path.suffix.lower()](path) as file:
+            return exif_orientation(file)
+    return UPRIGHT
 
 
 def list_image_files(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class PrepareOptions:
         seed: of the division.
         fold: the number of a fold in ``split.json``; None for its default division.
         skip_bad: leave out what cannot be used instead of stopping.
+        mask_threshold: the least value of a pixel that belongs to a mask of black and white, whose edges may be soft;
+            None for masks of numbers.
         progress: called with the number of pairs checked and of all pairs.
     """
 
@@ -47,6 +50,7 @@ class PrepareOptions:
     seed: int = 0
     fold: int | None = None
     skip_bad: bool = False
+    mask_threshold: float | None = None
     progress: Callable[[int, int], None] | None = None
 
 
@@ -150,6 +154,7 @@ def check_and_write(
     made_labels: Path,
     class_names: Sequence[str] = (),
     by_sequence: bool = False,
+    groups: Mapping[str, str] | None = None,
 ) -> PreparedDataset:
     """Check every pair, divide them into three sections, and write datalist, fingerprint and the labels made here.
 
@@ -163,6 +168,7 @@ def check_and_write(
         made_labels: the folder of :func:`label_folder`, with labels that were made, if any; all labels are then in it.
         class_names: what the numbers in the labels mean, background first; none for cells.
         by_sequence: see :func:`~swinumamba_monai.data.prepare.split.divide`.
+        groups: likewise.
 
     Raises:
         InputError: There are problems and not ``skip_bad`` (all are listed, one per line, and nothing is written); too
@@ -174,6 +180,7 @@ def check_and_write(
             f"val_fraction {options.val_fraction} and test_fraction {options.test_fraction} must be between 0 and 1."
         )
     split = read_split(source / "split.json", options.fold) or found.split
+    split = {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
     items = [{"image": str(image), "label": str(label)} for image, label in found.pairs.values()]
     made_here = {output, output / "labels"} if made_labels.is_dir() else {output}
     inputs = Inputs(items, source, not_taken_of(_unused(source, found.used, made_here)))
@@ -189,7 +196,7 @@ def check_and_write(
     inputs[:] = [item for item, report in zip(items, reports.values(), strict=True) if not report.problem]
     good = {name: report for name, report in reports.items() if not report.problem}
     shapes = {name: report.shape for name, report in good.items()}
-    sections = divide(shapes, split, options.val_fraction, options.test_fraction, options.seed, by_sequence)
+    sections = divide(shapes, split, options.val_fraction, options.test_fraction, options.seed, by_sequence, groups)
     used = [name for section in SECTIONS for name in sections[section]]
     # A single label without foreground is odd; a dataset without any cannot be learnt.
     if not any(number > 0 for name in used for number in good[name].class_counts):
@@ -272,7 +279,7 @@ def _write(
         {section: [items[name] for name in names] for section, names in sections.items()},
         description,
         source_dir="." if source == output else str(source),
-        label_dir="." if made and source != output else None,
+        label_dir="." if made else None,
         task=task,
         class_names=class_names,
     )
