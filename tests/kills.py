@@ -147,8 +147,9 @@ class Runner:
 
     def left(self) -> list[str]:
         """Temporary files, but for the one folder of this package."""
-        return sorted(str(p.relative_to(self.temporary)) for p in self.temporary.rglob("*") if p.parent != self.temporary
-                      or not p.name.startswith("swinumamba_monai-"))  # fmt: skip
+        left = self.temporary.rglob("*")
+        own = [p for p in left if p.parent == self.temporary and p.name.startswith("swinumamba_monai-")]
+        return sorted(str(p.relative_to(self.temporary)) for p in self.temporary.rglob("*") if p not in own)
 
 
 class Failure(Exception):

@@ -19,19 +19,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label_map", help="JSON file of class names and their numbers in the labels; default: the paper's classes"
     )
+    parser.add_argument(
+        "--mask_threshold",
+        type=float,
+        help="least value of a pixel of a black and white mask, such as 128; default: none",
+    )
     parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import data
 
-    names = ("val_fraction", "test_fraction", "seed", "fold", "skip_bad")
+    names = ("val_fraction", "test_fraction", "seed", "fold", "skip_bad", "mask_threshold")
     options = data.PrepareOptions(**{name: getattr(arguments, name) for name in names}, progress=_show_progress)
     task = find_task(arguments.task)
     made = task.prepare(arguments.source_dir, arguments.output_dir, options, arguments.label_map)
-    for kind, sentences in {"problem": made.problems, "warning": made.warnings}.items():
-        for sentence in sentences:
-            print(f"{kind}: {sentence}")
+    for sentence in made.warnings:
+        print(f"warning: {sentence}")
     print(data.describe_fingerprint(made.fingerprint))
     sections = ", ".join(f"{number} {section}" for section, number in made.sizes.items())
     classes = made.fingerprint.get("classes")
@@ -39,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"layout: {made.layout}; {sections} images{instances}")
     num_classes = f" --num_classes {len(classes)}" if classes else ""
     print(f"ready: --dataset_dir {made.output_dir}{num_classes}")
+    made.inputs.finish()
 
 
 def _show_progress(done: int, total: int) -> None:

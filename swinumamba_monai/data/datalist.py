@@ -34,7 +34,9 @@ from pathlib import Path
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.volumes import volume_path
+from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.data.prepare.inspection import check_pairs
 from swinumamba_monai.errors import InputError, quoted, shown
 from swinumamba_monai.tasks import Task, find_task
@@ -91,8 +93,13 @@ def write_datalist(
 
 
 def load_datalist(
-    dataset_dir: PathLike, section: str, check: bool = True, num_classes: int | None = None, **reading: object
-) -> list[dict[str, str | tuple[str, ...]]]:
+    dataset_dir: PathLike,
+    section: str,
+    check: bool = True,
+    num_classes: int | None = None,
+    skip_bad: bool = False,
+    **reading: object,
+) -> Inputs:
     """The items of one section, ready for ``LoadImaged``.
 
     Args:
@@ -100,6 +107,7 @@ def load_datalist(
         section: one of ``SECTIONS``.
         check: decode every file first (:func:`check_pairs`), so that a bad one is found before the training starts.
         num_classes: what a network can tell apart, background included.
+        skip_bad: leave out what ``check`` finds to be bad, instead of refusing it.
         reading: options of the task's :attr:`~swinumamba_monai.tasks.TaskFiles.inspect`, as its reader gets them.
 
     Returns:
@@ -107,7 +115,8 @@ def load_datalist(
 
     Raises:
         InputError: There is no such dataset or section, the datalist is no such file, is of no task here, leads out of
-            its folders or names what is no image, it has another number of classes, or ``check`` found a problem.
+            its folders or names what is no image, it has another number of classes, or ``check`` found a problem and
+            not ``skip_bad``.
     """
     content, path = _read(dataset_dir)
     if num_classes is not None and len(names := load_class_names(dataset_dir)) not in (0, num_classes):
@@ -120,7 +129,7 @@ def load_datalist(
         entries = [(entry["image"], entry["label"]) for entry in content.get(section, [])]
         image_dir = path.parent / content.get("source_dir", ".")
         label_dir = path.parent / content.get("label_dir", content.get("source_dir", "."))
-        items = [
+        pairs = [
             {"image": _channels(image_dir, image, path, task), "label": _inside(label_dir, label, path, task)}
             for image, label in entries
         ]
@@ -128,13 +137,16 @@ def load_datalist(
         raise InputError(
             f"{path} is not a datalist with images and labels ({quoted(error)}); run `{_PREPARE.format(task.name)}`."
         ) from error
+    items = Inputs(pairs, f"the {section} section of {path.parent}")
     if not items:
         raise InputError(f"{path} has no {section!r} images; its sections are {', '.join(SECTIONS)}.")
     if leads_outside(image_dir, path.parent):
         logger.info("%s takes its images from %s", path, image_dir)
     if check:
         class_names = load_class_names(dataset_dir)
-        check_pairs(items, lambda image, label: task.files.inspect(image, label, class_names, **reading))
+        problems = check_pairs(items, lambda image, label: task.files.inspect(image, label, class_names, **reading))
+        items.leave_out(problems, skip_bad)
+        items.log()
     return items
 
 
@@ -193,7 +205,8 @@ def _inside(folder: Path, relative: str, datalist: Path, task: Task) -> str:
     path = folder / relative
     try:
         path.exists()  # or an error, for what no file can be called
-        outside = leads_outside(path, folder) or leads_outside(volume_path(path), folder)
+        file, _ = file_and_number(volume_path(path))  # of a series, or of a plane of a stack
+        outside = leads_outside(path, folder) or leads_outside(file, folder)
         resolved, is_image = path.resolve(), task.files.is_image(path)
     except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
         raise InputError(

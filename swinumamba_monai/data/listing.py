@@ -1,6 +1,10 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to run inference on: the images, frames or volumes in a file, a folder or a prepared dataset."""
+"""What there is to run inference on: the images, frames or volumes in a file, a folder or a prepared dataset.
+
+Each is a list of dictionaries with "image" that knows what was passed over, and why:
+:class:`~swinumamba_monai.data.inputs.Inputs`.
+"""
 
 from __future__ import annotations
 
@@ -8,57 +12,77 @@ from collections.abc import Callable
 from pathlib import Path
 
 from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import ensure_tuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, is_image_file
+from swinumamba_monai.data.files.dicom_series import find_files
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
 from swinumamba_monai.data.files.volume_listing import find_volumes
-from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES
+from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
+from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
 from swinumamba_monai.errors import InputError
 
 __all__ = ["load_frames", "load_images", "load_volumes"]
 
+Reader = ImageReader | type[ImageReader]
 
-def load_images(path: PathLike) -> list[dict[str, str]]:
+
+def load_images(path: PathLike, reader: Reader | None = None, skip_bad: bool = False) -> Inputs:
     """The images to run inference on.
 
     Args:
         path: an image file, a folder of images (its subfolders are not searched), or a prepared dataset, of which the
             test section is taken.
+        reader: of ``LoadImage``, which reads every one first, so that a bad one is found before there is work to lose.
+        skip_bad: leave bad ones out, instead of refusing them all.
 
     Returns:
-        Dictionaries with the absolute path "image", sorted by file name for a folder.
+        Dictionaries with the absolute path "image", sorted by file name for a folder. A TIFF stack gives one for each
+        of its planes, as :func:`~swinumamba_monai.data.files.images.image_names` calls them.
 
     Raises:
-        InputError: There is nothing at ``path``, or no image of a kind that can be read.
+        InputError: There is nothing at ``path``, or no image of a kind that can be read; or a bad one and not
+            ``skip_bad``.
     """
-    return _list(path, lambda file: [str(file)] if is_image_file(file) else [], "image", IMAGE_SUFFIXES)
+    found = _list(
+        path, lambda file: image_names(file) if is_image_file(file) else [], "image", IMAGE_SUFFIXES, skip_bad
+    )
+    return _checked(found, reader, skip_bad)
 
 
-def load_frames(path: PathLike) -> list[dict[str, str]]:
+def load_frames(path: PathLike, reader: Reader | None = None, skip_bad: bool = False) -> Inputs:
     """The frames to run inference on.
 
     Args:
         path: an image or video file, a folder of both (its subfolders are not searched), or a prepared dataset, of
             which the test section is taken.
+        reader: as for :func:`load_images`; the frames of a video are decoded to count them, and not once more.
+        skip_bad: as for :func:`load_images`.
 
     Returns:
-        Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video. Files are
-        sorted by name, frames are in their order.
+        Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video or of a
+        plane of a TIFF stack. Files are sorted by name, frames and planes are in their order.
 
     Raises:
-        InputError: There is nothing at ``path`` that can be read, or a video cannot be opened.
+        InputError: As for :func:`load_images`, and when a video cannot be opened.
     """
 
     def frames(file: Path) -> list[str]:
-        return [str(file)] if is_image_file(file) else frame_names(file)
+        return image_names(file) if is_image_file(file) else frame_names(file)
 
-    return _list(path, frames, "frame", IMAGE_SUFFIXES + VIDEO_SUFFIXES, "a frame, a video, a folder of both")
+    suffixes, wanted = IMAGE_SUFFIXES + VIDEO_SUFFIXES, "a frame, a video, a folder of both"
+    return _checked(_list(path, frames, "frame", suffixes, skip_bad, wanted), reader, skip_bad)
 
 
 def load_volumes(
-    path: PathLike, series: str | None = None, channels: int = 1
-) -> list[dict[str, str | tuple[str, ...]]]:
+    path: PathLike,
+    series: str | None = None,
+    channels: int = 1,
+    reader: Reader | None = None,
+    skip_bad: bool = False,
+) -> Inputs:
     """The volumes to run inference on.
 
     Args:
@@ -66,18 +90,42 @@ def load_volumes(
             taken.
         series: of DICOM series, which to take: a UID, a number, a part of the description, or "all".
         channels: of an image; see :func:`~swinumamba_monai.data.files.volume_listing.find_volumes`.
+        reader: as for :func:`load_images`.
+        skip_bad: as for :func:`load_images`.
 
     Returns:
         Dictionaries with "image", sorted by name: the absolute path of a file, those of the
         channels of one image, or what :func:`~swinumamba_monai.data.files.dicom_series.list_series` calls a series.
 
     Raises:
-        InputError: There is nothing at ``path`` that can be read, or several series of which none is chosen.
+        InputError: As for :func:`load_images`, or several series of which none is chosen.
     """
     kinds = (f"{', '.join(VOLUME_SUFFIXES)} files or DICOM series",)
-    return _list(
-        path, lambda place: find_volumes(place, series, channels), "volume", kinds, whole_folder=lambda folder: True
+    found = _list(
+        path,
+        lambda place: find_volumes(place, series, channels),
+        "volume",
+        kinds,
+        skip_bad,
+        whole_folder=lambda folder: True,
     )
+    if Path(path).is_dir() and not (Path(path) / DATALIST_NAME).is_file():
+        taken = {file for item in found for name in ensure_tuple(item["image"]) for file in volume_files(name)}
+        found.not_taken = not_taken_of(file for file in find_files(Path(path).absolute()) if file not in taken)
+    return _checked(found, reader, skip_bad)
+
+
+def _checked(found: Inputs, reader: Reader | None, skip_bad: bool) -> Inputs:
+    if reader is not None:
+        reader = reader() if isinstance(reader, type) else reader
+
+        def read(name: str | tuple[str, ...]) -> None:
+            if Path(ensure_tuple(name)[0]).suffix.lower() not in VIDEO_SUFFIXES:
+                reader.get_data(reader.read(name))
+
+        found.check(read, skip_bad)
+    found.log()
+    return found
 
 
 def _list(
@@ -85,20 +133,32 @@ def _list(
     names_of: Callable[[Path], list[str]],
     kind: str,
     readable: tuple[str, ...],
+    skip_bad: bool,
     wanted: str = "",
     whole_folder: Callable[[Path], bool] = lambda folder: False,
-) -> list[dict[str, str]]:
-    """What ``names_of`` finds in a file, or in each entry of a folder that is not hidden or itself ``whole_folder``."""
+) -> Inputs:
+    """What ``names_of`` finds in a file, or in each entry of a folder that is not itself ``whole_folder``."""
     path = Path(path)
     if (path / DATALIST_NAME).is_file():
-        return [{"image": item["image"]} for item in load_datalist(path, "test", check=False)]
+        items = load_datalist(path, "test", check=False)
+        return Inputs(({"image": item["image"]} for item in items), f"the test section of {path}")
     if not path.exists():
         article = "an" if kind[0] in "aeiou" else "a"
         wanted = wanted or f"{article} {kind}, a folder of {kind}s"
         raise InputError(f"{path} does not exist; give {wanted} or a prepared dataset.")
     entries = sorted(path.iterdir()) if path.is_dir() and not whole_folder(path) else [path]
-    items = [{"image": name} for entry in entries for name in names_of(entry.absolute())]
-    if not items:
+    names, others, problems = [], [], []
+    for entry in entries:
+        try:
+            found = names_of(entry.absolute())
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        names += found
+        others += [] if found else [entry]
+    inputs = Inputs(({"image": name} for name in names), path, not_taken_of(others))
+    inputs.bad += refuse_or_leave_out(problems, skip_bad, path)
+    if not inputs:
         files = f"{', '.join(readable)}{' files' if len(readable) > 1 else ''}"
-        raise InputError(f"{path} has no {kind} that can be read here; use {files}.")
-    return items
+        raise InputError("\n".join([f"{path} has no {kind} that can be read here; use {files}.", *problems]))
+    return inputs

@@ -75,6 +75,8 @@ def prepare_abdomen_mri(
     """
     label_map = as_label_map(label_map)
     source = open_source(source_dir)
+    if options is not None and options.mask_threshold is not None:
+        raise InputError("mask_threshold is for masks of images; the labels of volumes have class numbers.")
     found = find_pairs(source, list_volumes, volume_name, "NIfTI volumes")
     _leave_out_ct(found)
     labels = choose_label_map(source, label_map, ABDOMEN_CLASSES, found)

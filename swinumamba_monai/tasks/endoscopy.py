@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,14 @@ from monai.config import PathLike
 from PIL import Image
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes, read_image
-from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, as_label_map, simple_name
+from swinumamba_monai.data.files.label_map import (
+    ENDOSCOPY_CLASSES,
+    LabelMap,
+    as_label_map,
+    select_classes,
+    simple_name,
+)
+from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import FrameReader
 from swinumamba_monai.data.listing import load_frames
 from swinumamba_monai.data.prepare.dataset import (
@@ -27,7 +35,18 @@ from swinumamba_monai.data.prepare.dataset import (
     open_source,
 )
 from swinumamba_monai.data.prepare.inspection import inspect_frames
-from swinumamba_monai.data.prepare.layouts import choose_label_map, find_pairs
+from swinumamba_monai.data.prepare.label_forms import (
+    Colours,
+    as_outlines,
+    black_and_white,
+    class_ids_of,
+    is_image_name,
+    read_colours,
+    size_of,
+    write_numbers,
+)
+from swinumamba_monai.data.prepare.layouts import choose_label_map
+from swinumamba_monai.data.prepare.matching import Matched, match_pictures
 from swinumamba_monai.data.synthetic.endoscopy import synthesize_endoscopy
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks import TaskFiles
@@ -39,6 +58,9 @@ _MAPPINGS = ("instrument_type_mapping.json", "mappings.json")
 _AROUND = re.compile(r"(^|_)(left|right|maryland|labels?)(?=_|$)", re.IGNORECASE)
 
 
+_LOOKED_AT = 50  # masks that tell whether all are black and white; others are refused when they are not
+
+
 def prepare_endoscopy(
     source_dir: PathLike,
     output_dir: PathLike,
@@ -47,26 +69,31 @@ def prepare_endoscopy(
 ) -> PreparedDataset:
     """Find frames and masks, check every pair, divide them into three sections and write the datalist.
 
-    Three layouts are known:
+    Two kinds of layouts are known:
 
     - EndoVis 2017: sequences with ``left_frames``, and ``ground_truth`` with a folder of masks for every instrument, or
       ``TypeSegmentation`` with one mask of instrument numbers. Sequences below a folder with "test" in its name are the
       test section. ``instrument_type_mapping.json`` or ``mappings.json``, in the source folder or at the sequences,
       gives the number of every instrument. The masks of a frame are joined into one in ``output_dir/labels``; a pixel
       of two instruments stays with the first folder by name;
-    - ``imagesTr`` and ``labelsTr`` (and ``Ts``) as nnU-Net v2 has them, ``NAME_0000.png`` and ``NAME.png``;
-    - folders ``images`` and ``labels`` with files of the same name, as EndoVis 2015.
+    - those of :mod:`~swinumamba_monai.data.prepare.pictures`: folders ``images`` and ``labels`` or ``masks`` with files
+      of the same name, as EndoVis 2015, above or below folders for each video or patient; ``imagesTr`` and ``labelsTr``
+      (and ``Ts``) as nnU-Net v2 has them, ``NAME_0000.png`` and ``NAME.png``; masks next to their frames, as
+      CholecSeg8k; a COCO or CVAT file for all frames.
 
-    In the latter two masks have one class number per pixel. ``split.json`` may give ``train`` and ``test`` (and
-    ``validation``), lists of names without suffix, or several such divisions. What it leaves open is divided by
-    sequence, because the frames of one surgery look alike. Originals are referred to and never copied.
+    In the latter masks have one class number per pixel, in one channel, three equal ones or as the index of a palette;
+    or a colour for each class, black and white, or outlines, of which masks of numbers are written into
+    ``output_dir/labels``. ``split.json`` may give ``train`` and ``test`` (and ``validation``), lists of names without
+    suffix, or several such divisions. What it leaves open is divided by folder, and else by sequence, because the
+    frames of one surgery look alike. Originals are referred to and never copied.
 
     Args:
         source_dir: the downloaded dataset.
         output_dir: where the datalist is written; it may be ``source_dir``.
         options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
-        label_map: the classes and their numbers in the masks, or the JSON file of them. Default: see above for EndoVis
-            2017, and else the paper's seven instruments, by their names in ``dataset.json`` where there is one.
+        label_map: the classes and their numbers in the masks, or the JSON file of them or of their colours. Default:
+            see above for EndoVis 2017; the names of outlines; and else the paper's seven instruments, by their names in
+            ``dataset.json`` where there is one.
 
     Returns:
         What was made.
@@ -75,27 +102,77 @@ def prepare_endoscopy(
         InputError: The layout is unknown, or the instruments of EndoVis 2017 have no numbers; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
-    label_map = as_label_map(label_map)
-    source = open_source(source_dir)
+    in_colours = read_colours(label_map)
+    label_map, colours = in_colours or (as_label_map(label_map), None)
+    source, output = open_source(source_dir), Path(output_dir).resolve()
+    options = options or PrepareOptions()
     sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
+    groups: dict[str, str] = {}
     with label_folder() as made:
         made.mkdir()
         if sequences:
             labels = label_map or _read_mappings(source, sequences)
             found = _find_sequences(source, sequences, labels, made)
         else:
-            found = find_pairs(source, list_image_files, lambda file: file.stem, "frames")
-            labels = choose_label_map(source, label_map, ENDOSCOPY_CLASSES, found)
-            if labels.is_identity:
+            matched = match_pictures(source, output)
+            found, groups = matched.found, matched.groups
+            labels = label_map or _labels_of(matched, source, options.mask_threshold)
+            if colours is None and options.mask_threshold is None and _are_numbers(matched, labels):
                 made.rmdir()
+                found.pairs = dict(matched.labels)
             else:
-                for name, (frame, mask) in list(found.pairs.items()):
-                    _join(name, frame, [(mask, labels)], made, found)
+                _write_classes(matched, labels, options.mask_threshold, colours, made)
         names = labels.names
         inspect = partial(inspect_frames, label_map=LabelMap.of_names(names))
         return check_and_write(
-            "endoscopy", found, source, output_dir, options or PrepareOptions(), inspect, made, names, by_sequence=True
+            "endoscopy", found, source, output, options, inspect, made, names, by_sequence=True, groups=groups
         )
+
+
+def _labels_of(matched: Matched, source: Path, threshold: float | None) -> LabelMap:
+    """The classes where none are given: of ``dataset.json``, of outlines, of black and white, or the paper's."""
+    labels = [label for _, label in matched.labels.values()]
+    if not (source / "dataset.json").is_file():
+        outlines = [label for label in map(_outlines_or_none, labels) if label is not None]
+        names = dict.fromkeys(name for label in outlines for name in label.names if simple_name(name) != "background")
+        if names:
+            available = LabelMap.of_names(["background", *names])
+            return select_classes(available, ENDOSCOPY_CLASSES) or available
+        if threshold is not None or black_and_white(labels[:_LOOKED_AT]):
+            return LabelMap.of_names(["background", "foreground"])
+    return choose_label_map(source, None, ENDOSCOPY_CLASSES, matched.found)
+
+
+def _outlines_or_none(label: Path | Annotations) -> Annotations | None:
+    """The outlines that a label is, if it is a file of them that can be read."""
+    with suppress(InputError):
+        outlines = as_outlines(label)
+        return outlines if isinstance(outlines, Annotations) else None
+    return None
+
+
+def _are_numbers(matched: Matched, labels: LabelMap) -> bool:
+    """Whether every label is an image of class numbers already; of two classes 255 may stand for the other."""
+    masks = [label for _, label in matched.labels.values()]
+    if not labels.is_identity or not all(isinstance(mask, Path) and is_image_name(mask) for mask in masks):
+        return False
+    if len(labels.names) > 2 or not black_and_white(masks[:_LOOKED_AT]):
+        return True
+    matched.found.warnings.append(f"masks of 0 and 255: 255 is taken for {labels.names[1]}.")
+    return False
+
+
+def _write_classes(
+    matched: Matched, labels: LabelMap, threshold: float | None, colours: Colours | None, made: Path
+) -> None:
+    """Write every label as a mask of class numbers into the folder ``made``."""
+    for name, (image, label) in matched.labels.items():
+        try:
+            ids = class_ids_of(label, size_of(image, label), labels, threshold, colours)
+            source = label.source if isinstance(label, Annotations) else label
+            matched.found.pairs[name] = (image, write_numbers(labels.to_classes(ids, source), made / name))
+        except InputError as error:
+            matched.found.problems.append(str(error))
 
 
 def instrument_of(folder: str) -> str:
@@ -141,6 +218,7 @@ def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, m
 def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], made: Path, found: FoundPairs) -> bool:
     """Write one mask of class numbers for a frame, from masks of numbers or of one instrument each."""
     found.pairs.pop(name, None)
+    found.used |= {frame, *(mask for mask, _ in masks)}
     classes: np.ndarray | None = None
     try:
         for file, value in masks:

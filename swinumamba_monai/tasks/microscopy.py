@@ -4,26 +4,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from monai.config import PathLike
-from PIL import Image
 
-from swinumamba_monai.data.datalist import leads_outside
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader, list_image_files, read_image
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
+from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.data.prepare.dataset import (
-    FoundPairs,
     PreparedDataset,
     PrepareOptions,
     check_and_write,
     label_folder,
-    match_by_name,
     open_source,
 )
 from swinumamba_monai.data.prepare.inspection import inspect_cells
+from swinumamba_monai.data.prepare.label_forms import cells_of, is_image_name, size_of, write_numbers
+from swinumamba_monai.data.prepare.matching import match_pictures
 from swinumamba_monai.data.synthetic.microscopy import synthesize_microscopy
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks import TaskFiles
@@ -34,16 +31,20 @@ def prepare_microscopy(
 ) -> PreparedDataset:
     """Find images and instance maps, check every pair, divide them into three sections and write the datalist.
 
-    Three layouts are known:
+    Layouts and forms of labels are those of :mod:`~swinumamba_monai.data.prepare.pictures` and
+    :mod:`~swinumamba_monai.data.prepare.label_forms`, among them
 
-    - folders ``images`` and ``labels`` with files of the same name, or with ``_label`` after the name of the label as
-      in NeurIPS 2022 CellSeg; ``split.json`` may give ``train`` and ``test`` (and ``validation``), lists of names
-      without suffix;
-    - the same files in one folder, the labels with ``_label``;
-    - DSB-2018 as Kaggle gives it: ``<id>/images/<id>.png`` and one mask per nucleus in ``<id>/masks``. The masks become
-      instance maps in ``output_dir/labels``; a pixel of two masks stays with the first one by file name.
+    - folders ``images`` and ``labels`` or ``masks`` with files of the same name, or with ``_label`` after the name of
+      the label as in NeurIPS 2022 CellSeg, also below folders ``train`` and ``test`` as StarDist has them, and
+      nnU-Net's ``imagesTr`` and ``labelsTr``;
+    - the same files in one folder, the labels with ``_label``, ``_masks`` or ``_cp_masks``;
+    - DSB-2018 as Kaggle gives it: ``<id>/images/<id>.png`` and one mask per nucleus in ``<id>/masks``; or one label map
+      there;
+    - outlines of QuPath (GeoJSON) or ImageJ (ROI) for each image, or one COCO or CVAT file for all.
 
-    Originals are referred to and never copied.
+    Labels that are no images of numbers become instance maps in ``output_dir/labels``; a pixel of two cells stays with
+    the first one. Originals are referred to and never copied. ``split.json`` may give ``train`` and ``test`` (and
+    ``validation``), lists of names without suffix. The planes of a stack stay in one section.
 
     Args:
         source_dir: the downloaded dataset.
@@ -57,69 +58,28 @@ def prepare_microscopy(
         InputError: The layout is unknown; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
-    source = open_source(source_dir)
-    with label_folder() as maps:
-        found = _find_masks(source, maps) if any(source.glob("*/masks")) else _find_pairs(source)
-        return check_and_write(
-            "microscopy", found, source, output_dir, options or PrepareOptions(), inspect_cells, maps
-        )
-
-
-def _find_pairs(source: Path) -> FoundPairs:
-    """Match images and labels by name, in their two folders or in one."""
-    if (source / "images").is_dir() and (source / "labels").is_dir():
-        found = FoundPairs("folders images and labels")
-        images, labels = list_image_files(source / "images"), list_image_files(source / "labels")
-    else:
-        found = FoundPairs("images and labels in one folder")
-        files = list_image_files(source)
-        labels = [file for file in files if file.stem.endswith("_label")]
-        images = [file for file in files if file not in labels]
-    if not images or not labels:
+    source, output = open_source(source_dir), Path(output_dir).resolve()
+    options = options or PrepareOptions()
+    matched = match_pictures(source, output, masks_of_cells=True)
+    found = matched.found
+    of_cells = [not isinstance(label, (Path, Annotations)) for _, label in matched.labels.values()]
+    if options.mask_threshold is not None and not all(of_cells):
         raise InputError(
-            f"{source} has no known layout; it needs folders images and labels, or images next to files named "
-            "<name>_label, or a folder with masks for every image."
+            "mask_threshold is for masks of one cell each, but labels here number the cells; leave it out."
         )
-    match_by_name(images, labels, source, found, lambda file: file.stem)
-    return found
-
-
-def _find_masks(source: Path, maps: Path) -> FoundPairs:
-    """Join the masks of every DSB-2018 image into an instance map in the folder ``maps``."""
-    found = FoundPairs("DSB-2018 with a mask per nucleus")
-    maps.mkdir()
-    for folder in sorted(path for path in source.iterdir() if (path / "images").is_dir()):
-        images = list_image_files(folder / "images")
-        masks = list_image_files(folder / "masks") if (folder / "masks").is_dir() else []
-        if len(images) != 1 or not masks:
-            found.problems.append(
-                f"{folder} has {len(images)} images and {len(masks)} masks, but needs 1 and at least 1."
-            )
-        elif leads_outside(images[0], source):
-            found.problems.append(f"{images[0]} is a link out of {source}; give the folder that it leads to.")
+    stacks = {name: group for name, group in matched.groups.items() if "#" in name}
+    with label_folder() as maps:
+        if all(isinstance(label, Path) and is_image_name(label) for _, label in matched.labels.values()):
+            found.pairs = dict(matched.labels)
         else:
-            try:
-                instances = _join_masks(masks)
-            except InputError as error:
-                found.problems.append(str(error))
-                continue
-            label = maps / f"{folder.name}.png"
-            Image.fromarray(instances).save(label)
-            found.pairs[folder.name] = (images[0], label)
-    return found
-
-
-def _join_masks(masks: Sequence[Path]) -> np.ndarray:
-    """The instance map (H, W) uint16 of binary masks, numbered in their order."""
-    instances: np.ndarray | None = None
-    for number, file in enumerate(masks, start=1):
-        mask = read_image(file) > 0
-        if instances is None:
-            instances = np.zeros(mask.shape, dtype=np.uint16)
-        if mask.ndim != 2 or mask.shape != instances.shape:
-            raise InputError(f"{file} is {mask.shape}, but the masks of an image must be gray and of one size.")
-        instances[mask & (instances == 0)] = number
-    return instances
+            maps.mkdir()
+            for name, (image, label) in matched.labels.items():
+                try:
+                    cells = cells_of(label, size_of(image, label), options.mask_threshold)
+                    found.pairs[name] = (image, write_numbers(cells, maps / name))
+                except InputError as error:
+                    found.problems.append(str(error))
+        return check_and_write("microscopy", found, source, output, options, inspect_cells, maps, groups=stacks)
 
 
 FILES = TaskFiles(

@@ -115,7 +115,7 @@ def test_check_pair_names_the_problem(tmp_path):
     nan = np.zeros((6, 8), dtype=np.float32)
     nan[0, 0] = np.nan
     tifffile.imwrite(tmp_path / "nan.tif", nan)
-    Image.fromarray(np.zeros((6, 8, 3), dtype=np.uint8)).save(tmp_path / "rgb.png")
+    Image.fromarray(np.full((6, 8, 3), (9, 0, 0), dtype=np.uint8)).save(tmp_path / "rgb.png")
     Image.fromarray(np.zeros((8, 6), dtype=np.uint8)).save(tmp_path / "turned.png")
     (tmp_path / "half.png").write_bytes(image.read_bytes()[:40])
     for bad_image, words in (("nan.tif", "NaN"), ("half.png", "cannot be decoded"), ("no.png", "does not exist")):
@@ -126,17 +126,23 @@ def test_check_pair_names_the_problem(tmp_path):
         assert words in problem and bad_label in problem
 
 
-def test_check_pairs_names_three_problems(dataset):
-    items = [{"image": f"missing{index}.png", "label": "x.png"} for index in range(5)]
+def test_bad_pairs_are_all_named_or_left_out(dataset, caplog):
+    for name in "abc":
+        (dataset / "images" / f"{name}.png").unlink()
     with pytest.raises(InputError) as error:
-        check_pairs(load_datalist(dataset, "test") + items, inspect_cells)
-    for words in ("missing0", "missing1", "missing2", "And 2 more"):
-        assert words in str(error.value)
-    assert "missing3" not in str(error.value)
-    (dataset / "images" / "d.png").unlink()
-    with pytest.raises(InputError, match=r"d\.png does not exist"):
-        load_datalist(dataset, "test")
-    assert len(load_datalist(dataset, "test", check=False)) == 1
+        load_datalist(dataset, "training")
+    bad = [name for name in "abc" if f"{name}.png does not exist" in str(error.value)]
+    assert len(bad) == str(error.value).count("does not exist") > 1
+    with pytest.raises(InputError, match="nothing that can be used"):
+        load_datalist(dataset, "training", skip_bad=True)
+    assert len(load_datalist(dataset, "training", check=False)) == len(bad)
+    (dataset / "images" / f"{bad[0]}.png").write_bytes((dataset / "images" / "d.png").read_bytes())
+    with caplog.at_level(logging.INFO):
+        items = load_datalist(dataset, "training", skip_bad=True)
+    assert [Path(item["image"]).stem for item in items] == bad[:1] and len(items.bad) == len(bad) - 1
+    assert f"1 taken from the training section of {dataset}; not taken: {len(bad) - 1} bad" in caplog.text
+    with pytest.raises(InputError, match=f"{bad[1]}.png does not exist"):
+        items.finish()
 
 
 def test_odd_labels_are_only_logged(tmp_path, caplog):
@@ -146,7 +152,7 @@ def test_odd_labels_are_only_logged(tmp_path, caplog):
     Image.fromarray(binary).save(tmp_path / "labels" / "binary.png")
     items = [{key: str(tmp_path / path) for key, path in item.items()} for item in items]
     with caplog.at_level(logging.WARNING):
-        check_pairs(items[:1], inspect_cells)
+        assert check_pairs(items[:1], inspect_cells) == [None]
         assert not caplog.records
         check_pairs(items[:2], inspect_cells)
         assert "1 of 2" in caplog.text and "empty.png has no cell" in caplog.text

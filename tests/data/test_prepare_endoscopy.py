@@ -166,7 +166,7 @@ def test_nnunet_layout(tmp_path):
 
 
 def test_bad_frames_are_listed(surgeries, tmp_path):
-    save(surgeries / "labels" / "op0_00.png", np.zeros((6, 8, 3), dtype=np.uint8))
+    save(surgeries / "labels" / "op0_00.png", np.full((6, 8, 3), (9, 0, 0), dtype=np.uint8))
     save(surgeries / "labels" / "op0_01.png", mask(np.s_[:], value=9))
     save(surgeries / "labels" / "op0_02.png", mask(size=(8, 6)))
     save(surgeries / "labels" / "op0_03.png", mask())

@@ -105,7 +105,7 @@ def test_every_problem_is_listed_and_nothing_written(source, tmp_path):
     (source / "labels" / "cell_00.png").unlink()
     (source / "images" / "cell_01.png").unlink()
     save(source / "labels" / "cell_02.png", np.zeros((5, 5), dtype=np.uint8))
-    save(source / "labels" / "cell_03.png", np.zeros((6, 8, 3), dtype=np.uint8))
+    save(source / "labels" / "cell_03.png", np.full((6, 8, 3), (9, 0, 0), dtype=np.uint8))
     image = source / "images" / "cell_04.png"
     image.write_bytes(image.read_bytes()[:50])
     save(source / "labels" / "cell_05.png", np.zeros((6, 8), dtype=np.uint8))

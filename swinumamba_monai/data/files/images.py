@@ -21,6 +21,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
+from swinumamba_monai.data.files.numbered import file_and_number, numbered
+from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, exif_orientation, turn, valid
 from swinumamba_monai.errors import InputError, quoted
 
 # Larger files are taken for decompression bombs: a few kilobytes can claim terabytes of pixels.
@@ -39,6 +41,7 @@ MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages th
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
 _PILLOW_FILES = {".png": PngImageFile, ".jpg": JpegImageFile, ".jpeg": JpegImageFile, ".bmp": BmpImageFile}
 _TIFF_SUFFIXES = (".tif", ".tiff")
+_PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 IMAGE_SUFFIXES = (*_PILLOW_FILES, *_TIFF_SUFFIXES)
 
@@ -49,12 +52,13 @@ _PILLOW_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RG
 def read_image(path: PathLike) -> np.ndarray:
     """Read one 2D image from a PNG, JPEG, BMP or TIFF file.
 
-    The alpha of a gray image is dropped, that of a colour image is the fourth channel. Palettes become RGB, one bit
-    per pixel becomes 0 and 255. Nothing else is changed: no scaling, no rotation by EXIF, no inversion of TIFF files
-    that store white as zero.
+    The alpha of a gray image is dropped, that of a colour image is the fourth channel. Palettes become RGB without
+    alpha, one bit per pixel becomes 0 and 255. An image that EXIF or a TIFF tag says to be turned is turned. Nothing
+    else is changed: no scaling, no inversion of TIFF files that store white as zero, no colours of ImageJ's channels.
 
     Args:
-        path: the file; its suffix, in any case, is one of ``IMAGE_SUFFIXES``.
+        path: the file; its suffix, in any case, is one of ``IMAGE_SUFFIXES``. A plane of a TIFF stack as
+            :func:`image_names` calls it.
 
     Returns:
         (H, W) or (H, W, C) with 2 to 4 channels, rows first, in the data type of the file.
@@ -63,14 +67,19 @@ def read_image(path: PathLike) -> np.ndarray:
         InputError: The file is missing, of another format, damaged or truncated, is a stack of images, has more than
             ``MAX_PIXELS`` pixels or ``MAX_CHANNELS`` channels, or has NaN or infinite pixels.
     """
-    path = Path(path)
+    return _read(path)
+
+
+def _read(path: PathLike, indices: bool = False) -> np.ndarray:
+    """:func:`read_image`; with ``indices`` the numbers of the palette's colours instead of the colours."""
+    path, plane = file_and_number(path)
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(f"{path} is not an image that can be read here; use one of {', '.join(IMAGE_SUFFIXES)}.")
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
     try:
-        image = _decode_tiff(path) if suffix in _TIFF_SUFFIXES else _decode_pillow(path)
+        image = _decode_tiff(path, plane, indices) if suffix in _TIFF_SUFFIXES else _decode_pillow(path, indices)
     except InputError:
         raise
     except Exception as error:  # there is no common class for what decoders raise on a broken file
@@ -80,6 +89,8 @@ def read_image(path: PathLike) -> np.ndarray:
         ) from error
     if image.size == 0:
         raise InputError(f"{path} has {image.shape} pixels, which is none; it is damaged.")
+    if image.ndim not in (2, 3):
+        raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
     if image.dtype == bool:
         image = image.astype(np.uint8) * 255
     if image.dtype.kind not in "uif":
@@ -92,6 +103,33 @@ def read_image(path: PathLike) -> np.ndarray:
 def is_image_file(path: Path) -> bool:
     """Whether the name is that of an image, and not of a hidden one (macOS puts a ``._a.png`` next to ``a.png``)."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def image_names(file: Path) -> list[str]:
+    """What the images in a file are called, in their order: the file itself, or a name for each plane of a stack.
+
+    The planes of a TIFF file are all that is along axes other than rows, columns and channels: depth, time, positions.
+    A damaged file is called by its own name, and refused when it is read.
+    """
+    if file.suffix.lower() in _TIFF_SUFFIXES:
+        with suppress(Exception), tifffile.TiffFile(file, _multifile=False) as opened:
+            _check_pages(file, opened)
+            series = opened.series[0]
+            planes = math.prod(size for axis, size in zip(series.axes, series.shape) if axis not in _PLANE_AXES)
+            if len(opened.series) == 1 and planes > 1:
+                return [numbered(file, number) for number in range(planes)]
+    return [str(file)]
+
+
+def stated_orientation(path: Path) -> int:
+    """How an image file says that it is to be turned, from 1 (not at all) to 8; 1 for one that cannot be opened."""
+    with suppress(Exception):
+        if path.suffix.lower() in _TIFF_SUFFIXES:
+            with tifffile.TiffFile(path, _multifile=False) as file:
+                return valid(file.pages[0].tags.valueof(ORIENTATION_TAG))
+        with _PILLOW_FILES[path.suffix.lower()](path) as file:
+            return exif_orientation(file)
+    return UPRIGHT
 
 
 def list_image_files(folder: Path) -> list[Path]:
@@ -131,12 +169,14 @@ def read_classes(path: PathLike) -> np.ndarray:
 
 def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: str) -> np.ndarray:
     """Read an image (H, W) of whole numbers that ``dtype`` holds; errors say what such a file is and how to save it."""
-    image = read_image(path)
+    image = _read(path, indices=True)
     if Path(path).suffix.lower() in (".jpg", ".jpeg"):  # 144 cells come back as 852
         raise InputError(f"{path} is a JPEG, which does not keep {numbers}; take the {kind} it was made of, as {form}.")
+    if image.ndim == 3 and image.shape[2] > 2 and (image[..., 1:3] == image[..., :1]).all():
+        image = image[..., 0]  # gray, stored in three channels, perhaps with alpha
     if image.ndim != 2:
         raise InputError(
-            f"{path} has {image.shape[-1]} channels (a colour or palette picture), but this {kind} needs one channel "
+            f"{path} has {image.shape[-1]} channels that differ (a colour picture), but this {kind} needs one channel "
             f"of {numbers}; save it as {form}."
         )
     largest = np.iinfo(dtype).max
@@ -236,7 +276,7 @@ def check_unfolding(path: Path, claimed_bytes: int) -> None:
         raise InputError(f"{path} claims {claimed_bytes} bytes of pixels, which no file of its size holds; replace it.")
 
 
-def _decode_pillow(path: Path) -> np.ndarray:
+def _decode_pillow(path: Path, indices: bool) -> np.ndarray:
     with _PILLOW_FILES[path.suffix.lower()](path) as file:
         _check_size(path, file.height, file.width, len(file.getbands()))
         depth = _png_bit_depth(path) if isinstance(file, PngImageFile) else 8
@@ -251,11 +291,13 @@ def _decode_pillow(path: Path) -> np.ndarray:
             )
         if depth == 16:  # Pillow keeps 8 bits of a 16-bit colour
             image = imagecodecs.png_decode(path.read_bytes())
-            return image[..., 0] if image.shape[2:] == (2,) else image
-        image = np.array(file.convert(_PILLOW_CONVERSIONS.get(file.mode, file.mode)))
+            image = image[..., 0] if image.shape[2:] == (2,) else image
+            return turn(image, exif_orientation(file))
+        mode = "P" if indices and file.mode == "P" else _PILLOW_CONVERSIONS.get(file.mode, file.mode)
+        image = np.array(file.convert(mode))
         if depth in (2, 4) and file.mode == "L":  # Pillow stretches these to 0 to 255, and class 1 would be 85 or 17
             image //= 255 // (2**depth - 1)
-        return image
+        return turn(image, exif_orientation(file))
 
 
 def _png_bit_depth(path: Path) -> int:
@@ -264,37 +306,65 @@ def _png_bit_depth(path: Path) -> int:
         return file.read(25)[24]
 
 
-def _decode_tiff(path: Path) -> np.ndarray:
+def _check_pages(path: Path, file: tifffile.TiffFile) -> None:
+    """Refuse what would take long to list."""
+    with suppress(IndexError):
+        file.pages[MAX_PAGES]
+        raise InputError(f"{path} holds over {MAX_PAGES} separate images; save each as a file of its own.")
+    # The description of an OME file may name any number of planes, which tifffile would list one by one.
+    if any(int(size) > MAX_PAGES for size in re.findall(r'Size[ZTC]="(\d+)"', file.ome_metadata or "")):
+        raise InputError(f"{path} says that it holds over {MAX_PAGES} planes; save each as a file of its own.")
+
+
+def _decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:
     with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name other files, which are not opened
-        with suppress(IndexError):
-            file.pages[MAX_PAGES]
-            raise InputError(f"{path} holds over {MAX_PAGES} separate images; save each as a file of its own.")
-        # The description of an OME file may name any number of planes, which tifffile would list one by one.
-        if any(int(size) > MAX_PAGES for size in re.findall(r'Size[ZTC]="(\d+)"', file.ome_metadata or "")):
-            raise InputError(f"{path} says that it holds over {MAX_PAGES} planes; save each as a file of its own.")
+        _check_pages(path, file)
         if len(file.series) != 1:
             raise InputError(f"{path} holds {len(file.series)} separate images; save each as a file of its own.")
         series, page = file.series[0], file.series[0].keyframe
         # tifffile names every axis with a letter: S are samples of a pixel, C channels, Z, T, Q, ... stacks.
-        sizes = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "YX"}
-        axes = "".join(sizes)
-        if axes not in ("YX", "YXS", "YXC", "SYX", "CYX"):
+        shown = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "YX"]
+        axes, shape = "".join(axis for axis, _ in shown), tuple(size for _, size in shown)
+        own = [place for place, axis in enumerate(axes) if axis in _PLANE_AXES]
+        own_axes, own_shape = "".join(axes[place] for place in own), tuple(shape[place] for place in own)
+        planes = math.prod(shape) // max(1, math.prod(own_shape))
+        if own_axes not in ("YX", "YXS", "YXC", "SYX", "CYX") or (plane is None and planes > 1):
             raise InputError(
                 f"{path} is a stack with axes {series.axes} and shape {series.shape}, but one 2D image is needed; save "
                 "each plane as a file of its own."
             )
+        if plane is not None and plane >= planes:
+            raise InputError(f"{path} has {planes} planes, but none with the number {plane}.")
+        sizes = dict(zip(own_axes, own_shape))
         _check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1))
         _check_size(path, page.tilelength, page.tilewidth, 1)
-        check_unfolding(path, math.prod(sizes.values()) * page.dtype.itemsize if page.dtype else 0)
+        check_unfolding(path, math.prod(shape) * page.dtype.itemsize if page.dtype else 0)
         if (parts := math.prod(page.chunked)) > len(page.dataoffsets):
             raise InputError(f"{path} has {len(page.dataoffsets)} of its {parts} strips or tiles; it is damaged.")
         as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it
         if page.photometric not in _TIFF_COLOURS and not as_rgb:
             raise InputError(f"{path} has colours of the kind {page.photometric!r}; convert it to gray or RGB.")
-        image = series.asarray().reshape(tuple(sizes.values()))
-        if page.photometric == PHOTOMETRIC.PALETTE:
-            return (page.colormap.T[image] >> 8).astype(np.uint8)  # palettes always have 16 bits
-        if axes in ("SYX", "CYX"):
-            image = np.ascontiguousarray(np.moveaxis(image, 0, -1))
+        image = _plane(series, shape, own, plane or 0).reshape(own_shape)
         alpha = page.extrasamples and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
-        return image[..., 0] if image.shape[2:] == (2,) and alpha else image
+        image = np.moveaxis(image, 0, -1) if own_axes in ("SYX", "CYX") else image
+        image = image[..., 0] if image.shape[2:] == (2,) and alpha else image
+        # The palette of a file with several channels is the colour that ImageJ shows the first in.
+        if page.photometric == PHOTOMETRIC.PALETTE and image.ndim == 2 and not indices:
+            image = (page.colormap.T[image] >> 8).astype(np.uint8)  # palettes always have 16 bits
+        return np.ascontiguousarray(turn(image, valid(page.tags.valueof(ORIENTATION_TAG))))
+
+
+def _plane(series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[int], number: int) -> np.ndarray:
+    """One plane, with the axes ``own`` of ``shape``; where every page has one plane, only its pages are decoded."""
+    stack = [place for place in range(len(shape)) if place not in own]
+    if not stack:
+        return series.asarray().reshape(shape)
+    position = dict(zip(stack, np.unravel_index(number, [shape[place] for place in stack])))
+    where = tuple(position.get(place, slice(None)) for place in range(len(shape)))
+    leading = next((n for n in range(len(shape)) if math.prod(shape[:n]) == len(series.pages)), 0)
+    if max(stack) < leading:
+        numbers = np.arange(len(series.pages)).reshape(shape[:leading])[where[:leading]]
+        pages = [series.pages[number] for number in numbers.ravel().tolist()]
+        if None not in pages:  # an OME file may say that it has pages that it lacks
+            return np.stack([page.asarray() for page in pages])
+    return series.asarray().reshape(shape)[where]

@@ -2,15 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Video files as numbered frames, so that datasets and writers see a frame as they see an image file.
 
-The frame 7 of ``clip.mp4`` is called ``clip#000007.mp4``: writers name a result after what is before the last dot. A
-:class:`FrameReader` keeps its decoder open, so reading the frames in order decodes each once, also when several workers
-of a ``DataLoader`` share them out.
+A :class:`FrameReader` keeps its decoder open, so reading the frames in order decodes each once, also when several
+workers of a ``DataLoader`` share them out.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,13 +17,18 @@ import numpy as np
 from monai.config import PathLike
 from monai.utils import ImageMetaKey, ensure_tuple, optional_import
 
-from swinumamba_monai.data.files.images import ImageFileReader
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
+from swinumamba_monai.data.files.numbered import file_and_number
+from swinumamba_monai.data.files.numbered import numbered as frame_name
 from swinumamba_monai.errors import InputError, quoted
 
 av, _has_av = optional_import("av")
 VideoReformatter, _ = optional_import("av.video.reformatter", name="VideoReformatter")
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv")
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".asf", ".gif")
+VIDEO_SUFFIXES += (".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts")  # MPEG program and transport streams
 
 # FFmpeg knows formats that are lists of other files, anywhere on the disk or the network, and takes a file for one
 # whatever its name is. These hold their own pictures, and of protocols there is that of files alone.
@@ -33,11 +37,12 @@ _ALONE = {
     "protocol_whitelist": "file",
 }
 
-_FRAME = re.compile(r"^(?P<stem>.+)#(?P<number>\d+)(?P<suffix>\.\w+)$")
-
 
 def read_frames(path: PathLike) -> Iterator[np.ndarray]:
-    """Decode a video, frame by frame.
+    """Decode a video, frame by frame; frames are what decodes.
+
+    A file may have packets without a frame that is shown (cut before a key frame, hidden references, damage), and its
+    stream may end early: what decodes is given all the same. Frames are turned as the file says they are to be seen.
 
     Args:
         path: a file with one of ``VIDEO_SUFFIXES``.
@@ -46,46 +51,80 @@ def read_frames(path: PathLike) -> Iterator[np.ndarray]:
         (H, W, 3) uint8, RGB; videos of 10 and 12 bits are reduced to 8.
 
     Raises:
-        InputError: PyAV is not installed; the file is missing, damaged, or has no video in it.
+        InputError: PyAV is not installed; the file is missing, has no video in it, or frames that cannot be converted
+            or stand askew.
     """
     path = Path(path)
-    with _open(path) as container:
-        # A worker that is forked while threads of FFmpeg wait for work waits for them for ever when it frees what they
-        # belong to. So the decoder has none, and the converter, whose threads PyAV leaves no choice about, ends with
-        # each frame (frame.to_ndarray would keep one in the frame, which the suspended decoder holds).
-        container.streams.video[0].codec_context.thread_count = 1
-        try:
-            for frame in container.decode(video=0):
-                yield VideoReformatter().reformat(frame, format="rgb24").to_ndarray()
-        except Exception as error:  # FFmpeg's own errors, and those of PyAV on what it cannot convert
-            raise InputError(
-                f"{path} cannot be decoded to its end ({quoted(error)}); it is damaged, so replace it."
-            ) from error
+    for frame in _decode(path, []):
+        yield _to_rgb(frame, path)
 
 
 def count_frames(path: PathLike) -> int:
-    """The number of frames in a video, by its packets; nothing is decoded.
+    """The number of frames that :func:`read_frames` gives; a warning says where some of the file did not decode.
 
     Raises:
         InputError: As for :func:`read_frames`, and when there is no frame.
     """
     path = Path(path)
+    lost: list[str] = []
+    count = 0
+    for frame in _decode(path, lost):
+        if count == 0:
+            _to_rgb(frame, path)
+        count += 1
+    if count == 0:
+        raise InputError(f"{path} is a video without frames that can be decoded; replace it.")
+    if lost:
+        logger.warning(
+            "%s has %d frames that decode; %d parts of it do not, the first: %s", path, count, len(lost), lost[0]
+        )
+    return count
+
+
+def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
+    """The frames of a file; for every part that does not decode the reason is put into ``lost``."""
     with _open(path) as container:
-        try:
-            frames = sum(packet.size > 0 for packet in container.demux(video=0))
-        except Exception as error:
-            raise InputError(
-                f"{path} cannot be read to its end ({quoted(error)}); it is damaged, so replace it."
-            ) from error
-    if frames == 0:
-        raise InputError(f"{path} is a video without frames; replace it.")
-    return frames
+        stream = container.streams.video[0]
+        # A worker that is forked while threads of FFmpeg wait for work waits for them for ever when it frees what they
+        # belong to. So the decoder has none, and the converter, whose threads PyAV leaves no choice about, ends with
+        # each frame (frame.to_ndarray would keep one in the frame, which the suspended decoder holds).
+        stream.codec_context.thread_count = 1
+        packets, seen = container.demux(stream), 0
+        ended = False
+        while not ended:
+            try:
+                packet = next(packets, None)  # the last one is empty, and asks for the frames that are still held
+            except av.FFmpegError as error:
+                lost.append(quoted(error))
+                packet = None
+            ended = packet is None
+            seen += packet is not None and packet.size > 0
+            try:
+                frames = stream.codec_context.decode(packet)
+            except EOFError:
+                frames = []
+            except av.FFmpegError as error:
+                lost.append(quoted(error))
+                frames = []
+            yield from frames
+        if seen < stream.frames:  # as the header has them; 0 where it does not say
+            lost.append(f"it ends after {seen} of {stream.frames} packets")
+
+
+def _to_rgb(frame: av.VideoFrame, path: Path) -> np.ndarray:
+    """The pixels of a frame (H, W, 3), as they are to be seen."""
+    try:
+        pixels = VideoReformatter().reformat(frame, format="rgb24").to_ndarray()
+    except Exception as error:  # of FFmpeg, and of PyAV on what it cannot convert
+        raise InputError(f"{path} cannot be converted to RGB ({quoted(error)}); convert or replace it.") from error
+    turns, rest = divmod(round(frame.rotation), 90)
+    if rest:
+        raise InputError(f"{path} is to be turned by {frame.rotation} degrees; save it upright.")
+    return np.ascontiguousarray(np.rot90(pixels, turns))  # both count against the clock
 
 
 def frame_names(video: Path) -> list[str]:
     """What the frames of a video file are called, in their order; of another or a hidden file there are none.
-
-    They are texts, because MONAI's ``LoadImage`` makes one of whatever a reader is to open.
 
     Raises:
         InputError: As for :func:`count_frames`.
@@ -93,11 +132,6 @@ def frame_names(video: Path) -> list[str]:
     if video.suffix.lower() not in VIDEO_SUFFIXES or video.name.startswith("."):
         return []
     return [frame_name(video, number) for number in range(count_frames(video))]
-
-
-def frame_name(video: Path, number: int) -> str:
-    """What a frame of a video is called."""
-    return str(video.with_name(f"{video.stem}#{number:06d}{video.suffix}"))
 
 
 class FrameReader(ImageFileReader):
@@ -116,8 +150,8 @@ class FrameReader(ImageFileReader):
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether every name is that of an image file or of a frame."""
-        names = [str(name) for name in ensure_tuple(filename)]
-        return all(_FRAME.match(name) is not None or super(FrameReader, self).verify_suffix(name) for name in names)
+        files = [file_and_number(name)[0] for name in ensure_tuple(filename)]
+        return all(file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES for file in files)
 
     def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
         """Decode what :meth:`read` returned: one frame, or image files as the parent class does.
@@ -125,10 +159,10 @@ class FrameReader(ImageFileReader):
         Raises:
             InputError: As for :func:`read_frames` and the parent class, and when a video ends before the frame.
         """
-        found = _FRAME.match(str(img[0]))
-        if found is None or img[0].exists():
+        file, number = file_and_number(img[0])
+        if number is None or file.suffix.lower() in IMAGE_SUFFIXES:
             return super().get_data(img)
-        image = self._frame(Path(found["stem"] + found["suffix"]), int(found["number"]))
+        image = self._frame(file, number)
         return image, {**self.metadata(image), ImageMetaKey.FILENAME_OR_OBJ: str(img[0])}
 
     def _frame(self, video: Path, number: int) -> np.ndarray:

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,13 +17,17 @@ from pathlib import Path
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing, temporary_folder
-from swinumamba_monai.data.datalist import SECTIONS, leads_outside, write_datalist
-from swinumamba_monai.data.prepare.fingerprint import fingerprint, write_fingerprint
+from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, leads_outside, write_datalist
+from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
+from swinumamba_monai.data.prepare.fingerprint import FINGERPRINT_NAME, fingerprint, write_fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import divide, read_split
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+# Files that are about a dataset; read where they are needed.
+_ABOUT = {"dataset.json", "split.json", "splits_final.json", DATALIST_NAME, FINGERPRINT_NAME}
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class PrepareOptions:
         seed: of the division.
         fold: the number of a fold in ``split.json``; None for its default division.
         skip_bad: leave out what cannot be used instead of stopping.
+        mask_threshold: the least value of a pixel that belongs to a mask of black and white, whose edges may be soft;
+            None for masks of numbers.
         progress: called with the number of pairs checked and of all pairs.
     """
 
@@ -42,6 +50,7 @@ class PrepareOptions:
     seed: int = 0
     fold: int | None = None
     skip_bad: bool = False
+    mask_threshold: float | None = None
     progress: Callable[[int, int], None] | None = None
 
 
@@ -55,6 +64,7 @@ class FoundPairs:
         problems: a sentence for everything that is no pair.
         warnings: a sentence for everything that is odd.
         split: the names of the sections that the layout itself gives, which a ``split.json`` overrules.
+        used: files and folders of the source that the pairs are made of, or that a problem or warning names.
     """
 
     layout: str
@@ -62,9 +72,11 @@ class FoundPairs:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     split: dict[str, list[str]] = field(default_factory=dict)
+    used: set[Path] = field(default_factory=set)
 
     def add(self, name: str, image: Path, label: Path, source: Path) -> None:
         """Take a pair of files that lie in ``source``, or note why not."""
+        self.used |= {image, label}
         if leads_outside(image, source) or leads_outside(label, source):
             self.problems.append(f"{image} or its label is a link out of {source}; give the folder that it leads to.")
         elif name in self.pairs:
@@ -84,7 +96,7 @@ class PreparedDataset:
         sizes: number of images in each section.
         instances: number of cells in all of them.
         fingerprint: see :func:`~swinumamba_monai.data.prepare.fingerprint.fingerprint`.
-        problems: a sentence for everything that is left out.
+        inputs: the pairs, with what of the source folder is not taken and the problems of what is left out.
         warnings: a sentence for everything that is odd.
     """
 
@@ -94,8 +106,13 @@ class PreparedDataset:
     sizes: Mapping[str, int]
     instances: int
     fingerprint: Mapping[str, object]
-    problems: Sequence[str]
+    inputs: Inputs
     warnings: Sequence[str]
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """A sentence for everything that is left out."""
+        return self.inputs.bad
 
 
 def open_source(source_dir: PathLike) -> Path:
@@ -124,6 +141,7 @@ def match_by_name(
         else:
             found.add(name, image, label, source)
     found.problems += [f"{label} has no image." for label in label_of.values()]
+    found.used.update(images, labels)
 
 
 def check_and_write(
@@ -136,6 +154,7 @@ def check_and_write(
     made_labels: Path,
     class_names: Sequence[str] = (),
     by_sequence: bool = False,
+    groups: Mapping[str, str] | None = None,
 ) -> PreparedDataset:
     """Check every pair, divide them into three sections, and write datalist, fingerprint and the labels made here.
 
@@ -149,6 +168,7 @@ def check_and_write(
         made_labels: the folder of :func:`label_folder`, with labels that were made, if any; all labels are then in it.
         class_names: what the numbers in the labels mean, background first; none for cells.
         by_sequence: see :func:`~swinumamba_monai.data.prepare.split.divide`.
+        groups: likewise.
 
     Raises:
         InputError: There are problems and not ``skip_bad`` (all are listed, one per line, and nothing is written); too
@@ -160,7 +180,11 @@ def check_and_write(
             f"val_fraction {options.val_fraction} and test_fraction {options.test_fraction} must be between 0 and 1."
         )
     split = read_split(source / "split.json", options.fold) or found.split
+    split = {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
     items = [{"image": str(image), "label": str(label)} for image, label in found.pairs.values()]
+    made_here = {output, output / "labels"} if made_labels.is_dir() else {output}
+    inputs = Inputs(items, source, not_taken_of(_unused(source, found.used, made_here)))
+    inputs.log()
     reports = dict(zip(found.pairs, inspect_pairs(items, inspect, options.progress), strict=True))
     problems = found.problems + [report.problem for report in reports.values() if report.problem]
     problems += [
@@ -168,14 +192,11 @@ def check_and_write(
         for name in chain.from_iterable(split.values())
         if name not in found.pairs
     ]
-    if problems and not options.skip_bad:
-        raise InputError(
-            f"{source} has {len(problems)} problem(s); correct them, or use skip_bad to leave out what they concern:\n"
-            + "\n".join(problems)
-        )
+    inputs.bad = refuse_or_leave_out(problems, options.skip_bad, source)
+    inputs[:] = [item for item, report in zip(items, reports.values(), strict=True) if not report.problem]
     good = {name: report for name, report in reports.items() if not report.problem}
     shapes = {name: report.shape for name, report in good.items()}
-    sections = divide(shapes, split, options.val_fraction, options.test_fraction, options.seed, by_sequence)
+    sections = divide(shapes, split, options.val_fraction, options.test_fraction, options.seed, by_sequence, groups)
     used = [name for section in SECTIONS for name in sections[section]]
     # A single label without foreground is odd; a dataset without any cannot be learnt.
     if not any(number > 0 for name in used for number in good[name].class_counts):
@@ -200,9 +221,19 @@ def check_and_write(
         sizes={section: len(sections[section]) for section in SECTIONS},
         instances=sum(good[name].num_instances for name in used),
         fingerprint=prints,
-        problems=problems,
+        inputs=inputs,
         warnings=warnings,
     )
+
+
+def _unused(source: Path, used: set[Path], made_here: set[Path]) -> list[Path]:
+    """The files of the source that are no part of a pair, without those that are about it and what is made here."""
+    unused = []
+    for folder, folders, files in os.walk(source):
+        place = Path(folder)
+        folders[:] = [name for name in folders if not {place / name} & (used | made_here)]
+        unused += [place / name for name in files if place / name not in used and name not in _ABOUT]
+    return unused
 
 
 def _by_name(files: Sequence[Path], problems: list[str], name_of: Callable[[Path], str]) -> dict[str, Path]:
@@ -248,7 +279,7 @@ def _write(
         {section: [items[name] for name in names] for section, names in sections.items()},
         description,
         source_dir="." if source == output else str(source),
-        label_dir="." if made and source != output else None,
+        label_dir="." if made else None,
         task=task,
         class_names=class_names,
     )

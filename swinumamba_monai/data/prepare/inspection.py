@@ -186,24 +186,23 @@ def inspect_pairs(
     return reports
 
 
-def check_pairs(items: Sequence[Mapping[str, str]], inspect: Callable[[PathLike, PathLike], PairReport]) -> None:
+def check_pairs(
+    items: Sequence[Mapping[str, str]], inspect: Callable[[PathLike, PathLike], PairReport]
+) -> list[str | None]:
     """Decode every image and label; what is only odd about them is logged.
 
     Args:
         items: dictionaries with the paths "image" and "label".
         inspect: one of the functions above.
 
-    Raises:
-        InputError: Some cannot be used; the first three are named.
+    Returns:
+        For every item the sentence that says why it cannot be used, or None.
     """
     reports = inspect_pairs(items, inspect)
-    problems = [report.problem for report in reports if report.problem]
-    if problems:
-        more = f" And {len(problems) - 3} more." if len(problems) > 3 else ""
-        raise InputError(" ".join(problems[:3]) + more)
     warnings = [report.warning for report in reports if report.warning]
     if warnings:
         logger.warning("%d of %d labels are odd, the first: %s", len(warnings), len(items), warnings[0])
+    return [report.problem for report in reports]
 
 
 def _check_sizes(image: PathLike, pixels: np.ndarray, label: PathLike, classes: np.ndarray) -> None:

@@ -70,6 +70,7 @@ def divide(
     test_fraction: float,
     seed: int,
     by_sequence: bool = False,
+    groups: Mapping[str, str] | None = None,
 ) -> dict[str, list[str]]:
     """The names of the three sections: those of the split, and a part of the training names for what it lacks.
 
@@ -81,17 +82,24 @@ def divide(
         seed: of the random choices. They are spread over the image sizes, in which scanners and microscopes differ.
         by_sequence: names that differ in their last number only (``op1_07``, ``op1_08``) are frames of one recording,
             which look alike: whole recordings are chosen. Of a single one the last frames are taken.
+        groups: for names that are known to belong together, such as the planes of a stack, of what; the same holds.
 
     Raises:
         InputError: A section would be empty.
     """
     rng = np.random.default_rng(seed)
+    groups = groups or {}
+    group_of = {name: groups.get(name) or (sequence_of(name) if by_sequence else name) for name in shapes}
     sections = {section: [name for name in names if name in shapes] for section, names in split.items()}
     sections.setdefault("training", list(shapes))
     for section, fraction in (("test", test_fraction), ("validation", val_fraction)):
         if section not in sections:
             names = sections["training"]
-            chosen = _sequences(names, fraction, rng) if by_sequence else _sample(names, fraction, shapes, rng)
+            chosen = (
+                _sequences(names, fraction, rng, group_of)
+                if by_sequence or groups
+                else _sample(names, fraction, shapes, rng)
+            )
             sections[section] = chosen
             sections["training"] = [name for name in names if name not in set(chosen)]
     empty = [section for section in SECTIONS if not sections[section]]
@@ -115,11 +123,13 @@ def _sample(
     return sorted(by_size[int((number + 0.5) * len(names) / count)] for number in range(count))
 
 
-def _sequences(names: Sequence[str], fraction: float, rng: np.random.Generator) -> list[str]:
+def _sequences(
+    names: Sequence[str], fraction: float, rng: np.random.Generator, group_of: Mapping[str, str]
+) -> list[str]:
     """Whole recordings, drawn until they hold the fraction of the frames; one is always left."""
     recordings: dict[str, list[str]] = {}
     for name in names:
-        recordings.setdefault(sequence_of(name), []).append(name)
+        recordings.setdefault(group_of[name], []).append(name)
     if len(recordings) < 2:
         return sorted(names)[len(names) - max(1, round(fraction * len(names))) :] if len(names) > 1 else []
     chosen: list[str] = []

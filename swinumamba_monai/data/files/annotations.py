@@ -1,0 +1,160 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What annotation tools export: GeoJSON of QuPath for one image, COCO and CVAT for many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from swinumamba_monai.data.files.shapes import Annotations, Shape, decode_runs
+from swinumamba_monai.errors import InputError, quoted, shown
+
+__all__ = ["read_annotations", "read_geojson"]
+
+# Of QuPath's objects the ones that are taken, if there are any of them: regions around cells are no cells.
+_OBJECT_TYPES = ("cell", "detection")
+_NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
+
+
+def read_geojson(path: Path) -> Annotations:
+    """Read what QuPath exports for one image: a FeatureCollection, or a list of features.
+
+    Where there are cells or detections, annotations around them are passed over. The class of a shape is the name of
+    its classification.
+
+    Raises:
+        InputError: the file is of another form, or has a point or a line.
+    """
+    try:
+        content = _read_json(path)
+        features = content["features"] if isinstance(content, dict) else content
+        kinds = {_type_of(feature) for feature in features}
+        wanted = next((kind for kind in _OBJECT_TYPES if kind in kinds), None)
+        shapes = [_feature(f, path) for f in features if wanted is None or _type_of(f) == wanted]
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path} is no GeoJSON of outlines ({quoted(error)}); export it from QuPath again.") from error
+    return Annotations(path, shapes, names=tuple(dict.fromkeys(shape.name for shape in shapes)))
+
+
+def _type_of(feature: dict) -> str:
+    return feature.get("properties", {}).get("objectType", "annotation")
+
+
+def _feature(feature: dict, path: Path) -> Shape:
+    geometry = feature["geometry"]
+    if geometry["type"] not in ("Polygon", "MultiPolygon"):
+        raise InputError(f"{path} {_NO_AREA.format('shape', shown(geometry['type']))}")
+    polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    classification = feature.get("properties", {}).get("classification") or {}
+    name = classification if isinstance(classification, str) else classification.get("name", "")
+    return Shape(str(name), [[_ring(ring) for ring in polygon] for polygon in polygons])
+
+
+def _ring(points: Iterable) -> np.ndarray:
+    ring = np.array([point[:2] for point in points], dtype=np.float64)
+    if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all() or np.abs(ring).max() > 1 << 30:
+        raise ValueError("an outline needs three points or more, all of them numbers")
+    return ring
+
+
+def read_annotations(path: Path) -> dict[str, Annotations] | None:
+    """Read a file for many images: COCO (``.json``) or "CVAT for images 1.1" (``.xml``).
+
+    Args:
+        path: the file.
+
+    Returns:
+        What it says of every image, by the name that it gives to it; None if the file is something else.
+
+    Raises:
+        InputError: the file cannot be read, or has shapes without an area.
+    """
+    try:
+        return _coco(path) if path.suffix.lower() == ".json" else _cvat(path)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise InputError(f"{path} has annotations that cannot be read ({quoted(error)}); export it again.") from error
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON that can be read ({quoted(error)}); export it again.") from error
+
+
+def _coco(path: Path) -> dict[str, Annotations] | None:
+    content = _read_json(path)
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        return None
+    names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
+    shapes: dict[int, list[Shape]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        if annotation["image_id"] not in shapes:
+            raise InputError(f"{path} has an annotation of image {shown(annotation['image_id'])}, which it lacks.")
+        shapes[annotation["image_id"]].append(_coco_shape(annotation, names, path))
+    return {
+        str(image["file_name"]): Annotations(
+            path, shapes[image["id"]], (int(image["height"]), int(image["width"])), tuple(names.values())
+        )
+        for image in content["images"]
+    }
+
+
+def _coco_shape(annotation: dict, names: dict[int, str], path: Path) -> Shape:
+    number, segmentation = int(annotation["category_id"]), annotation.get("segmentation")
+    if not segmentation:
+        raise InputError(f"{path} {_NO_AREA.format('shape', 'box')}")
+    if isinstance(segmentation, dict):
+        height, width = (int(side) for side in segmentation["size"])
+        mask = decode_runs(segmentation["counts"], height, width, "F", path)
+        return Shape(names[number], mask=mask, number=number)
+    polygons = [[_ring(zip(flat[::2], flat[1::2], strict=True))] for flat in segmentation]
+    return Shape(names[number], polygons, number=number)
+
+
+def _cvat(path: Path) -> dict[str, Annotations] | None:
+    content = path.read_bytes()
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise InputError(
+            f"{path} declares entities, which may unfold without end and which CVAT does not; remove them."
+        )
+    try:
+        root = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path} is no XML that can be read ({quoted(error)}); export it again.") from error
+    if root.tag != "annotations":
+        return None
+    if root.find("track") is not None:
+        raise InputError(f"{path} has tracks of a video; export it as 'CVAT for images 1.1'.")
+    names = tuple(dict.fromkeys(name.text or "" for label in root.iter("label") for name in label.findall("name")))
+    result = {}
+    for image in root.iter("image"):
+        # What lies on top comes first: later shapes and those of a higher z_order.
+        shapes = sorted(enumerate(image), key=lambda item: (int(item[1].get("z_order", 0)), item[0]), reverse=True)
+        found = [shape for _, element in shapes if (shape := _cvat_shape(element, path)) is not None]
+        size = int(image.attrib["height"]), int(image.attrib["width"])
+        result[image.attrib["name"]] = Annotations(path, found, size, names)
+    return result
+
+
+def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:
+    """A shape of an image; None for a tag, which is of the whole image."""
+    if element.tag == "tag":
+        return None
+    name, given = element.attrib.get("label", ""), element.attrib
+    if element.tag == "polygon":
+        points = [[float(value) for value in point.split(",")] for point in given["points"].split(";")]
+        return Shape(name, [[_ring(points)]])
+    if element.tag == "box" and not float(given.get("rotation", 0)):
+        left, top, right, bottom = (float(given[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
+        return Shape(name, [[_ring([(left, top), (right, top), (right, bottom), (left, bottom)])]])
+    if element.tag == "mask":
+        runs = [int(count) for count in given["rle"].split(",")]
+        mask = decode_runs(runs, int(given["height"]), int(given["width"]), "C", path)
+        return Shape(name, mask=mask, corner=(int(given["top"]), int(given["left"])))
+    raise InputError(f"{path} {_NO_AREA.format('shape', shown(element.tag))}")

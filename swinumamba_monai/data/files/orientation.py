@@ -1,0 +1,53 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""How a picture is to be turned before it is looked at: the orientation that EXIF and TIFF number from 1 to 8."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+from PIL import Image
+
+ORIENTATION_TAG = 274  # of EXIF and of TIFF
+UPRIGHT = 1
+
+# Whether rows and columns change places, and the steps along both after that.
+_TURNS = {
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
+}
+
+
+def exif_orientation(file: Image.Image) -> int:
+    """What the EXIF data of an opened picture says; 1, which is upright, where there is none that can be read."""
+    with suppress(Exception):  # damaged EXIF data, for which Pillow has many errors, says nothing
+        return valid(file.getexif().get(ORIENTATION_TAG))
+    return UPRIGHT
+
+
+def valid(orientation: object) -> int:
+    """An orientation as files have it, or 1 for anything that is none."""
+    return orientation if isinstance(orientation, int) and orientation in _TURNS else UPRIGHT
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn and flip pixels as they are to be seen.
+
+    Args:
+        image: (H, W) or (H, W, C), as stored.
+        orientation: 1 to 8.
+
+    Returns:
+        (H, W) or (W, H), and C, as seen.
+    """
+    if orientation == UPRIGHT:
+        return image
+    swap, rows, columns = _TURNS[orientation]
+    image = np.swapaxes(image, 0, 1) if swap else image
+    return np.ascontiguousarray(image[::rows, ::columns])

@@ -1,0 +1,129 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a run takes, what it does not take and why, and which files turned out to be bad: said first and last."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from swinumamba_monai.errors import InputError, shown
+
+__all__ = ["Inputs", "not_taken_of", "refuse_or_leave_out"]
+
+logger = logging.getLogger(__name__)
+
+MAX_THREADS = 4  # that decode at a time: each holds a whole file
+MAX_NAMED = 3  # files of one reason
+
+
+class Inputs(list):
+    """The items of a run, with what was found beside them and is not used.
+
+    Args:
+        items: dictionaries with paths, as MONAI's datasets take them.
+        source: what was asked for, a path or words.
+        not_taken: for each reason the names of what is passed over for it.
+    """
+
+    def __init__(
+        self, items: Iterable[Mapping[str, str]], source: object, not_taken: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        super().__init__(items)
+        self.source = source
+        self.not_taken = dict(not_taken or {})
+        self.bad: list[str] = []
+
+    def log(self) -> None:
+        """Say what is taken and what is not; a warning where something is not, so that it is seen in every set-up."""
+        level = logging.WARNING if self.not_taken or self.bad else logging.INFO
+        logger.log(level, "%s", self.summary())
+
+    def summary(self) -> str:
+        """One line: how many are taken, and how many are not, by reason."""
+        reasons = [f"{len(names)} {reason} ({_some(names)})" for reason, names in self.not_taken.items()]
+        reasons += [f"{len(self.bad)} bad"] if self.bad else []
+        return f"{len(self)} taken from {self.source}; not taken: {', '.join(reasons) or 'none'}"
+
+    def leave_out(self, problems: Sequence[str | None], skip_bad: bool) -> None:
+        """Drop what has a problem.
+
+        Args:
+            problems: a sentence, or None, for every item.
+            skip_bad: drop it; False refuses.
+
+        Raises:
+            InputError: there is a problem and not ``skip_bad``, or there is nothing without.
+        """
+        good = [item for item, problem in zip(self, problems, strict=True) if problem is None]
+        self.bad += refuse_or_leave_out([problem for problem in problems if problem], skip_bad, self.source)
+        if not good:
+            raise InputError(f"{self.source} has nothing that can be used:\n" + "\n".join(self.bad))
+        self[:] = good
+
+    def check(self, read: Callable[[str], object], skip_bad: bool) -> None:
+        """Read every image once, so that a bad one is found before there is work to lose.
+
+        Args:
+            read: decodes an image by its name.
+            skip_bad: as in :meth:`leave_out`.
+
+        Raises:
+            InputError: as in :meth:`leave_out`.
+        """
+
+        def problem_of(item: Mapping[str, str]) -> str | None:
+            try:
+                read(item["image"])
+            except InputError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+            self.leave_out(list(pool.map(problem_of, self)), skip_bad)
+
+    def finish(self) -> None:
+        """Say it all again, and end the run with an error if something was bad.
+
+        Raises:
+            InputError: something was left out because it was bad; everything else is done.
+        """
+        self.log()
+        if self.bad:
+            raise InputError(f"all but {len(self.bad)} are done; these were left out:\n" + "\n".join(self.bad))
+
+
+def refuse_or_leave_out(problems: Sequence[str], skip_bad: bool, source: object) -> list[str]:
+    """The problems again, when what they concern may be left out.
+
+    Raises:
+        InputError: there are some and not ``skip_bad``; all are listed, one a line.
+    """
+    if problems and not skip_bad:
+        lines = "\n".join(problems)
+        raise InputError(
+            f"{source} has {len(problems)} problem(s); correct them, or use skip_bad to leave out what they concern:\n"
+            f"{lines}"
+        )
+    return list(problems)
+
+
+def not_taken_of(paths: Iterable[Path]) -> dict[str, list[str]]:
+    """Names by the reason for which none of these paths is taken: hidden, a folder, or a kind of file."""
+    reasons: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        if path.name.startswith("."):
+            reason = "hidden"
+        elif path.is_dir():
+            reason = "subfolders"
+        else:
+            reason = f"{shown(path.suffix.lower())} files" if path.suffix else "files without a suffix"
+        reasons.setdefault(reason, []).append(path.name)
+    return reasons
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(shown(name) for name in names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")

@@ -1,0 +1,292 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Labels of images in every form that tools give them, as a map of numbers: cells, or ids of classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from monai.config import PathLike
+from PIL import Image
+
+from swinumamba_monai.data.files.annotations import read_geojson
+from swinumamba_monai.data.files.imagej_roi import read_rois
+from swinumamba_monai.data.files.images import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    read_classes,
+    read_image,
+    read_instances,
+)
+from swinumamba_monai.data.files.label_map import LabelMap, simple_name
+from swinumamba_monai.data.files.numbered import file_and_number
+from swinumamba_monai.data.files.shapes import Annotations, Shape, paint
+from swinumamba_monai.errors import InputError, quoted, shown
+
+__all__ = [
+    "LABEL_SUFFIXES",
+    "Label",
+    "as_outlines",
+    "black_and_white",
+    "cells_of",
+    "class_ids_of",
+    "is_image_name",
+    "read_colours",
+    "size_of",
+    "write_numbers",
+]
+
+# The label of one image: a file (or a plane of one), a mask for every cell, or its part of a file for many images.
+Label = Path | Sequence[Path] | Annotations
+
+_OUTLINE_SUFFIXES = (".geojson", ".json", ".zip", ".roi")
+LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", *_OUTLINE_SUFFIXES)
+_PICKLED = "_seg.npy"  # what Cellpose's window saves
+
+Colours = Mapping[tuple[int, int, int], int]
+
+
+def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None) -> np.ndarray:
+    """The cells of an image, numbered.
+
+    Args:
+        label: in any form; of several files each is the mask of one cell, a single one may number them.
+        size: height and width of the image in pixels, which outlines are painted into.
+        threshold: the least value of a pixel that belongs to the cell of a mask; None for every value but 0.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        InputError: the label cannot be read, or is none of cells.
+    """
+    label = as_outlines(label)
+    if isinstance(label, Annotations):
+        return paint(label, range(1, len(label.shapes) + 1), size)
+    if isinstance(label, Path):
+        return read_instances(label) if is_image_name(label) else _read_array(label)
+    if len(label) == 1 and threshold is None:
+        (only,) = label
+        numbers = cells_of(only, size)
+        return (numbers > 0).astype(np.int32) if np.unique(numbers).size == 2 else numbers
+    cells = None
+    for number, file in enumerate(label, start=1):
+        mask = read_image(file)
+        mask = mask[..., 0] if mask.ndim == 3 and (mask == mask[..., :1]).all() else mask
+        mask = mask > 0 if threshold is None else mask >= threshold
+        cells = np.zeros(mask.shape[:2], np.int32) if cells is None else cells
+        if mask.ndim != 2 or mask.shape != cells.shape:
+            raise InputError(f"{file} is {mask.shape}, but the masks of an image must be gray and of one size.")
+        cells[mask & (cells == 0)] = number
+    return cells
+
+
+def class_ids_of(
+    label: Path | Annotations,
+    size: tuple[int, int],
+    labels: LabelMap,
+    threshold: float | None = None,
+    colours: Colours | None = None,
+) -> np.ndarray:
+    """The class ids of an image, as ``labels`` has them.
+
+    Args:
+        label: a file, or the image's part of a file for many.
+        size: height and width of the image in pixels, which outlines are painted into.
+        labels: the classes; outlines are matched by their names, or the number of the class in the file.
+        threshold: the least value of a pixel of the only class; None for masks of ids.
+        colours: the class of every colour of a mask in colours.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        InputError: the label cannot be read, or has what is no class.
+    """
+    label = as_outlines(label)
+    if isinstance(label, Annotations):
+        return paint(label, [_class_id(shape, labels, label.source) for shape in label.shapes], size)
+    if not is_image_name(label):
+        return _read_array(label)
+    if threshold is not None:
+        if len(labels.names) != 2:
+            raise InputError(f"mask_threshold parts one class from the background, but there are {labels.names[1:]}.")
+        mask = read_image(label)
+        mask = mask[..., :3].max(-1) if mask.ndim == 3 else mask
+        return np.where(mask >= threshold, labels.ids[1][0], labels.ids[0][0]).astype(np.int32)
+    if colours is not None:
+        return _by_colour(label, colours)
+    ids = read_classes(label)
+    known = {number for numbers in labels.ids for number in numbers}
+    found = np.unique(ids).tolist()
+    if len(labels.names) == 2 and found in ([0, 255], [255]) and 255 not in known:
+        return np.where(ids == 255, labels.ids[1][0], labels.ids[0][0]).astype(np.int32)  # black and white
+    if found[0] == 0 and found[-1] > 250 and len(found) > len(known) and not set(found) <= known:
+        raise InputError(
+            f"{label} has {len(found)} values from 0 to {found[-1]}, like the soft edges of a mask of black and white; "
+            "give mask_threshold 128, or the mask before it was smoothed."
+        )
+    return ids
+
+
+def as_outlines(label: Label) -> Label:
+    """The label, or its outlines where it is a file of them.
+
+    Raises:
+        InputError: such a file cannot be read.
+    """
+    if not isinstance(label, Path) or label.suffix.lower() not in _OUTLINE_SUFFIXES:
+        return label
+    return read_rois(label) if label.suffix.lower() in (".zip", ".roi") else read_geojson(label)
+
+
+def black_and_white(labels: Sequence[Label]) -> bool:
+    """Whether all of these masks have the values 0 and 255 alone, so that 255 can be no number of a class.
+
+    Masks that cannot be read are left to the checks.
+    """
+    values: set[int] = set()
+    for label in labels:
+        try:
+            if not isinstance(label, Path) or not is_image_name(label):
+                return False
+            values |= set(np.unique(read_classes(label)).tolist())
+        except InputError:
+            continue
+    return values in ({0, 255}, {255})
+
+
+def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] | None:
+    """The classes of a label map that gives colours, ``{"grasper": [255, 0, 0]}``, and the class of every colour.
+
+    A class may have several colours, in a list. The background is black where the map does not name it. Lists of three
+    numbers that could be ids, because none comes twice, are taken for ids; ``[[10, 20, 30]]`` is always a colour.
+
+    Args:
+        path: the JSON file; with anything else, or in a file that has no colours, the result is None.
+
+    Raises:
+        InputError: a colour is no red, green and blue from 0 to 255, or is there twice.
+    """
+    if path is None or isinstance(path, LabelMap) or not Path(path).is_file():
+        return None
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = dict(content.get("labels", content))
+    except (AttributeError, OSError, TypeError, ValueError, RecursionError):
+        return None  # read_label_map says what is wrong with it
+    background = next((name for name in content if name.lower() == "background"), "background")
+    given = {name: value for name, value in content.items() if name != background}
+    triples = [value for value in given.values() if _is_colour(value)]
+    numbers = [number for value in triples for number in value]
+    nested = any(isinstance(value, list) and value and isinstance(value[0], list) for value in given.values())
+    if not nested and (len(triples) < len(given) or len(set(numbers)) == len(numbers)):
+        return None
+    black = content.get(background, 0)
+    by_class = [black if isinstance(black, list) else [0, 0, 0], *given.values()]
+    colours: dict[tuple[int, int, int], int] = {}
+    for number, value in enumerate(by_class):
+        for colour in [value] if _is_colour(value) else value:
+            if not _is_colour(colour) or tuple(colour) in colours:
+                raise InputError(
+                    f"{path} has {shown(colour)}, which is no colour of one class; give [red, green, blue]."
+                )
+            colours[tuple(colour)] = number
+    return LabelMap.of_names([shown(name) for name in (background, *given)]), colours
+
+
+def _is_colour(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
+
+
+def _by_colour(label: Path, colours: Colours) -> np.ndarray:
+    mask = read_image(label)
+    mask = np.repeat(mask[..., None], 3, axis=-1) if mask.ndim == 2 else mask[..., :3]
+    if mask.dtype != np.uint8 or mask.shape[2] != 3 or label.suffix.lower() in (".jpg", ".jpeg"):
+        raise InputError(
+            f"{label} is no mask of exact colours (8 bits of red, green and blue, no JPEG); save it as PNG."
+        )
+    codes = (mask.astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
+    found = np.unique(codes)
+    class_of = {(red << 16) + (green << 8) + blue: number for (red, green, blue), number in colours.items()}
+    unknown = [code for code in found.tolist() if code not in class_of]
+    if unknown:
+        shown_colours = ", ".join(str([code >> 16, code >> 8 & 255, code & 255]) for code in unknown[:3])
+        raise InputError(
+            f"{label} has {len(unknown)} colours that the label map lacks ({shown_colours}); give them a class, or "
+            "save the mask without soft edges."
+        )
+    return np.array([class_of[code] for code in found.tolist()], np.int32)[np.searchsorted(found, codes)]
+
+
+def _class_id(shape: Shape, labels: LabelMap, source: Path) -> int:
+    """The id of the class of a shape, by its name; 0 for a number that the label map lists under the background."""
+    for name, ids in zip(labels.names, labels.ids):
+        if simple_name(name) == simple_name(shape.name):
+            return ids[0]
+    if shape.number in labels.ids[0]:
+        return labels.ids[0][0]
+    raise InputError(
+        f"{source} has a shape of '{shown(shape.name)}', which is no class of the label map; add it, or leave it out."
+    )
+
+
+def is_image_name(label: Path) -> bool:
+    """Whether a label is an image, or a plane of one, by its name."""
+    return file_and_number(label)[0].suffix.lower() in IMAGE_SUFFIXES
+
+
+def size_of(image: Path, label: Label) -> tuple[int, int]:
+    """Height and width of an image in pixels; of one whose label has pixels of its own nothing is opened, and it is 0.
+
+    Raises:
+        InputError: the image cannot be read.
+    """
+    drawn = isinstance(label, Annotations) or (isinstance(label, Path) and label.suffix.lower() in _OUTLINE_SUFFIXES)
+    drawn = drawn or (not isinstance(label, Path) and any(p.suffix.lower() in _OUTLINE_SUFFIXES for p in label))
+    return read_image(image).shape[:2] if drawn else (0, 0)
+
+
+def write_numbers(numbers: np.ndarray, place: Path) -> Path:
+    """Write a map of numbers as a PNG image of 8 or 16 bits, or as TIFF where they need more.
+
+    Args:
+        numbers: (H, W), not negative.
+        place: path of the file without its suffix.
+
+    Returns:
+        The path of the file.
+    """
+    largest = numbers.max(initial=0)
+    if largest > np.iinfo(np.uint16).max:
+        path = Path(f"{place}.tif")
+        tifffile.imwrite(path, numbers.astype(np.uint32), photometric="minisblack", compression="zlib")
+        return path
+    path = Path(f"{place}.png")
+    Image.fromarray(numbers.astype(np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16)).save(path)
+    return path
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """The numbers of a ``.npy`` file, (H, W) int32; nothing in it is run."""
+    if path.name.lower().endswith(_PICKLED):
+        raise InputError(
+            f"{path} is a project of Cellpose's window, a pickle that could run code and is not opened; save its masks "
+            "(File, Save masks as PNG) and give the _cp_masks file."
+        )
+    try:
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is no plain array ({quoted(error)}); save whole numbers with numpy.save.") from error
+    array = np.squeeze(array) if isinstance(array, np.ndarray) else np.empty(0)
+    whole = array.dtype.kind in "uib" and array.ndim == 2 and 0 < array.size <= MAX_PIXELS
+    if not whole or array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+        raise InputError(
+            f"{path} is no map of numbers (H, W): it has the type {array.dtype} and the shape {array.shape}; save "
+            "whole numbers, with 0 for the background."
+        )
+    return np.asarray(array).astype(np.int32)

@@ -1,0 +1,271 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Images and labels of a 2-D dataset put together, in whatever layout and form they are."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from swinumamba_monai.data.datalist import leads_outside
+from swinumamba_monai.data.files.annotations import read_annotations
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, stated_orientation
+from swinumamba_monai.data.files.shapes import Annotations
+from swinumamba_monai.data.prepare.dataset import FoundPairs
+from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label
+from swinumamba_monai.data.prepare.pictures import (
+    LABEL_ENDS,
+    Key,
+    Pictures,
+    image_keys,
+    label_keys,
+    same_text,
+    sort_files,
+)
+from swinumamba_monai.errors import InputError
+
+__all__ = ["Matched", "match_pictures"]
+
+_FURTHER_CHANNEL = re.compile(r"_000[1-9]$")
+
+
+@dataclass
+class Matched:
+    """The images of a dataset with their labels.
+
+    Attributes:
+        found: layout, problems, warnings and sections; its pairs are still empty.
+        labels: for each name the image, and its label in the form that it has.
+        groups: for names that are of one video, patient or stack, what they have in common.
+    """
+
+    found: FoundPairs
+    labels: dict[str, tuple[Path, Label]] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+
+    def take(self, key: Key, image: Path, label: Label, source: Path) -> None:
+        """Take an image with its label, plane by plane where both are stacks, or note why not."""
+        found, files = self.found, _files_of(label)
+        found.used |= {image, *files}
+        name = "_".join([*key.folders, key.name])
+        if name in self.labels and key.section:
+            name = f"{key.section}_{name}"
+        planes = image_names(image)
+        if any(leads_outside(file, source) for file in (image, *files)):
+            found.problems.append(f"{image} or its label is a link out of {source}; give the folder that it leads to.")
+        elif name in self.labels or f"{name}#000000" in self.labels:
+            found.problems.append(f"{image} has the name of another image, {name}; rename one.")
+        elif len(planes) > 1:
+            self._take_planes(key, name, image, planes, label)
+        elif isinstance(label, Path) and _is_turned(image, label):
+            found.problems.append(
+                f"{image} is to be turned before it is seen (its orientation is {stated_orientation(image)}), but its "
+                f"label {label} is not turned like this; save both upright."
+            )
+        else:
+            self._add(key, name, image, label)
+
+    def _take_planes(self, key: Key, name: str, image: Path, planes: Sequence[str], label: Label) -> None:
+        labels = image_names(label) if isinstance(label, Path) else []
+        if len(labels) != len(planes):
+            self.found.problems.append(
+                f"{image} is a stack of {len(planes)} planes, but its label has {len(labels)}; give a stack of as many."
+            )
+            return
+        for number, (plane, plane_label) in enumerate(zip(planes, labels)):
+            self._add(key, f"{name}#{number:06d}", Path(plane), Path(plane_label))
+            self.groups[f"{name}#{number:06d}"] = name
+
+    def _add(self, key: Key, name: str, image: Path, label: Label) -> None:
+        self.labels[name] = (image, label)
+        self.found.split.setdefault(key.section, []).append(name)
+        if key.folders:
+            self.groups[name] = "/".join(key.folders)
+
+
+def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> Matched:
+    """Find the images of a folder and their labels.
+
+    Args:
+        source: the dataset.
+        output: folder that is written into, which is not searched.
+        masks_of_cells: whether several files may be the label of one image, each the mask of one cell.
+
+    Raises:
+        InputError: there are no images, or no labels; a file with the labels of many images cannot be read.
+    """
+    files = sort_files(source, output)
+    matched = Matched(
+        FoundPairs("folders images and labels" if files.in_folders else "images and labels in one folder")
+    )
+    label_of = _by_key(files, source)
+    pairs = {image: found for image in files.images if (found := _label_of(image, source, label_of)) is not None}
+    samples = _samples(files, source, pairs) if masks_of_cells else {}
+    if samples:
+        matched.found.layout = "DSB-2018 with a mask per nucleus, or a folder with a label map for every image"
+        for key, (images, masks) in samples.items():
+            matched.found.used |= {*images, *masks}
+            if len(images) == 1 and masks:
+                matched.take(key, images[0], masks, source)
+            else:
+                folder = source.joinpath(*key.folders, key.name)
+                matched.found.problems.append(
+                    f"{folder} has {len(images)} images and {len(masks)} masks, but needs 1 and at least 1."
+                )
+    for_many = {} if pairs or samples else _for_many(files, source)
+    if for_many:
+        matched.found.layout = "outlines of all images in one file"
+        _match_annotations(matched, files, for_many, source)
+    elif not pairs and not samples and not (files.images and files.labels):
+        raise InputError(
+            f"{source} has no known layout ({len(files.images)} images and {len(files.labels)} labels were found); it "
+            "needs folders images and labels (or masks; also imagesTr and labelsTr), labels next to their images named "
+            "<name>_label or <name>_masks, a folder with masks for every image, or a COCO or CVAT file."
+        )
+    else:
+        _match_files(matched, files, pairs, source)
+    _set_sections(matched.found)
+    return matched
+
+
+def _by_key(files: Pictures, source: Path) -> dict[Key, list[Path]]:
+    """The labels by every key that they may have, the best first."""
+    by_key: dict[Key, list[Path]] = defaultdict(list)
+    for label in sorted(files.labels, key=_rank):
+        for key in label_keys(label, source):
+            by_key[key].append(label)
+    return by_key
+
+
+def _rank(label: Path) -> tuple[int, int]:
+    end = next((place for place, end in enumerate(LABEL_ENDS) if label.stem.lower().endswith(end)), -1)
+    form = LABEL_SUFFIXES.index(label.suffix.lower())
+    return end, max(0, form - len(IMAGE_SUFFIXES) + 1)
+
+
+def _label_of(image: Path, source: Path, label_of: dict[Key, list[Path]]) -> tuple[Key, list[Path]] | None:
+    """The key and the labels of an image, the best first; None if there is none."""
+    return next(((key, label_of[key]) for key in image_keys(image, source) if key in label_of), None)
+
+
+def _match_files(matched: Matched, files: Pictures, pairs: dict[Path, tuple[Key, list[Path]]], source: Path) -> None:
+    """Take the pairs, and note which images have no label and which labels no image."""
+    found, seen, taken = matched.found, {}, set()
+    without: dict[str, list[Path]] = defaultdict(list)
+    for image in files.images:
+        if image in found.used:
+            continue
+        if image not in pairs:
+            without[image_keys(image, source)[0].section].append(image)
+            continue
+        key, labels = pairs[image]
+        taken.update(labels)
+        equal = [label for label in labels if _rank(label) == _rank(labels[0])]
+        if key in seen:
+            found.problems.append(f"{image} has the name of {seen[key]}; rename one.")
+            found.used.add(image)
+        elif len(equal) > 1:
+            found.problems.append(f"{equal[1]} has the name of {equal[0]}; rename one.")
+            found.used |= {image, *equal}
+        else:
+            seen[key] = image
+            matched.take(key, image, labels[0], source)
+    stems = {image.stem for image in files.images}
+    with_labels = {key.section for key, _ in pairs.values()}
+    for section, images in without.items():
+        found.used.update(images)
+        if section and section not in with_labels and with_labels:
+            found.warnings.append(f"{len(images)} images of the {section} section are not used: it has no labels.")
+            continue
+        for image in images:
+            if _FURTHER_CHANNEL.search(image.stem) and f"{image.stem[:-4]}0000" in stems:
+                found.problems.append(
+                    f"{image} is a further channel of its image; save all channels in one file, or keep _0000 alone."
+                )
+            else:
+                found.problems.append(f"{image} has no label.")
+    for label in files.labels:
+        if label not in taken | found.used and label.suffix.lower() in IMAGE_SUFFIXES:
+            found.problems.append(f"{label} has no image.")
+            found.used.add(label)
+
+
+def _samples(
+    files: Pictures, source: Path, pairs: dict[Path, tuple[Key, list[Path]]]
+) -> dict[Key, tuple[list[Path], list[Path]]]:
+    """For every sample folder its images and masks; none at all where names say what belongs together.
+
+    A sample folder has an image and masks of other names. Where there is one, folders without a pair are all such.
+    """
+    images, labels = defaultdict(list), defaultdict(list)
+    for of_folder, several, keys_of in ((images, files.images, image_keys), (labels, files.labels, label_keys)):
+        for file in several:
+            section, folders, _ = keys_of(file, source)[0]
+            if folders:
+                of_folder[Key(section, folders[:-1], folders[-1])].append(file)
+    samples = {key: (several, labels[key]) for key, several in images.items() if not set(several) & pairs.keys()}
+    is_there = any(len(several) == 1 and masks for several, masks in samples.values())
+    return samples if is_there and files.in_folders else {}
+
+
+def _for_many(files: Pictures, source: Path) -> dict[Path, dict[str, Annotations]]:
+    read = {path: read_annotations(path) for path in files.for_many}
+    return {path: images for path, images in read.items() if images is not None}
+
+
+def _match_annotations(
+    matched: Matched, files: Pictures, for_many: dict[Path, dict[str, Annotations]], source: Path
+) -> None:
+    """Take the images that the files name; of several with one name the one whose folders fit."""
+    found = matched.found
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for image in files.images:
+        by_name[same_text(image.name)].append(image)
+    for path, named in for_many.items():
+        found.used.add(path)
+        section = label_keys(path, source)[0].section or _section_in(path.stem)
+        for name, label in named.items():
+            place = same_text(name.replace("\\", "/"))
+            images = by_name[place.rsplit("/", 1)[-1]]
+            near = [image for image in images if f"/{same_text(image.as_posix())}".endswith(f"/{place.lstrip('/')}")]
+            images = near or images
+            if len(images) > 1:
+                images = [image for image in images if image_keys(image, source)[0].section == section] or images
+            if len(images) != 1 or images[0] in found.used:
+                found.problems.append(f"{path} names {name}, of which there are {len(images)}, or which came before.")
+                continue
+            key = image_keys(images[0], source)[0]
+            matched.take(key._replace(section=key.section or section), images[0], label, source)
+    for image in files.images:
+        if image not in found.used:
+            found.problems.append(f"{image} has no label.")
+            found.used.add(image)
+
+
+def _section_in(stem: str) -> str:
+    """What the name of a COCO file says: ``instances_train2017``."""
+    words = {"train": "training", "val": "validation", "test": "test"}
+    return next((section for word, section in words.items() if word in stem.lower()), "")
+
+
+def _set_sections(found: FoundPairs) -> None:
+    """Keep the sections where there is one to train on; what lies in none is trained on."""
+    rest = found.split.pop("", [])
+    if "training" in found.split and rest:
+        found.split["training"] += rest
+    elif "training" not in found.split and found.split:
+        found.split = {"training": rest, **found.split} if rest else {}
+
+
+def _files_of(label: Label) -> list[Path]:
+    if isinstance(label, Annotations):
+        return [label.source]
+    return [label] if isinstance(label, Path) else list(label)
+
+
+def _is_turned(image: Path, label: Path) -> bool:
+    """Whether an image is to be turned in another way than its label, where that is an image too."""
+    return label.suffix.lower() in IMAGE_SUFFIXES and stated_orientation(image) != stated_orientation(label)

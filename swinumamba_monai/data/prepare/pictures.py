@@ -1,0 +1,146 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which file of a folder is an image, which a label, and what both are called: the layouts of 2-D datasets.
+
+Files are told apart by the folders that they lie in (``images`` and ``labels`` or ``masks``, also nnU-Net's
+``imagesTr`` and ``labelsTr``), or by the ends of their names (``a.png`` and ``a_masks.png``). What is left of a path
+without these words is what an image and its label have in common, so that a folder for each section, video or patient
+may be above or below them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from swinumamba_monai.data.datalist import DATALIST_NAME
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
+from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES
+
+__all__ = ["Key", "Pictures", "same_text", "sort_files"]
+
+_IMAGE_FOLDER = re.compile(r"(?:images?|imgs?|frames)(tr|va|ts)?", re.IGNORECASE)
+_LABEL_FOLDER = re.compile(r"(?:labels?|masks?|annotations?|ground_?truths?|gt)(tr|va|ts)?", re.IGNORECASE)
+_SECTIONS = {
+    **dict.fromkeys(("train", "training", "tr"), "training"),
+    **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),
+    **dict.fromkeys(("test", "testing", "ts"), "test"),
+}
+# Ends of the names of labels, the best first: of CholecSeg8k's three the one with class numbers; Cellpose's window
+# saves its project as _seg.npy, beside which the masks may lie too.
+LABEL_ENDS = ("_watershed_mask", "_cp_masks", "_masks", "_mask", "_labels", "_label", "_instances", "_rois", "_seg")
+_IMAGE_ENDS = ("_0000", "_img", "_image", "_raw")
+
+
+class Key(NamedTuple):
+    """What an image and its label have in common."""
+
+    section: str  # "training", "validation", "test" or nothing
+    folders: tuple[str, ...]  # of the video, the patient or the sample
+    name: str
+
+
+class Pictures(NamedTuple):
+    """The files of a dataset by what they are."""
+
+    images: list[Path]
+    labels: list[Path]
+    for_many: list[Path]  # JSON and XML files that may have the labels of many images
+    in_folders: bool  # whether folders tell labels from images
+
+
+def sort_files(source: Path, output: Path) -> Pictures:
+    """Sort the files of a dataset into images and labels.
+
+    Where the folder itself has folders of images and of labels, only these are searched.
+
+    Args:
+        source: the dataset.
+        output: folder that is written into, which is not searched.
+    """
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir()]
+    own = [[p for p in folders if kind.fullmatch(p.name)] for kind in (_IMAGE_FOLDER, _LABEL_FOLDER)]
+    skipped = {output, source / "labels"} if _made_here(source) else {output}
+    roots = own[0] + own[1] if own[0] and own[1] else [source]
+    files = sorted(
+        set().union(*(_walk(root, skipped) for root in roots)) | {p for p in source.iterdir() if p.is_file()}
+    )
+    kinds = {file: _kind(file, source) for file in files}
+    in_folders = "label" in kinds.values()
+    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = [file for file in pictures if kinds[file] == "image"]
+    if not images:
+        others = [file for file in pictures if kinds[file] is None]
+        images = others if in_folders else [file for file in others if not file.stem.lower().endswith(LABEL_ENDS)]
+    if in_folders:
+        labels = [file for file in files if kinds[file] == "label" and file.suffix.lower() in LABEL_SUFFIXES]
+    else:
+        labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES and file not in set(images)]
+    return Pictures(images, labels, [f for f in files if f.suffix.lower() in (".json", ".xml")], in_folders)
+
+
+def keys_of(file: Path, source: Path, ends: Iterable[str]) -> list[Key]:
+    """The keys that a file may have: with its whole name, and without one of the ends of names."""
+    section, folders = "", []
+    for part in file.relative_to(source).parts[:-1]:
+        matched = _IMAGE_FOLDER.fullmatch(part) or _LABEL_FOLDER.fullmatch(part)
+        word = (matched[1] or "") if matched else part
+        section = _SECTIONS.get(word.lower(), section)
+        if not matched and word.lower() not in _SECTIONS:
+            folders.append(same_text(part))
+    stem = same_text(file.stem)
+    stems = [stem, *(stem[: -len(end)] for end in ends if stem.lower().endswith(end) and len(stem) > len(end))]
+    return [Key(section, tuple(folders), name) for name in stems]
+
+
+def image_keys(file: Path, source: Path) -> list[Key]:
+    """:func:`keys_of` an image."""
+    return keys_of(file, source, _IMAGE_ENDS)
+
+
+def label_keys(file: Path, source: Path) -> list[Key]:
+    """:func:`keys_of` a label."""
+    return keys_of(file, source, LABEL_ENDS)[:2]
+
+
+def same_text(text: str) -> str:
+    """One spelling of names that look the same: macOS takes an umlaut apart, other systems do not."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _kind(file: Path, source: Path) -> str | None:
+    """Whether the nearest folder that says so is one of images or of labels."""
+    for part in reversed(file.relative_to(source).parts[:-1]):
+        if _LABEL_FOLDER.fullmatch(part):
+            return "label"
+        if _IMAGE_FOLDER.fullmatch(part):
+            return "image"
+    return None
+
+
+def _made_here(source: Path) -> bool:
+    """Whether a former preparation has written labels of its own into this very folder."""
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        content = json.loads((source / DATALIST_NAME).read_text(encoding="utf-8"))
+        return content.get("source_dir") == content.get("label_dir") == "."
+    return False
+
+
+def _walk(root: Path, skipped: set[Path]) -> Iterator[Path]:
+    """The files below a folder that are not hidden, through links too, but into no folder twice."""
+    seen: set[Path] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        place = Path(folder)
+        seen.add(place.resolve())
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not {place / name, (place / name).resolve()} & (skipped | seen)
+        ]
+        yield from (place / name for name in files if not name.startswith("."))

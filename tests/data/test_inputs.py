@@ -1,0 +1,165 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is taken, what is not and why is said; bad files are all named, or left out and named at the end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from swinumamba_monai.cli import main
+from swinumamba_monai.data.files.images import ImageFileReader
+from swinumamba_monai.data.files.video import FrameReader
+from swinumamba_monai.data.files.volumes import VolumeReader
+from swinumamba_monai.data.listing import load_frames, load_images, load_volumes
+from swinumamba_monai.errors import InputError
+
+
+def picture(path: Path, value: int = 9) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((6, 8), value, np.uint8)).save(path)
+
+
+def dicom(path: Path) -> None:
+    """Enough of a DICOM file to be known as one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(128) + b"DICM")
+
+
+def names(items) -> list[str]:
+    return [Path(item["image"]).name for item in items]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two images, and everything that lies beside images."""
+    for name in ("b.png", "a.png", "old/c.png"):
+        picture(tmp_path / name)
+    for name in ("x.czi", "y.czi", "scan.mha", "clip.mp4x", "notes", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize("load", [load_images, load_frames])
+def test_what_is_not_taken_is_counted_by_reason(folder, load, caplog):
+    items = load(folder)
+    assert names(items) == ["a.png", "b.png"]
+    assert items.not_taken == {
+        "hidden": [".DS_Store"],
+        ".mp4x files": ["clip.mp4x"],
+        "files without a suffix": ["notes"],
+        "subfolders": ["old"],
+        ".mha files": ["scan.mha"],
+        ".czi files": ["x.czi", "y.czi"],
+    }
+    assert f"2 taken from {folder}; not taken: 1 hidden (.DS_Store)" in caplog.text
+    assert "2 .czi files (x.czi, y.czi)" in caplog.text
+    caplog.clear()
+    items.finish()
+    assert f"2 taken from {folder}" in caplog.text and "1 subfolders (old)" in caplog.text
+
+
+def test_nothing_passed_over_is_no_warning(tmp_path, caplog):
+    picture(tmp_path / "a.png")
+    with caplog.at_level(logging.INFO):
+        load_images(tmp_path).finish()
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    assert f"1 taken from {tmp_path}; not taken: none" in caplog.text
+
+
+def test_a_stray_dicom_file_does_not_hide_the_volumes(tmp_path, caplog):
+    for name in ("a.nii.gz", "b.nii"):
+        nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / name)
+    dicom(tmp_path / "stray.dcm")
+    dicom(tmp_path / "series" / "1.dcm")
+    items = load_volumes(tmp_path)
+    assert names(items) == ["a.nii.gz", "b.nii", "series.dicom"]
+    assert items.not_taken == {".dcm files": ["stray.dcm"]}
+    assert "1 .dcm files (stray.dcm)" in caplog.text
+
+
+def spoil(folder: Path) -> None:
+    (folder / "half.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    (folder / "text.tif").write_text("no image")
+
+
+def test_bad_files_are_all_named_before_there_is_work_to_lose(folder):
+    spoil(folder)
+    assert len(load_images(folder)) == 4  # nothing is opened without a reader
+    with pytest.raises(InputError) as error:
+        load_images(folder, reader=ImageFileReader)
+    lines = str(error.value).splitlines()
+    assert "2 problem(s)" in lines[0] and "skip_bad" in lines[0]
+    assert "half.png cannot be decoded" in lines[1] and "text.tif cannot be decoded" in lines[2] and len(lines) == 3
+
+
+def test_bad_files_are_left_out_and_named_at_the_end(folder, caplog):
+    pytest.importorskip("av")
+    spoil(folder)
+    (folder / "junk.mp4").write_bytes(b"junk" * 50)
+    items = load_frames(folder, reader=FrameReader(), skip_bad=True)
+    assert names(items) == ["a.png", "b.png"] and len(items.bad) == 3
+    assert "3 bad" in caplog.text
+    with pytest.raises(InputError) as error:
+        items.finish()
+    first, *lines = str(error.value).splitlines()
+    assert "all but 3 are done" in first and len(lines) == 3
+    assert all(any(name in line for line in lines) for name in ("half.png", "text.tif", "junk.mp4"))
+
+
+def test_nothing_good_is_no_run(tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(InputError, match=r"nothing that can be used:\n.*a\.png cannot be decoded"):
+        load_images(tmp_path, reader=ImageFileReader, skip_bad=True)
+
+
+def test_bad_volumes(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii")
+    (tmp_path / "b.nii").write_text("no volume")
+    dicom(tmp_path / "series" / "1.dcm")
+    items = load_volumes(tmp_path, reader=VolumeReader, skip_bad=True)
+    assert names(items) == ["a.nii"] and len(items.bad) == 2
+
+
+def test_prepare_ends_with_the_list_and_exit_code_1(tmp_path, capsys):
+    source = tmp_path / "source"
+    for number in range(5):
+        picture(source / "images" / f"{number}.png")
+        picture(source / "labels" / f"{number}.png", number + 1)
+    (source / "images" / "x.czi").write_bytes(b"")
+    (source / "images" / "2.png").write_text("no image")
+    (source / "notes.txt").write_text("")
+    arguments = ["prepare", "microscopy", "--source_dir", str(source), "--output_dir", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "2.png cannot be decoded" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main([*arguments, "--skip_bad"]) == 1
+    shown = capsys.readouterr()
+    assert "ready: --dataset_dir" in shown.out and (tmp_path / "out" / "datalist.json").is_file()
+    assert "error: all but 1 are done" in shown.err and "2.png cannot be decoded" in shown.err.splitlines()[-1]
+    picture(source / "images" / "2.png")
+    assert main([*arguments[:-1], str(tmp_path / "other")]) == 0
+
+
+def test_prepare_says_what_it_does_not_take(tmp_path, caplog):
+    source = tmp_path / "source"
+    for number in range(5):
+        picture(source / "images" / f"{number}.png")
+        picture(source / "labels" / f"{number}.png", number + 1)
+    for name in ("images/x.czi", "old/1.png", "notes.txt", "dataset.json"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("{}")
+    arguments = ["prepare", "microscopy", "--source_dir", str(source), "--output_dir", str(source / "out")]
+    for _ in range(2):  # what was made the first time is not counted the second
+        caplog.clear()
+        assert main(arguments) == 0
+        lines = [text for text in caplog.text.splitlines() if "taken from" in text]
+        assert len(lines) == 2  # first and last
+        for line in lines:
+            assert "5 taken" in line
+            assert "1 .czi files (x.czi)" in line and "1 .png files (1.png)" in line and "1 .txt files" in line
+            assert "json" not in line
