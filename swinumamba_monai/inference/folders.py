@@ -25,14 +25,29 @@ def keep_folders(postprocessing: Compose, items: Sequence[Mapping[str, str]]) ->
     Raises:
         InputError: two images differ in their suffix alone.
     """
+    root, _ = result_names([item["image"] for item in items])
+    for transform in postprocessing.flatten().transforms:
+        if isinstance(transform, SaveImaged):
+            transform.saver.folder_layout.data_root_dir = root
+
+
+def result_names(images: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """What the results of images are called.
+
+    Args:
+        images: their paths.
+
+    Returns:
+        the folder that holds all images, and by name of a result, the path below that folder without suffix, the image.
+
+    Raises:
+        InputError: two images differ in their suffix alone.
+    """
     sources: dict[str, str] = {}
-    for item in items:
-        image = item["image"]
+    for image in images:
         name = os.path.splitext(image.removesuffix(".gz"))[0]  # what SaveImaged takes for the name
         if name in sources:
             raise InputError(f"{image} and {sources[name]} would give one result; rename one of them.")
         sources[name] = image
     root = os.path.commonpath([Path(name).parent for name in sources])
-    for transform in postprocessing.flatten().transforms:
-        if isinstance(transform, SaveImaged):
-            transform.saver.folder_layout.data_root_dir = root
+    return root, {os.path.relpath(name, root): image for name, image in sources.items()}
