@@ -40,6 +40,7 @@ SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
 OUTLINES, OBJECTS = "_outlines.png", "_objects.csv"  # what is added to the name of an image
 FURTHER = {"geojson": ".geojson", "roi": "_rois.zip"}  # the same of the formats
 COLUMNS = ("name", "image", "objects", "area_mean", "score_mean", "warnings", "error")
+GREEN = (0.1, 1.0, 0.1)
 MAX_PICTURE = 4096  # pixels of a side; of larger images the picture shows every second pixel, every third, ...
 
 
@@ -211,7 +212,7 @@ class _Job:
             table.writerow(found.table)
             table.writerows([_text(value) for value in row] for row in zip(*found.table.values()))
         with replacing(self._path(name, OUTLINES)) as temporary:
-            Image.fromarray(outlined(found.image, found.labels)).save(temporary)
+            Image.fromarray(outlined(found.image, found.labels, self.predictor.class_names is None)).save(temporary)
         if "geojson" in self.formats:
             with replacing(self._path(name, FURTHER["geojson"])) as temporary:
                 temporary.write_text(json.dumps(geojson(found.labels, self.predictor.class_names)), encoding="utf-8")
@@ -232,13 +233,14 @@ class _Job:
         return read_image(self._path(name, self.saved[0])).astype(np.int64)
 
 
-def outlined(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A picture of an image with the outlines of what was found in it, each number in a colour of its own.
+def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndarray:
+    """A picture of an image with the outlines of what was found in it.
 
     Args:
         image: gray or colour image (H, W) or (H, W, C), stretched from its 0.5 % to its 99.5 % quantile; of a volume
             (X, Y, Z) the slice along Z is shown in which most was found.
         labels: numbers of that shape without the channels, 0 is background.
+        one_colour: whether all outlines are green, which shows on gray and on stains; else every number has a colour.
 
     Returns:
         picture (H, W, 3), uint8; of an image with sides over ``MAX_PICTURE`` pixels every second pixel, third, ...
@@ -253,7 +255,10 @@ def outlined(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
         channels = np.concatenate([channels, np.zeros_like(channels[..., :1])], -1)
     low, span = display_range(channels)
     picture = np.clip((channels - low) * (255 / span), 0, 255) * np.ones(3)
-    paint(picture, labels, 255 * palette(labels.max()), opacity=0)
+    colours = palette(labels.max())
+    if one_colour:
+        colours[:] = GREEN
+    paint(picture, labels, 255 * colours, opacity=0)
     return np.rint(picture).astype(np.uint8)
 
 

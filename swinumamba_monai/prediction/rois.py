@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outlines as regions of interest for ImageJ and Fiji: a ``.zip`` that its ROI Manager opens.
 
-A file of ImageJ's holds big-endian numbers: a header of 64 bytes, corners, a second header, and the name. An outline without holes is a polygon.
+A file of ImageJ's holds big-endian numbers: a header of 64 bytes, corners, a second header, and the name.
+
+An outline without holes is a polygon.
 One with holes, in several pieces, or too long or far away for 16 bits, is what ImageJ calls a shape: the segments of a
 path, as float32.
 """
@@ -24,8 +26,8 @@ POLYGON, RECTANGLE = 0, 1
 MOVE, LINE, CLOSE = 0, 1, 4
 VERSION = 227
 MAX_CORNER, MAX_CORNERS = (1 << 15) - 1, (1 << 16) - 1
-# Name of the format, version, kind, box (top, left, bottom, right), number of corners; at byte 36 the length of a shape,
-# at byte 60 where the second header begins, which has at its byte 16 where the name begins, and its length.
+# Name of the format, version, kind, box (top, left, bottom, right), number of corners; at byte 36 the length of a
+# shape, at byte 60 where the second header begins, which has at its byte 16 where the name begins, and its length.
 _HEADER = struct.Struct(">4shBx4hH18xi20xi")
 _SECOND_HEADER = struct.Struct(">16x2i40x")
 

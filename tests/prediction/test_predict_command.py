@@ -237,5 +237,5 @@ class TestBadInput:
 def test_the_picture_of_a_large_image_shows_every_second_pixel(monkeypatch):
     monkeypatch.setattr("swinumamba_monai.prediction.folder.MAX_PICTURE", 10)
     labels = np.zeros((8, 20), int)
-    assert outlined(np.zeros((8, 20, 2)), labels).shape == (4, 10, 3)
-    assert outlined(np.zeros((8, 10)), labels[:, :10]).shape == (8, 10, 3)
+    assert outlined(np.zeros((8, 20, 2)), labels, True).shape == (4, 10, 3)
+    assert outlined(np.zeros((8, 10)), labels[:, :10], False).shape == (8, 10, 3)
