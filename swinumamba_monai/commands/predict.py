@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    import torch
     from fire.parser import DefaultParseValue
 
     from swinumamba_monai.prediction import predict_images
@@ -37,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
         if not (name and equals):
             raise InputError(f"--set takes NAME=VALUE, such as min_size=0, not {text}.")
         options[name] = DefaultParseValue(value)
+    local_rank = os.environ.get("LOCAL_RANK")  # of torchrun, whose processes each have a GPU of their own
+    own_device = f"cuda:{local_rank}" if local_rank and torch.cuda.is_available() else None
     report = predict_images(
         arguments.bundle,
         arguments.images,
@@ -46,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         share=_share(arguments.share),
         options=options,
         checkpoint=arguments.checkpoint,
-        device=arguments.device,
+        device=arguments.device or own_device,
         bundle_dir=arguments.bundle_dir,
     )
     before = f" ({report.finished} finished before)" if report.finished else ""
