@@ -7,7 +7,7 @@ import os
 import re
 import sys
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle_dir", help="where the bundle lies, for a package installed without the repository")
     parser.add_argument("--share", help="as 3/8, the third of eight shares of the images; default: the one of torchrun")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="entries of the bundle's inference.json"
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="entries of inference.json"
     )
 
 
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     for text in arguments.set:
         name, equals, value = text.partition("=")
         if not (name and equals):
-            raise InputError(f"--set takes NAME=VALUE, such as min_size=0, not {text}.")
+            raise InputError(f"--set takes NAME=VALUE, such as min_size=0, not {shown(text)}.")
         options[name] = DefaultParseValue(value)
     local_rank = os.environ.get("LOCAL_RANK")  # of torchrun, whose processes each have a GPU of their own
     own_device = f"cuda:{local_rank}" if local_rank and torch.cuda.is_available() else None
@@ -59,12 +59,12 @@ def run(arguments: argparse.Namespace) -> None:
     for sentence in report.failed.values():
         print(f"problem: {sentence}", file=sys.stderr)
     if report.failed:
-        raise InputError(f"{len(report.failed)} images could not be predicted: {', '.join(report.failed)}.")
+        raise InputError(f"{len(report.failed)} of the images could not be predicted; they are named above.")
 
 
 def _share(text: str | None) -> tuple[int, int]:
     if text is None:
         return int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1))
     if not (parts := re.fullmatch(r"(\d+)/(\d+)", text)):
-        raise InputError(f"--share is like 3/8, not {text}.")
+        raise InputError(f"--share is like 3/8, not {shown(text)}.")
     return int(parts[1]), int(parts[2])

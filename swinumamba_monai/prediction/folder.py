@@ -195,7 +195,9 @@ class _Job:
             if found.labels.max() > MAX_16_BIT and ".png" in self.saved[0]:
                 raise InputError(f"{self.names[name]} has over {MAX_16_BIT} cells; give the option output_ext=.tif.")
         except Exception as error:  # whatever is wrong with one image, the others are to be predicted
-            return row | {"error": str(find_input_error(error) or quoted(error))}
+            sentence = str(find_input_error(error) or quoted(error))
+            named = self.names[name] in sentence
+            return row | {"error": sentence if named else f"{self.names[name]}: {sentence}"}
         self._write(name, found)
         row["objects"] = len(found.table["label"])
         if row["objects"]:

@@ -173,7 +173,7 @@ class TestBadInput:
         printed = capsys.readouterr()
         *_, problem, error = printed.err.splitlines()
         assert problem.startswith("problem: ") and "a.png cannot be decoded" in problem
-        assert error == f"error: 1 images could not be predicted: {images / 'a.png'}."
+        assert error == "error: 1 of the images could not be predicted; they are named above."
         assert "3 images" in printed.out
         rows = {row["name"]: row for row in read_rows(tmp_path / "out" / "summary.csv")}
         assert len(rows) == 4 and "cannot be decoded" in rows["a"]["error"] and not rows["b"]["error"]
@@ -191,7 +191,7 @@ class TestBadInput:
 
         monkeypatch.setattr(Predictor, "__call__", sometimes)
         assert main(small.words(tmp_path)) == 1
-        assert "RuntimeError: out of memory" in capsys.readouterr().err
+        assert f"problem: {small.images[0]}: RuntimeError: out of memory" in capsys.readouterr().err
         assert len(list(tmp_path.glob("*_instances.png"))) == 1
 
     def test_a_doubt_is_in_the_summary_and_in_the_last_line(self, small, tmp_path, capsys):
