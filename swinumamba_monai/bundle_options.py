@@ -14,14 +14,14 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from swinumamba_monai.errors import InputError, shown
 from swinumamba_monai.switches import is_on
 
-__all__ = ["check_options"]
+__all__ = ["check_option", "check_options"]
 
 # The arguments of monai.bundle.run, and those that `--tracking` adds.
 _OF_MONAI = "run_id init_id final_id meta_file config_file logging_file tracking args_file".split()
@@ -67,18 +67,37 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
     if files is None:
         return  # MONAI says so itself
     config = ConfigParser.load_config_files(files)
-    known = {name.lstrip("+") for name in config} | set(_OF_MONAI)
-    if "tracking" in options:
-        known |= set(_OF_TRACKING)
-    values = sorted(name for name in config if not isinstance(config[name], dict))
+    not_of_config = [*_OF_MONAI, *(_OF_TRACKING if "tracking" in options else ())]
     for name in options:
-        top = name.replace("::", "#").split("#")[0].lstrip("+")
-        if top not in known:
-            near = difflib.get_close_matches(top, values, n=2, cutoff=0.5)
-            hint = f"did you mean --{' or --'.join(near)}?" if near else "its options stand at the top of the file."
-            raise InputError(f"--{shown(name)} is no option of this config; {hint}")
+        _check_name(name, config, not_of_config)
         if name in typed:
             _check_kind(name, options[name], config.get(name))
+
+
+def check_option(name: str, value: object, config: Mapping[str, object]) -> None:
+    """Refuse an option that a config does not have, or a value that is not of the kind of the config's own.
+
+    Args:
+        name: of the option, such as ``min_size`` or ``network_def#depths``.
+        value: what it is to be.
+        config: content of the config.
+
+    Raises:
+        InputError: see above.
+    """
+    _check_name(name, config)
+    _check_kind(name, value, config.get(name))
+
+
+def _check_name(name: str, config: Mapping[str, object], not_of_config: Sequence[str] = ()) -> None:
+    """Refuse a name that the config does not have at its top, with the nearest one that it has."""
+    top = name.replace("::", "#").split("#")[0].lstrip("+")
+    if top in not_of_config or top in {entry.lstrip("+") for entry in config}:
+        return
+    values = sorted(entry for entry in config if not isinstance(config[entry], dict))
+    near = difflib.get_close_matches(top, values, n=2, cutoff=0.5)
+    hint = f"did you mean --{' or --'.join(near)}?" if near else "its options stand at the top of the file."
+    raise InputError(f"--{shown(name)} is no option of this config; {hint}")
 
 
 def _check_kind(name: str, value: object, default: object) -> None:

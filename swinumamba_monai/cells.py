@@ -207,6 +207,24 @@ def classes_to_instances(classes: np.ndarray, min_size: int = 0, grow: int = 0) 
     return ids
 
 
+def cell_scores(logits: torch.Tensor, ids: np.ndarray) -> np.ndarray:
+    """How sure the network is of each cell: the mean over its pixels of the probability that they are not background.
+
+    Args:
+        logits: logits (classes, H, W), background first.
+        ids: instance ids of shape (H, W), 0 background, 1 to n.
+
+    Returns:
+        scores of the cells 1 to n, shape (n,), float32, from 0 to 1.
+    """
+    count = int(ids.max(initial=0)) + 1
+    total, area = np.zeros(count), np.bincount(ids.ravel(), minlength=count)
+    for part, numbers in zip(logits.unbind(1), ids):  # by rows: the probabilities of a slide need much memory
+        foreground = 1 - part.float().softmax(0)[0]
+        total += np.bincount(numbers, foreground.cpu().numpy(), count)
+    return (total / np.maximum(area, 1))[1:].astype(np.float32)
+
+
 class ClassesToInstancesd(MapTransform):
     """Postprocessing: replace a three-class prediction by instance ids.
 
@@ -218,13 +236,23 @@ class ClassesToInstancesd(MapTransform):
         min_size: see :func:`classes_to_instances`, pixels.
         grow: see :func:`classes_to_instances`, pixels; 0 is the published script's way.
         allow_missing_keys: do not fail when a key is absent.
+        scores_key: key of the :func:`cell_scores` of the cells 1 to n that are
+            added, shape (n,); the prediction must then be three logits. With None there are none.
 
     Raises:
         InputError: when a prediction cannot be read as three classes.
     """
 
-    def __init__(self, keys: KeysCollection, min_size: int = 0, grow: int = 0, allow_missing_keys: bool = False):
+    def __init__(
+        self,
+        keys: KeysCollection,
+        min_size: int = 0,
+        grow: int = 0,
+        allow_missing_keys: bool = False,
+        scores_key: str | None = None,
+    ):
         super().__init__(keys, allow_missing_keys)
+        self.scores_key = scores_key
         self.min_size = min_size
         self.grow = grow
 
@@ -233,5 +261,7 @@ class ClassesToInstancesd(MapTransform):
         for key in self.key_iterator(result):
             pred = convert_to_tensor(result[key], track_meta=True)
             ids = classes_to_instances(class_map(pred), self.min_size, self.grow)
+            if self.scores_key is not None:
+                result[self.scores_key] = cell_scores(convert_to_tensor(pred, track_meta=False), ids)
             result[key] = convert_to_dst_type(ids[None], pred, dtype=torch.int32)[0]
         return result

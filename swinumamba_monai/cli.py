@@ -15,7 +15,7 @@ from swinumamba_monai.errors import InputError, find_input_error
 
 # Modules of swinumamba_monai.commands, in the order of the list that --help shows.
 COMMANDS = (
-    *("prepare", "synthesize", "compare", "coco", "export", "overlay", "table", "erf"),
+    *("predict", "prepare", "synthesize", "compare", "coco", "export", "overlay", "table", "erf"),
     *("package", "verify", "halve", "doctor", "serve"),
 )
 

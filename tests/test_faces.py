@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-FACES = ("analysis", "distribution", "inference", "metrics", "reports", "training")
+FACES = ("analysis", "distribution", "inference", "metrics", "prediction", "reports", "training")
 
 
 @pytest.mark.parametrize("face", FACES)

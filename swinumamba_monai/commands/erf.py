@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from swinumamba_monai.commands.choices import check_systems, find_device
+from swinumamba_monai.commands.choices import check_systems
 from swinumamba_monai.errors import InputError
 
 
@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     from monai.utils import set_determinism
 
     from swinumamba_monai import analysis
+    from swinumamba_monai.devices import find_device
     from swinumamba_monai.networks import build_network
     from swinumamba_monai.pretrained import load_pretrained
 

@@ -5,7 +5,7 @@
 import argparse
 from pathlib import Path
 
-from swinumamba_monai.commands.choices import check_systems, find_device
+from swinumamba_monai.commands.choices import check_systems
 from swinumamba_monai.tasks import TASKS, find_task
 
 
@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _complexity(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import analysis
+    from swinumamba_monai.devices import find_device
     from swinumamba_monai.reports import write_table
 
     systems = check_systems(arguments.systems)

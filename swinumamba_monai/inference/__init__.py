@@ -7,15 +7,15 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     "swinumamba_monai",
     submod_attrs={
-        "cells": ["ClassesToInstancesd", "class_map", "classes_to_instances"],
+        "cells": ["ClassesToInstancesd", "cell_scores", "class_map", "classes_to_instances"],
         "inference.coco": ["to_coco", "write_coco"],
         "inference.ensemble": ["Ensemble"],
-        "inference.folders": ["keep_folders"],
+        "inference.folders": ["keep_folders", "result_names"],
         "inference.mirroring": ["MirrorInferer"],
         "inference.overlay": ["Overlayd"],
         "inference.polygons": ["PolygonWriter", "geojson"],
         "inference.restore": ["RestoreVolumed"],
-        "inference.uncertainty": ["Entropyd", "Probabilitiesd", "entropy_map"],
+        "inference.uncertainty": ["Entropyd", "Probabilitiesd", "class_scores", "entropy_map"],
         "inference.writers": ["ClassWriter", "InstanceWriter", "MapWriter", "PictureWriter", "VolumeWriter"],
     },
 )

@@ -112,8 +112,9 @@ def _polygon(piece: np.ndarray, top: int, left: int) -> list[list[list[int]]]:
         step, ring = None, []
         while not ring or here != start:
             ways = steps[here]
-            # Where two pixels touch at a corner, the right turn stays at the same pixel.
-            way = (step[1], -step[0]) if len(ways) == 2 and step is not None else ways[0]
+            # Where two pixels touch at a corner, they close a hole off. The left turn goes on to the other pixel, so
+            # the hole is a ring of its own; the right turn would make one ring of both, which touches itself.
+            way = (-step[1], step[0]) if len(ways) == 2 and step is not None else ways[0]
             ways.remove(way)
             if not ways:
                 del steps[here]

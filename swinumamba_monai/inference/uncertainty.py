@@ -1,12 +1,13 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""How sure a prediction is: probabilities of the classes, and their entropy."""
+"""How sure a prediction is: probabilities of the classes, their entropy, and their mean over an object: its score."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
@@ -32,6 +33,23 @@ def entropy_map(logits: Tensor) -> Tensor:
         log_p = part.float().log_softmax(0)
         result[0, row] = -(log_p.exp() * log_p).sum(0) / math.log(logits.shape[0])
     return result.clamp_(0, 1)
+
+
+def class_scores(logits: Tensor) -> np.ndarray:
+    """How sure the network is of each class: the mean of its probability over the pixels where it is the highest.
+
+    Args:
+        logits: logits (classes, ...) of images or volumes.
+
+    Returns:
+        scores (classes,) float32; NaN for a class that is nowhere the highest.
+    """
+    total, area = np.zeros(len(logits)), np.zeros(len(logits))
+    for part in logits.unbind(1):
+        best, classes = (values.cpu().numpy().ravel() for values in part.float().softmax(0).max(0))
+        total += np.bincount(classes, best, len(logits))
+        area += np.bincount(classes, minlength=len(logits))
+    return np.divide(total, area, out=np.full_like(total, np.nan), where=area > 0).astype(np.float32)
 
 
 class Probabilitiesd(MapTransform):

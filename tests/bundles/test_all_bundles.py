@@ -277,6 +277,15 @@ class TestProcesses:
             one, two = (sorted((tmp_path / where / name).read_text().splitlines()) for where in ("one", "two"))
             assert one == two
 
+    def test_three_predict_two_images(self, trained_in, dataset_of, tmp_path):
+        weights = str(trained_in("microscopy") / "models" / "model.pt")
+        options = {"dataset_dir": str(dataset_of("microscopy")), "ckpt_path": weights, **NETWORK}
+        run("microscopy", "inference", tmp_path, output_dir=str(tmp_path / "one"), **options)
+        words = ("microscopy", "inference", tmp_path, "multi_gpu_inference")
+        run_processes(*words, processes=3, output_dir=str(tmp_path / "three"), **options)
+        one, three = ({file.name: file.read_bytes() for file in (tmp_path / of).iterdir()} for of in ("one", "three"))
+        assert one == three and len(one) == 2
+
 
 @pytest.mark.parametrize("bundle", ["abdomen_mri", "endoscopy"])
 def test_another_number_of_classes_is_named_before_work_is_lost(bundle, dataset_of, tmp_path):

@@ -27,7 +27,9 @@ class TestCommitted:
         rendered = {path for path in rendering.render() if path.is_relative_to(ROOT / bundle)}
         assert {path for path in there if path.is_file()} == rendered
         names = {path.relative_to(ROOT / bundle).as_posix() for path in rendered}
-        configs = "train pretrain evaluate inference multi_gpu_train multi_gpu_evaluate metadata".split()
+        configs = (
+            "train pretrain evaluate inference multi_gpu_train multi_gpu_evaluate multi_gpu_inference metadata".split()
+        )
         assert names == {
             *(f"configs/{name}.json" for name in configs),
             *("LICENSE", "configs/logging.conf", "docs/README.md", "docs/data_license.txt"),

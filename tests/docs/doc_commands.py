@@ -71,7 +71,7 @@ def read_commands(block: Block, folder: Path) -> list[list[str]]:
     activate = folder / ".venv" / "bin" / "activate"
     activate.parent.mkdir(parents=True, exist_ok=True)
     activate.touch()
-    slurm = {f"SLURM_{name}": "1" for name in ("JOB_ID", "JOB_NODELIST", "NNODES")}
+    slurm = {f"SLURM_{name}": "1" for name in ("JOB_ID", "JOB_NODELIST", "NNODES", "ARRAY_TASK_ID")}
     environment = {
         "PATH": os.devnull,
         "PYTHONPATH": "",

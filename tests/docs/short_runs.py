@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of MONAI's from the documentation, run in this process with a small network."""
+"""Commands from the documentation that run a network, run in this process with a small one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import fire
 from monai.bundle import ConfigParser, run
+
+from swinumamba_monai.cli import main
 
 # Every network small, and every run short: added behind what the documentation says.
 # The workplace holds networks of another training.
@@ -23,6 +25,15 @@ SMALL = {
     "SwinUMambaD": {"feature_size": 8, "d_state": 2, "depths": [1, 1, 1, 1], "decoder_depths": [1, 1, 1]},
     "UMambaBot": {"base_channels": 2, "d_state": 2},
 }
+
+
+def run_command(words: Sequence[str]) -> int:
+    """``python -m swinumamba_monai`` with these words behind it, in this process; ``predict`` is made small."""
+    if words[0] != "predict":
+        return main(list(words))
+    network = [f"network_def#{option}={value}".replace(" ", "") for option, value in SMALL["SwinUMambaD"].items()]
+    place = ["--bundle_dir", "bundles", "--device", "cpu"]  # the workplace's, with the small network that it trained
+    return main([*words, *place, "--set", "roi_size=64", *network])
 
 
 def run_bundle(words: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from doc_commands import DOCUMENTS, ROOT, Block, find_blocks, read_commands
 from monai.bundle import ConfigParser, scripts
-from short_runs import config_of, run_bundle
+from short_runs import config_of, run_bundle, run_command
 
 from swinumamba_monai import cli
 from swinumamba_monai.networks import SYSTEMS
@@ -61,7 +61,6 @@ NOT_RUN = [
     ("benchmarks/README.md", "python -m benchmarks.*", "minutes on a GPU; tests/benchmarks runs each at toy size"),
     ("benchmarks/README.md", "python -m pip download *", "the internet"),
 ]
-RUNNERS = {"python -m swinumamba_monai": cli.main, "python -m monai.bundle": run_bundle}
 SYSTEM_COMMANDS = ("pip", "python3", "curl", "scontrol", "head", "bash")  # nothing of ours to check in them
 
 
@@ -191,7 +190,7 @@ def test_run(block, workplace, tmp_path, monkeypatch, capsys):
     for words in read_commands(block, tmp_path):
         if reason(block, words) is None:
             run = (
-                {"swinumamba_monai": cli.main, "monai.bundle": run_bundle}.get(words[2])
+                {"swinumamba_monai": run_command, "monai.bundle": run_bundle}.get(words[2])
                 if words[1:2] == ["-m"]
                 else None
             )

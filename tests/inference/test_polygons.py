@@ -39,6 +39,17 @@ def test_filling_gives_the_pixels_again(seed) -> None:
     np.testing.assert_array_equal(fill(geojson(numbers), present, shape), numbers)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_no_ring_touches_itself(seed) -> None:
+    """Else readers that keep to the standard, such as shapely, call the polygon invalid."""
+    mask = (np.random.default_rng(seed).random((12, 12)) < 0.7).astype(int)
+    (feature,) = geojson(mask)["features"]
+    many = feature["geometry"]["type"] == "MultiPolygon"
+    for polygon in feature["geometry"]["coordinates"] if many else [feature["geometry"]["coordinates"]]:
+        for ring in polygon:
+            assert len(set(map(tuple, ring))) == len(ring) - 1
+
+
 def test_a_ring_has_a_hole_and_two_pieces_are_one_feature() -> None:
     ring = np.pad(np.ones((3, 3), int), 1)
     ring[2, 2] = 0

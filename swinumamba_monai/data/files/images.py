@@ -87,16 +87,29 @@ def _read(path: PathLike, indices: bool = False) -> np.ndarray:
             f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or not a "
             f"{suffix} file, so replace it."
         ) from error
+    return check_pixels(image, path)
+
+
+def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
+    """What every image must hold, wherever it comes from; it is returned, with 0 and 255 for booleans.
+
+    Args:
+        image: array of any shape.
+        source: where it comes from, as the sentence names it.
+
+    Raises:
+        InputError: There is no pixel, or pixels are no finite numbers.
+    """
     if image.size == 0:
-        raise InputError(f"{path} has {image.shape} pixels, which is none; it is damaged.")
+        raise InputError(f"{source} has {image.shape} pixels, which is none; it is damaged.")
     if image.ndim not in (2, 3):
-        raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
+        raise InputError(f"{source} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
     if image.dtype == bool:
         image = image.astype(np.uint8) * 255
     if image.dtype.kind not in "uif":
-        raise InputError(f"{path} has pixels of type {image.dtype}; convert it to integers or floats.")
+        raise InputError(f"{source} has pixels of type {image.dtype}; convert it to integers or floats.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise InputError(f"{path} has pixels that are NaN or infinite; replace them by numbers.")
+        raise InputError(f"{source} has pixels that are NaN or infinite; replace them by numbers.")
     return image
 
 

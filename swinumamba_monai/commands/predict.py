@@ -1,0 +1,70 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Find what is in your images with a bundle's network: masks, outlines, tables."""
+
+import argparse
+import os
+import re
+import sys
+
+from swinumamba_monai.errors import InputError, shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.HelpFormatter
+    parser.add_argument("bundle", help="microscopy, endoscopy, abdomen_mri, or the folder of a bundle such as ./mine")
+    parser.add_argument("images", nargs="+", help="files, folders or a prepared dataset")
+    parser.add_argument("--output_dir", required=True, help="where the results go; images finished there are skipped")
+    parser.add_argument("--checkpoint", nargs="+", help="weights, several for an ensemble; default: the bundle's own")
+    parser.add_argument("--format", nargs="+", default=["masks"], help="masks, geojson, coco, roi; masks always are")
+    parser.add_argument("--device", help="as cuda:0 or cpu; default: a GPU if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="predict finished images again")
+    parser.add_argument("--bundle_dir", help="where the bundle lies, for a package installed without the repository")
+    parser.add_argument("--share", help="as 3/8, the third of eight shares of the images; default: the one of torchrun")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="entries of inference.json"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import torch
+    from fire.parser import DefaultParseValue
+
+    from swinumamba_monai.prediction import predict_images
+
+    options = {}
+    for text in arguments.set:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise InputError(f"--set takes NAME=VALUE, such as min_size=0, not {shown(text)}.")
+        options[name] = DefaultParseValue(value)
+    local_rank = os.environ.get("LOCAL_RANK")  # of torchrun, whose processes each have a GPU of their own
+    own_device = f"cuda:{local_rank}" if local_rank and torch.cuda.is_available() else None
+    report = predict_images(
+        arguments.bundle,
+        arguments.images,
+        arguments.output_dir,
+        formats=arguments.format,
+        overwrite=arguments.overwrite,
+        share=_share(arguments.share),
+        options=options,
+        checkpoint=arguments.checkpoint,
+        device=arguments.device or own_device,
+        bundle_dir=arguments.bundle_dir,
+    )
+    before = f" ({report.finished} finished before)" if report.finished else ""
+    doubtful = f", {len(report.warned)} to look at" if report.warned else ""
+    images = f"{report.predicted + report.finished} images{before}, {report.objects} objects{doubtful}"
+    print(f"{arguments.output_dir}: {images}: {', '.join(report.files)}")
+    for sentence in report.failed.values():
+        print(f"problem: {sentence}", file=sys.stderr)
+    if report.failed:
+        raise InputError(f"{len(report.failed)} of the images could not be predicted; they are named above.")
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1))
+    if not (parts := re.fullmatch(r"(\d+)/(\d+)", text)):
+        raise InputError(f"--share is like 3/8, not {shown(text)}.")
+    return int(parts[1]), int(parts[2])

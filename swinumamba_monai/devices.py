@@ -1,0 +1,25 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""A device that is given by name."""
+
+from __future__ import annotations
+
+import torch
+
+from swinumamba_monai.errors import InputError
+
+__all__ = ["find_device"]
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; for None a GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
+    return device

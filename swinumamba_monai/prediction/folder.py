@@ -1,0 +1,285 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle's answer on many images: files for each, a row for each in ``summary.csv``, and a way to go on later.
+
+An image is finished when its files are there and its row is, which is written last. So a run that was stopped, in
+whatever way, goes on when it is given again, and runs on several machines that share the images out add up: each has a
+summary of its own, and a run without a share gathers them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from monai.transforms import Compose
+from PIL import Image
+from tqdm import tqdm
+
+from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.images import read_image
+from swinumamba_monai.errors import InputError, find_input_error, quoted, shown
+from swinumamba_monai.inference.coco import to_coco
+from swinumamba_monai.inference.folders import keep_folders, result_names
+from swinumamba_monai.inference.polygons import geojson
+from swinumamba_monai.inference.writers import MAX_16_BIT
+from swinumamba_monai.painting import display_range, paint, palette
+from swinumamba_monai.prediction.predictor import Prediction, Predictor
+from swinumamba_monai.prediction.rois import write_rois
+
+__all__ = ["FORMATS", "Report", "predict_images"]
+
+FORMATS = ("masks", "geojson", "coco", "roi")
+SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
+OUTLINES, OBJECTS = "_outlines.png", "_objects.csv"  # what is added to the name of an image
+FURTHER = {"geojson": ".geojson", "roi": "_rois.zip"}  # the same of the formats
+COLUMNS = ("name", "image", "objects", "area_mean", "score_mean", "warnings", "error")
+GREEN = (0.1, 1.0, 0.1)
+MAX_PICTURE = 4096  # pixels of a side; of larger images the picture shows every second pixel, every third, ...
+
+
+@dataclass
+class Report:
+    """What :func:`predict_images` did.
+
+    Args:
+        predicted: number of images that were predicted now.
+        finished: number of images that had been finished before.
+        objects: number of objects in all of them.
+        failed: the images that could not be predicted, each with a sentence.
+        warned: the images whose answer is to be looked at.
+        files: names of what was written; NAME stands for an image's.
+    """
+
+    predicted: int = 0
+    finished: int = 0
+    objects: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    warned: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+
+def predict_images(
+    bundle: str | PathLike,
+    images: Sequence[str | PathLike],
+    output_dir: str | PathLike,
+    formats: Sequence[str] = ("masks",),
+    overwrite: bool = False,
+    share: tuple[int, int] = (1, 1),
+    progress: bool = True,
+    options: Mapping[str, object] | None = None,
+    **of_predictor: object,
+) -> Report:
+    """Predict images and write for each what the bundle writes, a picture with outlines and a table of its objects.
+
+    Args:
+        bundle: see :class:`~swinumamba_monai.prediction.predictor.Predictor`.
+        images: files, folders and prepared datasets, as the bundle's inference takes them.
+        output_dir: where the results go; images in several folders have theirs in folders of the same names.
+        formats: in which forms the objects are written; the masks always are.
+        overwrite: whether to predict images that are finished, too.
+        share: ``(i, n)``: the i-th of n equal shares of the images is predicted.
+        progress: whether to show how far the run is.
+        options: values of entries of the bundle's config.
+        of_predictor: ``checkpoint``, ``device`` and ``bundle_dir`` of the predictor.
+
+    Raises:
+        InputError: no image, an option that cannot be, results of other images or settings in ``output_dir``, or a
+            place that cannot be written. What cannot be predicted is in the report instead.
+    """
+    number, count = share
+    if not 1 <= number <= count:
+        raise InputError(f"share {number}/{count} is none; the shares of 8 are 1/8 to 8/8.")
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise InputError(f"there is no format '{shown(unknown[0])}'; choose from {', '.join(FORMATS)}.")
+    options = dict(options or {})
+    predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": str(output_dir)})
+    if predictor.of_volumes and set(formats) - {"masks"}:
+        raise InputError(f"{predictor.bundle_dir.name} writes volumes, which have no outlines; leave --format out.")
+    found = dict.fromkeys(image for path in images for image in predictor.list_images(path))
+    job = _Job(predictor, Path(output_dir), formats, list(found), "" if count == 1 else f"_{number}of{count}")
+    job.open(options, overwrite)
+    return job.run(sorted(job.names)[number - 1 :: count], progress)
+
+
+class _Job:
+    """The images of a run, and its output folder."""
+
+    def __init__(
+        self, predictor: Predictor, folder: Path, formats: Sequence[str], images: Sequence[str], suffix: str
+    ) -> None:
+        self.predictor, self.folder, self.formats, self.suffix = predictor, folder, formats, suffix
+        _, self.names = result_names(images)
+        keep_folders(Compose(predictor.savers), [{"image": image} for image in images])
+        layouts = [saver.saver.folder_layout for saver in predictor.savers]
+        self.saved = [(f"_{layout.postfix}" if layout.postfix else "") + layout.ext for layout in layouts]
+        further = [ending for name, ending in FURTHER.items() if name in formats]
+        self.endings = [*self.saved, OUTLINES, OBJECTS, *further]
+        self.rows: dict[str, dict[str, str]] = {}
+
+    def open(self, options: Mapping[str, object], overwrite: bool) -> None:
+        """Make the folder, and read what is finished there; with ``overwrite`` nothing is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "bundle": self.predictor.bundle_dir.name,
+            "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.predictor.checkpoints],
+            "options": {name: repr(value) for name, value in options.items()},
+        }
+        file = self.folder / SETTINGS
+        for path in [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]:
+            self.rows.update(_read_summary(path))
+        if overwrite:
+            self.rows = {name: row for name, row in self.rows.items() if name not in self.names}
+        elif file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
+            raise InputError(
+                f"{self.folder} holds results of another bundle, other weights or other options, as {SETTINGS} in it "
+                "says; give another output folder, or --overwrite."
+            )
+        for name, row in self.rows.items():
+            if row["image"] != self.names.get(name, row["image"]):
+                raise InputError(
+                    f"{self.folder} holds results of {row['image']}, and {self.names[name]} would have the same names; "
+                    "give another output folder, or --overwrite."
+                )
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+    def run(self, names: Sequence[str], progress: bool) -> Report:
+        """Predict the images of these names that are not finished, and gather."""
+        report = Report(files=[f"NAME{ending}" for ending in self.endings])
+        mine = {name: self.rows[name] for name in names if self._is_finished(name)}
+        report.finished = len(mine)
+        summary = self.folder / f"{SUMMARY}{self.suffix}.csv"
+        kept = mine if self.suffix else {name: row for name, row in self.rows.items() if name not in names} | mine
+        _write_summary(summary, kept)
+        waiting = [name for name in names if name not in mine]
+        bar = tqdm(waiting, unit="image", disable=not progress)
+        for name in bar:
+            bar.set_postfix_str(Path(name).name, refresh=False)
+            row = self._predict(name)
+            mine[name] = row
+            with summary.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+            if row["error"]:
+                report.failed[self.names[name]] = row["error"]
+        report.predicted = len(waiting) - len(report.failed)
+        report.objects = sum(int(row["objects"] or 0) for row in mine.values())
+        report.warned = [row["image"] for row in mine.values() if row["warnings"]]
+        report.files.append(summary.name)
+        if "coco" in self.formats:
+            report.files.append(self._write_coco([name for name in names if not mine[name]["error"]]))
+        if not self.suffix:
+            _write_summary(summary, dict(sorted((kept | mine).items())))
+            for path in self.folder.glob(f"{SUMMARY}_*of*.csv"):
+                path.unlink()
+        return report
+
+    def _path(self, name: str, ending: str) -> Path:
+        return self.folder / f"{name}{ending}"
+
+    def _is_finished(self, name: str) -> bool:
+        row = self.rows.get(name)
+        return row is not None and not row["error"] and all(self._path(name, end).is_file() for end in self.endings)
+
+    def _predict(self, name: str) -> dict[str, object]:
+        """The row of the summary, after all files of the image are written; without them if it failed."""
+        row = dict.fromkeys(COLUMNS, "") | {"name": name, "image": self.names[name]}
+        try:
+            found = self.predictor(self.names[name])
+            if found.labels.max() > MAX_16_BIT and ".png" in self.saved[0]:
+                raise InputError(f"{self.names[name]} has over {MAX_16_BIT} cells; give the option output_ext=.tif.")
+        except Exception as error:  # whatever is wrong with one image, the others are to be predicted
+            sentence = str(find_input_error(error) or quoted(error))
+            named = self.names[name] in sentence
+            return row | {"error": sentence if named else f"{self.names[name]}: {sentence}"}
+        self._write(name, found)
+        row["objects"] = len(found.table["label"])
+        if row["objects"]:
+            row |= {f"{of}_mean": _text(found.table[of].mean(dtype=float)) for of in ("area", "score")}
+        return row | {"warnings": "; ".join(found.doubts)}
+
+    def _write(self, name: str, found: Prediction) -> None:
+        self._path(name, OBJECTS).parent.mkdir(parents=True, exist_ok=True)
+        with (
+            replacing(self._path(name, OBJECTS)) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(found.table)
+            table.writerows([_text(value) for value in row] for row in zip(*found.table.values()))
+        with replacing(self._path(name, OUTLINES)) as temporary:
+            Image.fromarray(outlined(found.image, found.labels, self.predictor.class_names is None)).save(temporary)
+        if "geojson" in self.formats:
+            with replacing(self._path(name, FURTHER["geojson"])) as temporary:
+                temporary.write_text(json.dumps(geojson(found.labels, self.predictor.class_names)), encoding="utf-8")
+        if "roi" in self.formats:
+            write_rois(self._path(name, FURTHER["roi"]), found.labels)
+        for saver in self.predictor.savers:
+            saver(found.data)
+
+    def _write_coco(self, names: Sequence[str]) -> str:
+        """One file of all images; its name."""
+        items = ((f"{name}{Path(self.names[name]).suffix}", self._read_mask(name)) for name in names)
+        file = self.folder / f"{COCO}{self.suffix}.json"
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(to_coco(items, self.predictor.class_names)), encoding="utf-8")
+        return file.name
+
+    def _read_mask(self, name: str) -> np.ndarray:
+        return read_image(self._path(name, self.saved[0])).astype(np.int64)
+
+
+def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndarray:
+    """A picture of an image with the outlines of what was found in it.
+
+    Args:
+        image: gray or colour image (H, W) or (H, W, C), stretched from its 0.5 % to its 99.5 % quantile; of a volume
+            (X, Y, Z) the slice along Z is shown in which most was found.
+        labels: numbers of that shape without the channels, 0 is background.
+        one_colour: whether all outlines are green, which shows on gray and on stains; else every number has a colour.
+
+    Returns:
+        picture (H, W, 3), uint8; of an image with sides over ``MAX_PICTURE`` pixels every second pixel, third, ...
+    """
+    if labels.ndim == 3:
+        best = (labels > 0).sum((0, 1)).argmax()
+        image, labels = image[..., best], labels[..., best]
+    step = -(-max(labels.shape) // MAX_PICTURE)
+    image, labels = image[::step, ::step], labels[::step, ::step]
+    channels = image[..., :3] if image.ndim == 3 else image[..., None]
+    if channels.shape[-1] == 2:  # red and green, as the network sees them
+        channels = np.concatenate([channels, np.zeros_like(channels[..., :1])], -1)
+    low, span = display_range(channels)
+    picture = np.clip((channels - low) * (255 / span), 0, 255) * np.ones(3)
+    colours = palette(labels.max())
+    if one_colour:
+        colours[:] = GREEN
+    paint(picture, labels, 255 * colours, opacity=0)
+    return np.rint(picture).astype(np.uint8)
+
+
+def _read_summary(path: Path) -> dict[str, dict[str, str]]:
+    """The rows by name, without those that a stopped run has left half written."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {row["name"]: row for row in rows if set(row) == set(COLUMNS) and None not in row.values()}
+
+
+def _write_summary(path: Path, rows: Mapping[str, Mapping[str, object]]) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows.values())
+
+
+def _text(value: object) -> str:
+    """A number as short as it can be, with four digits behind the point."""
+    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, (float, np.floating)) else str(value)

@@ -1,0 +1,54 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""How far the network is within one image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from monai.inferers import SlidingWindowInferer
+from monai.utils import ensure_tuple_rep
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from swinumamba_monai.inference.mirroring import MirrorInferer
+
+__all__ = ["count_windows", "counting"]
+
+PATIENCE = 3  # seconds that an image may take before a bar appears for it
+
+
+def count_windows(inferer: MirrorInferer, shape: Sequence[int]) -> int:
+    """How many windows the network sees of an image, mirror images counted.
+
+    Args:
+        inferer: around a sliding window in two dimensions, also slice by slice.
+        shape: spatial shape of the image as the inferer gets it.
+    """
+    window: SlidingWindowInferer = inferer.inferer
+    sides = (*window.roi_size, 1)[: len(shape)]
+    count = len(inferer.flips)
+    for size, side, overlap in zip(shape, sides, ensure_tuple_rep(window.overlap, len(shape))):
+        count *= math.ceil(max(size - side, 0) / max(int(side * (1 - overlap)), 1)) + 1
+    return count
+
+
+@contextmanager
+def counting(network: nn.Module, windows: int, shown: bool) -> Iterator[Callable[..., Tensor]]:
+    """The network, with a bar of the windows that it has seen once the image takes long.
+
+    Args:
+        network: maps windows (b, c, h, w) to logits.
+        windows: how many there will be.
+        shown: whether there is a bar at all.
+    """
+    with tqdm(total=windows, unit="window", delay=PATIENCE, leave=False, disable=not shown) as bar:
+
+        def counted(batch: Tensor, *args: object, **kwargs: object) -> Tensor:
+            logits = network(batch, *args, **kwargs)
+            bar.update(len(batch))
+            return logits
+
+        yield counted

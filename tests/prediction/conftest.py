@@ -1,0 +1,79 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""For every bundle two synthetic images, and a small network with random weights that finds something in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from swinumamba_monai.bundle_network import build_bundle_network
+from swinumamba_monai.prediction import find_bundle
+from swinumamba_monai.tasks import find_task
+
+OF_TASK = {"abdomen_mri": {"spacing": [6.0, 7.0]}, "endoscopy": {}, "microscopy": {"min_size": 2}}
+
+
+@dataclass
+class Small:
+    """What a test needs of a bundle.
+
+    Args:
+        task: its name.
+        folder: folder of its two images.
+        checkpoint: weights of the small network.
+        options: the network's, for the config.
+    """
+
+    task: str
+    folder: Path
+    checkpoint: Path
+    options: dict = field(default_factory=dict)
+
+    @property
+    def images(self) -> list[Path]:
+        return sorted(self.folder.iterdir())
+
+    def words(self, output_dir: Path, *further: object) -> list[str]:
+        """The command line behind ``python -m swinumamba_monai``."""
+        given = [f"{name}={value}".replace(" ", "") for name, value in self.options.items()]
+        words = ["predict", self.task, self.folder, "--output_dir", output_dir, "--checkpoint", self.checkpoint]
+        return [str(word) for word in (*words, "--device", "cpu", *further, "--set", *given)]
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory):
+    made = {}
+
+    def get(task: str) -> Small:
+        if task not in made:
+            place = tmp_path_factory.mktemp(task)
+            find_task(task).synthesize(place / "data", num_train=1, num_validation=1, num_test=2, **SIZES[task])
+            (place / "my_images").mkdir()
+            for image in sorted((place / "data" / "images").iterdir())[:2]:
+                (place / "my_images" / image.name).write_bytes(image.read_bytes())
+            options = {**NETWORK, **OF_TASK[task]}
+            torch.manual_seed(1)
+            network = build_bundle_network(find_bundle(task) / "configs" / "inference.json", options)
+            torch.save(network.state_dict(), place / "model.pt")
+            made[task] = Small(task, place / "my_images", place / "model.pt", options)
+        return made[task]
+
+    return get
+
+
+SIZES = {
+    "abdomen_mri": {"image_size": (48, 64), "num_slices": 4},
+    "endoscopy": {"image_size": (64, 96)},
+    "microscopy": {"image_size": (64, 80)},
+}
+NETWORK = {
+    "network_def#feature_size": 8,
+    "network_def#depths": [1, 1, 1, 1],
+    "network_def#decoder_depths": [1, 1, 1],
+    "network_def#d_state": 2,
+    "roi_size": [64, 64],
+}

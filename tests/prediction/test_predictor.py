@@ -1,0 +1,219 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The predictor gives what the bundle's inference writes, of files and of arrays in every layout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.bundle import ConfigWorkflow
+from skimage.measure import regionprops
+
+from swinumamba_monai import Predictor
+from swinumamba_monai.data import read_image
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.prediction import find_bundle
+from swinumamba_monai.tasks import TASKS
+
+
+def predictor_of(small, **options) -> Predictor:
+    return Predictor(small.task, small.checkpoint, device="cpu", **{**small.options, **options})
+
+
+@pytest.fixture(scope="module")
+def cells(small_bundle) -> Predictor:
+    return predictor_of(small_bundle("microscopy"))
+
+
+@pytest.fixture(scope="module")
+def image(small_bundle) -> np.ndarray:
+    return read_image(small_bundle("microscopy").images[0])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_labels_are_those_of_the_bundles_inference(task, small_bundle, tmp_path, monkeypatch):
+    small = small_bundle(task)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    workflow = ConfigWorkflow(
+        config_file=str(find_bundle(task) / "configs" / "inference.json"),
+        workflow_type="infer",
+        run_id="inference",
+        logging_file=False,
+        bundle_root=str(tmp_path),
+        dataset_dir=str(small.folder),
+        output_dir=str(tmp_path / "out"),
+        ckpt_path=str(small.checkpoint),
+        device="cpu",
+        num_workers=0,
+        **small.options,
+    )
+    workflow.initialize()
+    workflow.run()
+    predictor = predictor_of(small)
+    for path in small.images:
+        (file,) = (tmp_path / "out").glob(f"{path.name.split('.')[0]}_*s.*")
+        written = np.asarray(nib.load(file).dataobj) if task == "abdomen_mri" else read_image(file)
+        labels, table = predictor(path)
+        np.testing.assert_array_equal(labels, written)
+        assert labels.dtype == np.int32 and len(np.unique(labels)) > 2, "random weights, but they must find something"
+        assert table["label"].tolist() == np.unique(labels)[1:].tolist()
+
+
+class TestArrays:
+    def test_are_as_good_as_files(self, cells, image, small_bundle):
+        from_file = cells(small_bundle("microscopy").images[0])
+        for array in (image, image.tolist(), np.asfortranarray(image), image.astype(np.uint16)):
+            from_array = cells(array)
+            np.testing.assert_array_equal(from_array.labels, from_file.labels)
+            assert all(np.array_equal(from_array.table[name], from_file.table[name]) for name in from_file.table)
+
+    def test_of_colours_and_of_one_channel(self, cells, image):
+        gray = image if image.ndim == 2 else image[..., 0]
+        expected = cells(gray).labels
+        for array in (gray[..., None], np.dstack([gray] * 3), np.dstack([gray] * 4)):
+            np.testing.assert_array_equal(cells(array).labels, expected)
+        assert cells(np.dstack([gray, gray])).labels.shape == gray.shape
+
+    def test_a_stack_is_predicted_slice_by_slice(self, cells, image):
+        slices = np.stack([image, np.zeros_like(image), image[::-1]])
+        alone = [cells(part) for part in slices]
+        labels, table = cells(slices, stack=True)
+        assert labels.shape == (3, *image.shape[:2])
+        for part, found in zip(labels, alone, strict=True):
+            np.testing.assert_array_equal(part > 0, found.labels > 0)
+        counts = [found.labels.max() for found in alone]
+        assert np.unique(labels[2])[1:].tolist() == list(range(sum(counts[:2]) + 1, sum(counts) + 1))
+        np.testing.assert_array_equal(table["slice"], np.repeat([0, 1, 2], counts))
+        np.testing.assert_array_equal(table["label"], np.arange(1, sum(counts) + 1))
+
+    def test_classes_of_a_stack_keep_their_numbers(self, small_bundle):
+        predictor = predictor_of(small_bundle("endoscopy"))
+        frame = read_image(small_bundle("endoscopy").images[0])
+        alone = predictor(frame)
+        labels, table = predictor(np.stack([frame, frame]), stack=True)
+        np.testing.assert_array_equal(labels, np.stack([alone.labels] * 2))
+        assert table["name"].tolist() == alone.table["name"].tolist() * 2
+
+    def test_are_left_as_they_are(self, cells, image):
+        array = image.astype(np.float32)
+        cells(array)
+        np.testing.assert_array_equal(array, image)
+
+    @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (7, 5, 3)])
+    def test_of_any_size(self, cells, shape):
+        assert cells(np.random.default_rng(0).random(shape)).labels.shape == shape[:2]
+
+    @pytest.mark.parametrize(
+        ("array", "stack", "words"),
+        [
+            (np.zeros((5, 40, 50)), False, r"has the shape \(5, 40, 50\); give .* stack=True"),
+            (np.zeros(7), False, r"has the shape \(7,\)"),
+            (np.zeros((40, 50)), True, r"give \(Z, H, W\)"),
+            (np.zeros((2, 40, 50, 7)), True, "C up to 4"),
+            (np.zeros((0, 4)), False, "which is none"),
+            (np.full((4, 4), np.nan), False, "NaN or infinite"),
+            (np.zeros((4, 4), complex), False, "pixels of type complex"),
+            ("nowhere.png", False, "nowhere.png does not exist"),
+            ("a.tif", True, "a.tif is a file, and a stack is an array"),
+        ],
+    )
+    def test_that_cannot_be_used_are_one_sentence(self, cells, array, stack, words):
+        with pytest.raises(InputError, match=words):
+            cells(array, stack=stack)
+
+    def test_of_volumes_are_not_taken(self, small_bundle):
+        with pytest.raises(InputError, match="needs the geometry of a volume; give the path"):
+            predictor_of(small_bundle("abdomen_mri"))(np.zeros((4, 4, 4)))
+
+
+class TestTable:
+    def test_is_what_regionprops_says(self, cells, image):
+        found = cells(image)
+        regions = regionprops(found.labels, image)
+        for row, region in enumerate(regions):
+            values = {name: column[row] for name, column in found.table.items()}
+            assert (values["label"], values["area"]) == (region.label, region.area)
+            assert (values["centroid-0"], values["centroid-1"]) == pytest.approx(region.centroid)
+            assert tuple(values[f"bbox-{side}"] for side in range(4)) == region.bbox
+            means = [value for name, value in values.items() if name.startswith("intensity_mean")]
+            assert means == pytest.approx(np.atleast_1d(region.intensity_mean).tolist()), "of the image as it was read"
+
+    def test_the_score_is_the_mean_probability(self, small_bundle, image):
+        found = predictor_of(small_bundle("microscopy"), save_probabilities=True)(image)
+        foreground = 1 - np.asarray(found.data["probabilities"][0])
+        expected = [foreground[found.labels == number].mean() for number in found.table["label"]]
+        np.testing.assert_allclose(found.table["score"], expected, atol=1e-6)  # sums of float32
+
+    def test_the_score_of_a_class_is_that_of_its_pixels(self, small_bundle):
+        small = small_bundle("endoscopy")
+        found = predictor_of(small, save_probabilities=True)(small.images[0])
+        probabilities = np.asarray(found.data["probabilities"])
+        expected = [probabilities[number][found.labels == number].mean() for number in found.table["label"]]
+        np.testing.assert_allclose(found.table["score"], expected, atol=1e-6)
+        assert set(found.table["name"]) <= set(predictor_of(small).class_names.values())
+
+    def test_nothing_found_is_an_empty_table_and_a_doubt(self, small_bundle, image, caplog):
+        predictor = predictor_of(small_bundle("microscopy"), min_size=10**6)
+        found = predictor(image)
+        assert not found.labels.any() and {len(column) for column in found.table.values()} == {0}
+        assert found.doubts and "nothing was found" in caplog.text
+        assert not predictor(np.full((20, 20), 7)).doubts, "in a flat image there is nothing to find"
+
+
+class TestOptions:
+    def test_go_to_the_config(self, small_bundle, image):
+        small = small_bundle("microscopy")
+        assert len(predictor_of(small, min_size=30)(image).table["label"]) < len(
+            predictor_of(small)(image).table["label"]
+        )
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"min_sise": 3}, "--min_sise is no option of this config; did you mean --min_size"),
+            ({"min_size": "many"}, "--min_size must be a whole number"),
+            ({"device": "warp"}, "device 'warp' cannot be used"),
+            ({"checkpoint": "nowhere.pt"}, "there are no weights nowhere.pt"),
+            ({"bundle": "telescopy"}, "'telescopy' is no task .* and no folder of a bundle"),
+            ({"num_classes": 5}, "does not fit|has no|shape"),
+        ],
+    )
+    def test_that_cannot_be_are_one_sentence(self, small_bundle, given, words):
+        small = small_bundle("microscopy")
+        with pytest.raises(InputError, match=words):
+            Predictor(**{"bundle": small.task, "checkpoint": small.checkpoint, **small.options, **given})
+
+    def test_a_bundle_without_weights_says_so(self):
+        with pytest.raises(InputError, match="train the bundle endoscopy first, or give a checkpoint"):
+            Predictor("endoscopy")
+
+    def test_several_checkpoints_are_an_ensemble(self, small_bundle, image):
+        small = small_bundle("microscopy")
+        twice = Predictor(small.task, [small.checkpoint] * 2, device="cpu", **small.options)
+        np.testing.assert_array_equal(twice(image).labels, predictor_of(small)(image).labels)
+
+
+class TestLocation:
+    def test_a_bundle_of_the_working_directory_is_not_taken_for_its_name(self, tmp_path, monkeypatch):
+        (tmp_path / "microscopy" / "configs").mkdir(parents=True)
+        (tmp_path / "microscopy" / "configs" / "inference.json").write_text("{}")
+        monkeypatch.chdir(tmp_path)
+        assert not find_bundle("microscopy").is_relative_to(tmp_path)
+        assert find_bundle("./microscopy") == find_bundle("microscopy", ".") == tmp_path / "microscopy"
+        assert find_bundle("microscopy", tmp_path / "microscopy") == tmp_path / "microscopy"
+
+    def test_without_the_repository_the_sentence_says_how_to_get_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("swinumamba_monai.prediction.location.__file__", str(tmp_path / "a" / "b" / "c.py"))
+        monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+        with pytest.raises(InputError, match=r"bundles are no part of the package.*download.*bundle_dir"):
+            Predictor("microscopy")
+
+
+def test_the_package_is_light_and_has_the_predictor():
+    code = "import sys, swinumamba_monai as s; assert 'Predictor' in dir(s); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "monai", "numpy", "skimage"} & set(loaded)
