@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     doubtful = f", {len(report.warned)} to look at" if report.warned else ""
     images = f"{report.predicted + report.finished} images{before}, {report.objects} objects{doubtful}"
     print(f"{arguments.output_dir}: {images}: {', '.join(report.files)}")
-    for sentence in report.failed.values():
+    for line in report.passed_over:
+        print(line)
+    for sentence in report.failed:
         print(f"problem: {sentence}", file=sys.stderr)
     if report.failed:
         raise InputError(f"{len(report.failed)} of the images could not be predicted; they are named above.")

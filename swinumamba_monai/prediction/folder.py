@@ -52,7 +52,8 @@ class Report:
         predicted: number of images that were predicted now.
         finished: number of images that had been finished before.
         objects: number of objects in all of them.
-        failed: the images that could not be predicted, each with a sentence.
+        failed: a sentence on each image that could not be predicted.
+        passed_over: a line on each folder in which there is something else than images.
         warned: the images whose answer is to be looked at.
         files: names of what was written; NAME stands for an image's.
     """
@@ -60,7 +61,8 @@ class Report:
     predicted: int = 0
     finished: int = 0
     objects: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
     warned: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
@@ -102,10 +104,14 @@ def predict_images(
     predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": str(output_dir)})
     if predictor.of_volumes and set(formats) - {"masks"}:
         raise InputError(f"{predictor.bundle_dir.name} writes volumes, which have no outlines; leave --format out.")
-    found = dict.fromkeys(image for path in images for image in predictor.list_images(path))
+    inputs = [predictor.list_images(path) for path in images]
+    found = dict.fromkeys(item["image"] for items in inputs for item in items)
     job = _Job(predictor, Path(output_dir), formats, list(found), "" if count == 1 else f"_{number}of{count}")
     job.open(options, overwrite)
-    return job.run(sorted(job.names)[number - 1 :: count], progress)
+    report = job.run(sorted(job.names)[number - 1 :: count], progress)
+    report.failed += [sentence for items in inputs for sentence in items.bad]
+    report.passed_over = [items.summary() for items in inputs if items.not_taken]
+    return report
 
 
 class _Job:
@@ -167,7 +173,7 @@ class _Job:
             with summary.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
             if row["error"]:
-                report.failed[self.names[name]] = row["error"]
+                report.failed.append(row["error"])
         report.predicted = len(waiting) - len(report.failed)
         report.objects = sum(int(row["objects"] or 0) for row in mine.values())
         report.warned = [row["image"] for row in mine.values() if row["warnings"]]

@@ -26,6 +26,7 @@ from monai.utils import convert_to_numpy, ensure_tuple
 
 from swinumamba_monai.bundle_options import check_option
 from swinumamba_monai.data.files.images import MAX_CHANNELS, ImageFileReader, check_pixels
+from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError, find_input_error, quoted
 from swinumamba_monai.inference.polygons import class_names
@@ -138,15 +139,17 @@ class Predictor:
         self._scores_key = keys[0] if keys else None
         self.class_names = None if keys else class_names(self.bundle_dir / "configs" / "metadata.json")
 
-    def list_images(self, path: str | PathLike) -> list[str]:
+    def list_images(self, path: str | PathLike) -> Inputs:
         """What there is to predict in a file, a folder or a prepared dataset, as the bundle's inference finds it.
+
+        None is read yet. What could not even be listed, such as a video of no kind, is under ``bad``.
 
         Raises:
             InputError: there is nothing that the bundle can read.
         """
         with _plain_errors():
-            self._config["dataset_dir"] = str(path)
-            return [item["image"] for item in self._config.get_parsed_content("dataset#data")]
+            self._config.update({"dataset_dir": str(path), "check_images": False, "skip_bad": True})
+            return self._config.get_parsed_content("dataset#data")
 
     def __call__(self, image: np.ndarray | str | PathLike, stack: bool = False) -> Prediction:
         """Predict one image, or the slices of a stack one by one.

@@ -73,14 +73,16 @@ def test_nothing_passed_over_is_no_warning(tmp_path, caplog):
 
 
 def test_a_stray_dicom_file_does_not_hide_the_volumes(tmp_path, caplog):
+    folder = tmp_path / "data"
+    folder.mkdir()
     for name in ("a.nii.gz", "b.nii"):
-        nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / name)
-    dicom(tmp_path / "stray.dcm")
-    dicom(tmp_path / "series" / "1.dcm")
-    items = load_volumes(tmp_path)
-    assert names(items) == ["a.nii.gz", "b.nii", "series.dicom"]
-    assert items.not_taken == {".dcm files": ["stray.dcm"]}
-    assert "1 .dcm files (stray.dcm)" in caplog.text
+        nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), folder / name)
+    dicom(folder / "stray.dcm")
+    (folder / "notes.txt").write_text("none")
+    items = load_volumes(folder)
+    assert names(items) == ["data.dicom", "a.nii.gz", "b.nii"]
+    assert items.not_taken == {".txt files": ["notes.txt"]}
+    assert "1 .txt files (notes.txt)" in caplog.text
 
 
 def spoil(folder: Path) -> None:

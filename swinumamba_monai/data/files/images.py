@@ -87,6 +87,8 @@ def _read(path: PathLike, indices: bool = False) -> np.ndarray:
             f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or not a "
             f"{suffix} file, so replace it."
         ) from error
+    if image.ndim not in (2, 3):
+        raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
     return check_pixels(image, path)
 
 
@@ -102,8 +104,6 @@ def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
     """
     if image.size == 0:
         raise InputError(f"{source} has {image.shape} pixels, which is none; it is damaged.")
-    if image.ndim not in (2, 3):
-        raise InputError(f"{source} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
     if image.dtype == bool:
         image = image.astype(np.uint8) * 255
     if image.dtype.kind not in "uif":
