@@ -204,18 +204,19 @@ def read_weights(path: str | PathLike) -> dict[str, Tensor]:
     return _find_weights(read_checkpoint(path), str(path))
 
 
-def find_checkpoint(folder: str | PathLike, name: str = "model") -> str:
+def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | None = None) -> str:
     """The trained network of a folder: ``model.pt``, which training writes, else ``model.safetensors``, which ships.
 
     Args:
         folder: folder to look into.
         name: name of the files, without suffix.
+        shipped: name of the file that ships, where it is another.
 
     Returns:
         the path of one that exists, or of ``model.pt``, so that a sentence on the missing file names that.
     """
-    trained, shipped = (Path(folder) / f"{name}{suffix}" for suffix in (".pt", ".safetensors"))
-    return str(shipped if shipped.is_file() and not trained.is_file() else trained)
+    trained, delivered = Path(folder) / f"{name}.pt", Path(folder) / f"{shipped or name}.safetensors"
+    return str(delivered if delivered.is_file() and not trained.is_file() else trained)
 
 
 def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:

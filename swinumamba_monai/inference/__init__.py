@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "inference.mirroring": ["MirrorInferer"],
         "inference.overlay": ["Overlayd"],
         "inference.polygons": ["PolygonWriter", "geojson"],
+        "inference.rescaling": ["RescalingInferer"],
         "inference.restore": ["RestoreVolumed"],
         "inference.uncertainty": ["Entropyd", "Probabilitiesd", "class_scores", "entropy_map"],
         "inference.writers": ["ClassWriter", "InstanceWriter", "MapWriter", "PictureWriter", "VolumeWriter"],

@@ -21,6 +21,8 @@ class MirrorInferer(Inferer):
         inferer: inferer that cuts an image into windows (b, c, h, w) and puts their logits together.
         mirror_axes: axes to mirror, 0 for top and bottom, 1 for left and right. With both there are four passes, with
             none there is one, and this is ``inferer`` itself.
+        vector_channels: the two channels, if there are any, that are the parts of a direction along rows and along
+            columns: their signs change where the image is mirrored along that axis.
 
     Raises:
         InputError: there are other axes.
@@ -30,11 +32,14 @@ class MirrorInferer(Inferer):
     tensor([[[[3.0000, 3.5000, 4.0000, 4.5000]]]])
     """
 
-    def __init__(self, inferer: Inferer, mirror_axes: Sequence[int] = ()) -> None:
+    def __init__(
+        self, inferer: Inferer, mirror_axes: Sequence[int] = (), vector_channels: Sequence[int] = ()
+    ) -> None:
         if not set(mirror_axes) <= {0, 1}:
             raise InputError(f"mirror_axes can hold 0 (top and bottom) and 1 (left and right), not {mirror_axes}.")
         self.inferer = inferer
         axes = [axis + 2 for axis in sorted(set(mirror_axes))]
+        self.vector_channels = tuple(vector_channels)
         self.flips = [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
@@ -50,7 +55,11 @@ class MirrorInferer(Inferer):
         def mean(window: Tensor, *args: object, **kwargs: object) -> Tensor:
             total = network(window, *args, **kwargs)
             for flip in self.flips[1:]:
-                total = total + torch.flip(network(torch.flip(window, flip), *args, **kwargs), flip)
+                seen = torch.flip(network(torch.flip(window, flip), *args, **kwargs), flip)
+                for axis, channel in enumerate(self.vector_channels, start=2):
+                    if axis in flip:
+                        seen[:, channel] *= -1
+                total = total + seen
             return total / len(self.flips)
 
         return self.inferer(inputs, mean, *args, **kwargs)

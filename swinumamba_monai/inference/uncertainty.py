@@ -58,19 +58,25 @@ class Probabilitiesd(MapTransform):
     Args:
         keys: key of the logits.
         probabilities_key: key of the probabilities, which have the shape and the metadata of the logits.
+        num_classes: how many of the channels, from the first on, are logits; None for all.
         allow_missing_keys: whether absent logits are passed over, instead of being an error.
     """
 
     def __init__(
-        self, keys: KeysCollection, probabilities_key: str = "probabilities", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        probabilities_key: str = "probabilities",
+        num_classes: int | None = None,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.probabilities_key = probabilities_key
+        self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         result = dict(data)
         for key in self.key_iterator(result):
-            result[self.probabilities_key] = result[key].float().softmax(0)
+            result[self.probabilities_key] = result[key][: self.num_classes].float().softmax(0)
         return result
 
 
@@ -80,16 +86,24 @@ class Entropyd(MapTransform):
     Args:
         keys: key of the logits.
         entropy_key: key of the entropy, (1, ...) float32 with the metadata of the logits.
+        num_classes: how many of the channels, from the first on, are logits; None for all.
         allow_missing_keys: whether absent logits are passed over, instead of being an error.
     """
 
-    def __init__(self, keys: KeysCollection, entropy_key: str = "entropy", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        entropy_key: str = "entropy",
+        num_classes: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.entropy_key = entropy_key
+        self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         result = dict(data)
         for key in self.key_iterator(result):
-            entropy = entropy_map(convert_to_tensor(result[key], track_meta=False))
+            entropy = entropy_map(convert_to_tensor(result[key][: self.num_classes], track_meta=False))
             result[self.entropy_key] = convert_to_dst_type(entropy, result[key], dtype=torch.float32)[0]
         return result

@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from swinumamba_monai.inference.mirroring import MirrorInferer
+from swinumamba_monai.inference.rescaling import RescalingInferer
 
 __all__ = ["count_windows", "counting"]
 
 PATIENCE = 3  # seconds that an image may take before a bar appears for it
 
 
-def count_windows(inferer: MirrorInferer, shape: Sequence[int]) -> int:
-    """How many windows the network sees of an image, mirror images counted.
+def count_windows(inferer: MirrorInferer | RescalingInferer, shape: Sequence[int]) -> int | None:
+    """How many windows the network sees of an image, mirror images counted; None where it depends on the cells' size.
 
     Args:
         inferer: around a sliding window in two dimensions, also slice by slice.
         shape: spatial shape of the image as the inferer gets it.
     """
+    if isinstance(inferer, RescalingInferer):
+        return count_windows(inferer.inferer, shape) if inferer.diameter is None else None
     window: SlidingWindowInferer = inferer.inferer
     sides = (*window.roi_size, 1)[: len(shape)]
     count = len(inferer.flips)
@@ -36,12 +39,12 @@ def count_windows(inferer: MirrorInferer, shape: Sequence[int]) -> int:
 
 
 @contextmanager
-def counting(network: nn.Module, windows: int, shown: bool) -> Iterator[Callable[..., Tensor]]:
+def counting(network: nn.Module, windows: int | None, shown: bool) -> Iterator[Callable[..., Tensor]]:
     """The network, with a bar of the windows that it has seen once the image takes long.
 
     Args:
         network: maps windows (b, c, h, w) to logits.
-        windows: how many there will be.
+        windows: how many there will be; None if that is not known.
         shown: whether there is a bar at all.
     """
     with tqdm(total=windows, unit="window", delay=PATIENCE, leave=False, disable=not shown) as bar:

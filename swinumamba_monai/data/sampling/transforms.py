@@ -50,7 +50,7 @@ class ToRGB(Transform):
             return torch.cat([image, torch.zeros_like(image[:1])])
         if channels in (3, 4):
             return image[:3]
-        raise InputError(f"The image has {channels} channels, but 1 to 4 can be made RGB; keep the ones that matter.")
+        raise InputError(f"The image has {channels} channels, but 1 to 4 can be made RGB; name one with --channel.")
 
 
 class ToRGBd(MapTransform):
@@ -59,27 +59,42 @@ class ToRGBd(MapTransform):
     Args:
         keys: the images.
         in_channels: of the network that will see them.
+        channel: the number of the one channel that is looked at, from 0; None for all of them.
         allow_missing_keys: skip keys that are not there.
 
     Raises:
-        InputError: ``in_channels`` is not 3.
+        InputError: ``in_channels`` is not 3, or an image has no such channel.
     """
 
     backend = ToRGB.backend
 
-    def __init__(self, keys: KeysCollection, in_channels: int = 3, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        in_channels: int = 3,
+        channel: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         if in_channels != 3:
             raise InputError(
                 f"in_channels is {in_channels}, but every image becomes RGB, gray ones too: leave it at 3, or take "
                 "ToRGBd out of the config."
             )
+        if channel is not None and (not isinstance(channel, int) or channel < 0):
+            raise InputError(f"channel is {channel}, but it is a whole number; the first channel is 0.")
         super().__init__(keys, allow_missing_keys)
+        self.channel = channel
         self.convert = ToRGB()
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         items = dict(data)
         for key in self.key_iterator(items):
-            items[key] = self.convert(items[key])
+            image = items[key]
+            if self.channel is not None:
+                if self.channel >= image.shape[0]:
+                    raise InputError(f"The image has {image.shape[0]} channels, so there is no channel {self.channel}.")
+                image = image[self.channel : self.channel + 1]
+            items[key] = self.convert(image)
         return items
 
 
