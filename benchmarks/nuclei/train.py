@@ -149,21 +149,28 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset_dir", type=Path, required=True, help="what `prepare microscopy` wrote")
     parser.add_argument("--output_dir", type=Path, required=True, help="for the weights and the log")
-    parser.add_argument("--steps", type=positive, default=6400)
-    parser.add_argument("--batch_size", type=positive, default=24)
-    parser.add_argument("--roi_size", type=positive, default=256, help="side of the crops")
+    parser.add_argument("--steps", type=at_least(1), default=6400)
+    parser.add_argument("--batch_size", type=at_least(1), default=24)
+    parser.add_argument("--roi_size", type=at_least(1), default=256, help="side of the crops")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and looks")
-    parser.add_argument("--num_workers", type=int, default=4, help="processes that prepare the images, 0: this one")
+    parser.add_argument(
+        "--num_workers", type=at_least(0), default=4, help="processes that prepare the images, 0: this one"
+    )
     parser.add_argument("--device", default=None, help="a GPU if there is one")
     parser.add_argument("--quick", action="store_true", help="a toy network and a few steps: shows that it runs")
     return parser
 
 
-def positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {number}")
-    return number
+def at_least(least: int) -> Callable[[str], int]:
+    """Reads an option that is a whole number from ``least`` on."""
+
+    def whole_number(text: str) -> int:
+        if (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
+        return number
+
+    return whole_number
 
 
 def run(arguments: argparse.Namespace, report: Callable[[str], object]) -> None:
