@@ -32,6 +32,7 @@ _MACROS = ("$", "@", "%")  # a value that begins with one is an expression of MO
 # Whole numbers that cannot be 0, and sizes.
 _COUNTS = "max_epochs iterations_per_epoch batch_size sw_batch_size val_interval log_interval".split()
 _COUNTS += "picture_interval mask_patch_size in_channels num_classes".split()
+_WHOLE = (*_COUNTS, "min_size")  # whole numbers, also where the config computes its own
 _SIZES = ("roi_size", "spatial_size")
 _FLAG = re.compile("--|-[a-zA-Z]")
 
@@ -111,13 +112,14 @@ def _check_kind(name: str, value: object, default: object) -> None:
             raise InputError(f"--device must be one like cpu, cuda or cuda:1, got {shown(value)}.") from error
     elif isinstance(default, bool):
         is_on(value)
-    elif isinstance(default, (int, float)):
-        whole = isinstance(default, int)
+    elif isinstance(default, (int, float)) or name in _WHOLE:
+        whole = not isinstance(default, float)
         kind = "a whole number" if whole else "a number"
         least = 1 if name in _COUNTS else 0
         is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        example = f", such as {default}" if isinstance(default, (int, float)) else ""
         if not (is_number and least <= value < math.inf):
-            raise InputError(f"--{name} must be {kind} from {least} on, such as {default}; got {shown(repr(value))}.")
+            raise InputError(f"--{name} must be {kind} from {least} on{example}; got {shown(repr(value))}.")
     elif name in _SIZES:
         sides = value if isinstance(value, (list, tuple)) else [value] * len(default)
         if len(sides) != len(default) or not all(type(side) is int and side > 0 for side in sides):

@@ -32,9 +32,7 @@ class MirrorInferer(Inferer):
     tensor([[[[3.0000, 3.5000, 4.0000, 4.5000]]]])
     """
 
-    def __init__(
-        self, inferer: Inferer, mirror_axes: Sequence[int] = (), vector_channels: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, inferer: Inferer, mirror_axes: Sequence[int] = (), vector_channels: Sequence[int] = ()) -> None:
         if not set(mirror_axes) <= {0, 1}:
             raise InputError(f"mirror_axes can hold 0 (top and bottom) and 1 (left and right), not {mirror_axes}.")
         self.inferer = inferer

@@ -99,7 +99,9 @@ def _measure(output_at: Callable[[float], Tensor], shape: tuple[int, int]) -> fl
     first = min(1.0, FIRST_LOOK / max(shape))
     looks = [_look(output_at, first)]
     if looks[0][0] < FEW:
-        looks += [_look(output_at, first * factor) for factor in (1 / 3, 3) if max(shape) * first * factor <= FIRST_LOOK]
+        looks += [
+            _look(output_at, first * factor) for factor in (1 / 3, 3) if max(shape) * first * factor <= FIRST_LOOK
+        ]
     return max(looks, key=lambda look: look[0])[1]
 
 

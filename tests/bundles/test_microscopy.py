@@ -345,7 +345,7 @@ def test_evaluation_writes_its_report(trained, dataset, tmp_path):
     assert training["seed"] == 0 and training["seconds"] > 0 and training["parameters"] > 1000
     assert summary["columns"]["f1"]["n"] == 2
     assert summary["columns"]["f1"]["mean"] == pytest.approx(np.mean([float(row["f1"]) for row in rows]), abs=1e-6)
-    assert {"val_dice_interior", "val_dice_boundary"} <= summary["columns"].keys()
+    assert {"f1", "dice"} <= summary["columns"].keys()
     assert summary["columns"]["f1_corrected"]["n"] == 2
     assert (tmp_path / "classes.csv").read_text().startswith("score,reading,class,mean,std,low,high,n,n_present\n")
     for name in ("predictions.png", "worst_cases.png", "scores.png"):
@@ -390,7 +390,7 @@ class TestBadInput:
         if damage == "size":
             Image.fromarray(np.zeros((64, 63), np.uint16)).save(label)
         elif damage == "rgb":
-            Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(label)
+            Image.fromarray(np.eye(64, dtype=np.uint8)[..., None] * np.uint8([200, 0, 90])).save(label)
         elif damage == "truncated":
             label.write_bytes(label.read_bytes()[:100])
         else:

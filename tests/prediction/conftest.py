@@ -14,7 +14,7 @@ from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.prediction import find_bundle
 from swinumamba_monai.tasks import find_task
 
-OF_TASK = {"abdomen_mri": {"spacing": [6.0, 7.0]}, "endoscopy": {}, "microscopy": {"min_size": 2}}
+OF_TASK = {"abdomen_mri": {"spacing": [6.0, 7.0]}, "endoscopy": {}, "microscopy": {"min_size": 2, "target": "classes"}}
 
 
 @dataclass
