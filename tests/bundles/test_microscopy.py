@@ -368,6 +368,47 @@ def test_inference_writes_instances_of_the_images_size(trained, tmp_path, extens
     assert all(read_image(file).dtype == np.uint16 for file in out.iterdir())
 
 
+class TestTargets:
+    """Flows are the default, the paper's three classes an option."""
+
+    def test_the_papers_classes(self, dataset, tmp_path):
+        run("train", tmp_path, dataset_dir=str(dataset), target="classes", **SHORT)
+        run("evaluate", tmp_path, dataset_dir=str(dataset), target="classes", output_dir=str(tmp_path), **NETWORK)
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert {"f1", "val_dice_interior", "val_dice_boundary"} <= summary["columns"].keys()
+        given = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / "out"), **NETWORK}
+        run("inference", tmp_path, target="classes", **given)
+        assert len(list((tmp_path / "out").iterdir())) == summary["columns"]["f1"]["n"]
+        sentence = refusal("inference", tmp_path, **given)  # its three channels are no flows
+        assert "4" in sentence and "3" in sentence
+
+    def test_there_is_no_other(self, dataset, tmp_path):
+        sentence = refusal("train", tmp_path, dataset_dir=str(dataset), target="class", **SHORT)
+        assert sentence == "target is class, but it can be flows or classes."
+
+    @pytest.mark.parametrize("of", [{"channel": 2}, {"invert": True}])
+    def test_one_channel_and_inverted_images(self, of, trained, tmp_path):
+        folder = tmp_path / "images"
+        folder.mkdir()
+        image = np.zeros((64, 80, 3), np.uint8)
+        image[..., 2] = np.arange(80)
+        image[5, 5, 0] = 200
+        Image.fromarray(image).save(folder / "a.png")
+        seen = {}
+
+        def remember(workflow):
+            seen["image"] = workflow.parser.get_parsed_content("dataset")[0]["image"].numpy()
+
+        given = {"dataset_dir": str(folder), "output_dir": str(tmp_path / "out"), **NETWORK}
+        run("inference", trained, remember, **given, **of)
+        along = seen["image"][2, 20]  # a row of the blue ramp
+        if "channel" in of:
+            assert (np.diff(along) >= 0).all() and along[8] < along[-8]
+            assert (seen["image"] == seen["image"][:1]).all()
+        else:
+            assert (np.diff(along) <= 0).all() and along[8] > along[-8]
+
+
 class TestBadInput:
     """One sentence each, before training starts, and nothing overwritten."""
 

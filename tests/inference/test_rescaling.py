@@ -1,0 +1,66 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Images whose cells have a size that the network does not know are resized before it, and its output after."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.inferers import SimpleInferer
+
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference import RescalingInferer
+from swinumamba_monai.inference.rescaling import median_diameter
+from swinumamba_monai.instances import find_cells, flow_targets
+
+
+def discs(diameter: float, side: int, apart: int) -> np.ndarray:
+    """Instance map (side, side) with discs in rows and columns."""
+    ids = np.zeros((side, side), np.int32)
+    rows, columns = np.mgrid[:side, :side]
+    places = range(apart // 2, side - apart // 4, apart)
+    for number, (y, x) in enumerate(((y, x) for y in places for x in places), start=1):
+        ids[(rows - y) ** 2 + (columns - x) ** 2 <= (diameter / 2) ** 2] = number
+    return ids
+
+
+class Picky:
+    """A perfect network that finds nothing unless the cells are 9 to 64 pixels wide; it remembers what it saw."""
+
+    def __init__(self, ids: np.ndarray, diameter: float) -> None:
+        self.ids, self.diameter, self.sizes = ids, diameter, []
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(tuple(image.shape[2:]))
+        if not 9 <= self.diameter * image.shape[2] / self.ids.shape[0] <= 64:
+            return torch.tensor([5.0, -5, 0, 0])[None, :, None, None].expand(1, 4, *image.shape[2:])
+        ids = F.interpolate(torch.from_numpy(self.ids)[None, None].float(), image.shape[2:], mode="nearest-exact")
+        target = torch.from_numpy(flow_targets(ids[0, 0].numpy().astype(np.int32)))
+        return torch.cat([10 - target[:1] * 20, torch.zeros_like(target[:1]), target[1:]])[None]
+
+
+@pytest.mark.parametrize("diameter, side, apart", [(120, 600, 150), (6, 120, 12), (20, 200, 40)])
+@pytest.mark.parametrize("given", ["auto", "pixels"])
+def test_cells_of_any_size_are_found(diameter: float, side: int, apart: int, given: str):
+    ids = discs(diameter, side, apart)
+    network = Picky(ids, diameter)
+    infer = RescalingInferer(SimpleInferer(), "auto" if given == "auto" else diameter)
+    found = find_cells(infer(torch.zeros(1, 3, side, side), network)[0])
+    assert found.shape == ids.shape
+    # Small cells may lose half a pixel all around on the way; the others are there with their size.
+    assert found.max() == ids.max()
+    assert median_diameter(found) == pytest.approx(diameter, rel=0.2)
+
+
+def test_without_a_diameter_nothing_is_resized():
+    network = Picky(discs(6, 120, 12), 6)
+    RescalingInferer(SimpleInferer())(torch.zeros(1, 3, 120, 120), network)
+    assert network.sizes == [(120, 120)]
+
+
+@pytest.mark.parametrize("diameter", [0, -3, float("nan"), "large", True])
+def test_no_diameter(diameter: object):
+    with pytest.raises(InputError, match="auto"):
+        RescalingInferer(SimpleInferer(), diameter)
