@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from monai.transforms import Compose
 from PIL import Image
-from tqdm import tqdm
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.files.images import read_image
@@ -31,6 +30,7 @@ from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.inference.writers import MAX_16_BIT
 from swinumamba_monai.painting import display_range, paint, palette
 from swinumamba_monai.prediction.predictor import Prediction, Predictor
+from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
 
 __all__ = ["FORMATS", "Report", "predict_images"]
@@ -165,15 +165,16 @@ class _Job:
         kept = mine if self.suffix else {name: row for name, row in self.rows.items() if name not in names} | mine
         _write_summary(summary, kept)
         waiting = [name for name in names if name not in mine]
-        bar = tqdm(waiting, unit="image", disable=not progress)
-        for name in bar:
-            bar.set_postfix_str(Path(name).name, refresh=False)
-            row = self._predict(name)
-            mine[name] = row
-            with summary.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-            if row["error"]:
-                report.failed.append(row["error"])
+        with bar_of(len(waiting), "image", disable=not progress) as bar:
+            for name in waiting:
+                bar.set_postfix_str(Path(name).name)
+                row = self._predict(name)
+                mine[name] = row
+                with summary.open("a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+                if row["error"]:
+                    report.failed.append(row["error"])
+                bar.update()
         report.predicted = len(waiting) - len(report.failed)
         report.objects = sum(int(row["objects"] or 0) for row in mine.values())
         report.warned = [row["image"] for row in mine.values() if row["warnings"]]

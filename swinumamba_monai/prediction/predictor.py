@@ -151,11 +151,11 @@ class Predictor:
             self._config.update({"dataset_dir": str(path), "check_images": False, "skip_bad": True})
             return self._config.get_parsed_content("dataset#data")
 
-    def __call__(self, image: np.ndarray | str | PathLike, stack: bool = False) -> Prediction:
+    def __call__(self, image: np.ndarray | torch.Tensor | str | PathLike, stack: bool = False) -> Prediction:
         """Predict one image, or the slices of a stack one by one.
 
         Args:
-            image: path of an image or volume; or an array of numbers (H, W), or (H, W, C) with up to four channels.
+            image: path of an image or volume; or an array or tensor (H, W), or (H, W, C) with up to four channels.
             stack: whether the array has slices as its first axis: (Z, H, W) or (Z, H, W, C).
 
         Raises:
@@ -168,7 +168,7 @@ class Predictor:
                 return self._predict(self._load({"image": str(image)})["image"])
         if self.of_volumes:
             raise InputError(f"{self.bundle_dir.name} needs the geometry of a volume; give the path of its file.")
-        array = check_pixels(np.asarray(image), "the array")
+        array = check_pixels(np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image), "the array")
         channels = array.shape[3 if stack else 2 :]
         if array.ndim - stack not in (2, 3) or (channels and channels[0] > MAX_CHANNELS):
             wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"

@@ -10,6 +10,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigWorkflow
 from skimage.measure import regionprops
 
@@ -66,7 +67,7 @@ def test_the_labels_are_those_of_the_bundles_inference(task, small_bundle, tmp_p
 class TestArrays:
     def test_are_as_good_as_files(self, cells, image, small_bundle):
         from_file = cells(small_bundle("microscopy").images[0])
-        for array in (image, image.tolist(), np.asfortranarray(image), image.astype(np.uint16)):
+        for array in (image, image.tolist(), np.asfortranarray(image), image.astype(np.uint16), torch.tensor(image)):
             from_array = cells(array)
             np.testing.assert_array_equal(from_array.labels, from_file.labels)
             assert all(np.array_equal(from_array.table[name], from_file.table[name]) for name in from_file.table)
