@@ -28,7 +28,7 @@ from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.folders import keep_folders, result_names
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.inference.writers import MAX_16_BIT
-from swinumamba_monai.painting import display_range, paint, palette
+from swinumamba_monai.painting import outlined
 from swinumamba_monai.prediction.predictor import Prediction, Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
@@ -40,8 +40,6 @@ SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
 OUTLINES, OBJECTS = "_outlines.png", "_objects.csv"  # what is added to the name of an image
 FURTHER = {"geojson": ".geojson", "roi": "_rois.zip"}  # the same of the formats
 COLUMNS = ("name", "image", "objects", "area_mean", "score_mean", "warnings", "error")
-GREEN = (0.1, 1.0, 0.1)
-MAX_PICTURE = 4096  # pixels of a side; of larger images the picture shows every second pixel, every third, ...
 
 
 @dataclass
@@ -92,8 +90,8 @@ def predict_images(
         of_predictor: ``checkpoint``, ``device`` and ``bundle_dir`` of the predictor.
 
     Raises:
-        InputError: no image, an option that cannot be, results of other images or settings in ``output_dir``, or a
-            place that cannot be written. What cannot be predicted is in the report instead.
+        InputError: no image at all, an option that cannot be, results of other images or settings in ``output_dir``, or
+            a place that cannot be written. What cannot be predicted is in the report instead.
     """
     number, count = share
     if not 1 <= number <= count:
@@ -104,12 +102,19 @@ def predict_images(
     predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": str(output_dir)})
     if predictor.of_volumes and set(formats) - {"masks"}:
         raise InputError(f"{predictor.bundle_dir.name} writes volumes, which have no outlines; leave --format out.")
-    inputs = [predictor.list_images(path) for path in images]
+    inputs, problems = [], []
+    for path in images:
+        try:
+            inputs.append(predictor.list_images(path))
+        except InputError as error:
+            problems.append(str(error))
+    if not inputs:
+        raise InputError(problems[0])
     found = dict.fromkeys(item["image"] for items in inputs for item in items)
     job = _Job(predictor, Path(output_dir), formats, list(found), "" if count == 1 else f"_{number}of{count}")
     job.open(options, overwrite)
     report = job.run(sorted(job.names)[number - 1 :: count], progress)
-    report.failed += [sentence for items in inputs for sentence in items.bad]
+    report.failed += [*problems, *(sentence for items in inputs for sentence in items.bad)]
     report.passed_over = [items.summary() for items in inputs if items.not_taken]
     return report
 
@@ -240,35 +245,6 @@ class _Job:
 
     def _read_mask(self, name: str) -> np.ndarray:
         return read_image(self._path(name, self.saved[0])).astype(np.int64)
-
-
-def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndarray:
-    """A picture of an image with the outlines of what was found in it.
-
-    Args:
-        image: gray or colour image (H, W) or (H, W, C), stretched from its 0.5 % to its 99.5 % quantile; of a volume
-            (X, Y, Z) the slice along Z is shown in which most was found.
-        labels: numbers of that shape without the channels, 0 is background.
-        one_colour: whether all outlines are green, which shows on gray and on stains; else every number has a colour.
-
-    Returns:
-        picture (H, W, 3), uint8; of an image with sides over ``MAX_PICTURE`` pixels every second pixel, third, ...
-    """
-    if labels.ndim == 3:
-        best = (labels > 0).sum((0, 1)).argmax()
-        image, labels = image[..., best], labels[..., best]
-    step = -(-max(labels.shape) // MAX_PICTURE)
-    image, labels = image[::step, ::step], labels[::step, ::step]
-    channels = image[..., :3] if image.ndim == 3 else image[..., None]
-    if channels.shape[-1] == 2:  # red and green, as the network sees them
-        channels = np.concatenate([channels, np.zeros_like(channels[..., :1])], -1)
-    low, span = display_range(channels)
-    picture = np.clip((channels - low) * (255 / span), 0, 255) * np.ones(3)
-    colours = palette(labels.max())
-    if one_colour:
-        colours[:] = GREEN
-    paint(picture, labels, 255 * colours, opacity=0)
-    return np.rint(picture).astype(np.uint8)
 
 
 def _read_summary(path: Path) -> dict[str, dict[str, str]]:

@@ -18,7 +18,6 @@ from skimage.measure import regionprops
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import read_image
 from swinumamba_monai.prediction import Predictor
-from swinumamba_monai.prediction.folder import outlined
 from swinumamba_monai.tasks import TASKS
 
 
@@ -194,6 +193,25 @@ class TestBadInput:
         assert f"problem: {small.images[0]}: RuntimeError: out of memory" in capsys.readouterr().err
         assert len(list(tmp_path.glob("*_instances.png"))) == 1
 
+    def test_a_path_that_leads_to_nothing_does_not_stop_the_rest(self, small, tmp_path, capsys):
+        (tmp_path / "notes.txt").write_text("notes")
+        wrong = [str(tmp_path / "nowhere"), str(tmp_path / "notes.txt")]
+        assert main([*small.words(tmp_path / "out")[:3], *wrong, *small.words(tmp_path / "out")[3:]]) == 1
+        printed = capsys.readouterr()
+        assert "2 images" in printed.out and "nowhere does not exist" in printed.err
+        assert "notes.txt has no image that can be read" in printed.err
+
+    def test_a_video_that_cannot_be_opened_does_not_stop_the_rest(self, small_bundle, tmp_path, capsys):
+        small = small_bundle("endoscopy")
+        frames = shutil.copytree(small.folder, tmp_path / "frames")
+        (frames / "broken.mp4").write_bytes(b"no video")
+        (frames / "notes.txt").write_text("notes")
+        words = [word if word != str(small.folder) else str(frames) for word in small.words(tmp_path / "out")]
+        assert main(words) == 1
+        printed = capsys.readouterr()
+        assert "2 images" in printed.out and "broken.mp4 cannot be opened as a video" in printed.err
+        assert "notes.txt" not in printed.err
+
     def test_a_doubt_is_in_the_summary_and_in_the_last_line(self, small, tmp_path, capsys):
         assert main([*small.words(tmp_path), "min_size=1000000"]) == 0
         assert all("nothing was found" in row["warnings"] for row in read_rows(tmp_path / "summary.csv"))
@@ -232,10 +250,3 @@ class TestBadInput:
     def test_volumes_have_no_outlines(self, small_bundle, tmp_path, capsys, name):
         assert main(small_bundle("abdomen_mri").words(tmp_path, "--format", name)) == 1
         assert "abdomen_mri writes volumes" in capsys.readouterr().err
-
-
-def test_the_picture_of_a_large_image_shows_every_second_pixel(monkeypatch):
-    monkeypatch.setattr("swinumamba_monai.prediction.folder.MAX_PICTURE", 10)
-    labels = np.zeros((8, 20), int)
-    assert outlined(np.zeros((8, 20, 2)), labels, True).shape == (4, 10, 3)
-    assert outlined(np.zeros((8, 10)), labels[:, :10], False).shape == (8, 10, 3)
