@@ -50,7 +50,7 @@ def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndar
 
     Args:
         image: gray or colour image (H, W) or (H, W, C), stretched from its 0.5 % to its 99.5 % quantile; of a volume
-            (X, Y, Z) the slice along Z is shown in which most was found.
+            (X, Y, Z) or (X, Y, Z, C) the slice along Z is shown in which most was found.
         labels: numbers of that shape without the channels, 0 is background.
         one_colour: whether all outlines are green, which shows on gray and on stains; else every number has a colour.
 
@@ -59,7 +59,7 @@ def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndar
     """
     if labels.ndim == 3:
         best = (labels > 0).sum((0, 1)).argmax()
-        image, labels = image[..., best], labels[..., best]
+        image, labels = image[:, :, best], labels[:, :, best]
     step = -(-max(labels.shape) // MAX_PICTURE)
     image, labels = image[::step, ::step], labels[::step, ::step]
     channels = image[..., :3] if image.ndim == 3 else image[..., None]

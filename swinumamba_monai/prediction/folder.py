@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from monai.transforms import Compose
+from monai.utils import ensure_tuple
 from PIL import Image
 
 from swinumamba_monai.atomic import replacing
@@ -110,8 +111,9 @@ def predict_images(
             problems.append(str(error))
     if not inputs:
         raise InputError(problems[0])
-    found = dict.fromkeys(item["image"] for items in inputs for item in items)
-    job = _Job(predictor, Path(output_dir), formats, list(found), "" if count == 1 else f"_{number}of{count}")
+    # An image may be several files, each a channel; it is called by the first.
+    found = {ensure_tuple(item["image"])[0]: item["image"] for items in inputs for item in items}
+    job = _Job(predictor, Path(output_dir), formats, found, "" if count == 1 else f"_{number}of{count}")
     job.open(options, overwrite)
     report = job.run(sorted(job.names)[number - 1 :: count], progress)
     report.failed += [*problems, *(sentence for items in inputs for sentence in items.bad)]
@@ -123,10 +125,16 @@ class _Job:
     """The images of a run, and its output folder."""
 
     def __init__(
-        self, predictor: Predictor, folder: Path, formats: Sequence[str], images: Sequence[str], suffix: str
+        self,
+        predictor: Predictor,
+        folder: Path,
+        formats: Sequence[str],
+        images: Mapping[str, str | Sequence[str]],
+        suffix: str,
     ) -> None:
         self.predictor, self.folder, self.formats, self.suffix = predictor, folder, formats, suffix
-        _, self.names = result_names(images)
+        self.images = images
+        _, self.names = result_names(list(images))
         keep_folders(Compose(predictor.savers), [{"image": image} for image in images])
         layouts = [saver.saver.folder_layout for saver in predictor.savers]
         self.saved = [(f"_{layout.postfix}" if layout.postfix else "") + layout.ext for layout in layouts]
@@ -203,7 +211,7 @@ class _Job:
         """The row of the summary, after all files of the image are written; without them if it failed."""
         row = dict.fromkeys(COLUMNS, "") | {"name": name, "image": self.names[name]}
         try:
-            found = self.predictor(self.names[name])
+            found = self.predictor(self.images[self.names[name]])
             if found.labels.max() > MAX_16_BIT and ".png" in self.saved[0]:
                 raise InputError(f"{self.names[name]} has over {MAX_16_BIT} cells; give the option output_ext=.tif.")
         except Exception as error:  # whatever is wrong with one image, the others are to be predicted

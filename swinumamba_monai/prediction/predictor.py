@@ -39,6 +39,8 @@ __all__ = ["Prediction", "Predictor"]
 
 logger = logging.getLogger(__name__)
 
+Paths = str | PathLike | Sequence[str | PathLike]
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -151,21 +153,22 @@ class Predictor:
             self._config.update({"dataset_dir": str(path), "check_images": False, "skip_bad": True})
             return self._config.get_parsed_content("dataset#data")
 
-    def __call__(self, image: np.ndarray | torch.Tensor | str | PathLike, stack: bool = False) -> Prediction:
+    def __call__(self, image: np.ndarray | torch.Tensor | Paths, stack: bool = False) -> Prediction:
         """Predict one image, or the slices of a stack one by one.
 
         Args:
-            image: path of an image or volume; or an array or tensor (H, W), or (H, W, C) with up to four channels.
-            stack: whether the array has slices as its first axis: (Z, H, W) or (Z, H, W, C).
+            image: path of an image or volume, or the paths of its channels; or an array or tensor (H, W), or (H, W, C)
+                with up to four channels.
+            stack: whether the file is a stack, or the array has slices as its first axis: (Z, H, W) or (Z, H, W, C).
 
         Raises:
             InputError: the file or the array cannot be used.
         """
-        if isinstance(image, (str, PathLike)):
-            if stack:
-                raise InputError(f"{image} is a file, and a stack is an array; read it first.")
+        if _is_path(image):
+            items = self.list_images(image) if stack else [{"image": image}]
             with _plain_errors():
-                return self._predict(self._load({"image": str(image)})["image"])
+                loaded = [self._load(item)["image"] for item in items]
+                return self._predict_stack(loaded) if stack else self._predict(*loaded)
         if self.of_volumes:
             raise InputError(f"{self.bundle_dir.name} needs the geometry of a volume; give the path of its file.")
         array = check_pixels(np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image), "the array")
@@ -174,10 +177,12 @@ class Predictor:
             wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"
             raise InputError(f"the array has the shape {array.shape}; give {wanted}, C up to {MAX_CHANNELS}.")
         with _plain_errors():
-            return self._predict_stack(array) if stack else self._predict(_as_loaded(array))
+            return self._predict_stack(list(map(_as_loaded, array))) if stack else self._predict(_as_loaded(array))
 
-    def _predict_stack(self, stack: np.ndarray) -> Prediction:
-        slices, last = [self._predict(_as_loaded(image)) for image in stack], 0
+    def _predict_stack(self, loaded: Sequence[MetaTensor]) -> Prediction:
+        if len(sizes := {tuple(image.shape) for image in loaded}) > 1:
+            raise InputError(f"the slices of a stack are of one size, but here they have the shapes {sorted(sizes)}.")
+        slices, last = [self._predict(image) for image in loaded], 0
         for found in slices if self.class_names is None else ():
             found.labels[found.labels > 0] += last
             found.table["label"] += last
@@ -203,6 +208,12 @@ class Predictor:
         for doubt in doubts:
             logger.warning("%s: %s", loaded.meta.get("filename_or_obj", "the array"), doubt)
         return Prediction(labels, object_table(labels, image, scores, self.class_names), doubts, image, data)
+
+
+def _is_path(image: object) -> bool:
+    """Whether this is a path, or the paths of several channels."""
+    parts = image if isinstance(image, (list, tuple)) and image else [image]
+    return all(isinstance(part, (str, PathLike)) for part in parts)
 
 
 def _as_loaded(array: np.ndarray) -> MetaTensor:

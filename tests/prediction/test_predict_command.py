@@ -7,17 +7,20 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pandas
 import pytest
+import torch
 from PIL import Image
 from skimage.measure import regionprops
 
+from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import read_image
-from swinumamba_monai.prediction import Predictor
+from swinumamba_monai.prediction import Predictor, find_bundle
 from swinumamba_monai.tasks import TASKS
 
 
@@ -101,6 +104,20 @@ class TestWrites:
                 found = np.asarray(nib.load(tmp_path / f"{name}_classes.nii.gz").dataobj)
                 assert "bbox-5" in table and set(table["label"]) == set(np.unique(found)) - {0}
             assert Image.open(tmp_path / f"{name}_outlines.png").mode == "RGB"
+
+    def test_channels_in_files_of_their_own(self, small_bundle, tmp_path):
+        small = small_bundle("abdomen_mri")
+        (tmp_path / "images").mkdir()
+        for channel in range(2):
+            shutil.copy(small.images[0], tmp_path / "images" / f"case_{channel:04d}.nii.gz")
+        options = {**small.options, "in_channels": 2}
+        network = build_bundle_network(find_bundle(small.task) / "configs" / "inference.json", options)
+        torch.save(network.state_dict(), tmp_path / "model.pt")
+        two = replace(small, folder=tmp_path / "images", checkpoint=tmp_path / "model.pt", options=options)
+        assert main(two.words(tmp_path / "out")) == 0
+        assert [row["name"] for row in read_rows(tmp_path / "out" / "summary.csv")] == ["case"]
+        assert "intensity_mean-1" in pandas.read_csv(tmp_path / "out" / "case_objects.csv")
+        assert Image.open(tmp_path / "out" / "case_outlines.png").mode == "RGB"
 
 
 class TestAgain:
