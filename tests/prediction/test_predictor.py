@@ -158,6 +158,12 @@ class TestTable:
             means = [value for name, value in values.items() if name.startswith("intensity_mean")]
             assert means == pytest.approx(np.atleast_1d(region.intensity_mean).tolist()), "of the image as it was read"
 
+    def test_pandas_takes_it(self, cells, image):
+        pandas = pytest.importorskip("pandas")
+        found = cells(image)
+        frame = pandas.DataFrame(found.table)
+        assert len(frame) == found.labels.max() and frame["area"].sum() == (found.labels > 0).sum()
+
     def test_the_score_is_the_mean_probability(self, small_bundle, image):
         found = predictor_of(small_bundle("microscopy"), save_probabilities=True)(image)
         foreground = 1 - np.asarray(found.data["probabilities"][0])
