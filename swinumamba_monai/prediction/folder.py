@@ -24,7 +24,7 @@ from PIL import Image
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.files.images import read_image
-from swinumamba_monai.errors import InputError, find_input_error, quoted, shown
+from swinumamba_monai.errors import InputError, find_input_error, plain_errors, quoted, shown
 from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.folders import keep_folders, result_names
 from swinumamba_monai.inference.polygons import geojson
@@ -99,6 +99,10 @@ def predict_images(
         raise InputError(f"share {number}/{count} is none; the shares of 8 are 1/8 to 8/8.")
     if unknown := [name for name in formats if name not in FORMATS]:
         raise InputError(f"there is no format '{shown(unknown[0])}'; choose from {', '.join(FORMATS)}.")
+    if any(Path(path).is_dir() and Path(path).resolve() == Path(output_dir).resolve() for path in images):
+        raise InputError(
+            f"{output_dir} holds the images; give another output folder, or results become images next time."
+        )
     options = dict(options or {})
     predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": str(output_dir)})
     if predictor.of_volumes and set(formats) - {"masks"}:
@@ -180,7 +184,7 @@ class _Job:
         waiting = [name for name in names if name not in mine]
         with bar_of(len(waiting), "image", disable=not progress) as bar:
             for name in waiting:
-                bar.set_postfix_str(Path(name).name)
+                bar.set_postfix_str(Path(name).name, refresh=False)
                 row = self._predict(name)
                 mine[name] = row
                 with summary.open("a", newline="", encoding="utf-8") as file:
@@ -240,8 +244,9 @@ class _Job:
                 temporary.write_text(json.dumps(geojson(found.labels, self.predictor.class_names)), encoding="utf-8")
         if "roi" in self.formats:
             write_rois(self._path(name, FURTHER["roi"]), found.labels)
-        for saver in self.predictor.savers:
-            saver(found.data)
+        with plain_errors():
+            for saver in self.predictor.savers:
+                saver(found.data)
 
     def _write_coco(self, names: Sequence[str]) -> str:
         """One file of all images; its name."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -19,6 +20,7 @@ from skimage.measure import regionprops
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import read_image
+from swinumamba_monai.inference import InstanceWriter
 from swinumamba_monai.prediction import Predictor, find_bundle
 from swinumamba_monai.tasks import TASKS
 
@@ -240,6 +242,22 @@ class TestBadInput:
         assert "give the option output_ext=.tif" in capsys.readouterr().err
         assert main([*small.words(tmp_path / "tif"), "output_ext=.tif"]) == 0
         assert len(list((tmp_path / "tif").glob("*_instances.tif"))) == 2
+
+    def test_a_full_disk_ends_the_run_with_a_sentence(self, small, tmp_path, monkeypatch, capsys):
+        def full(self, path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(InstanceWriter, "save", full)
+        assert main(small.words(tmp_path)) == 1
+        *_, error = capsys.readouterr().err.splitlines()
+        assert error.startswith("error: ") and "No space left on device" in error
+        assert read_rows(tmp_path / "summary.csv") == []
+
+    def test_results_do_not_go_where_the_images_are(self, small, capsys):
+        before = set(small.folder.iterdir())
+        assert main(small.words(small.folder)) == 1
+        assert "holds the images; give another output folder" in capsys.readouterr().err
+        assert set(small.folder.iterdir()) == before
 
     @pytest.mark.parametrize(
         ("further", "words"),

@@ -142,7 +142,7 @@ class TestArrays:
             cells(array, stack=stack)
 
     def test_of_volumes_are_not_taken(self, small_bundle):
-        with pytest.raises(InputError, match="needs the geometry of a volume; give the path"):
+        with pytest.raises(InputError, match="takes volumes with their geometry; give the path"):
             predictor_of(small_bundle("abdomen_mri"))(np.zeros((4, 4, 4)))
 
 
