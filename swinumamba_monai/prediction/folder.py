@@ -154,12 +154,15 @@ class _Job:
             "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.predictor.checkpoints],
             "options": {name: repr(value) for name, value in options.items()},
         }
-        file = self.folder / SETTINGS
+        file, text = self.folder / SETTINGS, json.dumps(settings, indent=1)
+        others = file.is_file() and file.read_text(encoding="utf-8") != text
         for path in [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]:
             self.rows.update(_read_summary(path))
+            if others and overwrite:
+                path.unlink(missing_ok=True)
         if overwrite:
-            self.rows = {name: row for name, row in self.rows.items() if name not in self.names}
-        elif file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
+            self.rows = {name: row for name, row in self.rows.items() if name not in self.names and not others}
+        elif others:
             raise InputError(
                 f"{self.folder} holds results of another bundle, other weights or other options, as {SETTINGS} in it "
                 "says; give another output folder, or --overwrite."
@@ -171,7 +174,7 @@ class _Job:
                     "give another output folder, or --overwrite."
                 )
         with replacing(file) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
 
     def run(self, names: Sequence[str], progress: bool) -> Report:
         """Predict the images of these names that are not finished, and gather."""

@@ -158,7 +158,11 @@ class TestAgain:
     def test_other_options_do_not_mix(self, small, copy, capsys):
         assert main([*small.words(copy), "min_size=5"]) == 1
         assert "other options" in capsys.readouterr().err
-        assert main([*small.words(copy, "--overwrite"), "min_size=5"]) == 0
+        one = [word if word != str(small.folder) else str(small.images[0]) for word in small.words(copy, "--overwrite")]
+        assert main(one) == 0
+        assert len(read_rows(copy / "summary.csv")) == 2, "the other image is as it was"
+        assert main([*one, "min_size=5"]) == 0
+        assert len(read_rows(copy / "summary.csv")) == 1, "the other image has results of other options"
 
     def test_images_of_the_same_names_do_not_mix(self, small, copy, tmp_path, capsys):
         shutil.copytree(small.folder, tmp_path / "other")
