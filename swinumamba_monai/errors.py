@@ -7,6 +7,8 @@ from __future__ import annotations
 import errno
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 
@@ -52,6 +54,19 @@ def find_input_error(error: BaseException | None) -> InputError | None:
             return InputError(found[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let the :class:`InputError` alone come out of a block, without what MONAI has wrapped it in."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (cause := find_input_error(error)) is None:
+            raise
+        raise cause from error
 
 
 def report_plainly() -> None:

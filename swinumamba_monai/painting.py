@@ -8,6 +8,9 @@ import numpy as np
 from skimage.color import hsv2rgb
 from skimage.segmentation import find_boundaries
 
+GREEN = (0.1, 1.0, 0.1)
+MAX_PICTURE = 4096  # pixels of a side; of larger images the picture shows every second pixel, every third, ...
+
 
 def display_range(image: np.ndarray) -> tuple[float, float]:
     """The value that is shown black, and how far above it white lies.
@@ -40,3 +43,32 @@ def paint(picture: np.ndarray, numbers: np.ndarray, colours: np.ndarray, opacity
     painted = numbers > 0
     alpha = np.where(find_boundaries(numbers, mode="inner"), 1.0, opacity)[painted, None]
     picture[painted] = (1 - alpha) * picture[painted] + alpha * colours[numbers[painted]]
+
+
+def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndarray:
+    """A picture of an image with the outlines of what was found in it.
+
+    Args:
+        image: gray or colour image (H, W) or (H, W, C), stretched from its 0.5 % to its 99.5 % quantile; of a volume
+            (X, Y, Z) or (X, Y, Z, C) the slice along Z is shown in which most was found.
+        labels: numbers of that shape without the channels, 0 is background.
+        one_colour: whether all outlines are green, which shows on gray and on stains; else every number has a colour.
+
+    Returns:
+        picture (H, W, 3), uint8; of an image with sides over ``MAX_PICTURE`` pixels every second pixel, third, ...
+    """
+    if labels.ndim == 3:
+        best = (labels > 0).sum((0, 1)).argmax()
+        image, labels = image[:, :, best], labels[:, :, best]
+    step = -(-max(labels.shape) // MAX_PICTURE)
+    image, labels = image[::step, ::step], labels[::step, ::step]
+    channels = image[..., :3] if image.ndim == 3 else image[..., None]
+    if channels.shape[-1] == 2:  # red and green, as the network sees them
+        channels = np.concatenate([channels, np.zeros_like(channels[..., :1])], -1)
+    low, span = display_range(channels)
+    picture = np.clip((channels - low) * (255 / span), 0, 255) * np.ones(3)
+    colours = palette(labels.max())
+    if one_colour:
+        colours[:] = GREEN
+    paint(picture, labels, 255 * colours, opacity=0)
+    return np.rint(picture).astype(np.uint8)

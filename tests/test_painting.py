@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from swinumamba_monai.painting import display_range, paint, palette
+from swinumamba_monai.painting import display_range, outlined, paint, palette
 
 
 def test_a_few_bright_pixels_do_not_make_the_rest_black():
@@ -33,3 +33,26 @@ def test_the_rim_is_opaque_and_zero_is_not_painted():
     np.testing.assert_allclose(picture[1, 3], colour)
     np.testing.assert_allclose(picture[3, 3], 0.25 * colour)
     assert not picture[0].any()
+
+
+def test_the_picture_of_a_large_image_shows_every_second_pixel(monkeypatch):
+    monkeypatch.setattr("swinumamba_monai.painting.MAX_PICTURE", 10)
+    labels = np.zeros((8, 20), int)
+    assert outlined(np.zeros((8, 20, 2)), labels, True).shape == (4, 10, 3)
+    assert outlined(np.zeros((8, 10)), labels[:, :10], False).shape == (8, 10, 3)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 2), (20, 30, 3), (20, 30, 4)])
+def test_outlines_are_on_the_rim_of_every_number(shape):
+    labels = np.zeros((20, 30), int)
+    labels[5:15, 5:15], labels[5:15, 15:25] = 1, 2
+    picture = outlined(np.full(shape, 3.0), labels, one_colour=True)
+    green = (picture == picture[5, 5]).all(-1)
+    assert green[10, 14] and green[10, 15] and not green[10, 10] and not green[0, 0], "also between two that touch"
+
+
+def test_of_a_volume_the_slice_with_most_is_outlined():
+    labels = np.zeros((20, 30, 4), int)
+    labels[2:18, 2:28, 2] = 1
+    picture = outlined(np.zeros(labels.shape), labels, one_colour=False)
+    assert picture.shape == (20, 30, 3) and picture[2, 2].any() and not picture[10, 10].any()

@@ -19,18 +19,19 @@ from pathlib import Path
 
 import numpy as np
 from monai.transforms import Compose
+from monai.utils import ensure_tuple
 from PIL import Image
-from tqdm import tqdm
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.files.images import read_image
-from swinumamba_monai.errors import InputError, find_input_error, quoted, shown
+from swinumamba_monai.errors import InputError, find_input_error, plain_errors, quoted, shown
 from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.folders import keep_folders, result_names
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.inference.writers import MAX_16_BIT
-from swinumamba_monai.painting import display_range, paint, palette
+from swinumamba_monai.painting import outlined
 from swinumamba_monai.prediction.predictor import Prediction, Predictor
+from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
 
 __all__ = ["FORMATS", "Report", "predict_images"]
@@ -40,8 +41,6 @@ SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
 OUTLINES, OBJECTS = "_outlines.png", "_objects.csv"  # what is added to the name of an image
 FURTHER = {"geojson": ".geojson", "roi": "_rois.zip"}  # the same of the formats
 COLUMNS = ("name", "image", "objects", "area_mean", "score_mean", "warnings", "error")
-GREEN = (0.1, 1.0, 0.1)
-MAX_PICTURE = 4096  # pixels of a side; of larger images the picture shows every second pixel, every third, ...
 
 
 @dataclass
@@ -92,24 +91,36 @@ def predict_images(
         of_predictor: ``checkpoint``, ``device`` and ``bundle_dir`` of the predictor.
 
     Raises:
-        InputError: no image, an option that cannot be, results of other images or settings in ``output_dir``, or a
-            place that cannot be written. What cannot be predicted is in the report instead.
+        InputError: no image at all, an option that cannot be, results of other images or settings in ``output_dir``, or
+            a place that cannot be written. What cannot be predicted is in the report instead.
     """
     number, count = share
     if not 1 <= number <= count:
         raise InputError(f"share {number}/{count} is none; the shares of 8 are 1/8 to 8/8.")
     if unknown := [name for name in formats if name not in FORMATS]:
         raise InputError(f"there is no format '{shown(unknown[0])}'; choose from {', '.join(FORMATS)}.")
+    if any(Path(path).is_dir() and Path(path).resolve() == Path(output_dir).resolve() for path in images):
+        raise InputError(
+            f"{output_dir} holds the images; give another output folder, or results become images next time."
+        )
     options = dict(options or {})
     predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": str(output_dir)})
     if predictor.of_volumes and set(formats) - {"masks"}:
         raise InputError(f"{predictor.bundle_dir.name} writes volumes, which have no outlines; leave --format out.")
-    inputs = [predictor.list_images(path) for path in images]
-    found = dict.fromkeys(item["image"] for items in inputs for item in items)
-    job = _Job(predictor, Path(output_dir), formats, list(found), "" if count == 1 else f"_{number}of{count}")
+    inputs, problems = [], []
+    for path in images:
+        try:
+            inputs.append(predictor.list_images(path))
+        except InputError as error:
+            problems.append(str(error))
+    if not inputs:
+        raise InputError(problems[0])
+    # An image may be several files, each a channel; it is called by the first.
+    found = {ensure_tuple(item["image"])[0]: item["image"] for items in inputs for item in items}
+    job = _Job(predictor, Path(output_dir), formats, found, "" if count == 1 else f"_{number}of{count}")
     job.open(options, overwrite)
     report = job.run(sorted(job.names)[number - 1 :: count], progress)
-    report.failed += [sentence for items in inputs for sentence in items.bad]
+    report.failed += [*problems, *(sentence for items in inputs for sentence in items.bad)]
     report.passed_over = [items.summary() for items in inputs if items.not_taken]
     return report
 
@@ -118,10 +129,16 @@ class _Job:
     """The images of a run, and its output folder."""
 
     def __init__(
-        self, predictor: Predictor, folder: Path, formats: Sequence[str], images: Sequence[str], suffix: str
+        self,
+        predictor: Predictor,
+        folder: Path,
+        formats: Sequence[str],
+        images: Mapping[str, str | Sequence[str]],
+        suffix: str,
     ) -> None:
         self.predictor, self.folder, self.formats, self.suffix = predictor, folder, formats, suffix
-        _, self.names = result_names(images)
+        self.images = images
+        _, self.names = result_names(list(images))
         keep_folders(Compose(predictor.savers), [{"image": image} for image in images])
         layouts = [saver.saver.folder_layout for saver in predictor.savers]
         self.saved = [(f"_{layout.postfix}" if layout.postfix else "") + layout.ext for layout in layouts]
@@ -137,12 +154,15 @@ class _Job:
             "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.predictor.checkpoints],
             "options": {name: repr(value) for name, value in options.items()},
         }
-        file = self.folder / SETTINGS
+        file, text = self.folder / SETTINGS, json.dumps(settings, indent=1)
+        others = file.is_file() and file.read_text(encoding="utf-8") != text
         for path in [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]:
             self.rows.update(_read_summary(path))
+            if others and overwrite:
+                path.unlink(missing_ok=True)
         if overwrite:
-            self.rows = {name: row for name, row in self.rows.items() if name not in self.names}
-        elif file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
+            self.rows = {name: row for name, row in self.rows.items() if name not in self.names and not others}
+        elif others:
             raise InputError(
                 f"{self.folder} holds results of another bundle, other weights or other options, as {SETTINGS} in it "
                 "says; give another output folder, or --overwrite."
@@ -154,7 +174,7 @@ class _Job:
                     "give another output folder, or --overwrite."
                 )
         with replacing(file) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
 
     def run(self, names: Sequence[str], progress: bool) -> Report:
         """Predict the images of these names that are not finished, and gather."""
@@ -165,15 +185,16 @@ class _Job:
         kept = mine if self.suffix else {name: row for name, row in self.rows.items() if name not in names} | mine
         _write_summary(summary, kept)
         waiting = [name for name in names if name not in mine]
-        bar = tqdm(waiting, unit="image", disable=not progress)
-        for name in bar:
-            bar.set_postfix_str(Path(name).name, refresh=False)
-            row = self._predict(name)
-            mine[name] = row
-            with summary.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-            if row["error"]:
-                report.failed.append(row["error"])
+        with bar_of(len(waiting), "image", disable=not progress) as bar:
+            for name in waiting:
+                bar.set_postfix_str(Path(name).name, refresh=False)
+                row = self._predict(name)
+                mine[name] = row
+                with summary.open("a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+                if row["error"]:
+                    report.failed.append(row["error"])
+                bar.update()
         report.predicted = len(waiting) - len(report.failed)
         report.objects = sum(int(row["objects"] or 0) for row in mine.values())
         report.warned = [row["image"] for row in mine.values() if row["warnings"]]
@@ -197,7 +218,7 @@ class _Job:
         """The row of the summary, after all files of the image are written; without them if it failed."""
         row = dict.fromkeys(COLUMNS, "") | {"name": name, "image": self.names[name]}
         try:
-            found = self.predictor(self.names[name])
+            found = self.predictor(self.images[self.names[name]])
             if found.labels.max() > MAX_16_BIT and ".png" in self.saved[0]:
                 raise InputError(f"{self.names[name]} has over {MAX_16_BIT} cells; give the option output_ext=.tif.")
         except Exception as error:  # whatever is wrong with one image, the others are to be predicted
@@ -226,8 +247,9 @@ class _Job:
                 temporary.write_text(json.dumps(geojson(found.labels, self.predictor.class_names)), encoding="utf-8")
         if "roi" in self.formats:
             write_rois(self._path(name, FURTHER["roi"]), found.labels)
-        for saver in self.predictor.savers:
-            saver(found.data)
+        with plain_errors():
+            for saver in self.predictor.savers:
+                saver(found.data)
 
     def _write_coco(self, names: Sequence[str]) -> str:
         """One file of all images; its name."""
@@ -239,35 +261,6 @@ class _Job:
 
     def _read_mask(self, name: str) -> np.ndarray:
         return read_image(self._path(name, self.saved[0])).astype(np.int64)
-
-
-def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndarray:
-    """A picture of an image with the outlines of what was found in it.
-
-    Args:
-        image: gray or colour image (H, W) or (H, W, C), stretched from its 0.5 % to its 99.5 % quantile; of a volume
-            (X, Y, Z) the slice along Z is shown in which most was found.
-        labels: numbers of that shape without the channels, 0 is background.
-        one_colour: whether all outlines are green, which shows on gray and on stains; else every number has a colour.
-
-    Returns:
-        picture (H, W, 3), uint8; of an image with sides over ``MAX_PICTURE`` pixels every second pixel, third, ...
-    """
-    if labels.ndim == 3:
-        best = (labels > 0).sum((0, 1)).argmax()
-        image, labels = image[..., best], labels[..., best]
-    step = -(-max(labels.shape) // MAX_PICTURE)
-    image, labels = image[::step, ::step], labels[::step, ::step]
-    channels = image[..., :3] if image.ndim == 3 else image[..., None]
-    if channels.shape[-1] == 2:  # red and green, as the network sees them
-        channels = np.concatenate([channels, np.zeros_like(channels[..., :1])], -1)
-    low, span = display_range(channels)
-    picture = np.clip((channels - low) * (255 / span), 0, 255) * np.ones(3)
-    colours = palette(labels.max())
-    if one_colour:
-        colours[:] = GREEN
-    paint(picture, labels, 255 * colours, opacity=0)
-    return np.rint(picture).astype(np.uint8)
 
 
 def _read_summary(path: Path) -> dict[str, dict[str, str]]:

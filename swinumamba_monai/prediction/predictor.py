@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -28,7 +28,7 @@ from swinumamba_monai.bundle_options import check_option
 from swinumamba_monai.data.files.images import MAX_CHANNELS, ImageFileReader, check_pixels
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.devices import find_device
-from swinumamba_monai.errors import InputError, find_input_error, quoted
+from swinumamba_monai.errors import InputError, plain_errors, quoted
 from swinumamba_monai.inference.polygons import class_names
 from swinumamba_monai.inference.uncertainty import class_scores
 from swinumamba_monai.prediction.location import CONFIG, find_bundle
@@ -38,6 +38,8 @@ from swinumamba_monai.prediction.progress import count_windows, counting
 __all__ = ["Prediction", "Predictor"]
 
 logger = logging.getLogger(__name__)
+
+Paths = str | PathLike | Sequence[str | PathLike]
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,12 @@ class Predictor:
         self._config = config
         self.of_volumes = "spacing" in config
         try:
-            self._build()
+            with plain_errors():
+                self._build()
+        except InputError:
+            raise
         except Exception as error:  # a config can fail in any way
-            reason = find_input_error(error) or InputError(f"{self.bundle_dir / CONFIG} fails: {quoted(error)}.")
-            raise reason from error
+            raise InputError(f"{self.bundle_dir / CONFIG} fails: {quoted(error)}.") from error
 
     def _build(self) -> None:
         get = self._config.get_parsed_content
@@ -147,37 +151,40 @@ class Predictor:
         Raises:
             InputError: there is nothing that the bundle can read.
         """
-        with _plain_errors():
+        with plain_errors():
             self._config.update({"dataset_dir": str(path), "check_images": False, "skip_bad": True})
             return self._config.get_parsed_content("dataset#data")
 
-    def __call__(self, image: np.ndarray | str | PathLike, stack: bool = False) -> Prediction:
+    def __call__(self, image: np.ndarray | torch.Tensor | Paths, stack: bool = False) -> Prediction:
         """Predict one image, or the slices of a stack one by one.
 
         Args:
-            image: path of an image or volume; or an array of numbers (H, W), or (H, W, C) with up to four channels.
-            stack: whether the array has slices as its first axis: (Z, H, W) or (Z, H, W, C).
+            image: path of an image or volume, or the paths of its channels; or an array or tensor (H, W), or (H, W, C)
+                with up to four channels.
+            stack: whether the file is a stack, or the array has slices as its first axis: (Z, H, W) or (Z, H, W, C).
 
         Raises:
             InputError: the file or the array cannot be used.
         """
-        if isinstance(image, (str, PathLike)):
-            if stack:
-                raise InputError(f"{image} is a file, and a stack is an array; read it first.")
-            with _plain_errors():
-                return self._predict(self._load({"image": str(image)})["image"])
-        if self.of_volumes:
-            raise InputError(f"{self.bundle_dir.name} needs the geometry of a volume; give the path of its file.")
-        array = check_pixels(np.asarray(image), "the array")
+        if self.of_volumes and (stack or not _is_path(image)):
+            raise InputError(f"{self.bundle_dir.name} takes volumes with their geometry; give the path of a file.")
+        if _is_path(image):
+            items = self.list_images(image) if stack else [{"image": image}]
+            with plain_errors():
+                loaded = [self._load(item)["image"] for item in items]
+                return self._predict_stack(loaded) if stack else self._predict(*loaded)
+        array = check_pixels(np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image), "the array")
         channels = array.shape[3 if stack else 2 :]
         if array.ndim - stack not in (2, 3) or (channels and channels[0] > MAX_CHANNELS):
             wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"
             raise InputError(f"the array has the shape {array.shape}; give {wanted}, C up to {MAX_CHANNELS}.")
-        with _plain_errors():
-            return self._predict_stack(array) if stack else self._predict(_as_loaded(array))
+        with plain_errors():
+            return self._predict_stack(list(map(_as_loaded, array))) if stack else self._predict(_as_loaded(array))
 
-    def _predict_stack(self, stack: np.ndarray) -> Prediction:
-        slices, last = [self._predict(_as_loaded(image)) for image in stack], 0
+    def _predict_stack(self, loaded: Sequence[MetaTensor]) -> Prediction:
+        if len(sizes := {tuple(image.shape) for image in loaded}) > 1:
+            raise InputError(f"the slices of a stack are of one size, but here they have the shapes {sorted(sizes)}.")
+        slices, last = [self._predict(image) for image in loaded], 0
         for found in slices if self.class_names is None else ():
             found.labels[found.labels > 0] += last
             found.table["label"] += last
@@ -197,6 +204,7 @@ class Predictor:
             batch["pred"] = self._inferer(inputs, network)
         (item,) = decollate_batch(batch)
         data = self._postprocess(item)
+        del data["image"]  # as the network saw it, and where it did: an answer that is kept must not keep GPU memory
         labels = convert_to_numpy(data["pred"])[0].astype(np.int32)
         scores = data[self._scores_key] if self._scores_key else class_scores(item["pred"])[1:]
         doubts = tuple(find_doubts(image, labels))
@@ -205,17 +213,12 @@ class Predictor:
         return Prediction(labels, object_table(labels, image, scores, self.class_names), doubts, image, data)
 
 
+def _is_path(image: object) -> bool:
+    """Whether this is a path, or the paths of several channels."""
+    parts = image if isinstance(image, (list, tuple)) and image else [image]
+    return all(isinstance(part, (str, PathLike)) for part in parts)
+
+
 def _as_loaded(array: np.ndarray) -> MetaTensor:
     """An array (H, W) or (H, W, C) as MONAI's ``LoadImage`` gives what it has read."""
     return MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), ImageFileReader.metadata(array))
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Raise the :class:`InputError` alone that MONAI has wrapped in errors of its own."""
-    try:
-        yield
-    except Exception as error:
-        if (cause := find_input_error(error)) is None:
-            raise
-        raise cause from error

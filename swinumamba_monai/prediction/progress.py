@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,9 +17,21 @@ from tqdm import tqdm
 from swinumamba_monai.inference.mirroring import MirrorInferer
 from swinumamba_monai.inference.rescaling import RescalingInferer
 
-__all__ = ["count_windows", "counting"]
+__all__ = ["bar_of", "count_windows", "counting"]
 
 PATIENCE = 3  # seconds that an image may take before a bar appears for it
+SECONDS_IN_A_FILE = 30  # between two states of a bar that goes into a log
+
+
+def bar_of(total: int, unit: str, **options: object) -> tqdm:
+    """A bar on the terminal, or lines now and then in a log.
+
+    Args:
+        total: how many units there are.
+        unit: what is counted.
+        options: further options of tqdm.
+    """
+    return tqdm(total=total, unit=unit, mininterval=0.1 if sys.stderr.isatty() else SECONDS_IN_A_FILE, **options)
 
 
 def count_windows(inferer: MirrorInferer | RescalingInferer, shape: Sequence[int]) -> int | None:
@@ -47,7 +60,7 @@ def counting(network: nn.Module, windows: int | None, shown: bool) -> Iterator[C
         windows: how many there will be; None if that is not known.
         shown: whether there is a bar at all.
     """
-    with tqdm(total=windows, unit="window", delay=PATIENCE, leave=False, disable=not shown) as bar:
+    with bar_of(windows, "window", delay=PATIENCE, leave=False, disable=not shown) as bar:
 
         def counted(batch: Tensor, *args: object, **kwargs: object) -> Tensor:
             logits = network(batch, *args, **kwargs)

@@ -19,6 +19,8 @@ namespace = {"__name__": "__main__"}
 for number, cell in enumerate(json.load(open(sys.argv[1], encoding="utf-8"))["cells"]):
     if cell["cell_type"] == "code":
         exec(compile("".join(cell["source"]), f"cell {number}", "exec"), namespace)
+assert namespace["labels"].shape == namespace["image"].shape[:2]
+assert len(namespace["table"]["score"]) == namespace["labels"].max() > 3, "the network that ships finds the nuclei"
 predictions, truths = namespace["predictions"], namespace["load_datalist"](namespace["data"], "test")
 assert len(predictions) == len(truths) == len(namespace["scores"]) == 3
 assert any(namespace["read_image"](file).max() > 0 for file in predictions), "no cell was found"

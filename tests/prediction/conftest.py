@@ -14,6 +14,13 @@ from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.prediction import find_bundle
 from swinumamba_monai.tasks import find_task
 
+NETWORK = {
+    "network_def#feature_size": 8,
+    "network_def#depths": [1, 1, 1, 1],
+    "network_def#decoder_depths": [1, 1, 1],
+    "network_def#d_state": 2,
+    "roi_size": [64, 64],
+}
 OF_TASK = {"abdomen_mri": {"spacing": [6.0, 7.0]}, "endoscopy": {}, "microscopy": {"min_size": 2, "target": "classes"}}
 
 
@@ -51,7 +58,8 @@ def small_bundle(tmp_path_factory):
     def get(task: str) -> Small:
         if task not in made:
             place = tmp_path_factory.mktemp(task)
-            find_task(task).synthesize(place / "data", num_train=1, num_validation=1, num_test=2, **SIZES[task])
+            counts = {"num_train": 1, "num_validation": 1, "num_test": 2}
+            find_task(task).synthesize(place / "data", **counts, **find_task(task).small_data)
             (place / "my_images").mkdir()
             for image in sorted((place / "data" / "images").iterdir())[:2]:
                 (place / "my_images" / image.name).write_bytes(image.read_bytes())
@@ -63,17 +71,3 @@ def small_bundle(tmp_path_factory):
         return made[task]
 
     return get
-
-
-SIZES = {
-    "abdomen_mri": {"image_size": (48, 64), "num_slices": 4},
-    "endoscopy": {"image_size": (64, 96)},
-    "microscopy": {"image_size": (64, 80)},
-}
-NETWORK = {
-    "network_def#feature_size": 8,
-    "network_def#depths": [1, 1, 1, 1],
-    "network_def#decoder_depths": [1, 1, 1],
-    "network_def#d_state": 2,
-    "roi_size": [64, 64],
-}

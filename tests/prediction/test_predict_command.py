@@ -5,20 +5,23 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
-import pandas
 import pytest
+import torch
 from PIL import Image
 from skimage.measure import regionprops
 
+from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import read_image
-from swinumamba_monai.prediction import Predictor
-from swinumamba_monai.prediction.folder import outlined
+from swinumamba_monai.inference import InstanceWriter
+from swinumamba_monai.prediction import Predictor, find_bundle
 from swinumamba_monai.tasks import TASKS
 
 
@@ -57,12 +60,13 @@ class TestWrites:
         assert [row["image"] for row in rows] == list(map(str, small.images))
         for row in rows:
             labels = read_image(done / f"{row['name']}_instances.png")
-            table = pandas.read_csv(done / f"{row['name']}_objects.csv")
+            table = read_rows(done / f"{row['name']}_objects.csv")
             regions = regionprops(labels)
             assert len(regions) == len(table) == int(row["objects"]) > 0
-            assert table["area"].tolist() == [region.area for region in regions]
-            assert float(row["area_mean"]) == pytest.approx(table["area"].mean(), abs=1e-4)
-            assert float(row["score_mean"]) == pytest.approx(table["score"].mean(), abs=1e-3)
+            for name, digits in (("area", 1e-4), ("score", 1e-3)):
+                values = [float(entry[name]) for entry in table]
+                assert float(row[f"{name}_mean"]) == pytest.approx(np.mean(values), abs=digits)
+            assert [float(entry["area"]) for entry in table] == [region.area for region in regions]
             assert not row["error"]
 
     def test_pictures_with_outlines(self, small, done):
@@ -96,12 +100,26 @@ class TestWrites:
         for image, row in zip(small.images, read_rows(tmp_path / "summary.csv"), strict=True):
             name = image.name.split(".")[0]
             assert row["name"] == name and int(row["objects"]) > 0
-            table = pandas.read_csv(tmp_path / f"{name}_objects.csv")
-            assert {"label", "area", "centroid-0", "bbox-0", "score"} <= set(table)
+            table = read_rows(tmp_path / f"{name}_objects.csv")
+            assert {"label", "area", "centroid-0", "bbox-0", "score"} <= set(table[0])
             if task == "abdomen_mri":
                 found = np.asarray(nib.load(tmp_path / f"{name}_classes.nii.gz").dataobj)
-                assert "bbox-5" in table and set(table["label"]) == set(np.unique(found)) - {0}
+                assert "bbox-5" in table[0] and {int(entry["label"]) for entry in table} == set(np.unique(found)) - {0}
             assert Image.open(tmp_path / f"{name}_outlines.png").mode == "RGB"
+
+    def test_channels_in_files_of_their_own(self, small_bundle, tmp_path):
+        small = small_bundle("abdomen_mri")
+        (tmp_path / "images").mkdir()
+        for channel in range(2):
+            shutil.copy(small.images[0], tmp_path / "images" / f"case_{channel:04d}.nii.gz")
+        options = {**small.options, "in_channels": 2}
+        network = build_bundle_network(find_bundle(small.task) / "configs" / "inference.json", options)
+        torch.save(network.state_dict(), tmp_path / "model.pt")
+        two = replace(small, folder=tmp_path / "images", checkpoint=tmp_path / "model.pt", options=options)
+        assert main(two.words(tmp_path / "out")) == 0
+        assert [row["name"] for row in read_rows(tmp_path / "out" / "summary.csv")] == ["case"]
+        assert "intensity_mean-1" in read_rows(tmp_path / "out" / "case_objects.csv")[0]
+        assert Image.open(tmp_path / "out" / "case_outlines.png").mode == "RGB"
 
 
 class TestAgain:
@@ -140,7 +158,11 @@ class TestAgain:
     def test_other_options_do_not_mix(self, small, copy, capsys):
         assert main([*small.words(copy), "min_size=5"]) == 1
         assert "other options" in capsys.readouterr().err
-        assert main([*small.words(copy, "--overwrite"), "min_size=5"]) == 0
+        one = [word if word != str(small.folder) else str(small.images[0]) for word in small.words(copy, "--overwrite")]
+        assert main(one) == 0
+        assert len(read_rows(copy / "summary.csv")) == 2, "the other image is as it was"
+        assert main([*one, "min_size=5"]) == 0
+        assert len(read_rows(copy / "summary.csv")) == 1, "the other image has results of other options"
 
     def test_images_of_the_same_names_do_not_mix(self, small, copy, tmp_path, capsys):
         shutil.copytree(small.folder, tmp_path / "other")
@@ -194,6 +216,25 @@ class TestBadInput:
         assert f"problem: {small.images[0]}: RuntimeError: out of memory" in capsys.readouterr().err
         assert len(list(tmp_path.glob("*_instances.png"))) == 1
 
+    def test_a_path_that_leads_to_nothing_does_not_stop_the_rest(self, small, tmp_path, capsys):
+        (tmp_path / "notes.txt").write_text("notes")
+        wrong = [str(tmp_path / "nowhere"), str(tmp_path / "notes.txt")]
+        assert main([*small.words(tmp_path / "out")[:3], *wrong, *small.words(tmp_path / "out")[3:]]) == 1
+        printed = capsys.readouterr()
+        assert "2 images" in printed.out and "nowhere does not exist" in printed.err
+        assert "notes.txt has no image that can be read" in printed.err
+
+    def test_a_video_that_cannot_be_opened_does_not_stop_the_rest(self, small_bundle, tmp_path, capsys):
+        small = small_bundle("endoscopy")
+        frames = shutil.copytree(small.folder, tmp_path / "frames")
+        (frames / "broken.mp4").write_bytes(b"no video")
+        (frames / "notes.txt").write_text("notes")
+        words = [word if word != str(small.folder) else str(frames) for word in small.words(tmp_path / "out")]
+        assert main(words) == 1
+        printed = capsys.readouterr()
+        assert "2 images" in printed.out and "broken.mp4 cannot be opened as a video" in printed.err
+        assert "notes.txt" not in printed.err
+
     def test_a_doubt_is_in_the_summary_and_in_the_last_line(self, small, tmp_path, capsys):
         assert main([*small.words(tmp_path), "min_size=1000000"]) == 0
         assert all("nothing was found" in row["warnings"] for row in read_rows(tmp_path / "summary.csv"))
@@ -205,6 +246,22 @@ class TestBadInput:
         assert "give the option output_ext=.tif" in capsys.readouterr().err
         assert main([*small.words(tmp_path / "tif"), "output_ext=.tif"]) == 0
         assert len(list((tmp_path / "tif").glob("*_instances.tif"))) == 2
+
+    def test_a_full_disk_ends_the_run_with_a_sentence(self, small, tmp_path, monkeypatch, capsys):
+        def full(self, path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(InstanceWriter, "save", full)
+        assert main(small.words(tmp_path)) == 1
+        *_, error = capsys.readouterr().err.splitlines()
+        assert error.startswith("error: ") and "No space left on device" in error
+        assert read_rows(tmp_path / "summary.csv") == []
+
+    def test_results_do_not_go_where_the_images_are(self, small, capsys):
+        before = set(small.folder.iterdir())
+        assert main(small.words(small.folder)) == 1
+        assert "holds the images; give another output folder" in capsys.readouterr().err
+        assert set(small.folder.iterdir()) == before
 
     @pytest.mark.parametrize(
         ("further", "words"),
@@ -232,10 +289,3 @@ class TestBadInput:
     def test_volumes_have_no_outlines(self, small_bundle, tmp_path, capsys, name):
         assert main(small_bundle("abdomen_mri").words(tmp_path, "--format", name)) == 1
         assert "abdomen_mri writes volumes" in capsys.readouterr().err
-
-
-def test_the_picture_of_a_large_image_shows_every_second_pixel(monkeypatch):
-    monkeypatch.setattr("swinumamba_monai.prediction.folder.MAX_PICTURE", 10)
-    labels = np.zeros((8, 20), int)
-    assert outlined(np.zeros((8, 20, 2)), labels, True).shape == (4, 10, 3)
-    assert outlined(np.zeros((8, 10)), labels[:, :10], False).shape == (8, 10, 3)

@@ -10,7 +10,10 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
+import torch
 from monai.bundle import ConfigWorkflow
+from PIL import Image
 from skimage.measure import regionprops
 
 from swinumamba_monai import Predictor
@@ -66,7 +69,7 @@ def test_the_labels_are_those_of_the_bundles_inference(task, small_bundle, tmp_p
 class TestArrays:
     def test_are_as_good_as_files(self, cells, image, small_bundle):
         from_file = cells(small_bundle("microscopy").images[0])
-        for array in (image, image.tolist(), np.asfortranarray(image), image.astype(np.uint16)):
+        for array in (image, image.tolist(), np.asfortranarray(image), image.astype(np.uint16), torch.tensor(image)):
             from_array = cells(array)
             np.testing.assert_array_equal(from_array.labels, from_file.labels)
             assert all(np.array_equal(from_array.table[name], from_file.table[name]) for name in from_file.table)
@@ -89,6 +92,20 @@ class TestArrays:
         assert np.unique(labels[2])[1:].tolist() == list(range(sum(counts[:2]) + 1, sum(counts) + 1))
         np.testing.assert_array_equal(table["slice"], np.repeat([0, 1, 2], counts))
         np.testing.assert_array_equal(table["label"], np.arange(1, sum(counts) + 1))
+
+    def test_a_stack_of_a_file(self, cells, image, tmp_path):
+        slices = np.stack([image, image[::-1]])
+        tifffile.imwrite(tmp_path / "stack.tif", slices, photometric="rgb" if image.ndim == 3 else "minisblack")
+        np.testing.assert_array_equal(
+            cells(tmp_path / "stack.tif", stack=True).labels, cells(slices, stack=True).labels
+        )
+        with pytest.raises(InputError, match="is a stack"):
+            cells(tmp_path / "stack.tif")
+        Image.fromarray(image).save(tmp_path / "a.png")
+        Image.fromarray(image[1:]).save(tmp_path / "b.png")
+        (tmp_path / "stack.tif").unlink()
+        with pytest.raises(InputError, match="slices of a stack are of one size"):
+            cells(tmp_path, stack=True)
 
     def test_classes_of_a_stack_keep_their_numbers(self, small_bundle):
         predictor = predictor_of(small_bundle("endoscopy"))
@@ -118,7 +135,6 @@ class TestArrays:
             (np.full((4, 4), np.nan), False, "NaN or infinite"),
             (np.zeros((4, 4), complex), False, "pixels of type complex"),
             ("nowhere.png", False, "nowhere.png does not exist"),
-            ("a.tif", True, "a.tif is a file, and a stack is an array"),
         ],
     )
     def test_that_cannot_be_used_are_one_sentence(self, cells, array, stack, words):
@@ -126,7 +142,7 @@ class TestArrays:
             cells(array, stack=stack)
 
     def test_of_volumes_are_not_taken(self, small_bundle):
-        with pytest.raises(InputError, match="needs the geometry of a volume; give the path"):
+        with pytest.raises(InputError, match="takes volumes with their geometry; give the path"):
             predictor_of(small_bundle("abdomen_mri"))(np.zeros((4, 4, 4)))
 
 
@@ -141,6 +157,12 @@ class TestTable:
             assert tuple(values[f"bbox-{side}"] for side in range(4)) == region.bbox
             means = [value for name, value in values.items() if name.startswith("intensity_mean")]
             assert means == pytest.approx(np.atleast_1d(region.intensity_mean).tolist()), "of the image as it was read"
+
+    def test_pandas_takes_it(self, cells, image):
+        pandas = pytest.importorskip("pandas")
+        found = cells(image)
+        frame = pandas.DataFrame(found.table)
+        assert len(frame) == found.labels.max() and frame["area"].sum() == (found.labels > 0).sum()
 
     def test_the_score_is_the_mean_probability(self, small_bundle, image):
         found = predictor_of(small_bundle("microscopy"), save_probabilities=True)(image)
