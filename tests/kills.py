@@ -104,6 +104,10 @@ class Commands:
         for line in self.preparing:
             run(line, self.folder)
         shutil.copytree(ROOT / "microscopy", self.bundle, ignore=shutil.ignore_patterns("models", "eval", "synthetic"))
+        config = self.bundle / "configs" / "inference.json"
+        content = json.loads(config.read_text())
+        content["network_def"] |= {key.split("#")[1]: value for key, value in SHORT.items() if "network_def#" in key}
+        config.write_text(json.dumps(content))
         (self.bundle / "models").mkdir()
         shutil.copy(self.trained / "model.pt", self.bundle / "models")
 
