@@ -175,7 +175,8 @@ def watch(path: Path) -> int:
 TAGS = (
     "Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel PhotometricInterpretation "
     "NumberOfFrames PlanarConfiguration PixelSpacing ImageOrientationPatient ImagePositionPatient RescaleSlope "
-    "RescaleIntercept InstanceNumber SeriesInstanceUID SOPClassUID SOPInstanceUID SliceThickness Modality"
+    "RescaleIntercept InstanceNumber SeriesInstanceUID SOPClassUID SOPInstanceUID SliceThickness Modality "
+    "ImageType SeriesNumber SeriesDescription"
 ).split()
 TAG_VALUES = (
     "", "0", "-1", "1", "2", "3", "7", "12", "16", "32", "64", "65535", "1e400", "nan", "abc", "1\\2", "0\\0\\0", "RGB",
