@@ -12,7 +12,7 @@ RUN     = --roi_size "[128,128]" --max_epochs 12 --iterations_per_epoch 50 --bat
 	--val_interval 4 --log_interval 25 --num_workers 1
 PATHS   = --bundle_root $(BUNDLE) --dataset_dir $(DEMO)/data
 
-.PHONY: demo test fuzz bundles verify package lint label test-label clean
+.PHONY: demo test fuzz kills bundles verify package lint label test-label clean
 
 demo: $(VENV)/demo
 	rm -rf $(DEMO)
@@ -31,10 +31,15 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(BIN)/python -m pytest
 
-# Damaged files of every format for as long as you like; `make test` does it for a minute.
+# Damaged files of every format, and whole ones with strange insides, for as long as you like; `make test`: a minute.
 SECONDS = 600
 fuzz: $(VENV)/test
 	SWINUMAMBA_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py
+
+# Every command killed at random moments, and run again; the folder must not be there. Half a minute a kill.
+KILLS = 200
+kills: $(VENV)/test
+	$(BIN)/python tests/kills.py $(KILLS) kills
 
 # The bundles are made of bundle_sources/, where each fact stands once.
 bundles: $(VENV)/test
@@ -85,4 +90,4 @@ $(LABEL)/ready: label-requirements.txt constraints.txt setup.cfg
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LABEL) $(DEMO)
+	rm -rf $(VENV) $(LABEL) $(DEMO) kills

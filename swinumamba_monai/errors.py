@@ -13,7 +13,14 @@ from types import TracebackType
 
 
 class InputError(ValueError):
-    """Something the user gave (a file, a folder, an option) cannot be used; the message is one sentence for them."""
+    """Something the user gave (a file, a folder, an option) cannot be used; the message is one sentence for them.
+
+    Args:
+        sentence: what is printed, with a question mark for every character that could do more to a terminal.
+    """
+
+    def __init__(self, sentence: object) -> None:
+        super().__init__("".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in str(sentence)))
 
 
 MAX_QUOTED = 100  # characters

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from .atomic import replacing
-from .errors import InputError, quoted
+from .errors import InputError, quoted, shown
 from .networks.umamba import first_name
 
 __all__ = ["LoadReport", "find_checkpoint", "load_pretrained", "read_checkpoint", "read_weights", "save_half_precision"]
@@ -440,4 +440,4 @@ def _check_fit(source: str, kind: str, weights: Mapping, own: Mapping, required:
 
 def _some(names) -> str:
     names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

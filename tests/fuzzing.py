@@ -5,13 +5,13 @@
     python tests/fuzzing.py SECONDS FOLDER
 
 Case ``i`` of a format is always the same file, so a failure can be looked at again: it stays in FOLDER. One line of
-JSON tells how often each format was read and refused, and how much memory it took. Anything but a result or one
-sentence ends the process; so does a case of more than ``HANG`` seconds, and one that wants more memory than there is.
+JSON tells how often each format was read and refused, and how much memory it took. ``make fuzz SECONDS=3600`` is an
+hour of it. Anything but a result or one sentence ends the process; so does a case of more than ``HANG`` seconds, and
+one that wants more memory than there is. :mod:`fuzzed_structures` has those that are damaged inside alone.
 """
 
 from __future__ import annotations
 
-import copy
 import faulthandler
 import gzip
 import io
@@ -32,6 +32,7 @@ import numpy as np
 import safetensors.torch
 import tifffile
 import torch
+from fuzzed_structures import change_insides, strange_value, structures
 from PIL import Image
 
 from swinumamba_monai.data import load_datalist, load_images, read_label_map, read_volume
@@ -42,6 +43,7 @@ from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.pretrained import load_pretrained
 
 HANG = 20.0  # seconds; the slowest case takes a tenth of one on an idle machine
+LONGEST_SENTENCE = 800  # characters, with the paths of this machine
 ADDRESS_SPACE = 8 << 30  # beyond what the libraries map themselves
 PLAIN, RLE, DEFLATED = (f"1.2.840.10008.1.2.{end}" for end in ("1", "5", "1.99"))  # transfer syntaxes of DICOM
 NUMBERS = (
@@ -64,10 +66,6 @@ NUMBERS = (
     10**12,
     2**63 - 1,
 )
-STRANGE_VALUES = (
-    None, True, -1, 0, 1e308, float("nan"), 10**400, "", ".", "..", "\0", "\ud800", "x" * 5000, "../../etc/passwd",
-    "/etc/passwd", "/dev/zero", "images", [], {}, [[]], ["a"], {"image": "a"}, "endoscopy", "abdomen_mri",
-)  # fmt: skip
 
 
 @dataclass
@@ -81,6 +79,7 @@ class Format:
         header: so many bytes at the start are damaged more often than the rest.
         repair: makes the damage get past what protects the file, such as checksums.
         others: files beside it.
+        alter: makes a file with other insides, instead of most of the damage to bytes.
     """
 
     name: str
@@ -89,6 +88,7 @@ class Format:
     header: int
     repair: Callable[[bytes], bytes] = lambda data: data
     others: dict[str, bytes] | None = None
+    alter: Callable[[np.random.Generator], bytes] | None = None
 
 
 def pixels(*shape: int, dtype: type = np.uint8) -> np.ndarray:
@@ -218,6 +218,10 @@ def formats(folder: Path) -> Iterator[Format]:
     archive = write_archive(folder / "seed.zip", {"a/LICENSE": b"free", "a/configs/b.json": b"{}"})
     yield Format("a.zip", [archive.read_bytes()], whole_or_nothing, 400)
     archive.unlink()
+    for parts in structures(dicom(0, PLAIN)):
+        if parts["name"] == "tags.dcm":
+            parts |= {"read": lambda path: volume(path.parent), "others": {"b.dcm": dicom(1, PLAIN)}}
+        yield Format(**{"header": len(parts["seeds"][0]), **parts})
 
 
 def tiff_as_png16() -> bytes:
@@ -271,28 +275,17 @@ def damage_json(data: bytes, random: np.random.Generator) -> bytes:
     """Text whose values, at any depth, are not what they should be."""
     if random.random() < 0.02:
         return b'{"training": ' + b"[" * 200_000
-    content = json.loads(data)
-    for _ in range(random.integers(1, 3)):
-        place = content
-        while True:
-            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-            if not keys:
-                break
-            key = keys[random.integers(len(keys))]
-            if isinstance(place[key], (dict, list)) and random.random() < 0.6:
-                place = place[key]
-                continue
-            place[key] = copy.deepcopy(STRANGE_VALUES[random.integers(len(STRANGE_VALUES))])
-            break
-    return json.dumps(content).encode()
+    return json.dumps(change_insides(json.loads(data), random, lambda: strange_value(random))).encode()
 
 
 def case(fmt: Format, number: int) -> bytes:
     """The damaged file; it depends on the arguments alone."""
     random = np.random.default_rng([zlib.crc32(fmt.name.encode()), number])
     data = fmt.seeds[number % len(fmt.seeds)]
-    if fmt.name.endswith(".json") and random.random() < 0.7:
+    if fmt.name.endswith(".json") and not fmt.alter and random.random() < 0.7:
         return damage_json(data, random)
+    if fmt.alter and random.random() < 0.9:
+        return fmt.alter(random)
     data = damage(data, fmt.header, random)
     return fmt.repair(data) if random.random() < 0.7 or fmt.name == "b.nii.gz" else data
 
@@ -307,7 +300,8 @@ def try_one(fmt: Format, folder: Path, data: bytes) -> str:
         outcome = "read"
     except InputError as error:
         sentence = str(error)
-        assert "\n" not in sentence and sentence.endswith("."), f"no sentence: {sentence!r}"
+        one_line = sentence.isprintable() and sentence.endswith(".") and len(sentence) < LONGEST_SENTENCE
+        assert one_line, f"no sentence: {sentence[:2000]!r}"
         outcome = "refused"
     finally:
         faulthandler.cancel_dump_traceback_later()
@@ -341,7 +335,8 @@ def main(seconds: float, folder: Path) -> None:
             slowest = max(slowest, (time.monotonic() - start, f"case {number} of {fmt.name}"))
         number += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"counts": counts, "grown_mb": grown // 1024, "slowest": slowest}))
+    inputs = number * len(all_formats)
+    print(json.dumps({"inputs": inputs, "counts": counts, "grown_mb": grown // 1024, "slowest": slowest}))
 
 
 if __name__ == "__main__":

@@ -104,6 +104,10 @@ class Commands:
         for line in self.preparing:
             run(line, self.folder)
         shutil.copytree(ROOT / "microscopy", self.bundle, ignore=shutil.ignore_patterns("models", "eval", "synthetic"))
+        config = self.bundle / "configs" / "inference.json"
+        content = json.loads(config.read_text())
+        content["network_def"] |= {key.split("#")[1]: value for key, value in SHORT.items() if "network_def#" in key}
+        config.write_text(json.dumps(content))
         (self.bundle / "models").mkdir()
         shutil.copy(self.trained / "model.pt", self.bundle / "models")
 
@@ -145,11 +149,11 @@ class Runner:
         process.wait()
         return True
 
-    def left(self) -> list[str]:
-        """Temporary files, but for the one folder of this package."""
-        left = self.temporary.rglob("*")
-        own = [p for p in left if p.parent == self.temporary and p.name.startswith("swinumamba_monai-")]
-        return sorted(str(p.relative_to(self.temporary)) for p in self.temporary.rglob("*") if p not in own)
+    def left(self) -> set[str]:
+        """Temporary files; torch's cache of compiled code and this package's folder stay, but with nothing in it."""
+        left = {str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*")}
+        ours = {name for name in left if name.startswith("swinumamba_monai-") and "/" not in name}
+        return {name for name in left - ours if not name.startswith("torchinductor_")}
 
 
 class Failure(Exception):

@@ -64,3 +64,7 @@ def test_an_output_that_cannot_be_written_is_a_sentence(code):
     except RuntimeError as error:
         assert str(find_input_error(error)) == f"out/metrics.csv cannot be written or opened: {os.strerror(code)}."
     assert find_input_error(OSError(errno.ECONNRESET, "reset")) is None
+
+
+def test_no_sentence_does_anything_to_a_terminal():
+    assert str(InputError("a\x1b[31m\x00\x7fb\ud800 c\nd é.")) == "a?[31m??b? c\nd é."

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import torch
@@ -13,14 +14,16 @@ from monai.transforms import Invertd, MapTransform
 from monai.utils import MetaKeys, convert_to_numpy, convert_to_tensor
 from torch import Tensor
 
+from swinumamba_monai.data.sampling.transforms import MAX_SLAB
 from swinumamba_monai.inference.uncertainty import entropy_map
 
 
 class RestoreVolumed(MapTransform):
     """Bring logits back to the voxels of the image file, with the very affine of that file, as classes.
 
-    Logits are interpolated linearly, as nnU-Net does, and the class of a voxel is the one with the highest. This goes
-    class by class, so beside the logits there are never more than a few volumes in memory.
+    Logits are interpolated linearly, as nnU-Net does, and the class of a voxel is the one with the highest. This goes a
+    few slices at a time, so there is little in memory beside the logits and the result: a grid of float64 numbers for
+    every voxel of a large volume would take more than all of inference.
 
     Args:
         keys: keys of logits (C, H, W, S) on the grid of ``image_key``; they become classes (1, X, Y, Z) uint8.
@@ -50,35 +53,76 @@ class RestoreVolumed(MapTransform):
         image = result[self.image_key]
         affine = torch.as_tensor(convert_to_numpy(image.meta[MetaKeys.ORIGINAL_AFFINE]))
 
-        def on_file_grid(volume: Tensor) -> MetaTensor:
-            return MetaTensor(volume, meta={**image.meta, MetaKeys.AFFINE: affine})
-
         for key in self.keys:
-            channels = self._channels(result[key], image)
-            if self.probabilities_key is not None or self.entropy_key is not None:
-                channels = list(channels)
-                logits = torch.cat(channels)
-                if self.entropy_key is not None:
-                    result[self.entropy_key] = on_file_grid(entropy_map(logits))
-                if self.probabilities_key is not None:
-                    result[self.probabilities_key] = on_file_grid(logits.softmax(0))
-            result[key] = on_file_grid(_argmax(channels))
+            made = {key: _argmax, self.probabilities_key: _softmax, self.entropy_key: entropy_map}
+            made.pop(None, None)
+            whole: dict[Hashable, Tensor] = {}
+            for place, slab in self._slabs(result[key], image, affine):
+                for name, make in made.items():
+                    part = make(slab)
+                    if not place:
+                        whole[name] = part
+                        continue
+                    if name not in whole:
+                        whole[name] = part.new_empty((len(part), *_shape_of_file(image)))
+                    whole[name][place] = part
+            meta = {**image.meta, MetaKeys.AFFINE: affine}
+            result |= {name: MetaTensor(volume, meta=dict(meta)) for name, volume in whole.items()}
         return result
 
-    def _channels(self, maps: Tensor, image: MetaTensor) -> Iterator[Tensor]:
-        """Every channel of (C, H, W, S) on the grid of the file, (1, X, Y, Z) float32."""
-        for channel in convert_to_tensor(maps, track_meta=False):
-            volume = MetaTensor(channel[None].float())
-            yield self.invert({self.image_key: image, "map": volume})["map"].as_tensor().float()
+    def _slabs(self, maps: Tensor, image: MetaTensor, affine: Tensor) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        """Maps (C, H, W, S) on the grid of the file, (C, X, Y, Z) float32, a few slices at a time, and their places.
+
+        Where slices are no slices of the file there is one slab, whose place is ().
+        """
+        maps = convert_to_tensor(maps, track_meta=False)
+        count = maps.shape[-1]
+        axis, flipped = _slices_of_file(image, affine, count)
+        size = 0 if axis is None else max(MAX_SLAB * count // (len(maps) * math.prod(_shape_of_file(image))), 1)
+        if axis is None or size >= count:
+            yield (), self._invert(maps, image)
+            return
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            place = [slice(None)] * 4
+            place[1 + axis] = slice(count - stop, count - start) if flipped else slice(start, stop)
+            yield tuple(place), self._invert(maps[..., start:stop], image)
+
+    def _invert(self, maps: Tensor, image: MetaTensor) -> Tensor:
+        """Maps on the grid of the file, of all slices of the image or of some."""
+        like = MetaTensor(image.as_tensor()[..., : maps.shape[-1]], meta=image.meta)
+        for operation in map(dict, image.applied_operations):
+            if maps.shape[-1] < image.shape[-1]:  # the slices are the last axis of all but the file, which is turned
+                operation["orig_size"] = (*operation["orig_size"][:2], maps.shape[-1])
+            like.applied_operations.append(operation)
+        return self.invert({self.image_key: like, "map": MetaTensor(maps.float())})["map"].as_tensor().float()
 
 
-def _argmax(channels: Iterator[Tensor] | list[Tensor]) -> Tensor:
-    """The number of the channel that is highest, uint8, one channel at a time."""
-    best = classes = None
-    for number, channel in enumerate(channels):
-        if best is None:
-            best, classes = channel.clone(), torch.zeros_like(channel, dtype=torch.uint8)
-        else:
-            classes[channel > best] = number
-            torch.maximum(best, channel, out=best)
+def _slices_of_file(image: MetaTensor, affine: Tensor, count: int) -> tuple[int | None, bool]:
+    """The axis of the file along which the slices of the network's grid lie, and whether the other way round."""
+    steps = torch.linalg.solve(affine.double(), image.affine.double())
+    axis = int(steps[:3, 2].abs().argmax())
+    flipped = bool(steps[axis, 2] < 0)
+    expected = torch.zeros(4, dtype=torch.float64)
+    expected[2], expected[3] = (-1, count - 1) if flipped else (1, 0)
+    others = [other for other in range(3) if other != axis]
+    stay = torch.allclose(steps[axis], expected, atol=1e-4) and steps[others, 2].abs().max() < 1e-4
+    return (axis if stay and _shape_of_file(image)[axis] == count else None), flipped
+
+
+def _shape_of_file(image: MetaTensor) -> list[int]:
+    """(X, Y, Z) as the reader noted it; zeros where nobody did."""
+    return [int(size) for size in image.meta.get(MetaKeys.SPATIAL_SHAPE, (0, 0, 0))]
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(0)
+
+
+def _argmax(channels: Tensor) -> Tensor:
+    """The number of the channel that is highest, the first of equals, (1, X, Y, Z) uint8."""
+    best, classes = channels[:1].clone(), torch.zeros_like(channels[:1], dtype=torch.uint8)
+    for number, channel in enumerate(channels[1:], start=1):
+        classes[channel[None] > best] = number
+        torch.maximum(best, channel[None], out=best)
     return classes

@@ -13,7 +13,7 @@ import numpy as np
 from monai.config import PathLike
 from scipy import stats
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted, shown
 from swinumamba_monai.metrics.statistics import bootstrap_interval
 
 FEWEST = 6  # unequal cases from which on a two-sided p can be below 0.05: 2 / 2^6
@@ -144,18 +144,20 @@ def read_cases(path: Path) -> dict[str, dict[str, float]]:
             reader = csv.DictReader(file, strict=True)
             columns, rows = reader.fieldnames or (), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}.") from error
+        raise InputError(f"{path} cannot be read as a table ({quoted(error)}).") from error
     if "name" not in columns or not rows:
         raise InputError(f"{path} is no table of cases: give the metrics.csv that an evaluation wrote.")
     table: dict[str, dict[str, float]] = {}
     for row in rows:
         name = row.pop("name")
         if name in table:
-            raise InputError(f"{path} holds case '{name}' more than once, so cases cannot be matched by name.")
+            raise InputError(f"{path} holds case '{shown(name)}' more than once, so cases cannot be matched by name.")
         try:
             table[name] = {column: float(value) for column, value in row.items()}
         except (TypeError, ValueError) as error:
-            raise InputError(f"{path} has something other than one number per column for case '{name}'.") from error
+            raise InputError(
+                f"{path} has something other than one number per column for case '{shown(name)}'."
+            ) from error
     return table
 
 

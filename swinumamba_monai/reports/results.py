@@ -18,7 +18,7 @@ import numpy as np
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, shown
 from swinumamba_monai.metrics.case_scores import PUBLISHED
 from swinumamba_monai.metrics.statistics import summarize_cases
 from swinumamba_monai.networks import SYSTEMS
@@ -50,6 +50,7 @@ RESULT_NOTES = (
 )
 # Settings of a training that may differ between the runs of one row: chance, and where it ran.
 FREE = {"seed", "data_dir", "num_workers", "processes", "epoch", "best_metric_epoch", "seconds", "gpu", "gpu_bytes"}
+NUMBERS, MAX_NUMBER = ("parameters", "seconds", "gpu_bytes"), 1e18  # facts that are computed with
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ def read_evaluation(argument: str) -> Evaluation:
         training = dict((trainings[0] if len(trainings) == 1 else None) or {})
     except (OSError, AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no folder of an evaluation: it has no summary.json of one.") from error
+    for fact in NUMBERS:
+        value = training.get(fact, 0)
+        if not isinstance(value, (int, float)) or not 0 <= value < MAX_NUMBER:
+            raise InputError(f"{path / 'summary.json'} says that {fact} is {shown(value)}; correct or remove it.")
     if not isinstance(task, str) or task not in TASKS or not isinstance(system, str) or not system:
         raise InputError(f"{path} does not say which network it is of; write NAME={path}.")
     row = _row_name(name, system, len(trainings), training)

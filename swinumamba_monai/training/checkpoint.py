@@ -9,6 +9,7 @@ import json
 import logging
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -296,15 +297,29 @@ class TrainingCheckpoint:
         try:
             if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
                 raise ValueError("of other parameters")
+            names = _state_names(self.optimizer)
             for index, state in saved["state"].items():
+                if not isinstance(state, Mapping) or (state and state.keys() != names):
+                    raise ValueError(f"not with {', '.join(sorted(names))}")
                 _check_state(state, parameters[index])
             self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self.last_path} holds the state of another optimizer ({quoted(error)}), it cannot be resumed."
             ) from error
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate
+
+
+def _state_names(optimizer: torch.optim.Optimizer) -> set[str]:
+    """What an optimizer keeps of a parameter, which it says nowhere: one like it makes a step with a single number."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    groups = [{**group, "params": [parameter]} for group in optimizer.param_groups[:1]]
+    like = object.__new__(type(optimizer))
+    like.__setstate__({"defaults": optimizer.defaults, "state": defaultdict(dict), "param_groups": groups})
+    like.step()
+    return set(like.state[parameter])
 
 
 def _check_state(state: Mapping, parameter: nn.Parameter) -> None:

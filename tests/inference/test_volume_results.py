@@ -122,7 +122,7 @@ def test_entropy_is_that_of_the_saved_probabilities():
     image = MetaTensor(torch.zeros(1, 4, 5, 6), meta={"original_affine": np.eye(4)})
     restore = RestoreVolumed("pred", Compose([]), probabilities_key="probabilities", entropy_key="entropy")
     # half of the grid's resolution, as after resampling
-    restore._channels = lambda maps, image: (torch.nn.functional.avg_pool3d(one[None], 2) for one in maps)
+    restore._invert = lambda maps, image: torch.nn.functional.avg_pool3d(maps, 2)
     result = restore({"pred": logits, "image": image})
     p = result["probabilities"].numpy()
     np.testing.assert_allclose(result["entropy"][0], -(p * np.log(p)).sum(0) / np.log(3), atol=1e-6)

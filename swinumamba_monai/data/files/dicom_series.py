@@ -231,12 +231,19 @@ def _is_capture(header: pydicom.Dataset) -> bool:
 
 
 def _is_localizer(header: pydicom.Dataset) -> bool:
-    return bool(_LOCALIZERS & {str(word) for word in _words(header)})
+    return bool(_LOCALIZERS & set(_words(header)))
 
 
 def _words(header: pydicom.Dataset) -> Sequence[str]:
     kind = getattr(header, "ImageType", None) or ()
-    return (kind,) if isinstance(kind, str) else kind
+    return (str(kind),) if isinstance(kind, str) or not isinstance(kind, Sequence) else [str(word) for word in kind]
+
+
+def _frames(header: pydicom.Dataset) -> int:
+    try:
+        return int(header.NumberOfFrames)
+    except (AttributeError, TypeError, ValueError):  # not there, or no number, which reading the file says
+        return 1
 
 
 def _direction(header: pydicom.Dataset) -> np.ndarray | None:
@@ -250,7 +257,7 @@ def _direction(header: pydicom.Dataset) -> np.ndarray | None:
 def _stack_direction(headers: Sequence[pydicom.Dataset]) -> np.ndarray | bool | None:
     """The orientation that several slices share, or None; False for a file that holds several itself."""
     headers = list(headers)
-    if any((getattr(header, "NumberOfFrames", None) or 1) > 1 or "MOSAIC" in _words(header) for header in headers):
+    if any(_frames(header) > 1 or "MOSAIC" in _words(header) for header in headers):
         return False
     ways = [_direction(header) for header in headers]
     if len(ways) < 2 or any(way is None for way in ways) or np.ptp(ways, axis=0).max() > _PARALLEL:

@@ -85,6 +85,8 @@ def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
     """The frames of a file; for every part that does not decode the reason is put into ``lost``."""
     with _open(path) as container:
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise InputError(f"{path} has pictures of a kind that cannot be decoded; convert or replace it.")
         # A worker that is forked while threads of FFmpeg wait for work waits for them for ever when it frees what they
         # belong to. So the decoder has none, and the converter, whose threads PyAV leaves no choice about, ends with
         # each frame (frame.to_ndarray would keep one in the frame, which the suspended decoder holds).

@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import get_track_meta
+from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Orientationd, Spacingd, Transform
 from monai.utils import TransformBackends, convert_to_tensor
 
 from swinumamba_monai.errors import InputError, shown
+
+MAX_SLAB = 1 << 22  # voxels that are resampled at once, or one slice
 
 
 class ToRGB(Transform):
@@ -125,8 +129,9 @@ class SliceOrientationd(Orientationd):
 class SliceSpacingd(Spacingd):
     """Resample volumes (C, H, W, S) in the planes of their slices; the slices stay where they are.
 
-    MONAI's transform with one difference: it sees nothing but the keys, because from 1.6 on it takes every item whose
-    name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has beside "image".
+    MONAI's transform with two differences. It sees nothing but the keys, because from 1.6 on it takes every item whose
+    name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has beside "image". And
+    it gets a few slices at a time, because it makes a grid of four float64 for every voxel.
 
     Args:
         keys: the volumes, slices along the last axis.
@@ -150,4 +155,35 @@ class SliceSpacingd(Spacingd):
         self, data: Mapping[Hashable, NdarrayOrTensor], lazy: bool | None = None
     ) -> dict[Hashable, NdarrayOrTensor]:
         volumes = {key: data[key] for key in self.keys if key in data}
-        return {**data, **super().__call__(volumes, lazy)}
+        planned = super().__call__(volumes, lazy=True)
+        shapes = [volume.peek_pending_shape() for volume in (*volumes.values(), *planned.values())]
+        if lazy or self.lazy or max(map(math.prod, shapes), default=0) <= MAX_SLAB:
+            return {**data, **super().__call__(volumes, lazy)}
+        return {**data, **{key: self._resample(volume, planned[key]) for key, volume in volumes.items()}}
+
+    def _resample(self, volume: MetaTensor, planned: MetaTensor) -> MetaTensor:
+        """A volume on the grid of what MONAI would make of it lazily, a few slices at a time."""
+        affine, shape = planned.peek_pending_affine(), tuple(planned.peek_pending_shape())
+        options = {name: planned.pending_operations[-1]["extra_info"][name] for name in ("mode", "padding_mode")}
+        resample = partial(self.spacing_transform.sp_resample, dst_affine=affine, **options)
+        count = volume.shape[-1]
+        if shape[-1] != count or not slices_stay(volume.affine, affine):  # sheared
+            return resample(volume, spatial_size=shape)
+        size = max(MAX_SLAB // max(math.prod(volume.shape[1:-1]), math.prod(shape[:-1])), 1)
+        result = None
+        for start in range(0, count, size):
+            part = volume[..., start : start + size]
+            part = resample(part, spatial_size=(*shape[:-1], part.shape[-1]))
+            if result is None:
+                result = MetaTensor(torch.empty((len(volume), *shape)), meta=part.meta)
+                result.applied_operations = part.applied_operations
+                result.applied_operations[-1]["orig_size"] = tuple(volume.shape[1:])
+            result[..., start : start + size] = part
+        return result
+
+
+def slices_stay(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Whether the planes of one grid are those of another, (4, 4) affines both, with the slices along the last axis."""
+    moved = torch.linalg.solve(torch.as_tensor(before).double(), torch.as_tensor(after).double())
+    expected = torch.tensor([0.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+    return torch.allclose(moved[2], expected, atol=1e-4) and torch.allclose(moved[:2, 2], expected[:2], atol=1e-4)
