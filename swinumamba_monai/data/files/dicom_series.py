@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,8 +133,9 @@ def find_series(folder: Path) -> list[Series]:
         more = ", ..." if len(aside) > _MAX_LISTED else ""
         logger.warning("%s: %d of %d DICOM files are set aside: %s%s", folder, len(aside), len(files), names, more)
     series = [_series(key, group, broken) for key, group in groups.items()]
-    if not series and broken:
-        series = [Series("", tuple(broken))]
+    places = {file.parent for one in series for file in one.files}
+    for place in sorted({file.parent for file in broken} - places):
+        series.append(Series("none", tuple(file for file in broken if file.parent == place)))
     return sorted(series, key=lambda one: (one.folder, len(one.number), one.number, one.key))
 
 
@@ -163,7 +164,7 @@ def choose_series(folder: Path, found: Sequence[Series], wanted: str | None = No
     )
 
 
-def list_series(folder: Path, wanted: str | None = None) -> list[str]:
+def list_series(folder: Path, wanted: str | None = None, others: Container[Path] = ()) -> list[str]:
     """What the series in a folder and below are called, for :func:`find_named`.
 
     A series that is alone in its folder is called after it, ``FOLDER.dicom``, and one of several ``FOLDER/UID.dicom``:
@@ -172,11 +173,12 @@ def list_series(folder: Path, wanted: str | None = None) -> list[str]:
     Args:
         folder: with DICOM files, or folders of them.
         wanted: see :func:`choose_series`; where folders have a series each, None takes all of them.
+        others: folders with volumes of another kind, in which a single DICOM file is a stray one and not taken.
 
     Raises:
         InputError: as :func:`choose_series`.
     """
-    found = find_series(folder)
+    found = [one for one in find_series(folder) if len(one.files) > 1 or one.folder not in others]
     places: dict[Path, list[Series]] = {}
     for one in found:
         places.setdefault(one.folder, []).append(one)

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
-from swinumamba_monai.data.files.dicom_series import find_files, is_dicom_folder, list_series
+from swinumamba_monai.data.files.dicom_series import (
+    SERIES_SUFFIX,
+    choose_series,
+    find_files,
+    find_series,
+    is_dicom_folder,
+    list_series,
+)
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
 from swinumamba_monai.errors import InputError
 
@@ -22,9 +29,20 @@ _RESULTS = ("classes", "probabilities", "entropy")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-def list_volumes(folder: Path) -> list[Path]:
-    """The files of a folder, and its folders with DICOM files in them or below, by name."""
-    return sorted(filter(is_volume, folder.iterdir()))
+def list_volumes(folder: Path, series: str | None = None) -> list[Path]:
+    """The files of a folder, and its folders with DICOM files in them or below, by name.
+
+    Args:
+        folder: one of the folders of a dataset.
+        series: of several in a folder, which to take; such a volume is ``NAME/UID.dicom``.
+    """
+    volumes = sorted(filter(is_volume, folder.iterdir()))
+    return volumes if series is None else [_chosen(volume, series) for volume in volumes]
+
+
+def _chosen(volume: Path, series: str) -> Path:
+    found = find_series(volume) if volume.is_dir() else []
+    return volume if len(found) < 2 else volume / f"{choose_series(volume, found, series)[0].key}{SERIES_SUFFIX}"
 
 
 def find_volumes(path: Path, series: str | None = None, channels: int = 1) -> list[str | tuple[str, ...]]:
@@ -45,7 +63,7 @@ def find_volumes(path: Path, series: str | None = None, channels: int = 1) -> li
     if path.is_file():
         return [str(path)] if is_volume_file(path) or is_dicom_file(path) else []
     files = list(filter(is_volume_file, find_files(path)))
-    found = list_series(path, series) if is_dicom_folder(path) else []
+    found = list_series(path, series, {file.parent for file in files}) if is_dicom_folder(path) else []
     results = _results(files, [volume_name(file) for file in files] + [Path(name).stem for name in found])
     if results:
         names = ", ".join(file.name for file in results[:3]) + (", ..." if len(results) > 3 else "")
