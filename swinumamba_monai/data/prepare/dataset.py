@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -20,7 +21,7 @@ from swinumamba_monai.atomic import replacing, temporary_folder
 from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, leads_outside, write_datalist
 from swinumamba_monai.data.files.label_map import IGNORE_NAME
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
-from swinumamba_monai.data.prepare.fingerprint import FINGERPRINT_NAME, fingerprint, write_fingerprint
+from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint, write_fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import divide, read_split
 from swinumamba_monai.errors import InputError
@@ -45,7 +46,8 @@ class PrepareOptions:
             None for masks of numbers.
         series: of DICOM volumes, which to take: a UID, a number, or a part of the description.
         nan: what takes the place of NaN in volumes; None refuses it.
-        label_grid: "image" where the voxels of a label volume are those of its image, whatever its header says.
+        label_grid: "image" where the voxels of a label volume are those of its image, whatever its header says;
+            "file" where the header counts.
         progress: called with the number of pairs checked and of all pairs.
     """
 
@@ -57,7 +59,7 @@ class PrepareOptions:
     mask_threshold: float | None = None
     series: str | None = None
     nan: float | None = None
-    label_grid: str | None = None
+    label_grid: str = "file"
     progress: Callable[[int, int], None] | None = None
 
 
@@ -256,6 +258,13 @@ def check_and_write(
     prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
     crop = prints["proposal"]["roi_size"]
     content = f"{prints['instances']} cells" if not class_names else f"{len(known_names) - 1} classes"
+    axcodes = prints["proposal"].get("axcodes", AXIAL)
+    if axcodes != AXIAL:
+        warnings.append(
+            f"the slices of most volumes are not axial: --axcodes {axcodes} --spacing "
+            f"{json.dumps(prints['proposal']['spacing'], separators=(',', ':'))} in every command takes them as they "
+            "were made; without, axial ones are cut."
+        )
     description = f"{content} in {len(used)} images of {source.name}"
     _write(task, found, sections, description, source, output, made_labels, class_names, linked_dir)
     write_fingerprint(output, {"task": task, **prints})
