@@ -60,6 +60,7 @@ def write_datalist(
     label_dir: str | None = None,
     task: str = "microscopy",
     class_names: Sequence[str] = (),
+    regions: Mapping[str, Sequence[int]] | None = None,
     linked_dir: str | None = None,
 ) -> Path:
     """Write ``datalist.json``, whole or not at all.
@@ -72,6 +73,7 @@ def write_datalist(
         label_dir: folder of the labels when it is another one.
         task: a key of :data:`~swinumamba_monai.tasks.TASKS`.
         class_names: what the numbers in the labels mean, background first, "ignore" last; none for cells.
+        regions: unions of classes that are scored instead of them, by name the numbers of the classes.
         linked_dir: folder outside of ``source_dir`` that images and labels in it may be links into.
 
     Returns:
@@ -84,6 +86,8 @@ def write_datalist(
     if class_names:
         numbers = (IGNORED if name == IGNORE_NAME else number for number, name in enumerate(class_names))
         content["labels"] = {str(number): name for number, name in zip(numbers, class_names)}
+    if regions:
+        content["regions"] = {name: list(numbers) for name, numbers in regions.items()}
     if label_dir is not None:
         content["label_dir"] = label_dir
     if linked_dir is not None:
@@ -170,6 +174,22 @@ def load_class_names(dataset_dir: PathLike) -> list[str]:
         InputError: There is no such dataset, or its "labels" are no numbers 0, 1, ... with names.
     """
     return [name for name in _class_names(*_read(dataset_dir)) if name != IGNORE_NAME]
+
+
+def load_regions(dataset_dir: PathLike) -> dict[str, list[int]]:
+    """The regions that are scored instead of the classes, by name the numbers of their classes; empty where none are.
+
+    Raises:
+        InputError: There is no such dataset, or its "regions" are no lists of its classes.
+    """
+    content, path = _read(dataset_dir)
+    regions, classes = content.get("regions", {}), range(1, len(load_class_names(dataset_dir)))
+    if not isinstance(regions, dict) or not all(
+        isinstance(numbers, list) and numbers and all(type(number) is int and number in classes for number in numbers)
+        for numbers in regions.values()
+    ):
+        raise InputError(f'{path} has "regions" that are no lists of its classes; prepare the dataset again.')
+    return regions
 
 
 def has_ignored(dataset_dir: PathLike) -> bool:

@@ -103,7 +103,8 @@ def prepare_abdomen_mri(
         inspect = partial(
             inspect_volumes, label_map=LabelMap.of_names(labels.all_names), channels=channels, nan=options.nan
         )
-        return check_and_write("abdomen_mri", found, source, output_dir, options, inspect, made, labels.all_names)
+        names, regions = labels.all_names, dict(labels.regions)
+        return check_and_write("abdomen_mri", found, source, output_dir, options, inspect, made, names, regions=regions)
 
 
 def _leave_out_ct(found: FoundPairs) -> None:

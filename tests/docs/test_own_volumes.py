@@ -18,7 +18,7 @@ import pytest
 from doc_tables import rows
 from PIL import Image
 
-from swinumamba_monai.data.datalist import has_ignored, load_datalist
+from swinumamba_monai.data.datalist import has_ignored, load_class_names, load_datalist, load_regions
 from swinumamba_monai.data.files.dicom_pixels import DECODERS
 from swinumamba_monai.data.files.label_map import LabelMap
 from swinumamba_monai.data.files.volume_writing import WRITABLE_SUFFIXES, write_volume
@@ -350,6 +350,17 @@ def ignored(folder: Path) -> None:
     assert has_ignored(folder / "out")
 
 
+def regions(folder: Path) -> None:
+    for case in range(4):
+        save(folder / "images" / f"{case}.nii.gz")
+        save(folder / "labels" / f"{case}.nii.gz", LABEL)
+    labels = {"background": 0, "tumor": [1, 2], "core": 2}
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "regions_class_order": [1, 2]}))
+    prepare_abdomen_mri(folder, folder / "out")
+    assert load_class_names(folder / "out") == ["background", "tumor", "tumor + core"]
+    assert load_regions(folder / "out") == {"tumor": [1, 2], "core": [2]}
+
+
 LABEL_ROWS: dict[str, Callable[[Path], None]] = {
     "a class number a voxel": partial(label_as, LABEL * np.float32(0.9999), AFFINE),
     "on the grid of the image in another orientation": partial(
@@ -357,6 +368,7 @@ LABEL_ROWS: dict[str, Callable[[Path], None]] = {
     ),
     "on the grid of the image but for the header": partial(label_as, LABEL, np.eye(4), label_grid="image"),
     '`"ignore": 3` in `dataset.json` or the label map': ignored,
+    '`"tumor": [1, 2]`, `"core": 2` with `regions_class_order`': regions,
 }
 
 

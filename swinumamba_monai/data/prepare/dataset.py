@@ -193,6 +193,7 @@ def check_and_write(
     class_names: Sequence[str] = (),
     by_sequence: bool = False,
     groups: Mapping[str, str] | None = None,
+    regions: Mapping[str, Sequence[int]] | None = None,
 ) -> PreparedDataset:
     """Check every pair, divide them into three sections, and write datalist, fingerprint and the labels made here.
 
@@ -207,6 +208,7 @@ def check_and_write(
         class_names: what the numbers in the labels mean, background first; none for cells.
         by_sequence: see :func:`~swinumamba_monai.data.prepare.split.divide`.
         groups: likewise.
+        regions: see :func:`~swinumamba_monai.data.datalist.write_datalist`.
 
     Raises:
         InputError: There are problems and not ``skip_bad`` (all are listed, one per line, and nothing is written); too
@@ -266,7 +268,7 @@ def check_and_write(
             "were made; without, axial ones are cut."
         )
     description = f"{content} in {len(used)} images of {source.name}"
-    _write(task, found, sections, description, source, output, made_labels, class_names, linked_dir)
+    _write(task, found, sections, description, source, output, made_labels, class_names, regions, linked_dir)
     write_fingerprint(output, {"task": task, **prints})
     logger.info("%s: %d images (%s), crops of %s proposed", output, len(used), found.layout, crop)
     return PreparedDataset(
@@ -309,6 +311,7 @@ def _write(
     output: Path,
     made_labels: Path,
     class_names: Sequence[str],
+    regions: Mapping[str, Sequence[int]] | None,
     linked_dir: Path | None,
 ) -> None:
     """Write the datalist, and the labels that were made where there are any; replace no file by another."""
@@ -341,5 +344,6 @@ def _write(
         label_dir="." if made else None,
         task=task,
         class_names=class_names,
+        regions=regions,
         linked_dir=None if linked_dir is None else str(linked_dir),
     )

@@ -142,7 +142,7 @@ def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str
             f"{classes[2]}, and so on."
         )
         return LabelMap.of_names(classes)
-    available = parse_label_map(labels, path)
+    available = parse_label_map(labels, path, "regions_class_order" in read_dataset_json(source))
     selected = select_classes(available, classes)
     if selected is not None and len(selected.ids[0]) > len(available.ids[0]):
         dropped = len(available.names) - len(classes)
