@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,7 +164,7 @@ def choose_series(folder: Path, found: Sequence[Series], wanted: str | None = No
     )
 
 
-def list_series(folder: Path, wanted: str | None = None, others: Container[Path] = ()) -> list[str]:
+def list_series(folder: Path, wanted: str | None = None, problems: list[str] | None = None) -> list[str]:
     """What the series in a folder and below are called, for :func:`find_named`.
 
     A series that is alone in its folder is called after it, ``FOLDER.dicom``, and one of several ``FOLDER/UID.dicom``:
@@ -173,12 +173,12 @@ def list_series(folder: Path, wanted: str | None = None, others: Container[Path]
     Args:
         folder: with DICOM files, or folders of them.
         wanted: see :func:`choose_series`; where folders have a series each, None takes all of them.
-        others: folders with volumes of another kind, in which a single DICOM file is a stray one and not taken.
+        problems: gets a sentence for each folder of which no series is chosen; None raises the first.
 
     Raises:
         InputError: as :func:`choose_series`.
     """
-    found = [one for one in find_series(folder) if len(one.files) > 1 or one.folder not in others]
+    found = find_series(folder)
     places: dict[Path, list[Series]] = {}
     for one in found:
         places.setdefault(one.folder, []).append(one)
@@ -188,7 +188,13 @@ def list_series(folder: Path, wanted: str | None = None, others: Container[Path]
         places = {place: chosen for place, group in places.items() if (chosen := [one for one in group if one in kept])}
     for place, group in places.items():
         below = [one for one in found if one.folder.is_relative_to(place)]
-        chosen = group if wanted is not None else choose_series(place, group)
+        try:
+            chosen = group if wanted is not None else choose_series(place, group)
+        except InputError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+            continue
         names += [f"{place if len(below) == 1 else place / one.key}{SERIES_SUFFIX}" for one in chosen]
     return names
 

@@ -24,7 +24,7 @@ from swinumamba_monai.errors import InputError
 logger = logging.getLogger(__name__)
 
 # What inference puts behind the name of an image.
-_RESULTS = ("classes", "probabilities", "entropy")
+_RESULTS = ("classes", "instances", "overlay", "probabilities", "entropy")
 # The number of a channel that nnU-Net puts behind the name of a case.
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -45,13 +45,16 @@ def _chosen(volume: Path, series: str) -> Path:
     return volume if len(found) < 2 else volume / f"{choose_series(volume, found, series)[0].key}{SERIES_SUFFIX}"
 
 
-def find_volumes(path: Path, series: str | None = None, channels: int = 1) -> list[str | tuple[str, ...]]:
+def find_volumes(
+    path: Path, series: str | None = None, channels: int = 1, problems: list[str] | None = None
+) -> list[str | tuple[str, ...]]:
     """The volumes of a file, or of a folder and all folders in it.
 
     Args:
         path: a file or a folder.
         series: of DICOM, which to take: see :func:`~swinumamba_monai.data.files.dicom_series.choose_series`.
         channels: of an image; with several, files ``NAME_0000``, ``NAME_0001``, ... are those of one.
+        problems: gets a sentence for each place that cannot be used; None raises the first.
 
     Returns:
         The path of each file, those of the channels of one image, and the name of each series, sorted. What inference
@@ -63,12 +66,13 @@ def find_volumes(path: Path, series: str | None = None, channels: int = 1) -> li
     if path.is_file():
         return [str(path)] if is_volume_file(path) or is_dicom_file(path) else []
     files = list(filter(is_volume_file, find_files(path)))
-    found = list_series(path, series, {file.parent for file in files}) if is_dicom_folder(path) else []
-    results = _results(files, [volume_name(file) for file in files] + [Path(name).stem for name in found])
+    found = list_series(path, series, problems) if is_dicom_folder(path) else []
+    written = result_names([volume_name(file) for file in files] + [Path(name).stem for name in found])
+    results = [file for file in files if volume_name(file) in written]
     if results:
         names = ", ".join(file.name for file in results[:3]) + (", ..." if len(results) > 3 else "")
         logger.warning("%s: %d results of earlier runs are not taken: %s", path, len(results), names)
-    grouped = _group_channels([file for file in files if file not in results], channels)
+    grouped = _group_channels([file for file in files if file not in results], channels, problems)
     return sorted([*grouped, *found], key=lambda name: name if isinstance(name, str) else name[0])
 
 
@@ -91,14 +95,13 @@ def case_names(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _results(files: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """The files that are called as inference calls what it writes for one of the names."""
+def result_names(names: Sequence[str]) -> set[str]:
+    """What inference calls what it writes for images of these names, all without suffix."""
     cases = {*names, *case_names(names).values()}
-    written = {f"{case}_{kind}" for case in cases for kind in _RESULTS}
-    return [file for file in files if volume_name(file) in written]
+    return {f"{case}_{kind}" for case in cases for kind in _RESULTS}
 
 
-def _group_channels(files: Sequence[Path], channels: int) -> list[str | tuple[str, ...]]:
+def _group_channels(files: Sequence[Path], channels: int, problems: list[str] | None) -> list[str | tuple[str, ...]]:
     """Each file, and the files of one case together."""
     if channels == 1:
         return [str(file) for file in files]
@@ -112,9 +115,13 @@ def _group_channels(files: Sequence[Path], channels: int) -> list[str | tuple[st
     for case, parts in groups.items():
         if sorted(parts) != list(range(channels)):
             numbers = ", ".join(f"{number:04d}" for number in sorted(parts))
-            raise InputError(
+            sentence = (
                 f"{case} has the channels {numbers}, but 0000 to {channels - 1:04d} are needed for in_channels "
                 f"{channels}; complete them."
             )
+            if problems is None:
+                raise InputError(sentence)
+            problems.append(sentence)
+            continue
         found.append(tuple(str(parts[number]) for number in range(channels)))
     return found
