@@ -24,13 +24,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="least value of a pixel of a black and white mask, such as 128; default: none",
     )
+    parser.add_argument("--series", help="of several DICOM series in a folder: number, UID or a part of the name")
+    parser.add_argument("--nan", type=float, help="what takes the place of NaN in volumes, such as 0; default: refused")
+    parser.add_argument(
+        "--label_grid",
+        choices=("file", "image"),
+        default="file",
+        help="image: voxels of label volumes are those of their images, whatever their headers say",
+    )
     parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import data
 
-    names = ("val_fraction", "test_fraction", "seed", "fold", "skip_bad", "mask_threshold")
+    names = (
+        "val_fraction",
+        "test_fraction",
+        "seed",
+        "fold",
+        "skip_bad",
+        "mask_threshold",
+        "series",
+        "nan",
+        "label_grid",
+    )
     options = data.PrepareOptions(**{name: getattr(arguments, name) for name in names}, progress=_show_progress)
     task = find_task(arguments.task)
     made = task.prepare(arguments.source_dir, arguments.output_dir, options, arguments.label_map)
@@ -42,7 +60,10 @@ def run(arguments: argparse.Namespace) -> None:
     instances = "" if classes else f"; {made.instances} instances"
     print(f"layout: {made.layout}; {sections} images{instances}")
     num_classes = f" --num_classes {len(classes)}" if classes else ""
-    print(f"ready: --dataset_dir {made.output_dir}{num_classes}")
+    channels = len(made.fingerprint["intensities"])
+    in_channels = f" --in_channels {channels}" if "axes" in made.fingerprint and channels > 1 else ""
+    nan = f" --nan {arguments.nan:g}" if arguments.nan is not None else ""
+    print(f"ready: --dataset_dir {made.output_dir}{num_classes}{in_channels}{nan}")
     made.inputs.finish()
 
 

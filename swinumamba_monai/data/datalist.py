@@ -20,8 +20,9 @@ classes, or an image with the map of its cells, which alone has no "labels".
 
 Images are found below ``source_dir``, labels below ``label_dir`` where that is given and else below ``source_dir``
 too; both are absolute or relative to the folder of the datalist. A path never leads out of these folders, not through
-a link either, and names an image of the task by its suffix (or a folder, for a DICOM series). So a datalist that
-somebody sends can name no other files than images below the one folder that it states, which the log repeats.
+a link either, unless into the folder ``linked_dir`` where one is named; and it names an image of the task by its suffix
+(or a folder, for a DICOM series), or the list of those of its channels. So a datalist that somebody sends can
+name no other files than images below the folders that it states, which the log repeats.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pathlib import Path
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.label_map import IGNORE_NAME, IGNORED
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.inputs import Inputs
@@ -58,6 +60,8 @@ def write_datalist(
     label_dir: str | None = None,
     task: str = "microscopy",
     class_names: Sequence[str] = (),
+    regions: Mapping[str, Sequence[int]] | None = None,
+    linked_dir: str | None = None,
 ) -> Path:
     """Write ``datalist.json``, whole or not at all.
 
@@ -68,7 +72,9 @@ def write_datalist(
         source_dir: folder of the files, absolute or relative to ``dataset_dir``.
         label_dir: folder of the labels when it is another one.
         task: a key of :data:`~swinumamba_monai.tasks.TASKS`.
-        class_names: what the numbers in the labels mean, background first; none for cells.
+        class_names: what the numbers in the labels mean, background first, "ignore" last; none for cells.
+        regions: unions of classes that are scored instead of them, by name the numbers of the classes.
+        linked_dir: folder outside of ``source_dir`` that images and labels in it may be links into.
 
     Returns:
         The path of the file.
@@ -78,9 +84,14 @@ def write_datalist(
     """
     content: dict[str, object] = {"name": task, "description": description, "source_dir": source_dir}
     if class_names:
-        content["labels"] = {str(number): name for number, name in enumerate(class_names)}
+        numbers = (IGNORED if name == IGNORE_NAME else number for number, name in enumerate(class_names))
+        content["labels"] = {str(number): name for number, name in zip(numbers, class_names)}
+    if regions:
+        content["regions"] = {name: list(numbers) for name, numbers in regions.items()}
     if label_dir is not None:
         content["label_dir"] = label_dir
+    if linked_dir is not None:
+        content["linked_dir"] = linked_dir
     text = json.dumps({**content, **{name: sections[name] for name in SECTIONS}}, indent=1) + "\n"
     path = Path(dataset_dir) / DATALIST_NAME
     if path.exists():
@@ -129,8 +140,12 @@ def load_datalist(
         entries = [(entry["image"], entry["label"]) for entry in content.get(section, [])]
         image_dir = path.parent / content.get("source_dir", ".")
         label_dir = path.parent / content.get("label_dir", content.get("source_dir", "."))
+        linked = [path.parent / content["linked_dir"]] if "linked_dir" in content else []
         pairs = [
-            {"image": _channels(image_dir, image, path, task), "label": _inside(label_dir, label, path, task)}
+            {
+                "image": _channels((image_dir, *linked), image, path, task),
+                "label": _inside((label_dir, *linked), label, path, task),
+            }
             for image, label in entries
         ]
     except (AttributeError, KeyError, TypeError) as error:
@@ -142,8 +157,10 @@ def load_datalist(
         raise InputError(f"{path} has no {section!r} images; its sections are {', '.join(SECTIONS)}.")
     if leads_outside(image_dir, path.parent):
         logger.info("%s takes its images from %s", path, image_dir)
+    for folder in linked:
+        logger.info("%s takes what is linked in them from %s", path, folder)
     if check:
-        class_names = load_class_names(dataset_dir)
+        class_names = _class_names(content, path)
         problems = check_pairs(items, lambda image, label: task.files.inspect(image, label, class_names, **reading))
         items.leave_out(problems, skip_bad)
         items.log()
@@ -156,9 +173,37 @@ def load_class_names(dataset_dir: PathLike) -> list[str]:
     Raises:
         InputError: There is no such dataset, or its "labels" are no numbers 0, 1, ... with names.
     """
+    return [name for name in _class_names(*_read(dataset_dir)) if name != IGNORE_NAME]
+
+
+def load_regions(dataset_dir: PathLike) -> dict[str, list[int]]:
+    """The regions that are scored instead of the classes, by name the numbers of their classes; empty where none are.
+
+    Raises:
+        InputError: There is no such dataset, or its "regions" are no lists of its classes.
+    """
     content, path = _read(dataset_dir)
+    regions, classes = content.get("regions", {}), range(1, len(load_class_names(dataset_dir)))
+    if not isinstance(regions, dict) or not all(
+        isinstance(numbers, list) and numbers and all(type(number) is int and number in classes for number in numbers)
+        for numbers in regions.values()
+    ):
+        raise InputError(f'{path} has "regions" that are no lists of its classes; prepare the dataset again.')
+    return regions
+
+
+def has_ignored(dataset_dir: PathLike) -> bool:
+    """Whether labels of a prepared dataset may leave open what a pixel is, as :func:`load_class_names` reads them."""
+    return IGNORE_NAME in _class_names(*_read(dataset_dir))
+
+
+def _class_names(content: Mapping, path: Path) -> list[str]:
+    """The names of the classes in a datalist, and "ignore" behind them where it has it."""
     labels = content.get("labels", {})
-    if not isinstance(labels, dict) or list(labels) != [str(number) for number in range(len(labels))]:
+    numbers = list(labels) if isinstance(labels, dict) else None
+    if numbers and labels.get(str(IGNORED)) == IGNORE_NAME:
+        numbers.remove(str(IGNORED))
+    if numbers is None or numbers != [str(number) for number in range(len(numbers))]:
         raise InputError(f'{path} needs "labels" like {{"0": "background", "1": ...}}; prepare the dataset again.')
     return [str(name) for name in labels.values()]
 
@@ -188,11 +233,11 @@ def _task_of(content: Mapping, path: Path) -> Task:
         raise InputError(f"{path} has the name '{shown(content['name'])}', but {error}") from error
 
 
-def _channels(folder: Path, image: str | list[str], datalist: Path, task: Task) -> str | tuple[str, ...]:
+def _channels(folders: Sequence[Path], image: str | list[str], datalist: Path, task: Task) -> str | tuple[str, ...]:
     """The absolute path of an image, or those of its channels."""
     if isinstance(image, list) and image:
-        return tuple(_inside(folder, channel, datalist, task) for channel in image)
-    return _inside(folder, image, datalist, task)
+        return tuple(_inside(folders, channel, datalist, task) for channel in image)
+    return _inside(folders, image, datalist, task)
 
 
 def leads_outside(path: Path, folder: Path) -> bool:
@@ -200,13 +245,13 @@ def leads_outside(path: Path, folder: Path) -> bool:
     return not path.resolve().is_relative_to(folder.resolve())
 
 
-def _inside(folder: Path, relative: str, datalist: Path, task: Task) -> str:
-    """The absolute path of ``relative``, which must not lead out of ``folder`` and be an image of the task by name."""
-    path = folder / relative
+def _inside(folders: Sequence[Path], relative: str, datalist: Path, task: Task) -> str:
+    """The absolute path of ``relative`` to the first folder, which must not lead out of all and name an image."""
+    path = folders[0] / relative
     try:
         path.exists()  # or an error, for what no file can be called
         file, _ = file_and_number(volume_path(path))  # of a series, or of a plane of a stack
-        outside = leads_outside(path, folder) or leads_outside(file, folder)
+        outside = any(all(leads_outside(end, folder) for folder in folders) for end in (path, file))
         resolved, is_image = path.resolve(), task.files.is_image(path)
     except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
         raise InputError(
@@ -214,7 +259,8 @@ def _inside(folder: Path, relative: str, datalist: Path, task: Task) -> str:
         ) from error
     name = shown(repr(relative))
     if outside:
-        raise InputError(f"{datalist} names {name}, which is outside of {folder}; name only files inside of it.")
+        raise InputError(f"{datalist} names {name}, which is outside of {folders[0]}; name only files inside of it.")
     if not is_image:
         raise InputError(f"{datalist} names {name}, which is no image of {task.name}; name only images.")
-    return str(resolved)
+    # A link out keeps its name: stores of data call the file by its hash.
+    return str(path.absolute() if leads_outside(path, folders[0]) else resolved)

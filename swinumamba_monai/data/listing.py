@@ -19,7 +19,7 @@ from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
 from swinumamba_monai.data.files.dicom_series import find_files
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
-from swinumamba_monai.data.files.volume_listing import find_volumes
+from swinumamba_monai.data.files.volume_listing import find_volumes, result_names
 from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
 from swinumamba_monai.errors import InputError
@@ -101,14 +101,16 @@ def load_volumes(
         InputError: As for :func:`load_images`, or several series of which none is chosen.
     """
     kinds = (f"{', '.join(VOLUME_SUFFIXES)} files or DICOM series",)
-    found = _list(
-        path,
-        lambda place: find_volumes(place, series, channels),
-        "volume",
-        kinds,
-        skip_bad,
-        whole_folder=lambda folder: True,
-    )
+    problems: list[str] = []
+
+    def volumes(place: Path) -> list[str | tuple[str, ...]]:
+        found = find_volumes(place, series, channels, problems)
+        if problems and not found:
+            raise InputError(problems.pop(0))
+        return found
+
+    found = _list(path, volumes, "volume", kinds, skip_bad, whole_folder=lambda folder: True)
+    found.bad += refuse_or_leave_out(problems, skip_bad, path)
     if Path(path).is_dir() and not (Path(path) / DATALIST_NAME).is_file():
         taken = {file for item in found for name in ensure_tuple(item["image"]) for file in volume_files(name)}
         found.not_taken = not_taken_of(file for file in find_files(Path(path).absolute()) if file not in taken)
@@ -148,7 +150,11 @@ def _list(
         raise InputError(f"{path} does not exist; give {wanted} or a prepared dataset.")
     entries = sorted(path.iterdir()) if path.is_dir() and not whole_folder(path) else [path]
     names, others, problems = [], [], []
+    written = result_names([entry.stem for entry in entries])
+    results = [entry for entry in entries if entry.is_file() and entry.stem in written]
     for entry in entries:
+        if entry in results:
+            continue
         try:
             found = names_of(entry.absolute())
         except InputError as error:
@@ -157,6 +163,8 @@ def _list(
         names += found
         others += [] if found else [entry]
     inputs = Inputs(({"image": name} for name in names), path, not_taken_of(others))
+    if results:
+        inputs.not_taken["results of earlier runs"] = [entry.name for entry in results]
     inputs.bad += refuse_or_leave_out(problems, skip_bad, path)
     if not inputs:
         files = f"{', '.join(readable)}{' files' if len(readable) > 1 else ''}"

@@ -109,6 +109,8 @@ class DiceNSDMetric(CaseScores):
             by name; names of other classes may be among them.
         only_present: whether the published reading scores only classes that truth or prediction has.
         key: name of the column that counts as the metric's value.
+        regions: what is scored instead of the classes: by name the labels that it is the union of. Tolerances and
+            ``cut_slices`` are then those of the regions, in this order.
 
     Raises:
         InputError: tolerances or labels do not fit the classes, or predictions and truths do not fit the above.
@@ -129,11 +131,16 @@ class DiceNSDMetric(CaseScores):
         cut_slices: Sequence[int | str] = (),
         only_present: bool = False,
         key: str = "dsc_corrected",
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.class_names = [name.strip().replace(" ", "_") for name in class_names]
-        if len(set(self.class_names) - {MEAN}) < len(self.class_names):
+        self.labels_of = [tuple(labels) for labels in (regions or {}).values()]
+        self.labels_of = self.labels_of or [(label,) for label in range(1, len(class_names) + 1)]
+        class_names = list(regions or class_names)
+        self.scored = [name.strip().replace(" ", "_") for name in class_names]
+        if len(set(self.scored) - {MEAN}) < len(self.scored):
             raise InputError(f"Class names must differ from each other and from '{MEAN}': {', '.join(class_names)}.")
-        super().__init__(_columns(self.class_names), key)
+        super().__init__(_columns(self.scored), key)
         simple_names = [simple_name(name) for name in class_names]
         if isinstance(tolerances, Mapping):
             known = {simple_name(name): tolerance for name, tolerance in tolerances.items()}
@@ -144,15 +151,15 @@ class DiceNSDMetric(CaseScores):
         cut_slices = [cut for cut in cut_slices if not isinstance(cut, str)]
         cut_slices += [label for label, name in enumerate(simple_names, start=1) if name in cut_names]
         try:
-            self.tolerances = ensure_tuple_rep(tolerances, len(self.class_names))
+            self.tolerances = ensure_tuple_rep(tolerances, len(self.scored))
         except ValueError as error:
             raise InputError(
                 f"There are {len(tolerances)} NSD tolerances for {len(class_names)} classes: give one each, or one."
             ) from error
         if not all(0 <= tolerance < np.inf for tolerance in self.tolerances):
             raise InputError(f"NSD tolerances must be finite and not negative, unlike {self.tolerances}.")
-        if not set(cut_slices) <= set(range(1, len(self.class_names) + 1)):
-            raise InputError(f"cut_slices holds labels from 1 to {len(self.class_names)}, not {list(cut_slices)}.")
+        if not set(cut_slices) <= set(range(1, len(self.scored) + 1)):
+            raise InputError(f"cut_slices holds labels from 1 to {len(self.scored)}, not {list(cut_slices)}.")
         self.in_mm = in_mm
         self.cut_slices = tuple(cut_slices)
         self.only_present = only_present
@@ -172,12 +179,12 @@ class DiceNSDMetric(CaseScores):
         # What the scripts take for the labels of an image.
         found = {*np.unique(truth_labels)[1:], *np.unique(pred_labels)[1:]}
         published, corrected, pixels = [], [], []
-        for label, tolerance in enumerate(self.tolerances, start=1):
-            pair = truth_labels == label, pred_labels == label
-            if self.only_present and label not in found:
+        for number, (labels, tolerance) in enumerate(zip(self.labels_of, self.tolerances), start=1):
+            pair = tuple(np.isin(image, labels) for image in (truth_labels, pred_labels))
+            if self.only_present and not found.intersection(labels):
                 published.append((np.nan, np.nan))
             else:
-                published.append(published_scores(*pair, tolerance, spacing, label in self.cut_slices))
+                published.append(published_scores(*pair, tolerance, spacing, number in self.cut_slices))
             corrected.append(corrected_scores(*pair, tolerance, spacing))
             pixels.append([np.count_nonzero(mask) for mask in pair])
         scores = np.array([published, corrected])  # reading, class, score
@@ -187,9 +194,9 @@ class DiceNSDMetric(CaseScores):
 
     def settings(self) -> dict[str, object]:
         return {
-            "tolerances": dict(zip(self.class_names, self.tolerances, strict=True)),
+            "tolerances": dict(zip(self.scored, self.tolerances, strict=True)),
             "tolerance_unit": "mm" if self.in_mm else "pixels",
-            "published_cut_slices": [self.class_names[label - 1] for label in self.cut_slices],
+            "published_cut_slices": [self.scored[label - 1] for label in self.cut_slices],
             "published_only_present": self.only_present,
         }
 

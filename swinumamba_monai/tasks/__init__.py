@@ -101,8 +101,13 @@ class Task:
                 those of the dataset.
 
         Raises:
-            InputError: a label map where there are no classes; for the rest see the task's own function.
+            InputError: a label map where there are no classes, or options that are for volumes alone; for the rest see
+                the task's own function.
         """
+        if options is not None and "nan" not in inspect.signature(self.files.inspect).parameters:
+            for name in ("series", "nan", "label_grid"):
+                if getattr(options, name) not in (None, "file"):
+                    raise InputError(f"{name} is for volumes, which {self.name} does not have; leave it out.")
         if not self.files.class_names:
             if label_map is not None:
                 raise InputError(f"Without classes {self.name} takes no label_map; leave it out.")

@@ -9,15 +9,21 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import nibabel as nib
+import numpy as np
 from monai.config import PathLike
 
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, as_label_map
+from swinumamba_monai.data.files.nifti import NIFTI_SUFFIXES, read_nifti_grid
 from swinumamba_monai.data.files.volume_listing import list_volumes
+from swinumamba_monai.data.files.volume_writing import write_volume
 from swinumamba_monai.data.files.volumes import (
+    SAME_PLACE,
     VolumeReader,
+    corners_apart,
     is_volume_name,
+    read_channels,
     read_volume_label,
+    reoriented,
     volume_name,
 )
 from swinumamba_monai.data.listing import load_volumes
@@ -30,7 +36,8 @@ from swinumamba_monai.data.prepare.dataset import (
     open_source,
 )
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_volumes
-from swinumamba_monai.data.prepare.layouts import choose_label_map, find_pairs
+from swinumamba_monai.data.prepare.layouts import FURTHER_CHANNEL, choose_label_map, find_pairs, read_dataset_json
+from swinumamba_monai.data.prepare.volume_layouts import find_chaos, find_totalsegmentator
 from swinumamba_monai.data.synthetic.abdomen_mri import synthesize_abdomen_mri
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks import TaskFiles
@@ -38,6 +45,7 @@ from swinumamba_monai.tasks import TaskFiles
 # AMOS 2022 numbers its CT volumes up to 500 and its MRI volumes from there.
 _AMOS = re.compile(r"^amos_(\d{4})$")
 _LAST_AMOS_CT = 500
+_KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM series each,"
 
 
 def prepare_abdomen_mri(
@@ -48,16 +56,19 @@ def prepare_abdomen_mri(
 ) -> PreparedDataset:
     """Find volumes and label volumes, check every pair, divide them into three sections and write the datalist.
 
-    Four layouts are known; orientation and spacing may be any:
+    Six layouts are known; orientation and spacing may be any:
 
     - nnU-Net v2 raw: ``imagesTr/NAME_0000.nii.gz`` and ``labelsTr/NAME.nii.gz``, likewise ``Ts``, and ``dataset.json``;
-    - the Decathlon: the same without ``_0000``;
+      ``_0001`` and so on are further channels;
+    - the Decathlon: the same without ``_0000``; several channels are the fourth dimension of the files;
     - AMOS 2022: the same with ``imagesVa`` and ``labelsVa`` as validation section; its CT volumes are left out;
-    - folders ``images`` and ``labels`` with files of the same name; images may be folders with a DICOM series each.
+    - folders ``images`` and ``labels`` with files of the same name; images may be folders with a DICOM series each;
+    - CHAOS and TotalSegmentator: see :mod:`~swinumamba_monai.data.prepare.volume_layouts`.
 
     ``split.json`` may give ``train`` and ``test`` (and ``validation``), lists of names without suffix, or several such
     divisions. Originals are referred to and never copied. When the numbers in the label files are not the classes
-    themselves, label volumes that have the classes are written to ``output_dir/labels``.
+    themselves, or a label is not stored on the grid of its image, label volumes that have the classes on these grids
+    are written to ``output_dir/labels``.
 
     Args:
         source_dir: the downloaded dataset.
@@ -73,21 +84,27 @@ def prepare_abdomen_mri(
         InputError: The layout is unknown; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
-    label_map = as_label_map(label_map)
+    label_map, options = as_label_map(label_map), options or PrepareOptions()
     source = open_source(source_dir)
-    if options is not None and options.mask_threshold is not None:
+    if options.mask_threshold is not None:
         raise InputError("mask_threshold is for masks of images; the labels of volumes have class numbers.")
-    found = find_pairs(source, list_volumes, volume_name, "NIfTI volumes")
-    _leave_out_ct(found)
-    labels = choose_label_map(source, label_map, ABDOMEN_CLASSES, found)
     with label_folder() as made:
-        if not labels.is_identity:
-            _write_classes(found, labels, made)
-            labels = LabelMap.of_names(labels.names)
-        inspect = partial(inspect_volumes, label_map=labels)
-        return check_and_write(
-            "abdomen_mri", found, source, output_dir, options or PrepareOptions(), inspect, made, labels.names
+        pieces = find_chaos(source, made, label_map, options.series)
+        pieces = pieces or find_totalsegmentator(source, made, label_map, ABDOMEN_CLASSES)
+        if pieces:
+            found, labels = pieces
+        else:
+            found = find_pairs(source, partial(list_volumes, series=options.series), volume_name, _KINDS, True)
+            _leave_out_ct(found)
+            labels = choose_label_map(source, label_map, ABDOMEN_CLASSES, found)
+        channels = _count_channels(found, source)
+        if not pieces:
+            _write_classes(found, labels, made, channels, options)
+        inspect = partial(
+            inspect_volumes, label_map=LabelMap.of_names(labels.all_names), channels=channels, nan=options.nan
         )
+        names, regions = labels.all_names, dict(labels.regions)
+        return check_and_write("abdomen_mri", found, source, output_dir, options, inspect, made, names, regions=regions)
 
 
 def _leave_out_ct(found: FoundPairs) -> None:
@@ -101,20 +118,72 @@ def _leave_out_ct(found: FoundPairs) -> None:
         found.split = {part: names for part, names in found.split.items() if names}
 
 
-def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path) -> None:
-    """Write the labels of all pairs as class numbers into ``folder``, in the geometry that they have."""
+def _count_channels(found: FoundPairs, source: Path) -> int:
+    """The channels of the images: those in files of their own, or that ``dataset.json`` names; what differs goes."""
+    if not found.pairs:
+        return 1
+    counts = {name: len(found.images(name)) for name in found.pairs}
+    channels = max(sorted(set(counts.values())), key=list(counts.values()).count)
+    for name, count in counts.items():
+        if count < channels:
+            image, _ = found.pairs.pop(name)
+            found.problems.append(f"{image} has no further channel, but others have {channels}; complete them.")
+        elif count > channels:
+            del found.pairs[name]
+            further = found.channels[name][channels:]
+            found.problems += [FURTHER_CHANNEL.format(image, channels - 1) for image in further]
+    named = read_dataset_json(source).get("channel_names") or read_dataset_json(source).get("modality") or {}
+    return max(channels, len(named)) if channels == 1 else channels
+
+
+def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path, channels: int, options: PrepareOptions) -> None:
+    """Write the labels of all pairs as class numbers on the grids of their images, unless all are so already.
+
+    A label may be stored in another orientation at the same place, as converters of DICOM files do. With
+    ``label_grid="image"`` its place does not count.
+    """
+    turned: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, (_, label) in list(found.pairs.items()):
+        try:
+            shape, affine = _grid(found.images(name), channels, options.nan)
+            label_shape, label_affine = _grid((label,), 1, None)
+            same = label_shape == shape and corners_apart(affine, label_affine, shape) <= SAME_PLACE
+            if same:
+                continue
+            ids, label_affine = read_volume_label(label)
+            if options.label_grid == "image" and ids.shape == shape:
+                turned[name] = ids, affine
+            else:
+                ids, turned_affine = reoriented(ids, label_affine, affine)
+                if ids.shape == shape and corners_apart(affine, turned_affine, shape) <= SAME_PLACE:
+                    turned[name] = ids, affine
+        except InputError:
+            continue  # the inspection says what is wrong
+    if labels.is_identity and not turned:
+        return
+    if turned:
+        found.warnings.append(f"{len(turned)} labels lie otherwise than their images and are written on their grids.")
     folder.mkdir()
     for name, (image, label) in list(found.pairs.items()):
         try:
-            ids, affine = read_volume_label(label)
-            classes = labels.to_classes(ids, label)
+            ids, affine = turned.get(name) or read_volume_label(label)
+            made = folder / f"{name}.nii.gz"
+            write_volume(made, labels.to_classes(ids, label), affine)
         except InputError as error:
             found.problems.append(str(error))
             del found.pairs[name]
             continue
-        made = folder / f"{name}.nii.gz"
-        nib.save(nib.Nifti1Image(classes, affine), made)
         found.pairs[name] = (image, made)
+
+
+def _grid(paths: Sequence[Path], channels: int, nan: float | None) -> tuple[tuple[int, ...], np.ndarray]:
+    """The shape and the affine of a volume; those of a NIfTI file are read without its voxels."""
+    first = paths[0]
+    if first.name.lower().endswith(NIFTI_SUFFIXES):
+        shape, affine = read_nifti_grid(first)
+        return shape[:3], affine
+    voxels, affine = read_channels(paths, channels, nan)
+    return voxels.shape[:3], affine
 
 
 def _inspect(

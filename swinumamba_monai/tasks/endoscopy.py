@@ -122,11 +122,9 @@ def prepare_endoscopy(
                 found.pairs = dict(matched.labels)
             else:
                 _write_classes(matched, labels, options.mask_threshold, colours, made)
-        names = labels.names
+        names, regions = labels.all_names, dict(labels.regions)
         inspect = partial(inspect_frames, label_map=LabelMap.of_names(names))
-        return check_and_write(
-            "endoscopy", found, source, output, options, inspect, made, names, by_sequence=True, groups=groups
-        )
+        return check_and_write("endoscopy", found, source, output, options, inspect, made, names, True, groups, regions)
 
 
 def _labels_of(matched: Matched, source: Path, threshold: float | None) -> LabelMap:

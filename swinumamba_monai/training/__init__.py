@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "deep_supervision": ["HalvingDeepSupervisionLoss"],
         "distributed": ["GlobalBatchLoss"],
         "handlers": ["EarlyStop", "FreezeEncoder", "GradientClip"],
+        "ignored": ["IgnoredToBackgroundd", "PartialDiceCELoss"],
         "mim": ["MaskedBatch", "MaskedImageModel", "MaskedL1Loss", "random_patch_mask"],
         "pictures": ["ReconstructionPicture"],
         "reproducible": ["SeedEveryEpoch", "StopOnSigterm", "init_worker"],

@@ -165,3 +165,27 @@ def test_prepare_says_what_it_does_not_take(tmp_path, caplog):
             assert "5 taken" in line
             assert "1 .czi files (x.czi)" in line and "1 .png files (1.png)" in line and "1 .txt files" in line
             assert "json" not in line
+
+
+def test_results_of_an_earlier_run_are_not_taken(folder):
+    for name in ("a_instances.png", "a_entropy.tif", "zz_instances.png"):
+        (folder / name).write_bytes((folder / "a.png").read_bytes())
+    items = load_images(folder)
+    assert items.not_taken["results of earlier runs"] == ["a_entropy.tif", "a_instances.png"]
+    assert "zz_instances.png" in names(items) and "a_instances.png" not in names(items)
+
+
+def test_a_folder_of_several_series_does_not_stop_the_others(tmp_path):
+    pytest.importorskip("pydicom")
+    from dicom_files import write_slice
+
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii.gz")
+    (tmp_path / "two").mkdir()
+    for number in range(4):
+        uid = f"1.{number // 2}"
+        write_slice(tmp_path / "two" / f"{number}.dcm", np.zeros((4, 5)), (0, 2.4 * number, 3.2 * number), 1, uid)
+    with pytest.raises(InputError, match=r"two has slices of 2 series.*--series"):
+        load_volumes(tmp_path)
+    items = load_volumes(tmp_path, skip_bad=True)
+    assert names(items) == ["a.nii.gz"] and len(items.bad) == 1
+    assert len(load_volumes(tmp_path / "two", "1.1")) == 1

@@ -368,3 +368,20 @@ def test_names_are_compared_without_their_spelling() -> None:
     tolerances = {"liver": 5, "right kidney": 3, "left kidney": 1, "inferior vena cava": 2, "脾": 7, "肝": 6}
     metric = DiceNSDMetric(names, tolerances, cut_slices=["inferior vena cava"])
     assert (metric.tolerances, metric.cut_slices) == ((5, 3, 2, 6, 7), (3,))
+
+
+def test_regions_are_scored_as_unions_of_classes():
+    """Whole tumour and core of the labels 1 to 3, by hand: DSC 2 * 8 / (8 + 12) and 2 * 4 / (4 + 8)."""
+    truth, pred = torch.zeros(1, 6, 6), torch.zeros(1, 6, 6)
+    truth[:, 1:3, 1:5] = 1
+    truth[:, 2, 1:5] = 3
+    pred[:, 1:4, 1:5] = 1
+    pred[:, 2:4, 1:5] = 2
+    regions = {"whole tumor": [1, 2, 3], "core": [2, 3]}
+    metric = DiceNSDMetric(["edema", "necrosis", "enhancing"], {"core": 1, "whole tumor": 2}, regions=regions)
+    metric(truth[None], pred[None])
+    scores = dict(zip([column.name for column in metric.columns], metric.get_buffer()[0].tolist()))
+    assert scores["dsc_corrected_whole_tumor"] == pytest.approx(2 * 8 / 20)
+    assert scores["dsc_corrected_core"] == pytest.approx(2 * 4 / 12)
+    assert scores["dsc_corrected"] == pytest.approx((16 / 20 + 8 / 12) / 2)
+    assert metric.settings()["tolerances"] == {"whole_tumor": 2, "core": 1}

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,9 @@ class Slice:
     thickness: float | None
 
 
-def read_dicom_files(place: Path, files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+def read_dicom_files(
+    place: Path, files: Sequence[Path], planes: Sequence[np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Read the slices of one series.
 
     The order of the files and of their instance numbers does not matter: slices are sorted by the position along
@@ -59,6 +61,7 @@ def read_dicom_files(place: Path, files: Sequence[Path]) -> tuple[np.ndarray, np
     Args:
         place: the folder or file that sentences name.
         files: of the series, one at least.
+        planes: (rows, columns) in the place of the pixels, in the order of the files: a label of each slice.
 
     Returns:
         The voxels (columns, rows, slices) and the affine (4, 4) to millimetres, RAS+. Without rescaling the data type
@@ -69,6 +72,8 @@ def read_dicom_files(place: Path, files: Sequence[Path]) -> tuple[np.ndarray, np
             or lie at uneven distances; a slice is in colour; there are more than ``MAX_VOXELS`` voxels.
     """
     slices = [one for file in files for one in _read_slices(file, MAX_VOXELS // len(files))]
+    if planes is not None:
+        slices = [replace(one, pixels=plane) for one, plane in zip(slices, planes, strict=True)]
     for plural, tolerance, values in (
         ("heights", 0, [one.pixels.shape[0] for one in slices]),
         ("widths", 0, [one.pixels.shape[1] for one in slices]),

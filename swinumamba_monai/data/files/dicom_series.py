@@ -133,8 +133,9 @@ def find_series(folder: Path) -> list[Series]:
         more = ", ..." if len(aside) > _MAX_LISTED else ""
         logger.warning("%s: %d of %d DICOM files are set aside: %s%s", folder, len(aside), len(files), names, more)
     series = [_series(key, group, broken) for key, group in groups.items()]
-    if not series and broken:
-        series = [Series("", tuple(broken))]
+    places = {file.parent for one in series for file in one.files}
+    for place in sorted({file.parent for file in broken} - places):
+        series.append(Series("none", tuple(file for file in broken if file.parent == place)))
     return sorted(series, key=lambda one: (one.folder, len(one.number), one.number, one.key))
 
 
@@ -163,7 +164,7 @@ def choose_series(folder: Path, found: Sequence[Series], wanted: str | None = No
     )
 
 
-def list_series(folder: Path, wanted: str | None = None) -> list[str]:
+def list_series(folder: Path, wanted: str | None = None, problems: list[str] | None = None) -> list[str]:
     """What the series in a folder and below are called, for :func:`find_named`.
 
     A series that is alone in its folder is called after it, ``FOLDER.dicom``, and one of several ``FOLDER/UID.dicom``:
@@ -172,6 +173,7 @@ def list_series(folder: Path, wanted: str | None = None) -> list[str]:
     Args:
         folder: with DICOM files, or folders of them.
         wanted: see :func:`choose_series`; where folders have a series each, None takes all of them.
+        problems: gets a sentence for each folder of which no series is chosen; None raises the first.
 
     Raises:
         InputError: as :func:`choose_series`.
@@ -186,7 +188,13 @@ def list_series(folder: Path, wanted: str | None = None) -> list[str]:
         places = {place: chosen for place, group in places.items() if (chosen := [one for one in group if one in kept])}
     for place, group in places.items():
         below = [one for one in found if one.folder.is_relative_to(place)]
-        chosen = group if wanted is not None else choose_series(place, group)
+        try:
+            chosen = group if wanted is not None else choose_series(place, group)
+        except InputError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+            continue
         names += [f"{place if len(below) == 1 else place / one.key}{SERIES_SUFFIX}" for one in chosen]
     return names
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,9 @@ ENDOSCOPY_CLASSES = (
     "drop-in ultrasound probe",
 )
 
+# The class of what is neither learnt nor scored, and its name, which is nnU-Net's.
+IGNORED, IGNORE_NAME = 255, "ignore"
+
 # Names that datasets use for the same organ, as simple_name makes them.
 _SYNONYMS = {
     "arota": "aorta",  # as AMOS 2022 writes it
@@ -61,24 +64,35 @@ class LabelMap:
     Attributes:
         names: the name of every class, background first; the position is the number that the network predicts.
         ids: for every class the numbers in the label files that mean it.
+        ignored: the numbers of what is neither learnt nor scored; :data:`IGNORED` where there are classes already.
+        regions: names of unions of classes, with their numbers, which are scored instead of the classes.
     """
 
     names: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+    ignored: tuple[int, ...] = ()
+    regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @classmethod
     def of_names(cls, names: Iterable[str]) -> LabelMap:
-        """The map of files whose numbers are the classes themselves."""
+        """The map of files whose numbers are the classes themselves; the name "ignore" is :data:`IGNORED`."""
         names = tuple(names)
-        return cls(names, tuple((index,) for index in range(len(names))))
+        kept = tuple(name for name in names if name != IGNORE_NAME)
+        return cls(kept, tuple((index,) for index in range(len(kept))), (IGNORED,) if IGNORE_NAME in names else ())
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """The names for :meth:`of_names` of files that have the classes."""
+        return (*self.names, IGNORE_NAME) if self.ignored else self.names
 
     @property
     def is_identity(self) -> bool:
         """Whether the numbers in the files are the classes themselves."""
-        return self.ids == tuple((index,) for index in range(len(self.names)))
+        plain = LabelMap.of_names(self.all_names)
+        return (self.ids, self.ignored) == (plain.ids, plain.ignored)
 
     def to_classes(self, label: np.ndarray, name: object) -> np.ndarray:
-        """The classes, uint8 of the shape of ``label``.
+        """The classes, uint8 of the shape of ``label``, :data:`IGNORED` where nothing is known.
 
         Args:
             label: whole numbers, as in the file.
@@ -88,15 +102,17 @@ class LabelMap:
             InputError: A number of ``label`` is not in the map.
         """
         found = np.unique(label)
-        if unknown := [number for number in found.tolist() if not any(number in ids for ids in self.ids)]:
+        class_of = {number: index for index, ids in enumerate(self.ids) for number in ids}
+        class_of |= dict.fromkeys(self.ignored, IGNORED)
+        if unknown := [number for number in found.tolist() if number not in class_of]:
             shown = ", ".join(f"{number:g}" for number in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            known = ", ".join(str(number) for number in sorted(number for ids in self.ids for number in ids))
+            known = ", ".join(str(number) for number in sorted(class_of))
             raise InputError(
                 f"{name} has the label ids {shown}, but the label map has {known}; give them a class, or list them "
                 'under "background", in the label map.'
             )
-        classes = np.array([next(c for c, ids in enumerate(self.ids) if number in ids) for number in found.tolist()])
-        return classes.astype(np.uint8)[np.searchsorted(found, label)]
+        classes = np.array([class_of[number] for number in found.tolist()], dtype=np.uint8)
+        return classes[np.searchsorted(found, label)]
 
 
 def read_label_map(path: PathLike) -> LabelMap:
@@ -105,7 +121,11 @@ def read_label_map(path: PathLike) -> LabelMap:
     The class numbers follow the order in the file, background first. Three forms are known: a name with its number in
     the label files, ``{"background": 0, "liver": 1}`` as in nnU-Net v2; with a list of numbers that become one class,
     ``{"background": [0, 14, 15], "kidneys": [2, 3]}``; a number with its name, ``{"0": "background", "1": "liver"}``,
-    as in the Medical Segmentation Decathlon. A file with a key "labels" (any ``dataset.json``) is read from there.
+    as in the Medical Segmentation Decathlon. A file with a key "labels" (any ``dataset.json``) is read from there. The
+    name "ignore" is nnU-Net's: what has its numbers is neither learnt nor scored.
+
+    Beside "labels" there may be nnU-Net's "regions_class_order": then the names may share numbers, as regions that
+    overlap. What each combination of them has for itself is a class, and the regions are scored.
 
     Raises:
         InputError: The file is missing or of another form, names no background, or uses a name or number twice.
@@ -113,7 +133,7 @@ def read_label_map(path: PathLike) -> LabelMap:
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return parse_label_map(content.get("labels", content), path)
+        return parse_label_map(content.get("labels", content), path, "regions_class_order" in content)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give the JSON file of the label map.") from error
     except InputError:
@@ -131,7 +151,7 @@ def _no_label_map(source: object, error: Exception) -> InputError:
     return InputError(f'{source} is no label map ({quoted(error)}); write {{"background": 0, "liver": 1, ...}}.')
 
 
-def parse_label_map(content: Mapping[str, object], source: object) -> LabelMap:
+def parse_label_map(content: Mapping[str, object], source: object, with_regions: bool = False) -> LabelMap:
     """The map of one of the forms that :func:`read_label_map` names; ``source`` is named in its sentences."""
     try:
         by_number = all(str(key).lstrip("-").isdigit() for key in content)
@@ -143,17 +163,41 @@ def parse_label_map(content: Mapping[str, object], source: object) -> LabelMap:
             ]
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise _no_label_map(source, error) from error
-    numbers = [number for _, ids in pairs for number in ids]
+    regions = [pair for pair in pairs if 0 not in pair[1] and pair[0].lower() != IGNORE_NAME] if with_regions else []
+    if regions:
+        pairs = [pair for pair in pairs if pair not in regions] + _combinations(regions)
+    ignored = tuple(number for name, ids in pairs for number in ids if name.lower() == IGNORE_NAME)
+    pairs = [(name, ids) for name, ids in pairs if name.lower() != IGNORE_NAME]
+    numbers = [number for _, ids in pairs for number in ids] + list(ignored)
     if any(abs(number) > np.iinfo(np.int32).max for number in numbers):
         raise InputError(f"{source} has numbers of over 32 bits, which no label file holds; correct it.")
     names = [name for name, _ in pairs]
-    if len(set(numbers)) < len(numbers) or len(set(names)) < len(names) or len(pairs) > 256:
-        raise InputError(f"{source} uses a name or a number twice, or has over 256 classes; every class needs its own.")
+    if len(set(numbers)) < len(numbers) or len(set(names)) < len(names) or len(pairs) > IGNORED:
+        raise InputError(
+            f"{source} uses a name or a number twice, or has over 255 classes; every class needs its own, and regions "
+            'that overlap need "regions_class_order", as nnU-Net has it, beside "labels".'
+        )
     background = [pair for pair in pairs if pair[0].lower() == "background" or 0 in pair[1]]
     if len(background) != 1 or len(pairs) < 2:
         raise InputError(f'{source} needs one entry "background" that has the number 0, and a class beside it.')
     pairs = background + [pair for pair in pairs if pair not in background]
-    return LabelMap(tuple(shown(name) for name, _ in pairs), tuple(ids for _, ids in pairs))
+    return LabelMap(
+        names=tuple(shown(name) for name, _ in pairs),
+        ids=tuple(ids for _, ids in pairs),
+        ignored=ignored,
+        regions=tuple(
+            (shown(name), tuple(number for number, (_, own) in enumerate(pairs) if set(own) <= set(ids)))
+            for name, ids in regions
+        ),
+    )
+
+
+def _combinations(regions: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[int, ...]]]:
+    """The numbers that are in the same regions, as a class each, in the order of their lowest number."""
+    inside: dict[tuple[str, ...], list[int]] = {}
+    for number in sorted({number for _, ids in regions for number in ids}):
+        inside.setdefault(tuple(name for name, ids in regions if number in ids), []).append(number)
+    return [(" + ".join(names), tuple(numbers)) for names, numbers in inside.items()]
 
 
 def select_classes(available: LabelMap, names: Iterable[str]) -> LabelMap | None:
@@ -167,7 +211,7 @@ def select_classes(available: LabelMap, names: Iterable[str]) -> LabelMap | None
     if None in selected:
         return None
     rest = tuple(sorted(number for ids in ids_of.values() for number in ids))
-    return LabelMap(names, (selected[0] + rest, *selected[1:]))
+    return LabelMap(names, (selected[0] + rest, *selected[1:]), available.ignored)
 
 
 def simple_name(name: str) -> str:

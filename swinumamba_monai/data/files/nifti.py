@@ -71,9 +71,20 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
     except InputError:
         raise
     except Exception as error:  # nibabel and gzip have no common class for a broken file
-        raise InputError(
-            f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or no NIfTI file, so replace it."
-        ) from error
+        raise _undecodable(path, error) from error
+
+
+def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """The dimensions of a NIfTI file and its affine (4, 4) to mm, without its voxels.
+
+    Raises:
+        InputError: The file is damaged or of another format.
+    """
+    try:
+        with _opened(path) as (image, _):
+            return image.shape, affine_of(image.header)
+    except Exception as error:  # see above
+        raise _undecodable(path, error) from error
 
 
 def affine_of(header: nib.Nifti1Header) -> np.ndarray:
@@ -96,6 +107,12 @@ def _forms(header: nib.Nifti1Header) -> np.ndarray:
     unit = int(header["xyzt_units"]) & 7 or _MM
     return np.concatenate(
         [np.ravel(part).astype(np.float64) for part in (*(header[name] for name in _FORMS), header["pixdim"][:4], unit)]
+    )
+
+
+def _undecodable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or no NIfTI file, so replace it."
     )
 
 

@@ -10,30 +10,51 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
-from swinumamba_monai.data.files.dicom_series import find_files, is_dicom_folder, list_series
+from swinumamba_monai.data.files.dicom_series import (
+    SERIES_SUFFIX,
+    choose_series,
+    find_files,
+    find_series,
+    is_dicom_folder,
+    list_series,
+)
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 # What inference puts behind the name of an image.
-_RESULTS = ("classes", "probabilities", "entropy")
+_RESULTS = ("classes", "instances", "overlay", "probabilities", "entropy")
 # The number of a channel that nnU-Net puts behind the name of a case.
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-def list_volumes(folder: Path) -> list[Path]:
-    """The files of a folder, and its folders with DICOM files in them or below, by name."""
-    return sorted(filter(is_volume, folder.iterdir()))
+def list_volumes(folder: Path, series: str | None = None) -> list[Path]:
+    """The files of a folder, and its folders with DICOM files in them or below, by name.
+
+    Args:
+        folder: one of the folders of a dataset.
+        series: of several in a folder, which to take; such a volume is ``NAME/UID.dicom``.
+    """
+    volumes = sorted(filter(is_volume, folder.iterdir()))
+    return volumes if series is None else [_chosen(volume, series) for volume in volumes]
 
 
-def find_volumes(path: Path, series: str | None = None, channels: int = 1) -> list[str | tuple[str, ...]]:
+def _chosen(volume: Path, series: str) -> Path:
+    found = find_series(volume) if volume.is_dir() else []
+    return volume if len(found) < 2 else volume / f"{choose_series(volume, found, series)[0].key}{SERIES_SUFFIX}"
+
+
+def find_volumes(
+    path: Path, series: str | None = None, channels: int = 1, problems: list[str] | None = None
+) -> list[str | tuple[str, ...]]:
     """The volumes of a file, or of a folder and all folders in it.
 
     Args:
         path: a file or a folder.
         series: of DICOM, which to take: see :func:`~swinumamba_monai.data.files.dicom_series.choose_series`.
         channels: of an image; with several, files ``NAME_0000``, ``NAME_0001``, ... are those of one.
+        problems: gets a sentence for each place that cannot be used; None raises the first.
 
     Returns:
         The path of each file, those of the channels of one image, and the name of each series, sorted. What inference
@@ -45,12 +66,13 @@ def find_volumes(path: Path, series: str | None = None, channels: int = 1) -> li
     if path.is_file():
         return [str(path)] if is_volume_file(path) or is_dicom_file(path) else []
     files = list(filter(is_volume_file, find_files(path)))
-    found = list_series(path, series) if is_dicom_folder(path) else []
-    results = _results(files, [volume_name(file) for file in files] + [Path(name).stem for name in found])
+    found = list_series(path, series, problems) if is_dicom_folder(path) else []
+    written = result_names([volume_name(file) for file in files] + [Path(name).stem for name in found])
+    results = [file for file in files if volume_name(file) in written]
     if results:
         names = ", ".join(file.name for file in results[:3]) + (", ..." if len(results) > 3 else "")
         logger.warning("%s: %d results of earlier runs are not taken: %s", path, len(results), names)
-    grouped = _group_channels([file for file in files if file not in results], channels)
+    grouped = _group_channels([file for file in files if file not in results], channels, problems)
     return sorted([*grouped, *found], key=lambda name: name if isinstance(name, str) else name[0])
 
 
@@ -73,14 +95,13 @@ def case_names(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _results(files: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """The files that are called as inference calls what it writes for one of the names."""
+def result_names(names: Sequence[str]) -> set[str]:
+    """What inference calls what it writes for images of these names, all without suffix."""
     cases = {*names, *case_names(names).values()}
-    written = {f"{case}_{kind}" for case in cases for kind in _RESULTS}
-    return [file for file in files if volume_name(file) in written]
+    return {f"{case}_{kind}" for case in cases for kind in _RESULTS}
 
 
-def _group_channels(files: Sequence[Path], channels: int) -> list[str | tuple[str, ...]]:
+def _group_channels(files: Sequence[Path], channels: int, problems: list[str] | None) -> list[str | tuple[str, ...]]:
     """Each file, and the files of one case together."""
     if channels == 1:
         return [str(file) for file in files]
@@ -94,9 +115,13 @@ def _group_channels(files: Sequence[Path], channels: int) -> list[str | tuple[st
     for case, parts in groups.items():
         if sorted(parts) != list(range(channels)):
             numbers = ", ".join(f"{number:04d}" for number in sorted(parts))
-            raise InputError(
+            sentence = (
                 f"{case} has the channels {numbers}, but 0000 to {channels - 1:04d} are needed for in_channels "
                 f"{channels}; complete them."
             )
+            if problems is None:
+                raise InputError(sentence)
+            problems.append(sentence)
+            continue
         found.append(tuple(str(parts[number]) for number in range(channels)))
     return found

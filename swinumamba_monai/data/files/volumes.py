@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.data import ImageReader
@@ -56,6 +57,8 @@ def volume_files(name: PathLike) -> list[Path]:
 
 def volume_name(path: Path) -> str:
     """The name of a volume without its suffix; the name of the folder for a DICOM series."""
+    if path.suffix == SERIES_SUFFIX and not path.exists():
+        return path.parent.name
     lower = path.name.lower()
     suffixes = sorted(VOLUME_SUFFIXES, key=len, reverse=True)
     return next((path.name[: -len(suffix)] for suffix in suffixes if lower.endswith(suffix)), path.name)
@@ -139,6 +142,15 @@ def corners_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
     """How far apart two affines put the corners of a volume, in voxels of the first; a small error moves them most."""
     corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
     return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max()) / min(spacing_of(affine))
+
+
+def reoriented(voxels: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels with their axes in the order and direction of another affine, where they stay, and their affine then."""
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(like))
+    return (
+        nib.orientations.apply_orientation(voxels, turn),
+        affine @ nib.orientations.inv_ornt_aff(turn, voxels.shape),
+    )
 
 
 def _with_channels(voxels: np.ndarray, channels: int, path: Path) -> np.ndarray:

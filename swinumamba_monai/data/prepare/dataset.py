@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -18,8 +19,9 @@ from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing, temporary_folder
 from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, leads_outside, write_datalist
+from swinumamba_monai.data.files.label_map import IGNORE_NAME
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
-from swinumamba_monai.data.prepare.fingerprint import FINGERPRINT_NAME, fingerprint, write_fingerprint
+from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint, write_fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import divide, read_split
 from swinumamba_monai.errors import InputError
@@ -42,6 +44,10 @@ class PrepareOptions:
         skip_bad: leave out what cannot be used instead of stopping.
         mask_threshold: the least value of a pixel that belongs to a mask of black and white, whose edges may be soft;
             None for masks of numbers.
+        series: of DICOM volumes, which to take: a UID, a number, or a part of the description.
+        nan: what takes the place of NaN in volumes; None refuses it.
+        label_grid: "image" where the voxels of a label volume are those of its image, whatever its header says;
+            "file" where the header counts.
         progress: called with the number of pairs checked and of all pairs.
     """
 
@@ -51,6 +57,9 @@ class PrepareOptions:
     fold: int | None = None
     skip_bad: bool = False
     mask_threshold: float | None = None
+    series: str | None = None
+    nan: float | None = None
+    label_grid: str = "file"
     progress: Callable[[int, int], None] | None = None
 
 
@@ -61,10 +70,12 @@ class FoundPairs:
     Attributes:
         layout: how the folder is arranged, in words.
         pairs: image and label by the name of the image.
+        channels: all images of a pair, the first of which is in ``pairs``, where every channel has a file.
         problems: a sentence for everything that is no pair.
         warnings: a sentence for everything that is odd.
         split: the names of the sections that the layout itself gives, which a ``split.json`` overrules.
         used: files and folders of the source that the pairs are made of, or that a problem or warning names.
+        links: for each pair the folders outside of the source that its image and its label are links into, or None.
     """
 
     layout: str
@@ -73,16 +84,43 @@ class FoundPairs:
     warnings: list[str] = field(default_factory=list)
     split: dict[str, list[str]] = field(default_factory=dict)
     used: set[Path] = field(default_factory=set)
+    channels: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    links: dict[str, tuple[Path | None, Path | None]] = field(default_factory=dict)
 
     def add(self, name: str, image: Path, label: Path, source: Path) -> None:
         """Take a pair of files that lie in ``source``, or note why not."""
         self.used |= {image, label}
-        if leads_outside(image, source) or leads_outside(label, source):
-            self.problems.append(f"{image} or its label is a link out of {source}; give the folder that it leads to.")
-        elif name in self.pairs:
+        if name in self.pairs:
             self.problems.append(f"{image} has the name of {self.pairs[name][0]}; rename one.")
-        else:
-            self.pairs[name] = (image, label)
+            return
+        self.pairs[name] = (image, label)
+        self.links[name] = tuple(
+            file.resolve().parent if leads_outside(file, source) else None for file in (image, label)
+        )
+
+    def linked_dir(self, source: Path) -> Path | None:
+        """The folder of what links lead to: all images or all labels are some, for a single one is left out."""
+        ends: list[Path] = []
+        for kind in (0, 1):
+            linked = [name for name, links in self.links.items() if links[kind]]
+            if len(linked) == len(self.links):
+                ends += [links[kind] for links in self.links.values()]
+                continue
+            for name in linked:
+                image, _ = self.pairs.pop(name, (None, None))
+                if image is not None:
+                    self.problems.append(
+                        f"{image} or its label is a link out of {source}; give the folder that it leads to."
+                    )
+        return Path(os.path.commonpath(ends)) if ends else None
+
+    def add_channels(self, name: str, channels: Sequence[Path]) -> None:
+        """Take the further channels of a pair's image."""
+        self.channels[name] = (self.pairs[name][0], *sorted(channels))
+
+    def images(self, name: str) -> tuple[Path, ...]:
+        """The image of a pair, or all of its channels."""
+        return self.channels.get(name, self.pairs[name][:1])
 
 
 @dataclass(frozen=True)
@@ -155,6 +193,7 @@ def check_and_write(
     class_names: Sequence[str] = (),
     by_sequence: bool = False,
     groups: Mapping[str, str] | None = None,
+    regions: Mapping[str, Sequence[int]] | None = None,
 ) -> PreparedDataset:
     """Check every pair, divide them into three sections, and write datalist, fingerprint and the labels made here.
 
@@ -169,6 +208,7 @@ def check_and_write(
         class_names: what the numbers in the labels mean, background first; none for cells.
         by_sequence: see :func:`~swinumamba_monai.data.prepare.split.divide`.
         groups: likewise.
+        regions: see :func:`~swinumamba_monai.data.datalist.write_datalist`.
 
     Raises:
         InputError: There are problems and not ``skip_bad`` (all are listed, one per line, and nothing is written); too
@@ -179,9 +219,18 @@ def check_and_write(
         raise InputError(
             f"val_fraction {options.val_fraction} and test_fraction {options.test_fraction} must be between 0 and 1."
         )
-    split = read_split(source / "split.json", options.fold) or found.split
+    linked_dir = found.linked_dir(source)
+    split = read_split(source / "split.json", options.fold)
+    if split and "test" not in split:
+        split["test"] = found.split.get("test") or split["validation"]
+        if not found.split.get("test"):
+            found.warnings.append(f"fold {options.fold} has no test images: it is tested on what validates it.")
+    split = split or found.split
     split = {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
-    items = [{"image": str(image), "label": str(label)} for image, label in found.pairs.values()]
+    items = [
+        {"image": tuple(map(str, images)) if len(images := found.images(name)) > 1 else str(image), "label": str(label)}
+        for name, (image, label) in found.pairs.items()
+    ]
     made_here = {output, output / "labels"} if made_labels.is_dir() else {output}
     inputs = Inputs(items, source, not_taken_of(_unused(source, found.used, made_here)))
     inputs.log()
@@ -197,7 +246,8 @@ def check_and_write(
     good = {name: report for name, report in reports.items() if not report.problem}
     shapes = {name: report.shape for name, report in good.items()}
     sections = divide(shapes, split, options.val_fraction, options.test_fraction, options.seed, by_sequence, groups)
-    used = [name for section in SECTIONS for name in sections[section]]
+    used = list(dict.fromkeys(name for section in SECTIONS for name in sections[section]))
+    known_names = [name for name in class_names if name != IGNORE_NAME]
     # A single label without foreground is odd; a dataset without any cannot be learnt.
     if not any(number > 0 for name in used for number in good[name].class_counts):
         raise InputError(f"{source} has labels with nothing but background in them; check that these are the labels.")
@@ -205,13 +255,20 @@ def check_and_write(
     if len(used) < len(good):
         warnings.append(f"{len(good) - len(used)} images are in no section of split.json and are not used.")
     taught = {number for name in sections["training"] for number in good[name].class_counts}
-    if missing := [name for number, name in enumerate(class_names) if number not in taught]:
+    if missing := [name for number, name in enumerate(known_names) if number not in taught]:
         warnings.append(f"no training image has {', '.join(missing)}; a network cannot learn what it does not see.")
-    prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], class_names)
+    prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
     crop = prints["proposal"]["roi_size"]
-    content = f"{prints['instances']} cells" if not class_names else f"{len(class_names) - 1} classes"
+    content = f"{prints['instances']} cells" if not class_names else f"{len(known_names) - 1} classes"
+    axcodes = prints["proposal"].get("axcodes", AXIAL)
+    if axcodes != AXIAL:
+        warnings.append(
+            f"the slices of most volumes are not axial: --axcodes {axcodes} --spacing "
+            f"{json.dumps(prints['proposal']['spacing'], separators=(',', ':'))} in every command takes them as they "
+            "were made; without, axial ones are cut."
+        )
     description = f"{content} in {len(used)} images of {source.name}"
-    _write(task, found.pairs, sections, description, source, output, made_labels, class_names)
+    _write(task, found, sections, description, source, output, made_labels, class_names, regions, linked_dir)
     write_fingerprint(output, {"task": task, **prints})
     logger.info("%s: %d images (%s), crops of %s proposed", output, len(used), found.layout, crop)
     return PreparedDataset(
@@ -247,13 +304,15 @@ def _by_name(files: Sequence[Path], problems: list[str], name_of: Callable[[Path
 
 def _write(
     task: str,
-    pairs: Mapping[str, tuple[Path, Path]],
+    found: FoundPairs,
     sections: Mapping[str, Sequence[str]],
     description: str,
     source: Path,
     output: Path,
     made_labels: Path,
     class_names: Sequence[str],
+    regions: Mapping[str, Sequence[int]] | None,
+    linked_dir: Path | None,
 ) -> None:
     """Write the datalist, and the labels that were made where there are any; replace no file by another."""
     made = made_labels.is_dir()
@@ -263,10 +322,13 @@ def _write(
             target = output / "labels" / file.name
             if target.exists() and target.read_bytes() != file.read_bytes():
                 raise InputError(f"{target} exists and is another label; give another output_dir.")
-    items = {
-        name: {"image": image.relative_to(source).as_posix(), "label": label.relative_to(labels_root).as_posix()}
-        for name, (image, label) in pairs.items()
-    }
+    items = {}
+    for name, (_, label) in found.pairs.items():
+        images = [image.relative_to(source).as_posix() for image in found.images(name)]
+        items[name] = {
+            "image": images if len(images) > 1 else images[0],
+            "label": label.relative_to(labels_root).as_posix(),
+        }
     output.mkdir(parents=True, exist_ok=True)
     for file in sorted(made_labels.iterdir()) if made else ():
         target = output / "labels" / file.name
@@ -282,4 +344,6 @@ def _write(
         label_dir="." if made else None,
         task=task,
         class_names=class_names,
+        regions=regions,
+        linked_dir=None if linked_dir is None else str(linked_dir),
     )

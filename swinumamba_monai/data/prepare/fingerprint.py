@@ -20,7 +20,8 @@ FINGERPRINT_NAME = "fingerprint.json"
 _AXES = ("right-left", "anterior-posterior", "superior-inferior")
 # For slices across each axis of RAS: the orientation that shows them as radiologists see them, rows first, and the
 # axes of RAS along its rows and columns. Axial, coronal and sagittal slices are across 2, 1 and 0.
-_VIEWS = {2: ("PLS", (1, 0)), 1: ("ILA", (2, 0)), 0: ("IPR", (2, 1))}
+AXIAL = "PLS"
+_VIEWS = {2: (AXIAL, (1, 0)), 1: ("ILA", (2, 0)), 0: ("IPR", (2, 1))}
 
 
 def fingerprint(reports: Sequence[PairReport], class_names: Sequence[str] = ()) -> dict:

@@ -19,7 +19,7 @@ from monai.utils import ensure_tuple
 from skimage import measure
 
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
-from swinumamba_monai.data.files.label_map import LabelMap
+from swinumamba_monai.data.files.label_map import IGNORED, LabelMap
 from swinumamba_monai.data.files.volumes import (
     SAME_PLACE,
     corners_apart,
@@ -110,6 +110,7 @@ def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> Pai
         _check_sizes(image, pixels, label, classes)
     except InputError as error:
         return PairReport(problem=str(error))
+    classes = np.where(classes == IGNORED, 0, classes)
     warning = None if classes.any() else f"{label} has background only."
     return _describe_pixels(pixels, classes, warning)
 
@@ -139,6 +140,7 @@ def inspect_volumes(
             )
         _check_affines(image, affine, label, label_affine, ids.shape)
         classes = label_map.to_classes(ids, label)
+        classes[classes == IGNORED] = 0
     except InputError as error:
         return PairReport(problem=str(error))
     warning = None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from swinumamba_monai.data.files.label_map import LabelMap, parse_label_map, select_classes
 from swinumamba_monai.data.prepare.dataset import FoundPairs, match_by_name
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted
 
 # The folders of a Decathlon-like dataset and the section that each is; AMOS 2022 alone has Va.
 _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
@@ -20,8 +20,15 @@ _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
+FURTHER_CHANNEL = "{} is a further channel of its image, but others have channels up to {:04d}; make them alike."
+
+
 def find_pairs(
-    source: Path, list_files: Callable[[Path], Sequence[Path]], name_of: Callable[[Path], str], kind: str
+    source: Path,
+    list_files: Callable[[Path], Sequence[Path]],
+    name_of: Callable[[Path], str],
+    kind: str,
+    with_channels: bool = False,
 ) -> FoundPairs:
     """Match images and labels in ``imagesTr`` and ``labelsTr`` (and ``Va``, ``Ts``), or in ``images`` and ``labels``.
 
@@ -33,6 +40,7 @@ def find_pairs(
         list_files: gives the images of a folder, sorted.
         name_of: the name of a file without its suffix.
         kind: of the files, in words.
+        with_channels: whether an image may have further channels, ``_0001`` and so on; else they are problems.
 
     Raises:
         InputError: The layout is unknown.
@@ -53,7 +61,7 @@ def find_pairs(
         if all(folder.is_dir() for folder in folders):
             before = set(found.pairs)
             images, labels = (list_files(folder) for folder in folders)
-            _match_channels(images, labels, source, found, name_of)
+            _match_channels(images, labels, source, found, name_of, with_channels)
             found.split[section] = [name for name in found.pairs if name not in before]
         elif folders[0].is_dir() and any(list_files(folders[0])):
             found.warnings.append(f"{folders[0]} is not used, because there is no {folders[1].name}.")
@@ -65,9 +73,17 @@ _PLAIN = ("images", "labels")
 
 
 def _match_channels(
-    images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
+    images: Sequence[Path],
+    labels: Sequence[Path],
+    source: Path,
+    found: FoundPairs,
+    name_of: Callable[[Path], str],
+    with_channels: bool,
 ) -> None:
-    """:func:`match_by_name`, with nnU-Net's number of the channel taken from the images where the labels lack it."""
+    """:func:`match_by_name`, with nnU-Net's number of the channel taken from the images where the labels lack it.
+
+    Images with the further numbers are the further channels of the first.
+    """
     label_names = {name_of(label) for label in labels}
 
     def image_name(image: Path) -> str:
@@ -75,19 +91,37 @@ def _match_channels(
         return name if name in label_names else _CHANNEL.sub("", name)
 
     first = [image for image in images if name_of(image) in label_names or not _is_further_channel(name_of(image))]
-    found.problems += [
-        f"{image} is a further channel of its image, but one channel is needed; keep the one that ends with _0000."
-        for image in images
-        if image not in first
-    ]
+    further: dict[str, list[Path]] = {}
+    for image in images:
+        if image not in first:
+            further.setdefault(image_name(image), []).append(image)
     names_of = {image: image_name(image) for image in first}
     match_by_name(first, labels, source, found, lambda file: names_of.get(file) or name_of(file))
+    for name, channels in further.items():
+        if not with_channels:
+            found.problems += [FURTHER_CHANNEL.format(channel, 0) for channel in channels]
+        elif name in found.pairs:
+            found.add_channels(name, channels)
+        else:
+            found.problems.append(f"{channels[0]} is a channel of {name}, but there is no {name}_0000.")
 
 
 def _is_further_channel(name: str) -> bool:
     """Whether nnU-Net's number of a channel is there and is not the first; case numbers like _0507 are larger."""
     channel = _CHANNEL.search(name)
     return channel is not None and 0 < int(channel[1]) < 10
+
+
+def read_dataset_json(source: Path) -> dict:
+    """What ``dataset.json`` says, empty where there is none."""
+    path = source / "dataset.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(content, dict):
+            raise TypeError("no object")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({quoted(error)}); correct it or give a label map.") from error
+    return content
 
 
 def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str], found: FoundPairs) -> LabelMap:
@@ -101,18 +135,14 @@ def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str
     if given is not None:
         return given
     path = source / "dataset.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        labels = content.get("labels", {})
-    except (AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}); correct it or give a label map.") from error
+    labels = read_dataset_json(source).get("labels", {})
     if not labels:
         found.warnings.append(
             f"no label map is given and {source.name} has none in dataset.json: 1 is taken for {classes[1]}, 2 for "
             f"{classes[2]}, and so on."
         )
         return LabelMap.of_names(classes)
-    available = parse_label_map(labels, path)
+    available = parse_label_map(labels, path, "regions_class_order" in read_dataset_json(source))
     selected = select_classes(available, classes)
     if selected is not None and len(selected.ids[0]) > len(available.ids[0]):
         dropped = len(available.names) - len(classes)

@@ -16,6 +16,7 @@ import numpy as np
 from swinumamba_monai.data.datalist import SECTIONS
 from swinumamba_monai.errors import InputError, quoted
 
+NNUNET_SPLITS = "splits_final.json"
 _SPLIT_KEYS = {"train": "training", "validation": "validation", "val": "validation", "test": "test"}
 
 
@@ -23,7 +24,9 @@ def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
     """The names of each section that a ``split.json`` gives.
 
     The file has the lists "train" and "test" and may have "val" or "validation". It may hold several such divisions:
-    one under "default", and a list of folds under any other key.
+    one under "default", and a list of folds under any other key; or it is a list of folds itself, as nnU-Net's
+    ``splits_final.json``, which is taken beside ``path`` for a fold where there is no file at ``path``. A fold may lack
+    "test".
 
     Args:
         path: the file; without it the result is empty.
@@ -32,22 +35,32 @@ def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
     Raises:
         InputError: The file has another form, names something twice in a division, or has no such fold.
     """
+    if fold is not None and not path.is_file() and (nnunet := path.with_name(NNUNET_SPLITS)).is_file():
+        path = nnunet
     if not path.is_file():
         if fold is not None:
             raise InputError(f"{path} does not exist, so there is no fold {fold}; leave the fold out.")
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, list):
+            content = {"folds": content}
+            if fold is None:
+                raise InputError(f"{path} is a list of {len(content['folds'])} folds; choose one with --fold 0.")
         if fold is not None:
             content = _fold(content, fold, path)
         elif isinstance(content.get("default"), dict):
             content = content["default"]
         split = {section: list(content[key]) for key, section in _SPLIT_KEYS.items() if key in content}
         twice = [name for name, count in Counter(chain.from_iterable(split.values())).items() if count > 1]
+    except InputError:
+        raise
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} has no lists of names ({quoted(error)}); correct or remove it.") from error
-    if "training" not in split or "test" not in split:
-        raise InputError(f"{path} needs the lists 'train' and 'test'; correct or remove it.")
+    other = "test" if fold is None else "validation"
+    if "training" not in split or not {"test", other} & set(split):
+        kinds = "'train' and 'test'" if fold is None else "'train' and 'val' in every fold"
+        raise InputError(f"{path} needs the lists {kinds}; correct or remove it.")
     if twice:
         raise InputError(f"{path} names {twice[0]} twice ({len(twice)} such names), but sections must not overlap.")
     return split

@@ -25,6 +25,7 @@ from monai.utils import MAX_SEED, ensure_tuple, ensure_tuple_rep
 from torch.utils.data import Dataset
 
 from swinumamba_monai.atomic import remove_unfinished, writing_folder
+from swinumamba_monai.data.files.label_map import IGNORED
 from swinumamba_monai.data.files.volumes import volume_files
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.owned import refuse, why_not_own
@@ -171,8 +172,9 @@ class SliceDataset(Randomizable, Dataset):
             if label.min() < 0 or label.max() > 255:
                 raise InputError(f"{item['label']} has classes up to {label.max()}, but 0 to 255 are possible.")
             label = np.rint(label[:, 0]).astype(np.uint8)
-            classes = int(label.max()) + 1
-            counts = np.stack([np.bincount(plane.ravel(), minlength=classes) for plane in label], axis=1)
+            classes = int(label.max(where=label != IGNORED, initial=0)) + 1
+            planes = [plane[plane != IGNORED] for plane in label]
+            counts = np.stack([np.bincount(plane, minlength=classes) for plane in planes], axis=1)
             arrays |= {"label.npy": label, "counts.npy": counts}
         try:
             with writing_folder(folder) as temporary:

@@ -1,0 +1,167 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes whose labels are in pieces: CHAOS and TotalSegmentator, as they are downloaded."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from swinumamba_monai.data.files.dicom import read_dicom_files
+from swinumamba_monai.data.files.dicom_series import choose_series, find_files, find_series
+from swinumamba_monai.data.files.images import read_classes
+from swinumamba_monai.data.files.label_map import LabelMap, select_classes
+from swinumamba_monai.data.files.volume_writing import write_volume
+from swinumamba_monai.data.files.volumes import read_volume_label
+from swinumamba_monai.data.prepare.dataset import FoundPairs
+from swinumamba_monai.errors import InputError
+
+# The gray values of CHAOS's organs in MRI, each with those around it.
+_CHAOS_ORGANS = {"liver": (55, 70), "right kidney": (110, 135), "left kidney": (175, 200), "spleen": (240, 255)}
+_CHAOS_SEQUENCES = ("T2SPIR", "InPhase", "OutPhase")  # of which the first that there is is taken
+_TOTALSEGMENTATOR_IMAGES = ("mri.nii.gz", "ct.nii.gz")
+_TOTALSEGMENTATOR_SPLIT = {"train": "training", "val": "validation", "test": "test"}
+
+
+def find_chaos(
+    source: Path, made: Path, given: LabelMap | None, series: str | None = None
+) -> tuple[FoundPairs, LabelMap] | None:
+    """The MRI of CHAOS: ``MR/PATIENT/SEQUENCE`` with DICOM files and a ``Ground`` of a PNG file for every slice.
+
+    Args:
+        source: a folder above ``MR``.
+        made: folder that the label volumes are written into.
+        given: the classes; by default the four organs.
+        series: the sequence, T2SPIR, InPhase or OutPhase; by default the first of these that there is.
+
+    Returns:
+        The pairs, with labels that are classes, and the classes; None for another layout.
+    """
+    grounds = sorted({file.parent for file in find_files(source) if file.parent.name == "Ground"})
+    if not grounds:
+        return None
+    found = FoundPairs("CHAOS, a folder a patient with DICOM files and PNG labels")
+    folders = {
+        (sequence, ground): place
+        for ground in grounds
+        if "CT" not in ground.relative_to(source).parts
+        for sequence in _CHAOS_SEQUENCES
+        for place in (ground.with_name("DICOM_anon"), ground.with_name("DICOM_anon") / sequence)
+        if place.is_dir() and sequence in (ground.parent.name, place.name)
+    }
+    there = [sequence for sequence in _CHAOS_SEQUENCES if any(sequence == key for key, _ in folders)]
+    wanted = there[:1] if series is None else [one for one in there if one.lower() == str(series).lower()]
+    if not wanted:
+        raise InputError(f"{source} has no MRI of that series; give --series {' or '.join(there or _CHAOS_SEQUENCES)}.")
+    if others := [sequence for sequence in there if sequence not in wanted]:
+        found.warnings.append(f"{wanted[0]} alone is used; --series takes {' or '.join(others)} instead.")
+    if any("CT" in ground.relative_to(source).parts for ground in grounds):
+        found.warnings.append("the CT volumes of CHAOS are left out.")
+    labels = given or LabelMap.of_names(["background", *_CHAOS_ORGANS])
+    numbers = LabelMap.of_names(["background", *_CHAOS_ORGANS]) if given is None else _by_name(_CHAOS_ORGANS, given)
+    found.used.update(grounds, folders.values())
+    made.mkdir()
+    for (sequence, ground), place in folders.items():
+        if sequence not in wanted:
+            continue
+        name = f"chaos_{ground.parents[1].name}_{sequence}"
+        try:
+            ids, affine = _read_ground(ground, place)
+            write_volume(made / f"{name}.nii.gz", numbers.to_classes(ids, ground), affine)
+        except InputError as error:
+            found.problems.append(str(error))
+            continue
+        found.pairs[name] = (place, made / f"{name}.nii.gz")
+    return found, LabelMap.of_names(labels.names)
+
+
+def find_totalsegmentator(
+    source: Path, made: Path, given: LabelMap | None, classes: Sequence[str]
+) -> tuple[FoundPairs, LabelMap] | None:
+    """TotalSegmentator's datasets: a folder a subject with the image and ``segmentations``, a mask for each structure.
+
+    Args:
+        source: the folder of the subjects.
+        made: folder that the label volumes are written into.
+        given: the classes, by the names of structures; by default ``classes``, or all structures where one lacks.
+        classes: the paper's.
+
+    Returns:
+        As :func:`find_chaos`.
+    """
+    subjects = [folder for folder in sorted(source.iterdir()) if (folder / "segmentations").is_dir()]
+    if not subjects:
+        return None
+    structures = sorted({file.name for folder in subjects for file in (folder / "segmentations").glob("*.nii.gz")})
+    names = [name.removesuffix(".nii.gz") for name in structures]
+    available = LabelMap.of_names(["background", *names])
+    labels = _by_name(names, given) if given else select_classes(available, classes) or available
+    found = FoundPairs("TotalSegmentator, a folder a subject with a mask for each structure")
+    wanted = {number for ids in labels.ids[1:] for number in ids}
+    found.used |= {*subjects, source / "meta.csv"}
+    made.mkdir()
+    for folder in subjects:
+        image = next((folder / name for name in _TOTALSEGMENTATOR_IMAGES if (folder / name).is_file()), None)
+        if image is None:
+            found.problems.append(f"{folder} has no {' or '.join(_TOTALSEGMENTATOR_IMAGES)}.")
+            continue
+        label = made / f"{folder.name}.nii.gz"
+        try:
+            masks = {number: read_volume_label(folder / "segmentations" / structures[number - 1]) for number in wanted}
+            ids, affine = next(iter(masks.values()))
+            ids = np.zeros_like(ids)
+            for number, (mask, _) in masks.items():
+                if mask.shape != ids.shape:
+                    raise InputError(f"{folder} has masks of several sizes; replace {structures[number - 1]}.")
+                ids[mask > 0] = number
+            write_volume(label, labels.to_classes(ids, folder), affine)
+        except InputError as error:
+            found.problems.append(str(error))
+            continue
+        found.pairs[folder.name] = (image, label)
+    found.split = _read_meta(source / "meta.csv", found)
+    return found, LabelMap.of_names(labels.names)
+
+
+def _by_name(structures: Sequence[str], given: LabelMap) -> LabelMap:
+    """The map of numbers from 1 on, in the order of ``structures``, to the classes of these names."""
+    selected = select_classes(LabelMap.of_names(["background", *structures]), given.names)
+    if selected is None:
+        listed = ", ".join(list(structures)[:5]) + (", ..." if len(structures) > 5 else "")
+        raise InputError(f"the label map has a name that is no structure of this dataset; it has {listed}.")
+    return selected
+
+
+def _read_ground(ground: Path, place: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the organs on the grid of a series; slices and pictures have one order by name."""
+    files = choose_series(place, find_series(place))[0].files
+    pictures = sorted(ground.glob("*.png"))
+    if len(pictures) != len(files):
+        raise InputError(f"{ground} has {len(pictures)} PNG files for {len(files)} slices; complete them.")
+    planes = []
+    for picture in pictures:
+        gray = read_classes(picture)
+        plane = np.zeros(gray.shape, np.uint8)
+        for number, (low, high) in enumerate(_CHAOS_ORGANS.values(), start=1):
+            plane[(gray >= low) & (gray <= high)] = number
+        if (gray[plane == 0] != 0).any():
+            raise InputError(f"{picture} has gray values that are no organ of CHAOS; replace it.")
+        planes.append(plane)
+    return read_dicom_files(place, files, planes)
+
+
+def _read_meta(path: Path, found: FoundPairs) -> dict[str, list[str]]:
+    """The sections that TotalSegmentator's table gives, of the subjects that there are."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file, delimiter=";"))
+    split: dict[str, list[str]] = {}
+    for row in rows:
+        section = _TOTALSEGMENTATOR_SPLIT.get(str(row.get("split")))
+        if section and row.get("image_id") in found.pairs:
+            split.setdefault(section, []).append(row["image_id"])
+    return split
