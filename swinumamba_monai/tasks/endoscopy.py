@@ -38,11 +38,11 @@ from swinumamba_monai.data.prepare.inspection import inspect_frames
 from swinumamba_monai.data.prepare.label_forms import (
     Colours,
     as_outlines,
-    black_and_white,
     class_ids_of,
     is_image_name,
     read_colours,
     size_of,
+    values_of,
     write_numbers,
 )
 from swinumamba_monai.data.prepare.layouts import choose_label_map
@@ -59,6 +59,7 @@ _AROUND = re.compile(r"(^|_)(left|right|maryland|labels?)(?=_|$)", re.IGNORECASE
 
 
 _LOOKED_AT = 50  # masks that tell whether all are black and white; others are refused when they are not
+_BLACK_AND_WHITE = ({0, 255}, {255})
 
 
 def prepare_endoscopy(
@@ -138,7 +139,7 @@ def _labels_of(matched: Matched, source: Path, threshold: float | None) -> Label
         if names:
             available = LabelMap.of_names(["background", *names])
             return select_classes(available, ENDOSCOPY_CLASSES) or available
-        if threshold is not None or black_and_white(labels[:_LOOKED_AT]):
+        if threshold is not None or values_of(labels[:_LOOKED_AT]) in _BLACK_AND_WHITE:
             return LabelMap.of_names(["background", "foreground"])
     return choose_label_map(source, None, ENDOSCOPY_CLASSES, matched.found)
 
@@ -156,10 +157,12 @@ def _are_numbers(matched: Matched, labels: LabelMap) -> bool:
     masks = [label for _, label in matched.labels.values()]
     if not labels.is_identity or not all(isinstance(mask, Path) and is_image_name(mask) for mask in masks):
         return False
-    if len(labels.names) > 2 or not black_and_white(masks[:_LOOKED_AT]):
+    if len(labels.names) > 2:
         return True
-    matched.found.warnings.append(f"masks of 0 and 255: 255 is taken for {labels.names[1]}.")
-    return False
+    values = values_of(masks[:_LOOKED_AT])
+    if values in _BLACK_AND_WHITE:
+        matched.found.warnings.append(f"masks of 0 and 255: 255 is taken for {labels.names[1]}.")
+    return values <= {0, 1}
 
 
 def _write_classes(

@@ -36,6 +36,8 @@ def read_geojson(path: Path) -> Annotations:
         kinds = {_type_of(feature) for feature in features}
         wanted = next((kind for kind in _OBJECT_TYPES if kind in kinds), None)
         shapes = [_feature(f, path) for f in features if wanted is None or _type_of(f) == wanted]
+    except InputError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path} is no GeoJSON of outlines ({quoted(error)}); export it from QuPath again.") from error
     return Annotations(path, shapes, names=tuple(dict.fromkeys(shape.name for shape in shapes)))
@@ -76,6 +78,8 @@ def read_annotations(path: Path) -> dict[str, Annotations] | None:
     """
     try:
         return _coco(path) if path.suffix.lower() == ".json" else _cvat(path)
+    except InputError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise InputError(f"{path} has annotations that cannot be read ({quoted(error)}); export it again.") from error
 

@@ -184,7 +184,10 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
     """Read an image (H, W) of whole numbers that ``dtype`` holds; errors say what such a file is and how to save it."""
     image = _read(path, indices=True)
     if Path(path).suffix.lower() in (".jpg", ".jpeg"):  # 144 cells come back as 852
-        raise InputError(f"{path} is a JPEG, which does not keep {numbers}; take the {kind} it was made of, as {form}.")
+        other = "; prepare takes black and white ones with --mask_threshold 128" if kind == "mask" else ""
+        raise InputError(
+            f"{path} is a JPEG, which does not keep {numbers}; take the {kind} it was made of, as {form}{other}."
+        )
     if image.ndim == 3 and image.shape[2] > 2 and (image[..., 1:3] == image[..., :1]).all():
         image = image[..., 0]  # gray, stored in three channels, perhaps with alpha
     if image.ndim != 2:

@@ -34,7 +34,8 @@ _SECTIONS = {
 }
 # Ends of the names of labels, the best first: of CholecSeg8k's three the one with class numbers; Cellpose's window
 # saves its project as _seg.npy, beside which the masks may lie too.
-LABEL_ENDS = ("_watershed_mask", "_cp_masks", "_masks", "_mask", "_labels", "_label", "_instances", "_rois", "_seg")
+LABEL_ENDS = ("_watershed_mask", "_cp_masks", "_masks", "_color_mask", "_mask", "_labels", "_label", "_instances")
+LABEL_ENDS += ("_rois", "_seg")
 _IMAGE_ENDS = ("_0000", "_img", "_image", "_raw")
 
 
@@ -64,9 +65,9 @@ def sort_files(source: Path, output: Path) -> Pictures:
         source: the dataset.
         output: folder that is written into, which is not searched.
     """
-    folders = [path for path in sorted(source.iterdir()) if path.is_dir()]
-    own = [[p for p in folders if kind.fullmatch(p.name)] for kind in (_IMAGE_FOLDER, _LABEL_FOLDER)]
     skipped = {output, source / "labels"} if _made_here(source) else {output}
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path not in skipped]
+    own = [[p for p in folders if kind.fullmatch(p.name)] for kind in (_IMAGE_FOLDER, _LABEL_FOLDER)]
     roots = own[0] + own[1] if own[0] and own[1] else [source]
     files = sorted(
         set().union(*(_walk(root, skipped) for root in roots)) | {p for p in source.iterdir() if p.is_file()}
@@ -106,7 +107,7 @@ def image_keys(file: Path, source: Path) -> list[Key]:
 
 def label_keys(file: Path, source: Path) -> list[Key]:
     """:func:`keys_of` a label."""
-    return keys_of(file, source, LABEL_ENDS)[:2]
+    return keys_of(file, source, LABEL_ENDS)
 
 
 def same_text(text: str) -> str:
