@@ -21,6 +21,7 @@ pytest.importorskip("pydicom")
 SECONDS = float(os.environ.get("SWINUMAMBA_FUZZ_SECONDS", 60))
 MAX_GROWTH = 2048  # MB: a file may be as large as what is allowed to be read, and decoders hold it more than once
 FORMATS = "a.png a.jpg a.bmp a.tif a.nii b.nii.gz c.nii.gz a.dcm a.pt a.safetensors datalist.json labels.json a.zip"
+FORMATS += " a.geojson coco.json cvat.xml a.roi a.npy"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")

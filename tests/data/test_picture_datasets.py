@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from matplotlib.path import Path as Outline
 from PIL import Image
 
 from swinumamba_monai.cli import main
@@ -225,7 +227,10 @@ def test_the_same_twice_in_place(tmp_path):
         ('{"features": [{"geometry": {"type": "Point", "coordinates": [1, 2]}}]}', "kind 'Point'"),
         ('{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1, 2], [3, 4]]]}}]}', "no GeoJSON"),
         ('{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1, 2], [3, 4], [5, NaN]]]}}]}', "numbers"),
-        ('{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[99, 9], [90, 9], [95, 99]]]}}]}', "without"),
+        (
+            '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[99, 9], [90, 9], [95, 99]]]}}]}',
+            "outside of",
+        ),
         ("3", "no GeoJSON"),
     ],
 )
@@ -435,6 +440,39 @@ def test_overlaps_and_runs():
     assert decode_runs([1, 2], 2, 2, "C", "x").tolist() == [[False, True], [True, False]]
     with pytest.raises(InputError, match="no lengths"):
         decode_runs([5, -1], 2, 2, "F", "x")
+
+
+@pytest.mark.parametrize("corners", [3, 7, 40])
+def test_a_pixel_belongs_to_the_outline_that_its_middle_lies_in(corners):
+    random = np.random.default_rng(corners)
+    middles = np.argwhere(np.ones((30, 40)))[:, ::-1] + 0.5
+    for _ in range(20):
+        radius, angles = (
+            random.uniform(3, 22, corners),
+            (np.arange(corners) + random.random(corners) / 2) * 2 * np.pi / corners,
+        )
+        ring = random.uniform(0, 30, 2) + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
+        painted = paint(
+            Annotations(Path("x"), [Shape("", [[ring]]), Shape("", mask=np.ones((30, 40), bool))]), [1, 2], (30, 40)
+        )
+        inside = Outline(np.concatenate([ring, ring[:1]])).contains_points(middles).reshape(30, 40)
+        np.testing.assert_array_equal(painted == 1, inside)
+
+
+def test_a_jagged_outline_of_a_slide_takes_no_minutes():
+    angles = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
+    ring = 1000 + (900 + 5 * np.sin(5000 * angles))[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
+    start = time.process_time()
+    painted = paint(Annotations(Path("x"), [Shape("", [[ring]])]), [1], (2000, 2000))
+    assert time.process_time() - start < 5  # each of four million pixels against each corner is a quarter of an hour
+    assert painted.sum() == pytest.approx(np.pi * 900**2, rel=0.01)
+
+
+def test_shapes_smaller_than_a_pixel_are_said(caplog):
+    sliver = np.array([(3.6, 1.0), (3.8, 1.0), (3.7, 4.0)])
+    shapes = [Shape("", [[sliver]]), Shape("", [[sliver * 0 + 3]]), Shape("", mask=np.ones((1, 1), bool))]
+    painted = paint(Annotations(Path("x.json"), shapes), [1, 2, 3], (6, 6))
+    assert painted.sum() == 3 and "x.json has 2 shapes that are smaller than a pixel" in caplog.text
 
 
 def test_geojson_there_and_back(tmp_path):

@@ -275,7 +275,7 @@ def _read_array(path: Path) -> np.ndarray:
         )
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of a damaged header; NumPy reads it as Python's tokens
         raise InputError(f"{path} is no plain array ({quoted(error)}); save whole numbers with numpy.save.") from error
     array = np.squeeze(array) if isinstance(array, np.ndarray) else np.empty(0)
     whole = array.dtype.kind in "uib" and array.ndim == 2 and 0 < array.size <= MAX_PIXELS
