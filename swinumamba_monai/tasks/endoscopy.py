@@ -113,7 +113,7 @@ def prepare_endoscopy(
         made.mkdir()
         if sequences:
             labels = label_map or _read_mappings(source, sequences)
-            found = _find_sequences(source, sequences, labels, made)
+            found = _find_sequences(source, sequences, labels, made, options.mask_threshold)
         else:
             matched = match_pictures(source, output)
             found, groups = matched.found, matched.groups
@@ -183,9 +183,12 @@ def instrument_of(folder: str) -> str:
     return simple_name(_AROUND.sub("", folder))
 
 
-def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, made: Path) -> FoundPairs:
+def _find_sequences(
+    source: Path, sequences: Sequence[Path], labels: LabelMap, made: Path, threshold: float | None
+) -> FoundPairs:
     """Join the masks of every frame of EndoVis 2017 into one in the folder ``made``."""
     found = FoundPairs("EndoVis 2017, sequences with left_frames")
+    found.used.update(file for name in _MAPPINGS for file in source.rglob(name))
     class_of = {instrument_of(name): number for number, name in enumerate(labels.names)}
     sections: dict[str, list[str]] = {"training": [], "test": []}
     for sequence in sequences:
@@ -212,13 +215,20 @@ def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, m
                 found.problems.append(f"{frame} has no mask.")
                 continue
             name = name if name not in found.pairs else f"{section}_{name}"
-            if _join(name, frame, masks, made, found):
+            if _join(name, frame, masks, made, found, threshold):
                 sections[section].append(name)
     found.split = {section: names for section, names in sections.items() if names} if sections["test"] else {}
     return found
 
 
-def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], made: Path, found: FoundPairs) -> bool:
+def _join(
+    name: str,
+    frame: Path,
+    masks: Sequence[tuple[Path, LabelMap | int]],
+    made: Path,
+    found: FoundPairs,
+    threshold: float | None,
+) -> bool:
     """Write one mask of class numbers for a frame, from masks of numbers or of one instrument each."""
     found.pairs.pop(name, None)
     found.used |= {frame, *(mask for mask, _ in masks)}
@@ -226,9 +236,11 @@ def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], 
     try:
         for file, value in masks:
             if isinstance(value, LabelMap):
+                if threshold is not None:
+                    raise InputError(f"{file} numbers the instruments, so it takes no mask_threshold; leave it out.")
                 mask = value.to_classes(read_classes(file), file)
             else:
-                mask = np.where(_is_instrument(file), np.uint8(value), np.uint8(0))
+                mask = np.where(_is_instrument(file, threshold), np.uint8(value), np.uint8(0))
             classes = np.zeros_like(mask) if classes is None else classes
             if mask.shape != classes.shape:
                 raise InputError(f"{file} is {mask.shape}, but the masks of a frame must be of one size.")
@@ -242,10 +254,11 @@ def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], 
     return True
 
 
-def _is_instrument(file: Path) -> np.ndarray:
-    """Where a mask of one instrument is not black, (H, W) bool; some are stored in colour."""
+def _is_instrument(file: Path, threshold: float | None) -> np.ndarray:
+    """Where a mask of one instrument is not black, or as bright as the threshold, (H, W) bool; some are in colour."""
     mask = read_image(file)
-    return mask > 0 if mask.ndim == 2 else mask[..., :3].any(-1)
+    mask = mask if mask.ndim == 2 else mask[..., :3].max(-1)
+    return mask > 0 if threshold is None else mask >= threshold
 
 
 def _read_mappings(source: Path, sequences: Sequence[Path]) -> LabelMap:

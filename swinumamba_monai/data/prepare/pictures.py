@@ -35,8 +35,8 @@ _SECTIONS = {
 # Ends of the names of labels, the best first: of CholecSeg8k's three the one with class numbers; Cellpose's window
 # saves its project as _seg.npy, beside which the masks may lie too.
 LABEL_ENDS = ("_watershed_mask", "_cp_masks", "_masks", "_color_mask", "_mask", "_labels", "_label", "_instances")
-LABEL_ENDS += ("_rois", "_seg")
-_IMAGE_ENDS = ("_0000", "_img", "_image", "_raw")
+LABEL_ENDS += ("_rois", "_roiset", "_seg")
+_IMAGE_ENDS = ("_0000", "_img", "_image", "_raw", ".ome")
 
 
 class Key(NamedTuple):
@@ -96,6 +96,8 @@ def keys_of(file: Path, source: Path, ends: Iterable[str]) -> list[Key]:
         if not matched and word.lower() not in _SECTIONS:
             folders.append(same_text(part))
     stem = same_text(file.stem)
+    if Path(stem).suffix.lower() in IMAGE_SUFFIXES:
+        stem = Path(stem).stem  # QuPath calls the outlines of a.tif a.tif.geojson
     stems = [stem, *(stem[: -len(end)] for end in ends if stem.lower().endswith(end) and len(stem) > len(end))]
     return [Key(section, tuple(folders), name) for name in stems]
 
