@@ -137,6 +137,61 @@ def test_sections_are_folders(tmp_path):
         assert {Path(i["image"]).parents[1].name for i in load_datalist(tmp_path / "out", part)} == {folder}
 
 
+@pytest.mark.parametrize(
+    ("image", "label", "name"),
+    [
+        ("train/{}_img.png", "train/{}_masks.png", "{}"),  # Cellpose's
+        ("training_images/{}.png", "training_masks/{}.png", "{}"),
+        ("JPEGImages/{}.png", "SegmentationClass/{}.png", "{}"),  # VOC, and CVAT's masks
+        ("Original/{}.png", "Ground Truth/{}.png", "{}"),  # CVC-ClinicDB
+        ("liver/01/image{}.png", "liver/01/mask{}.png", "liver_01_{}"),  # Dresden
+        ("images/{}.ome.tif", "labels/{}.png", "{}"),
+        ("{}.png", "{}_RoiSet.png", "{}"),
+        ("{0}/images/{0}.png", "{0}/masks/{0}.png", "{}"),
+        ("{0}/{0}.png", "{0}/masks/cells.png", "{}"),
+        ("images/image_{}.png", "labels/label_{}.png", "{}"),
+    ],
+)
+def test_names_of_other_datasets(image, label, name, tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        pixels = np.zeros(SIZE, np.uint8)
+        save(source / image.format(f"{number:03d}"), pixels)
+        save(source / label.format(f"{number:03d}"), cells(number))
+    expected = [name.format(f"{number:03d}") for number in range(5)]
+    split = {"train": expected[:3], "val": expected[3:4], "test": expected[4:]}
+    (source / "split.json").write_text(json.dumps(split))
+    report = prepare_microscopy(source, tmp_path / "out")
+    assert report.sizes == {"training": 3, "validation": 1, "test": 1} and report.instances == 10
+
+
+def test_sections_in_names_of_coco_files(tmp_path):
+    source = tmp_path / "source"
+    (source / "annotations").mkdir(parents=True)
+    for part, numbers in (("train", (0, 1)), ("val", (2,)), ("test", (3, 4))):
+        images = [image for image in coco()["images"] if image["id"] in numbers]
+        annotations = [item for item in coco()["annotations"] if item["image_id"] in numbers]
+        content = coco(images=images, annotations=annotations)
+        (source / "annotations" / f"contest_{part}2017.json").write_text(json.dumps(content))
+        for number in numbers:
+            save(source / "images" / f"{number}.png")
+    report = prepare_microscopy(source, tmp_path / "out")
+    assert report.sizes == {"training": 2, "validation": 1, "test": 2}
+
+
+def test_a_bad_file_of_labels_does_not_stop_the_others(tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / f"{number}.png")
+    (source / "a.json").write_text(json.dumps(coco()))
+    (source / "b.json").write_text("{")
+    assert "b.json is no JSON" in problems(source)
+    report = prepare_microscopy(source, tmp_path / "good", PrepareOptions(skip_bad=True))
+    assert sum(report.sizes.values()) == 5 and len(report.problems) == 1
+    (source / "a.json").unlink()
+    assert "no known layout" in problems(source) and "b.json is no JSON" in problems(source)
+
+
 def test_test_images_without_labels_are_named(tmp_path):
     source = tmp_path / "source"
     for number in range(5):

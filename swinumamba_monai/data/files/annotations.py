@@ -33,7 +33,8 @@ def read_geojson(path: Path) -> Annotations:
     """
     try:
         content = _read_json(path)
-        features = content["features"] if isinstance(content, dict) else content
+        single = isinstance(content, dict) and content.get("type") == "Feature"
+        features = [content] if single else content["features"] if isinstance(content, dict) else content
         kinds = {_type_of(feature) for feature in features}
         wanted = next((kind for kind in _OBJECT_TYPES if kind in kinds), None)
         shapes = [_feature(f, path) for f in features if wanted is None or _type_of(f) == wanted]
