@@ -141,7 +141,7 @@ def stated_orientation(path: Path) -> int:
             with tifffile.TiffFile(path, _multifile=False) as file:
                 return valid(file.pages[0].tags.valueof(ORIENTATION_TAG))
         with _PILLOW_FILES[path.suffix.lower()](path) as file:
-            return exif_orientation(file)
+            return exif_orientation(file, path)
     return UPRIGHT
 
 
@@ -308,12 +308,12 @@ def _decode_pillow(path: Path, indices: bool) -> np.ndarray:
         if depth == 16:  # Pillow keeps 8 bits of a 16-bit colour
             image = imagecodecs.png_decode(path.read_bytes())
             image = image[..., 0] if image.shape[2:] == (2,) else image
-            return turn(image, exif_orientation(file))
+            return turn(image, exif_orientation(file, path))
         mode = "P" if indices and file.mode == "P" else _PILLOW_CONVERSIONS.get(file.mode, file.mode)
         image = np.array(file.convert(mode))
         if depth in (2, 4) and file.mode == "L":  # Pillow stretches these to 0 to 255, and class 1 would be 85 or 17
             image //= 255 // (2**depth - 1)
-        return turn(image, exif_orientation(file))
+        return turn(image, exif_orientation(file, path))
 
 
 def _png_bit_depth(path: Path) -> int:

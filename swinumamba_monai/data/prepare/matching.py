@@ -191,8 +191,9 @@ def _match_files(matched: Matched, files: Pictures, pairs: dict[Path, tuple[Key,
                 )
             else:
                 found.problems.append(f"{image} has no label.")
+    taken |= found.used
     for label in files.labels:
-        if label not in taken | found.used and label.suffix.lower() in IMAGE_SUFFIXES:
+        if label not in taken and label.suffix.lower() in IMAGE_SUFFIXES:
             found.problems.append(f"{label} has no image.")
             found.used.add(label)
 

@@ -91,7 +91,8 @@ def sort_files(source: Path, output: Path) -> Pictures:
     if in_folders:
         labels = [file for file in files if kinds[file] == "label" and file.suffix.lower() in LABEL_SUFFIXES]
     else:
-        labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES and file not in set(images)]
+        taken = set(images)
+        labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES and file not in taken]
     return Pictures(images, labels, [f for f in files if f.suffix.lower() in (".json", ".xml")], in_folders)
 
 
