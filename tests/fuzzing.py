@@ -17,6 +17,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import resource
 import shutil
 import sys
@@ -36,7 +37,11 @@ from fuzzed_structures import change_insides, strange_value, structures
 from PIL import Image
 
 from swinumamba_monai.data import load_datalist, load_images, read_label_map, read_volume
+from swinumamba_monai.data.files.annotations import read_annotations, read_geojson
+from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import read_image
+from swinumamba_monai.data.files.shapes import Annotations, paint
+from swinumamba_monai.data.prepare.label_forms import cells_of
 from swinumamba_monai.distribution import unpack, write_archive
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD
@@ -215,6 +220,28 @@ def formats(folder: Path) -> Iterator[Format]:
     )
     label_map = json.dumps({"labels": {"background": 0, "a": [1, 2], "b": 3}}).encode()
     yield Format("labels.json", [label_map], lambda path: read_label_map(path).names, len(label_map))
+    square = [[1, 1], [5, 1], [5, 4], [1, 4]]
+    outline = {"type": "Polygon", "coordinates": [square]}
+    geojson = {"features": [{"geometry": outline, "properties": {"classification": {"name": "a"}}}]}
+    yield Format("a.geojson", [json.dumps(geojson).encode()], lambda path: painted(read_geojson(path)), 200)
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 7, "width": 9}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "segmentation": [[1, 1, 5, 1, 5, 4, 1, 4]]},
+            {"image_id": 1, "category_id": 1, "segmentation": {"size": [7, 9], "counts": [5, 9, 49]}},
+        ],
+    }
+    yield Format("coco.json", [json.dumps(coco).encode()], all_painted, 500)
+    cvat = (
+        b'<annotations><image name="a" height="7" width="9"><polygon label="a" points="1,1;5,1;5,4"/>'
+        b'<mask label="a" rle="1,2,3" left="1" top="1" width="3" height="2"/></image></annotations>'
+    )
+    yield Format("cvat.xml", [cvat], all_painted, len(cvat))
+    yield Format("a.roi", roi_files(), lambda path: painted(read_rois(path)), 100)
+    array = io.BytesIO()
+    np.save(array, pixels(7, 9))
+    yield Format("a.npy", [array.getvalue()], lambda path: cells_of(path, (7, 9)), 128)
     archive = write_archive(folder / "seed.zip", {"a/LICENSE": b"free", "a/configs/b.json": b"{}"})
     yield Format("a.zip", [archive.read_bytes()], whole_or_nothing, 400)
     archive.unlink()
@@ -239,6 +266,27 @@ def volume(path: Path) -> None:
     voxels, affine = read_volume(path)
     assert voxels.ndim == 3 and voxels.size > 0 and np.isfinite(voxels).all()
     assert np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]) != 0
+
+
+def roi_files() -> list[bytes]:
+    """A polygon and a composite region of ImageJ."""
+    header = bytearray(64)
+    header[:4], header[6] = b"Iout", 0
+    header[8:18] = np.array([1, 1, 4, 5, 4], ">i2").tobytes()
+    corners = np.array([0, 4, 4, 0, 0, 0, 3, 3], ">i2").tobytes()
+    path = np.array([0, 1, 1, 1, 5, 1, 1, 5, 4, 4], ">f4").tobytes()
+    composite = bytes(header[:36]) + (10).to_bytes(4, "big") + bytes(24) + path
+    return [bytes(header) + corners, composite]
+
+
+def painted(found: Annotations) -> None:
+    paint(found, range(1, len(found.shapes) + 1), found.size or (7, 9))
+
+
+def all_painted(path: Path) -> None:
+    for found in (read_annotations(path) or {}).values():
+        if min(found.size) > 0 and math.prod(found.size) < 1 << 24:  # an image of this size has to be there
+            painted(found)
 
 
 def whole_or_nothing(path: Path) -> str:
@@ -282,7 +330,7 @@ def case(fmt: Format, number: int) -> bytes:
     """The damaged file; it depends on the arguments alone."""
     random = np.random.default_rng([zlib.crc32(fmt.name.encode()), number])
     data = fmt.seeds[number % len(fmt.seeds)]
-    if fmt.name.endswith(".json") and not fmt.alter and random.random() < 0.7:
+    if fmt.name.endswith("json") and not fmt.alter and random.random() < 0.7:
         return damage_json(data, random)
     if fmt.alter and random.random() < 0.9:
         return fmt.alter(random)

@@ -16,15 +16,14 @@ from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
-from scipy import ndimage
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.inference.polygons import CELL, class_names, geojson
+from swinumamba_monai.inference.polygons import CELL, class_names, outlines, regions
 
 POSTFIXES = ("instances", "classes")  # of the files that the bundles write: numbers of cells, numbers of classes
-SUFFIXES = (".png", ".tif")
+SUFFIXES = (".png", ".tif", ".tiff")
 
 
 def to_coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | None = None) -> dict:
@@ -44,12 +43,11 @@ def to_coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | 
     for image_id, (file_name, numbers) in enumerate(items, start=1):
         height, width = numbers.shape
         content["images"].append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        present = np.unique(numbers[numbers > 0]).tolist()
-        for number, feature in zip(present, geojson(numbers, names)["features"], strict=True):
-            mask = numbers == number
+        for number, mask, (top, left) in regions(numbers):
             annotation = {"id": len(content["annotations"]) + 1, "image_id": image_id}
-            annotation |= {"category_id": 1 if names is None else number, "area": int(mask.sum()), "bbox": _box(mask)}
-            content["annotations"].append(annotation | _segmentation(feature["geometry"], mask))
+            annotation |= {"category_id": 1 if names is None else number, "area": int(mask.sum())}
+            annotation["bbox"] = [left, top, mask.shape[1], mask.shape[0]]  # x, y, width, height
+            content["annotations"].append(annotation | _segmentation(mask, (top, left), (height, width)))
     return content
 
 
@@ -102,17 +100,16 @@ def write_coco(
     return len(content["images"]), len(content["annotations"])
 
 
-def _box(mask: np.ndarray) -> list[int]:
-    """x, y, width, height."""
-    ((rows, columns),) = ndimage.find_objects(mask.astype(np.uint8))
-    return [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
-
-
-def _segmentation(geometry: dict, mask: np.ndarray) -> dict:
-    polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+def _segmentation(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict:
+    """Polygons, or a run-length code where there is a hole, of the mask of a region at ``corner`` of an image."""
+    polygons = outlines(mask, corner)
     if all(len(rings) == 1 for rings in polygons):
-        return {"segmentation": [[n for corner in ring[:-1] for n in corner] for (ring,) in polygons], "iscrowd": 0}
-    flat = mask.flatten(order="F")  # down the columns, beginning with how many zeros there are
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
-    return {"segmentation": {"counts": [0, *counts] if flat[0] else counts, "size": list(mask.shape)}, "iscrowd": 1}
+        return {"segmentation": [[n for point in ring[:-1] for n in point] for (ring,) in polygons], "iscrowd": 0}
+    # Runs go down the columns of the image, beginning with how many zeros there are.
+    columns, rows = np.nonzero(mask.T)
+    places = (columns + corner[1]) * size[0] + rows + corner[0]
+    breaks = np.flatnonzero(np.diff(places) > 1)
+    starts, ends = places[np.concatenate([[0], breaks + 1])], places[np.concatenate([breaks, [-1]])] + 1
+    counts = np.diff(np.concatenate([[0], np.stack([starts, ends], axis=1).ravel()])).tolist()
+    rest = size[0] * size[1] - int(ends[-1])
+    return {"segmentation": {"counts": [*counts, rest] if rest else counts, "size": list(size)}, "iscrowd": 1}

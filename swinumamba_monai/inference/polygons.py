@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,9 @@ def geojson(numbers: np.ndarray, names: Mapping[int, str] | None = None) -> dict
     {'type': 'Polygon', 'coordinates': [[[1, 0], [2, 0], [2, 1], [1, 1], [1, 0]]]}
     """
     features = []
-    for number, window in enumerate(ndimage.find_objects(numbers), start=1):
-        if window is None:
-            continue
-        pieces, count = ndimage.label(numbers[window] == number)
-        top, left = (part.start for part in window)
-        polygons = [_polygon(pieces == piece, top, left) for piece in range(1, count + 1)]
-        kind, coordinates = ("Polygon", polygons[0]) if count == 1 else ("MultiPolygon", polygons)
+    for number, mask, corner in regions(numbers):
+        polygons = outlines(mask, corner)
+        kind, coordinates = ("Polygon", polygons[0]) if len(polygons) == 1 else ("MultiPolygon", polygons)
         name = CELL if names is None else names.get(number, f"class {number}")
         features.append(
             {
@@ -57,6 +53,40 @@ def geojson(numbers: np.ndarray, names: Mapping[int, str] | None = None) -> dict
             }
         )
     return {"type": "FeatureCollection", "features": features}
+
+
+def regions(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
+    """Every number of a map with its pixels, cut out: as many small masks, however large the map or a number is.
+
+    Args:
+        numbers: map of numbers (H, W), 0 is background.
+
+    Yields:
+        the number, in ascending order; its mask (h, w) bool; row and column of the mask's upper left pixel.
+    """
+    present = np.unique(numbers[numbers > 0])
+    places = np.searchsorted(present, numbers) + 1
+    places[numbers <= 0] = 0
+    for place, window in enumerate(ndimage.find_objects(places), start=1):
+        yield int(present[place - 1]), places[window] == place, (window[0].start, window[1].start)
+
+
+def outlines(mask: np.ndarray, corner: tuple[int, int]) -> list[list[list[list[int]]]]:
+    """The polygons of a mask, one for each 4-connected piece: its outer ring, then its holes, each closed.
+
+    Args:
+        mask: (h, w) bool.
+        corner: row and column of its upper left pixel in the image.
+
+    Returns:
+        polygons, rings, corners, and x and y of each, in pixels of the image.
+    """
+    pieces, count = ndimage.label(mask)
+    polygons = []
+    for piece, window in enumerate(ndimage.find_objects(pieces, count), start=1):
+        top, left = corner[0] + window[0].start, corner[1] + window[1].start
+        polygons.append(_polygon(pieces[window] == piece, top, left))
+    return polygons
 
 
 class PolygonWriter(RowsFirstWriter):
@@ -121,7 +151,7 @@ def _polygon(piece: np.ndarray, top: int, left: int) -> list[list[list[int]]]:
             if way != step:
                 ring.append(here)
             here, step = (here[0] + way[0], here[1] + way[1]), way
-        rings.append([[int(column) - 1 + left, int(row) - 1 + top] for row, column in [*ring, start]])
+        rings.append([[column - 1 + left, row - 1 + top] for row, column in [*ring, start]])
     return rings
 
 
@@ -130,12 +160,12 @@ def _edges(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
     steps = defaultdict(list)
     inside = mask[1:, 1:]
     down, right = mask[:-1, 1:] != inside, mask[1:, :-1] != inside
-    for row, column in np.argwhere(down) + 1:  # a horizontal edge, between a pixel and the one above it
+    for row, column in (np.argwhere(down) + 1).tolist():  # a horizontal edge, between a pixel and the one above it
         if mask[row, column]:
             steps[row, column].append((0, 1))
         else:
             steps[row, column + 1].append((0, -1))
-    for row, column in np.argwhere(right) + 1:  # a vertical edge, between a pixel and the one left of it
+    for row, column in (np.argwhere(right) + 1).tolist():  # a vertical edge, between a pixel and the one left of it
         if mask[row, column]:
             steps[row + 1, column].append((-1, 0))
         else:

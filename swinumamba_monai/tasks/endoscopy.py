@@ -38,11 +38,11 @@ from swinumamba_monai.data.prepare.inspection import inspect_frames
 from swinumamba_monai.data.prepare.label_forms import (
     Colours,
     as_outlines,
-    black_and_white,
     class_ids_of,
     is_image_name,
     read_colours,
     size_of,
+    values_of,
     write_numbers,
 )
 from swinumamba_monai.data.prepare.layouts import choose_label_map
@@ -59,6 +59,7 @@ _AROUND = re.compile(r"(^|_)(left|right|maryland|labels?)(?=_|$)", re.IGNORECASE
 
 
 _LOOKED_AT = 50  # masks that tell whether all are black and white; others are refused when they are not
+_BLACK_AND_WHITE = ({0, 255}, {255})
 
 
 def prepare_endoscopy(
@@ -112,7 +113,7 @@ def prepare_endoscopy(
         made.mkdir()
         if sequences:
             labels = label_map or _read_mappings(source, sequences)
-            found = _find_sequences(source, sequences, labels, made)
+            found = _find_sequences(source, sequences, labels, made, options.mask_threshold)
         else:
             matched = match_pictures(source, output)
             found, groups = matched.found, matched.groups
@@ -136,7 +137,7 @@ def _labels_of(matched: Matched, source: Path, threshold: float | None) -> Label
         if names:
             available = LabelMap.of_names(["background", *names])
             return select_classes(available, ENDOSCOPY_CLASSES) or available
-        if threshold is not None or black_and_white(labels[:_LOOKED_AT]):
+        if threshold is not None or values_of(labels[:_LOOKED_AT]) in _BLACK_AND_WHITE:
             return LabelMap.of_names(["background", "foreground"])
     return choose_label_map(source, None, ENDOSCOPY_CLASSES, matched.found)
 
@@ -154,10 +155,12 @@ def _are_numbers(matched: Matched, labels: LabelMap) -> bool:
     masks = [label for _, label in matched.labels.values()]
     if not labels.is_identity or not all(isinstance(mask, Path) and is_image_name(mask) for mask in masks):
         return False
-    if len(labels.names) > 2 or not black_and_white(masks[:_LOOKED_AT]):
+    if len(labels.names) > 2:
         return True
-    matched.found.warnings.append(f"masks of 0 and 255: 255 is taken for {labels.names[1]}.")
-    return False
+    values = values_of(masks[:_LOOKED_AT])
+    if values in _BLACK_AND_WHITE:
+        matched.found.warnings.append(f"masks of 0 and 255: 255 is taken for {labels.names[1]}.")
+    return values <= {0, 1}
 
 
 def _write_classes(
@@ -178,9 +181,12 @@ def instrument_of(folder: str) -> str:
     return simple_name(_AROUND.sub("", folder))
 
 
-def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, made: Path) -> FoundPairs:
+def _find_sequences(
+    source: Path, sequences: Sequence[Path], labels: LabelMap, made: Path, threshold: float | None
+) -> FoundPairs:
     """Join the masks of every frame of EndoVis 2017 into one in the folder ``made``."""
     found = FoundPairs("EndoVis 2017, sequences with left_frames")
+    found.used.update(file for name in _MAPPINGS for file in source.rglob(name))
     class_of = {instrument_of(name): number for number, name in enumerate(labels.names)}
     sections: dict[str, list[str]] = {"training": [], "test": []}
     for sequence in sequences:
@@ -207,13 +213,20 @@ def _find_sequences(source: Path, sequences: Sequence[Path], labels: LabelMap, m
                 found.problems.append(f"{frame} has no mask.")
                 continue
             name = name if name not in found.pairs else f"{section}_{name}"
-            if _join(name, frame, masks, made, found):
+            if _join(name, frame, masks, made, found, threshold):
                 sections[section].append(name)
     found.split = {section: names for section, names in sections.items() if names} if sections["test"] else {}
     return found
 
 
-def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], made: Path, found: FoundPairs) -> bool:
+def _join(
+    name: str,
+    frame: Path,
+    masks: Sequence[tuple[Path, LabelMap | int]],
+    made: Path,
+    found: FoundPairs,
+    threshold: float | None,
+) -> bool:
     """Write one mask of class numbers for a frame, from masks of numbers or of one instrument each."""
     found.pairs.pop(name, None)
     found.used |= {frame, *(mask for mask, _ in masks)}
@@ -221,9 +234,11 @@ def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], 
     try:
         for file, value in masks:
             if isinstance(value, LabelMap):
+                if threshold is not None:
+                    raise InputError(f"{file} numbers the instruments, so it takes no mask_threshold; leave it out.")
                 mask = value.to_classes(read_classes(file), file)
             else:
-                mask = np.where(_is_instrument(file), np.uint8(value), np.uint8(0))
+                mask = np.where(_is_instrument(file, threshold), np.uint8(value), np.uint8(0))
             classes = np.zeros_like(mask) if classes is None else classes
             if mask.shape != classes.shape:
                 raise InputError(f"{file} is {mask.shape}, but the masks of a frame must be of one size.")
@@ -237,10 +252,11 @@ def _join(name: str, frame: Path, masks: Sequence[tuple[Path, LabelMap | int]], 
     return True
 
 
-def _is_instrument(file: Path) -> np.ndarray:
-    """Where a mask of one instrument is not black, (H, W) bool; some are stored in colour."""
+def _is_instrument(file: Path, threshold: float | None) -> np.ndarray:
+    """Where a mask of one instrument is not black, or as bright as the threshold, (H, W) bool; some are in colour."""
     mask = read_image(file)
-    return mask > 0 if mask.ndim == 2 else mask[..., :3].any(-1)
+    mask = mask if mask.ndim == 2 else mask[..., :3].max(-1)
+    return mask > 0 if threshold is None else mask >= threshold
 
 
 def _read_mappings(source: Path, sequences: Sequence[Path]) -> LabelMap:

@@ -111,8 +111,8 @@ def test_a_stream_that_ends_early(name, codec, tmp_path, caplog):
     assert NUMBER // 3 < len(frames) < NUMBER
     assert [number_of(frame) for frame in frames[:-1]] == list(range(len(frames) - 1))
     assert len(load_frames(tmp_path)) == len(frames)
-    if name == "a.avi":  # its header says how many there are
-        assert f"a.avi has {len(frames)} frames that decode" in caplog.text
+    if name != "a.ts":  # whose header does not say how long it is
+        assert f"{name} has {len(frames)} frames that decode" in caplog.text
 
 
 def test_damage_within(tmp_path, caplog):

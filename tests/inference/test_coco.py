@@ -5,15 +5,19 @@
 from __future__ import annotations
 
 import json
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from matplotlib.path import Path as Outline
 from PIL import Image
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.inference import to_coco
+from swinumamba_monai.inference.polygons import geojson
 
 METADATA = Path(__file__).parents[2] / "bundles" / "endoscopy" / "configs" / "metadata.json"
 
@@ -58,6 +62,32 @@ def test_pixels_boxes_and_ids(names):
             assert mask[[top, top + height - 1]].any(1).all() and mask[:, [left, left + width - 1]].any(0).all()
 
 
+def test_many_cells_cost_what_they_cover():
+    """Ten thousand cells of a slide took twenty times as long as their polygons: a mask of the slide for each."""
+    numbers = np.zeros((3000, 3000), np.int32)
+    numbers[5:-5:100, 5:-5:100] = np.arange(900).reshape(30, 30) + 1
+    numbers = np.maximum(numbers, np.roll(numbers, 1, 1))
+    start = time.process_time()
+    polygons = geojson(numbers)
+    middle = time.process_time()
+    content = to_coco([("a.png", numbers)])
+    seconds = time.process_time() - middle
+    assert len(content["annotations"]) == len(polygons["features"]) == 900
+    assert seconds < 3 * (middle - start) + 0.5  # a mask of the slide for each is eight seconds or more
+
+
+def test_large_numbers_cost_no_memory():
+    numbers = np.zeros((64, 64), np.int64)
+    numbers[2:9, 3:8], numbers[20:25, 20:30] = 10**8, 2**31 - 1
+    tracemalloc.start()
+    content, polygons = to_coco([("a.png", numbers)]), geojson(numbers)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [feature["properties"]["name"] for feature in polygons["features"]] == ["cell 100000000", "cell 2147483647"]
+    assert [annotation["bbox"] for annotation in content["annotations"]] == [[3, 2, 5, 7], [20, 20, 10, 5]]
+    assert peak < 10e6  # bytes; the map itself has 32,768
+
+
 class TestCommand:
     @pytest.fixture
     def images(self, tmp_path) -> Path:
@@ -76,6 +106,21 @@ class TestCommand:
         assert "1 images, 1 annotations" in capsys.readouterr().out
         content = json.loads((tmp_path / "coco.json").read_text())
         assert [image["file_name"] for image in content["images"]] == ["b.png"]
+
+    def test_every_suffix_that_inference_writes(self, images, tmp_path, capsys):
+        for name, suffix in (("a", ".tif"), ("b", ".tiff")):
+            tifffile.imwrite(tmp_path / f"{name}_instances{suffix}", np.eye(5, 6, dtype=np.uint16))
+        assert self.run(tmp_path, images) == 0
+        assert "2 images, 2 annotations" in capsys.readouterr().out
+
+    def test_planes_of_a_stack(self, tmp_path, capsys):
+        """Inference takes a stack plane by plane, and calls the results so."""
+        (tmp_path / "images").mkdir()
+        tifffile.imwrite(tmp_path / "images" / "z.tif", np.zeros((2, 5, 6), np.uint8), metadata={"axes": "ZYX"})
+        for number in range(2):
+            Image.fromarray(np.eye(5, 6, dtype=np.uint16)).save(tmp_path / f"z#{number:06d}_instances.png")
+        assert self.run(tmp_path, tmp_path / "images") == 0
+        assert "2 images, 2 annotations" in capsys.readouterr().out
 
     def test_images_of_several_folders(self, tmp_path):
         """As a prepared dataset has them: the same names in each, and so have the predictions."""

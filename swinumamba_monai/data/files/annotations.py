@@ -18,6 +18,7 @@ __all__ = ["read_annotations", "read_geojson"]
 
 # Of QuPath's objects the ones that are taken, if there are any of them: regions around cells are no cells.
 _OBJECT_TYPES = ("cell", "detection")
+_MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError)
 _NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 
 
@@ -32,11 +33,14 @@ def read_geojson(path: Path) -> Annotations:
     """
     try:
         content = _read_json(path)
-        features = content["features"] if isinstance(content, dict) else content
+        single = isinstance(content, dict) and content.get("type") == "Feature"
+        features = [content] if single else content["features"] if isinstance(content, dict) else content
         kinds = {_type_of(feature) for feature in features}
         wanted = next((kind for kind in _OBJECT_TYPES if kind in kinds), None)
         shapes = [_feature(f, path) for f in features if wanted is None or _type_of(f) == wanted]
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+    except InputError:
+        raise
+    except _MALFORMED as error:
         raise InputError(f"{path} is no GeoJSON of outlines ({quoted(error)}); export it from QuPath again.") from error
     return Annotations(path, shapes, names=tuple(dict.fromkeys(shape.name for shape in shapes)))
 
@@ -50,6 +54,8 @@ def _feature(feature: dict, path: Path) -> Shape:
     if geometry["type"] not in ("Polygon", "MultiPolygon"):
         raise InputError(f"{path} {_NO_AREA.format('shape', shown(geometry['type']))}")
     polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    if not all(polygons):
+        raise ValueError("a shape without outlines")
     classification = feature.get("properties", {}).get("classification") or {}
     name = classification if isinstance(classification, str) else classification.get("name", "")
     return Shape(str(name), [[_ring(ring) for ring in polygon] for polygon in polygons])
@@ -76,7 +82,9 @@ def read_annotations(path: Path) -> dict[str, Annotations] | None:
     """
     try:
         return _coco(path) if path.suffix.lower() == ".json" else _cvat(path)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+    except InputError:
+        raise
+    except _MALFORMED as error:
         raise InputError(f"{path} has annotations that cannot be read ({quoted(error)}); export it again.") from error
 
 

@@ -95,4 +95,7 @@ def _path(numbers: list[float], name: str) -> list[np.ndarray]:
         if step != _CLOSE:
             rings[-1].append((numbers[place + 1], numbers[place + 2]))
         place += 1 if step == _CLOSE else 3
-    return [np.array(ring) for ring in rings if len(ring) > 2]
+    rings = [ring for ring in rings if len(ring) > 2]
+    if not rings:
+        raise InputError(f"{shown(name)} has no outline; remove it.")
+    return [np.array(ring) for ring in rings]

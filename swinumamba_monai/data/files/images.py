@@ -141,7 +141,7 @@ def stated_orientation(path: Path) -> int:
             with tifffile.TiffFile(path, _multifile=False) as file:
                 return valid(file.pages[0].tags.valueof(ORIENTATION_TAG))
         with _PILLOW_FILES[path.suffix.lower()](path) as file:
-            return exif_orientation(file)
+            return exif_orientation(file, path)
     return UPRIGHT
 
 
@@ -184,7 +184,10 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
     """Read an image (H, W) of whole numbers that ``dtype`` holds; errors say what such a file is and how to save it."""
     image = _read(path, indices=True)
     if Path(path).suffix.lower() in (".jpg", ".jpeg"):  # 144 cells come back as 852
-        raise InputError(f"{path} is a JPEG, which does not keep {numbers}; take the {kind} it was made of, as {form}.")
+        other = "; prepare takes black and white ones with --mask_threshold 128" if kind == "mask" else ""
+        raise InputError(
+            f"{path} is a JPEG, which does not keep {numbers}; take the {kind} it was made of, as {form}{other}."
+        )
     if image.ndim == 3 and image.shape[2] > 2 and (image[..., 1:3] == image[..., :1]).all():
         image = image[..., 0]  # gray, stored in three channels, perhaps with alpha
     if image.ndim != 2:
@@ -305,12 +308,12 @@ def _decode_pillow(path: Path, indices: bool) -> np.ndarray:
         if depth == 16:  # Pillow keeps 8 bits of a 16-bit colour
             image = imagecodecs.png_decode(path.read_bytes())
             image = image[..., 0] if image.shape[2:] == (2,) else image
-            return turn(image, exif_orientation(file))
+            return turn(image, exif_orientation(file, path))
         mode = "P" if indices and file.mode == "P" else _PILLOW_CONVERSIONS.get(file.mode, file.mode)
         image = np.array(file.convert(mode))
         if depth in (2, 4) and file.mode == "L":  # Pillow stretches these to 0 to 255, and class 1 would be 85 or 17
             image //= 255 // (2**depth - 1)
-        return turn(image, exif_orientation(file))
+        return turn(image, exif_orientation(file, path))
 
 
 def _png_bit_depth(path: Path) -> int:

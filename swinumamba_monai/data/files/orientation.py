@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 ORIENTATION_TAG = 274  # of EXIF and of TIFF
 UPRIGHT = 1
+_PNG_MARKS = (b"eXIf", b"adobe.xmp")  # of the chunks that may say it
 
 # Whether rows and columns change places, and the steps along both after that.
 _TURNS = {
@@ -24,8 +27,15 @@ _TURNS = {
 }
 
 
-def exif_orientation(file: Image.Image) -> int:
-    """What the EXIF data of an opened picture says; 1, which is upright, where there is none that can be read."""
+def exif_orientation(file: ImageFile, path: Path) -> int:
+    """What the EXIF data of an opened picture says; 1, which is upright, where there is none that can be read.
+
+    Args:
+        file: as Pillow opens it.
+        path: of the file. PNG may have the data behind its pixels, which Pillow decodes to get there.
+    """
+    if isinstance(file, PngImageFile) and not any(mark in path.read_bytes() for mark in _PNG_MARKS):
+        return UPRIGHT
     with suppress(Exception):  # damaged EXIF data, for which Pillow has many errors, says nothing
         return valid(file.getexif().get(ORIENTATION_TAG))
     return UPRIGHT

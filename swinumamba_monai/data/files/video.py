@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".asf", ".gif")
 VIDEO_SUFFIXES += (".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts")  # MPEG program and transport streams
 
+_EARLY = 1.0  # seconds; the last frame is shown for a part of one
+
 # FFmpeg knows formats that are lists of other files, anywhere on the disk or the network, and takes a file for one
 # whatever its name is. These hold their own pictures, and of protocols there is that of files alone.
 _ALONE = {
@@ -91,7 +93,7 @@ def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
         # belong to. So the decoder has none, and the converter, whose threads PyAV leaves no choice about, ends with
         # each frame (frame.to_ndarray would keep one in the frame, which the suspended decoder holds).
         stream.codec_context.thread_count = 1
-        packets, seen = container.demux(stream), 0
+        packets, seen, last = container.demux(stream), 0, 0.0
         ended = False
         while not ended:
             try:
@@ -108,9 +110,15 @@ def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
             except av.FFmpegError as error:
                 lost.append(quoted(error))
                 frames = []
-            yield from frames
-        if seen < stream.frames:  # as the header has them; 0 where it does not say
+            for frame in frames:
+                last = frame.time or last
+                yield frame
+        # What the header says: packets, which Matroska does not count, or how long all streams are.
+        seconds = ((container.start_time or 0) + (container.duration or 0)) / av.time_base
+        if seen < stream.frames:
             lost.append(f"it ends after {seen} of {stream.frames} packets")
+        elif stream.frames == 0 and len(container.streams) == 1 and seconds - last > _EARLY:
+            lost.append(f"it ends after {last:.1f} of {seconds:.1f} seconds")
 
 
 def _to_rgb(frame: av.VideoFrame, path: Path) -> np.ndarray:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,12 @@ __all__ = [
     "LABEL_SUFFIXES",
     "Label",
     "as_outlines",
-    "black_and_white",
     "cells_of",
     "class_ids_of",
     "is_image_name",
     "read_colours",
     "size_of",
+    "values_of",
     "write_numbers",
 ]
 
@@ -144,20 +145,14 @@ def as_outlines(label: Label) -> Label:
     return read_rois(label) if label.suffix.lower() in (".zip", ".roi") else read_geojson(label)
 
 
-def black_and_white(labels: Sequence[Label]) -> bool:
-    """Whether all of these masks have the values 0 and 255 alone, so that 255 can be no number of a class.
-
-    Masks that cannot be read are left to the checks.
-    """
+def values_of(labels: Sequence[Label]) -> set[int]:
+    """The values in those labels that are images; those that cannot be read are left to the checks."""
     values: set[int] = set()
     for label in labels:
-        try:
-            if not isinstance(label, Path) or not is_image_name(label):
-                return False
-            values |= set(np.unique(read_classes(label)).tolist())
-        except InputError:
-            continue
-    return values in ({0, 255}, {255})
+        if isinstance(label, Path) and is_image_name(label):
+            with suppress(InputError):
+                values |= set(np.unique(read_classes(label)).tolist())
+    return values
 
 
 def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] | None:
@@ -280,7 +275,7 @@ def _read_array(path: Path) -> np.ndarray:
         )
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of a damaged header; NumPy reads it as Python's tokens
         raise InputError(f"{path} is no plain array ({quoted(error)}); save whole numbers with numpy.save.") from error
     array = np.squeeze(array) if isinstance(array, np.ndarray) else np.empty(0)
     whole = array.dtype.kind in "uib" and array.ndim == 2 and 0 < array.size <= MAX_PIXELS

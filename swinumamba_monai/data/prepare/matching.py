@@ -23,6 +23,7 @@ from swinumamba_monai.data.prepare.pictures import (
     image_keys,
     label_keys,
     same_text,
+    section_in,
     sort_files,
 )
 from swinumamba_monai.errors import InputError
@@ -50,7 +51,8 @@ class Matched:
         """Take an image with its label, plane by plane where both are stacks, or note why not."""
         found, files = self.found, _files_of(label)
         found.used |= {image, *files}
-        name = "_".join([*key.folders, key.name])
+        of_itself = key.folders[-1:] == (key.name,)  # a folder for each image, and both of one name
+        name = "_".join(key.folders if of_itself else [*key.folders, key.name])
         if name in self.labels and key.section:
             name = f"{key.section}_{name}"
         planes = image_names(image)
@@ -95,7 +97,7 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
         masks_of_cells: whether several files may be the label of one image, each the mask of one cell.
 
     Raises:
-        InputError: there are no images, or no labels; a file with the labels of many images cannot be read.
+        InputError: there are no images, or no labels.
     """
     files = sort_files(source, output)
     matched = Matched(
@@ -115,16 +117,18 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
                 matched.found.problems.append(
                     f"{folder} has {len(images)} images and {len(masks)} masks, but needs 1 and at least 1."
                 )
-    for_many = {} if pairs or samples else _for_many(files, source)
+    for_many = {} if pairs or samples else _for_many(files, matched.found)
+    masks = [label for label in files.labels if label.suffix.lower() in IMAGE_SUFFIXES]
     if for_many:
         matched.found.layout = "outlines of all images in one file"
         _match_annotations(matched, files, for_many, source)
-    elif not pairs and not samples and not (files.images and files.labels):
-        raise InputError(
-            f"{source} has no known layout ({len(files.images)} images and {len(files.labels)} labels were found); it "
+    elif not pairs and not samples and not (files.images and masks):
+        layout = (
+            f"{source} has no known layout ({len(files.images)} images and {len(masks)} masks were found); it "
             "needs folders images and labels (or masks; also imagesTr and labelsTr), labels next to their images named "
             "<name>_label or <name>_masks, a folder with masks for every image, or a COCO or CVAT file."
         )
+        raise InputError("\n".join([layout, *matched.found.problems]))
     else:
         _match_files(matched, files, pairs, source)
     _set_sections(matched.found)
@@ -187,8 +191,9 @@ def _match_files(matched: Matched, files: Pictures, pairs: dict[Path, tuple[Key,
                 )
             else:
                 found.problems.append(f"{image} has no label.")
+    taken |= found.used
     for label in files.labels:
-        if label not in taken | found.used and label.suffix.lower() in IMAGE_SUFFIXES:
+        if label not in taken and label.suffix.lower() in IMAGE_SUFFIXES:
             found.problems.append(f"{label} has no image.")
             found.used.add(label)
 
@@ -211,8 +216,15 @@ def _samples(
     return samples if is_there and files.in_folders else {}
 
 
-def _for_many(files: Pictures, source: Path) -> dict[Path, dict[str, Annotations]]:
-    read = {path: read_annotations(path) for path in files.for_many}
+def _for_many(files: Pictures, found: FoundPairs) -> dict[Path, dict[str, Annotations]]:
+    """What files have of several images each; those that cannot be read are problems."""
+    read = {}
+    for path in files.for_many:
+        try:
+            read[path] = read_annotations(path)
+        except InputError as error:
+            found.problems.append(str(error))
+            found.used.add(path)
     return {path: images for path, images in read.items() if images is not None}
 
 
@@ -226,7 +238,7 @@ def _match_annotations(
         by_name[same_text(image.name)].append(image)
     for path, named in for_many.items():
         found.used.add(path)
-        section = label_keys(path, source)[0].section or _section_in(path.stem)
+        section = label_keys(path, source)[0].section or section_in(path.stem)
         for name, label in named.items():
             place = same_text(name.replace("\\", "/"))
             images = by_name[place.rsplit("/", 1)[-1]]
@@ -243,12 +255,6 @@ def _match_annotations(
         if image not in found.used:
             found.problems.append(f"{image} has no label.")
             found.used.add(image)
-
-
-def _section_in(stem: str) -> str:
-    """What the name of a COCO file says: ``instances_train2017``."""
-    words = {"train": "training", "val": "validation", "test": "test"}
-    return next((section for word, section in words.items() if word in stem.lower()), "")
 
 
 def _set_sections(found: FoundPairs) -> None:

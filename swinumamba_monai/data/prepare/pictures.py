@@ -23,19 +23,29 @@ from swinumamba_monai.data.datalist import DATALIST_NAME
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
 from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES
 
-__all__ = ["Key", "Pictures", "same_text", "sort_files"]
+__all__ = ["LABEL_ENDS", "Key", "Pictures", "image_keys", "label_keys", "same_text", "section_in", "sort_files"]
 
-_IMAGE_FOLDER = re.compile(r"(?:images?|imgs?|frames)(tr|va|ts)?", re.IGNORECASE)
-_LABEL_FOLDER = re.compile(r"(?:labels?|masks?|annotations?|ground_?truths?|gt)(tr|va|ts)?", re.IGNORECASE)
 _SECTIONS = {
     **dict.fromkeys(("train", "training", "tr"), "training"),
     **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
+# The folders, with a section before or behind: train_images, imagesTs. VOC and CVC-ClinicDB have words of their own.
+_SECTION = "|".join(sorted(_SECTIONS, key=len, reverse=True))
+_IMAGE_FOLDER, _LABEL_FOLDER = (
+    re.compile(rf"(?:({_SECTION})[ _-])?(?:{words})(?:[ _-]?({_SECTION}))?", re.IGNORECASE)
+    for words in (
+        "images?|imgs?|frames|jpegimages|original",
+        "labels?|masks?|annotations?|ground[ _]?truths?|gt|segmentationclass",
+    )
+)
 # Ends of the names of labels, the best first: of CholecSeg8k's three the one with class numbers; Cellpose's window
 # saves its project as _seg.npy, beside which the masks may lie too.
-LABEL_ENDS = ("_watershed_mask", "_cp_masks", "_masks", "_mask", "_labels", "_label", "_instances", "_rois", "_seg")
-_IMAGE_ENDS = ("_0000", "_img", "_image", "_raw")
+LABEL_ENDS = ("_watershed_mask", "_cp_masks", "_masks", "_color_mask", "_mask", "_labels", "_label", "_instances")
+LABEL_ENDS += ("_rois", "_roiset", "_seg")
+_IMAGE_ENDS = ("_0000", "_img", "_image", "_raw", ".ome")
+# The Dresden dataset has image07.png and mask07.png in one folder.
+_IMAGE_START, _LABEL_START = re.compile(r"(?:image|img|frame)[_-]?(?=\d)"), re.compile(r"(?:mask|label)[_-]?(?=\d)")
 
 
 class Key(NamedTuple):
@@ -64,9 +74,9 @@ def sort_files(source: Path, output: Path) -> Pictures:
         source: the dataset.
         output: folder that is written into, which is not searched.
     """
-    folders = [path for path in sorted(source.iterdir()) if path.is_dir()]
-    own = [[p for p in folders if kind.fullmatch(p.name)] for kind in (_IMAGE_FOLDER, _LABEL_FOLDER)]
     skipped = {output, source / "labels"} if _made_here(source) else {output}
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path not in skipped]
+    own = [[p for p in folders if kind.fullmatch(p.name)] for kind in (_IMAGE_FOLDER, _LABEL_FOLDER)]
     roots = own[0] + own[1] if own[0] and own[1] else [source]
     files = sorted(
         set().union(*(_walk(root, skipped) for root in roots)) | {p for p in source.iterdir() if p.is_file()}
@@ -77,36 +87,46 @@ def sort_files(source: Path, output: Path) -> Pictures:
     images = [file for file in pictures if kinds[file] == "image"]
     if not images:
         others = [file for file in pictures if kinds[file] is None]
-        images = others if in_folders else [file for file in others if not file.stem.lower().endswith(LABEL_ENDS)]
+        images = others if in_folders else [file for file in others if not _is_label_name(file.stem.lower())]
     if in_folders:
         labels = [file for file in files if kinds[file] == "label" and file.suffix.lower() in LABEL_SUFFIXES]
     else:
-        labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES and file not in set(images)]
+        taken = set(images)
+        labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES and file not in taken]
     return Pictures(images, labels, [f for f in files if f.suffix.lower() in (".json", ".xml")], in_folders)
 
 
-def keys_of(file: Path, source: Path, ends: Iterable[str]) -> list[Key]:
-    """The keys that a file may have: with its whole name, and without one of the ends of names."""
+def section_in(name: str) -> str:
+    """The section that a word of a name says: ``instances_train2017``."""
+    words = re.findall(rf"(?<![a-z])({_SECTION})(?![a-z])", name.lower())
+    return _SECTIONS[words[-1]] if words else ""
+
+
+def _keys_of(file: Path, source: Path, ends: Iterable[str], start: re.Pattern) -> list[Key]:
+    """The keys that a file may have: with its whole name, without one of the ends of names, and without a start."""
     section, folders = "", []
     for part in file.relative_to(source).parts[:-1]:
         matched = _IMAGE_FOLDER.fullmatch(part) or _LABEL_FOLDER.fullmatch(part)
-        word = (matched[1] or "") if matched else part
+        word = (matched[1] or matched[2] or "") if matched else part
         section = _SECTIONS.get(word.lower(), section)
         if not matched and word.lower() not in _SECTIONS:
             folders.append(same_text(part))
     stem = same_text(file.stem)
+    if Path(stem).suffix.lower() in IMAGE_SUFFIXES:
+        stem = Path(stem).stem  # QuPath calls the outlines of a.tif a.tif.geojson
     stems = [stem, *(stem[: -len(end)] for end in ends if stem.lower().endswith(end) and len(stem) > len(end))]
+    stems += [start.sub("", stem.lower(), count=1)] if start.match(stem.lower()) else []
     return [Key(section, tuple(folders), name) for name in stems]
 
 
 def image_keys(file: Path, source: Path) -> list[Key]:
-    """:func:`keys_of` an image."""
-    return keys_of(file, source, _IMAGE_ENDS)
+    """What an image and its label may have in common, the whole name first."""
+    return _keys_of(file, source, _IMAGE_ENDS, _IMAGE_START)
 
 
 def label_keys(file: Path, source: Path) -> list[Key]:
-    """:func:`keys_of` a label."""
-    return keys_of(file, source, LABEL_ENDS)[:2]
+    """The same for a label."""
+    return _keys_of(file, source, LABEL_ENDS, _LABEL_START)
 
 
 def same_text(text: str) -> str:
@@ -122,6 +142,10 @@ def _kind(file: Path, source: Path) -> str | None:
         if _IMAGE_FOLDER.fullmatch(part):
             return "image"
     return None
+
+
+def _is_label_name(stem: str) -> bool:
+    return stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem) is not None
 
 
 def _made_here(source: Path) -> bool:

@@ -1,0 +1,540 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What may be wrong with 2-D datasets and their labels gets one sentence each; names are compared as they look."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from matplotlib.path import Path as Outline
+from PIL import Image
+
+from swinumamba_monai.cli import main
+from swinumamba_monai.data.datalist import load_datalist
+from swinumamba_monai.data.files.annotations import read_annotations, read_geojson
+from swinumamba_monai.data.files.imagej_roi import read_rois
+from swinumamba_monai.data.files.images import read_instances
+from swinumamba_monai.data.files.shapes import Annotations, Shape, decode_runs, paint
+from swinumamba_monai.data.prepare.dataset import PrepareOptions
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference.polygons import geojson
+from swinumamba_monai.tasks.endoscopy import prepare_endoscopy
+from swinumamba_monai.tasks.microscopy import prepare_microscopy
+
+SIZE = (10, 12)
+TWO = {"background": 0, "tool": 1}
+
+
+def cells(number: int = 0) -> np.ndarray:
+    numbers = np.zeros(SIZE, np.uint8)
+    numbers[1:4, 1 + number % 4 : 5], numbers[6:9, 2:9] = 1, 2
+    return numbers
+
+
+def save(path: Path, pixels: np.ndarray | None = None, **options) -> Path:
+    pixels = np.full((*SIZE, 3), 9, np.uint8) if pixels is None else pixels
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, pixels, **options)
+    else:
+        Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def fill(source: Path, count: int = 5, labels: str = "labels") -> Path:
+    """Images 0.png, 1.png, ... with maps of two cells."""
+    for number in range(count):
+        save(source / "images" / f"{number}.png")
+        save(source / labels / f"{number}.png", cells(number))
+    return source
+
+
+def names(prepared: Path, part: str) -> list[str]:
+    return sorted(Path(item["image"]).name for item in load_datalist(prepared, part, check=False))
+
+
+def problems(source: Path, task: str = "microscopy", label_map: dict | None = None, **options) -> str:
+    """The sentences with which a dataset is refused."""
+    prepare = {"microscopy": prepare_microscopy, "endoscopy": prepare_endoscopy}[task]
+    given = (PrepareOptions(**options),)
+    if label_map is not None:
+        (source.parent / "map.json").write_text(json.dumps(label_map))
+        given += (source.parent / "map.json",)
+    with pytest.raises(InputError) as error:
+        prepare(source, source.parent / "out", *given)
+    assert not (source.parent / "out").exists()
+    return str(error.value)
+
+
+def test_both_spellings_of_a_name(tmp_path):
+    source = fill(tmp_path / "source")
+    composed, apart = (unicodedata.normalize(form, "Zelle_ä") for form in ("NFC", "NFD"))
+    assert composed != apart
+    save(source / "images" / f"{apart}.png")
+    save(source / "labels" / f"{composed}.png", cells())
+    (source / "split.json").write_text(json.dumps({"train": ["0", "1"], "val": ["2"], "test": [apart]}))
+    report = prepare_microscopy(source, tmp_path / "out")
+    assert report.sizes["test"] == 1 and names(tmp_path / "out", "test") == [f"{apart}.png"]
+
+
+def test_the_project_of_cellpose_is_never_opened(tmp_path):
+    source = fill(tmp_path / "source")
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    save(source / "images" / "x.png")
+    with (source / "labels" / "x_seg.npy").open("wb") as file:
+        np.save(file, np.array({"masks": Trap()}, dtype=object), allow_pickle=True)
+    sentence = problems(source)
+    assert "x_seg.npy is a project of Cellpose's window" in sentence and "_cp_masks" in sentence
+    (source / "labels" / "x_seg.npy").rename(source / "labels" / "x.npy")
+    assert "x.npy is no plain array" in problems(source)
+    (source / "labels" / "x.npy").write_bytes(pickle.dumps({"masks": Trap()}))
+    assert "x.npy is no plain array" in problems(source)
+    assert not (tmp_path / "sprung").exists()
+    (source / "labels" / "x.npy").rename(source / "labels" / "x_seg.npy")
+    save(source / "labels" / "x_cp_masks.png", cells())  # beside the masks the project does not matter
+    report = prepare_microscopy(source, tmp_path / "out")
+    assert sum(report.sizes.values()) == 6 and "1 .npy files (x_seg.npy)" in report.inputs.summary()
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(SIZE, np.float32), "float32"),
+        (np.zeros((3, *SIZE), np.uint8), "(3, 10, 12)"),
+        (np.full(SIZE, -1), "no map of numbers"),
+        (np.zeros((0, 4), np.uint8), "(0, 4)"),
+        (np.full(SIZE, 1 << 40), "no map of numbers"),
+    ],
+    ids=["float", "three", "negative", "empty", "huge"],
+)
+def test_arrays_that_are_no_maps(array, words, tmp_path):
+    source = fill(tmp_path / "source")
+    save(source / "images" / "x.png")
+    np.save(source / "labels" / "x.npy", array)
+    assert "x.npy" in problems(source) and words in problems(source)
+
+
+def test_sections_are_folders(tmp_path):
+    source = tmp_path / "source"
+    for part, count in (("train", 4), ("val", 2), ("Test", 3)):
+        for number in range(count):  # the same names in each
+            save(source / part / "images" / f"{number}.tif", np.zeros(SIZE, np.uint8))
+            save(source / part / "masks" / f"{number}.tif", cells(number))
+    report = prepare_microscopy(source, tmp_path / "out")
+    assert report.sizes == {"training": 4, "validation": 2, "test": 3}
+    for part, folder in (("training", "train"), ("validation", "val"), ("test", "Test")):
+        assert {Path(i["image"]).parents[1].name for i in load_datalist(tmp_path / "out", part)} == {folder}
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "name"),
+    [
+        ("train/{}_img.png", "train/{}_masks.png", "{}"),  # Cellpose's
+        ("training_images/{}.png", "training_masks/{}.png", "{}"),
+        ("JPEGImages/{}.png", "SegmentationClass/{}.png", "{}"),  # VOC, and CVAT's masks
+        ("Original/{}.png", "Ground Truth/{}.png", "{}"),  # CVC-ClinicDB
+        ("liver/01/image{}.png", "liver/01/mask{}.png", "liver_01_{}"),  # Dresden
+        ("images/{}.ome.tif", "labels/{}.png", "{}"),
+        ("{}.png", "{}_RoiSet.png", "{}"),
+        ("{0}/images/{0}.png", "{0}/masks/{0}.png", "{}"),
+        ("{0}/{0}.png", "{0}/masks/cells.png", "{}"),
+        ("images/image_{}.png", "labels/label_{}.png", "{}"),
+    ],
+)
+def test_names_of_other_datasets(image, label, name, tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        pixels = np.zeros(SIZE, np.uint8)
+        save(source / image.format(f"{number:03d}"), pixels)
+        save(source / label.format(f"{number:03d}"), cells(number))
+    expected = [name.format(f"{number:03d}") for number in range(5)]
+    split = {"train": expected[:3], "val": expected[3:4], "test": expected[4:]}
+    (source / "split.json").write_text(json.dumps(split))
+    report = prepare_microscopy(source, tmp_path / "out")
+    assert report.sizes == {"training": 3, "validation": 1, "test": 1} and report.instances == 10
+
+
+def test_sections_in_names_of_coco_files(tmp_path):
+    source = tmp_path / "source"
+    (source / "annotations").mkdir(parents=True)
+    for part, numbers in (("train", (0, 1)), ("val", (2,)), ("test", (3, 4))):
+        images = [image for image in coco()["images"] if image["id"] in numbers]
+        annotations = [item for item in coco()["annotations"] if item["image_id"] in numbers]
+        content = coco(images=images, annotations=annotations)
+        (source / "annotations" / f"contest_{part}2017.json").write_text(json.dumps(content))
+        for number in numbers:
+            save(source / "images" / f"{number}.png")
+    report = prepare_microscopy(source, tmp_path / "out")
+    assert report.sizes == {"training": 2, "validation": 1, "test": 2}
+
+
+def test_a_bad_file_of_labels_does_not_stop_the_others(tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / f"{number}.png")
+    (source / "a.json").write_text(json.dumps(coco()))
+    (source / "b.json").write_text("{")
+    assert "b.json is no JSON" in problems(source)
+    report = prepare_microscopy(source, tmp_path / "good", PrepareOptions(skip_bad=True))
+    assert sum(report.sizes.values()) == 5 and len(report.problems) == 1
+    (source / "a.json").unlink()
+    assert "no known layout" in problems(source) and "b.json is no JSON" in problems(source)
+
+
+def test_test_images_without_labels_are_named(tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "imagesTr" / f"x{number}_0000.png")
+        save(source / "labelsTr" / f"x{number}.png", cells(number))
+    save(source / "imagesTs" / "y_0000.png")
+    report = prepare_microscopy(source, tmp_path / "prepared")
+    assert sum(report.sizes.values()) == 5
+    assert "1 images of the test section are not used: it has no labels." in report.warnings
+    save(source / "imagesTr" / "x0_0001.png")
+    assert "x0_0001.png is a further channel" in problems(source)
+
+
+def test_folders_of_videos_stay_together_and_apart(tmp_path):
+    source = tmp_path / "source"
+    for video in range(5):
+        for frame in range(6):
+            save(source / "images" / f"patient{video}" / f"img ({frame}).png")
+            save(source / "labels" / f"patient{video}" / f"img ({frame}).png", cells(frame))
+    prepare_endoscopy(source, tmp_path / "out")
+    folders = [
+        {Path(item["image"]).parent.name for item in load_datalist(tmp_path / "out", part)}
+        for part in ("training", "validation", "test")
+    ]
+    assert sum(len(part) for part in folders) == len(set.union(*folders)) == 5
+
+
+def test_stacks_and_labels_of_another_depth(tmp_path):
+    source = fill(tmp_path / "source")
+    save(source / "images" / "z.tif", np.zeros((4, *SIZE), np.uint8), metadata={"axes": "ZYX"})
+    save(source / "labels" / "z.tif", np.stack([cells()] * 3), metadata={"axes": "ZYX"})
+    assert "z.tif is a stack of 4 planes, but its label has 3" in problems(source)
+    (source / "labels" / "z.tif").unlink()
+    save(source / "labels" / "z.png", cells())
+    assert "z.tif is a stack of 4 planes, but its label has 1" in problems(source)
+
+
+def test_an_image_that_is_turned_and_its_label_not(tmp_path):
+    source = fill(tmp_path / "source")
+    exif = Image.Exif()
+    exif[274] = 3
+    save(source / "images" / "x.png", np.zeros(SIZE, np.uint8), exif=exif)
+    save(source / "labels" / "x.png", cells())
+    assert "x.png is to be turned before it is seen (its orientation is 3)" in problems(source)
+    save(source / "labels" / "x.png", cells(), exif=exif)
+    prepare_microscopy(source, tmp_path / "out")
+    item = next(
+        item
+        for part in ("training", "validation", "test")
+        for item in load_datalist(tmp_path / "out", part)
+        if item["image"].endswith("x.png")
+    )
+    np.testing.assert_array_equal(read_instances(item["label"]), cells()[::-1, ::-1])
+
+
+def test_links_out_of_the_dataset(tmp_path):
+    source = fill(tmp_path / "source")
+    outside = save(tmp_path / "outside.tif", np.zeros((3, *SIZE), np.uint8), metadata={"axes": "ZYX"})
+    (source / "images" / "x.tif").symlink_to(outside)
+    save(source / "labels" / "x.tif", np.stack([cells()] * 3), metadata={"axes": "ZYX"})
+    assert "x.tif or its label is a link out of" in problems(source)
+    datalist = {"training": [{"image": "images/x#000001.tif", "label": "labels/0.png"}], "source_dir": "."}
+    (source / "datalist.json").write_text(json.dumps(datalist))
+    with pytest.raises(InputError, match="outside"):
+        load_datalist(source, "training", check=False)
+    (source / "images" / "loop").symlink_to(source / "images")
+    (source / "images" / "x.tif").unlink()
+    (source / "labels" / "x.tif").unlink()
+    (source / "datalist.json").unlink()
+    assert sum(prepare_microscopy(source, tmp_path / "out").sizes.values()) == 5
+
+
+def test_the_same_twice_in_place(tmp_path):
+    source = fill(tmp_path / "source", labels="masks")
+    for number in range(5):
+        (source / "masks" / f"{number}.png").unlink()
+        (source / "masks" / f"{number}.geojson").write_text(json.dumps(geojson(cells(number))))
+    for _ in range(2):
+        assert prepare_microscopy(source, source).instances == 10
+        assert len(list((source / "labels").iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ('{"features": [{"geometry": {"type": "Point", "coordinates": [1, 2]}}]}', "kind 'Point'"),
+        ('{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1, 2], [3, 4]]]}}]}', "no GeoJSON"),
+        ('{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1, 2], [3, 4], [5, NaN]]]}}]}', "numbers"),
+        (
+            '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[99, 9], [90, 9], [95, 99]]]}}]}',
+            "outside of",
+        ),
+        ("3", "no GeoJSON"),
+    ],
+)
+def test_bad_geojson(content, words, tmp_path):
+    source = fill(tmp_path / "source")
+    save(source / "images" / "x.png")
+    (source / "labels" / "x.geojson").write_text(content)
+    sentence = problems(source)
+    assert "x.geojson" in sentence and words in sentence and len(sentence.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK no zip", "no ROI file"),
+        (b"Iout" + bytes(100), "0 points"),
+        (b"Iout\0\xe3\x03" + bytes(100), "is a line"),
+        (b"Iout\0\xe3\x01", "no ROI file"),
+        (b"text" * 30, "no ROI of ImageJ"),
+    ],
+)
+def test_bad_rois(content, words, tmp_path):
+    for name in ("x.zip", "x.roi") if content[:4] != b"Iout" else ("x.roi",):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError) as error:
+            read_rois(tmp_path / name)
+        assert name in str(error.value)
+    assert words in str(error.value) or words == "no ROI file"
+
+
+def coco(**changes) -> dict:
+    segmentation = [[1, 1, 5, 1, 5, 4, 1, 4]]
+    content = {
+        "images": [{"id": number, "file_name": f"{number}.png", "height": 10, "width": 12} for number in range(5)],
+        "categories": [{"id": 3, "name": "grasper"}],
+        "annotations": [
+            {"id": number, "image_id": number, "category_id": 3, "segmentation": segmentation} for number in range(5)
+        ],
+    }
+    return {**content, **changes}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": coco()["images"][:4]}, "an annotation of image 4"),
+        (
+            {"annotations": [{"id": 1, "image_id": 0, "category_id": 3, "segmentation": [], "bbox": [1, 1, 2, 2]}]},
+            "box",
+        ),
+        (
+            {"annotations": [{"id": 1, "image_id": 0, "category_id": 4, "segmentation": [[1, 1, 2, 2, 3, 1]]}]},
+            "KeyError",
+        ),
+        (
+            {"annotations": [{"image_id": 0, "category_id": 3, "segmentation": {"size": [10, 12], "counts": [5, 9]}}]},
+            "runs of 14 pixels",
+        ),
+        (
+            {
+                "annotations": [
+                    {"image_id": 0, "category_id": 3, "segmentation": {"size": [1 << 20, 1 << 20], "counts": [1]}}
+                ]
+            },
+            "no lengths",
+        ),
+    ],
+)
+def test_bad_coco(change, words, tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "images" / f"{number}.png")
+    (source / "instances.json").write_text(json.dumps(coco(**change)))
+    assert words in problems(source)
+
+
+def test_coco_names_and_sizes(tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "train" / f"{number}.png")
+        save(source / "other" / f"{number}.png")
+    content = coco()
+    for image in content["images"]:
+        image["file_name"] = f"train\\{image['id']}.png"
+    content["images"][4]["height"] = 11
+    (source / "annotations.json").write_text(json.dumps(content))
+    sentence = problems(source, "endoscopy")
+    assert "is for an image of (11, 12) pixels, but its image has (10, 12)" in sentence
+    assert sentence.count("has no label") == 5 and "other" in sentence  # not the images of the other folder
+    content["images"][4] |= {"height": 10, "file_name": "nowhere.png"}
+    (source / "annotations.json").write_text(json.dumps(content))
+    assert "names nowhere.png, of which there are 0" in problems(source, "endoscopy")
+
+
+def test_classes_of_outlines(tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "images" / f"{number}.png")
+    (source / "instances.json").write_text(json.dumps(coco()))
+    assert "a shape of 'grasper', which is no class" in problems(source, "endoscopy", TWO)
+    prepare_endoscopy(source, tmp_path / "named")
+    assert json.loads((tmp_path / "named" / "datalist.json").read_text())["labels"]["1"] == "grasper"
+    (tmp_path / "map.json").write_text(json.dumps({"background": [0, 3], "tool": 1}))  # its number is background here
+    with pytest.raises(InputError, match="nothing but background"):
+        prepare_endoscopy(source, tmp_path / "out", None, tmp_path / "map.json")
+
+
+def test_cvat_that_is_refused(tmp_path):
+    for text, words in (
+        ("<annotations><track/></annotations>", "tracks of a video"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotations/>", "declares entities"),
+        ("<annotations><image", "no XML"),
+        ('<annotations><image name="a" height="9" width="9"><polyline/></image></annotations>', "'polyline'"),
+        ('<annotations><image name="a" height="x" width="9"/></annotations>', "cannot be read"),
+    ):
+        (tmp_path / "a.xml").write_text(text)
+        with pytest.raises(InputError, match=words):
+            read_annotations(tmp_path / "a.xml")
+    (tmp_path / "a.xml").write_text("<other/>")
+    assert read_annotations(tmp_path / "a.xml") is None
+
+
+def test_what_lies_on_top_in_cvat_has_the_pixels(tmp_path):
+    def box(label: str, z_order: int) -> str:
+        return f'<box label="{label}" xtl="1" ytl="1" xbr="4" ybr="3" z_order="{z_order}"/>'
+
+    for first, second, top in ((0, 0, "b"), (1, 0, "a"), (0, 1, "b")):
+        shapes = box("a", first) + box("b", second)
+        (tmp_path / "a.xml").write_text(
+            f'<annotations><image name="i" height="5" width="6">{shapes}</image></annotations>'
+        )
+        annotations = read_annotations(tmp_path / "a.xml")["i"]
+        painted = paint(annotations, [1 if shape.name == top else 2 for shape in annotations.shapes], (5, 6))
+        assert set(np.unique(painted)) == {0, 1} and painted.sum() == 6
+
+
+def test_masks_of_black_and_white(tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "images" / f"{number}.png")
+        save(source / "masks" / f"{number}.png", (cells(number) > 0).astype(np.uint8) * 255)
+    (tmp_path / "map.json").write_text(json.dumps(TWO))
+    report = prepare_endoscopy(source, tmp_path / "named", None, tmp_path / "map.json")
+    assert "masks of 0 and 255: 255 is taken for tool." in report.warnings
+    three = {"background": 0, "a": 1, "b": 2}
+    assert "has the label ids 255" in problems(source, "endoscopy", three)
+    save(source / "masks" / "4.png", np.linspace(0, 255, 120).reshape(SIZE).astype(np.uint8))
+    assert "soft edges" in problems(source, "endoscopy", TWO) and "mask_threshold 128" in problems(
+        source, "endoscopy", TWO
+    )
+    assert "mask_threshold parts one class" in problems(source, "endoscopy", three, mask_threshold=128)
+    (source / "masks" / "4.png").unlink()
+    save(source / "masks" / "4.jpg", np.zeros(SIZE, np.uint8))
+    assert "4.jpg is a JPEG" in problems(source, "endoscopy", TWO)
+    assert "mask_threshold" in problems(source, "endoscopy", TWO)
+    report = prepare_endoscopy(source, tmp_path / "out", PrepareOptions(mask_threshold=128), tmp_path / "map.json")
+    assert sum(report.sizes.values()) == 5
+    with pytest.raises(InputError, match="labels here number the cells"):
+        prepare_microscopy(source, tmp_path / "cells", PrepareOptions(mask_threshold=128))
+
+
+def test_colours(tmp_path):
+    source = fill(tmp_path / "source")
+    colours = {"grasper": [255, 0, 0], "hook": [0, 255, 0]}
+    palette = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0)], np.uint8)
+    for number in range(5):
+        save(source / "labels" / f"{number}.png", palette[cells(number)])
+    assert "channels that differ (a colour picture)" in problems(source, "endoscopy", TWO)
+    missing = problems(source, "endoscopy", {"grasper": [255, 0, 0]})
+    assert "1 colours that the label map lacks ([0, 255, 0])" in missing
+    assert "is no colour of one class" in problems(source, "endoscopy", {"a": [255, 0, 0], "b": [255, 0, 0]})
+    assert "is no colour" in problems(source, "endoscopy", {"a": [[255, 0, 0], [1, 2]], "b": [0, 255, 0]})
+    for labels in (colours, {"Background": [0, 0, 0], **colours}, {**colours, "hook": [[0, 255, 0], [1, 2, 3]]}):
+        (tmp_path / "map.json").write_text(json.dumps(labels))
+        out = tmp_path / f"out{len(json.dumps(labels))}"
+        prepare_endoscopy(source, out, None, tmp_path / "map.json")
+        for item in load_datalist(out, "test"):
+            number = int(Path(item["image"]).stem)
+            np.testing.assert_array_equal(read_instances(item["label"]), cells(number))
+    save(source / "labels" / "0.jpg", palette[cells(0)])
+    (source / "labels" / "0.png").unlink()
+    assert "0.jpg is no mask of exact colours" in problems(source, "endoscopy", colours)
+
+
+def test_prepare_takes_a_threshold_from_the_command_line(tmp_path, capsys):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "images" / f"{number}.png")
+        save(source / "masks" / f"{number}.jpg", (cells(number) > 0).astype(np.uint8) * 255)
+    arguments = ["prepare", "endoscopy", "--source_dir", str(source), "--output_dir", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "--mask_threshold 128" in capsys.readouterr().err
+    assert main([*arguments, "--mask_threshold", "128"]) == 0
+    assert "--num_classes 2" in capsys.readouterr().out
+
+
+def test_overlaps_and_runs():
+    square = np.array([(0, 0), (4, 0), (4, 4), (0, 4)], float)
+    shapes = [
+        Shape("a", [[square]]),
+        Shape("b", [[square + 2]]),
+        Shape("c", mask=np.ones((2, 2), bool), corner=(-1, -1)),
+    ]
+    painted = paint(Annotations(Path("x"), shapes), [1, 2, 3], (6, 6))
+    assert (painted[:4, :4] == 1).all() and (painted == 2).sum() == 12 and (painted == 3).sum() == 0
+    assert decode_runs([1, 2, 1], 2, 2, "F", "x").tolist() == [[False, True], [True, False]]
+    assert decode_runs([1, 2], 2, 2, "C", "x").tolist() == [[False, True], [True, False]]
+    with pytest.raises(InputError, match="no lengths"):
+        decode_runs([5, -1], 2, 2, "F", "x")
+
+
+@pytest.mark.parametrize("corners", [3, 7, 40])
+def test_a_pixel_belongs_to_the_outline_that_its_middle_lies_in(corners):
+    random = np.random.default_rng(corners)
+    middles = np.argwhere(np.ones((30, 40)))[:, ::-1] + 0.5
+    for _ in range(20):
+        radius, angles = (
+            random.uniform(3, 22, corners),
+            (np.arange(corners) + random.random(corners) / 2) * 2 * np.pi / corners,
+        )
+        ring = random.uniform(0, 30, 2) + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
+        painted = paint(
+            Annotations(Path("x"), [Shape("", [[ring]]), Shape("", mask=np.ones((30, 40), bool))]), [1, 2], (30, 40)
+        )
+        inside = Outline(np.concatenate([ring, ring[:1]])).contains_points(middles).reshape(30, 40)
+        np.testing.assert_array_equal(painted == 1, inside)
+
+
+def test_a_jagged_outline_of_a_slide_takes_no_minutes():
+    angles = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
+    ring = 1000 + (900 + 5 * np.sin(5000 * angles))[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
+    start = time.process_time()
+    painted = paint(Annotations(Path("x"), [Shape("", [[ring]])]), [1], (2000, 2000))
+    assert time.process_time() - start < 5  # each of four million pixels against each corner is a quarter of an hour
+    assert painted.sum() == pytest.approx(np.pi * 900**2, rel=0.01)
+
+
+def test_shapes_smaller_than_a_pixel_are_said(caplog):
+    sliver = np.array([(3.6, 1.0), (3.8, 1.0), (3.7, 4.0)])
+    shapes = [Shape("", [[sliver]]), Shape("", [[sliver * 0 + 3]]), Shape("", mask=np.ones((1, 1), bool))]
+    painted = paint(Annotations(Path("x.json"), shapes), [1, 2, 3], (6, 6))
+    assert painted.sum() == 3 and "x.json has 2 shapes that are smaller than a pixel" in caplog.text
+
+
+def test_geojson_there_and_back(tmp_path):
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        numbers = random.choice([0, 0, 1, 2, 3], (9, 13))
+        (tmp_path / "a.geojson").write_text(json.dumps(geojson(numbers)))
+        annotations = read_geojson(tmp_path / "a.geojson")
+        present = np.unique(numbers[numbers > 0]).tolist()
+        np.testing.assert_array_equal(paint(annotations, present, numbers.shape), numbers)
