@@ -74,7 +74,7 @@ def ss2d(
         norm_bias, out_proj_weight,
     )  # fmt: skip
     found = find_backend(backend, x, A_logs.shape[1])
-    if found.ss2d is not None and norm_bias is not None and gated:
+    if found.ss2d is not None and norm_bias is not None:
         return found.ss2d(*tensors, eps)
     return ss2d_ref(*tensors, eps, gated=gated, backend=found)
 
