@@ -18,7 +18,7 @@ from swinumamba_monai.ops.autograd import direct_function, register_backward
 
 from .fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward, pack, split_conv_parameters
 from .nvrtc import on_its_device
-from .scan import CHUNK, LOG2_E, merge, samples_that_fill, scan_backward, scan_forward, split_parameters
+from .scan import LOG2_E, count_chunks, merge, samples_that_fill, scan_backward, scan_forward, split_parameters
 
 __all__ = ["ss2d_cuda"]
 
@@ -212,7 +212,7 @@ def _(x, *arguments):
     batch, height, width, _ = x.shape
     parameters = _Parameters(*parameters)
     channels, d_state = parameters.dt.shape[1], parameters.A_logs.shape[1]
-    chunks = -(-height * width // CHUNK) if keep else 0
+    chunks = count_chunks(height * width, d_state) if keep else 0
     return (
         torch.empty_like(x),
         x.new_empty(batch * height * width, channels),
