@@ -9,11 +9,11 @@ resolution changes by convolutions of 3×3 pixels that overlap. Feature maps are
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch.nn as nn
 from monai.networks.layers import DropPath
 from torch import Tensor
+
+from swinumamba_monai.ops.mlp import mlp
 
 from .norm import make_norm
 from .vss import SS2D
@@ -21,6 +21,18 @@ from .vss import SS2D
 __all__ = ["ConvDownsample", "ConvPatchEmbed", "VSSMLPBlock"]
 
 MLP_RATIO = 4  # of the channels between the two layers of an MLP to those around it
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between them: (..., channels) to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, MLP_RATIO * channels)
+        self.fc2 = nn.Linear(MLP_RATIO * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
 
 
 class VSSMLPBlock(nn.Module):
@@ -47,8 +59,7 @@ class VSSMLPBlock(nn.Module):
         self.op = SS2D(d_model, gate=False, conv_bias=False, **norm, **scan)
         self.drop_path = DropPath(drop_path)
         self.norm2 = make_norm(channels=d_model, **norm)
-        fc1, fc2 = nn.Linear(d_model, MLP_RATIO * d_model), nn.Linear(MLP_RATIO * d_model, d_model)
-        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
+        self.mlp = MLP(d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, h, w, d_model) to the same shape."""
