@@ -17,13 +17,23 @@ from torch import nn
 
 from swinumamba_monai.analysis.measurement import free, peak_bytes
 from swinumamba_monai.analysis.steps import TrainingStep
-from swinumamba_monai.networks import NNUNet, SwinUMamba, SwinUMambaD
+from swinumamba_monai.networks import ENCODERS, NNUNet, SwinUMamba, SwinUMambaD
 from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.tasks import TASKS, Task
 
 from .released import ReleasedSS2D
 
-__all__ = ["Batch", "BATCHES", "MeasuredStep", "NETWORKS", "QUICK_BATCHES", "build", "make_loss"]
+__all__ = [
+    "BATCHES",
+    "Batch",
+    "DEFAULT_NETWORKS",
+    "HAVE_RELEASED",
+    "MeasuredStep",
+    "NETWORKS",
+    "QUICK_BATCHES",
+    "build",
+    "make_loss",
+]
 
 
 class Batch(NamedTuple):
@@ -65,8 +75,22 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
         task.in_channels, task.num_classes, deep_supervision=heads, scan_backend=scan_backend, **(toy or {})
     ),
 }
+DEFAULT_NETWORKS = tuple(NETWORKS)
+NETWORKS |= {
+    f"Swin-UMamba†, {encoder}": lambda task, toy, scan_backend, heads, encoder=encoder: SwinUMambaD(
+        task.in_channels,
+        task.num_classes,
+        deep_supervision=heads,
+        scan_backend=scan_backend,
+        encoder=encoder,
+        **(toy or {}),
+    )
+    for encoder in ENCODERS
+    if encoder != "vmamba_tiny_v0"
+}
 TOY = {"feature_size": 8, "depths": (1, 1, 1, 1)}
 RELEASED = ", released"  # ends the name of a network whose scans are arranged as in the released code
+HAVE_RELEASED = ("Swin-UMamba†", "Swin-UMamba")
 
 
 def build(

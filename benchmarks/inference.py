@@ -7,7 +7,7 @@ from __future__ import annotations
 from swinumamba_monai.analysis.measurement import free, measure, reason
 from swinumamba_monai.analysis.steps import Inference
 
-from .cases import BATCHES, NETWORKS, QUICK_BATCHES, RELEASED, Batch, build
+from .cases import BATCHES, DEFAULT_NETWORKS, HAVE_RELEASED, NETWORKS, QUICK_BATCHES, RELEASED, Batch, build
 from .record import Record, make_parser, start
 from .released import why_released_is_unavailable
 from .timing import graphed, ratio
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         "--sizes", nargs="+", default=[batch.task.name for batch in BATCHES], help="data sets, see cases.py"
     )
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1])
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", default=list(DEFAULT_NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--scan_backend", default="auto")
     parser.add_argument("--skip_released", action="store_true", help="no rows for the released arrangement")
     parser.add_argument("--skip_graph", action="store_true", help="no rows for CUDA graphs")
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     record = Record("inference", arguments, COLUMNS, [*NOTES, f"Precision: {arguments.precision}."])
     names = list(arguments.networks)
     if not arguments.skip_released and why_released_is_unavailable(device) is None:
-        names += [name + RELEASED for name in arguments.networks if name != "nnU-Net"]
+        names += [name + RELEASED for name in arguments.networks if name in HAVE_RELEASED]
     for task in [b.task for b in (QUICK_BATCHES if arguments.quick else BATCHES)]:
         for batch_size in arguments.batch_sizes if arguments.quick or task.name in arguments.sizes else ():
             measure_batch(Batch(task, batch_size), names, device, arguments, record)

@@ -18,7 +18,6 @@ from .record import Record, make_parser, start
 from .released import ReleasedSS2D, released_kernel, why_released_is_unavailable
 from .timing import exponential_floor_ms, graphed
 
-D_STATE = 16
 COLUMNS = {
     "part": "part",
     "arrangement": "arrangement",
@@ -34,7 +33,8 @@ COLUMNS = {
     "failed": "error",
 }
 NOTES = [
-    "Block: SS2D under bf16 autocast on a float32 map that needs a gradient, d_state 16, forward and backward.",
+    "Block: SS2D under bf16 autocast on a float32 map that needs a gradient, forward and backward; d_state 16, or with "
+    "--d_state 1 as in VMamba's final version, with as many channels scanned as the map has and no gate.",
     "Peak: the most allocated during forward and backward beyond what was allocated before: activations, temporaries, "
     "output, gradients of map and parameters; not the map, the parameters and the gradient of the output.",
     "Scan, this package: cross_scan_2d, bf16 in and out. Scan, mamba-ssm: selective_scan_fn alone, on four stacked "
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=10)
     parser.add_argument("--scan_backend", default="auto")
     parser.add_argument("--d_model", type=int, default=96)
+    parser.add_argument("--d_state", type=int, default=16, help="1: the block of VMamba's final version, with no gate")
     parser.add_argument("--side", type=int, default=80)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--scan_batch_sizes", nargs="+", type=int, default=[1, 16, 32])
@@ -63,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     measure_block(record, arguments, device, arguments.d_model, arguments.side, arguments.batch_size)
     for batch_size in arguments.scan_batch_sizes:
         for halvings in range(4):
-            channels, side = 2 * arguments.d_model << halvings, arguments.side >> halvings
+            expand = 1 if arguments.d_state == 1 else 2
+            channels, side = expand * arguments.d_model << halvings, arguments.side >> halvings
             measure_scan(record, arguments, device, channels, side, batch_size)
             free(device)
 
@@ -84,12 +86,14 @@ def block_step(block: SS2D, batch_size: int, height: int, width: int, device: to
 
 
 def measure_block(record, arguments, device, d_model, side, batch_size) -> None:
-    obstacle = why_released_is_unavailable(device)
+    final = arguments.d_state == 1
+    options = {"expand": 1, "gate": False, "conv_bias": False} if final else {}
+    obstacle = "the released arrangement has a gate" if final else why_released_is_unavailable(device)
     blocks = {"this package": SS2D} | ({} if obstacle else {"released": ReleasedSS2D})
     steps, peaks, results = {}, {}, {} if not obstacle else {"released": {"error": obstacle}}
     for name, block_type in blocks.items():
         try:
-            block = block_type(d_model, D_STATE, scan_backend=arguments.scan_backend).to(device)
+            block = block_type(d_model, arguments.d_state, scan_backend=arguments.scan_backend, **options).to(device)
             steps[name] = block_step(block, batch_size, side, side, device)
             steps[name]()
             free(device)
@@ -102,25 +106,27 @@ def measure_block(record, arguments, device, d_model, side, batch_size) -> None:
     for name, result in results.items():
         row = {"part": "block", "arrangement": name, "channels": d_model, "map": f"{side}×{side}", "batch": batch_size}
         row |= {"pass": "forward + backward", "launch": "eager", "peak_bytes": peaks.get(name)}
-        updates = batch_size * side**2 * 4 * 2 * d_model * D_STATE
+        updates = batch_size * side**2 * 4 * options.get("expand", 2) * d_model * arguments.d_state
         floor = exponential_floor_ms(2 * updates, record.content["hardware"])
         record.add({**row, "updates": updates, "floor_ms": floor, **result})
 
 
-def scan_inputs(channels: int, side: int, batch_size: int, device: torch.device) -> dict[str, tuple[Tensor, ...]]:
+def scan_inputs(
+    channels: int, d_state: int, side: int, batch_size: int, device: torch.device
+) -> dict[str, tuple[Tensor, ...]]:
     """Random inputs of the two scans, in their own layouts."""
 
     def random(*shape, dtype=torch.float32):
         return torch.randn(shape, device=device, dtype=dtype)
 
     half = torch.bfloat16 if device.type == "cuda" else torch.float32
-    A = -torch.rand(4, channels, D_STATE, device=device) * D_STATE
+    A = -torch.rand(4, channels, d_state, device=device) * d_state
     D, bias = random(4, channels), random(4, channels) - 4  # Δ about e^-4, in the middle of what Mamba starts with
     pixels, sequence = (batch_size, side, side), (batch_size, 4 * channels, side * side)
     ours = [random(*pixels, channels, dtype=half), random(*pixels, 4, channels, dtype=half)]
-    ours += [A, *(random(*pixels, 4, D_STATE, dtype=half) for _ in "BC"), D, bias]
+    ours += [A, *(random(*pixels, 4, d_state, dtype=half) for _ in "BC"), D, bias]
     theirs = [random(*sequence), random(*sequence), A.flatten(0, 1)]
-    theirs += [*(random(batch_size, 4, D_STATE, side * side) for _ in "BC"), D.flatten(), bias.flatten()]
+    theirs += [*(random(batch_size, 4, d_state, side * side) for _ in "BC"), D.flatten(), bias.flatten()]
     return {"this package": tuple(ours), "mamba-ssm": tuple(theirs)}
 
 
@@ -132,7 +138,7 @@ def measure_scan(record, arguments, device, channels, side, batch_size) -> None:
     if why_released_is_unavailable(device):
         del scans["mamba-ssm"]
     runs, launches, results = {}, {}, {}
-    for name, tensors in scan_inputs(channels, side, batch_size, device).items():
+    for name, tensors in scan_inputs(channels, arguments.d_state, side, batch_size, device).items():
         if name not in scans:
             continue
         for direction, run in passes(scans[name], tensors).items():
@@ -143,7 +149,7 @@ def measure_scan(record, arguments, device, channels, side, batch_size) -> None:
                 results[key] = {"error": reason(error)}
                 free(device)
     results |= measure(runs, device, arguments.repeats, arguments.warmup, arguments.sample_seconds / 3)
-    updates = batch_size * side**2 * 4 * channels * D_STATE
+    updates = batch_size * side**2 * 4 * channels * arguments.d_state
     for (name, direction), result in results.items():
         row = {"part": "scan", "arrangement": name, "channels": channels, "map": f"{side}×{side}", "batch": batch_size}
         row |= {"pass": direction, "launch": launches.get((name, direction)), "updates": updates}

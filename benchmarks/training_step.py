@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from swinumamba_monai.analysis.measurement import free, measure, reason
 
-from .cases import BATCHES, NETWORKS, QUICK_BATCHES, RELEASED, MeasuredStep
+from .cases import BATCHES, DEFAULT_NETWORKS, HAVE_RELEASED, NETWORKS, QUICK_BATCHES, RELEASED, MeasuredStep
 from .record import Record, make_parser, start
 from .released import why_released_is_unavailable
 from .timing import ratio
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--sizes", nargs="+", default=[batch.task.name for batch in BATCHES], help="data sets, see cases.py"
     )
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", default=list(DEFAULT_NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--scan_backend", default="auto")
     parser.add_argument("--skip_released", action="store_true", help="no rows for the released arrangement")
     arguments = parser.parse_args(argv)
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     record = Record("training_step", arguments, COLUMNS, NOTES)
     names = list(arguments.networks)
     if not arguments.skip_released and why_released_is_unavailable(device) is None:
-        names += [name + RELEASED for name in arguments.networks if name != "nnU-Net"]
+        names += [name + RELEASED for name in arguments.networks if name in HAVE_RELEASED]
     for batch in QUICK_BATCHES if arguments.quick else [b for b in BATCHES if b.task.name in arguments.sizes]:
         measure_batch(batch, names, device, arguments, record)
         free(device)

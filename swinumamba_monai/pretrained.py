@@ -26,7 +26,9 @@ from torch.torch_version import TorchVersion
 
 from .atomic import replacing
 from .errors import InputError, quoted, shown
+from .networks.encoders import name_encoder
 from .networks.umamba import first_name
+from .networks.vmamba import as_linear
 
 __all__ = ["LoadReport", "find_checkpoint", "load_pretrained", "read_checkpoint", "read_weights", "save_half_precision"]
 
@@ -36,7 +38,10 @@ ENCODER = "vssm_encoder."
 DECODER = "decoder.stages."  # of Swin-UMamba†
 STEM = "stem."  # the convolution before the encoder of Swin-UMamba, pretrained with it
 PRETRAINING_ONLY = ("head.", "mask_token")  # the rest of a masked image model
+# of VMamba's first version, which the paper took, and of its final one
 VMAMBA_KEYS = {"patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs", "layers.0.downsample.norm.weight"}
+LATER_KEYS = {"patch_embed.0.weight", "layers.0.blocks.0.op.A_logs", "layers.0.downsample.1.weight"}
+LATER_BLOCK = "layers.0.blocks.0.op."
 
 SAFE_TORCH = "2.10"  # from which on no memory is known to be overwritten by what weights_only=True reads
 MAX_DEPTH = 20  # of what lies in a checkpoint
@@ -250,11 +255,12 @@ def load_pretrained(
     """Load weights into a network, or refuse and leave it as it was.
 
     Accepted are this package's own checkpoints (whole networks, or the encoder alone as pretraining writes it), the
-    released Swin-UMamba checkpoints of nnU-Net (``network_weights``), bare state dicts with those names, and
-    VMamba-Tiny's ImageNet checkpoints (``{"model": ...}``), of which the patch embedding and the classification head
-    are left out (paper, section III-C). A network without VMamba's encoder takes its own state dicts alone; those of
-    U-Mamba are the released checkpoints too, which name most tensors several times. Heads for another number of
-    classes, and layers that take images of another number of channels, are left as they were, unless ``strict``.
+    released Swin-UMamba checkpoints of nnU-Net (``network_weights``), bare state dicts with those names, and VMamba's
+    ImageNet checkpoints (``{"model": ...}``) of the network's own encoder, of which the patch embedding and the
+    classification head are left out (paper, section III-C). A network without VMamba's encoder takes its own state
+    dicts alone; those of U-Mamba are the released checkpoints too, which name most tensors several times. Heads for
+    another number of classes, and layers that take images of another number of channels, are left as they were, unless
+    ``strict``.
 
     Args:
         net: network, one of :data:`~swinumamba_monai.networks.SYSTEMS` or a
@@ -281,8 +287,9 @@ def load_pretrained(
     if not any(name.startswith(ENCODER) for name in own):
         kind, whole = "whole network", True
         weights, skipped = _drop_second_names(weights, own)
-    elif VMAMBA_KEYS <= weights.keys():
+    elif VMAMBA_KEYS <= weights.keys() or LATER_KEYS <= weights.keys():
         kind = "VMamba checkpoint"
+        _check_encoder(source, kind, weights, own)
         weights, skipped = _translate_vmamba(weights, own)
         whole = False
     elif any(name.startswith(ENCODER) for name in weights):
@@ -290,14 +297,14 @@ def load_pretrained(
             name.startswith((ENCODER, STEM, *PRETRAINING_ONLY)) for name in weights
         )
         kind = "Swin-UMamba checkpoint" if whole else "pretrained encoder"
+        _check_encoder(source, kind, _of_encoder(weights), own)
         skipped = {
             name: "of the pretraining alone" for name in weights if not whole and name.startswith(PRETRAINING_ONLY)
         }
         weights = {name: weight for name, weight in weights.items() if name not in skipped}
     elif any(OTHER_VMAMBA.match(name) for name in weights):
         raise InputError(
-            f"{source} is a VMamba checkpoint of another version; this network's is the first, of 2023, such as "
-            "vssmtiny_dp01_ckpt_epoch_292.pth."
+            f"{source} is a VMamba checkpoint of another version than those of networks/encoders.py, or not all of one."
         )
     else:
         found = f"its names start with {_some(weights)}"
@@ -358,8 +365,28 @@ def _translate_vmamba(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[st
         elif target not in own:
             skipped[name] = "the network has no such block"
         else:
-            translated[target] = weight
+            translated[target] = as_linear(weight, own[target])
     return translated, skipped
+
+
+def _of_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's tensors of a network, by the encoder's own names."""
+    return {name.removeprefix(ENCODER): weight for name, weight in weights.items() if name.startswith(ENCODER)}
+
+
+def _check_encoder(source: str, kind: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse the weights of another of VMamba's encoders than the network's, and name both."""
+    found, wanted = ((name_encoder(names), _is_later(names)) for names in (weights, _of_encoder(own)))
+    if found[1] != wanted[1] or (None not in (found[0], wanted[0]) and found != wanted):
+        versions = [name or f"of {'a later' if later else 'the first'} version" for name, later in (found, wanted)]
+        raise InputError(
+            f"{source} is a {kind} of another version: its encoder is {versions[0]}, this network's is {versions[1]}; "
+            "choose the encoder of the network (--encoder) or the file."
+        )
+
+
+def _is_later(weights: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(LATER_BLOCK) for name in weights)
 
 
 def _of_other_classes_or_channels(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:

@@ -110,16 +110,21 @@ def _layer_norm_flops(inputs: list, outputs: list) -> int:
     return math.prod(get_shape(inputs[0])) * (4 if get_shape(inputs[2]) is None else 5)
 
 
-def complexity_rows(tasks: Sequence[str] = tuple(TASKS), systems: Sequence[str] | None = None) -> list[dict]:
+def complexity_rows(
+    tasks: Sequence[str] = tuple(TASKS), systems: Sequence[str] | None = None, encoders: Sequence[str] = ()
+) -> list[dict]:
     """Every network of Tables I–III, and of Table IV the structures, each counted and beside what the paper prints.
 
     Args:
         tasks: keys of :data:`~swinumamba_monai.tasks.TASKS`.
         systems: keys of :data:`~swinumamba_monai.networks.SYSTEMS`; None for all.
+        encoders: keys of :data:`~swinumamba_monai.networks.ENCODERS`, with which the systems that have one of VMamba's
+            get rows that are not the paper's.
 
     Returns:
-        rows with ``table``, ``task``, ``system``, ``row``, ``parameters``, ``flops``, both again in millions and
-        billions, ``paper_parameters`` and ``paper_flops`` as printed, and a ``remark`` where the paper differs.
+        rows with ``table`` (None for those with ``encoders``), ``task``, ``system``, ``row``, ``parameters``,
+        ``flops``, both again in millions and billions, ``paper_parameters`` and ``paper_flops`` as printed, and a
+        ``remark`` where the paper differs.
     """
     rows, seen = [], set()
     for published in published_rows():
@@ -129,11 +134,20 @@ def complexity_rows(tasks: Sequence[str] = tuple(TASKS), systems: Sequence[str] 
         if key in seen or not known or published.task not in tasks or published.table == "V":
             continue
         seen.add(key)
-        task = TASKS[published.task]
-        network = paper_network(task, published.system, _options(structure) if structure else {})
-        counted = count(network, task.in_channels, *task.roi_size)
-        rows.append(_row(published, published.row if structure else SYSTEMS[published.system].title, counted))
+        title = SYSTEMS[published.system].title
+        counted = _count_system(published, _options(structure) if structure else {})
+        rows.append(_row(published, published.row if structure else title, counted))
+        if SYSTEMS[published.system].vmamba and not structure:
+            for encoder in encoders:
+                counted = _count_system(published, {"encoder": encoder})
+                row = _row(published, f"{title}, {encoder}", counted)
+                rows.append(row | {"table": None, "paper_parameters": None, "paper_flops": None})
     return rows
+
+
+def _count_system(published: PublishedRow, options: Mapping[str, object]) -> Complexity:
+    task = TASKS[published.task]
+    return count(paper_network(task, published.system, options), task.in_channels, *task.roi_size)
 
 
 def _options(overlay: str) -> dict:

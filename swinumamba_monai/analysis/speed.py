@@ -123,7 +123,8 @@ def draw_speed(path: Path, speed: Sequence[Mapping], complexity: Sequence[Mappin
         complexity: rows that :func:`.complexity.complexity_rows` made, for the numbers of parameters.
         heading: text above the panels.
     """
-    millions = {(row["task"], row["system"]): row["parameters"] / 1e6 for row in complexity if row["table"] != "IV"}
+    papers = [row for row in complexity if row["table"] not in (None, "IV")]
+    millions = {(row["task"], row["system"]): row["parameters"] / 1e6 for row in papers}
     times = {(row["task"], row["system"]): row["latency_ms"] for row in speed if "latency_ms" in row}
     tasks = list(dict.fromkeys(task for task, _ in times))
     figure = Figure(figsize=(5.2 * max(1, len(tasks)), 4.6), layout="constrained")

@@ -5,7 +5,7 @@
 import argparse
 from pathlib import Path
 
-from swinumamba_monai.commands.choices import check_systems
+from swinumamba_monai.commands.choices import check_encoders, check_systems
 from swinumamba_monai.tasks import TASKS, find_task
 
 
@@ -17,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     complexity.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
     complexity.add_argument("--systems", nargs="+", metavar="NETWORK_NAME", help="default: all")
+    complexity.add_argument(
+        "--encoders",
+        nargs="*",
+        metavar="ENCODER",
+        help="of VMamba, besides the paper's; default: all, none without a name",
+    )
     complexity.add_argument("--output_dir", default=".", help="where complexity.md, .csv and what is measured go")
     complexity.add_argument(
         "--measure", action="store_true", help="also time and memory, side by side, and Fig. 1 with time for FLOPs"
@@ -49,8 +55,8 @@ def _complexity(arguments: argparse.Namespace) -> None:
     from swinumamba_monai.devices import find_device
     from swinumamba_monai.reports import write_table
 
-    systems = check_systems(arguments.systems)
-    rows = analysis.complexity_rows(arguments.tasks, systems)
+    systems, encoders = check_systems(arguments.systems), check_encoders(arguments.encoders)
+    rows = analysis.complexity_rows(arguments.tasks, systems, encoders)
     columns, notes = analysis.COMPLEXITY_COLUMNS, analysis.COMPLEXITY_NOTES
     print(write_table(arguments.output_dir, "complexity", columns, rows, notes))
     if not arguments.measure:

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "baselines": ["NNUNet", "SegResNet", "SwinUNETR", "UNETR"],
+        "encoders": ["ENCODERS", "build_vmamba"],
         "mamba": ["Mamba"],
         "nnformer": ["NNFormer"],
         "swin_umamba": ["SwinUMamba", "SwinUMambaD"],

@@ -23,9 +23,10 @@ from swinumamba_monai.ops.backends import check_backend_name
 
 from .base import BaseNetwork
 from .cuda_graphs import CUDAGraphs
+from .encoders import RELEASED, encoder_options
 from .mixers import MIXERS
 from .norm import NORMS
-from .vmamba import VMambaEncoder
+from .vmamba import FIRST, VMambaEncoder
 from .vss import PatchExpanding, VSSStage
 
 __all__ = ["SwinUMambaD", "SwinUMamba"]
@@ -106,13 +107,16 @@ class MambaDecoder(nn.Module):
 
 
 class _SwinUMamba(BaseNetwork, nn.Module):
-    """What both networks share: their arguments, which are those of :class:`SwinUMambaD`, and an encoder."""
+    """What both networks share: their arguments, which are those of :class:`SwinUMambaD`, and an encoder.
+
+    Those that make the encoder are what :func:`.encoders.encoder_options` returned.
+    """
 
     step = (STRIDE, STRIDE)
 
     def __init__(
-        self, in_channels, out_channels, spatial_dims, depths, feature_size, d_state, drop_path_rate, deep_supervision,
-        use_checkpoint, scan_backend, cuda_graphs,
+        self, in_channels, out_channels, spatial_dims, deep_supervision, use_checkpoint, scan_backend, cuda_graphs, *,
+        depths, feature_size, d_state, drop_path_rate, **layers,
     ) -> None:  # fmt: skip
         require_counts(in_channels=in_channels, out_channels=out_channels, d_state=d_state, feature_size=feature_size)
         require("feature_size", feature_size, feature_size % 2 == 0, "even")
@@ -134,19 +138,22 @@ class SwinUMambaD(_SwinUMamba):
         in_channels: number of channels of the image.
         out_channels: number of classes, background included.
         spatial_dims: number of axes of the image, 2.
-        depths: number of VSS blocks of the encoder's four stages.
+        depths: number of VSS blocks of the encoder's four stages; ``"released"``, as for the encoder's other arguments,
+            is what it was released with: 2, 2, 9, 2 for the paper's.
         decoder_depths: number of VSS blocks of the decoder's three stages, coarsest first.
-        feature_size: number of channels of the first stage.
-        d_state: number of states of each scanned channel.
+        feature_size: number of channels of the first stage; 96 in the paper.
+        d_state: number of states of each scanned channel; 16 in the paper.
         norm_name: ``"layer"`` (the paper's) or ``"rms"``.
         drop_path_rate: drop path rate of the encoder's last block, to which it grows from 0, and from which it falls
-            back to 0 through the decoder.
+            back to 0 through the decoder; 0.2 in the paper.
         deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
         use_checkpoint: whether the backward computes the blocks again instead of keeping their activations.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`, for scans and layer norms.
         cuda_graphs: whether launches on a GPU are recorded and replayed; see :mod:`.cuda_graphs`.
         block_type: ``"VSS"``, or what the paper's Fig. 6 puts in its place: ``"Vim"``, ``"Mamba"``; ``"Conv"`` has no
             scan at all (see :mod:`.mixers`).
+        encoder: one of VMamba's released encoders, a key of :data:`.encoders.ENCODERS`; the decoder is of the same
+            blocks.
 
     Raises:
         ValueError: an argument out of its range; the message names it.
@@ -161,42 +168,54 @@ class SwinUMambaD(_SwinUMamba):
         in_channels: int,
         out_channels: int,
         spatial_dims: int = 2,
-        depths: Sequence[int] = (2, 2, 9, 2),
+        depths: Sequence[int] | str = RELEASED,
         decoder_depths: Sequence[int] = (2, 2, 2),
-        feature_size: int = 96,
-        d_state: int = 16,
+        feature_size: int | str = RELEASED,
+        d_state: int | str = RELEASED,
         norm_name: str = "layer",
-        drop_path_rate: float = 0.2,
+        drop_path_rate: float | str = RELEASED,
         deep_supervision: bool = True,
         use_checkpoint: bool = False,
         scan_backend: str = "auto",
         cuda_graphs: bool = True,
         block_type: str = "VSS",
+        encoder: str = "vmamba_tiny_v0",
     ) -> None:
+        options = encoder_options(
+            encoder, depths=depths, feature_size=feature_size, d_state=d_state, drop_path_rate=drop_path_rate
+        )
         super().__init__(
-            in_channels, out_channels, spatial_dims, depths, feature_size, d_state, drop_path_rate, deep_supervision,
-            use_checkpoint, scan_backend, cuda_graphs,
-        )  # fmt: skip
+            in_channels,
+            out_channels,
+            spatial_dims,
+            deep_supervision,
+            use_checkpoint,
+            scan_backend,
+            cuda_graphs,
+            **options,
+        )
         allowed = "three positive integers, coarsest first"
         require("decoder_depths", decoder_depths, is_counts(decoder_depths, 3), allowed)
         require_one_of("norm_name", norm_name, NORMS)
         require_one_of("block_type", block_type, MIXERS)
-        common = {
-            "d_state": d_state,
-            "norm_name": norm_name,
-            "use_checkpoint": use_checkpoint,
-            "scan_backend": scan_backend,
-            "mixer": MIXERS[block_type],
-        }
-        self.vssm_encoder = VMambaEncoder(in_channels, depths, feature_size, drop_path_rate=drop_path_rate, **common)
-        self.decoder = MambaDecoder(out_channels, self.vssm_encoder.channels, decoder_depths, drop_path_rate, **common)
+        first = options["layers"] is FIRST
+        require("block_type", block_type, first or block_type == "VSS", f"VSS with the encoder {encoder}")
+        common = {"norm_name": norm_name, "use_checkpoint": use_checkpoint, "scan_backend": scan_backend}
+        if first:
+            common["mixer"] = MIXERS[block_type]
+        self.vssm_encoder = VMambaEncoder(in_channels, **options, **common)
+        self.decoder = MambaDecoder(
+            out_channels, self.vssm_encoder.channels, decoder_depths, options["drop_path_rate"], **common,
+            block=options["layers"].block, d_state=options["d_state"], expand=options["expand"],
+        )  # fmt: skip
         self.apply(self._init_conv)
 
     @staticmethod
     def _init_conv(module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, a=1e-2)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits at 1, 1/4, 1/8 and 1/16 of the image, or the first alone."""
@@ -205,6 +224,9 @@ class SwinUMambaD(_SwinUMamba):
 
 class SwinUMamba(_SwinUMamba):
     """Swin-UMamba with the CNN decoder: 60 M parameters and 68.0 GFLOPs at 1×320×320 and 14 classes.
+
+    With an encoder of VMamba's final version the stem stands in the place of the first of its patch embedding's two
+    convolutions.
 
     Args: as those of :class:`SwinUMambaD`, without ``decoder_depths`` and ``block_type``. Half of ``feature_size`` are
         the channels of the stem before the encoder; ``norm_name`` is the norm of the convolution blocks, any that
@@ -223,34 +245,42 @@ class SwinUMamba(_SwinUMamba):
         in_channels: int,
         out_channels: int,
         spatial_dims: int = 2,
-        depths: Sequence[int] = (2, 2, 9, 2),
-        feature_size: int = 96,
-        d_state: int = 16,
+        depths: Sequence[int] | str = RELEASED,
+        feature_size: int | str = RELEASED,
+        d_state: int | str = RELEASED,
         norm_name: tuple | str = "instance",
-        drop_path_rate: float = 0.2,
+        drop_path_rate: float | str = RELEASED,
         deep_supervision: bool = True,
         use_checkpoint: bool = False,
         scan_backend: str = "auto",
         cuda_graphs: bool = True,
+        encoder: str = "vmamba_tiny_v0",
     ) -> None:
+        options = encoder_options(
+            encoder, depths=depths, feature_size=feature_size, d_state=d_state, drop_path_rate=drop_path_rate
+        )
         super().__init__(
-            in_channels, out_channels, spatial_dims, depths, feature_size, d_state, drop_path_rate, deep_supervision,
-            use_checkpoint, scan_backend, cuda_graphs,
-        )  # fmt: skip
+            in_channels,
+            out_channels,
+            spatial_dims,
+            deep_supervision,
+            use_checkpoint,
+            scan_backend,
+            cuda_graphs,
+            **options,
+        )
+        half = options["feature_size"] // 2
         try:
-            get_norm_layer(norm_name, spatial_dims=2, channels=feature_size // 2)  # all widths are multiples of this
+            get_norm_layer(norm_name, spatial_dims=2, channels=half)  # all widths are multiples of this
         except (KeyError, TypeError, ValueError) as error:
             allowed = "a norm that MONAI's get_norm_layer takes"
             raise ValueError(f"norm_name must be {allowed}, got {norm_name!r}.") from error
-        half = feature_size // 2
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, half, kernel_size=7, stride=2, padding=3),
             nn.InstanceNorm2d(half, eps=1e-5, affine=True),
         )
-        blocks = {"d_state": d_state, "scan_backend": scan_backend, "use_checkpoint": use_checkpoint}
-        self.vssm_encoder = VMambaEncoder(
-            half, depths, feature_size, patch_size=2, drop_path_rate=drop_path_rate, **blocks
-        )
+        blocks = {"scan_backend": scan_backend, "use_checkpoint": use_checkpoint}
+        self.vssm_encoder = VMambaEncoder(half, patch_size=2, **options, **blocks)
         # Names count from the image (1) to the coarsest skip (5), as in MONAI's UNETR.
         c1, (c2, c3, c4, c5) = half, self.vssm_encoder.channels
 

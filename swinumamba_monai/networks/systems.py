@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, shown
 from swinumamba_monai.switches import is_on
 
 from .baselines import UNETR, NNUNet, SegResNet, SwinUNETR
+from .encoders import ENCODERS
 from .nnformer import NNFormer
 from .swin_umamba import SwinUMamba, SwinUMambaD
 from .umamba import UMambaBot, UMambaEnc
@@ -29,12 +30,14 @@ class System(NamedTuple):
         make: class of the network, or a builder; called with ``in_channels``, ``out_channels`` and options.
         deep_supervision: whether it has outputs at several scales, so that ``make`` takes ``deep_supervision``.
         fixed_roi_size: whether its structure is that for one size of crops, so that ``make`` takes ``roi_size``.
+        vmamba: whether its encoder is one of VMamba's, so that ``make`` takes ``encoder``.
     """
 
     title: str
     make: Callable[..., nn.Module]
     deep_supervision: bool = False
     fixed_roi_size: bool = False
+    vmamba: bool = False
 
 
 SYSTEMS = {
@@ -45,8 +48,8 @@ SYSTEMS = {
     "NNFormer": System("nnFormer", partial(NNFormer, spatial_dims=2), deep_supervision=True, fixed_roi_size=True),
     "UMambaBot": System("U-Mamba_Bot", UMambaBot, deep_supervision=True, fixed_roi_size=True),
     "UMambaEnc": System("U-Mamba_Enc", UMambaEnc, deep_supervision=True, fixed_roi_size=True),
-    "SwinUMamba": System("Swin-UMamba", SwinUMamba, deep_supervision=True),
-    "SwinUMambaD": System("Swin-UMamba†", SwinUMambaD, deep_supervision=True),
+    "SwinUMamba": System("Swin-UMamba", SwinUMamba, deep_supervision=True, vmamba=True),
+    "SwinUMambaD": System("Swin-UMamba†", SwinUMambaD, deep_supervision=True, vmamba=True),
 }
 
 
@@ -57,6 +60,7 @@ def build_network(
     out_channels: int,
     roi_size: Sequence[int] | int,
     deep_supervision: bool | str = False,
+    encoder: str | None = None,
     **options,
 ) -> nn.Module:
     """A network in the paper's configuration, which maps (b, in_channels, h, w) to logits (b, out_channels, h, w).
@@ -69,10 +73,12 @@ def build_network(
             and UNETR depends on it.
         deep_supervision: switch, as :func:`swinumamba_monai.switches.is_on` reads it, whether a list of logits is
             returned in training mode, finest first. The systems without :attr:`System.deep_supervision` return one.
+        encoder: a key of :data:`.encoders.ENCODERS`, for the systems with :attr:`System.vmamba`; None for the paper's.
         options: keyword arguments of the network's own class, in place of the paper's.
 
     Raises:
-        InputError: no such name, an option that the network does not have, or ``deep_supervision`` is no switch.
+        InputError: no such name, no such encoder, an option that the network does not have, or ``deep_supervision`` is
+            no switch.
         ValueError: an argument that the network does not allow.
 
     >>> small = {"feature_size": 8, "depths": (1, 1, 1, 1)}
@@ -91,6 +97,13 @@ def build_network(
         options["roi_size"] = roi_size
     if system.deep_supervision:
         options["deep_supervision"] = supervised
+    if encoder is not None:
+        if not system.vmamba:
+            others = " and ".join(key for key, other in SYSTEMS.items() if other.vmamba)
+            raise InputError(f"the network {name} has no VMamba encoder: --encoder goes with {others}.")
+        if encoder not in ENCODERS:
+            raise InputError(f"encoder must be one of {', '.join(ENCODERS)}, got {shown(repr(encoder))}.")
+        options["encoder"] = encoder
     try:
         return system.make(in_channels, out_channels, **options)
     except TypeError as error:  # an option that is not the network's, or not of its kind

@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMamba: the encoder, foundation model of both Swin-UMamba networks, and the classifier that ImageNet trained.
 
-Both are VMamba-Tiny where the defaults are kept.
+Both are the paper's VMamba-Tiny where the defaults are kept; :mod:`.encoders` has the others by name.
 
-Source: VMamba (arXiv 2401.10166, v1 of January 2024); Swin-UMamba (IEEE TMI 2024, section III-C).
+Source: VMamba (arXiv 2401.10166, v1 of January and v3 of May 2024); Swin-UMamba (IEEE TMI 2024, section III-C).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -20,13 +22,41 @@ from swinumamba_monai.checks import require_counts
 
 from .mamba import MambaScan
 from .norm import make_norm
-from .vss import PatchEmbed, PatchMerging, VSSStage
+from .vss import PatchEmbed, PatchMerging, VSSBlock, VSSStage
+from .vss_later import ConvDownsample, ConvPatchEmbed, VSSMLPBlock
 
-__all__ = ["VMambaClassifier", "VMambaEncoder", "find_encoder"]
+__all__ = [
+    "FIRST",
+    "LATER",
+    "LaterVMambaClassifier",
+    "Layers",
+    "VMambaClassifier",
+    "VMambaEncoder",
+    "as_linear",
+    "find_encoder",
+]
+
+
+class Layers(NamedTuple):
+    """The layers of one version of VMamba.
+
+    Args:
+        patch_embed: class of the patch embedding.
+        block: class of the blocks.
+        downsample: class of what halves the resolution between two stages.
+    """
+
+    patch_embed: Callable[..., nn.Module]
+    block: Callable[..., nn.Module]
+    downsample: Callable[..., nn.Module]
+
+
+FIRST = Layers(PatchEmbed, VSSBlock, PatchMerging)  # which the paper took
+LATER = Layers(ConvPatchEmbed, VSSMLPBlock, ConvDownsample)
 
 
 class VMambaEncoder(nn.Module):
-    """Patch embedding and stages of VSS blocks with patch merging between them; no norm after the last stage.
+    """Patch embedding and stages of VSS blocks with half the resolution from one to the next; no norm after the last.
 
     Args:
         in_channels: number of channels of the image.
@@ -36,6 +66,7 @@ class VMambaEncoder(nn.Module):
         drop_path_rate: drop path rate of the last block; it grows linearly from 0 at the first.
         norm_name: key of :data:`.norm.NORMS`.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        layers: :data:`FIRST` or :data:`LATER`.
         stage: further keyword arguments of :class:`.vss.VSSStage` and its blocks, such as ``d_state``.
 
     >>> encoder = VMambaEncoder(3, depths=(1, 1), feature_size=8, d_state=4)
@@ -52,31 +83,36 @@ class VMambaEncoder(nn.Module):
         drop_path_rate: float = 0.2,
         norm_name: str = "layer",
         scan_backend: str = "auto",
+        layers: Layers = FIRST,
         **stage,
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
+        self.stride = patch_size * 2 ** (len(depths) - 1)  # pixels of the image to one of the last map
         self.channels = [feature_size * 2**i for i in range(len(depths))]
         norm = {"norm_name": norm_name, "scan_backend": scan_backend}
-        self.patch_embed = PatchEmbed(in_channels, feature_size, patch_size, **norm)
+        self.patch_embed = layers.patch_embed(in_channels, feature_size, patch_size, **norm)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         self.layers = nn.ModuleList(
-            VSSStage(channels, stage_rates.tolist(), **norm, **stage)
+            VSSStage(channels, stage_rates.tolist(), block=layers.block, **norm, **stage)
             for channels, stage_rates in zip(self.channels, rates)
         )
-        self.downsamples = nn.ModuleList(PatchMerging(channels, **norm) for channels in self.channels[:-1])
+        self.downsamples = nn.ModuleList(layers.downsample(channels, **norm) for channels in self.channels[:-1])
         self.apply(self._init_weights)
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, MambaScan):  # which comes after its own linear layers
             module.reset_scan_parameters()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """
         Args:
-            x: image, (b, in_channels, h, w), sides multiples of ``patch_size * 2 ** (len(depths) - 1)``.
+            x: image, (b, in_channels, h, w), sides multiples of ``stride``.
 
         Returns:
             the stages' maps, finest first, channels last: (b, h / p, w / p, feature_size), ...
@@ -97,13 +133,13 @@ class VMambaEncoder(nn.Module):
         features = []
         for i, stage in enumerate(self.layers):
             if i > 0:
-                x = self._merging(i - 1)(x)
+                x = self._downsample(i - 1)(x)
             x = stage(x)
             features.append(x)
         return features
 
-    def _merging(self, stage: int) -> nn.Module:
-        """The patch merging after a stage."""
+    def _downsample(self, stage: int) -> nn.Module:
+        """What halves the resolution after a stage."""
         return self.downsamples[stage]
 
 
@@ -135,8 +171,11 @@ class VMambaClassifier(VMambaEncoder):
         self.head = nn.Linear(self.channels[-1], num_classes)
         self._init_weights(self.head)
 
-    def _merging(self, stage: int) -> nn.Module:
+    def _downsample(self, stage: int) -> nn.Module:
         return self.layers[stage].downsample
+
+    def _classify(self, coarsest: Tensor) -> Tensor:
+        return self.head(self.norm(coarsest).mean(dim=(1, 2)))
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The stages' maps, as :meth:`VMambaEncoder.forward` returns them."""
@@ -145,7 +184,7 @@ class VMambaClassifier(VMambaEncoder):
     def forward(self, x: Tensor) -> Tensor:
         """
         Args:
-            x: image, (b, in_channels, h, w), sides multiples of ``patch_size * 2 ** (len(depths) - 1)``.
+            x: image, (b, in_channels, h, w), sides multiples of ``stride``.
 
         Returns:
             logits, (b, num_classes).
@@ -153,13 +192,41 @@ class VMambaClassifier(VMambaEncoder):
         Raises:
             ValueError: an input of another shape.
         """
-        proj = self.patch_embed.proj
-        multiple = proj.stride[0] * 2 ** (len(self.channels) - 1)
-        fits = x.ndim == 4 and x.shape[1] == proj.in_channels and 0 not in x.shape
-        if not fits or any(side % multiple for side in x.shape[2:]):
-            shape = f"(b, {proj.in_channels}, h, w) with sides that divide by {multiple}"
+        fits = x.ndim == 4 and x.shape[1] == self.in_channels and 0 not in x.shape
+        if not fits or any(side % self.stride for side in x.shape[2:]):
+            shape = f"(b, {self.in_channels}, h, w) with sides that divide by {self.stride}"
             raise ValueError(f"expected an input of shape {shape}, got {tuple(x.shape)}.")
-        return self.head(self.norm(self.features(x)[-1]).mean(dim=(1, 2)))
+        return self._classify(self.features(x)[-1])
+
+
+class LaterVMambaClassifier(VMambaClassifier):
+    """The classifier of VMamba's final version, whose norm and head have other names.
+
+    ``load_state_dict`` takes linear layers as convolutions of one pixel too, (out, in, 1, 1), as some files have them.
+
+    Args: as those of :class:`VMambaClassifier`, without ``layers``.
+    """
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 1000, **encoder) -> None:
+        super().__init__(in_channels, num_classes, layers=LATER, **encoder)
+        self.classifier = nn.Sequential(OrderedDict(norm=self.norm, head=self.head))
+        del self.norm, self.head
+        self.register_load_state_dict_pre_hook(_flatten_pointwise)
+
+    def _classify(self, coarsest: Tensor) -> Tensor:
+        norm, head = self.classifier
+        return head(norm(coarsest).mean(dim=(1, 2)))
+
+
+def _flatten_pointwise(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    for name, own in module.state_dict(prefix=prefix).items():
+        if name in state_dict:
+            state_dict[name] = as_linear(state_dict[name], own)
+
+
+def as_linear(weight: Tensor, own: Tensor) -> Tensor:
+    """The weight of a convolution of one pixel, (out, in, 1, 1), as that of a linear layer where ``own`` is one."""
+    return weight.flatten(1) if own.ndim == 2 and weight.shape[2:] == (1, 1) else weight
 
 
 def find_encoder(network: nn.Module) -> VMambaEncoder | None:

@@ -38,6 +38,8 @@ class SS2D(nn.Module):
         expand: ratio of scanned channels to ``d_model``.
         norm_name: norm of the merged scan, a key of :data:`.norm.NORMS`.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        gate: whether the merged scan is multiplied by SiLU of a second half of the projection.
+        conv_bias: whether the depthwise convolution has biases.
 
     Raises:
         ValueError: an unknown backend.
@@ -49,15 +51,23 @@ class SS2D(nn.Module):
     directions = 4
 
     def __init__(
-        self, d_model: int, d_state: int = 16, expand: int = 2, norm_name: str = "layer", scan_backend: str = "auto"
+        self,
+        d_model: int,
+        d_state: int = 16,
+        expand: int = 2,
+        norm_name: str = "layer",
+        scan_backend: str = "auto",
+        gate: bool = True,
+        conv_bias: bool = True,
     ) -> None:
         super().__init__()
+        self.gate = gate
         self.d_state = d_state
         self.dt_rank = math.ceil(d_model / 16)
         self.backend = BackendChoice(scan_backend, d_state)
         inner = expand * d_model
-        self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
-        self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
+        self.in_proj = nn.Linear(d_model, 2 * inner if gate else inner, bias=False)
+        self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner, bias=conv_bias)
         self.x_proj_weight = nn.Parameter(torch.empty(self.directions, self.dt_rank + 2 * d_state, inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(self.directions, inner, self.dt_rank))
         self.dt_projs_bias = nn.Parameter(torch.empty(self.directions, inner))
@@ -79,7 +89,7 @@ class SS2D(nn.Module):
         return ss2d(
             x, self.in_proj.weight, self.conv2d.weight, self.conv2d.bias, self.x_proj_weight, self.dt_projs_weight,
             self.dt_projs_bias, self.A_logs, self.Ds, self.out_norm.weight, getattr(self.out_norm, "bias", None),
-            self.out_proj.weight, self.out_norm.eps, backend=self.backend.find(x),
+            self.out_proj.weight, self.out_norm.eps, gated=self.gate, backend=self.backend.find(x),
         )  # fmt: skip
 
 
@@ -121,13 +131,21 @@ class VSSStage(nn.Module):
         d_model: number of channels of the map.
         drop_paths: drop path rate of each block; their number is the depth.
         use_checkpoint: whether the backward computes the blocks again instead of keeping their activations.
-        block: further keyword arguments of :class:`VSSBlock`.
+        block: class of the blocks, :class:`VSSBlock` or one that takes such arguments.
+        options: further keyword arguments of the blocks.
     """
 
-    def __init__(self, d_model: int, drop_paths: list[float], use_checkpoint: bool = False, **block) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        drop_paths: list[float],
+        use_checkpoint: bool = False,
+        block: Callable[..., nn.Module] = VSSBlock,
+        **options,
+    ) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
-        self.blocks = nn.ModuleList(VSSBlock(d_model, drop_path=rate, **block) for rate in drop_paths)
+        self.blocks = nn.ModuleList(block(d_model, drop_path=rate, **options) for rate in drop_paths)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, h, w, d_model) to the same shape."""

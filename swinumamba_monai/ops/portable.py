@@ -3,9 +3,10 @@
 """The selective scan in plain torch operations, for every device and dtype, with a memory-lean backward.
 
 The sequence is cut into chunks. Within a chunk everything that does not depend on the previous state (exponentials,
-products, sums over states) is one vectorised operation, and the recurrence is one fused multiply-add per position. Only
-the state at the start of each chunk is kept; the backward recomputes the others chunk by chunk, from the last to the
-first. So the (l, b, d, n) states of the whole sequence never exist, and nothing is ever divided by a product of decays.
+products, sums over states) is one vectorised operation, and the recurrence is one fused multiply-add per position, or
+for many positions where channels have one state. Only the state at the start of each chunk is kept; the backward
+recomputes the others chunk by chunk, from the last to the first. So the (l, b, d, n) states of the whole sequence never
+exist, and nothing is ever divided by a product of decays.
 
 The pair of functions is registered as the operator ``swinumamba::selective_scan``, so that ``torch.compile`` and the
 exporters see one node, not a loop over positions.
@@ -15,6 +16,8 @@ D, delta_bias (g, d), where d counts the channels of one group.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +46,40 @@ def _states(h: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[
     """Decays exp(Δ_t A) and states h_t of one chunk, both (positions, b, g, d, n), from the state ``h`` before it."""
     decay = torch.exp(delta.unsqueeze(-1) * A)
     states = (delta * u).unsqueeze(-1) * B.unsqueeze(-2)
+    if A.shape[-1] == 1:
+        return decay, _recur(decay, states, h)
     for now, a in zip(states.unbind(0), decay.unbind(0)):
         h = now.addcmul_(a, h)
     return decay, states
+
+
+def _sum_over_states(states: Tensor, weights: Tensor) -> Tensor:
+    """(..., d, n) and (..., n) to (..., d)."""
+    if states.shape[-1] == 1:
+        return states.squeeze(-1) * weights
+    return torch.matmul(states, weights.unsqueeze(-1)).squeeze(-1)
+
+
+def _recur(decay: Tensor, values: Tensor, before: Tensor) -> Tensor:
+    """Add to each position of ``values`` its decay times the one before, in place, in about 2 √positions steps.
+
+    One state of each channel is too little for a step of its own. So √positions blocks of as many positions go ahead at
+    the same time, and then each gets what those before it hand on.
+    """
+    width = math.isqrt(len(values))
+    whole = len(values) // width * width
+    blocks, decays = (t[:whole].unflatten(0, (-1, width)) for t in (values, decay))
+    for t in range(1, width):
+        blocks[:, t].addcmul_(decays[:, t], blocks[:, t - 1])
+    products = decays.cumprod(1)
+    handed_on = torch.empty_like(blocks[:, 0])
+    for k in range(len(blocks)):
+        handed_on[k] = before
+        before = torch.addcmul(blocks[k, -1], products[k, -1], before)
+    blocks.addcmul_(products, handed_on.unsqueeze(1))
+    for t in range(whole, len(values)):
+        before = values[t].addcmul_(decay[t], before)
+    return values
 
 
 @torch.library.custom_op(
@@ -72,7 +106,7 @@ def _forward(u, delta, A, B, C, D, delta_bias, delta_softplus):
         if delta_softplus:
             delta_c = F.softplus(delta_c)
         _, states = _states(h, u_c, delta_c, A, B_c)
-        y_c = torch.matmul(states, C_c.unsqueeze(-1)).squeeze(-1).addcmul_(D, u_c)
+        y_c = _sum_over_states(states, C_c).addcmul_(D, u_c)
         y[:, start:stop] = y_c.transpose(0, 1)
         h = states[-1]
     return y, chunk_states
@@ -110,13 +144,18 @@ def _backward(dy, chunk_states, u, delta, A, B, C, D, delta_bias, delta_softplus
         decay, states = _states(chunk_states[i], u_c, delta_c, A, B_c)
 
         dh = dy_c.unsqueeze(-1) * C_c.unsqueeze(-2)
-        for now, a in zip(reversed(dh.unbind(0)), reversed(decay.unbind(0))):
-            now += from_right
-            from_right = a * now
+        if A.shape[-1] == 1:
+            later = torch.cat([torch.ones_like(decay[:1]), decay.flip(0)[:-1]])  # what a position passes to the left
+            dh = _recur(later, dh.flip(0), from_right).flip(0)
+            from_right = decay[0] * dh[0]
+        else:
+            for now, a in zip(reversed(dh.unbind(0)), reversed(decay.unbind(0))):
+                now += from_right
+                from_right = a * now
 
         dC[:, start:stop] = torch.matmul(dy_c.unsqueeze(-2), states).squeeze(-2).transpose(0, 1)
         dB[:, start:stop] = torch.matmul((delta_c * u_c).unsqueeze(-2), dh).squeeze(-2).transpose(0, 1)
-        dh_B = torch.matmul(dh, B_c.unsqueeze(-1)).squeeze(-1)
+        dh_B = _sum_over_states(dh, B_c)
         # dL/d(Δ_t A) = dL/dh_t * decay_t * h_{t-1}, in place of dh
         dh[1:] *= states[:-1]
         dh[0] *= chunk_states[i]

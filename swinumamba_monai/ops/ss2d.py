@@ -8,7 +8,8 @@
     y       = cross_scan_2d(x, Δ, A, B, C, D)               eqs. (5)-(7) of the paper
     out     = out_proj(layer_norm(y) * silu(gate))
 
-:func:`ss2d_ref` is that, line for line. A backend may have all of it as one operator of its own (:mod:`.cuda.ss2d`).
+VMamba's final version has no gate: all of in_proj(x) is the map. :func:`ss2d_ref` is that, line for line. A backend may
+have all of it as one operator of its own (:mod:`.cuda.ss2d`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def ss2d(
     x: Tensor,
     in_proj_weight: Tensor,
     conv_weight: Tensor,
-    conv_bias: Tensor,
+    conv_bias: Tensor | None,
     x_proj_weight: Tensor,
     dt_weight: Tensor,
     dt_bias: Tensor,
@@ -40,15 +41,16 @@ def ss2d(
     out_proj_weight: Tensor,
     eps: float = 1e-5,
     *,
+    gated: bool = True,
     backend: str | Backend = "auto",
 ) -> Tensor:
     """SS2D, by the operator of the backend where it has one, and by :func:`ss2d_ref` elsewhere.
 
     Args:
         x: feature map, (b, h, w, m).
-        in_proj_weight: projection to map and gate, (2d, m).
+        in_proj_weight: projection to map and gate, (2d, m), or to the map alone, (d, m).
         conv_weight: kernels of the depthwise convolution, (d, 1, 3, 3).
-        conv_bias: biases of the convolution, (d,).
+        conv_bias: biases of the convolution, (d,), or None.
         x_proj_weight: projection to the low rank of Δ, B and C of each direction, (4, r + 2n, d).
         dt_weight: projection from the low rank to Δ, (4, d, r).
         dt_bias: offsets of Δ before softplus, (4, d).
@@ -58,6 +60,7 @@ def ss2d(
         norm_bias: offsets of the norm, (d,); None for an RMS norm in place of the layer norm.
         out_proj_weight: projection back, (m, d).
         eps: number added to the norm's variance.
+        gated: whether there is a gate.
         backend: record, or one of :data:`.backends.BACKENDS`.
 
     Returns:
@@ -73,24 +76,27 @@ def ss2d(
     found = find_backend(backend, x, A_logs.shape[1])
     if found.ss2d is not None and norm_bias is not None:
         return found.ss2d(*tensors, eps)
-    return ss2d_ref(*tensors, eps, backend=found)
+    return ss2d_ref(*tensors, eps, gated=gated, backend=found)
 
 
 def ss2d_ref(
     x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight, norm_bias,
-    out_proj_weight, eps=1e-5, *, backend="auto",
+    out_proj_weight, eps=1e-5, *, gated=True, backend="auto",
 ) -> Tensor:  # fmt: skip
     """:func:`ss2d` in torch operations, around the scan and the norm that the backend has; the same arguments."""
     found = find_backend(backend, x, A_logs.shape[1])
-    x, gate = F.linear(x, in_proj_weight).chunk(2, dim=-1)
+    x, *gate = F.linear(x, in_proj_weight).chunk(2 if gated else 1, dim=-1)
     channels = x.shape[-1]
     x = F.silu(F.conv2d(x.permute(0, 3, 1, 2), conv_weight, conv_bias, padding=1, groups=channels)).permute(0, 2, 3, 1)
     projected = F.linear(x, x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
-    A_logs = A_logs.to(torch.promote_types(A_logs.dtype, torch.float32))
+    # VMamba's final version, which has no gate, takes A from float32 even where all else is float64
+    A_logs = A_logs.to(torch.promote_types(A_logs.dtype, torch.float32) if gated else torch.float32)
     A, D = -A_logs.exp().unflatten(0, (DIRECTIONS, -1)), Ds.unflatten(0, (DIRECTIONS, -1))
     y = projected_scan_2d(x, projected, dt_weight, A, D, dt_bias, backend=found)
+    if gate and norm_bias is not None:
+        return F.linear(found.norm_gate(y, *gate, norm_weight, norm_bias, eps), out_proj_weight)
     if norm_bias is None:
-        gated = F.rms_norm(y, (channels,), norm_weight, eps) * F.silu(gate)
+        y = F.rms_norm(y, (channels,), norm_weight, eps)
     else:
-        gated = found.norm_gate(y, gate, norm_weight, norm_bias, eps)
-    return F.linear(gated, out_proj_weight)
+        y = found.norm(y, norm_weight, norm_bias, eps)
+    return F.linear(y * F.silu(*gate) if gate else y, out_proj_weight)

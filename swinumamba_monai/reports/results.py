@@ -126,6 +126,8 @@ def _row_name(name: str, system: str, num_members: int, training: Mapping) -> st
         return f"{title}, {num_members} networks together"
     if not training:
         return title
+    if encoder := training.get("encoder"):
+        title += f" with {encoder}"
     pretrained = training.get("pretrained")
     return f"{title}, {'from ' + Path(str(pretrained)).name if pretrained else SETTINGS['scratch']}"
 

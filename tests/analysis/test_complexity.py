@@ -51,6 +51,12 @@ class TestCounts:
         (row,) = complexity_rows([task], [system])
         assert row["flops"] / 1e9 == pytest.approx(gflops, abs=TOLERANCE)
 
+    def test_another_encoder(self):
+        first, row = complexity_rows(["abdomen_mri"], ["SwinUMamba"], ["vmamba_tiny_s1l8"])
+        assert first["table"] == "I" and row["table"] is None and row["paper_flops"] is None
+        assert row["row"] == "Swin-UMamba, vmamba_tiny_s1l8" and row["parameters"] == 67_229_720
+        assert row["flops"] / 1e9 == pytest.approx(66.3978, abs=TOLERANCE)
+
     def test_rule_of_the_scan(self):
         """Nothing but a scan: 9·B·L·D·N + B·L·D."""
         from swinumamba_monai.ops import selective_scan

@@ -51,6 +51,15 @@ class TestScripts:
         assert [(row["precision"], row["network"]) for row in rows] == [(p, n) for p in ("bf16", "fp32") for n in names]
         assert rows[0]["ratio"]["min"] == rows[0]["ratio"]["max"] == 1
 
+    def test_later_encoders(self, tmp_path):
+        names = ["nnU-Net", "Swin-UMamba†, vmamba_tiny_s1l8"]
+        rows = run("training_step", tmp_path, "--precisions", "bf16", "--networks", *names)["rows"]
+        check_times(rows)
+        assert [row["network"] for row in rows] == names
+        rows = run("ss2d_block", tmp_path, "--d_state", "1")["rows"]
+        assert rows[0]["error"] == "the released arrangement has a gate"
+        check_times(rows[1:])
+
     def test_inference(self, tmp_path):
         rows = run("inference", tmp_path, "--batch_sizes", "1", "2", "--skip_released")["rows"]
         check_times(rows)

@@ -9,13 +9,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from bundle_runs import BUNDLES, NETWORK, SHORT, config_files, load_weights, refusal, run
+from bundle_runs import BUNDLES, NETWORK, PRETRAIN, SHORT, config_files, load_weights, refusal, run
 from monai.bundle import ConfigParser
 from monai.losses import DeepSupervisionLoss
 from torch import nn
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.networks import SYSTEMS, SwinUMambaD, System
+from swinumamba_monai.networks import ENCODERS, SYSTEMS, SwinUMambaD, System, find_encoder
+from swinumamba_monai.networks.encoders import name_encoder
 from swinumamba_monai.overlays import OVERLAYS
 from swinumamba_monai.training import HalvingDeepSupervisionLoss, MaskedImageModel
 
@@ -164,3 +165,33 @@ def test_another_network_goes_all_the_way(name, option, dataset_of, tmp_path, mo
     other = {**network, "network_name": "SegResNet", "network_def#init_filters": 8}
     other = {key: value for key, value in other.items() if key.removeprefix("network_def#") not in option}
     assert "is not of this network" in refusal("endoscopy", "inference", tmp_path, dataset_dir=str(data), **other)
+
+
+class TestEncoder:
+    @pytest.mark.parametrize("name", [name for name in ENCODERS if name != "vmamba_tiny_v0"])
+    def test_overlay(self, name):
+        assert json.loads(OVERLAYS[name].read_text()) == {"encoder": name}
+        for kind in ("train", "pretrain", "inference"):
+            network = content(parse("microscopy", kind, name), "network_def")
+            assert name_encoder(find_encoder(network).state_dict()) == name
+
+    def test_one_option_goes_all_the_way(self, dataset_of, tmp_path):
+        """Pretraining, training from it, evaluation and inference; and a file of another encoder is refused."""
+        data = {"dataset_dir": str(dataset_of("endoscopy")), "encoder": "vmamba_tiny_s2l5"}
+        run("endoscopy", "pretrain", tmp_path, **PRETRAIN, **data)
+        pretrained = {"pretrained": str(tmp_path / "models" / "pretrained_encoder.pt")}
+        run("endoscopy", "train", tmp_path, **SHORT, **data, **pretrained)
+        assert json.loads((tmp_path / "models" / "run.json").read_text())["encoder"] == "vmamba_tiny_s2l5"
+        run("endoscopy", "evaluate", tmp_path, **NETWORK, **data, num_figures=0)
+        assert (tmp_path / "eval" / "metrics.csv").exists()
+        run("endoscopy", "inference", tmp_path, **NETWORK, **data, output_dir=str(tmp_path / "masks"))
+        assert len(list((tmp_path / "masks").glob("*_classes.png"))) == 2
+        papers = {**NETWORK, **data, "encoder": None}
+        assert "is of a later version, this network's is of the first" in refusal(
+            "endoscopy", "inference", tmp_path, **papers
+        )
+
+    def test_a_network_without_one(self, dataset_of, tmp_path):
+        options = {**SMALLER, "dataset_dir": str(dataset_of("endoscopy")), "network_name": "nnUNet"}
+        sentence = refusal("endoscopy", "train", tmp_path, encoder="vmamba_tiny_s1l8", **options)
+        assert "nnUNet has no VMamba encoder" in sentence

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from swinumamba_monai.networks import SwinUMamba, SwinUMambaD, UMambaBot
+from swinumamba_monai.networks import SwinUMamba, SwinUMambaD, UMambaBot, build_vmamba
 from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import cross_scan_2d
 from swinumamba_monai.pretrained import load_pretrained
@@ -22,6 +22,8 @@ from swinumamba_monai.pretrained import load_pretrained
 OUTPUT_TOLERANCE = {torch.float32: 4e-5, torch.float64: 1e-9}  # absolute; the largest logits are near 5
 UMAMBA_TOLERANCE = {torch.float32: 3e-4, torch.float64: 1e-9}
 GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest entry
+VMAMBA_TOLERANCE = {torch.float32: 6e-5, torch.float64: 1e-9}
+VMAMBA_GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the largest entry
 BLOCK_TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-10}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
@@ -130,6 +132,33 @@ def test_umamba_bot(dtype, net_bot, golden, det_weights):
     for i, out in enumerate(outs[:2]):  # in full in float32 only
         recorded = golden("UMambaBot_v1_1x1x192x256")[f"out{i}"]
         assert_within(out, recorded, UMAMBA_TOLERANCE[torch.float32], f"head {i}")
+
+
+@pytest.mark.parametrize("backend", ["portable", "auto"])
+@DTYPES
+def test_vmamba_of_the_final_version(dtype, backend, weights_of, golden):
+    """The classifier that ImageNet trained: all stages, and the gradients of the first and the last."""
+    exact = golden("VMambaT_s1l8_1x3x64x96")
+    net = build_vmamba("vmamba_tiny_s1l8", num_classes=1000, scan_backend=backend)
+    net.load_state_dict(weights_of("vmamba_tiny_s1l8"), strict=True)
+    assert len(net.state_dict()) == 276 and sum(p.numel() for p in net.parameters()) == 30_249_064
+    net.to(dtype).eval()
+    image, tolerance = exact["input"].to(dtype), VMAMBA_TOLERANCE[dtype]
+    assert_within(net.patch_embed(image).permute(0, 3, 1, 2), exact["embed64"], tolerance, "patch embedding")
+    stages = net.features(image)
+    assert len(stages) == 4
+    for i, stage in enumerate(stages):
+        assert_within(stage.permute(0, 3, 1, 2), exact[f"stage{i}_64"], tolerance, f"stage {i}")
+    assert_within(net(image), exact["logits64"], tolerance, "logits")
+    loss = stages[3].square().mean() + stages[0].square().mean()
+    assert_within(loss, exact["loss64"], tolerance, "loss")
+    loss.backward()
+    parameters = dict(net.named_parameters())
+    gradients = {key.removeprefix("grad64/"): value for key, value in exact.items() if key.startswith("grad64/")}
+    assert len(gradients) == 6
+    for name, expected in gradients.items():
+        bound = VMAMBA_GRADIENT_TOLERANCE[dtype] * expected.abs().max()
+        assert_within(parameters[name].grad, expected, bound, name)
 
 
 class TestSS2D:

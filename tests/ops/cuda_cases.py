@@ -70,14 +70,18 @@ def sequence_inputs(b, length, groups, d, n, *, dtype=torch.float32, seed=0, dev
     }
 
 
-def ss2d_inputs(b, h, w, m, n, rank, *, dtype=torch.float32, seed=0, device="cpu") -> dict[str, Tensor]:
-    """Inputs of ``ss2d``, 2 m channels scanned; weights that keep every map about as large as its input."""
-    draw, d = Draw(seed, dtype, device), 2 * m
+def ss2d_inputs(
+    b, h, w, m, n, rank, *, dtype=torch.float32, seed=0, device="cpu", gated=True, expand=2
+) -> dict[str, Tensor]:
+    """Inputs of ``ss2d``, weights that keep every map about as large as its input; without a gate as in VMamba's final
+    version, which has no biases of the convolution either.
+    """
+    draw, d = Draw(seed, dtype, device), expand * m
     return {
         "x": draw.normal(b, h, w, m),
-        "in_proj_weight": draw.parameter(2 * d, m) / m**0.5,
+        "in_proj_weight": draw.parameter(2 * d if gated else d, m) / m**0.5,
         "conv_weight": draw.parameter(d, 1, 3, 3) / 3,
-        "conv_bias": draw.parameter(d),
+        **({"conv_bias": draw.parameter(d)} if gated else {}),
         "x_proj_weight": draw.parameter(4, rank + 2 * n, d) / d**0.5,
         "dt_weight": draw.parameter(4, d, rank) / rank**0.5,
         "dt_bias": draw.parameter(4, d) - 2,

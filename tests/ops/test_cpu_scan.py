@@ -26,7 +26,7 @@ pytest.importorskip("numba")
 # batch, height, width, channels, states: below, at and beyond the 64 channels and 32 positions worked on at once
 MAPS = [(1, 1, 1, 1, 1), (3, 7, 5, 37, 16), (1, 4, 8, 64, 8), (1, 11, 3, 65, 5), (2, 1, 67, 131, 1)]
 # batch, length, groups, channels of a group, states
-SEQUENCES = [(1, 1, 1, 1, 1), (3, 31, 2, 5, 16), (2, 97, 1, 67, 5), (1, 64, 3, 64, 8)]
+SEQUENCES = [(1, 1, 1, 1, 1), (3, 31, 2, 5, 16), (2, 97, 1, 67, 5), (1, 64, 3, 64, 8), (2, 97, 2, 67, 1)]
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 

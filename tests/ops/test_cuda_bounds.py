@@ -51,7 +51,8 @@ torch.empty_like = lambda t: guarded(tuple(t.shape), t.dtype, t.stride())
 
 with pytest.MonkeyPatch.context() as monkeypatch:
     emulator = Emulator(monkeypatch)
-    for multiprocessors, sizes in ((1, (2, 5, 9, 96, 16)), (40, (1, 13, 11, 20, 8)), (1, (1, 7, 7, 5, 1))):
+    maps = (2, 5, 9, 96, 16), (1, 13, 11, 20, 8), (1, 7, 7, 5, 1), (1, 11, 7, 36, 1)
+    for multiprocessors, sizes in zip((1, 40, 1, 1), maps):
         emulator.set_multiprocessors(multiprocessors)
         for dtype in (torch.float32, torch.bfloat16):
             x, delta, A, B, C, D, bias = map(copied, map_inputs(*sizes, dtype=dtype).values())

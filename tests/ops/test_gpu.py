@@ -51,6 +51,9 @@ MAPS = [
     (1, 1, 4099, 5, 1),
     (64, 7, 5, 36, 16),
     (1, 257, 131, 20, 16),
+    (16, 40, 40, 96, 1),
+    (1, 131, 257, 36, 1),
+    (2, 33, 31, 17, 1),
 ]
 
 
@@ -154,6 +157,16 @@ def test_ss2d(sizes, dtype, tolerance):
     assert_near({"out": actual["out"]}, {"out": expected}, TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=str
+)
+@pytest.mark.parametrize("sizes, expand", [((2, 40, 40, 96, 1, 6), 1), ((16, 10, 10, 64, 1, 4), 2)], ids=str)
+def test_ss2d_without_a_gate(sizes, expand, dtype, tolerance):
+    inputs = ss2d_inputs(*sizes, dtype=dtype, device="cuda", gated=False, expand=expand)
+    functions = (partial(f, conv_bias=None, gated=False) for f in (partial(ss2d, backend="cuda"), ss2d_portable))
+    assert_like_float64(*functions, inputs, tolerance)
+
+
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 1), (1601, 96), (2, 7, 5, 3072)], ids=str)
 def test_layer_norm(shape, dtype):
@@ -207,11 +220,12 @@ def loss_and_gradients(network, images):
     return {**{f"head {i}": head.detach() for i, head in enumerate(heads)}, "gradients": gradients}
 
 
+@pytest.mark.parametrize("encoder", ["vmamba_tiny_v0", "vmamba_tiny_s1l8"])
 @pytest.mark.parametrize("cls", [SwinUMambaD, SwinUMamba], ids=lambda cls: cls.__name__)
-def test_published_networks(cls):
+def test_published_networks(cls, encoder):
     """The kernels and torch's operators, both in float32; and under autocast against that."""
     torch.manual_seed(0)
-    network = cls(3, 5, drop_path_rate=0.0).cuda()
+    network = cls(3, 5, drop_path_rate=0.0, encoder=encoder).cuda()
     portable = copy.deepcopy(network)
     for module in portable.modules():
         if isinstance(module, SS2D):

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from swinumamba_monai.ops.cuda import nvrtc
+from swinumamba_monai.ops.cuda import nvrtc, scan_one
 from swinumamba_monai.ops.cuda.fused import RUN
 from swinumamba_monai.ops.cuda.scan import ELEMENTS, TUNING, _layout
 
@@ -299,6 +299,8 @@ FILES = [
     ("conv.cu", {"RUN": RUN}),
     ("norm.cu", {"ITEMS": 1}),
     ("norm.cu", {"ITEMS": 12}),
+    ("scan_one.cu", scan_one.make_macros(2, 6400, 132, True)),
+    ("scan_one.cu", scan_one.make_macros(1000, 100, 132, False)),
 ]
 SCANS = [
     (192, 16, 4, True),
@@ -328,6 +330,7 @@ def test_nvrtc_compiles_every_kernel(monkeypatch, real_nvrtc, element, vector, a
 
 
 KERNELS = {
+    "scan_one.cu": [b"scan_forward", b"scan_backward"],
     "scan.cu": [b"scan_forward", b"scan_end_states", b"scan_chain_gradients", b"scan_backward"],
     "merge.cu": [b"merge"],
     "pack.cu": [b"pack"],

@@ -149,6 +149,16 @@ class TestPortableIsReference:
         expected = run(selective_scan_ref, double(single), delta_softplus=softplus)
         assert_near(run(selective_scan, single, delta_softplus=softplus, backend="portable"), expected, 1e-5)
 
+    @pytest.mark.parametrize("length", [1, 2, 3, 16, 24, 35, 36, 40])
+    def test_one_state_of_a_channel(self, length, monkeypatch):
+        """Blocks of 1 to 6 positions that go ahead together, with and without some left over, in chunks of 16 to 40."""
+        inputs = sequence(l=length, n=1)
+        expected = run(selective_scan_ref, inputs, delta_softplus=True)
+        for chunk in (16, 25, 40):
+            monkeypatch.setattr(portable, "MIN_CHUNK", chunk)
+            monkeypatch.setattr(portable, "CHUNK_ELEMENTS", 1)
+            assert_near(run(selective_scan, inputs, delta_softplus=True, backend="portable"), expected, 1e-12)
+
     @pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1), (3, 5), (8, 8)], ids=str)
     @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
     def test_map(self, size, dtype, tolerance, small_chunks):

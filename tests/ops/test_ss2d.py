@@ -40,6 +40,28 @@ def test_float32(emulator, sizes):
     assert emulator.grids("scan_backward")
 
 
+# Of VMamba's final version: batch, height, width, channels, states, rank of Δ; ratio of scanned channels; dtype.
+UNGATED = [
+    ((1, 1, 1, 3, 1, 1), 1, torch.float32),
+    ((2, 3, 5, 20, 1, 2), 1, torch.float32),
+    ((1, 3, 4, 5, 4, 3), 1, torch.float32),
+    ((1, 5, 7, 16, 1, 1), 2, torch.bfloat16),
+    ((1, 3, 11, 32, 1, 6), 1, torch.float16),
+]
+
+
+def ungated(function, **inputs):
+    return function(**{"conv_bias": None, **inputs}, gated=False)
+
+
+@pytest.mark.parametrize("sizes, expand, dtype", UNGATED, ids=str)
+def test_without_a_gate(emulator, sizes, expand, dtype):
+    inputs = ss2d_inputs(*sizes, seed=sum(sizes), dtype=dtype, gated=False, expand=expand)
+    tolerance = HALF_TOLERANCES.get(dtype, TOLERANCES[torch.float32])
+    assert_like_float64(partial(ungated, ss2d), partial(ungated, reference), inputs, tolerance)
+    assert len(emulator.grids("layer_norm")) == len(emulator.grids("layer_norm_backward")) == 1
+
+
 @pytest.mark.parametrize("dtype", HALF_TOLERANCES, ids=str)
 def test_half_precision(emulator, dtype):
     inputs = ss2d_inputs(1, 5, 7, 10, 16, 3, dtype=dtype)
@@ -114,13 +136,17 @@ def test_gradients_of_some_inputs(emulator, wanted):
     assert_equal(output_and_gradients(ss2d, some), {name: everything[name] for name in ("out", *wanted)})
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_operators_are_registered_correctly(emulator, keep):
-    inputs = [t.requires_grad_(keep) for t in leaves(ss2d_inputs(2, 3, 5, 8, 4, 2)).values()]
+@pytest.mark.parametrize("keep, gated", [(False, True), (True, True), (True, False)])
+def test_operators_are_registered_correctly(emulator, keep, gated):
+    tensors = leaves(ss2d_inputs(2, 3, 5, 8, 4 if gated else 1, 2, gated=gated))
+    inputs = [t.requires_grad_(keep) for t in tensors.values()]
+    if not gated:
+        inputs.insert(3, None)  # the convolution's biases
     torch.library.opcheck(torch.ops.swinumamba.ss2d.default, (*inputs, 1e-5, keep))
     if keep:
         out, *kept = (t.detach() for t in torch.ops.swinumamba.ss2d(*inputs, 1e-5, True))
-        torch.library.opcheck(torch.ops.swinumamba.ss2d_backward.default, (out, *kept, *(t.detach() for t in inputs)))
+        detached = [t if t is None else t.detach() for t in inputs]
+        torch.library.opcheck(torch.ops.swinumamba.ss2d_backward.default, (out, *kept, *detached))
 
 
 def test_compiles_into_one_graph(emulator):
@@ -187,6 +213,16 @@ def test_network(emulator, small_network, picture, monkeypatch):
     monkeypatch.setenv("SWINUMAMBA_BACKEND", "portable")
     # Thirty layers, and convolutions whose sums have other orders.
     assert_near(actual, module_gradients(small_network, picture), 1e-4)
+
+
+def test_network_with_a_later_encoder(emulator, picture, monkeypatch):
+    torch.manual_seed(0)
+    options = {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1), "feature_size": 8, "drop_path_rate": 0.0}
+    network = SwinUMambaD(1, 3, encoder="vmamba_tiny_s1l8", **options)
+    actual = module_gradients(network, picture)
+    assert len(emulator.grids("scan_backward")) == 7  # blocks
+    monkeypatch.setenv("SWINUMAMBA_BACKEND", "portable")
+    assert_near(actual, module_gradients(network, picture), 1e-4)
 
 
 def test_network_with_checkpoints_and_metadata(emulator, small_network, picture):

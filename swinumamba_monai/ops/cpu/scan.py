@@ -27,7 +27,7 @@ __all__ = ["cross_scan_2d_jit", "selective_scan_jit", "why_jit_is_unavailable"]
 
 logger = logging.getLogger(__name__)
 
-STATES = 4  # the loops take so many states of a channel at once
+STATES = 4  # the loops take so many states of a channel at once, or its only one
 
 
 @cache
@@ -167,9 +167,13 @@ def _scan(u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus) -
     return _forward(*inputs, delta_softplus, keep_states)[0].to(u.dtype)
 
 
+def _count_missing(n: int) -> int:
+    return 0 if n == 1 else -n % STATES
+
+
 def _pad_states(A: Tensor, *matrices: Tensor) -> list[Tensor]:
-    """Add states of zeros, of which the output knows nothing, up to the multiple that the loops take at once."""
-    missing = -A.shape[-1] % STATES
+    """Add states of zeros, of which the output knows nothing, up to what the loops take at once: 1 or a multiple."""
+    missing = _count_missing(A.shape[-1])
     return [F.pad(t, (0, missing)) if missing else t for t in (A, *matrices)]
 
 
@@ -191,7 +195,7 @@ def cross_scan_2d_jit(x, delta, A, B, C, D, delta_bias) -> Tensor:
 def projected_scan_2d_jit(x, projected, delta_weight, A, D, delta_bias) -> Tensor:
     """:func:`swinumamba_monai.ops.scan.projected_scan_2d`, which makes delta from its low rank on the way."""
     rank, n = delta_weight.shape[-1], A.shape[-1]
-    if n % STATES:
+    if _count_missing(n):
         low_rank, B, C = projected.split([rank, n, n], dim=-1)
         A, B, C = _pad_states(A, B, C)
         projected = torch.cat([low_rank, B, C], dim=-1)

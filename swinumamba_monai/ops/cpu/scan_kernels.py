@@ -3,7 +3,7 @@
 """The loops behind :mod:`.scan`, compiled by Numba. Importing this module imports Numba.
 
 Symbols as in :mod:`swinumamba_monai.ops.reference`. The sequences of the groups are laid out as (b, l, g, ...), and so
-are maps, pixel by pixel, whose groups are the four directions: u (b, l, g or 1, d); A (g, d, n), n a multiple of
+are maps, pixel by pixel, whose groups are the four directions: u (b, l, g or 1, d); A (g, d, n), n 1 or a multiple of
 STATES; D, delta_bias (g, d). ``projected``, (b, l, g, r + 2n), holds r numbers that ``delta_weight``, (g, d, r), makes
 delta of, then B, then C. With r = 0, ``delta`` is given, (b, l, g, d). Every array is C-contiguous.
 
@@ -169,8 +169,22 @@ def _make_scan_states(power):
     return scan_states
 
 
-_scan_states = _make_scan_states(exp2)
-_scan_falling_states = _make_scan_states(exp2_falling)
+def _make_scan_state(power):
+    @inner
+    def scan_state(rows, b, c, h, A, step, inflow, y):
+        """The same with the only state of a channel."""
+        for t in range(len(rows)):
+            b0, c0 = rows[t, b], rows[t, c]
+            for j in range(CHANNELS):
+                h0 = power(step[t, j] * A[j]) * h[j] + inflow[t, j] * b0
+                h[j] = h0
+                y[t, j] += c0 * h0
+
+    return scan_state
+
+
+_scan_states, _scan_state = _make_scan_states(exp2), _make_scan_state(exp2)
+_scan_falling_states, _scan_falling_state = _make_scan_states(exp2_falling), _make_scan_state(exp2_falling)
 
 
 @inner
@@ -183,7 +197,7 @@ def _forward_task(
     A = _load_matrix(A, first) * dtype.type(LOG2E)
     weight, D, bias = _load_matrix(delta_weight, first), _load_vector(D, first), _load_vector(delta_bias, first)
     h = np.zeros(n * CHANNELS, dtype)
-    rows = np.zeros((POSITIONS, rank + 2 * n), dtype)
+    rows = np.zeros((POSITIONS, max(rank + 2 * n, len(weight) // CHANNELS)), dtype)
     u_c = np.zeros((POSITIONS, CHANNELS), dtype)
     step = np.zeros((POSITIONS, CHANNELS), dtype)
     inflow = np.zeros((POSITIONS, CHANNELS), dtype)
@@ -206,7 +220,11 @@ def _forward_task(
                 y_c[t, j] = D[j] * u_c[t, j]
         for s in range(0, n, STATES):
             h_s, A_s = h[s * CHANNELS : s * CHANNELS + _PASS], A[s * CHANNELS : s * CHANNELS + _PASS]
-            if falling:
+            if n == 1 and falling:
+                _scan_falling_state(rows[:length], rank, rank + 1, h_s, A_s, step, inflow, y_c)
+            elif n == 1:
+                _scan_state(rows[:length], rank, rank + 1, h_s, A_s, step, inflow, y_c)
+            elif falling:
                 _scan_falling_states(rows[:length], rank + s, rank + n + s, h_s, A_s, step, inflow, y_c)
             else:
                 _scan_states(rows[:length], rank + s, rank + n + s, h_s, A_s, step, inflow, y_c)
@@ -260,7 +278,7 @@ def _backward_task(
     from_right = np.zeros(n * CHANNELS, dtype)
     dA_block = np.zeros(n * CHANNELS, dtype)
     dD_block, dbias_block = np.zeros(CHANNELS, dtype), np.zeros(CHANNELS, dtype)
-    rows = np.zeros((POSITIONS, rank + 2 * n), dtype)
+    rows = np.zeros((POSITIONS, max(rank + 2 * n, len(weight) // CHANNELS)), dtype)
     BC, dBC_c = np.zeros((2 * n, POSITIONS), dtype), np.zeros((2 * n, POSITIONS), dtype)
     u_c = np.zeros((POSITIONS, CHANNELS), dtype)
     dy_c = np.zeros((POSITIONS, CHANNELS), dtype)

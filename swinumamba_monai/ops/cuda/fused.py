@@ -34,7 +34,7 @@ _NormParams = params_type(
     "NormParams", "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
 )
 _PackParams = params_type(
-    "PackParams", "in_proj out_proj x_proj dt A_logs packed A", "model channels rank padded_rank BC"
+    "PackParams", "in_proj out_proj x_proj dt A_logs packed A", "in_rows model channels rank width zeros BC"
 )
 
 
@@ -54,13 +54,13 @@ def _convolve(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, transpo
     _conv_kernels(x, vector).launch("conv_silu", (-(-runs * (channels // vector) // THREADS), 1, 1), THREADS, 0, params)
 
 
-def conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """SiLU of the depthwise 3×3 convolution with zero padding.
 
     Args:
         x: (b, h, w, c), contiguous.
         weight: (c, 1, 3, 3), contiguous float32.
-        bias: (c,), float32.
+        bias: (c,), float32, or None.
 
     Returns:
         (b, h, w, c), contiguous.
@@ -70,7 +70,7 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`conv_silu`.
 
     Args:
@@ -90,8 +90,8 @@ def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> t
     blocks = min(-(-runs // teams), max(1, 4 * count_multiprocessors(x.device) // columns))
     dparameters = weight.new_empty(blocks, 10, channels)
     params = _ConvParams(
-        x=x.data_ptr(), dy=dy.data_ptr(), weight=weight.data_ptr(), bias=bias.data_ptr(), y=dsum.data_ptr(),
-        dparameters=dparameters.data_ptr(), height=height, width=width,
+        x=x.data_ptr(), dy=dy.data_ptr(), weight=weight.data_ptr(), bias=None if bias is None else bias.data_ptr(),
+        y=dsum.data_ptr(), dparameters=dparameters.data_ptr(), height=height, width=width,
         channels=channels, runs=runs, lanes=lanes,
     )  # fmt: skip
     _conv_kernels(x, vector).launch(
@@ -113,7 +113,7 @@ class NormGradients(NamedTuple):
     Args:
         x: gradient of x.
         gate: gradient of the gate; None without a gate.
-        output: output of the forward, which costs little here; None without a gate.
+        output: output of the forward, which costs little here; None where it is not wanted.
         parameters: gradients of weight and bias, (2, d) float32.
     """
 
@@ -142,7 +142,13 @@ def layer_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps
 
 
 def layer_norm_backward(
-    dy: Tensor, statistics: Tensor, x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor
+    dy: Tensor,
+    statistics: Tensor,
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    output: bool = False,
 ) -> NormGradients:
     """Gradients of :func:`layer_norm`.
 
@@ -150,9 +156,11 @@ def layer_norm_backward(
         dy: gradient of the output, contiguous.
         statistics: second result of the forward, (rows, 2) float32.
         x: input of the forward, as are gate, weight and bias.
+        output: whether the output of the forward is wanted again where there is no gate.
     """
     dx = torch.empty_like(x)
-    dgate, y = (None, None) if gate is None else (torch.empty_like(x), torch.empty_like(x))
+    dgate = None if gate is None else torch.empty_like(x)
+    y = None if gate is None and not output else torch.empty_like(x)
     blocks = min(-(-len(x) // WARPS), 4 * count_multiprocessors(x.device))
     dparameters = weight.new_empty(blocks, 2, x.shape[1])
     _launch_norm(
@@ -176,31 +184,39 @@ def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: 
 
 
 def pack(
-    in_proj: Tensor, out_proj: Tensor, x_proj: Tensor, dt: Tensor, A_logs: Tensor, padded_rank: int, dtype: torch.dtype
+    in_proj: Tensor,
+    out_proj: Tensor,
+    x_proj: Tensor,
+    dt: Tensor,
+    A_logs: Tensor,
+    width: int,
+    dtype: torch.dtype,
+    zeros: int = 0,
 ) -> tuple[Tensor, ...]:
     """The weights of an SS2D as its products and its scan take them, in one launch.
 
     Args:
-        in_proj: (2d, model), contiguous float32 as all.
+        in_proj: (2d or d, model), contiguous float32 as all.
         out_proj: (model, d).
         x_proj: (4, r + 2n, d), the rows of the low rank first.
         dt: (4, d, r).
         A_logs: (4 * d, n).
-        padded_rank: rank of the result, at least r.
+        width: columns of the resulting dt, at least ``zeros`` + r.
         dtype: dtype of the matrices.
+        zeros: columns of zeros before those of dt, which meet what the last rows of B and C give.
 
     Returns:
-        in_proj; out_proj; x_proj, (4 * (2n + padded_rank), d), the rows of the low rank last; dt, (4, d, padded_rank);
+        in_proj; out_proj; x_proj, (4 * (2n - zeros + width), d), the rows of B and C first; dt, (4, d, width);
         A times log2(e), (4, d, n) float32.
     """
     directions, channels, rank = dt.shape
     model, BC = len(out_proj), x_proj.shape[1] - rank
-    shapes = (directions * (BC + padded_rank), channels), (directions, channels, padded_rank)
+    shapes = (directions * (BC - zeros + width), channels), (directions, channels, width)
     sizes = [in_proj.numel(), out_proj.numel(), *map(math.prod, shapes)]
     packed = in_proj.new_empty(sum(sizes), dtype=dtype)
     A = A_logs.new_empty(directions, channels, A_logs.shape[1])
     tensors = (in_proj, out_proj, x_proj, dt, A_logs, packed, A)
-    params = _PackParams(*(t.data_ptr() for t in tensors), model, channels, rank, padded_rank, BC)
+    params = _PackParams(*(t.data_ptr() for t in tensors), len(in_proj), model, channels, rank, width, zeros, BC)
     load_kernels("pack.cu", {"ELEMENT": ELEMENTS[dtype], "VECTOR": 1}).launch(
         "pack", (-(-(packed.numel() + A.numel()) // THREADS), 1, 1), THREADS, 0, params
     )

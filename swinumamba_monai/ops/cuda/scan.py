@@ -26,6 +26,7 @@ from .nvrtc import load_kernels, on_its_device, params_type, why_nvrtc_is_unavai
 
 __all__ = [
     "alignment",
+    "count_chunks",
     "cross_scan_2d_cuda",
     "merge",
     "samples_that_fill",
@@ -325,6 +326,18 @@ def count_shared_kib(device: torch.device) -> int:
     )
 
 
+def _one_state():
+    """The module for channels with one state, which builds on this one."""
+    from . import scan_one
+
+    return scan_one
+
+
+def count_chunks(length: int, d_state: int) -> int:
+    """States that are kept of a sequence for the backward."""
+    return -(-length // (_one_state().CHUNK if d_state == 1 else CHUNK))
+
+
 def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, keep_states: bool):
     """Scan every group on its own.
 
@@ -339,9 +352,11 @@ def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, kee
         y without the skip D u, (g, b, l, d); the state before each chunk, (b, g, chunks, d, n), or an empty tensor.
     """
     delta = inputs[1]
+    if inputs[2].shape[-1] == 1:
+        return _one_state().forward(inputs, size, delta_softplus, keep_states)
     scan = _Scan(inputs, size, delta_softplus, "forward")
     y = delta.new_empty(delta.shape)
-    chunks = -(-scan.length // CHUNK) if keep_states else 0
+    chunks = count_chunks(scan.length, scan.d_state) if keep_states else 0
     states = delta.new_empty(scan.batch, scan.groups, chunks, scan.channels, scan.d_state)
     scan.chain_segments("states")
     scan.give(y=y, states=states)
@@ -366,6 +381,8 @@ def scan_backward(
         :func:`split_parameters` takes apart.
     """
     delta = inputs[1]
+    if inputs[2].shape[-1] == 1:
+        return _one_state().backward(dy, states, inputs, size, delta_softplus, ddelta)
     scan = _Scan(inputs, size, delta_softplus, "backward")
     scan.give(dy=dy, states=states)
     scan.chain_segments("gradients")
@@ -421,7 +438,7 @@ def _skip(y: Tensor, u: Tensor, D: Tensor, size) -> Tensor:
 @_forward.register_fake
 def _(u, delta, A, B, C, D, delta_bias, size, delta_softplus, keep):
     groups, batch, length, channels = delta.shape
-    chunks = -(-length // CHUNK) if keep else 0
+    chunks = count_chunks(length, A.shape[-1]) if keep else 0
     return u.new_empty(u.shape), delta.new_empty(batch, groups, chunks, channels, A.shape[-1])
 
 
@@ -473,6 +490,8 @@ def _scan(u, delta, A, B, C, D, delta_bias, size, delta_softplus) -> Tensor:
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (u, delta, B, C)))
     u, delta, B, C = (_rows_contiguous(t.to(dtype)) for t in (u, delta, B, C))
+    if B.stride() != C.stride():  # the kernels go through both by the same steps
+        B, C = B.contiguous(), C.contiguous()
     A, D, delta_bias = (t.float().contiguous() for t in (A * LOG2_E, D, delta_bias))
     return _forward(u.contiguous(), delta, A, B, C, D, delta_bias, size, delta_softplus, keep)[0].to(tensors[0].dtype)
 

@@ -18,11 +18,12 @@ from swinumamba_monai.ops.autograd import direct_function, register_backward
 
 from .fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward, pack, split_conv_parameters
 from .nvrtc import on_its_device
-from .scan import CHUNK, LOG2_E, merge, samples_that_fill, scan_backward, scan_forward, split_parameters
+from .scan import LOG2_E, count_chunks, merge, samples_that_fill, scan_backward, scan_forward, split_parameters
 
 __all__ = ["ss2d_cuda"]
 
 DIRECTIONS = 4
+ALIGNED = 8  # elements of half precision that the matrix units load at a time
 SCAN_BYTES = 1 << 29  # that a scan may take for itself, unless fewer samples would leave the GPU idle
 SCAN_MAPS = 13  # what it takes at the most, in maps: Δ and u's gradient of four directions, B and C and their gradients
 
@@ -32,7 +33,7 @@ class _Parameters(NamedTuple):
 
     in_proj: Tensor
     conv_weight: Tensor
-    conv_bias: Tensor
+    conv_bias: Tensor | None
     x_proj: Tensor
     dt: Tensor
     dt_bias: Tensor
@@ -67,7 +68,7 @@ class _Gradients(NamedTuple):
 def ss2d_cuda(x: Tensor, *parameters: Tensor | float) -> Tensor:
     """:func:`swinumamba_monai.ops.ss2d.ss2d` with a layer norm; the same arguments, without the backend."""
     *tensors, eps = parameters
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
     arguments = (to_autocast_dtype(x).contiguous(), *tensors, eps, keep)
     if torch.compiler.is_compiling():
         return _forward_op(*arguments)[0]
@@ -77,26 +78,32 @@ def ss2d_cuda(x: Tensor, *parameters: Tensor | float) -> Tensor:
 class _Weights:
     """The parameters as the kernels take them, and the projection with them.
 
+    The projection's columns for B and C come first. What Δ is made of begins after them; or where so few of them would
+    put it at an address that the matrix units cannot load from, it begins with them, and their weights for Δ are zero.
+
     Args:
         dtype: dtype of the maps.
         parameters: parameters of the block.
     """
 
     def __init__(self, dtype: torch.dtype, parameters: _Parameters) -> None:
-        p = _Parameters(*(t.float().contiguous() for t in parameters))
+        p = _Parameters(*(None if t is None else t.float().contiguous() for t in parameters))
         self.conv, self.norm = (p.conv_weight, p.conv_bias), (p.norm_weight, p.norm_bias)
         self.channels, self.rank = p.dt.shape[1:]
         self.num_BC = p.x_proj.shape[1] - self.rank
+        self.low_start = self.num_BC if self.num_BC % ALIGNED == 0 else 0
+        self.zeros = self.num_BC - self.low_start
+        width = -(-(self.zeros + self.rank) // ALIGNED) * ALIGNED
         in_proj, self.out_proj, self.x_proj, self.dt, self.A = pack(
-            p.in_proj, p.out_proj, p.x_proj, p.dt, p.A_logs, -(-self.rank // 8) * 8, dtype
+            p.in_proj, p.out_proj, p.x_proj, p.dt, p.A_logs, width, dtype, self.zeros
         )
-        self.to_map, self.to_gate = in_proj.chunk(2)
+        self.to_map, self.to_gate = in_proj.chunk(2) if len(in_proj) > self.channels else (in_proj, None)
         self.dt_bias, self.D = p.dt_bias, p.Ds.unflatten(0, (DIRECTIONS, -1))
 
     def project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Δ's low rank, (4, b * l, r), and the inputs of the scan, from x (b, l, d)."""
+        """What Δ is made of, (4, b * l, r with zeros), and the inputs of the scan, from x (b, l, d)."""
         projected = (x.flatten(0, 1) @ self.x_proj.t()).unflatten(1, (DIRECTIONS, -1)).transpose(0, 1)
-        low = projected[..., self.num_BC :]
+        low = projected[..., self.low_start :]
         delta = torch.bmm(low, self.dt.transpose(1, 2))
         BC = projected[..., : self.num_BC].unflatten(1, x.shape[:2]).chunk(2, dim=-1)
         return low, (x[None], delta.unflatten(1, x.shape[:2]), self.A, *BC, self.dt_bias)
@@ -124,7 +131,8 @@ def _forward(x, *arguments):
         states.append(kept)
         del inputs, y
     merged = merged.flatten(0, 1)
-    gated, statistics = layer_norm(merged, x.flatten(0, 2) @ weights.to_gate.t(), *weights.norm, eps)
+    gate = None if weights.to_gate is None else x.flatten(0, 2) @ weights.to_gate.t()
+    gated, statistics = layer_norm(merged, gate, *weights.norm, eps)
     out = (gated @ weights.out_proj.t()).view(x.shape)
     return out, merged, states[0] if len(states) == 1 else torch.cat(states), statistics
 
@@ -136,12 +144,15 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     rows, dout = x.flatten(0, 2), dout.contiguous().flatten(0, 2)
 
     # out_proj, norm and gate; then the gate's half of in_proj
-    gate, dgated = rows @ weights.to_gate.t(), dout @ weights.out_proj
-    normed = layer_norm_backward(dgated, statistics, merged, gate, *weights.norm)
+    gate = None if weights.to_gate is None else rows @ weights.to_gate.t()
+    dgated = dout @ weights.out_proj
+    normed = layer_norm_backward(dgated, statistics, merged, gate, *weights.norm, output=True)
     dmerged, dnorm = normed.x, normed.parameters
     dout_proj = dout.t() @ normed.output
-    dx, dto_gate = normed.gate @ weights.to_gate, normed.gate.t() @ rows
-    del gate, dgated, normed
+    dgate = normed.gate
+    din_proj = [] if dgate is None else [dgate.t() @ rows]
+    dx = None if dgate is None else dgate @ weights.to_gate
+    del gate, dgate, dgated, normed
 
     # the scan and its projections
     scanned = conv_silu(x @ weights.to_map.t(), *weights.conv).flatten(1, 2)
@@ -155,11 +166,11 @@ def _backward(dout, merged, states, statistics, x, *parameters):
             dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta
         )
         ddelta = delta.flatten(1, 2)
-        dprojected[samples, ..., : weights.num_BC] = dBC.flatten(3)
-        dprojected[samples, ..., weights.num_BC :] = (
+        dprojected[samples, ..., weights.low_start :] = (
             torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
         )
-        ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., : weights.rank]
+        dprojected[samples, ..., : weights.num_BC] = dBC.flatten(3)
+        ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., weights.zeros : weights.zeros + weights.rank]
         merge(du, dmerged[samples], weights.D, dmerged[samples])  # now the gradient of what is scanned
         sums.append((ddt, dscan))
         del low, inputs, delta, ddelta, du, dBC
@@ -174,12 +185,12 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     map_in = x @ weights.to_map.t()  # again, instead of keeping it through the scan
     dmap, dconv = conv_silu_backward(dscanned.view(map_in.shape), map_in, *weights.conv)
     dmap = dmap.flatten(0, 2)
-    dx.addmm_(dmap, weights.to_map)
-    din_proj = torch.cat([dmap.t() @ rows, dto_gate])
+    dx = dmap @ weights.to_map if dx is None else dx.addmm_(dmap, weights.to_map)
+    din_proj = torch.cat([dmap.t() @ rows, *din_proj])
     return _Gradients(dx.view(x.shape), din_proj, dconv, dx_proj, ddt.contiguous(), dscan, dnorm, dout_proj)
 
 
-_TENSORS = ", ".join(f"Tensor {name}" for name in _Parameters._fields)
+_TENSORS = ", ".join(f"Tensor{'?' if name == 'conv_bias' else ''} {name}" for name in _Parameters._fields)
 _forward_op = torch.library.custom_op(
     "swinumamba::ss2d",
     _forward,
@@ -201,7 +212,7 @@ def _(x, *arguments):
     batch, height, width, _ = x.shape
     parameters = _Parameters(*parameters)
     channels, d_state = parameters.dt.shape[1], parameters.A_logs.shape[1]
-    chunks = -(-height * width // CHUNK) if keep else 0
+    chunks = count_chunks(height * width, d_state) if keep else 0
     return (
         torch.empty_like(x),
         x.new_empty(batch * height * width, channels),
@@ -213,7 +224,7 @@ def _(x, *arguments):
 @_backward_op.register_fake
 def _(dout, merged, states, statistics, x, *parameters):
     p = _Parameters(*parameters)
-    channels, d_state = len(p.conv_bias), p.A_logs.shape[1]
+    channels, d_state = p.dt.shape[1], p.A_logs.shape[1]
 
     def sums(rows: int, columns: int) -> Tensor:
         return x.new_empty(rows, columns, dtype=torch.float32)
@@ -239,7 +250,7 @@ def _differentiate(backward):
             grads.in_proj, dconv_weight, dconv_bias, grads.x_proj, grads.dt, ddt_bias, dA_logs, dD.flatten(),
             *grads.norm, grads.out_proj,
         )  # fmt: skip
-        return grads.x, *(grad.to(t.dtype) for grad, t in zip(dparameters, p))
+        return grads.x, *(None if t is None else grad.to(t.dtype) for grad, t in zip(dparameters, p))
 
     return gradients
 

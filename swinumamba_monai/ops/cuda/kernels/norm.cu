@@ -8,7 +8,7 @@ struct NormParams {
     const element *x, *gate;     // (rows, d)
     const element *dy;           // (rows, d)
     const float *weight, *bias;  // (d)
-    element *y;                  // (rows, d); with a gate the backward writes it again
+    element *y;                  // (rows, d); the backward writes it again, unless it is null
     float *statistics;           // (rows, 2): mean, and the reciprocal of the standard deviation
     element *dx, *dgate;         // (rows, d)
     float *dparameters;          // (blocks, 2, d): of weight and bias
@@ -83,9 +83,10 @@ DEVICE void norm_rows_backward(const NormParams& p) {
                 const float weight = p.weight[channel + c];
                 float d = to_float(dy.v[c]);
                 normed[i][c] = (to_float(x.v[c]) - mean) * scale;
+                const float affine = fmaf(normed[i][c], weight, p.bias[channel + c]);
+                y[c] = affine;
                 if (GATED) {
                     const float z = to_float(gate.v[c]), sigmoid = reciprocal_fast(1.f + exp_(-z));
-                    const float affine = fmaf(normed[i][c], weight, p.bias[channel + c]);
                     y[c] = affine * z * sigmoid;
                     dgate[c] = d * affine * sigmoid * fmaf(z, 1.f - sigmoid, 1.f);
                     d *= z * sigmoid;
@@ -96,10 +97,8 @@ DEVICE void norm_rows_backward(const NormParams& p) {
                 sum += dnormed[i][c];
                 projection = fmaf(dnormed[i][c], normed[i][c], projection);
             }
-            if (GATED) {
-                store(p.dgate + row * p.channels + channel, dgate);
-                store(p.y + row * p.channels + channel, y);
-            }
+            if (GATED) store(p.dgate + row * p.channels + channel, dgate);
+            if (p.y) store(p.y + row * p.channels + channel, y);
         });
         sum = sum_over_warp(sum) / p.channels;
         projection = sum_over_warp(projection) / p.channels;

@@ -1,0 +1,421 @@
+// Copyright (c) the swinumamba_monai authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The selective scan of channels with one state, and its backward: what scan.cu does for up to sixteen. With one state
+// there is nothing to add up over states and one exponential a position, so memory is what it waits for: every number is
+// read once and written once, and sequences are not cut into segments that would be read twice.
+//
+// A block owns 32 channels of one group and one sample and goes along the sequence by stretches. A thread has VECTOR
+// channels of RUN positions; LANES threads have the same positions, a team; a warp has WARP_POSITIONS = 16 of them in
+// order, a stretch is what the block's warps have. A run takes a state h to D h + H. Each thread finds D and H of its
+// own, the warp puts its teams' one behind the other by exchanges, the block its warps' by shared memory, and then each
+// thread goes through its run again, from the state that it starts with. The way back is the same with the gradient of
+// the state, from right to left, with the same D.
+//
+// The forward keeps the state before each WARP_POSITIONS, so that in the backward a warp knows its own. Sums over
+// channels (dB, dC) meet by exchanges within a team, of which each thread ends with one of the sums of its positions.
+// All of this has a fixed order. Positions beyond the end count as Δ = 0, which leaves every state as it is.
+//
+// Symbols as in ops/reference.py. Defined by the compiling side, besides what common.cuh names: DELTA_SOFTPLUS, whether
+// Δ is softplus of delta; FORWARD_WARPS and BACKWARD_WARPS of a block; FORWARD_BLOCKS and BACKWARD_BLOCKS, that a
+// multiprocessor shall have room for.
+
+constexpr int BLOCK_CHANNELS = 32, WARP_POSITIONS = 16;
+constexpr int LANES = BLOCK_CHANNELS / VECTOR;
+constexpr int RUN = WARP_POSITIONS * LANES / 32;
+constexpr float LN2 = 0.6931471806f;  // decays are 2^(Δ A), so their derivatives have this factor
+static_assert(2 * RUN == LANES, "a thread of a team ends with one of the sums for dB and dC of its positions");
+
+struct OneStateParams {
+    const element *u, *delta, *B, *C, *dy;
+    const float *A;           // (g, d), times log2(e)
+    const float *delta_bias;  // (g, d)
+    element *y;               // (g, b, l, d)
+    element *states;          // (b, g, ceil(l / WARP_POSITIONS), d): the state before these positions
+    element *du;              // (g, b, l, d)
+    element *ddelta;          // strides of delta
+    float *dBC;               // (blocks of channels, b, l, g, 2)
+    float *dparameters;       // (b, g, 3, d): of A, delta_bias and D
+    long long u_group, u_batch, u_position;
+    long long delta_group, delta_batch, delta_position;
+    long long BC_group, BC_batch, BC_position;
+    long long batch, groups, channels, length, height, width;
+    long long four_directions;  // whether group g walks the map in direction g, or each walks the sequence
+    long long keep_states;
+};
+
+// Where a thread works.
+struct Place {
+    int lane, warp, b, g;
+    int channel;  // the thread's first
+    int slot;     // the same, counted from the block's first
+    bool inside;
+    int position;  // the thread's first in a stretch, counted from the stretch's first
+
+    DEVICE_MEMBER explicit Place(const OneStateParams& p)
+        : lane(threadIdx.x % 32),
+          warp(threadIdx.x / 32),
+          b(blockIdx.y % int(p.batch)),
+          g(blockIdx.y / int(p.batch)),
+          slot(lane % LANES * VECTOR),
+          position(warp * WARP_POSITIONS + lane / LANES * RUN) {
+        channel = blockIdx.x * BLOCK_CHANNELS + slot;
+        inside = channel < p.channels;
+    }
+};
+
+// The pixels that group g visits at RUN positions from `position` on: along the rows, the columns, and both reversed.
+struct Pixels {
+    int at[RUN];
+
+    DEVICE_MEMBER Pixels(const OneStateParams& p, int g, int position) {
+        const int length = int(p.length), width = int(p.width);
+        const bool columns = p.four_directions && (g & 1), reversed = p.four_directions && (g & 2);
+        const int height = columns ? int(p.height) : 1;
+        int inner = columns ? position % height : 0;  // row, in the column that the position lies in
+        int pixel = columns ? inner * width + position / height : position;
+#pragma unroll
+        for (int i = 0; i < RUN; ++i) {
+            at[i] = reversed ? length - 1 - pixel : pixel;
+            pixel += columns ? width : 1;
+            if (columns && ++inner == height) {
+                inner = 0;
+                pixel += 1 - length;
+            }
+        }
+    }
+};
+
+// Elements from the first pixel of a map on: a product of two integers of 32 bits, which is one instruction.
+DEVICE long long offset(int pixel, long long stride) { return (long long)pixel * int(stride); }
+
+// What a thread reads of the maps and of B and C at its positions; zeros beyond the ends.
+template <bool BACKWARD>
+struct Run {
+    elements delta[RUN], u[RUN], dy[BACKWARD ? RUN : 1];
+    element B[RUN], C[RUN];
+    int count;  // positions before the end
+
+    DEVICE_MEMBER void load(const OneStateParams& p, const Place& at, int first, const Pixels& pixels) {
+        const element* delta_map = p.delta + at.g * p.delta_group + at.b * p.delta_batch + at.channel;
+        const long long u_offset = at.g * p.u_group + at.b * p.u_batch + at.channel;
+        const long long BC_offset = at.g * p.BC_group + at.b * p.BC_batch;
+        count = int(p.length) - first - at.position;
+#pragma unroll
+        for (int i = 0; i < RUN; ++i) {
+            const int pixel = pixels.at[i];
+            const bool there = i < count;
+            delta[i] = u[i] = elements{};
+            B[i] = C[i] = element(0);
+            if (BACKWARD) dy[i] = elements{};
+            if (there && at.inside) {
+                delta[i] = ::load(delta_map + offset(pixel, p.delta_position));
+                u[i] = ::load(p.u + u_offset + offset(pixel, p.u_position));
+                if (BACKWARD) dy[i] = ::load(p.dy + u_offset + offset(pixel, p.u_position));
+            }
+            if (there) {
+                B[i] = p.B[BC_offset + offset(pixel, p.BC_position)];
+                C[i] = p.C[BC_offset + offset(pixel, p.BC_position)];
+            }
+        }
+    }
+};
+
+// Per channel constants of a thread.
+struct Channels {
+    float A[VECTOR], bias[VECTOR];
+
+    DEVICE_MEMBER Channels(const OneStateParams& p, const Place& at) {
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) {
+            const long long channel = at.g * p.channels + at.channel + v;
+            A[v] = at.inside ? p.A[channel] : 0.f;
+            bias[v] = at.inside ? p.delta_bias[channel] : 0.f;
+        }
+    }
+
+    DEVICE_MEMBER float step(float raw, int v, bool there) const {
+        const float step = raw + bias[v];
+        return there ? (DELTA_SOFTPLUS ? softplus(step) : step) : 0.f;
+    }
+};
+
+// Maps x -> D x + H, one for each channel of a thread.
+struct Affine {
+    float D[VECTOR], H[VECTOR];
+
+    DEVICE_MEMBER void reset() {
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) {
+            D[v] = 1.f;
+            H[v] = 0.f;
+        }
+    }
+
+    DEVICE_MEMBER float apply(int v, float x) const { return fmaf(D[v], x, H[v]); }
+
+    // this after `other`
+    DEVICE_MEMBER void follow(const Affine& other) {
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) {
+            H[v] = fmaf(D[v], other.H[v], H[v]);
+            D[v] *= other.D[v];
+        }
+    }
+};
+
+// Put the maps of a warp's teams one behind the other, the first team's first, or where BACKWARDS the last one's.
+// `total` is a team's own map, and then that of all; `before` becomes that of the teams before it.
+template <bool BACKWARDS>
+DEVICE void chain_teams(const Place& at, Affine& total, Affine& before) {
+    before.reset();
+#pragma unroll
+    for (int mask = LANES; mask < 32; mask *= 2) {
+        Affine other;
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) {
+            other.D[v] = exchange(total.D[v], mask);
+            other.H[v] = exchange(total.H[v], mask);
+        }
+        if (bool(at.lane & mask) != BACKWARDS) {
+            before.follow(other);
+            total.follow(other);
+        } else {
+            other.follow(total);
+            total = other;
+        }
+    }
+}
+
+// The maps of the warps, which two stretches take turns to use.
+template <int WARPS>
+struct WarpMaps {
+    float maps[2][WARPS][BLOCK_CHANNELS][2];
+
+    // Chain the warps behind `carry`, what the stretch begins with; then it is what the next begins with. Returns in
+    // `start` what this warp begins with.
+    template <bool BACKWARDS>
+    DEVICE_MEMBER void chain(const Place& at, int turn, const Affine& total, float (&carry)[VECTOR],
+                             float (&start)[VECTOR]) {
+        if (at.lane < LANES) {
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) {
+                const float map[2] = {total.D[v], total.H[v]};
+                copy<2>(maps[turn][at.warp][at.slot + v], map);
+            }
+        }
+        __syncthreads();
+#pragma unroll 4
+        for (int k = 0; k < WARPS; ++k) {
+            const int warp = BACKWARDS ? WARPS - 1 - k : k;
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) {
+                const floats<2> map = read<2>(maps[turn][warp][at.slot + v]);
+                if (warp == at.warp) start[v] = carry[v];
+                carry[v] = fmaf(map.v[0], carry[v], map.v[1]);
+            }
+        }
+    }
+};
+
+// Where the state before a warp's positions is kept.
+DEVICE element* kept_state(const OneStateParams& p, const Place& at, int first) {
+    const long long chunks = (p.length + WARP_POSITIONS - 1) / WARP_POSITIONS, chunk = first / WARP_POSITIONS + at.warp;
+    return p.states + ((at.b * p.groups + at.g) * chunks + chunk) * p.channels + at.channel;
+}
+
+KERNEL LAUNCH_BOUNDS(32 * FORWARD_WARPS, FORWARD_BLOCKS) scan_forward(const GRID_CONSTANT OneStateParams p) {
+    SHARED_MEMORY(shared);
+    auto& warp_maps = *reinterpret_cast<WarpMaps<FORWARD_WARPS>*>(shared);
+    constexpr int STRETCH = FORWARD_WARPS * WARP_POSITIONS;
+    const Place at(p);
+    const Channels channels(p, at);
+    element* y_map = p.y + ((long long)at.g * p.batch + at.b) * p.length * p.channels + at.channel;
+    float carry[VECTOR] = {};
+
+    Pixels next_pixels(p, at.g, at.position);
+    Run<false> next;
+    next.load(p, at, 0, next_pixels);
+    for (int first = 0, turn = 0; first < p.length; first += STRETCH, turn ^= 1) {
+        const Pixels pixels = next_pixels;
+        const Run<false> run = next;
+        next_pixels = Pixels(p, at.g, first + STRETCH + at.position);
+        next.load(p, at, first + STRETCH, next_pixels);  // under way while this stretch is computed
+
+        float decay[RUN][VECTOR], inflow[RUN][VECTOR];
+        Affine total, before;
+        total.reset();
+#pragma unroll
+        for (int i = 0; i < RUN; ++i) {
+            float raw[VECTOR], u[VECTOR];
+            to_floats(run.delta[i], raw);
+            to_floats(run.u[i], u);
+            const float B = to_float(run.B[i]);
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) {
+                const float step = channels.step(raw[v], v, i < run.count);
+                decay[i][v] = exp2_fast(step * channels.A[v]);
+                inflow[i][v] = step * u[v] * B;
+                total.H[v] = fmaf(decay[i][v], total.H[v], inflow[i][v]);
+                total.D[v] *= decay[i][v];
+            }
+        }
+        chain_teams<false>(at, total, before);
+        float h[VECTOR];
+        warp_maps.template chain<false>(at, turn, total, carry, h);
+        if (p.keep_states && at.lane < LANES && at.inside && first + at.warp * WARP_POSITIONS < p.length)
+            store(kept_state(p, at, first), h);
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) h[v] = before.apply(v, h[v]);
+#pragma unroll
+        for (int i = 0; i < RUN; ++i) {
+            const float C = to_float(run.C[i]);
+            float y[VECTOR];
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) {
+                h[v] = fmaf(decay[i][v], h[v], inflow[i][v]);
+                y[v] = C * h[v];
+            }
+            if (i < run.count && at.inside) store(y_map + offset(pixels.at[i], p.channels), y);
+        }
+    }
+}
+
+// Add up each of the sums over the threads of a team; thread k of it returns the one with number k.
+DEVICE float sum_over_team(const Place& at, float (&sums)[LANES]) {
+#pragma unroll
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        const bool upper = at.lane & half;
+#pragma unroll
+        for (int k = 0; k < half; ++k) {
+            const float kept = upper ? sums[k + half] : sums[k], given = upper ? sums[k] : sums[k + half];
+            sums[k] = kept + exchange(given, half);
+        }
+    }
+    return sums[0];
+}
+
+KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const GRID_CONSTANT OneStateParams p) {
+    SHARED_MEMORY(shared);
+    auto& warp_maps = *reinterpret_cast<WarpMaps<BACKWARD_WARPS>*>(shared);
+    constexpr int STRETCH = BACKWARD_WARPS * WARP_POSITIONS;
+    const Place at(p);
+    const Channels channels(p, at);
+    element* du_map = p.du + ((long long)at.g * p.batch + at.b) * p.length * p.channels + at.channel;
+    element* ddelta_map = p.ddelta + at.g * p.delta_group + at.b * p.delta_batch + at.channel;
+    float* dBC_map = p.dBC + ((blockIdx.x * p.batch + at.b) * p.length * p.groups + at.g) * 2;
+    float carry[VECTOR] = {};  // decay_{t+1} dL/dh_{t+1} of the position behind the stretch
+    float sums[3][VECTOR] = {};  // dA, ddelta_bias, dD
+
+    const int last = (int(p.length) - 1) / STRETCH * STRETCH;
+    for (int first = last, turn = 0; first >= 0; first -= STRETCH, turn ^= 1) {
+        const Pixels pixels(p, at.g, first + at.position);
+        Run<true> run;
+        run.load(p, at, first, pixels);
+        float h[VECTOR] = {};
+        if (at.inside && first + at.warp * WARP_POSITIONS < p.length) to_floats(load(kept_state(p, at, first)), h);
+
+        // the states before each position
+        float step[RUN][VECTOR], decay[RUN][VECTOR], states[RUN][VECTOR];
+        Affine total, others;
+        total.reset();
+#pragma unroll
+        for (int i = 0; i < RUN; ++i) {
+            float raw[VECTOR], u[VECTOR];
+            to_floats(run.delta[i], raw);
+            to_floats(run.u[i], u);
+            const float B = to_float(run.B[i]);
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) {
+                step[i][v] = channels.step(raw[v], v, i < run.count);
+                decay[i][v] = exp2_fast(step[i][v] * channels.A[v]);
+                states[i][v] = total.H[v];
+                total.H[v] = fmaf(decay[i][v], total.H[v], step[i][v] * u[v] * B);
+                total.D[v] *= decay[i][v];
+            }
+        }
+        Affine back = total;  // the same D on the way back
+        chain_teams<false>(at, total, others);
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) h[v] = others.apply(v, h[v]);
+#pragma unroll
+        for (int i = 0; i < RUN; ++i)
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) {
+                states[i][v] += h[v];  // h is what the run began with, decayed
+                h[v] *= decay[i][v];
+            }
+
+        float from_right[VECTOR];
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) back.H[v] = 0.f;
+#pragma unroll
+        for (int i = RUN - 1; i >= 0; --i) {
+            float dy[VECTOR];
+            to_floats(run.dy[i], dy);
+            const float C = to_float(run.C[i]);
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) back.H[v] = decay[i][v] * fmaf(dy[v], C, back.H[v]);
+        }
+        chain_teams<true>(at, back, others);
+        warp_maps.template chain<true>(at, turn, back, carry, from_right);
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) from_right[v] = others.apply(v, from_right[v]);
+
+        float dBC[LANES];
+#pragma unroll
+        for (int i = RUN - 1; i >= 0; --i) {
+            float u[VECTOR], dy[VECTOR], du[VECTOR], ddelta[VECTOR];
+            to_floats(run.u[i], u);
+            to_floats(run.dy[i], dy);
+            const float B = to_float(run.B[i]), C = to_float(run.C[i]);
+            dBC[2 * i] = dBC[2 * i + 1] = 0.f;
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) {
+                const float inflow = step[i][v] * u[v];
+                const float dh = fmaf(dy[v], C, from_right[v]);
+                from_right[v] = decay[i][v] * dh;
+                const float dexponent = LN2 * from_right[v] * states[i][v], dinflow = dh * B;
+                dBC[2 * i] = fmaf(dh, inflow, dBC[2 * i]);
+                dBC[2 * i + 1] = fmaf(dy[v], fmaf(decay[i][v], states[i][v], inflow * B), dBC[2 * i + 1]);
+                du[v] = dinflow * step[i][v];
+                ddelta[v] = fmaf(dinflow, u[v], dexponent * channels.A[v]);
+                if (DELTA_SOFTPLUS) ddelta[v] *= softplus_slope(step[i][v]);
+                sums[0][v] = fmaf(dexponent, step[i][v], sums[0][v]);
+                sums[1][v] += i < run.count ? ddelta[v] : 0.f;
+                sums[2][v] = fmaf(dy[v], u[v], sums[2][v]);
+            }
+            if (i < run.count && at.inside) {
+                store(du_map + offset(pixels.at[i], p.channels), du);
+                store(ddelta_map + offset(pixels.at[i], p.delta_position), ddelta);
+            }
+        }
+        const float sum = sum_over_team(at, dBC);
+        const int mine = at.lane % LANES;
+        int pixel = 0;
+#pragma unroll
+        for (int i = 0; i < RUN; ++i)
+            if (i == mine / 2) pixel = pixels.at[i];
+        if (mine / 2 < run.count) dBC_map[offset(pixel, p.groups * 2) + mine % 2] = sum;
+    }
+
+    // The sums of the teams of a warp, and then of the warps.
+    __syncthreads();
+    float(*parts)[3][BLOCK_CHANNELS] = reinterpret_cast<float(*)[3][BLOCK_CHANNELS]>(shared);
+#pragma unroll
+    for (int k = 0; k < 3; ++k)
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) {
+#pragma unroll
+            for (int mask = LANES; mask < 32; mask *= 2) sums[k][v] += exchange(sums[k][v], mask);
+            if (at.lane < LANES) parts[at.warp][k][at.slot + v] = sums[k][v];
+        }
+    __syncthreads();
+    float* dparameters = p.dparameters + (at.b * p.groups + at.g) * 3 * p.channels;
+    for (int e = threadIdx.x; e < 3 * BLOCK_CHANNELS; e += 32 * BACKWARD_WARPS) {
+        const int k = e / BLOCK_CHANNELS, slot = e % BLOCK_CHANNELS, channel = blockIdx.x * BLOCK_CHANNELS + slot;
+        float sum = 0.f;
+        for (int warp = 0; warp < BACKWARD_WARPS; ++warp) sum += parts[warp][k][slot];
+        if (channel < p.channels) dparameters[k * p.channels + channel] = sum;
+    }
+}

@@ -1,0 +1,96 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The scan of channels with one state on an NVIDIA GPU, by ``kernels/scan_one.cu``: the ways of :mod:`.scan` for it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import scan
+from .nvrtc import params_type
+
+__all__ = ["CHUNK", "backward", "forward", "make_macros"]
+
+CHUNK = 16  # positions between two states that are kept for the backward, which a warp has
+CHANNELS = 32  # of a block
+# Of a block, at the most; and of a multiprocessor, which limits the registers of a thread to 128: without a limit NVRTC
+# takes 126 in the forward and 206 in the backward. Not yet measured on a GPU.
+MOST_WARPS = {"forward": 16, "backward": 8}
+ROOM = {"forward": 16, "backward": 16}
+
+_Params = params_type(
+    "OneStateParams",
+    "u delta B C dy A delta_bias y states du ddelta dBC dparameters",
+    "u_group u_batch u_position delta_group delta_batch delta_position BC_group BC_batch BC_position "
+    "batch groups channels length height width four_directions keep_states",
+)
+
+
+def _count_warps(way: str, blocks: int, length: int, multiprocessors: int) -> int:
+    """Warps of a block: more where there are few blocks, but none that would have no positions."""
+    warps = 4
+    while warps < MOST_WARPS[way] and blocks * warps < ROOM[way] * multiprocessors and warps * CHUNK < length:
+        warps *= 2
+    return warps
+
+
+def make_macros(blocks: int, length: int, multiprocessors: int, delta_softplus: bool) -> dict[str, int]:
+    """What the kernels are compiled with, besides the element and the vector.
+
+    Args:
+        blocks: number of blocks.
+        length: positions of a sequence.
+        multiprocessors: of the GPU.
+        delta_softplus: whether delta passes through softplus.
+    """
+    macros = {"DELTA_SOFTPLUS": int(delta_softplus)}
+    for way, room in ROOM.items():
+        warps = _count_warps(way, blocks, length, multiprocessors)
+        macros[f"{way.upper()}_WARPS"], macros[f"{way.upper()}_BLOCKS"] = warps, room // warps
+    return macros
+
+
+def _launch(way: str, inputs: tuple[Tensor, ...], size, delta_softplus: bool, keep: bool = False, **tensors) -> None:
+    u, delta, A, B, C, delta_bias = inputs
+    groups, batch, length, channels = delta.shape
+    blocks = (-(-channels // CHANNELS), groups * batch, 1)
+    macros = make_macros(blocks[0] * blocks[1], length, scan.count_multiprocessors(u.device), delta_softplus)
+    warps = macros[f"{way.upper()}_WARPS"]
+    own = {"ELEMENT": scan.ELEMENTS[u.dtype], "VECTOR": scan.alignment(channels, u, delta)}
+    kernels = scan.load_kernels("scan_one.cu", own | macros)
+    height, width = size or (1, length)
+    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "delta_bias": delta_bias, **tensors}
+    params = _Params(
+        u_group=u.stride(0) if u.shape[0] > 1 else 0, u_batch=u.stride(1), u_position=u.stride(2),
+        delta_group=delta.stride(0), delta_batch=delta.stride(1), delta_position=delta.stride(2),
+        BC_group=B.stride(0), BC_batch=B.stride(1), BC_position=B.stride(2),
+        batch=batch, groups=groups, channels=channels, length=length, height=height, width=width,
+        four_directions=size is not None, keep_states=keep,
+        **{name: t.data_ptr() for name, t in named.items()},
+    )  # fmt: skip
+    # two stretches' maps of the warps; at the end three sums of them
+    kernels.launch(f"scan_{way}", blocks, 32 * warps, 4 * CHANNELS * warps * 4, params)
+
+
+def forward(inputs, size, delta_softplus: bool, keep_states: bool) -> tuple[Tensor, Tensor]:
+    """:func:`.scan.scan_forward`; the states are those before each CHUNK of this module."""
+    delta = inputs[1]
+    groups, batch, length, channels = delta.shape
+    y = delta.new_empty(delta.shape)
+    states = delta.new_empty(batch, groups, -(-length // CHUNK) if keep_states else 0, channels, 1)
+    _launch("forward", inputs, size, delta_softplus, keep_states, y=y, states=states)
+    return y, states
+
+
+def backward(dy: Tensor, states: Tensor, inputs, size, delta_softplus: bool, ddelta: Tensor):
+    """:func:`.scan.scan_backward`."""
+    delta, A = inputs[1], inputs[2]
+    groups, batch, length, channels = delta.shape
+    du = delta.new_empty(delta.shape)
+    dBC = A.new_empty(-(-channels // CHANNELS), batch, length, groups, 2, 1)
+    dparameters = A.new_empty(batch, groups, 3 * channels)
+    _launch(
+        "backward", inputs, size, delta_softplus, dy=dy, states=states, du=du, ddelta=ddelta, dBC=dBC,
+        dparameters=dparameters,
+    )  # fmt: skip
+    return du, dBC.sum(0), dparameters.sum(0)
