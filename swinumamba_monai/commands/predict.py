@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", required=True, help="where the results go; images finished there are skipped")
     parser.add_argument("--checkpoint", nargs="+", help="weights, several for an ensemble; default: the bundle's own")
     parser.add_argument("--format", nargs="+", default=["masks"], help="masks, geojson, coco, roi; masks always are")
+    parser.add_argument("--channel", type=int, help="the channel to look at, from 0 on; default: all of them")
+    parser.add_argument("--invert", action="store_true", help="dark cells on a bright ground, as inverted fluorescence")
+    parser.add_argument("--diameter", help="of the cells in pixels, or auto; default: images keep their size")
     parser.add_argument("--device", help="as cuda:0 or cpu; default: a GPU if there is one")
     parser.add_argument("--overwrite", action="store_true", help="predict finished images again")
     parser.add_argument("--bundle_dir", help="where the bundle lies, for a package installed without the repository")
@@ -38,6 +41,10 @@ def run(arguments: argparse.Namespace) -> None:
         if not (name and equals):
             raise InputError(f"--set takes NAME=VALUE, such as min_size=0, not {shown(text)}.")
         options[name] = DefaultParseValue(value)
+    for name in ("channel", "invert", "diameter"):
+        value = getattr(arguments, name)
+        if value not in (None, False):
+            options[name] = DefaultParseValue(value) if isinstance(value, str) else value
     local_rank = os.environ.get("LOCAL_RANK")  # of torchrun, whose processes each have a GPU of their own
     own_device = f"cuda:{local_rank}" if local_rank and torch.cuda.is_available() else None
     report = predict_images(

@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import torch
 from skimage.measure import regionprops_table
+
+from swinumamba_monai.data.sampling.intensity import Look, look_of
+from swinumamba_monai.inference.rescaling import KNOWN_DIAMETERS, median_diameter
 
 __all__ = ["find_doubts", "join_tables", "object_table"]
 
@@ -46,13 +50,38 @@ def join_tables(tables: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndar
     return {"slice": np.repeat(np.arange(len(tables)), lengths), **joined}
 
 
-def find_doubts(image: np.ndarray, labels: np.ndarray) -> list[str]:
+def find_doubts(
+    image: np.ndarray, labels: np.ndarray, of_cells: bool = False, given: Collection[str] = ()
+) -> list[str]:
     """Why an answer is not to be trusted, a phrase each; none where nothing speaks against it.
 
     Args:
-        image: the image, as it was read.
+        image: the image (H, W) or (H, W, C), or a volume, as it was read.
         labels: what was found in it, 0 is background.
+        of_cells: whether the labels are numbers of cells in an image, and not classes.
+        given: names of the options that were given; none of them is advised.
     """
+    doubts = []
     if not labels.any() and image.min() < image.max():
-        return ["nothing was found, though the image is not flat"]
-    return []
+        doubts.append("nothing was found, though the image is not flat")
+    if not of_cells:
+        return doubts
+    diameter, (smallest, largest) = median_diameter(labels), KNOWN_DIAMETERS
+    if "diameter" not in given and diameter is not None and not smallest <= diameter <= largest:
+        doubts.append(
+            f"the cells are {diameter:.0f} pixels across, but the network knows {smallest:.0f} to {largest:.0f}; "
+            "try --diameter auto"
+        )
+    channels = torch.from_numpy(np.atleast_3d(image).astype(np.float32)).permute(2, 0, 1)[:3]
+    look = look_of(channels)
+    if look is Look.DARK and "channel" not in given:
+        doubts.append("there are several colours on a dark ground, of which the brightest counts; or choose --channel")
+    if look is Look.GRAY and "invert" not in given and _is_bright(channels.amax(0)):
+        doubts.append("the ground is bright; if this is fluorescence shown inverted, add --invert")
+    return doubts
+
+
+def _is_bright(image: torch.Tensor) -> bool:
+    """Whether most of an image (H, W) is nearer to its bright end than to its dark one."""
+    low, middle, high = np.percentile(image.numpy(), (0.5, 50, 99.8))
+    return middle - low > 0.5 * (high - low)

@@ -113,7 +113,7 @@ class Predictor:
             paths = [str(path) for path in ensure_tuple(checkpoint)]
             given["ckpt_path"] = paths[0] if len(paths) == 1 else paths
         config.update(given)
-        self._config = config
+        self._config, self._given = config, tuple(options)
         self.of_volumes = "spacing" in config
         try:
             with plain_errors():
@@ -207,7 +207,7 @@ class Predictor:
         del data["image"]  # as the network saw it, and where it did: an answer that is kept must not keep GPU memory
         labels = convert_to_numpy(data["pred"])[0].astype(np.int32)
         scores = data[self._scores_key] if self._scores_key else class_scores(item["pred"])[1:]
-        doubts = tuple(find_doubts(image, labels))
+        doubts = tuple(find_doubts(image, labels, self.class_names is None, self._given))
         for doubt in doubts:
             logger.warning("%s: %s", loaded.meta.get("filename_or_obj", "the array"), doubt)
         return Prediction(labels, object_table(labels, image, scores, self.class_names), doubts, image, data)
