@@ -304,7 +304,8 @@ def load_pretrained(
         weights = {name: weight for name, weight in weights.items() if name not in skipped}
     elif any(OTHER_VMAMBA.match(name) for name in weights):
         raise InputError(
-            f"{source} is a VMamba checkpoint of another version than those of networks/encoders.py, or not all of one."
+            f"{source} is a VMamba checkpoint of another version than the released ones of docs/ablations.md, or "
+            "not all of one; take one of those, whole."
         )
     else:
         found = f"its names start with {_some(weights)}"

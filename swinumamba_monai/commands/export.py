@@ -12,12 +12,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filepath", required=True, help="the file to write")
     parser.add_argument("--in_channels", type=int, help="of the image, where it is not the config's")
     parser.add_argument("--num_classes", type=int, help="background included, where it is not the config's")
+    parser.add_argument("--encoder", help="of VMamba, where it is not the config's")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import export
 
-    given = {name: getattr(arguments, name) for name in ("in_channels", "num_classes")}
+    given = {name: getattr(arguments, name) for name in ("in_channels", "num_classes", "encoder")}
     overrides = {name: value for name, value in given.items() if value is not None}
     network = export.read_network(arguments.config_file, arguments.ckpt_file, **overrides)
     write = {"onnx": export.export_onnx, "program": export.export_program}[arguments.format]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from swinumamba_monai.checks import is_counts, require, require_counts, require_one_of, require_rate
 from swinumamba_monai.ops.backends import check_backend_name
@@ -31,6 +32,7 @@ from .vss import PatchExpanding, VSSStage
 
 __all__ = ["SwinUMambaD", "SwinUMamba"]
 
+HEAD_PARTS = 4  # with an encoder of VMamba's final version; the paper's is as it was released
 STRIDE = 32  # pixels of the image to a pixel of the coarsest map
 CHUNK_PIXELS = (
     1024  # pixels of the decoder's last map that are expanded at once on a CPU: the result stays in its cache
@@ -47,6 +49,9 @@ class MambaDecoder(nn.Module):
         drop_path_rate: drop path rate of the first block; it falls linearly to 0 at the last.
         norm_name: key of :data:`.norm.NORMS`.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        head_parts: number of parts of a batch whose finest logits are computed one after another in training, and once
+            more in the backward, which then keeps none of the expanded map, sixteen times as large as the last; 1 for
+            the whole batch at once, and kept.
         stage: further keyword arguments of :class:`.vss.VSSStage` and its blocks.
     """
 
@@ -58,9 +63,11 @@ class MambaDecoder(nn.Module):
         drop_path_rate: float,
         norm_name: str,
         scan_backend: str,
+        head_parts: int = 1,
         **stage,
     ) -> None:
         super().__init__()
+        self.head_parts = head_parts
         norm = {"norm_name": norm_name, "scan_backend": scan_backend}
         _, *skips = reversed(channels)
         rates = torch.linspace(drop_path_rate, 0, sum(depths), device="cpu").split(list(depths))
@@ -101,6 +108,11 @@ class MambaDecoder(nn.Module):
             # by parts that stay in a cache, and whose memory is used again: this halves the time
             logits = torch.cat([pixel_logits(part) for part in x.flatten(0, 2).split(CHUNK_PIXELS)])
             logits = logits.unflatten(0, x.shape[:3])
+        elif self.head_parts > 1 and torch.is_grad_enabled() and not recorded:
+            # nothing in it is random, and without random states to restore it can be recorded in a CUDA graph
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            parts = x.tensor_split(min(self.head_parts, len(x)))
+            logits = torch.cat([checkpoint(pixel_logits, part, **options) for part in parts])
         else:
             logits = pixel_logits(x)
         return expand.place(logits).permute(0, 3, 1, 2)
@@ -206,6 +218,7 @@ class SwinUMambaD(_SwinUMamba):
         self.vssm_encoder = VMambaEncoder(in_channels, **options, **common)
         self.decoder = MambaDecoder(
             out_channels, self.vssm_encoder.channels, decoder_depths, options["drop_path_rate"], **common,
+            head_parts=1 if first else HEAD_PARTS,
             block=options["layers"].block, d_state=options["d_state"], expand=options["expand"],
         )  # fmt: skip
         self.apply(self._init_conv)

@@ -1,9 +1,9 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The MLP of a block, which keeps less for its backward than torch's layers one after another.
+"""The MLP of a block, which keeps nothing but its input for its backward.
 
-What comes before GELU is kept, what comes after it is computed again: it is four times as large as the block's map, and
-costs one pass over memory.
+What lies between its layers is four times as large as the block's map, and there before and after GELU. To compute it
+again takes one matrix product and one pass over memory.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ __all__ = ["mlp"]
 @without_autocast
 def _forward(x, weight1, bias1, weight2, bias2):
     weight1, bias1, weight2, bias2 = (t.to(x.dtype) for t in (weight1, bias1, weight2, bias2))
-    hidden = F.linear(x, weight1, bias1)
-    return F.linear(F.gelu(hidden), weight2, bias2), hidden
+    return (F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2),)
 
 
 @without_autocast
-def _backward(dy, hidden, x, *parameters):
-    weight1, _, weight2, _ = (t.to(x.dtype) for t in parameters)
+def _backward(dy, x, *parameters):
+    weight1, bias1, weight2, _ = (t.to(x.dtype) for t in parameters)
     rows, dy = x.flatten(0, -2), dy.flatten(0, -2)
-    hidden = hidden.flatten(0, -2)
+    hidden = F.linear(rows, weight1, bias1)
     dweight2 = dy.t() @ F.gelu(hidden)
     dhidden = torch.ops.aten.gelu_backward(dy @ weight2, hidden)
     gradients = (dhidden.t() @ rows, dhidden.sum(0), dweight2, dy.sum(0))
