@@ -91,6 +91,16 @@ def test_a_header_leads_nowhere_else(name, line, voxels, tmp_path, monkeypatch):
         read_volume(folder / name)
 
 
+@pytest.mark.parametrize("dimensions", ["NDims = 83", "NDims =3\nNDims : 83", "NDims = 3 3", "NDims = x"])
+def test_more_dimensions_than_itk_has_memory_for(dimensions, tmp_path, monkeypatch):
+    """ITK 5.4 writes over its memory, which ends the process."""
+    monkeypatch.setattr(itk, "_has_sitk", True)
+    header = f"ObjectType = Image\n{dimensions}\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_bytes(header.encode() + bytes(8))
+    with pytest.raises(InputError, match="its header is damaged"):
+        read_volume(tmp_path / "a.mha")
+
+
 def test_without_simpleitk_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(itk, "_has_sitk", False)
     (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\n")

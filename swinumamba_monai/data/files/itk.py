@@ -25,6 +25,7 @@ _DATA_FILE = re.compile(
 )
 # ITK's axes are left, posterior, superior; NIfTI's are right, anterior, superior.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_FEW_DIMENSIONS = re.compile(rb"^NDims[ \t]*=[ \t]*[1-5][ \t]*\r?$", re.MULTILINE)
 
 
 def check_itk(path: Path | str) -> None:
@@ -97,7 +98,8 @@ def _data_file(path: Path) -> Path:
         names = _DATA_FILE.findall(parts[0])
     else:
         names = _DATA_FILE.findall(header)[:1]  # it ends a header
-        is_whole = bool(names)
+        # ITK writes beyond its memory where there are more than ten dimensions.
+        is_whole = bool(names) and header.count(b"NDims") == len(_FEW_DIMENSIONS.findall(header)) == 1
     name = names[-1].decode(errors="replace") if names else "LOCAL"
     target = path if name.upper() == "LOCAL" else path.with_name(name) if Path(name).name == name else None
     inside = target is not None and target.resolve().parent == path.resolve().parent
