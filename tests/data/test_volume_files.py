@@ -75,7 +75,7 @@ def test_itk(name, tmp_path):
     ],
 )
 @pytest.mark.parametrize(
-    "voxels", ["/etc/passwd", "../secret.raw", "linked.raw", "LIST", "v%03d.raw 1 5 1", "none.raw"]
+    "voxels", ["/etc/passwd", "../secret.raw", "linked.raw", "LIST", "v%03d.raw 1 5 1", "none.raw", ""]
 )
 def test_a_header_leads_nowhere_else(name, line, voxels, tmp_path, monkeypatch):
     """A header of a stranger must not have other files read as voxels."""
