@@ -65,6 +65,42 @@ def test_itk(name, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("a.mhd", "ElementDataFile = "),
+        ("a.mha", "ElementDataFile = "),
+        ("a.nhdr", "data file: "),
+        ("a.nrrd", "datafile: "),
+    ],
+)
+@pytest.mark.parametrize(
+    "voxels", ["/etc/passwd", "../secret.raw", "linked.raw", "LIST", "v%03d.raw 1 5 1", "none.raw", ""]
+)
+def test_a_header_leads_nowhere_else(name, line, voxels, tmp_path, monkeypatch):
+    """A header of a stranger must not have other files read as voxels."""
+    monkeypatch.setattr(itk, "_has_sitk", True)  # what is refused is refused before it is asked
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "secret.raw").write_bytes(bytes(8))
+    (folder / "linked.raw").symlink_to(tmp_path / "secret.raw")
+    meta = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\n"
+    nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n"
+    (folder / name).write_text((meta if "m" in name else nrrd) + line + voxels + "\n\n")
+    with pytest.raises(InputError, match="not in one file beside it"):
+        read_volume(folder / name)
+
+
+@pytest.mark.parametrize("dimensions", ["NDims = 83", "NDims =3\nNDims : 83", "NDims = 3 3", "NDims = x"])
+def test_more_dimensions_than_itk_has_memory_for(dimensions, tmp_path, monkeypatch):
+    """ITK 5.4 writes over its memory, which ends the process."""
+    monkeypatch.setattr(itk, "_has_sitk", True)
+    header = f"ObjectType = Image\n{dimensions}\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_bytes(header.encode() + bytes(8))
+    with pytest.raises(InputError, match="its header is damaged"):
+        read_volume(tmp_path / "a.mha")
+
+
 def test_without_simpleitk_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(itk, "_has_sitk", False)
     (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\n")

@@ -16,7 +16,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from doc_commands import ROOT
+from doc_tables import rows
 from PIL import Image
 
 from swinumamba_monai.data import load_datalist
@@ -32,14 +32,6 @@ SIZE = (20, 24)
 NAMES = ("a", "b", "c", "d")
 CLASSES = {1: "grasper", 2: "hook", 3: "clip"}
 COLOURS = {0: (0, 0, 0), 1: (255, 0, 0), 2: (0, 255, 0), 3: (9, 9, 200)}
-
-
-def rows(heading: str) -> list[str]:
-    """The first cells of the table below a heading of the page."""
-    text = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
-    section = text.split(f"\n### {heading}\n")[1].split("\n### ")[0].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")]
-    return [line.split(" | ")[0].removeprefix("| ").strip() for line in lines[1:]]
 
 
 def image_of(name: str) -> np.ndarray:

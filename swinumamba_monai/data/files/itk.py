@@ -5,20 +5,27 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 from monai.utils import optional_import
 
 from swinumamba_monai.data.files.images import MAX_DEFLATE
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, quoted, shown
 
 sitk, _has_sitk = optional_import("SimpleITK")
 
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-_DETACHED = (".nhdr", ".mhd")  # a header alone, which names the file of its voxels
+_MAX_HEADER = 1 << 16  # bytes
+# Where a header ends, and where it names the file of its voxels.
+_NRRD_END = re.compile(rb"\r?\n\r?\n")
+_DATA_FILE = re.compile(
+    rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE | re.IGNORECASE
+)
 # ITK's axes are left, posterior, superior; NIfTI's are right, anterior, superior.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_FEW_DIMENSIONS = re.compile(rb"^NDims[ \t]*=[ \t]*[1-5][ \t]*\r?$", re.MULTILINE)
 
 
 def check_itk(path: Path | str) -> None:
@@ -31,16 +38,17 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
     """Read a file with one of ``ITK_SUFFIXES``.
 
     Args:
-        path: the file; of a header with its voxels in another file, the header.
+        path: the file; of a header with its voxels in another file, which is in the same folder, the header.
         max_voxels: what may be read.
 
     Returns:
         The voxels (X, Y, Z), or (X, Y, Z, C) where each has several numbers, and the affine (4, 4) to mm, RAS+.
 
     Raises:
-        InputError: SimpleITK is not installed; the file is damaged, or claims more than it can hold.
+        InputError: SimpleITK is not installed; the file is damaged, leads elsewhere, or claims more than it can hold.
     """
     check_itk(path)
+    data_file = _data_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -50,7 +58,7 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
         claimed = math.prod(shape) * channels
         if not 0 < claimed <= max_voxels:
             raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
-        if path.suffix.lower() not in _DETACHED and claimed > path.stat().st_size * MAX_DEFLATE:
+        if claimed > data_file.stat().st_size * MAX_DEFLATE:
             raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
         image = reader.Execute()
         voxels = sitk.GetArrayFromImage(image)
@@ -78,6 +86,29 @@ def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
     image.SetOrigin(affine[:3, 3].tolist())
     image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
     sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def _data_file(path: Path) -> Path:
+    """The file of the voxels: itself, or the one beside it that the header names; a header leads nowhere else."""
+    with path.open("rb") as file:
+        header = file.read(_MAX_HEADER)
+    if path.suffix.lower() in (".nrrd", ".nhdr"):
+        parts = _NRRD_END.split(header, maxsplit=1)
+        is_whole = len(parts) > 1 or len(header) < _MAX_HEADER
+        names = _DATA_FILE.findall(parts[0])
+    else:
+        names = _DATA_FILE.findall(header)[:1]  # it ends a header
+        # ITK writes beyond its memory where there are more than ten dimensions.
+        is_whole = bool(names) and header.count(b"NDims") == len(_FEW_DIMENSIONS.findall(header)) == 1
+    name = names[-1].decode(errors="replace") if names else "LOCAL"
+    target = path if name.upper() == "LOCAL" else path.with_name(name) if name and Path(name).name == name else None
+    inside = target is not None and target.resolve().parent == path.resolve().parent
+    if not is_whole or len(names) > 1 or not inside or not target.is_file():
+        raise InputError(
+            f"{path} cannot be decoded: its header is damaged, or names voxels that are not in one file beside it "
+            f"({shown(name)}); save it as a single file."
+        )
+    return target
 
 
 def _affine(image: sitk.Image) -> np.ndarray:
