@@ -27,7 +27,8 @@ _CGROUPS = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "m
 class MemoryNeed:
     """How much memory a prediction takes beside the network, by measurement with the bundles' ``inference.json``.
 
-    Images: 24 bytes a pixel, and 14 a pixel and class (measured on 4096 x 4096: 62 with 3 classes, 130 with 8).
+    Images: 24 bytes a pixel, and 14 a pixel and class (measured from 2048 x 2048 to 4096 x 4096: 62 with 3 classes, 131
+    with 8); and what the postprocessing says, which is 32 for flows (measured: 111 with their 4 channels).
     Volumes: 7 bytes a voxel of the file, while the next is read, and 8 and 4 a class for each on the network's grid.
     Probabilities that are saved take 4 more a class.
 
@@ -35,17 +36,25 @@ class MemoryNeed:
         num_classes: channels of the network's output.
         spacing: mm of a pixel of a slice on the network's grid; None for images.
         probabilities: whether they are saved.
+        postprocessing: more bytes that it takes a pixel of an image.
     """
 
-    def __init__(self, num_classes: int, spacing: Sequence[float] | None = None, probabilities: bool = False) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        spacing: Sequence[float] | None = None,
+        probabilities: bool = False,
+        postprocessing: int = 0,
+    ) -> None:
         self.num_classes = num_classes
         self.spacing = spacing
+        self.postprocessing = postprocessing
         self.saved = 4 * num_classes * probabilities
 
     def estimate(self, image: np.ndarray, meta: Mapping) -> int:
         """Bytes for an image (H, W) or (H, W, C), or a volume (X, Y, Z), as a reader of ``LoadImage`` gives it."""
         if self.spacing is None:
-            return math.prod(image.shape[:2]) * (24 + 14 * self.num_classes + self.saved)
+            return math.prod(image.shape[:2]) * (24 + 14 * self.num_classes + self.saved + self.postprocessing)
         voxels = math.prod(image.shape[:3])
         sizes = np.linalg.norm(np.asarray(meta[MetaKeys.AFFINE])[:3, :3], axis=0)
         # which axis the slices lie along decides little; the two finest are those of a slice
