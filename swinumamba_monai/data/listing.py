@@ -8,9 +8,10 @@ Each is a list of dictionaries with "image" that knows what was passed over, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ensure_tuple
@@ -27,9 +28,12 @@ from swinumamba_monai.errors import InputError
 __all__ = ["load_frames", "load_images", "load_volumes"]
 
 Reader = ImageReader | type[ImageReader]
+Need = Callable[[object, np.ndarray, Mapping], None]  # of the name, the array and the metadata of an image
 
 
-def load_images(path: PathLike, reader: Reader | None = None, skip_bad: bool = False) -> Inputs:
+def load_images(
+    path: PathLike, reader: Reader | None = None, skip_bad: bool = False, memory: Need | None = None
+) -> Inputs:
     """The images to run inference on.
 
     Args:
@@ -37,6 +41,8 @@ def load_images(path: PathLike, reader: Reader | None = None, skip_bad: bool = F
             test section is taken.
         reader: of ``LoadImage``, which reads every one first, so that a bad one is found before there is work to lose.
         skip_bad: leave bad ones out, instead of refusing them all.
+        memory: refuses what was read and is too large to be predicted, such as ``MemoryNeed(...).check`` of
+            :mod:`swinumamba_monai.inference.memory`.
 
     Returns:
         Dictionaries with the absolute path "image", sorted by file name for a folder. A TIFF stack gives one for each
@@ -49,10 +55,12 @@ def load_images(path: PathLike, reader: Reader | None = None, skip_bad: bool = F
     found = _list(
         path, lambda file: image_names(file) if is_image_file(file) else [], "image", IMAGE_SUFFIXES, skip_bad
     )
-    return _checked(found, reader, skip_bad)
+    return _checked(found, reader, skip_bad, memory)
 
 
-def load_frames(path: PathLike, reader: Reader | None = None, skip_bad: bool = False) -> Inputs:
+def load_frames(
+    path: PathLike, reader: Reader | None = None, skip_bad: bool = False, memory: Need | None = None
+) -> Inputs:
     """The frames to run inference on.
 
     Args:
@@ -60,6 +68,7 @@ def load_frames(path: PathLike, reader: Reader | None = None, skip_bad: bool = F
             which the test section is taken.
         reader: as for :func:`load_images`; the frames of a video are decoded to count them, and not once more.
         skip_bad: as for :func:`load_images`.
+        memory: as for :func:`load_images`.
 
     Returns:
         Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video or of a
@@ -73,7 +82,7 @@ def load_frames(path: PathLike, reader: Reader | None = None, skip_bad: bool = F
         return image_names(file) if is_image_file(file) else frame_names(file)
 
     suffixes, wanted = IMAGE_SUFFIXES + VIDEO_SUFFIXES, "a frame, a video, a folder of both"
-    return _checked(_list(path, frames, "frame", suffixes, skip_bad, wanted), reader, skip_bad)
+    return _checked(_list(path, frames, "frame", suffixes, skip_bad, wanted), reader, skip_bad, memory)
 
 
 def load_volumes(
@@ -82,6 +91,7 @@ def load_volumes(
     channels: int = 1,
     reader: Reader | None = None,
     skip_bad: bool = False,
+    memory: Need | None = None,
 ) -> Inputs:
     """The volumes to run inference on.
 
@@ -92,6 +102,7 @@ def load_volumes(
         channels: of an image; see :func:`~swinumamba_monai.data.files.volume_listing.find_volumes`.
         reader: as for :func:`load_images`.
         skip_bad: as for :func:`load_images`.
+        memory: as for :func:`load_images`.
 
     Returns:
         Dictionaries with "image", sorted by name: the absolute path of a file, those of the
@@ -114,16 +125,18 @@ def load_volumes(
     if Path(path).is_dir() and not (Path(path) / DATALIST_NAME).is_file():
         taken = {file for item in found for name in ensure_tuple(item["image"]) for file in volume_files(name)}
         found.not_taken = not_taken_of(file for file in find_files(Path(path).absolute()) if file not in taken)
-    return _checked(found, reader, skip_bad)
+    return _checked(found, reader, skip_bad, memory)
 
 
-def _checked(found: Inputs, reader: Reader | None, skip_bad: bool) -> Inputs:
+def _checked(found: Inputs, reader: Reader | None, skip_bad: bool, memory: Need | None) -> Inputs:
     if reader is not None:
         reader = reader() if isinstance(reader, type) else reader
 
         def read(name: str | tuple[str, ...]) -> None:
             if Path(ensure_tuple(name)[0]).suffix.lower() not in VIDEO_SUFFIXES:
-                reader.get_data(reader.read(name))
+                image, meta = reader.get_data(reader.read(name))
+                if memory is not None:
+                    memory(ensure_tuple(name)[0], image, meta)
 
         found.check(read, skip_bad)
     found.log()

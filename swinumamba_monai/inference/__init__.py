@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "inference.coco": ["to_coco", "write_coco"],
         "inference.ensemble": ["Ensemble"],
         "inference.folders": ["keep_folders", "result_names"],
+        "inference.memory": ["MemoryNeed"],
         "inference.mirroring": ["MirrorInferer"],
         "inference.overlay": ["Overlayd"],
         "inference.polygons": ["PolygonWriter", "geojson"],

@@ -297,11 +297,11 @@ class TrainingCheckpoint:
         try:
             if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
                 raise ValueError("of other parameters")
-            names = _state_names(self.optimizer)
+            like = _state_like(self.optimizer)
             for index, state in saved["state"].items():
-                if not isinstance(state, Mapping) or (state and state.keys() != names):
-                    raise ValueError(f"not with {', '.join(sorted(names))}")
-                _check_state(state, parameters[index])
+                if not isinstance(state, Mapping) or (state and state.keys() != like.keys()):
+                    raise ValueError(f"not with {', '.join(sorted(like))}")
+                _check_state(state, parameters[index], like)
             self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
         except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
@@ -311,7 +311,7 @@ class TrainingCheckpoint:
             group["lr"] = rate
 
 
-def _state_names(optimizer: torch.optim.Optimizer) -> set[str]:
+def _state_like(optimizer: torch.optim.Optimizer) -> dict[str, object]:
     """What an optimizer keeps of a parameter, which it says nowhere: one like it makes a step with a single number."""
     parameter = nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
@@ -319,10 +319,10 @@ def _state_names(optimizer: torch.optim.Optimizer) -> set[str]:
     like = object.__new__(type(optimizer))
     like.__setstate__({"defaults": optimizer.defaults, "state": defaultdict(dict), "param_groups": groups})
     like.step()
-    return set(like.state[parameter])
+    return like.state[parameter]
 
 
-def _check_state(state: Mapping, parameter: nn.Parameter) -> None:
+def _check_state(state: Mapping, parameter: nn.Parameter, like: Mapping) -> None:
     """Raise ValueError unless an optimizer's state of a parameter is one number, or fits it, tensor by tensor.
 
     The fused optimizers' kernels trust what they are given: a state that is too short would be written beyond its end.
@@ -332,5 +332,7 @@ def _check_state(state: Mapping, parameter: nn.Parameter) -> None:
             fits = value.ndim == 0 if name in SCALARS else value.shape == parameter.shape
             if not fits or not value.is_floating_point() or not value.isfinite().all():
                 raise ValueError(f"{name} does not fit its parameter")
-        elif not isinstance(value, (int, float, type(None))):
+        elif not isinstance(value, (int, float, type(None))) or (
+            isinstance(like[name], Tensor) and name not in SCALARS
+        ):
             raise ValueError(f"{name} is a {type(value).__name__}")

@@ -97,6 +97,7 @@ def spoil(change):
         spoil(lambda first, _: first.update(step=torch.ones(3))),
         spoil(lambda first, _: first.update(step=torch.tensor(torch.inf))),
         spoil(lambda first, _: first.update(exp_avg="text")),
+        spoil(lambda first, _: first.update(exp_avg=0.5)),
         spoil(lambda first, _: first.pop("exp_avg")),
         spoil(lambda first, _: first.update(momentum_buffer=torch.ones(1))),
         spoil(lambda first, _: first.update(step=10**400)),

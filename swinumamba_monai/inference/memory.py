@@ -1,0 +1,99 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the prediction of an image fits into memory, asked before there is work to lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from monai.utils import MetaKeys
+
+from swinumamba_monai.errors import InputError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+__all__ = ["MemoryNeed", "free_memory"]
+
+_CGROUPS = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
+
+
+class MemoryNeed:
+    """How much memory a prediction takes beside the network, by measurement with the bundles' ``inference.json``.
+
+    Images: 24 bytes a pixel, and 14 a pixel and class (measured from 2048 x 2048 to 4096 x 4096: 62 with 3 classes, 131
+    with 8); and what the postprocessing says, which is 32 for flows (measured: 111 with their 4 channels).
+    Volumes: 7 bytes a voxel of the file, while the next is read, and 8 and 4 a class for each on the network's grid.
+    Probabilities that are saved take 4 more a class.
+
+    Args:
+        num_classes: channels of the network's output.
+        spacing: mm of a pixel of a slice on the network's grid; None for images.
+        probabilities: whether they are saved.
+        postprocessing: more bytes that it takes a pixel of an image.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        spacing: Sequence[float] | None = None,
+        probabilities: bool = False,
+        postprocessing: int = 0,
+    ) -> None:
+        self.num_classes = num_classes
+        self.spacing = spacing
+        self.postprocessing = postprocessing
+        self.saved = 4 * num_classes * probabilities
+
+    def estimate(self, image: np.ndarray, meta: Mapping) -> int:
+        """Bytes for an image (H, W) or (H, W, C), or a volume (X, Y, Z), as a reader of ``LoadImage`` gives it."""
+        if self.spacing is None:
+            return math.prod(image.shape[:2]) * (24 + 14 * self.num_classes + self.saved + self.postprocessing)
+        voxels = math.prod(image.shape[:3])
+        sizes = np.linalg.norm(np.asarray(meta[MetaKeys.AFFINE])[:3, :3], axis=0)
+        # which axis the slices lie along decides little; the two finest are those of a slice
+        resampled = voxels * math.prod(sorted(sizes)[:2]) / math.prod(self.spacing)
+        return int(voxels * (7 + self.saved) + resampled * (8 + 4 * self.num_classes))
+
+    def check(self, name: object, image: np.ndarray, meta: Mapping) -> None:
+        """Refuse what does not fit.
+
+        Args:
+            name: of the image, for the sentence.
+            image: as in :meth:`estimate`.
+            meta: what the reader knows of it.
+
+        Raises:
+            InputError: less memory is free than the prediction takes.
+        """
+        needed, free = self.estimate(image, meta), free_memory()
+        if free is not None and needed > free:
+            size = " x ".join(map(str, image.shape[: 2 if self.spacing is None else 3]))
+            raise InputError(
+                f"the prediction of {name} ({size}) takes about {needed / 1e9:.1f} GB of memory, and "
+                f"{free / 1e9:.1f} GB are free; cut it into parts, or use a machine with more memory."
+            )
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take: of the machine, its container and its own limit; None where none says."""
+    free = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    for limit, used in _CGROUPS:
+        with suppress(OSError, ValueError):  # "max" is no number
+            place = Path("/sys/fs/cgroup")
+            free.append(int((place / limit).read_text()) - int((place / used).read_text()))
+    with suppress(OSError, ValueError, AttributeError):
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        if limit != resource.RLIM_INFINITY:
+            free.append(limit - taken)
+    return min(free, default=None)
