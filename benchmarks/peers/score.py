@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 
-from swinumamba_monai.data import read_instances
+from swinumamba_monai.data import load_datalist, read_instances
 from swinumamba_monai.metrics import CellCounts, cell_counts
 
 THRESHOLDS = (0.5, 0.75)
@@ -31,12 +30,12 @@ def score_folder(dataset_dir: Path, predictions: Path, section: str = "test") ->
         FileNotFoundError: an image has no ``NAME_instances.png`` or ``.tif``; nothing is left out.
     """
     counts = {}
-    for item in json.loads((dataset_dir / "datalist.json").read_text())[section]:
+    for item in load_datalist(dataset_dir, section, check=False):
         name = Path(item["image"]).stem
         found = [path for suffix in (".png", ".tif") for path in predictions.rglob(f"{name}_instances{suffix}")]
         if len(found) != 1:
             raise FileNotFoundError(f"{predictions} must hold one {name}_instances.png or .tif; found: {len(found)}.")
-        truth, prediction = read_instances(dataset_dir / item["label"]), read_instances(found[0])
+        truth, prediction = read_instances(item["label"]), read_instances(found[0])
         counts[name] = [cell_counts(truth, prediction, at, True, "corrected") for at in THRESHOLDS]
     return counts
 

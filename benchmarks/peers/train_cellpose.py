@@ -26,9 +26,10 @@ from PIL import Image
 def read_section(dataset_dir: Path, *sections: str) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
     """Names, gray images (H, W) uint8, and instance maps (H, W) of sections of a ``datalist.json``."""
     lists = json.loads((dataset_dir / "datalist.json").read_text())
+    folder = dataset_dir / lists.get("source_dir", ".")
     items = [item for section in sections for item in lists[section]]
-    images = [np.asarray(Image.open(dataset_dir / item["image"]).convert("L")) for item in items]
-    labels = [np.asarray(Image.open(dataset_dir / item["label"])).astype(np.uint16) for item in items]
+    images = [np.asarray(Image.open(folder / item["image"]).convert("L")) for item in items]
+    labels = [np.asarray(Image.open(folder / item["label"])).astype(np.uint16) for item in items]
     return [Path(item["image"]).stem for item in items], images, labels
 
 
