@@ -23,10 +23,12 @@ demo: $(VENV)/demo
 		$(PATHS) $(NETWORK) --roi_size "[256,256]" --ckpt_dir $(DEMO)/models --output_dir $(DEMO)/evaluation
 	$(BIN)/python -m monai.bundle run inference --config_file $(BUNDLE)/configs/inference.json \
 		$(PATHS) $(NETWORK) --roi_size "[256,256]" --ckpt_path $(DEMO)/models/model.pt --output_dir $(DEMO)/predictions
+	$(BIN)/python -m swinumamba_monai predict microscopy docs/images/examples --output_dir $(DEMO)/shipped
 	@echo
 	@echo "metrics of each test image:      $(DEMO)/evaluation/metrics.csv"
 	@echo "image, truth and prediction:     $(DEMO)/evaluation/predictions.png"
 	@echo "instance maps of the test images: $(DEMO)/predictions"
+	@echo "two real images, outlined by the network that ships: $(DEMO)/shipped"
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest

@@ -143,7 +143,7 @@ def run(folder: Path, data: Path, overrides: dict, augmentation: str, processes:
     """
     folder.mkdir()
     paths = {"bundle_root": folder, "dataset_dir": data, "ckpt_dir": folder / "models", "output_dir": folder / "eval"}
-    config = overrides | {name: str(path) for name, path in paths.items()}
+    config = overrides | {"target": "classes"} | {name: str(path) for name, path in paths.items()}
     config["+train#handlers"] = [{"_target_": "benchmarks.data_parallel.IterationClock", "path": str(folder / "clock")}]
     if augmentation == "crops":
         config |= {"train#spatial_transforms": [], "train#intensity_transforms": []}

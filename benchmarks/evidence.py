@@ -36,6 +36,7 @@ from .record import ROOT, versions
 
 OURS, REFERENCE = "SwinUMambaD", "nnUNet"
 BLOCKS = {OURS: (), **{f"{OURS}-{block}": (f"block_{block.lower()}",) for block in ("Vim", "Mamba", "Conv")}}
+TARGETS = {"microscopy": {"target": "classes"}}  # the paper's, which all systems were compared with
 ROI_SIZES = {"microscopy": (256, 256), "endoscopy": TASKS["endoscopy"].roi_size}  # crops and windows by task
 MACHINE = ("dataset_dir", "num_workers")  # settings that may change when a run goes on elsewhere
 TINY = {"feature_size": 8, "depths": [1, 1, 1, 1], "d_state": 2}
@@ -104,6 +105,7 @@ def _run(arguments, group: str, task: str, label: str, overlays: tuple[str, ...]
         "network_name": label.split("-")[0],
         "dataset_dir": str(data_dir),
         "num_classes": len(load_class_names(data_dir)) or TASKS[task].num_classes,
+        **TARGETS.get(task, {}),
         "seed": seed,
         "max_epochs": arguments.epochs,
         "iterations_per_epoch": -(-iterations // arguments.epochs),

@@ -138,6 +138,7 @@ def unite(paths: list[Path]) -> dict:
 def load_images(arguments) -> list[dict[str, torch.Tensor]]:
     """Images (3, H, W) float32, normalised, and class maps (1, H, W) float32, by the bundle's own transforms."""
     config = ConfigParser(ConfigParser.load_config_file(TRAIN_CONFIG))
+    config["target"] = "classes"
     transforms = [config.get_parsed_content(name) for name in ("load_transforms", "train#label_transforms")]
     with tempfile.TemporaryDirectory() as work:
         folder = arguments.dataset_dir or Path(work) / "data"
