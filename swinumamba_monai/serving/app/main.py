@@ -31,6 +31,7 @@ from monailabel.utils.others.label_colors import get_color  # noqa: E402
 from swinumamba_monai.data import read_image  # noqa: E402
 from swinumamba_monai.inference import ClassesToInstancesd, geojson  # noqa: E402
 from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
+from swinumamba_monai.instances import FlowsToInstancesd  # noqa: E402
 from swinumamba_monai.serving.annotations import elements, read_asap  # noqa: E402
 from swinumamba_monai.serving.requests import TRAINING, check_device, check_fields  # noqa: E402
 from swinumamba_monai.training import autocast_dtype, default_amp  # noqa: E402
@@ -62,7 +63,7 @@ class InferTask(BundleInferTask):
         transforms = self.bundle_config.get_parsed_content("postprocessing").transforms
         self.saver = next(t for t in transforms if isinstance(t, SaveImaged) and self.key_pred in t.keys)
         self.names = class_names(Path(bundle) / "configs" / "metadata.json")
-        if any(isinstance(transform, ClassesToInstancesd) for transform in transforms):
+        if any(isinstance(transform, ClassesToInstancesd | FlowsToInstancesd) for transform in transforms):
             self.names, self.labels = None, {CELL: 1}
 
     def run_inferer(self, data: dict, convert_to_batch: bool = True, device: str = "cuda") -> dict:
