@@ -32,8 +32,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from benchmarks.record import hardware, versions
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.commands.choices import find_device
 from swinumamba_monai.data import load_class_names, load_datalist
+from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.instances.flows import FLOW_CHANNELS, FlowLoss
 from swinumamba_monai.networks import build_network
