@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cellpose import models, train
 from PIL import Image
 
 
@@ -40,6 +39,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=75)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    from cellpose import models, train  # of an environment of its own; --help needs none
+
     args.output_dir.mkdir(parents=True, exist_ok=True)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
