@@ -187,7 +187,7 @@ class CellF1Metric(CaseScores):
     """Mean over images of the cell F1, MONAI's way: call it on every batch, then :meth:`aggregate`.
 
     A call takes lists of channel-first tensors, or batch-first tensors: ``y_pred`` (3, H, W) scores or one-hot, or
-    (1, H, W) class indices, as :func:`~swinumamba_monai.inference.class_map` reads them; ``y`` (1, H, W) instance ids.
+    (1, H, W) class indices, as :func:`~swinumamba_monai.cells.class_map` reads them; ``y`` (1, H, W) instance ids.
     The buffer holds a row per image: the ``CELL_COLUMNS`` in the published reading, then in the corrected one, "f1"
     being called "f1_corrected" there. Dice, which needs no correction, is there once.
 
@@ -198,7 +198,7 @@ class CellF1Metric(CaseScores):
         key: name of the column that counts as the metric's value.
         min_size: size below which pieces of cell interior are dropped, in pixels; the published script drops none (0).
         grow: distance by which cells grow back into their boundary, in pixels; the published script's way is 0. See
-            :func:`~swinumamba_monai.inference.classes_to_instances`.
+            :func:`~swinumamba_monai.cells.classes_to_instances`.
 
     Raises:
         InputError: the threshold is outside (0, 1], or predictions and truths do not fit the above.
