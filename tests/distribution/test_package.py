@@ -151,7 +151,7 @@ def link(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda b: edit_metadata(b, version="0.3.0"), "0.3.0, which is not in the changelog"),
+        (lambda b: edit_metadata(b, version="9.9.9"), "9.9.9, which is not in the changelog"),
         (lambda b: edit_metadata(b, version="0.10.0", changelog={"0.9.0": "", "0.10.0": ""}), "would take 0.9.0"),
         (lambda b: edit_metadata(b, version="first"), "one like 0.1.0"),
         (lambda b: edit_metadata(b, changelog=["0.1.0"]), "not in the changelog"),
