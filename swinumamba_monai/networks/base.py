@@ -16,7 +16,13 @@ from swinumamba_monai.ops.backends import is_exporting
 
 from .cuda_graphs import CUDAGraphs
 
-__all__ = ["BaseNetwork"]
+__all__ = ["BaseNetwork", "continued"]
+
+
+def continued(x: Tensor, size: Sequence[int]) -> Tensor:
+    """An image (b, c, *spatial) continued at the ends by its last pixels to ``size``, the sides of *spatial."""
+    ends = [whole - side for whole, side in zip(size, x.shape[2:])]
+    return F.pad(x, [n for end in reversed(ends) for n in (0, end)], mode="replicate")
 
 
 class BaseNetwork:
@@ -77,9 +83,8 @@ class BaseNetwork:
         return heads if self.training and self.deep_supervision else heads[0]
 
     def _heads(self, x: Tensor) -> list[Tensor]:
-        size, padded = x.shape[2:], self.padded_size(x.shape[2:])
-        ends = [whole - side for whole, side in zip(padded, size)]
-        x = F.pad(x, [n for end in reversed(ends) for n in (0, end)], mode="replicate")
+        size = x.shape[2:]
+        x = continued(x, self.padded_size(size))
         return [_cut(head, size, x.shape[2:]) for head in self.logits(x, self.training and self.deep_supervision)]
 
 
