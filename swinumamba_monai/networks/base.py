@@ -44,8 +44,29 @@ class BaseNetwork:
     in_channels: int
     spatial_dims = 2
     step: Sequence[int]
-    deep_supervision = False
+    heads_in_eval = False  # whether deep_supervision goes on in evaluation mode, as nnU-Net's validation wants it
+    _deep_supervision = False
     _graphs: CUDAGraphs | None = None
+
+    @property
+    def deep_supervision(self) -> bool:
+        """Whether all heads are returned; without, :meth:`coarse_heads` want no gradient: none would come."""
+        return self._deep_supervision
+
+    @deep_supervision.setter
+    def deep_supervision(self, enabled: bool) -> None:
+        self._deep_supervision = enabled
+        for head in self.coarse_heads():
+            head.requires_grad_(enabled)
+
+    def coarse_heads(self) -> Sequence[torch.nn.Module]:
+        """The layers that serve nothing but the logits at coarser scales."""
+        return []
+
+    @property
+    def all_heads(self) -> bool:
+        """Whether :meth:`forward` returns the logits at all scales."""
+        return self.deep_supervision and (self.training or self.heads_in_eval)
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits for an image of :meth:`padded_size`, (b, in_channels, *spatial): a list of (b, out_channels, ...).
@@ -67,8 +88,9 @@ class BaseNetwork:
                 ends by its last pixels, and the logits are cut back.
 
         Returns:
-            logits (b, out_channels, *spatial); in training mode with ``deep_supervision`` the list of the logits at all
-            scales, finest first, each of ceil(side / scale) pixels along a side.
+            logits (b, out_channels, *spatial); with ``deep_supervision``, in training mode or where ``heads_in_eval``
+            was set to True, the list of the logits at all scales, finest first, each of ceil(side / scale) pixels
+            along a side.
 
         Raises:
             ValueError: an input of other dimensions or channels, or without a pixel.
@@ -77,15 +99,18 @@ class BaseNetwork:
             axes = ", ".join("dhw"[-self.spatial_dims :])
             raise ValueError(f"expected an input of shape (b, {self.in_channels}, {axes}), got {tuple(x.shape)}.")
         image = x.as_tensor() if isinstance(x, MetaTensor) else x
-        heads = self._heads(image) if self._graphs is None else self._graphs.run(self, self._heads, image)
+        if self._graphs is None:
+            heads = self._heads(image)
+        else:
+            heads = self._graphs.run(self, self._heads, image, self.all_heads)
         if isinstance(x, MetaTensor):
             heads = [convert_to_dst_type(head, x, dtype=head.dtype)[0] for head in heads]
-        return heads if self.training and self.deep_supervision else heads[0]
+        return heads if self.all_heads else heads[0]
 
     def _heads(self, x: Tensor) -> list[Tensor]:
         size = x.shape[2:]
         x = continued(x, self.padded_size(size))
-        return [_cut(head, size, x.shape[2:]) for head in self.logits(x, self.training and self.deep_supervision)]
+        return [_cut(head, size, x.shape[2:]) for head in self.logits(x, self.all_heads)]
 
 
 def _cut(head: Tensor, size: Sequence[int], padded: Sequence[int]) -> Tensor:
