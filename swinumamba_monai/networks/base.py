@@ -16,7 +16,19 @@ from swinumamba_monai.ops.backends import is_exporting
 
 from .cuda_graphs import CUDAGraphs
 
-__all__ = ["BaseNetwork", "continued"]
+__all__ = ["BaseNetwork", "continued", "next_multiple"]
+
+TELLS_EXPORT = hasattr(torch.compiler, "is_exporting")  # not before torch 2.7
+
+
+def next_multiple(side: int, step: int) -> int:
+    """The smallest multiple of ``step`` that is not less than ``side``."""
+    if TELLS_EXPORT and torch.compiler.is_compiling() and not is_exporting():
+        # A range needs a constant, so that torch.compile makes a program for each size; Inductor cannot order the
+        # strides that symbolic sizes lead to.
+        side = len(range(side))
+    # written so that sizes which torch.export keeps symbolic cancel to multiples
+    return (side + step - 1) // step * step
 
 
 def continued(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -78,8 +90,7 @@ class BaseNetwork:
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """The size that an image of ``size`` is continued to."""
-        # written so that sizes which torch.compile keeps symbolic cancel to multiples
-        return [(side + step - 1) // step * step for side, step in zip(size, self.step)]
+        return [next_multiple(side, step) for side, step in zip(size, self.step)]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """

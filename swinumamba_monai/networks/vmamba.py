@@ -20,7 +20,7 @@ from torch import Tensor
 
 from swinumamba_monai.checks import require_counts
 
-from .base import continued
+from .base import continued, next_multiple
 from .mamba import MambaScan
 from .norm import make_norm
 from .vss import PatchEmbed, PatchMerging, VSSBlock, VSSStage
@@ -119,7 +119,7 @@ class VMambaEncoder(nn.Module):
         Returns:
             the stages' maps of the continued image, finest first, channels last: (b, h / p, w / p, feature_size), ...
         """
-        size = [(side + self.stride - 1) // self.stride * self.stride for side in x.shape[2:]]
+        size = [next_multiple(side, self.stride) for side in x.shape[2:]]
         # inside a network there is nothing to continue, and the gradient of that on a GPU would be summed in any order
         if torch.jit.is_tracing() or list(x.shape[2:]) != size:
             x = continued(x, size)
