@@ -16,7 +16,25 @@ from swinumamba_monai.ops.backends import is_exporting
 
 from .cuda_graphs import CUDAGraphs
 
-__all__ = ["BaseNetwork"]
+__all__ = ["BaseNetwork", "continued", "next_multiple"]
+
+TELLS_EXPORT = hasattr(torch.compiler, "is_exporting")  # not before torch 2.7
+
+
+def next_multiple(side: int, step: int) -> int:
+    """The smallest multiple of ``step`` that is not less than ``side``."""
+    if TELLS_EXPORT and torch.compiler.is_compiling() and not is_exporting():
+        # A range needs a constant, so that torch.compile makes a program for each size; Inductor cannot order the
+        # strides that symbolic sizes lead to.
+        side = len(range(side))
+    # written so that sizes which torch.export keeps symbolic cancel to multiples
+    return (side + step - 1) // step * step
+
+
+def continued(x: Tensor, size: Sequence[int]) -> Tensor:
+    """An image (b, c, *spatial) continued at the ends by its last pixels to ``size``, the sides of *spatial."""
+    ends = [whole - side for whole, side in zip(size, x.shape[2:])]
+    return F.pad(x, [n for end in reversed(ends) for n in (0, end)], mode="replicate")
 
 
 class BaseNetwork:
@@ -38,8 +56,29 @@ class BaseNetwork:
     in_channels: int
     spatial_dims = 2
     step: Sequence[int]
-    deep_supervision = False
+    heads_in_eval = False  # whether deep_supervision goes on in evaluation mode, as nnU-Net's validation wants it
+    _deep_supervision = False
     _graphs: CUDAGraphs | None = None
+
+    @property
+    def deep_supervision(self) -> bool:
+        """Whether all heads are returned; without, :meth:`coarse_heads` want no gradient: none would come."""
+        return self._deep_supervision
+
+    @deep_supervision.setter
+    def deep_supervision(self, enabled: bool) -> None:
+        self._deep_supervision = enabled
+        for head in self.coarse_heads():
+            head.requires_grad_(enabled)
+
+    def coarse_heads(self) -> Sequence[torch.nn.Module]:
+        """The layers that serve nothing but the logits at coarser scales."""
+        return []
+
+    @property
+    def all_heads(self) -> bool:
+        """Whether :meth:`forward` returns the logits at all scales."""
+        return self.deep_supervision and (self.training or self.heads_in_eval)
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits for an image of :meth:`padded_size`, (b, in_channels, *spatial): a list of (b, out_channels, ...).
@@ -51,8 +90,7 @@ class BaseNetwork:
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """The size that an image of ``size`` is continued to."""
-        # written so that sizes which torch.compile keeps symbolic cancel to multiples
-        return [(side + step - 1) // step * step for side, step in zip(size, self.step)]
+        return [next_multiple(side, step) for side, step in zip(size, self.step)]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """
@@ -61,8 +99,9 @@ class BaseNetwork:
                 ends by its last pixels, and the logits are cut back.
 
         Returns:
-            logits (b, out_channels, *spatial); in training mode with ``deep_supervision`` the list of the logits at all
-            scales, finest first, each of ceil(side / scale) pixels along a side.
+            logits (b, out_channels, *spatial); with ``deep_supervision``, in training mode or where ``heads_in_eval``
+            was set to True, the list of the logits at all scales, finest first, each of ceil(side / scale) pixels
+            along a side.
 
         Raises:
             ValueError: an input of other dimensions or channels, or without a pixel.
@@ -71,16 +110,18 @@ class BaseNetwork:
             axes = ", ".join("dhw"[-self.spatial_dims :])
             raise ValueError(f"expected an input of shape (b, {self.in_channels}, {axes}), got {tuple(x.shape)}.")
         image = x.as_tensor() if isinstance(x, MetaTensor) else x
-        heads = self._heads(image) if self._graphs is None else self._graphs.run(self, self._heads, image)
+        if self._graphs is None:
+            heads = self._heads(image)
+        else:
+            heads = self._graphs.run(self, self._heads, image, self.all_heads)
         if isinstance(x, MetaTensor):
             heads = [convert_to_dst_type(head, x, dtype=head.dtype)[0] for head in heads]
-        return heads if self.training and self.deep_supervision else heads[0]
+        return heads if self.all_heads else heads[0]
 
     def _heads(self, x: Tensor) -> list[Tensor]:
-        size, padded = x.shape[2:], self.padded_size(x.shape[2:])
-        ends = [whole - side for whole, side in zip(padded, size)]
-        x = F.pad(x, [n for end in reversed(ends) for n in (0, end)], mode="replicate")
-        return [_cut(head, size, x.shape[2:]) for head in self.logits(x, self.training and self.deep_supervision)]
+        size = x.shape[2:]
+        x = continued(x, self.padded_size(size))
+        return [_cut(head, size, x.shape[2:]) for head in self.logits(x, self.all_heads)]
 
 
 def _cut(head: Tensor, size: Sequence[int], padded: Sequence[int]) -> Tensor:

@@ -37,7 +37,7 @@ class _PlannedUNet(nets.DynUNet):
         for up, skip in zip(self.upsamples, reversed(skips)):
             maps.append(up(maps[-1], skip))
         logits = self.output_block(maps[-1])
-        if not (self.training and self.deep_supervision):
+        if not self.all_heads:
             return logits
         return [logits, *(head(m) for head, m in zip(self.deep_supervision_heads, maps[-2::-1]))]
 
@@ -93,6 +93,9 @@ class NNUNet(BaseNetwork, _PlannedUNet):
                 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.bias is None:
                     module.bias = nn.Parameter(zeros(module.out_channels, device=module.weight.device))
 
+    def coarse_heads(self) -> Sequence[nn.Module]:
+        return getattr(self, "deep_supervision_heads", [])  # not there yet when MONAI's class sets deep_supervision
+
 
 class SegResNet(BaseNetwork, nets.SegResNet):
     """SegResNet with 32 initial filters and 1, 2, 2, 4 blocks: 6.3 M parameters and 24.5 GFLOPs at 1×320×320.
@@ -140,6 +143,9 @@ class UNETR(BaseNetwork, nets.UNETR):
         )
         self.in_channels = in_channels
         self.roi_size = list(roi_size)
+        for name, parameter in self.named_parameters():
+            if "norm_cross_attn" in name:  # which MONAI's blocks have and never call
+                parameter.requires_grad_(False)
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         if any(side > limit for side, limit in zip(size, self.roi_size)):

@@ -59,21 +59,22 @@ class CUDAGraphs:
     def __reduce__(self) -> tuple:
         return CUDAGraphs, (self.training,)
 
-    def run(self, network: nn.Module, forward: Forward, x: Tensor) -> list[Tensor]:
+    def run(self, network: nn.Module, forward: Forward, x: Tensor, kind: object = None) -> list[Tensor]:
         """``forward(x)``, replayed if it can be.
 
         Args:
             network: network whose parameters and modules ``forward`` uses.
-            forward: function of one tensor that returns a list of tensors, in each mode of the network computed the
-                same way for all inputs of a shape.
+            forward: function of one tensor that returns a list of tensors, in each mode of the network and for each
+                ``kind`` computed the same way for all inputs of a shape.
             x: input of ``forward``.
+            kind: what else decides on what ``forward`` computes; hashable.
         """
         if self._failed or self._is_recording or not self._can_replay(network, x):
             return forward(x)
         if not self._lock.acquire(blocking=False):  # another thread replays
             return forward(x)
         try:
-            graph = self._find(network, forward, x)
+            graph = self._find(network, forward, x, kind)
             return forward(x) if graph is None else graph.replay(x)
         finally:
             self._lock.release()
@@ -88,9 +89,9 @@ class CUDAGraphs:
             and not torch.cuda.is_current_stream_capturing()
         )
 
-    def _find(self, network: nn.Module, forward: Forward, x: Tensor) -> _Graph | None:
+    def _find(self, network: nn.Module, forward: Forward, x: Tensor, kind: object) -> _Graph | None:
         autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        key = (x.shape, x.dtype, x.device, autocast, network.training, torch.is_grad_enabled())
+        key = (x.shape, x.dtype, x.device, autocast, kind, network.training, torch.is_grad_enabled())
         graph = self._graphs.pop(key, None)
         if graph is None or not graph.is_valid():
             graph = None  # its memory is free for the new one

@@ -20,6 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from swinumamba_monai.ops import selective_scan
 from swinumamba_monai.ops.backends import BackendChoice
@@ -77,7 +78,7 @@ class MambaScan(nn.Module):
         self.backend = BackendChoice(scan_backend, d_state)
         self.conv1d = nn.Conv1d(channels, channels, kernel_size=d_conv, padding=d_conv - 1, groups=channels)
         self.x_proj = nn.Linear(channels, dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, channels)
+        self.dt_proj = NonDynamicallyQuantizableLinear(dt_rank, channels)
         self.A_log = nn.Parameter(torch.empty(channels, d_state))
         self.D = nn.Parameter(torch.empty(channels))
         self.reset_scan_parameters()

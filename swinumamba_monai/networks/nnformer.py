@@ -249,7 +249,7 @@ class NNFormer(BaseNetwork, nn.Module):
             )
         require_rate("drop_path_rate", drop_path_rate)
         super().__init__()
-        self.in_channels, self.spatial_dims, self.deep_supervision = in_channels, spatial_dims, deep_supervision
+        self.in_channels, self.spatial_dims = in_channels, spatial_dims
         self.step = [MERGED * side for side in patch_size]
         coarsest = min(-(-side // stride) for side, stride in zip(roi_size, self.step))
         finest = min(-(-side // stride) * MERGED for side, stride in zip(roi_size, self.step))
@@ -276,6 +276,10 @@ class NNFormer(BaseNetwork, nn.Module):
         self.model_down = Encoder(embedding, encoder, dims)
         self.decoder = Decoder(decoder)
         self.final = nn.ModuleList(Head(dim, out_channels, patch_size, spatial_dims) for dim in dims[:3])
+        self.deep_supervision = deep_supervision
+
+    def coarse_heads(self) -> Sequence[nn.Module]:
+        return self.final[1:]
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         maps = self.decoder(self.model_down(x))

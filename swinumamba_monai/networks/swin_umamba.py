@@ -127,7 +127,7 @@ class _SwinUMamba(BaseNetwork, nn.Module):
     step = (STRIDE, STRIDE)
 
     def __init__(
-        self, in_channels, out_channels, spatial_dims, deep_supervision, use_checkpoint, scan_backend, cuda_graphs, *,
+        self, in_channels, out_channels, spatial_dims, use_checkpoint, scan_backend, cuda_graphs, *,
         depths, feature_size, d_state, drop_path_rate, **layers,
     ) -> None:  # fmt: skip
         require_counts(in_channels=in_channels, out_channels=out_channels, d_state=d_state, feature_size=feature_size)
@@ -138,7 +138,6 @@ class _SwinUMamba(BaseNetwork, nn.Module):
         check_backend_name(scan_backend, "scan_backend")
         super().__init__()
         self.in_channels = in_channels
-        self.deep_supervision = deep_supervision
         # a recomputation restores the state of the random numbers, which cannot be recorded
         self._graphs = CUDAGraphs(training=not use_checkpoint) if cuda_graphs else None
 
@@ -200,7 +199,6 @@ class SwinUMambaD(_SwinUMamba):
             in_channels,
             out_channels,
             spatial_dims,
-            deep_supervision,
             use_checkpoint,
             scan_backend,
             cuda_graphs,
@@ -222,6 +220,10 @@ class SwinUMambaD(_SwinUMamba):
             block=options["layers"].block, d_state=options["d_state"], expand=options["expand"],
         )  # fmt: skip
         self.apply(self._init_conv)
+        self.deep_supervision = deep_supervision
+
+    def coarse_heads(self) -> Sequence[nn.Module]:
+        return self.decoder.seg_layers[:-1]
 
     @staticmethod
     def _init_conv(module: nn.Module) -> None:
@@ -276,7 +278,6 @@ class SwinUMamba(_SwinUMamba):
             in_channels,
             out_channels,
             spatial_dims,
-            deep_supervision,
             use_checkpoint,
             scan_backend,
             cuda_graphs,
@@ -315,6 +316,10 @@ class SwinUMamba(_SwinUMamba):
         self.decoder2 = up_block(c2, c1)
         self.decoder1 = skip_block(c1, c1)
         self.out_layers = nn.ModuleList(UnetOutBlock(2, c, out_channels) for c in (c1, c2, c3, c4))
+        self.deep_supervision = deep_supervision
+
+    def coarse_heads(self) -> Sequence[nn.Module]:
+        return self.out_layers[1:]
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits at 1, 1/2, 1/4 and 1/8 of the image, or the first alone (section III-E, eqs. (8)-(10))."""

@@ -133,15 +133,18 @@ class _UMamba(BaseNetwork, nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.spatial_dims = spatial_dims
-        self.deep_supervision = deep_supervision
         self.step = [math.prod(axis) for axis in zip(*strides)]  # pixels to one of the coarsest map
         self.channels = [min(base_channels * 2**i, MAX_CHANNELS[spatial_dims]) for i in range(len(strides))]
         stages = Stages(self.channels, kernel_sizes, strides)
         self._graphs = CUDAGraphs() if cuda_graphs else None
         self._build_encoder(stages, {"d_state": d_state, "scan_backend": scan_backend})
         self.decoder = ResidualDecoder(spatial_dims, out_channels, stages)
+        self.deep_supervision = deep_supervision
         self._init_weights()
         self.register_load_state_dict_pre_hook(_take_released_names)
+
+    def coarse_heads(self) -> Sequence[nn.Module]:
+        return self.decoder.seg_layers[:-1]
 
     def _build_encoder(self, stages: Stages, mamba: dict) -> None:
         """Make what comes before the decoder, in the release's order of parameters."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from swinumamba_monai.checks import require_counts
 
+from .base import continued, next_multiple
 from .mamba import MambaScan
 from .norm import make_norm
 from .vss import PatchEmbed, PatchMerging, VSSBlock, VSSStage
@@ -112,11 +113,16 @@ class VMambaEncoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """
         Args:
-            x: image, (b, in_channels, h, w), sides multiples of ``stride``.
+            x: image of any size, (b, in_channels, h, w). What is short of multiples of ``stride`` is continued at the
+                ends by its last pixels, as by the segmentation networks.
 
         Returns:
-            the stages' maps, finest first, channels last: (b, h / p, w / p, feature_size), ...
+            the stages' maps of the continued image, finest first, channels last: (b, h / p, w / p, feature_size), ...
         """
+        size = [next_multiple(side, self.stride) for side in x.shape[2:]]
+        # inside a network there is nothing to continue, and the gradient of that on a GPU would be summed in any order
+        if torch.jit.is_tracing() or list(x.shape[2:]) != size:
+            x = continued(x, size)
         return self.forward_stages(self.patch_embed(x))
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:

@@ -18,6 +18,7 @@ import torch
 import torch.nn as nn
 from monai.networks.layers import DropPath
 from torch import Tensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # whose weight is read by what calls no layer
 from torch.utils.checkpoint import checkpoint
 
 from swinumamba_monai.ops.backends import BackendChoice
@@ -66,7 +67,7 @@ class SS2D(nn.Module):
         self.dt_rank = math.ceil(d_model / 16)
         self.backend = BackendChoice(scan_backend, d_state)
         inner = expand * d_model
-        self.in_proj = nn.Linear(d_model, 2 * inner if gate else inner, bias=False)
+        self.in_proj = NonDynamicallyQuantizableLinear(d_model, 2 * inner if gate else inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner, bias=conv_bias)
         self.x_proj_weight = nn.Parameter(torch.empty(self.directions, self.dt_rank + 2 * d_state, inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(self.directions, inner, self.dt_rank))
@@ -74,7 +75,7 @@ class SS2D(nn.Module):
         self.A_logs = nn.Parameter(torch.empty(self.directions * inner, d_state))
         self.Ds = nn.Parameter(torch.empty(self.directions * inner))
         self.out_norm = make_norm(norm_name, inner, scan_backend)
-        self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self.out_proj = NonDynamicallyQuantizableLinear(inner, d_model, bias=False)
         self.reset_scan_parameters()
 
     def reset_scan_parameters(self) -> None:
@@ -203,7 +204,8 @@ class PatchExpanding(nn.Module):
 
     def vectors(self, x: Tensor) -> Tensor:
         """What each pixel expands to, before it takes its place: (..., c) to (..., row, column, out_channels)."""
-        return self.norm(self.expand(x).unflatten(-1, (self.scale, self.scale, -1)))
+        vectors = self.norm(self.expand(x).unflatten(-1, (self.scale**2, -1)))  # of five axes: fvcore counts no more
+        return vectors.unflatten(-2, (self.scale, self.scale))
 
     @staticmethod
     def place(x: Tensor) -> Tensor:

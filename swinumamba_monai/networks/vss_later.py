@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch.nn as nn
 from monai.networks.layers import DropPath
 from torch import Tensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from swinumamba_monai.ops.mlp import mlp
 
@@ -28,8 +29,8 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, MLP_RATIO * channels)
-        self.fc2 = nn.Linear(MLP_RATIO * channels, channels)
+        self.fc1 = NonDynamicallyQuantizableLinear(channels, MLP_RATIO * channels)
+        self.fc2 = NonDynamicallyQuantizableLinear(MLP_RATIO * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)

@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fvcore.nn import FlopCountAnalysis, parameter_count
 from torch import nn
 
-from swinumamba_monai.analysis import complexity_rows, count, draw_speed, speed_rows
+from swinumamba_monai.analysis import complexity_rows, count, draw_speed, scan_flops, speed_rows
+from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.reports import published_rows
 from swinumamba_monai.tasks import TASKS
 
@@ -68,6 +70,17 @@ class TestCounts:
                 return selective_scan(u, u, A, B, B, backend="portable")
 
         assert count(Scan(), 6, 5, 7).flops == 35 * 6 * (9 * 4 + 1)
+
+    def test_fvcore_called_by_its_users(self):
+        """As docs/other_tools.md has it; without the handle the scans alone are missing."""
+        network = SwinUMambaD(1, 14, scan_backend="portable")
+        whole, bare = (FlopCountAnalysis(network, torch.zeros(1, 1, 320, 320)) for _ in range(2))
+        whole.set_op_handle("swinumamba::selective_scan", scan_flops)
+        for analysis in (whole, bare):
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        assert whole.total() / 1e9 == pytest.approx(18.9137, abs=TOLERANCE)
+        assert whole.total() - bare.total() == whole.by_operator()["selective_scan"] > 0
+        assert parameter_count(network)[""] == 27_497_720
 
     def test_the_network_is_left_as_it_was(self):
         network = nn.Conv2d(1, 2, 3, padding=1).eval()

@@ -41,6 +41,7 @@ NOT_RUN = [
     ("*", "head *", "Slurm"),
     ("*", "curl *", "a MONAI Label server: tests/serving/test_monai_label.py asks it the same"),
     ("*", "python -m swinumamba_monai serve *", "a MONAI Label server: tests/serving/test_monai_label.py"),
+    ("docs/other_tools.md", "nnUNetv2_train *", "nnU-Net's; tests/docs/test_other_tools.py runs what it needs of ours"),
     ("docs/serving.md", "bash *", "a Nuclio function: tests/serving/test_monai_label.py runs it"),
     ("*", "python -m monai.bundle download*", "a server: tests/distribution/test_download.py runs the same"),
     ("*", "* --config_file microscopy/*", "of a download: tests/distribution/test_download.py runs the same"),

@@ -103,6 +103,17 @@ class TestReplay:
                 assert torch.equal(network(x), twin(x))
             assert len(network._graphs._graphs) == (call >= cuda_graphs.CALLS_BEFORE)
 
+    @pytest.mark.parametrize("network_type, options", NETWORKS)
+    def test_heads_asked_for_after_a_recording(self, network_type, options):
+        network, twin = self.pair(network_type, options)
+        network.eval(), twin.eval()
+        x = torch.randn(2, 1, 50, 40, device="cuda")
+        with torch.inference_mode():
+            for heads_in_eval in (False, True, False):
+                network.heads_in_eval = twin.heads_in_eval = heads_in_eval
+                for _ in range(cuda_graphs.CALLS_BEFORE + 2):
+                    torch.testing.assert_close(network(x), twin(x), rtol=0, atol=0)
+
     @pytest.mark.parametrize("amp", [False, True])
     @pytest.mark.parametrize("network_type, options", NETWORKS)
     def test_training(self, network_type, options, amp, monkeypatch):

@@ -432,6 +432,27 @@ class TestCompiler:
                 x = image(3, 6, 11, 8)
                 torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=1e-5)
 
+    @pytest.mark.parametrize("alone", [False, True], ids=["network", "encoder"])
+    def test_a_second_size(self, alone):
+        """Each size has a program of its own: Inductor fails over symbolic ones."""
+        inputs = []
+
+        def backend(program, example_inputs):
+            inputs.append(example_inputs)
+            return program.forward
+
+        net = build(SwinUMambaD).eval()
+        net = net.vssm_encoder if alone else net
+        compiled = torch.compile(net, fullgraph=True, backend=backend)
+        for size in ((33, 40), (50, 37)):
+            with torch.no_grad():
+                x = image(2, 1, *size)
+                for actual, expected in zip(compiled(x), net(x)):
+                    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+        assert len(inputs) == 2
+        for program in inputs:
+            assert not any(isinstance(i, torch.SymInt) for i in program), "an axis is symbolic"
+
     @BOTH
     def test_export(self, cls):
         net, x = build(cls).eval(), image(2, 1, 33, 40)

@@ -56,6 +56,20 @@ def test_features_are_those_of_the_encoder(tmp_path):
         assert all(torch.equal(a, e) for a, e in zip(actual, expected))
 
 
+@pytest.mark.parametrize("size", [(50, 37), (33, 64), (1, 1)], ids=str)
+def test_the_encoder_alone_takes_any_size(size):
+    """Its maps are those that it makes within a network, which continues the image before."""
+    net = SwinUMambaD(1, 2, decoder_depths=(1, 1, 1), **TINY).eval()
+    x, within = image(1, 1, *size), []
+    handle = net.vssm_encoder.register_forward_hook(lambda module, inputs, maps: within.extend(maps))
+    with torch.no_grad():
+        net(x)
+        handle.remove()
+        alone = net.vssm_encoder(x)
+    assert [m.shape[1] * side for m, side in zip(alone, (4, 8, 16, 32))] == [-(-size[0] // 32) * 32] * 4
+    assert len(alone) == len(within) == 4 and all(torch.equal(a, w) for a, w in zip(alone, within))
+
+
 def test_every_parameter_gets_a_gradient():
     net = build()
     logits = net(image(2, 3, 64, 32))
