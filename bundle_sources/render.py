@@ -15,6 +15,7 @@ put its two files there. Then render. The placeholders:
 - ``{spacing?}`` may be missing: the entry of the object or list, or the line of the text, is then left out.
 - A list in the place of an item of a list is put in item by item.
 - ``"@": ["seed", "amp"]`` in an object stands for ``"seed": "@seed", "amp": "@amp"``, MONAI's references to options.
+- ``{options}`` are the names at the top of the config, before ``network_def``.
 
 A name that a task does not have is refused, and so is a value that no source asks for.
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import takewhile
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
@@ -40,11 +42,12 @@ class Values:
 
     Args:
         layers: parsed JSON objects; the first one that has a name gives its value.
+        used: names that were asked for already.
     """
 
-    def __init__(self, *layers: dict) -> None:
+    def __init__(self, *layers: dict, used: set[str] | None = None) -> None:
         self.layers = layers
-        self.used: set[str] = set()
+        self.used: set[str] = set() if used is None else used
 
     def find(self, name: str, optional: bool = False):
         """The value of a placeholder, with its own placeholders filled in.
@@ -160,7 +163,12 @@ def render() -> dict[Path, str]:
 
 def _fill_file(values: Values, source: Path) -> str:
     text = source.read_text(encoding="utf-8")
-    return format_json(values.fill(json.loads(text))) + "\n" if source.suffix == ".json" else values.fill_text(text)
+    if source.suffix != ".json":
+        return values.fill_text(text)
+    node = json.loads(text)
+    top = {name: node[name] for name in takewhile(lambda name: name != "network_def", node)}
+    options = [name for name in values.fill(top) if name not in ("imports", "tracking_uri")]  # it may hold a password
+    return format_json(Values(*values.layers, {"options": options}, used=values.used).fill(node)) + "\n"
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from swinumamba_monai.errors import InputError, shown
+from swinumamba_monai.errors import InputError, is_bundle_command, shown
 from swinumamba_monai.switches import is_on
 
 __all__ = ["check_option", "check_options"]
@@ -51,8 +50,7 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
             value is not of the kind of the config's own.
     """
     if arguments is None:
-        program = os.path.normpath(sys.argv[0]).split(os.sep)
-        if program[-3:] != ["monai", "bundle", "__main__.py"] or sys.argv[1:2] != ["run"]:
+        if not is_bundle_command() or sys.argv[1:2] != ["run"]:
             return
         arguments = sys.argv[2:]
     from fire.parser import DefaultParseValue

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -76,12 +77,21 @@ def plain_errors() -> Iterator[None]:
         raise cause from error
 
 
+def is_bundle_command() -> bool:
+    """Whether this process was started as ``python -m monai.bundle``, not by a Python program that runs a bundle."""
+    return os.path.normpath(sys.argv[0]).split(os.sep)[-3:] == ["monai", "bundle", "__main__.py"]
+
+
 def report_plainly() -> None:
-    """Let the interpreter end with the sentence alone when an :class:`InputError` is the cause.
+    """Let ``python -m monai.bundle`` end with the sentence alone when an :class:`InputError` is the cause.
+
+    In any other process ``sys.excepthook`` belongs to the program that runs the bundle, and stays as it is.
 
     A MONAI bundle evaluates its config several calls deep and wraps every error on the way up, so the sentence that
     matters would be printed in the middle of a long traceback. Every other error is shown as before.
     """
+    if not is_bundle_command():
+        return
     show_traceback = sys.__excepthook__
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

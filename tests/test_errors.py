@@ -7,7 +7,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 
+import monai.bundle
 import pytest
 from monai.data import DataLoader, Dataset
 
@@ -38,13 +40,24 @@ def test_other_errors_are_not_taken_for_it():
     assert find_input_error(RuntimeError("an InputError: somewhere in a text")) is None
 
 
-def test_hook(monkeypatch, capsys):
+def test_hook_of_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", [monai.bundle.__file__.replace("__init__", "__main__"), "run"])
     report_plainly()
     sys.excepthook(InputError, InputError("the sentence"), None)
     assert capsys.readouterr().err == "error: the sentence\n"
     sys.excepthook(KeyError, KeyError("other"), None)
     assert "KeyError: 'other'" in capsys.readouterr().err
+
+
+def test_a_program_that_runs_a_bundle_keeps_its_hook(monkeypatch):
+    def own(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(sys, "excepthook", own)
+    config = Path(__file__).parents[1] / "bundles" / "microscopy" / "configs" / "inference.json"
+    monai.bundle.ConfigWorkflow(str(config), workflow_type="inference").initialize()
+    assert sys.excepthook is own
 
 
 @pytest.mark.parametrize("text", ["\x1b[31mred\n\n", "x" * 1_000_000, "a\x00b\u202e", "größe 3"])

@@ -11,6 +11,8 @@ What is made, for a bundle NAME of version X::
     huggingface/NAME/       everything with the weights: for ``push_to_hf_hub``
 
 Archive and folders hold ``large_files.yml``, by which ``download_large_files`` fetches weights or checks their hash.
+Links of the pages that lead out of the bundle, into the repository, become their text: no repository lies around it.
+
 MONAI loads ``models/model.pt``, so that is what the weights become, whatever file they come from, in its precision.
 """
 
@@ -41,6 +43,8 @@ PARTS = ("LICENSE", "configs", "docs")  # of a bundle; the rest of its folder is
 WEIGHTS = "models/model.pt"
 MODEL_INFO = "models/model_info.json"
 LARGE_FILES = "large_files.yml"
+
+_LINK = re.compile(rb"\[([^\[\]]*)\]\(([^()\s]+)\)")
 
 
 @dataclass(frozen=True)
@@ -160,8 +164,20 @@ def _collect(bundle: Path) -> dict[str, bytes]:
             if file.is_symlink():
                 raise InputError(f"{file} is a link; put the file itself there.")
             if file.is_file() and not file.name.startswith("."):
-                files[file.relative_to(bundle).as_posix()] = file.read_bytes()
+                content = file.read_bytes()
+                own = _without_outer_links(content, file.parent, bundle) if file.suffix == ".md" else content
+                files[file.relative_to(bundle).as_posix()] = own
     return files
+
+
+def _without_outer_links(page: bytes, folder: Path, bundle: Path) -> bytes:
+    """A page of Markdown in which links out of the bundle, which lead nowhere from an archive, are their text."""
+
+    def replace(link: re.Match[bytes]) -> bytes:
+        target = link[2].decode(errors="replace").partition("#")[0]
+        return link[0] if "://" in target or (folder / target).resolve().is_relative_to(bundle) else link[1]
+
+    return _LINK.sub(replace, page)
 
 
 def _weights(bundle: Path) -> bytes | None:

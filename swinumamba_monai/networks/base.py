@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
+from swinumamba_monai.errors import InputError, report_plainly
 from swinumamba_monai.ops.backends import is_exporting
 
 from .cuda_graphs import CUDAGraphs
@@ -117,6 +118,14 @@ class BaseNetwork:
         if isinstance(x, MetaTensor):
             heads = [convert_to_dst_type(head, x, dtype=head.dtype)[0] for head in heads]
         return heads if self.all_heads else heads[0]
+
+    def __prepare_scriptable__(self) -> None:
+        """What ``torch.jit.script`` asks first, so also MONAI's ``ckpt_export`` without a trace."""
+        report_plainly()
+        raise InputError(
+            "torch.jit.script cannot read these networks: for TorchScript add --use_trace True --input_shape "
+            f'"[1,{self.in_channels},64,64]" to ckpt_export, for ONNX use python -m swinumamba_monai export onnx.'
+        )
 
     def _heads(self, x: Tensor) -> list[Tensor]:
         size = x.shape[2:]

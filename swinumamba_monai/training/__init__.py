@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ignored": ["IgnoredToBackgroundd", "PartialDiceCELoss"],
         "mim": ["MaskedBatch", "MaskedImageModel", "MaskedL1Loss", "random_patch_mask"],
         "pictures": ["ReconstructionPicture"],
+        "run_log": ["RunLog"],
         "reproducible": ["SeedEveryEpoch", "StopOnSigterm", "init_worker"],
     },
 )

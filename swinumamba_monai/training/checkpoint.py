@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import time
 import warnings
 from collections import defaultdict
@@ -91,7 +92,8 @@ class TrainingCheckpoint:
     """Keep ``model.pt``, the network with the best validation metric, and ``checkpoint.pt``, the last epoch's state.
 
     ``model.pt`` is a bare state dict, what MONAI's loaders and exporters expect. The best metric travels in
-    ``checkpoint.pt``, so a resumed run replaces ``model.pt`` by a better network only.
+    ``checkpoint.pt``, so a resumed run replaces ``model.pt`` by a better network only. While the key metric stays 0,
+    as the F1 of cells does at first, the best network is the one with the best of the evaluator's next metric.
 
     ``run.json`` beside them (of ``X_checkpoint.pt``: ``X_run.json``) says what the run is: its settings, the number
     of parameters, epochs, the seconds they took with their validations, and on a GPU its name and the most memory
@@ -134,6 +136,7 @@ class TrainingCheckpoint:
         self.settings = json.dumps(dict(settings or {}))
         self.overwrite = overwrite
         self._seconds = 0.0
+        self._best_next_metric = -math.inf
         self._lock = RunLock(self.last_path.with_name(f".{last_name}.lock"))
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
@@ -200,6 +203,11 @@ class TrainingCheckpoint:
         self._epoch_start = time.perf_counter()
 
     def _save_best(self, evaluator: Engine) -> None:
+        others = (value for name, value in evaluator.state.metrics.items() if name != evaluator.state.key_metric_name)
+        next_metric = next(others, -math.inf)
+        if evaluator.state.best_metric == 0 and next_metric > self._best_next_metric:
+            self._best_next_metric = float(next_metric)
+            evaluator.state.best_metric_epoch = evaluator.state.epoch
         if evaluator.state.best_metric_epoch == evaluator.state.epoch and idist.get_rank() == 0:
             save_atomically(self.network.state_dict(), self.best_path)
 
@@ -213,6 +221,7 @@ class TrainingCheckpoint:
             "epoch": trainer.state.epoch,
             "best_metric": float(evaluator.state.best_metric),
             "best_metric_epoch": evaluator.state.best_metric_epoch,
+            "best_next_metric": self._best_next_metric,
             "scaler": trainer.scaler.state_dict() if trainer.scaler else {},
             "settings": self.settings,
             "seconds": self._seconds,
@@ -247,6 +256,7 @@ class TrainingCheckpoint:
         self._restore_optimizer(state["optimizer"], state["epoch"])
         trainer.state.epoch = state["epoch"]
         self._seconds = state.get("seconds", 0.0)
+        self._best_next_metric = state.get("best_next_metric", -math.inf)
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
         evaluator.state.best_metric = state["best_metric"]
         evaluator.state.best_metric_epoch = state["best_metric_epoch"]

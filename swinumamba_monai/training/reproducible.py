@@ -56,11 +56,13 @@ class SeedEveryEpoch:
 
 
 class StopOnSigterm:
-    """End a run in good order when the system asks for it, as Slurm does before it takes the machine back.
+    """End a run in good order at SIGTERM, as Slurm sends before it takes the machine back, and at Ctrl-C (SIGINT).
 
     Python may be anywhere when the signal comes, so the run ends after the iteration that it is in: loggers are closed
     and no file is left half-written. Of several processes each stops after the same iteration. There is nothing to
     save: ``checkpoint.pt`` holds the last whole epoch, and the epoch begun is done again in the same way.
+
+    A second Ctrl-C ends the process at once.
 
     The signal reaches the loader's workers and the other processes of the job too. With :func:`init_worker` workers go
     on until the run has stopped; where one of them dies first all the same, the run counts as stopped, not as failed.
@@ -68,13 +70,13 @@ class StopOnSigterm:
     Outside of the main thread (MONAI Label trains in another) there are no signals, and this only runs the trainer.
     """
 
-    exit_code = 128 + signal.SIGTERM
+    signals = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = 0  # number of the signal
 
     def run(self, trainer: Engine, evaluator: Engine) -> None:
-        """Run the trainer, and end the process with exit code 143 if it was stopped.
+        """Run the trainer, and end the process with exit code 143 (Ctrl-C: 130) if it was stopped.
 
         Args:
             trainer: trainer, which ends after its iteration.
@@ -87,7 +89,7 @@ class StopOnSigterm:
         # Processes validate different numbers of images, so there they cannot agree on one to stop after.
         if idist.get_world_size() == 1:
             evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_evaluator, trainer)
-        before = signal.signal(signal.SIGTERM, self._receive)
+        before = {number: signal.signal(number, self._receive) for number in self.signals}
         try:
             trainer.run()
             stopped = self.received and trainer.should_terminate  # it may have come after the last iteration of all
@@ -96,23 +98,27 @@ class StopOnSigterm:
                 raise
             stopped = True
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         if stopped:
             if idist.get_rank() == 0:
                 logger.warning(
-                    "stopped by SIGTERM in epoch %d of %d; --resume true goes on from the last whole epoch, and ends "
+                    "stopped by %s in epoch %d of %d; --resume true goes on from the last whole epoch, and ends "
                     "where an uninterrupted run ends",
+                    signal.Signals(self.received).name,
                     trainer.state.epoch,
                     trainer.state.max_epochs,
                 )
-            sys.exit(self.exit_code)
+            sys.exit(128 + self.received)
 
-    def _receive(self, *_) -> None:
-        self.received = True
+    def _receive(self, number: int, _: object) -> None:
+        if self.received == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
 
     def _stop_trainer(self, trainer: Engine) -> None:
         if idist.get_world_size() > 1:
-            self.received = bool(idist.all_reduce(int(self.received), "MAX"))
+            self.received = int(idist.all_reduce(self.received, "MAX"))
         if self.received:
             trainer.terminate()
 
@@ -123,15 +129,16 @@ class StopOnSigterm:
 
 
 def init_worker(worker_id: int) -> None:
-    """``worker_init_fn`` of a loader: MONAI's, and the worker heeds SIGTERM from its own parent alone.
+    """``worker_init_fn`` of a loader: MONAI's, and the worker heeds SIGTERM from its own parent alone, SIGINT never.
 
-    Slurm and torchrun send the signal to every process of a job, but the run needs its workers until it has stopped.
+    Slurm, torchrun and Ctrl-C reach every process of a job, but the run needs its workers until it has stopped.
     Who sent a signal is known on Linux only; elsewhere the workers are as MONAI has them.
 
     Args:
         worker_id: number of the worker.
     """
     worker_init_fn(worker_id)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the thread below, which sees the sender
         threading.Thread(target=_end_for_parent, daemon=True).start()

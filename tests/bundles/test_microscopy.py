@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from itertools import takewhile
 from pathlib import Path
 
 import bundle_runs
@@ -32,6 +33,8 @@ from bundle_runs import (
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from swinumamba_monai.data import read_image, synthesize_microscopy
 
@@ -106,8 +109,25 @@ def test_mlflow_tracking(dataset, tmp_path):
     run("train", tmp_path, dataset_dir=str(dataset), tracking="mlflow", **SHORT)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path.as_posix()}/eval/mlflow.db")
     (logged,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert "train_loss" in logged.data.metrics
-    assert "val_f1" in logged.data.metrics
+    assert {"train_loss", "val_f1", "val_dice", "lr_group_0"} <= logged.data.metrics.keys()
+    assert logged.data.metrics["lr_group_0"] == 1e-4
+    config = json.loads(Path(bundle_runs.config_files("microscopy", "train")[0]).read_text())
+    top = set(takewhile(lambda name: name != "network_def", config)) - {"imports", "tracking_uri"}
+    written = EventAccumulator(str(tmp_path / "eval"))
+    written.Reload()
+    assert [(event.step, event.value) for event in written.Scalars("learning_rate")] == [(1, pytest.approx(1e-4))]
+    content = written.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    told = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert top == set(told) and top <= logged.data.params.keys()
+    for name, value in {"max_epochs": 1, "seed": 0, "weight_decay": 0.05}.items():
+        assert logged.data.params[name] == str(value) and told[name].number_value == value
+    for name, value in {
+        "target": "flows",
+        "roi_size": "[64, 64]",
+        "device": "cpu",
+        "dataset_dir": str(dataset),
+    }.items():
+        assert logged.data.params[name] == value and told[name].string_value == value
 
 
 def sigterm() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from monai.bundle import ConfigWorkflow
 from small_bundles import BUNDLES, ROOT
 
 from swinumamba_monai.bundle_network import build_bundle_network
@@ -119,6 +122,32 @@ def test_the_bundles_as_they_are(name, tmp_path, capsys):
     assert f"{name}_v" in printed and "weights: " in printed
     whole = files_below(tmp_path / "dist" / "huggingface" / name)
     assert {"LICENSE", "docs/README.md", "configs/metadata.json", "configs/inference.json"} < set(whole)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_the_archive_alone_says_what_to_install_and_has_no_dead_link(name, tmp_path):
+    package = package_bundle(ROOT / "bundles" / name, tmp_path / "dist")
+    with zipfile.ZipFile(package.archive) as archive:
+        archive.extractall(tmp_path / "alone")
+    page = tmp_path / "alone" / name / "docs" / "README.md"
+    text = page.read_text()
+    assert "pip install " in text and "docs/ablations.md says what each is" in text
+    anchors = {
+        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in re.findall("^#+ (.*)", text, re.M)
+    }
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links
+    for link in links:
+        place, _, anchor = link.partition("#")
+        assert (page.parent / place).exists() and (not anchor or place or anchor in anchors), link
+
+
+@pytest.mark.parametrize("kind", ["train", "pretrain", "inference"])
+def test_without_the_package_the_bundle_says_so(kind, monkeypatch):
+    monkeypatch.setitem(sys.modules, "swinumamba_monai", None)  # an import of it fails
+    config = ROOT / "bundles" / "microscopy" / "configs" / f"{kind}.json"
+    with pytest.raises(SystemExit, match=r"needs the Python package swinumamba_monai.* has the pip install line"):
+        ConfigWorkflow(str(config), workflow_type="train", logging_file=False).initialize()
 
 
 def test_the_collection_grows(small_bundle, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SYSTEMS, build_network
 
 ROI = (64, 64)
@@ -152,3 +153,11 @@ def test_deep_supervision_as_text(switch):
 def test_wrong_roi_size(roi_size):
     with pytest.raises(ValueError, match="roi_size must be two positive integers"):
         build_network("SegResNet", in_channels=1, out_channels=2, roi_size=roi_size)
+
+
+def test_a_script_is_refused_with_the_command_and_a_trace_is_not():
+    net = build_network("SwinUMambaD", in_channels=1, out_channels=2, roi_size=(32, 32), depths=(1, 1, 1, 1))
+    with pytest.raises(InputError, match=r'--use_trace True --input_shape "\[1,1,64,64\]" to ckpt_export'):
+        torch.jit.script(net)
+    image = torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(torch.jit.trace(net.eval(), image)(image), net(image))

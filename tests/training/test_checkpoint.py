@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.engines import SupervisedEvaluator
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD
@@ -43,6 +45,55 @@ def test_the_gradient_scaler_goes_on(tmp_path):
     resumed = torch.amp.GradScaler("cpu")
     start(tmp_path, resumed, resume=True, epochs=2)
     assert resumed.state_dict() == expected
+
+
+class Given(Metric):
+    """A metric with one value after the other."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = iter(values)
+
+    def reset(self):
+        pass
+
+    def update(self, output):
+        pass
+
+    def compute(self):
+        return next(self.values)
+
+
+def validated(folder, scores, resume=False):
+    """The epoch whose network is ``model.pt`` after each further epoch of a run with these (F1, Dice)."""
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    f1, dice = (Given(values) for values in zip(*scores))
+    batches = [{"image": torch.zeros(1, 1), "label": torch.zeros(1, 1)}]
+    evaluator = SupervisedEvaluator(
+        "cpu", batches, network, key_val_metric={"val_f1": f1}, additional_metrics={"val_dice": dice}
+    )
+    trainer = Engine(lambda engine, batch: None)
+    trainer.state.max_epochs, trainer.state.epoch_length, trainer.scaler = 10, 1, None
+    best = []
+
+    def validate():
+        torch.nn.init.constant_(network.bias, trainer.state.epoch)
+        evaluator.run(trainer.state.epoch)
+
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    TrainingCheckpoint(folder, network, optimizer, schedule, resume=resume).attach(trainer, evaluator)
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: best.append(int(torch.load(folder / "model.pt", weights_only=True)["bias"]))
+    )
+    trainer.run([0], max_epochs=trainer.state.epoch + len(scores), epoch_length=1)
+    return best
+
+
+def test_while_f1_stays_0_the_best_network_follows_dice(tmp_path):
+    assert validated(tmp_path, [(0, torch.nan), (0, 0.2), (0, 0.1), (0, 0.4)]) == [1, 2, 2, 4]
+    assert validated(tmp_path, [(0, 0.3), (0, 0.5), (0.1, 0.2), (0, 0.9), (0.05, 0.9)], resume=True) == [4, 6, 7, 7, 7]
 
 
 @pytest.mark.parametrize("before, now", [(None, "scaler"), ("scaler", None), (None, None)])

@@ -29,7 +29,8 @@ def test_a_worker_heeds_its_parent_alone():
     batches = iter(loader)
     next(batches)
     (worker,) = set(multiprocessing.active_children()) - before
-    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    for name in ("TERM", "INT"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     time.sleep(0.2)
     assert sum(1 for _ in zip(range(10), batches)) == 10
     worker.terminate()
@@ -73,6 +74,33 @@ class TestStop:
         with pytest.raises(RuntimeError, match="out of memory"):
             StopOnSigterm().run(trainer, Engine(lambda engine, batch: None))
         assert signal.getsignal(signal.SIGTERM) is before
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    def test_after_the_iteration(self, caplog, number, code):
+        ended = []
+
+        def step(engine, batch):
+            if batch == 1:
+                signal.raise_signal(number)
+            ended.append(batch)
+
+        trainer = Engine(step)
+        trainer.run = lambda: Engine.run(trainer, [0, 1, 2])
+        before = signal.getsignal(number)
+        with pytest.raises(SystemExit) as stopped:
+            StopOnSigterm().run(trainer, Engine(lambda engine, batch: None))
+        assert stopped.value.code == code and ended == [0, 1] and signal.getsignal(number) is before
+        assert f"stopped by {number.name} in epoch 1 of 1; --resume true" in caplog.text
+
+    def test_a_second_ctrl_c_does_not_wait(self):
+        def step(engine, batch):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+        trainer = Engine(step)
+        trainer.run = lambda: Engine.run(trainer, [0])
+        with pytest.raises(KeyboardInterrupt):
+            StopOnSigterm().run(trainer, Engine(lambda engine, batch: None))
 
     def test_a_worker_that_dies_of_the_signal_is_no_error(self):
         def fail(engine, batch):
