@@ -41,6 +41,7 @@ NOT_RUN = [
     ("*", "head *", "Slurm"),
     ("*", "curl *", "a MONAI Label server: tests/serving/test_monai_label.py asks it the same"),
     ("*", "python -m swinumamba_monai serve *", "a MONAI Label server: tests/serving/test_monai_label.py"),
+    ("bundles/microscopy/*", "* benchmarks.peers.score *", "tests/benchmarks/test_peers.py scores made-up images"),
     ("docs/other_tools.md", "nnUNetv2_train *", "nnU-Net's; tests/docs/test_other_tools.py runs what it needs of ours"),
     ("docs/serving.md", "bash *", "a Nuclio function: tests/serving/test_monai_label.py runs it"),
     ("*", "python -m monai.bundle download*", "a server: tests/distribution/test_download.py runs the same"),
@@ -62,7 +63,15 @@ NOT_RUN = [
     ("benchmarks/README.md", "python -m benchmarks.*", "minutes on a GPU; tests/benchmarks runs each at toy size"),
     ("benchmarks/README.md", "python -m pip download *", "the internet"),
 ]
-SYSTEM_COMMANDS = ("pip", "python3", "curl", "scontrol", "head", "bash")  # nothing of ours to check in them
+SYSTEM_COMMANDS = (
+    "pip",
+    "python3",
+    "curl",
+    "scontrol",
+    "nnUNetv2_train",
+    "head",
+    "bash",
+)  # nothing of ours to check in them
 
 
 def commands_of(block: Block) -> list[list[str]]:
