@@ -193,7 +193,12 @@ def load_regions(dataset_dir: PathLike) -> dict[str, list[int]]:
 
 
 def has_ignored(dataset_dir: PathLike) -> bool:
-    """Whether labels of a prepared dataset may leave open what a pixel is, as :func:`load_class_names` reads them."""
+    """Whether labels of a prepared dataset may leave open what a pixel is, as :func:`load_class_names` reads them.
+
+    Those of any other folder do not: MONAI Label trains on what was drawn, and names its items itself.
+    """
+    if not (Path(dataset_dir) / DATALIST_NAME).is_file():
+        return False
     return IGNORE_NAME in _class_names(*_read(dataset_dir))
 
 

@@ -230,7 +230,12 @@ class FlowLoss(nn.Module):
 
         Returns:
             the loss, a scalar.
+
+        Raises:
+            ValueError: other numbers of channels.
         """
+        if output.shape[1] != FLOW_CHANNELS or target.shape[1] not in (3, 4):
+            raise ValueError(f"Flows have 4 channels and their targets 3, not {output.shape[1]} and {target.shape[1]}.")
         output = output.float()
         foreground = F.binary_cross_entropy_with_logits(output[:, 1] - output[:, 0], target[:, 0], reduction="none")
         flow = ((output[:, 2:] - target[:, 1:3]) ** 2).mean(1)

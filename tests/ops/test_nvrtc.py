@@ -186,14 +186,15 @@ class TestCache:
         in_a_new_process()
         in_a_new_process()
         assert len(machine.nvrtc.compiled) == 2 and machine.driver.images == [b"machine code"] * 3
-        assert caplog.messages == [f"{path} is damaged: it is not used, and made again"]
+        warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert warnings == [f"{path} is damaged: it is not used, and made again"]
 
     def test_a_folder_of_another_user_is_not_used(self, machine, monkeypatch, caplog):
         in_a_new_process()
         monkeypatch.setattr("swinumamba_monai.owned.os.geteuid", lambda: 12345)
         in_a_new_process()
         assert len(machine.nvrtc.compiled) == 2
-        (message,) = caplog.messages
+        (message,) = (record.message for record in caplog.records if record.levelname == "WARNING")
         assert message.endswith(f"{machine.cache} cannot be written (it belongs to another user)")
 
     def test_a_folder_that_cannot_be_written_is_said_once(self, machine, monkeypatch, caplog):

@@ -22,9 +22,10 @@ STEPS = 3
 
 
 def config_loss(workflow: str) -> torch.nn.Module:
-    """The loss that the bundle trains with."""
+    """The loss that the bundle trains with; of the paper's classes, where it is Dice over the batch of all processes."""
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / f"{workflow}.json"))
+    parser["target"] = "classes"
     return parser.get_parsed_content("loss")
 
 
