@@ -22,7 +22,7 @@ STEPS = 3
 
 
 def config_loss(workflow: str) -> torch.nn.Module:
-    """The loss that the bundle trains with; of the paper's classes, where it is Dice over the batch of all processes."""
+    """The loss that the bundle trains with; of the paper's classes, where Dice is over the batch of all processes."""
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / f"{workflow}.json"))
     parser["target"] = "classes"
