@@ -215,13 +215,14 @@ def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | 
     Args:
         folder: folder to look into.
         name: name of the files, without suffix.
-        shipped: name of the file that ships, where it is another.
+        shipped: name of the file that ships, where it is another; it comes before ``model.safetensors``.
 
     Returns:
         the path of one that exists, or of ``model.pt``, so that a sentence on the missing file names that.
     """
-    trained, delivered = Path(folder) / f"{name}.pt", Path(folder) / f"{shipped or name}.safetensors"
-    return str(delivered if delivered.is_file() and not trained.is_file() else trained)
+    trained = Path(folder) / f"{name}.pt"
+    files = (trained, *(Path(folder) / f"{other}.safetensors" for other in (shipped or name, name)))
+    return str(next((file for file in files if file.is_file()), trained))
 
 
 def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
