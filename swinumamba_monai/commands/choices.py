@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from swinumamba_monai.errors import InputError, shown
 
@@ -17,9 +17,7 @@ def check_systems(names: Sequence[str] | None) -> list[str]:
     """
     from swinumamba_monai.networks import SYSTEMS
 
-    wrong = [name for name in names or () if name not in SYSTEMS]
-    if wrong:
-        raise InputError(f"there is no network '{wrong[0]}'; choose from {', '.join(SYSTEMS)}.")
+    _check("network", names or (), SYSTEMS)
     return list(names or SYSTEMS)
 
 
@@ -31,7 +29,11 @@ def check_encoders(names: Sequence[str] | None) -> list[str]:
     """
     from swinumamba_monai.networks import ENCODERS
 
-    wrong = [name for name in names or () if name not in ENCODERS]
-    if wrong:
-        raise InputError(f"there is no encoder '{shown(wrong[0])}'; choose from {', '.join(ENCODERS)}.")
+    _check("encoder", names or (), ENCODERS)
     return list(ENCODERS)[1:] if names is None else list(names)
+
+
+def _check(kind: str, names: Sequence[str], known: Collection[str]) -> None:
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise InputError(f"there is no {kind} '{shown(wrong[0])}'; choose from {', '.join(known)}.")

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every way from a network's output to cells ends with: whole cells, none too small, numbered, with scores."""
+"""What the way from a network's output to cells ends with: whole cells, none too small, numbered, with scores."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from skimage.measure import regionprops_table
 
-from swinumamba_monai.data.sampling.intensity import Look, look_of
+from swinumamba_monai.data.sampling.intensity import Look, has_bright_ground, look_of
 from swinumamba_monai.inference.rescaling import KNOWN_DIAMETERS, median_diameter
 
 __all__ = ["find_doubts", "join_tables", "object_table"]
@@ -76,12 +76,6 @@ def find_doubts(
     look = look_of(channels)
     if look is Look.DARK and "channel" not in given:
         doubts.append("there are several colours on a dark ground, of which the brightest counts; or choose --channel")
-    if look is Look.GRAY and "invert" not in given and _is_bright(channels.amax(0)):
+    if look is Look.GRAY and "invert" not in given and has_bright_ground(channels):
         doubts.append("the ground is bright; if this is fluorescence shown inverted, add --invert")
     return doubts
-
-
-def _is_bright(image: torch.Tensor) -> bool:
-    """Whether most of an image (H, W) is nearer to its bright end than to its dark one."""
-    low, middle, high = np.percentile(image.numpy(), (0.5, 50, 99.8))
-    return middle - low > 0.5 * (high - low)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from swinumamba_monai.errors import InputError
 
-__all__ = ["Look", "NormalizeLook", "NormalizeLookd", "look_of"]
+__all__ = ["Look", "NormalizeLook", "NormalizeLookd", "has_bright_ground", "look_of"]
 
 LOWER, UPPER = 0.5, 99.8  # percentiles that become -1 and 1
 CLIP = 3.0  # the largest value, and the least one with a minus: a few bright nuclei stand out, a speck does no harm
@@ -60,6 +60,17 @@ def look_of(image: NdarrayOrTensor) -> Look:
     low, middle, high = _percentiles(_sample(image.amax(0, keepdim=True)), 0, 50, UPPER)[:, 0]
     zero = min(low, 0.0)  # signed data may begin below
     return Look.BRIGHT if middle - zero >= BRIGHT * (high - zero) else Look.DARK
+
+
+def has_bright_ground(image: NdarrayOrTensor) -> bool:
+    """Whether the median of an image lies nearer to its bright end than to its dark one.
+
+    Args:
+        image: (C, H, W); the brightest channel of each pixel counts.
+    """
+    brightest = torch.as_tensor(image).amax(0, keepdim=True)
+    low, middle, high = _percentiles(_sample(brightest), LOWER, 50, UPPER)[:, 0]
+    return bool(middle - low > BRIGHT * (high - low))
 
 
 class NormalizeLook(Transform):
