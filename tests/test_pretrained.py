@@ -21,7 +21,8 @@ from torch import nn
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD, build_network
-from swinumamba_monai.pretrained import load_pretrained, read_checkpoint
+from swinumamba_monai.pretrained import load_pretrained
+from swinumamba_monai.weight_files import read_checkpoint
 
 BOTH = pytest.mark.parametrize("cls", [SwinUMambaD, SwinUMamba], ids=lambda cls: cls.__name__)
 ENCODER = "vssm_encoder."

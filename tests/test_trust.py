@@ -36,8 +36,8 @@ from swinumamba_monai.data import load_datalist, load_images, load_volumes, read
 from swinumamba_monai.data.files.video import read_frames
 from swinumamba_monai.distribution import package_bundle
 from swinumamba_monai.errors import InputError, find_input_error
-from swinumamba_monai.pretrained import read_checkpoint, read_weights, save_half_precision
 from swinumamba_monai.tasks import find_task
+from swinumamba_monai.weight_files import read_checkpoint, read_weights, save_half_precision
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 SMALL = {

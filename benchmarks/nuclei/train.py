@@ -37,8 +37,8 @@ from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.instances.flows import FLOW_CHANNELS, FlowLoss
 from swinumamba_monai.networks import build_network
-from swinumamba_monai.pretrained import save_half_precision
 from swinumamba_monai.training import HalvingDeepSupervisionLoss, autocast_dtype, default_amp
+from swinumamba_monai.weight_files import save_half_precision
 
 from .crops import Atlas, RandomCrops, Sample, read_sample
 
@@ -52,22 +52,27 @@ QUICK = {"steps": 6, "batch_size": 2, "roi_size": 64, "num_workers": 0}
 TOY = {"feature_size": 8, "d_state": 2, "depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1)}
 
 
-def read_samples(dataset_dir: Path, num_workers: int) -> list[Sample]:
-    """The training images of a prepared microscopy dataset, with their flows; most of the time goes into these.
+def read_samples(dataset_dir: Path, sections: Sequence[str], num_workers: int) -> list[Sample]:
+    """Images of a prepared microscopy dataset with the flows of their cells; most of the time goes into these.
+
+    Args:
+        dataset_dir: folder with a ``datalist.json``.
+        sections: of the datalist.
+        num_workers: number of processes, 0: this one.
 
     Raises:
         InputError: it is no such dataset, or has no cells.
     """
     if load_class_names(dataset_dir):
         raise InputError(f"{dataset_dir} is a dataset of classes, but cells are needed; run `prepare microscopy`.")
-    items = load_datalist(dataset_dir, "training")
+    items = [item for section in sections for item in load_datalist(dataset_dir, section)]
     if num_workers == 0:
         samples = list(map(read_sample, items))
     else:
         with ProcessPoolExecutor(num_workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
             samples = list(pool.map(read_sample, items))
     if not any(len(sample.centres) for sample in samples):
-        raise InputError(f"the training images of {dataset_dir} have no cells; look at their labels.")
+        raise InputError(f"the images of {dataset_dir} have no cells; look at their labels.")
     return samples
 
 
@@ -149,6 +154,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset_dir", type=Path, required=True, help="what `prepare microscopy` wrote")
     parser.add_argument("--output_dir", type=Path, required=True, help="for the weights and the log")
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        choices=["training", "validation"],
+        default=["training"],
+        help="of the dataset, to learn from; both once nothing is left to be chosen",
+    )
     parser.add_argument("--steps", type=at_least(1), default=6400)
     parser.add_argument("--batch_size", type=at_least(1), default=24)
     parser.add_argument("--roi_size", type=at_least(1), default=256, help="side of the crops")
@@ -187,8 +199,8 @@ def run(arguments: argparse.Namespace, report: Callable[[str], object]) -> None:
         deep_supervision=True,
         **(TOY if arguments.quick else {}),
     ).to(device)
-    samples = read_samples(arguments.dataset_dir, arguments.num_workers)
-    report(f"{len(samples)} training images with {sum(len(sample.centres) for sample in samples)} cells")
+    samples = read_samples(arguments.dataset_dir, arguments.sections, arguments.num_workers)
+    report(f"{len(samples)} images with {sum(len(sample.centres) for sample in samples)} cells")
     crops = RandomCrops(Atlas(samples, device), arguments.roi_size, arguments.seed)
     train(network, crops, arguments.steps, arguments.batch_size, arguments.learning_rate, report)
     checkpoint, half = (arguments.output_dir / f"model{suffix}" for suffix in (".pt", ".safetensors"))

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from swinumamba_monai.pretrained import save_half_precision
+    from swinumamba_monai.weight_files import save_half_precision
 
     size = save_half_precision(arguments.checkpoint, arguments.safetensors)
     print(f"{arguments.safetensors}: {size / 1e6:.1f} MB")

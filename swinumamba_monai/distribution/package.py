@@ -35,7 +35,8 @@ from swinumamba_monai.atomic import replacing
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.archive import write_archive
 from swinumamba_monai.errors import InputError, quoted
-from swinumamba_monai.pretrained import find_checkpoint, load_pretrained, read_weights
+from swinumamba_monai.pretrained import load_pretrained
+from swinumamba_monai.weight_files import find_checkpoint, read_weights
 
 __all__ = ["Package", "check_version", "package_bundle", "read_metadata"]
 

@@ -20,8 +20,9 @@ from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_ne
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.package import check_version, read_metadata
 from swinumamba_monai.errors import InputError, find_input_error
-from swinumamba_monai.pretrained import find_checkpoint, load_pretrained
+from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.tasks import TASKS
+from swinumamba_monai.weight_files import find_checkpoint
 
 __all__ = ["verify_bundle"]
 

@@ -121,23 +121,26 @@ class MambaDecoder(nn.Module):
 class _SwinUMamba(BaseNetwork, nn.Module):
     """What both networks share: their arguments, which are those of :class:`SwinUMambaD`, and an encoder.
 
-    Those that make the encoder are what :func:`.encoders.encoder_options` returned.
+    Attributes:
+        encoder_options: arguments of :class:`.vmamba.VMambaEncoder`, with the numbers for ``"released"``.
     """
 
     step = (STRIDE, STRIDE)
 
     def __init__(
-        self, in_channels, out_channels, spatial_dims, use_checkpoint, scan_backend, cuda_graphs, *,
-        depths, feature_size, d_state, drop_path_rate, **layers,
-    ) -> None:  # fmt: skip
+        self, in_channels, out_channels, spatial_dims, use_checkpoint, scan_backend, cuda_graphs, encoder, **stages
+    ) -> None:
+        options = encoder_options(encoder, **stages)
+        depths, feature_size, d_state = (options[name] for name in ("depths", "feature_size", "d_state"))
         require_counts(in_channels=in_channels, out_channels=out_channels, d_state=d_state, feature_size=feature_size)
         require("feature_size", feature_size, feature_size % 2 == 0, "even")
         require("spatial_dims", spatial_dims, spatial_dims == 2, "2, these networks scan 2D images")
         require("depths", depths, is_counts(depths, 4), "four positive integers, one for each stage of the encoder")
-        require_rate("drop_path_rate", drop_path_rate)
+        require_rate("drop_path_rate", options["drop_path_rate"])
         check_backend_name(scan_backend, "scan_backend")
         super().__init__()
         self.in_channels = in_channels
+        self.encoder_options = options
         # a recomputation restores the state of the random numbers, which cannot be recorded
         self._graphs = CUDAGraphs(training=not use_checkpoint) if cuda_graphs else None
 
@@ -192,18 +195,11 @@ class SwinUMambaD(_SwinUMamba):
         block_type: str = "VSS",
         encoder: str = "vmamba_tiny_v0",
     ) -> None:
-        options = encoder_options(
-            encoder, depths=depths, feature_size=feature_size, d_state=d_state, drop_path_rate=drop_path_rate
-        )
         super().__init__(
-            in_channels,
-            out_channels,
-            spatial_dims,
-            use_checkpoint,
-            scan_backend,
-            cuda_graphs,
-            **options,
-        )
+            in_channels, out_channels, spatial_dims, use_checkpoint, scan_backend, cuda_graphs, encoder,
+            depths=depths, feature_size=feature_size, d_state=d_state, drop_path_rate=drop_path_rate,
+        )  # fmt: skip
+        options = self.encoder_options
         allowed = "three positive integers, coarsest first"
         require("decoder_depths", decoder_depths, is_counts(decoder_depths, 3), allowed)
         require_one_of("norm_name", norm_name, NORMS)
@@ -271,18 +267,11 @@ class SwinUMamba(_SwinUMamba):
         cuda_graphs: bool = True,
         encoder: str = "vmamba_tiny_v0",
     ) -> None:
-        options = encoder_options(
-            encoder, depths=depths, feature_size=feature_size, d_state=d_state, drop_path_rate=drop_path_rate
-        )
         super().__init__(
-            in_channels,
-            out_channels,
-            spatial_dims,
-            use_checkpoint,
-            scan_backend,
-            cuda_graphs,
-            **options,
-        )
+            in_channels, out_channels, spatial_dims, use_checkpoint, scan_backend, cuda_graphs, encoder,
+            depths=depths, feature_size=feature_size, d_state=d_state, drop_path_rate=drop_path_rate,
+        )  # fmt: skip
+        options = self.encoder_options
         half = options["feature_size"] // 2
         try:
             get_norm_layer(norm_name, spatial_dims=2, channels=half)  # all widths are multiples of this

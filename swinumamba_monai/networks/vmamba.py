@@ -153,7 +153,7 @@ class VMambaClassifier(VMambaEncoder):
     """VMamba with its classification head: 22,893,448 parameters in 212 tensors for the 1000 classes of ImageNet.
 
     The names are those of the checkpoints of December 2023 and February 2024: the patch merging after a stage belongs
-    to it (``layers.N.downsample``). What :func:`swinumamba_monai.pretrained.read_checkpoint` reads from such a file
+    to it (``layers.N.downsample``). What :func:`swinumamba_monai.weight_files.read_checkpoint` reads from such a file
     holds the state dict under ``"model"``, and ``load_state_dict`` takes it strictly.
 
     Args:

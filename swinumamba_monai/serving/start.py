@@ -18,8 +18,8 @@ from monai.config import PathLike
 
 from swinumamba_monai.atomic import temporary_folder
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.pretrained import find_checkpoint, read_weights
 from swinumamba_monai.training.checkpoint import save_atomically
+from swinumamba_monai.weight_files import find_checkpoint, read_weights
 
 APP = Path(__file__).parent / "app"
 # What serve tells the server, which uvicorn imports: the address, and origins with blanks between them.

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from swinumamba_monai.atomic import RunLock, remove_unfinished, replacing
 from swinumamba_monai.errors import InputError, quoted
-from swinumamba_monai.pretrained import load_pretrained, read_checkpoint
+from swinumamba_monai.pretrained import load_pretrained
+from swinumamba_monai.weight_files import read_checkpoint
 
 __all__ = ["TrainingCheckpoint", "run_record", "save_atomically"]
 

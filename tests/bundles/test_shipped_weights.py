@@ -23,7 +23,7 @@ from skimage.transform import resize
 
 from swinumamba_monai import Predictor
 from swinumamba_monai.metrics import cell_counts
-from swinumamba_monai.pretrained import find_checkpoint, read_weights
+from swinumamba_monai.weight_files import find_checkpoint, read_weights
 
 BUNDLE = ROOT / "microscopy"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "microscopy"

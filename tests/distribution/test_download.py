@@ -22,8 +22,8 @@ from small_bundles import BUNDLES, DATA, ROOT
 from swinumamba_monai.data import load_images
 from swinumamba_monai.distribution import package_bundle
 from swinumamba_monai.networks import SwinUMambaD
-from swinumamba_monai.pretrained import read_weights, save_half_precision
 from swinumamba_monai.tasks import find_task
+from swinumamba_monai.weight_files import read_weights, save_half_precision
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.cli import main
 from swinumamba_monai.distribution import package_bundle
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.pretrained import find_checkpoint, read_weights
+from swinumamba_monai.weight_files import find_checkpoint, read_weights
 
 URL = "https://example.org/releases/download/first"
 

@@ -22,8 +22,10 @@ from swinumamba_monai.pretrained import load_pretrained
 OUTPUT_TOLERANCE = {torch.float32: 4e-5, torch.float64: 1e-9}  # absolute; the largest logits are near 5
 UMAMBA_TOLERANCE = {torch.float32: 3e-4, torch.float64: 1e-9}
 GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest entry
-VMAMBA_TOLERANCE = {torch.float32: 6e-5, torch.float64: 1e-9}
-VMAMBA_GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the largest entry
+# The released code takes exp(A_logs) in float32 even where all else is float64, and the last bit of that depends on the
+# processor, because MKL does: 1e-14 on an AMD EPYC and with MKL_CBWR=COMPATIBLE, 8e-9 on an Intel Xeon.
+VMAMBA_TOLERANCE = {torch.float32: 6e-5, torch.float64: 5e-8}
+VMAMBA_GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the largest entry
 BLOCK_TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-10}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 

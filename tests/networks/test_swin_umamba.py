@@ -146,7 +146,8 @@ class TestBatch:
         x = image(3, 1, 33, 40)
         out = net(x)
         for i in range(3):
-            torch.testing.assert_close(net(x[i : i + 1]), out[i : i + 1], rtol=0, atol=1e-5)
+            # as the golden numbers' in float32: matrix products of another size are rounded otherwise
+            torch.testing.assert_close(net(x[i : i + 1]), out[i : i + 1], rtol=0, atol=4e-5)
         other = x.clone()
         other[1] = 0
         changed = net(other)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from swinumamba_monai.networks import SwinUMambaD, VMambaClassifier
-from swinumamba_monai.pretrained import load_pretrained, read_checkpoint
+from swinumamba_monai.pretrained import load_pretrained
+from swinumamba_monai.weight_files import read_checkpoint
 
 TINY = {"depths": (1, 1, 1, 1), "feature_size": 8, "d_state": 4, "drop_path_rate": 0.0, "scan_backend": "portable"}
 

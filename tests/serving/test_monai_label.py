@@ -27,9 +27,9 @@ from PIL import Image
 from swinumamba_monai.data import read_image
 from swinumamba_monai.inference import geojson
 from swinumamba_monai.inference.polygons import class_names
-from swinumamba_monai.pretrained import read_weights, save_half_precision
 from swinumamba_monai.serving.annotations import elements
 from swinumamba_monai.tasks import find_task
+from swinumamba_monai.weight_files import read_weights, save_half_precision
 
 PYTHON = os.environ.get("SWINUMAMBA_LABEL_PYTHON")
 pytestmark = pytest.mark.skipif(

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.pretrained import read_weights
 from swinumamba_monai.serving import serve, start
+from swinumamba_monai.weight_files import read_weights
 
 
 def test_refusals(tmp_path, monkeypatch) -> None:

@@ -1,0 +1,238 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files of weights: found, read without running what they contain, and written in half precision."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from functools import cache
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.torch_version import TorchVersion
+
+from .atomic import replacing
+from .errors import InputError, quoted, shown
+
+__all__ = ["find_checkpoint", "find_weights", "read_checkpoint", "read_weights", "save_half_precision", "some_names"]
+
+logger = logging.getLogger(__name__)
+
+SAFE_TORCH = "2.10"  # from which on no memory is known to be overwritten by what weights_only=True reads
+MAX_DEPTH = 20  # of what lies in a checkpoint
+MAX_NAMES = 16  # of a tensor; released U-Mamba checkpoints name most of them four times
+
+# What other tools call the state dict in a checkpoint, what they put before its names (DDP, torch.compile, Lightning,
+# averaged models), and what they count beside it (averaged models, thop).
+WRAPPERS = ("network_weights", "model", "state_dict", "model_state_dict", "net", "network", "model_ema", "ema")
+PREFIXES = re.compile(r"^((module|_orig_mod|model|net|network|ema_model|ema)\.)+")
+COUNTERS = re.compile(r"(^|\.)(n_averaged|total_ops|total_params)$")
+
+# nnU-Net stores its log beside the weights: numpy numbers, which torch's safe unpickler takes when told that it may.
+# Files from NumPy 1 and NumPy 2 name the same function differently, and either may be installed here.
+_make_scalar = np.float64().__reduce__()[0]
+_NUMPY_SCALARS = [
+    np.dtype,
+    (_make_scalar, "numpy.core.multiarray.scalar"),
+    (_make_scalar, "numpy._core.multiarray.scalar"),
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
+]
+
+
+def read_checkpoint(path: str | PathLike) -> dict:
+    """Read a ``.safetensors`` file, or a torch file with ``weights_only=True``: no code in it is ever run.
+
+    Args:
+        path: file to read.
+
+    Returns:
+        its content, on the CPU.
+
+    Raises:
+        InputError: there is no such file, it cannot be opened, is truncated or no checkpoint, or it holds anything but
+            plain data: numbers, text, and tensors whose elements all lie in the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint file {path}.")
+    try:
+        if misnamed := _what_it_is(path):
+            raise InputError(f"{path} is {misnamed}.")
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        _warn_of_old_torch()
+        _check_records(path)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is corrupt, or holds Python objects besides weights; such files are not opened, because "
+            "unpickling them would run their code: save its state dict alone."
+        ) from error
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror or type(error).__name__}).") from error
+    except Exception as error:  # a damaged file fails anywhere in the readers: struct.error, IndexError, ...
+        raise InputError(f"{path} cannot be read as a checkpoint, it is corrupt or truncated.") from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint with a state dict.")
+    try:
+        size = _count_bytes(content)
+    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise InputError(f"{path} holds what no checkpoint has ({quoted(error)}); it is not used.") from error
+    if size > MAX_NAMES * path.stat().st_size:
+        raise InputError(f"{path} claims {size} bytes of numbers, which no file of its size holds; it is not used.")
+    return content
+
+
+def _what_it_is(path: Path) -> str | None:
+    """What a file of weights under a wrong name is, with what to do; None where nothing is wrong with the name."""
+    if path.suffix == ".json":
+        return "no file of weights but a list, perhaps of the parts that they lie in; join those into one file"
+    with path.open("rb") as file:
+        start = file.read(9)
+    is_safetensors = start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    if is_safetensors and path.suffix != ".safetensors":
+        return "a safetensors file; rename it to end in .safetensors"
+    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):
+        return "a torch file; rename it to end in .pt"
+    return None
+
+
+@cache
+def _warn_of_old_torch() -> None:
+    if TorchVersion(torch.__version__) < SAFE_TORCH:
+        logger.warning(
+            "torch %s can be attacked by a crafted .pt file, even so (CVE-2026-24747): use files of those you trust, "
+            "safetensors, or torch %s",
+            torch.__version__,
+            SAFE_TORCH,
+        )
+
+
+def _count_bytes(content: object, depth: int = 0, seen: set[int] | None = None) -> int:
+    """The bytes of all tensors in what was read; raises ValueError for one whose elements are not all there.
+
+    A file may name tensors of any size without holding them: on no device, sparse, nested, quantized, or with elements
+    that all lie at one place. What copies them, or runs over them, would take the memory and the hours that they claim.
+    Containers count once, however often they lie in each other.
+    """
+    seen = set() if seen is None else seen
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} levels")
+    if isinstance(content, (Mapping, list, tuple)):
+        if id(content) in seen:
+            return 0
+        seen.add(id(content))
+        parts = content.values() if isinstance(content, Mapping) else content
+        return sum(_count_bytes(part, depth + 1, seen) for part in parts)
+    if not isinstance(content, Tensor):
+        return 0
+    plain = type(content) in (Tensor, nn.Parameter) and content.layout == torch.strided and not content.is_nested
+    if not plain or content.is_quantized or content.device.type != "cpu":
+        raise ValueError("a tensor that is sparse, nested, quantized or on no device")
+    size = content.numel() * content.element_size()
+    if size > content.untyped_storage().nbytes():
+        raise ValueError("a tensor that names its elements more than once")
+    return size
+
+
+def _check_records(path: Path) -> None:
+    """Refuse what only claims to be large: torch.save never compresses, so a record is as long as it is in the file."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+                raise InputError(f"{path} holds compressed records, which torch.save does not write; it is not opened.")
+
+
+def read_weights(path: str | PathLike) -> dict[str, Tensor]:
+    """The weights in a checkpoint, by their names without what DDP and torch.compile put before them.
+
+    Args:
+        path: file that :func:`read_checkpoint` reads.
+
+    Returns:
+        the state dict, on the CPU, in the precision of the file.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`, and for a file without weights.
+    """
+    return find_weights(read_checkpoint(path), str(path))
+
+
+def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | None = None) -> str:
+    """The trained network of a folder: ``model.pt``, which training writes, else ``model.safetensors``, which ships.
+
+    Args:
+        folder: folder to look into.
+        name: name of the files, without suffix.
+        shipped: name of the file that ships, where it is another; it comes before ``model.safetensors``.
+
+    Returns:
+        the path of one that exists, or of ``model.pt``, so that a sentence on the missing file names that.
+    """
+    trained = Path(folder) / f"{name}.pt"
+    files = (trained, *(Path(folder) / f"{other}.safetensors" for other in (shipped or name, name)))
+    return str(next((file for file in files if file.is_file()), trained))
+
+
+def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
+    """Write the weights of a checkpoint as safetensors of half the size; networks compute in float32 all the same.
+
+    Args:
+        source: file that :func:`read_checkpoint` reads.
+        target: ``.safetensors`` file to write, whole or not at all; its folder must exist.
+
+    Returns:
+        the size of the file in bytes.
+
+    Raises:
+        InputError: ``source`` cannot be read, or holds a number that float16 cannot; ``target`` has another suffix.
+    """
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target} must end in .safetensors.")
+    weights = read_weights(source)
+    half = {name: (w.half() if w.is_floating_point() else w).contiguous().clone() for name, w in weights.items()}
+    if spoilt := [name for name, weight in half.items() if not weight.isfinite().all()]:
+        raise InputError(f"{source} cannot be halved: {some_names(spoilt)} would not be finite in float16.")
+    with replacing(target) as temporary:
+        safetensors.torch.save_file(half, temporary)
+    return target.stat().st_size
+
+
+def find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, without what other tools put around it, before its names and beside its weights.
+
+    Raises:
+        InputError: there are no weights, something else lies among them, or two names become one.
+    """
+    for key in WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    found = {str(name): value for name, value in content.items() if not COUNTERS.search(str(name))}
+    weights = {PREFIXES.sub("", name): value for name, value in found.items()}
+    if len(weights) < len(found):
+        raise InputError(f"{source} holds several networks under one name; save the one that is wanted alone.")
+    strangers = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if not weights or strangers:
+        found = f" (found {some_names(strangers)})" if strangers else ""
+        raise InputError(f"{source} holds no weights of a network{found}.")
+    return weights
+
+
+def some_names(names: Iterable[str]) -> str:
+    """The first three of a file's names, for a sentence on them, and how many more there are."""
+    names = list(names)
+    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
