@@ -1,0 +1,72 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI's DiceCELoss, on an NVIDIA GPU from sums over the pixels that one kernel makes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor
+
+from swinumamba_monai.ops.backends import BackendChoice
+from swinumamba_monai.ops.cuda.class_sums import MAX_CLASSES
+
+__all__ = ["FusedDiceCELoss", "in_single_precision"]
+
+# Options of MONAI's loss that the sums are enough for, besides a softmax and classes that are numbers.
+_KNOWN = {"include_background", "to_onehot_y", "softmax", "batch", "smooth_nr", "smooth_dr", "lambda_dice", "lambda_ce"}
+
+
+def in_single_precision(x: Tensor) -> Tensor:
+    """Half precision to float32; float64 stays as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class FusedDiceCELoss(DiceCELoss):
+    """MONAI's loss; on an NVIDIA GPU it takes a tenth of the time and a fraction of the memory.
+
+    There it is computed by :mod:`swinumamba_monai.ops.cuda.class_sums`, from logits in half precision too, and a
+    target that is no class makes it NaN. Elsewhere, with more than 32 classes, and with options that are not
+    ``to_onehot_y``, ``softmax``, ``include_background``, ``batch``, ``smooth_nr``, ``smooth_dr``, ``lambda_dice`` and
+    ``lambda_ce``, it is MONAI's own.
+
+    Args:
+        options: options of MONAI's ``DiceCELoss``.
+    """
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self._sums_are_enough = options.keys() <= _KNOWN and bool(options.get("softmax") and options.get("to_onehot_y"))
+        self._backend = BackendChoice()
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """
+        Args:
+            input: logits (b, classes, ...).
+            target: classes (b, 1, ...), or what else MONAI's loss takes.
+
+        Returns:
+            the loss.
+        """
+        if (fused := self.from_sums(input, target)) is not None:
+            return fused
+        return super().forward(in_single_precision(input), target)
+
+    def from_sums(self, input: Tensor, target: Tensor, ignored: float = math.nan) -> Tensor | None:
+        """The loss of the pixels whose target is not ``ignored``; None where it cannot be had of sums."""
+        if not self._sums_are_enough or target.shape != (len(input), 1, *input.shape[2:]):
+            return None
+        class_sums = self._backend.find(input).class_sums
+        if class_sums is None or not 2 <= input.shape[1] <= MAX_CLASSES:
+            return None
+        sums = class_sums(input, target, ignored)
+        own, everywhere, pixels = sums[:, :-1].unflatten(1, (3, -1)).unbind(1)  # each (b, classes)
+        cross_entropy = sums[:, -1].sum() / pixels.sum().clamp(min=1)
+        if not self.dice.include_background:
+            own, everywhere, pixels = own[:, 1:], everywhere[:, 1:], pixels[:, 1:]
+        if self.dice.batch:
+            own, everywhere, pixels = own.sum(0), everywhere.sum(0), pixels.sum(0)
+        dice = (2 * own + self.dice.smooth_nr) / (everywhere + pixels + self.dice.smooth_dr)
+        return self.lambda_dice * (1 - dice).mean() + self.lambda_ce * cross_entropy
