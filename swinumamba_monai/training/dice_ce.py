@@ -36,6 +36,8 @@ class FusedDiceCELoss(DiceCELoss):
         options: options of MONAI's ``DiceCELoss``.
     """
 
+    ignored = math.nan  # target of pixels that count for nothing; NaN is none
+
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
         self._sums_are_enough = options.keys() <= _KNOWN and bool(options.get("softmax") and options.get("to_onehot_y"))
@@ -50,18 +52,20 @@ class FusedDiceCELoss(DiceCELoss):
         Returns:
             the loss.
         """
-        if (fused := self.from_sums(input, target)) is not None:
-            return fused
-        return super().forward(in_single_precision(input), target)
+        sums = self.sums(input, target)
+        return super().forward(in_single_precision(input), target) if sums is None else self.of_sums(sums)
 
-    def from_sums(self, input: Tensor, target: Tensor, ignored: float = math.nan) -> Tensor | None:
-        """The loss of the pixels whose target is not ``ignored``; None where it cannot be had of sums."""
+    def sums(self, input: Tensor, target: Tensor) -> Tensor | None:
+        """Sums over the pixels of each image, (b, 3 * classes + 1); None where the loss is not computed from them."""
         if not self._sums_are_enough or target.shape != (len(input), 1, *input.shape[2:]):
             return None
         class_sums = self._backend.find(input).class_sums
         if class_sums is None or not 2 <= input.shape[1] <= MAX_CLASSES:
             return None
-        sums = class_sums(input, target, ignored)
+        return class_sums(input, target, self.ignored)
+
+    def of_sums(self, sums: Tensor) -> Tensor:
+        """The loss of the images whose :meth:`sums` these are."""
         own, everywhere, pixels = sums[:, :-1].unflatten(1, (3, -1)).unbind(1)  # each (b, classes)
         cross_entropy = sums[:, -1].sum() / pixels.sum().clamp(min=1)
         if not self.dice.include_background:

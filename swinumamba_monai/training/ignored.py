@@ -33,6 +33,8 @@ class PartialDiceCELoss(FusedDiceCELoss):
     def __init__(self, partial: bool = True, **options: object) -> None:
         super().__init__(**options)
         self.partial = partial
+        if partial:
+            self.ignored = IGNORED
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """
@@ -45,8 +47,8 @@ class PartialDiceCELoss(FusedDiceCELoss):
         """
         if not self.partial:
             return super().forward(input, target)
-        if (fused := self.from_sums(input, target, IGNORED)) is not None:
-            return fused
+        if (sums := self.sums(input, target)) is not None:
+            return self.of_sums(sums)
         input, ignored = in_single_precision(input), target == IGNORED
         known, target = _forget(input, ignored), target.masked_fill(ignored, 0)
         share = ignored.numel() / (~ignored).sum().clamp(min=1)

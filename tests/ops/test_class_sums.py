@@ -19,7 +19,7 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 
 from swinumamba_monai.data.files.label_map import IGNORED
 from swinumamba_monai.ops.cuda import class_sums
-from swinumamba_monai.training import FusedDiceCELoss, HalvingDeepSupervisionLoss, PartialDiceCELoss
+from swinumamba_monai.training import FusedDiceCELoss, HalvingDeepSupervisionLoss, PartialDiceCELoss, distributed
 
 OPTIONS = {"include_background": False, "to_onehot_y": True, "softmax": True, "batch": True}
 
@@ -132,6 +132,28 @@ def test_heads(emulator):
     assert_near({"": results[0]["out"]}, {"": results[1]["out"]}, TOLERANCES[torch.float32])
     assert_near(*results, TOLERANCES[torch.bfloat16])
     assert len(emulator.launched) == 8
+
+
+def test_several_processes(emulator, monkeypatch):
+    """Two processes with two images each exchange sums alone; DDP's mean of their gradients is that of the four."""
+    logits, target = loss_inputs(4, 4, 9, 7)
+    target[:2, :, :5] = IGNORED
+    loss = PartialDiceCELoss(**OPTIONS)
+    whole = output_and_gradients(lambda x: loss(x, target), leaves({"x": logits}))
+    parts = [(logits[part], target[part]) for part in (slice(0, 2), slice(2, 4))]
+    sums = [loss.sums(*part) for part in parts]
+    for rank, (x, y) in enumerate(parts):
+
+        def all_gather(part, rank=rank):
+            assert part.equal(sums[rank]) and not part.requires_grad
+            return torch.cat(sums)
+
+        monkeypatch.setattr(distributed.idist, "get_world_size", lambda: 2)
+        monkeypatch.setattr(distributed.idist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed.idist, "all_gather", all_gather)
+        result = output_and_gradients(lambda x, y=y: distributed.GlobalBatchLoss(loss)(x, y), leaves({"x": x}))
+        torch.testing.assert_close(result["out"], whole["out"])
+        torch.testing.assert_close(result["x"] / 2, whole["x"][2 * rank : 2 * rank + 2])
 
 
 @pytest.mark.parametrize(
