@@ -25,7 +25,7 @@ __all__ = ["MAX_CLASSES", "class_sums_cuda"]
 MAX_CLASSES = 32  # whose sums a thread has in registers
 LOGITS = 32  # that it has besides
 THREADS = 256
-BLOCKS = 2  # of a multiprocessor
+BLOCKS = 8  # that fit a multiprocessor if their threads have few registers
 
 _Params = params_type("ClassSumsParams", "logits target sums dsums dlogits", "pixels", ("ignored", ctypes.c_double))
 
@@ -71,8 +71,9 @@ def _are_aligned(maps: list[Tensor], vector: int) -> bool:
 
 def _count_blocks(logits: Tensor) -> int:
     """Blocks of an image: about as many in all as fit the GPU, and none without a pixel for each of its threads."""
-    batch, _, pixels = logits.shape
-    return max(1, min(-(-pixels // THREADS), BLOCKS * count_multiprocessors(logits.device) // batch))
+    batch, classes, pixels = logits.shape
+    fit = min(BLOCKS, LOGITS // classes) * count_multiprocessors(logits.device)
+    return max(1, min(-(-pixels // THREADS), fit // batch))
 
 
 @on_its_device
