@@ -60,6 +60,12 @@ class TestScripts:
         assert rows[0]["error"] == "the released arrangement has a gate"
         check_times(rows[1:])
 
+    def test_loss(self, tmp_path):
+        rows = run("loss", tmp_path)["rows"]
+        check_times(rows)
+        parts = [(part, whose) for part in ("loss", "AdamW") for whose in ("plain", "train.json")]
+        assert [(row["part"], row["whose"]) for row in rows] == parts
+
     def test_inference(self, tmp_path):
         rows = run("inference", tmp_path, "--batch_sizes", "1", "2", "--skip_released")["rows"]
         check_times(rows)
