@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,6 @@ from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.tasks import TASKS, Task
 from swinumamba_monai.training import HalvingDeepSupervisionLoss
 
-from .record import ROOT
 from .released import ReleasedSS2D
 
 __all__ = [
@@ -97,7 +97,7 @@ NETWORKS |= {
 # How nnU-Net is trained: as it is called, and what else a user may make of it. "graph": forward and backward are
 # replayed, by torch's make_graphed_callables. Ours have one way, that of train.json.
 WAYS = ("as called", "graph", "graph, channels last", "compiled, channels last")
-TRAIN_CONFIG = ROOT / "bundles" / "microscopy" / "configs" / "train.json"
+TRAIN_CONFIG = Path(__file__).parents[1] / "bundles" / "microscopy" / "configs" / "train.json"
 TOY = {"feature_size": 8, "depths": (1, 1, 1, 1)}
 RELEASED = ", released"  # ends the name of a network whose scans are arranged as in the released code
 HAVE_RELEASED = ("Swin-UMamba†", "Swin-UMamba")

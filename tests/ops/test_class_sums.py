@@ -15,6 +15,7 @@ from cuda_cases import (
     loss_inputs,
     output_and_gradients,
 )
+from monai.data import MetaTensor
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 
 from swinumamba_monai.data.files.label_map import IGNORED
@@ -107,6 +108,15 @@ def test_many_blocks(emulator):
     actual = assert_loss_like_float64(FusedDiceCELoss(**OPTIONS), DiceCELoss(**OPTIONS), *given)
     assert emulator.grids("class_sums") == [(4, 2, 1)]
     assert_equal(assert_loss_like_float64(FusedDiceCELoss(**OPTIONS), DiceCELoss(**OPTIONS), *given), actual)
+
+
+def test_tensors_with_metadata(emulator):
+    logits, target = loss_inputs(2, 4, 9, 7)
+    loss = FusedDiceCELoss(**OPTIONS)
+    expected = output_and_gradients(lambda x: loss(x, target), leaves({"x": logits}))
+    actual = output_and_gradients(lambda x: loss(MetaTensor(x), MetaTensor(target)), leaves({"x": logits}))
+    assert_equal(actual, expected)
+    assert len(emulator.launched) == 4
 
 
 def test_layouts(emulator):
