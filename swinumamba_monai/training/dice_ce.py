@@ -67,11 +67,10 @@ class FusedDiceCELoss(DiceCELoss):
 
     def of_sums(self, sums: Tensor) -> Tensor:
         """The loss of the images whose :meth:`sums` these are."""
-        own, everywhere, pixels = sums[:, :-1].unflatten(1, (3, -1)).unbind(1)  # each (b, classes)
-        cross_entropy = sums[:, -1].sum() / pixels.sum().clamp(min=1)
-        if not self.dice.include_background:
-            own, everywhere, pixels = own[:, 1:], everywhere[:, 1:], pixels[:, 1:]
         if self.dice.batch:
-            own, everywhere, pixels = own.sum(0), everywhere.sum(0), pixels.sum(0)
-        dice = (2 * own + self.dice.smooth_nr) / (everywhere + pixels + self.dice.smooth_dr)
-        return self.lambda_dice * (1 - dice).mean() + self.lambda_ce * cross_entropy
+            sums = sums.sum(0, keepdim=True)
+        classes, skipped = sums.shape[1] // 3, 0 if self.dice.include_background else 1
+        all_pixels = sums[:, 2 * classes : -1].detach().sum().clamp(min=1)
+        _, own, _, everywhere, _, pixels, cross_entropy = sums.split([skipped, classes - skipped] * 3 + [1], 1)
+        dice = (2 * own + self.dice.smooth_nr) / (everywhere + (pixels.detach() + self.dice.smooth_dr))
+        return self.lambda_dice * (1 - dice.mean()) + self.lambda_ce * (cross_entropy.sum() / all_pixels)
