@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The networks, sizes and loss that the tables compare.
+"""The networks, sizes and training recipes that the tables compare.
 
 nnU-Net is :class:`swinumamba_monai.networks.NNUNet`, MONAI's DynUNet with heads that keep their own resolutions.
 """
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from monai.bundle import ConfigParser
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import nn
 
@@ -20,6 +22,7 @@ from swinumamba_monai.analysis.steps import TrainingStep
 from swinumamba_monai.networks import ENCODERS, NNUNet, SwinUMamba, SwinUMambaD
 from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.tasks import TASKS, Task
+from swinumamba_monai.training import HalvingDeepSupervisionLoss
 
 from .released import ReleasedSS2D
 
@@ -31,8 +34,11 @@ __all__ = [
     "MeasuredStep",
     "NETWORKS",
     "QUICK_BATCHES",
+    "TRAIN_CONFIG",
+    "WAYS",
     "build",
-    "make_loss",
+    "plain_recipe",
+    "recipe",
 ]
 
 
@@ -88,6 +94,10 @@ NETWORKS |= {
     for encoder in ENCODERS
     if encoder != "vmamba_tiny_v0"
 }
+# How nnU-Net is trained: as it is called, and what else a user may make of it. "graph": forward and backward are
+# replayed, by torch's make_graphed_callables. Ours have one way, that of train.json.
+WAYS = ("as called", "graph", "graph, channels last", "compiled, channels last")
+TRAIN_CONFIG = Path(__file__).parents[1] / "bundles" / "microscopy" / "configs" / "train.json"
 TOY = {"feature_size": 8, "depths": (1, 1, 1, 1)}
 RELEASED = ", released"  # ends the name of a network whose scans are arranged as in the released code
 HAVE_RELEASED = ("Swin-UMamba†", "Swin-UMamba")
@@ -115,19 +125,19 @@ def build(
     return network.to(device)  # what was made from NumPy or on the CPU
 
 
-def make_loss(network: nn.Module) -> nn.Module:
-    """The loss of the microscopy bundle's train.json, with the weights that belong to the network's heads.
+def recipe(network: nn.Module, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Loss and optimizer of train.json, of the microscopy bundle and for classes; other bundles have the same."""
+    config = ConfigParser(ConfigParser.load_config_file(TRAIN_CONFIG))
+    config["target"], config["device"], config["network"] = "classes", device, network
+    return config.get_parsed_content("loss"), config.get_parsed_content("optimizer")
 
-    Swin-UMamba: [4, 2, 1, 0] / 7, as in the bundle. nnU-Net: halved from head to head and 0 for the coarsest, as there.
-    """
+
+def plain_recipe(network: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The same from MONAI's losses and torch's default AdamW."""
     heads = network.deep_supr_num + 1 if isinstance(network, NNUNet) else 4
-    weights = [2.0**-i for i in range(heads - 1)] + [0.0]
-    return DeepSupervisionLoss(
-        DiceCELoss(
-            include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
-        ),
-        weights=[w / sum(weights) for w in weights],
-    )
+    dice_ce = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    loss = DeepSupervisionLoss(dice_ce, weights=HalvingDeepSupervisionLoss(dice_ce).get_weights(heads))
+    return loss, torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, eps=1e-5)
 
 
 class MeasuredStep(TrainingStep):
@@ -139,7 +149,8 @@ class MeasuredStep(TrainingStep):
         device: device that it runs on.
         quick: whether the network is a toy.
         scan_backend: scan backend of the network.
-        cuda_graphs: whether forward and backward are replayed; nnU-Net's by torch's make_graphed_callables.
+        way: one of :data:`WAYS` for nnU-Net, which has MONAI's loss and torch's default AdamW as it is called; None for
+            train.json's, with networks that record themselves on a GPU.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
     """
 
@@ -150,23 +161,34 @@ class MeasuredStep(TrainingStep):
         device: torch.device,
         quick: bool = False,
         scan_backend: str = "auto",
-        cuda_graphs: bool = False,
+        way: str | None = None,
         precision: str = "fp32",
     ) -> None:
         allocated_before, reserved_before = memory_bytes(device)
-        self.cuda_graphs = cuda_graphs
-        network = build(name, batch.task, device, quick, scan_backend, cuda_graphs=cuda_graphs)
-        super().__init__(network, *batch, device, precision, make_loss(network))
-        if cuda_graphs and isinstance(network, NNUNet):
-            network.train()
-            half = precision == "bf16"
-            with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-                torch.cuda.make_graphed_callables(network, (self.image,))
-        for _ in range(5 if cuda_graphs else 1):  # at the third our networks are recorded
+        self.cuda_graphs = device.type == "cuda" and way != "as called" and not name.endswith(RELEASED)
+        network = build(name, batch.task, device, quick, scan_backend)
+        super().__init__(network, *batch, device, precision)
+        self.loss, self.optimizer = plain_recipe(network) if way == "as called" else recipe(network, device)
+        if way is not None:
+            self._prepare(way)
+        for _ in range(5 if self.cuda_graphs else 1):  # at the third our networks are recorded
             self()
         self.allocated_bytes = memory_bytes(device)[0] - allocated_before
         free(device)
         self.reserved_bytes = memory_bytes(device)[1] - reserved_before
+
+    def _prepare(self, way: str) -> None:
+        """Make of nnU-Net what a way says."""
+        self.network.train()
+        if "channels last" in way:
+            self.network.to(memory_format=torch.channels_last)
+            self.image = self.image.contiguous(memory_format=torch.channels_last)
+        if "graph" in way:
+            half = self.precision == "bf16"
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+                torch.cuda.make_graphed_callables(self.network, (self.image,))
+        if "compiled" in way:
+            self.network = torch.compile(self.network, mode="reduce-overhead")  # which records too
 
     def peak_bytes(self) -> int | None:
         """The most memory that this network's step needs: parameters, optimizer state, batch and what a step adds.

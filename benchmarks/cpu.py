@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
         return Inference(build(name, task, device, arguments.quick, backend, heads=False).eval(), task, device)
 
     def make_step(name, backend):
-        return MeasuredStep(name, Batch(task, 1), device, arguments.quick, backend)
+        way = "as called" if name == "nnU-Net" else None
+        return MeasuredStep(name, Batch(task, 1), device, arguments.quick, backend, way)
 
     for what, make in {"inference": make_inference, "training step": make_step}.items():
         runs, results = {}, {}

@@ -33,10 +33,9 @@ from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.ops.backends import choose_backend
 
-from .cases import make_loss
-from .record import ROOT, Record, make_parser, start
+from .cases import TRAIN_CONFIG, recipe
+from .record import Record, make_parser, start
 
-TRAIN_CONFIG = ROOT / "bundles" / "microscopy" / "configs" / "train.json"
 COLUMNS = {
     "backend": "backend",
     "seed": "seed",
@@ -167,8 +166,7 @@ def train(images, backend: str, seed: int, device: torch.device, arguments) -> n
     """The losses of all steps of one run."""
     torch.manual_seed(seed)
     network = SwinUMambaD(3, 3, feature_size=arguments.feature_size, scan_backend=backend).to(device).train()
-    loss_function = make_loss(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, eps=1e-5)
+    loss_function, optimizer = recipe(network, device)
     losses = torch.empty(arguments.steps, device=device)
     for step in range(arguments.steps):
         image, label = (t.to(device) for t in make_batch(images, step, arguments))

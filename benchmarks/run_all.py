@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-ORDER = ("training_step", "inference", "ss2d_block", "growth", "loss_curve")
+ORDER = ("training_step", "loss", "inference", "ss2d_block", "growth", "loss_curve")
 
 
 def main(argv: list[str] | None = None) -> int:

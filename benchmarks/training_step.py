@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from swinumamba_monai.analysis.measurement import free, measure, reason
 
-from .cases import BATCHES, DEFAULT_NETWORKS, HAVE_RELEASED, NETWORKS, QUICK_BATCHES, RELEASED, MeasuredStep
+from .cases import BATCHES, DEFAULT_NETWORKS, HAVE_RELEASED, NETWORKS, QUICK_BATCHES, RELEASED, WAYS, MeasuredStep
 from .record import Record, make_parser, start
 from .released import why_released_is_unavailable
 from .timing import ratio
@@ -14,20 +14,21 @@ from .timing import ratio
 COLUMNS = {
     "batch": "batch",
     "precision": "precision",
-    "launch": "launch",
     "network": "network",
+    "way": "way",
     "step, ms": "ms",
     "× nnU-Net": "ratio",
-    "× eager nnU-Net": "eager_ratio",
+    "× its best": "best_ratio",
     "peak, GB": lambda row: row.get("peak_bytes") and row["peak_bytes"] / 1e9,
     "× nnU-Net's": "peak_ratio",
     "failed": "error",
 }
 NOTES = [
-    "A step is forward, DeepSupervisionLoss over DiceCELoss (train.json's), backward and AdamW; nothing is clipped.",
+    "A step is forward, loss, backward and AdamW; nothing is clipped. Loss and optimizer are train.json's; nnU-Net as "
+    "called has MONAI's DeepSupervisionLoss over DiceCELoss and torch's default AdamW, with the same numbers.",
     "bf16: torch.autocast around forward and loss; fp32: none. TF32 as in settings.",
-    "graph: forward and backward are replayed, by our networks on their own (their default), by nnU-Net with torch's "
-    "make_graphed_callables; eager: every kernel is launched from Python. Loss and optimizer are eager in both.",
+    "graph: forward and backward are replayed by torch's make_graphed_callables, as our networks do on their own; "
+    "compiled: torch.compile, reduce-overhead. × nnU-Net: as called; × its best: its fastest way in this table.",
     "Times: median (least–most) over the samples. Ratios: of samples of the same round, median (least–most).",
     "Peak: parameters, AdamW's state, batch, and the most that a step allocates on top (graph: all that the network "
     "and its graph keep reserved); 1 GB is 10^9 bytes.",
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--networks", nargs="+", default=list(DEFAULT_NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--scan_backend", default="auto")
+    parser.add_argument("--compile", action="store_true", help="a row for nnU-Net by torch.compile, minutes more")
     parser.add_argument("--skip_released", action="store_true", help="no rows for the released arrangement")
     arguments = parser.parse_args(argv)
     device = start(arguments)
@@ -57,36 +59,36 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure_batch(batch, names, device, arguments, record) -> None:
-    """Rows of one batch: in each precision all networks, eager and as graphs, are built and then take turns."""
+    """Rows of one batch: in each precision all networks are built, nnU-Net in every way, and then take turns."""
+    ways = WAYS[: 4 if arguments.compile else 3] if device.type == "cuda" else WAYS[:1]
     for precision in arguments.precisions:
         steps, results = {}, {}
-        for launch in ("eager", "graph") if device.type == "cuda" else ("eager",):
-            for name in names:
-                if launch == "graph" and name.endswith(RELEASED):
-                    continue
-                options = {"cuda_graphs": launch == "graph", "precision": precision}
-                try:
-                    key = (launch, name)
-                    steps[key] = MeasuredStep(name, batch, device, arguments.quick, arguments.scan_backend, **options)
-                except Exception as error:
-                    results[key] = {"error": reason(error)}
-                    free(device)
+        for key in [(name, way) for name in names for way in (ways if name == "nnU-Net" else [None])]:
+            name, way = key
+            options = {"way": way, "precision": precision}
+            try:
+                steps[key] = MeasuredStep(name, batch, device, arguments.quick, arguments.scan_backend, **options)
+            except Exception as error:
+                results[key] = {"error": reason(error)}
+                free(device)
         peaks = {key: peak_of(step) for key, step in steps.items()}
         results |= measure(steps, device, arguments.repeats, arguments.warmup, arguments.sample_seconds)
-        eager = results.get(("eager", "nnU-Net"), {}).get("ms")
-        for (launch, name), result in results.items():
-            peak, nnunet = peaks.get((launch, name)), peaks.get((launch, "nnU-Net"))
+        called = ("nnU-Net", "as called")
+        of_nnunet = [r["ms"] for (name, _), r in results.items() if name == "nnU-Net" and "ms" in r]
+        best = min(of_nnunet, key=lambda ms: ms["median"], default=None)
+        for key, result in results.items():
+            name, way = key
             record.add(
                 {
                     "size": batch.task.name,
                     "batch": str(batch),
                     "precision": precision,
-                    "launch": launch,
                     "network": name,
-                    "ratio": ratio(result.get("ms"), results.get((launch, "nnU-Net"), {}).get("ms")),
-                    "eager_ratio": ratio(result.get("ms"), eager),
-                    "peak_bytes": peak,
-                    "peak_ratio": peak / nnunet if peak and nnunet else None,
+                    "way": way or "train.json",
+                    "ratio": ratio(result.get("ms"), results.get(called, {}).get("ms")),
+                    "best_ratio": ratio(result.get("ms"), best),
+                    "peak_bytes": peaks.get(key),
+                    "peak_ratio": peaks[key] / peaks[called] if peaks.get(key) and peaks.get(called) else None,
                     **result,
                 }
             )

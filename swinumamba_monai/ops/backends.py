@@ -33,6 +33,7 @@ from swinumamba_monai.checks import require_one_of
 
 from .cpu.norm_gate import norm_gate_jit
 from .cpu.scan import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
+from .cuda.class_sums import class_sums_cuda
 from .cuda.layer_norm import layer_norm_cuda
 from .cuda.scan import cross_scan_2d_cuda, selective_scan_cuda, why_cuda_is_unavailable
 from .cuda.ss2d import ss2d_cuda
@@ -96,6 +97,7 @@ class Backend:
         norm_gate: LayerNorm over the channels of a map times SiLU of a gate, of y and gate, both (b, h, w, d), weight
             (d,), bias (d,) and eps.
         ss2d: one operator for all of :func:`.ss2d.ss2d` with a layer norm.
+        class_sums: what a loss needs of each image, as :func:`.cuda.class_sums.class_sums_cuda`.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Backend:
     norm: Callable[..., Tensor] = _layer_norm
     norm_gate: Callable[..., Tensor] = _norm_gate
     ss2d: Callable[..., Tensor] | None = None
+    class_sums: Callable[..., Tensor] | None = None
 
 
 REGISTRY = {
@@ -116,6 +119,7 @@ REGISTRY = {
         map_scan=cross_scan_2d_cuda,
         norm=layer_norm_cuda,
         ss2d=ss2d_cuda,
+        class_sums=class_sums_cuda,
     ),
     "numba": Backend(
         "numba",

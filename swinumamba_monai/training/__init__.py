@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "amp": ["autocast_dtype", "default_amp"],
         "checkpoint": ["TrainingCheckpoint", "run_record"],
         "deep_supervision": ["HalvingDeepSupervisionLoss"],
+        "dice_ce": ["FusedDiceCELoss"],
         "distributed": ["GlobalBatchLoss"],
         "handlers": ["EarlyStop", "FreezeEncoder", "GradientClip"],
         "ignored": ["IgnoredToBackgroundd", "PartialDiceCELoss"],

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from monai.losses import DeepSupervisionLoss
+from torch import Tensor
 
 __all__ = ["HalvingDeepSupervisionLoss"]
 
@@ -17,8 +20,22 @@ class HalvingDeepSupervisionLoss(DeepSupervisionLoss):
     network; that of a network with a single output is the plain loss.
 
     Args:
-        loss: loss of one head and the label at the head's size.
+        loss: loss of one head and the label at the head's size. It gets heads as the network gave them, under autocast
+            in half precision; MONAI's DeepSupervisionLoss would make float32 of them, which takes as long as a loss.
     """
+
+    def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+        """
+        Args:
+            input: heads (b, channels, ...), finest first, or one.
+            target: label (b, 1, ...) at the size of the finest.
+
+        Returns:
+            the weighted sum of the heads' losses.
+        """
+        if isinstance(input, Tensor):
+            return self.loss(input, target)
+        return sum(weight * self.get_loss(head, target) for weight, head in zip(self.get_weights(len(input)), input))
 
     def get_weights(self, levels: int = 1) -> list[float]:
         """Weights of so many heads."""

@@ -8,19 +8,19 @@ from collections.abc import Hashable, Mapping
 
 import torch
 from monai.config import KeysCollection
-from monai.losses import DiceCELoss
 from monai.transforms import MapTransform
 from torch import Tensor
 
 from swinumamba_monai.data.files.label_map import IGNORED
+from swinumamba_monai.training.dice_ce import FusedDiceCELoss, in_single_precision
 
 __all__ = ["IgnoredToBackgroundd", "PartialDiceCELoss"]
 
 _CERTAIN = 50.0  # a logit: its softmax against the negative is 1 to the last bit of float32
 
 
-class PartialDiceCELoss(DiceCELoss):
-    """MONAI's loss, of the pixels that have a class.
+class PartialDiceCELoss(FusedDiceCELoss):
+    """MONAI's DiceCELoss, of the pixels that have a class.
 
     The others become background that the network is certain of: nothing of Dice without background, no cross entropy,
     and no gradient. The cross entropy is the mean over the pixels that have a class, as nnU-Net's.
@@ -33,6 +33,8 @@ class PartialDiceCELoss(DiceCELoss):
     def __init__(self, partial: bool = True, **options: object) -> None:
         super().__init__(**options)
         self.partial = partial
+        if partial:
+            self.ignored = IGNORED
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """
@@ -45,7 +47,9 @@ class PartialDiceCELoss(DiceCELoss):
         """
         if not self.partial:
             return super().forward(input, target)
-        ignored = target == IGNORED
+        if (sums := self.sums(input, target)) is not None:
+            return self.of_sums(sums)
+        input, ignored = in_single_precision(input), target == IGNORED
         known, target = _forget(input, ignored), target.masked_fill(ignored, 0)
         share = ignored.numel() / (~ignored).sum().clamp(min=1)
         return self.lambda_dice * self.dice(known, target) + self.lambda_ce * share * self.ce(known, target)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import data_parallel, growth, loss_curve, mamba_ssm_build, timing, training_step
-from benchmarks.cases import QUICK_BATCHES, RELEASED, Batch, MeasuredStep, build, make_loss
+from benchmarks.cases import QUICK_BATCHES, RELEASED, Batch, MeasuredStep, build, plain_recipe, recipe
 from benchmarks.released import ReleasedSS2D
 from swinumamba_monai.analysis.measurement import measure, summarize_samples
 from swinumamba_monai.errors import InputError
@@ -59,6 +59,12 @@ class TestScripts:
         rows = run("ss2d_block", tmp_path, "--d_state", "1")["rows"]
         assert rows[0]["error"] == "the released arrangement has a gate"
         check_times(rows[1:])
+
+    def test_loss(self, tmp_path):
+        rows = run("loss", tmp_path)["rows"]
+        check_times(rows)
+        parts = [(part, whose) for part in ("loss", "AdamW") for whose in ("plain", "train.json")]
+        assert [(row["part"], row["whose"]) for row in rows] == parts
 
     def test_inference(self, tmp_path):
         rows = run("inference", tmp_path, "--batch_sizes", "1", "2", "--skip_released")["rows"]
@@ -138,8 +144,16 @@ class TestReleased:
         torch.testing.assert_close(network(x), published, rtol=1e-3, atol=1e-4)
 
 
-def test_loss_of_nnunet_leaves_the_coarsest_head_out():
-    assert make_loss(NNUNet(1, 3, (64, 64), base_channels=4)).weights == pytest.approx([4 / 7, 2 / 7, 1 / 7, 0])
+def test_recipes_are_the_same():
+    """train.json's loss and optimizer, and what nnU-Net has as it is called; the coarsest head counts for nothing."""
+    network = NNUNet(1, 3, (64, 64), base_channels=4).train()
+    (loss, optimizer), (plain_loss, plain_optimizer) = recipe(network, CPU), plain_recipe(network)
+    assert plain_loss.weights == pytest.approx([4 / 7, 2 / 7, 1 / 7, 0])
+    heads, label = network(torch.randn(2, 1, 64, 64)), torch.randint(3, (2, 1, 64, 64)).float()
+    assert loss(heads, label).equal(plain_loss(heads, label))
+    groups = [{**o.param_groups[0], "initial_lr": None} for o in (optimizer, plain_optimizer)]
+    assert groups[0] == groups[1]
+    assert all(p is q for p, q in zip(groups[0]["params"], network.parameters(), strict=True))
 
 
 class TestTiming:

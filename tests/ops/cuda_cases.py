@@ -93,6 +93,15 @@ def ss2d_inputs(
     }
 
 
+def loss_inputs(*shape, dtype=torch.float32, device="cpu", channels_last=False) -> tuple[Tensor, Tensor]:
+    """Logits (b, classes, ...) and a target in which no class is like another, and the last has one pixel."""
+    draw = Draw(sum(shape), dtype, device)
+    logits = 3 * draw.normal(*shape)
+    target = (draw.parameter(shape[0], 1, *shape[2:]).abs() * shape[1] / 3).floor().clamp(max=shape[1] - 2)
+    target.view(-1)[-1] = shape[1] - 1
+    return logits.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else logits, target
+
+
 def leaves(inputs: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The same numbers and strides, as tensors that want a gradient."""
     return {name: t.detach().to(dtype or t.dtype).requires_grad_() for name, t in inputs.items()}
@@ -133,6 +142,31 @@ def assert_like_float64(
     assert actual["out"].dtype == first.dtype
     assert all(actual[name].dtype == t.dtype for name, t in inputs.items())
     assert_near(actual, output_and_gradients(reference, leaves(inputs, torch.float64)), tolerance, note)
+    return actual
+
+
+def assert_loss_like_float64(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    reference: Callable[[Tensor, Tensor], Tensor],
+    logits: Tensor,
+    target: Tensor,
+    reference_target: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The sum over the pixels of a loss that is their mean, and its gradient, are those of ``reference`` in float64.
+
+    Returns them. The sum, because the gradient of the mean over many pixels is less than float16 can hold.
+    """
+
+    def of(loss: Callable, target: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda logits: target.numel() * loss(logits, target)
+
+    actual = output_and_gradients(of(loss, target), leaves({"logits": logits}))
+    target = (target if reference_target is None else reference_target).double()
+    exact = output_and_gradients(of(reference, target), leaves({"logits": logits}, torch.float64))
+    assert actual["out"].dtype == torch.float32 and actual["logits"].dtype == logits.dtype
+    assert actual["logits"].stride() == logits.stride()
+    assert_near({"out": actual["out"]}, {"out": exact["out"]}, TOLERANCES[torch.float32])
+    assert_near({"": actual["logits"]}, {"": exact["logits"]}, TOLERANCES[logits.dtype])
     return actual
 
 

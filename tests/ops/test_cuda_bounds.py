@@ -18,6 +18,7 @@ import pytest, torch
 sys.path[:0] = ["tests/ops"]
 from emulated_backend import Emulator
 from cuda_cases import map_inputs
+from swinumamba_monai.ops.cuda import class_sums
 from swinumamba_monai.ops.cuda import fused as cuda_fused
 from swinumamba_monai.ops.cuda import scan as cuda_scan
 
@@ -68,6 +69,14 @@ with pytest.MonkeyPatch.context() as monkeypatch:
             rows, gate = x.flatten(0, 2), copied(x).flatten(0, 2)
             y, statistics = cuda_fused.layer_norm(rows, gate, bias, bias, 1e-5)
             cuda_fused.layer_norm_backward(y, statistics, rows, gate, bias, bias)
+    for batch, classes, pixels in ((1, 3, 1), (2, 4, 63), (2, 4, 600), (3, 14, 30)):
+        for channels_last in (False, True):
+            logits = copied(torch.randn(batch, pixels, classes)).transpose(1, 2)
+            logits = logits if channels_last else copied(logits)
+            target = copied(torch.randint(classes, (batch, pixels)).float())
+            sums = class_sums._forward(logits, target, 255.0)
+            dlogits = class_sums._backward(copied(sums), logits, target, 255.0)
+            assert sums.isfinite().all() and dlogits.isfinite().all()
 """
 
 

@@ -16,20 +16,24 @@ from cuda_cases import (
     Draw,
     assert_equal,
     assert_like_float64,
+    assert_loss_like_float64,
     assert_near,
     doubling_cross_scan,
     leaves,
+    loss_inputs,
     map_inputs,
     output_and_gradients,
     sequence_inputs,
     ss2d_inputs,
 )
+from monai.losses import DiceCELoss
 
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
 from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import backends, cross_scan_2d, selective_scan, selective_scan_ref
 from swinumamba_monai.ops.backends import find_backend
 from swinumamba_monai.ops.ss2d import ss2d, ss2d_ref
+from swinumamba_monai.training import FusedDiceCELoss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -176,6 +180,31 @@ def test_layer_norm(shape, dtype):
     assert_like_float64(
         layer_norm, lambda x, weight, bias: F.layer_norm(x, weight.shape, weight, bias), inputs, TOLERANCES[dtype]
     )
+
+
+@DTYPES
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 1, 1), (3, 5, 33, 31), (16, 14, 320, 320), (4, 3, 512, 512), (2, 32, 17, 12, 16)], ids=str
+)
+def test_loss(shape, channels_last, dtype):
+    """Twice, bit for bit the same."""
+    options = {"include_background": False, "to_onehot_y": True, "softmax": True, "batch": True}
+    logits, target = loss_inputs(*shape, dtype=dtype, device="cuda", channels_last=channels_last)
+    losses = FusedDiceCELoss(**options), DiceCELoss(**options)
+    assert_equal(*(assert_loss_like_float64(*losses, logits, target) for _ in range(2)))
+
+
+def test_loss_takes_no_memory_of_its_own():
+    """Only the gradient of the logits, as large as they are."""
+    logits, target = loss_inputs(8, 14, 256, 256, dtype=torch.bfloat16, device="cuda", channels_last=True)
+    logits.requires_grad_()
+    loss = FusedDiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    torch.autograd.grad(loss(logits, target), logits)  # compiles
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    torch.autograd.grad(loss(logits, target), logits)
+    assert torch.cuda.max_memory_allocated() - before < 1.1 * logits.nbytes
 
 
 def test_cuda_graph():

@@ -209,6 +209,8 @@ struct Launch {
         params = static_cast<const Params*>(p);
         blockDim.x = threads_per_block;
         gridDim.x = grid[0];
+        gridDim.y = grid[1];
+        gridDim.z = grid[2];
         std::vector<float> memory(shared_bytes / 4 + 8);
         shared = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 15) / 16 * 16);
         const std::unique_ptr<char[]> stacks(new char[(size_t)threads_per_block * STACK_BYTES]);  // not filled: it is large

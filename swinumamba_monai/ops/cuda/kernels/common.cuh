@@ -99,6 +99,12 @@ DEVICE void copy(float* to, const float* from) {
     *reinterpret_cast<floats<N>*>(to) = packed;
 }
 
+DEVICE float sum_over_warp(float value) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) value += exchange(value, offset);
+    return value;
+}
+
 DEVICE float exp_(float x) { return exp2_fast(1.442695041f * x); }
 
 // log(1 + e^x), and its derivative where its value is y. For float32 maps without cancellation where they are small:

@@ -16,12 +16,6 @@ struct NormParams {
     double eps;
 };
 
-DEVICE float sum_over_warp(float value) {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) value += exchange(value, offset);
-    return value;
-}
-
 template <typename Use>
 DEVICE void for_each_item(const NormParams& p, const Use& use) {
 #pragma unroll
