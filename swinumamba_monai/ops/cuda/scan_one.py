@@ -68,8 +68,8 @@ def _launch(way: str, inputs: tuple[Tensor, ...], size, delta_softplus: bool, ke
         four_directions=size is not None, keep_states=keep,
         **{name: t.data_ptr() for name, t in named.items()},
     )  # fmt: skip
-    # two stretches' maps of the warps; at the end three sums of them
-    kernels.launch(f"scan_{way}", blocks, 32 * warps, 4 * CHANNELS * warps * 4, params)
+    # two stretches' maps of the warps, and what these start with; at the end three sums of them
+    kernels.launch(f"scan_{way}", blocks, 32 * warps, 5 * CHANNELS * warps * 4, params)
 
 
 def forward(inputs, size, delta_softplus: bool, keep_states: bool) -> tuple[Tensor, Tensor]:

@@ -99,6 +99,21 @@ DEVICE void copy(float* to, const float* from) {
     *reinterpret_cast<floats<N>*>(to) = packed;
 }
 
+// What a thread moves of the pixels of a map: some neighbours of each, `stride` bytes apart. The address takes one
+// instruction.
+template <typename T>
+struct Column {
+    T* first;
+    int stride;
+
+    DEVICE_MEMBER Column(T* map, long long offset, long long position)
+        : first(in_registers(map + offset)), stride(int(position) * int(sizeof(T))) {}
+    DEVICE_MEMBER T* at(int pixel) const {
+        typedef copy_const<T, char> bytes;
+        return reinterpret_cast<T*>(reinterpret_cast<bytes*>(first) + (long long)pixel * stride);
+    }
+};
+
 DEVICE float sum_over_warp(float value) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) value += exchange(value, offset);

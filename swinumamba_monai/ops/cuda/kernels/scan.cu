@@ -133,21 +133,6 @@ struct Place {
 
 DEVICE long long sequence(const ScanParams& p, const Place& at) { return (long long)at.g * p.batch + at.b; }
 
-// What a thread moves of the pixels of a map: some neighbours of each, `stride` bytes apart. The address takes one
-// instruction.
-template <typename T>
-struct Column {
-    T* first;
-    int stride;
-
-    DEVICE_MEMBER Column(T* map, long long offset, long long position)
-        : first(in_registers(map + offset)), stride(int(position) * int(sizeof(T))) {}
-    DEVICE_MEMBER T* at(int pixel) const {
-        typedef copy_const<T, char> bytes;
-        return reinterpret_cast<T*>(reinterpret_cast<bytes*>(first) + (long long)pixel * stride);
-    }
-};
-
 DEVICE Column<const element> u_column(const ScanParams& p, const Place& at, const element* u, int channel) {
     return {u, at.g * p.u_group + at.b * p.u_batch + channel, p.u_position};
 }

@@ -64,58 +64,92 @@ struct Place {
     }
 };
 
-// The pixels that group g visits at RUN positions from `position` on: along the rows, the columns, and both reversed.
+// The pixels that group g visits at RUN positions from `position` on, and then at every `stride`-th such run, or back:
+// along the rows, the columns, and both reversed.
 struct Pixels {
     int at[RUN];
+    int pixel, inner;  // of the first position, and its place in the column that it lies in, before anything is reversed
+    int step, inner_step, next, inner_length, wrap, last;
+    bool reversed;
 
-    DEVICE_MEMBER Pixels(const OneStateParams& p, int g, int position) {
-        const int length = int(p.length), width = int(p.width);
-        const bool columns = p.four_directions && (g & 1), reversed = p.four_directions && (g & 2);
-        const int height = columns ? int(p.height) : 1;
-        int inner = columns ? position % height : 0;  // row, in the column that the position lies in
-        int pixel = columns ? inner * width + position / height : position;
+    DEVICE_MEMBER Pixels(const OneStateParams& p, int g, int position, int stride) {
+        const bool columns = p.four_directions && (g & 1);
+        const int height = columns ? int(p.height) : 1, width = int(p.width);
+        reversed = p.four_directions && (g & 2);
+        last = int(p.length) - 1;
+        inner_length = columns ? height : last + 2;  // a row has no end to turn at
+        wrap = -last;  // from below a column to the top of the next
+        next = columns ? width : 1;
+        inner = columns ? position % height : 0;
+        inner_step = columns ? stride % height : 0;
+        pixel = columns ? inner * width + position / height : position;
+        step = columns ? inner_step * width + stride / height : stride;
+        find();
+    }
+
+    DEVICE_MEMBER void find() {
+        int visited = pixel, within = inner;
 #pragma unroll
         for (int i = 0; i < RUN; ++i) {
-            at[i] = reversed ? length - 1 - pixel : pixel;
-            pixel += columns ? width : 1;
-            if (columns && ++inner == height) {
-                inner = 0;
-                pixel += 1 - length;
+            at[i] = reversed ? last - visited : visited;
+            visited += next;
+            if (++within == inner_length) {
+                within = 0;
+                visited += wrap;
             }
         }
     }
+
+    DEVICE_MEMBER void advance() {
+        pixel += step;
+        inner += inner_step;
+        if (inner >= inner_length) {
+            inner -= inner_length;
+            pixel += wrap;
+        } else if (inner < 0) {
+            inner += inner_length;
+            pixel -= wrap;
+        }
+        find();
+    }
 };
 
-// Elements from the first pixel of a map on: a product of two integers of 32 bits, which is one instruction.
-DEVICE long long offset(int pixel, long long stride) { return (long long)pixel * int(stride); }
+// Where a thread finds its channels of the maps, and B and C.
+struct Columns {
+    Column<const element> delta, u, B, C;
+
+    DEVICE_MEMBER Columns(const OneStateParams& p, const Place& at)
+        : delta(p.delta, at.g * p.delta_group + at.b * p.delta_batch + at.channel, p.delta_position),
+          u(p.u, at.g * p.u_group + at.b * p.u_batch + at.channel, p.u_position),
+          B(p.B, at.g * p.BC_group + at.b * p.BC_batch, p.BC_position),
+          C(p.C, at.g * p.BC_group + at.b * p.BC_batch, p.BC_position) {}
+};
+
+DEVICE Column<element> dense_column(const OneStateParams& p, const Place& at, element* map) {
+    return {map, ((long long)at.g * p.batch + at.b) * p.length * p.channels + at.channel, p.channels};
+}
 
 // What a thread reads of the maps and of B and C at its positions; zeros beyond the ends.
-template <bool BACKWARD>
 struct Run {
-    elements delta[RUN], u[RUN], dy[BACKWARD ? RUN : 1];
+    elements delta[RUN], u[RUN];
     element B[RUN], C[RUN];
     int count;  // positions before the end
 
-    DEVICE_MEMBER void load(const OneStateParams& p, const Place& at, int first, const Pixels& pixels) {
-        const element* delta_map = p.delta + at.g * p.delta_group + at.b * p.delta_batch + at.channel;
-        const long long u_offset = at.g * p.u_group + at.b * p.u_batch + at.channel;
-        const long long BC_offset = at.g * p.BC_group + at.b * p.BC_batch;
-        count = int(p.length) - first - at.position;
+    DEVICE_MEMBER void load(const Columns& columns, const Place& at, int left, const Pixels& pixels) {
+        count = left - at.position;
 #pragma unroll
         for (int i = 0; i < RUN; ++i) {
             const int pixel = pixels.at[i];
             const bool there = i < count;
             delta[i] = u[i] = elements{};
             B[i] = C[i] = element(0);
-            if (BACKWARD) dy[i] = elements{};
             if (there && at.inside) {
-                delta[i] = ::load(delta_map + offset(pixel, p.delta_position));
-                u[i] = ::load(p.u + u_offset + offset(pixel, p.u_position));
-                if (BACKWARD) dy[i] = ::load(p.dy + u_offset + offset(pixel, p.u_position));
+                delta[i] = ::load(columns.delta.at(pixel));
+                u[i] = ::load(columns.u.at(pixel));
             }
             if (there) {
-                B[i] = p.B[BC_offset + offset(pixel, p.BC_position)];
-                C[i] = p.C[BC_offset + offset(pixel, p.BC_position)];
+                B[i] = *columns.B.at(pixel);
+                C[i] = *columns.C.at(pixel);
             }
         }
     }
@@ -191,12 +225,12 @@ DEVICE void chain_teams(const Place& at, Affine& total, Affine& before) {
 template <int WARPS>
 struct WarpMaps {
     float maps[2][WARPS][BLOCK_CHANNELS][2];
+    float starts[WARPS][BLOCK_CHANNELS];
 
-    // Chain the warps behind `carry`, what the stretch begins with; then it is what the next begins with. Returns in
-    // `start` what this warp begins with.
+    // Chain the warps behind `carry`, what the stretch begins with for the channel with the lane's number; then it is what
+    // the next begins with. Returns in `start` what this warp begins with, for the thread's channels.
     template <bool BACKWARDS>
-    DEVICE_MEMBER void chain(const Place& at, int turn, const Affine& total, float (&carry)[VECTOR],
-                             float (&start)[VECTOR]) {
+    DEVICE_MEMBER void chain(const Place& at, int turn, const Affine& total, float& carry, float (&start)[VECTOR]) {
         if (at.lane < LANES) {
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) {
@@ -205,16 +239,20 @@ struct WarpMaps {
             }
         }
         __syncthreads();
-#pragma unroll 4
+        float own = 0.f;
+#pragma unroll
         for (int k = 0; k < WARPS; ++k) {
             const int warp = BACKWARDS ? WARPS - 1 - k : k;
-#pragma unroll
-            for (int v = 0; v < VECTOR; ++v) {
-                const floats<2> map = read<2>(maps[turn][warp][at.slot + v]);
-                if (warp == at.warp) start[v] = carry[v];
-                carry[v] = fmaf(map.v[0], carry[v], map.v[1]);
-            }
+            const floats<2> map = read<2>(maps[turn][warp][at.lane]);
+            if (warp == at.warp) own = carry;
+            carry = fmaf(map.v[0], carry, map.v[1]);
         }
+        starts[at.warp][at.lane] = own;
+        __syncwarp();
+        const floats<VECTOR> mine = read<VECTOR>(starts[at.warp] + at.slot);
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) start[v] = mine.v[v];
+        __syncwarp();
     }
 };
 
@@ -230,17 +268,18 @@ KERNEL LAUNCH_BOUNDS(32 * FORWARD_WARPS, FORWARD_BLOCKS) scan_forward(const GRID
     constexpr int STRETCH = FORWARD_WARPS * WARP_POSITIONS;
     const Place at(p);
     const Channels channels(p, at);
-    element* y_map = p.y + ((long long)at.g * p.batch + at.b) * p.length * p.channels + at.channel;
-    float carry[VECTOR] = {};
+    const Columns columns(p, at);
+    const auto ys = dense_column(p, at, p.y);
+    float carry = 0.f;
 
-    Pixels next_pixels(p, at.g, at.position);
-    Run<false> next;
-    next.load(p, at, 0, next_pixels);
+    Pixels next_pixels(p, at.g, at.position, STRETCH);
+    Run next;
+    next.load(columns, at, int(p.length), next_pixels);
     for (int first = 0, turn = 0; first < p.length; first += STRETCH, turn ^= 1) {
         const Pixels pixels = next_pixels;
-        const Run<false> run = next;
-        next_pixels = Pixels(p, at.g, first + STRETCH + at.position);
-        next.load(p, at, first + STRETCH, next_pixels);  // under way while this stretch is computed
+        const Run run = next;
+        next_pixels.advance();
+        next.load(columns, at, int(p.length) - first - STRETCH, next_pixels);  // under way while this one is computed
 
         float decay[RUN][VECTOR], inflow[RUN][VECTOR];
         Affine total, before;
@@ -276,7 +315,7 @@ KERNEL LAUNCH_BOUNDS(32 * FORWARD_WARPS, FORWARD_BLOCKS) scan_forward(const GRID
                 h[v] = fmaf(decay[i][v], h[v], inflow[i][v]);
                 y[v] = C * h[v];
             }
-            if (i < run.count && at.inside) store(y_map + offset(pixels.at[i], p.channels), y);
+            if (i < run.count && at.inside) store(ys.at(pixels.at[i]), y);
         }
     }
 }
@@ -301,17 +340,27 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
     constexpr int STRETCH = BACKWARD_WARPS * WARP_POSITIONS;
     const Place at(p);
     const Channels channels(p, at);
-    element* du_map = p.du + ((long long)at.g * p.batch + at.b) * p.length * p.channels + at.channel;
-    element* ddelta_map = p.ddelta + at.g * p.delta_group + at.b * p.delta_batch + at.channel;
-    float* dBC_map = p.dBC + ((blockIdx.x * p.batch + at.b) * p.length * p.groups + at.g) * 2;
-    float carry[VECTOR] = {};  // decay_{t+1} dL/dh_{t+1} of the position behind the stretch
+    const Columns columns(p, at);
+    const Column<const element> dys(p.dy, at.g * p.u_group + at.b * p.u_batch + at.channel, p.u_position);
+    const auto dus = dense_column(p, at, p.du);
+    const Column<element> ddeltas(
+        p.ddelta, at.g * p.delta_group + at.b * p.delta_batch + at.channel, p.delta_position);
+    const Column<float> dBCs(
+        p.dBC, ((blockIdx.x * p.batch + at.b) * p.length * p.groups + at.g) * 2 + at.lane % LANES % 2, p.groups * 2);
+    float carry = 0.f;  // decay_{t+1} dL/dh_{t+1} of the position behind the stretch
     float sums[3][VECTOR] = {};  // dA, ddelta_bias, dD
 
     const int last = (int(p.length) - 1) / STRETCH * STRETCH;
+    Pixels pixels(p, at.g, last + at.position, -STRETCH);
     for (int first = last, turn = 0; first >= 0; first -= STRETCH, turn ^= 1) {
-        const Pixels pixels(p, at.g, first + at.position);
-        Run<true> run;
-        run.load(p, at, first, pixels);
+        Run run;
+        run.load(columns, at, int(p.length) - first, pixels);
+        elements dy_run[RUN];
+#pragma unroll
+        for (int i = 0; i < RUN; ++i) {
+            dy_run[i] = elements{};
+            if (i < run.count && at.inside) dy_run[i] = load(dys.at(pixels.at[i]));
+        }
         float h[VECTOR] = {};
         if (at.inside && first + at.warp * WARP_POSITIONS < p.length) to_floats(load(kept_state(p, at, first)), h);
 
@@ -352,7 +401,7 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
 #pragma unroll
         for (int i = RUN - 1; i >= 0; --i) {
             float dy[VECTOR];
-            to_floats(run.dy[i], dy);
+            to_floats(dy_run[i], dy);
             const float C = to_float(run.C[i]);
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) back.H[v] = decay[i][v] * fmaf(dy[v], C, back.H[v]);
@@ -367,7 +416,7 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
         for (int i = RUN - 1; i >= 0; --i) {
             float u[VECTOR], dy[VECTOR], du[VECTOR], ddelta[VECTOR];
             to_floats(run.u[i], u);
-            to_floats(run.dy[i], dy);
+            to_floats(dy_run[i], dy);
             const float B = to_float(run.B[i]), C = to_float(run.C[i]);
             dBC[2 * i] = dBC[2 * i + 1] = 0.f;
 #pragma unroll
@@ -386,17 +435,18 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
                 sums[2][v] = fmaf(dy[v], u[v], sums[2][v]);
             }
             if (i < run.count && at.inside) {
-                store(du_map + offset(pixels.at[i], p.channels), du);
-                store(ddelta_map + offset(pixels.at[i], p.delta_position), ddelta);
+                store(dus.at(pixels.at[i]), du);
+                store(ddeltas.at(pixels.at[i]), ddelta);
             }
         }
         const float sum = sum_over_team(at, dBC);
-        const int mine = at.lane % LANES;
+        const int mine = at.lane % LANES / 2;  // position of the run
         int pixel = 0;
 #pragma unroll
         for (int i = 0; i < RUN; ++i)
-            if (i == mine / 2) pixel = pixels.at[i];
-        if (mine / 2 < run.count) dBC_map[offset(pixel, p.groups * 2) + mine % 2] = sum;
+            if (i == mine) pixel = pixels.at[i];
+        if (mine < run.count) *dBCs.at(pixel) = sum;
+        pixels.advance();
     }
 
     // The sums of the teams of a warp, and then of the warps.
