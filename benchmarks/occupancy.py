@@ -120,7 +120,6 @@ def fitting_blocks(architecture: Architecture, registers: int, warps: int, share
     Registers are given out to a warp by 256, each quarter of a multiprocessor has 16,384 of them, and shared memory is
     given out by 128 bytes.
     """
-    warps = -(-warps // 4) * 4
     by_registers = 16384 // (-(-32 * registers // 256) * 256) * 4 // warps
     by_shared = (architecture.block_kib + 1 << 10) // (-(-shared_bytes // 128) * 128 + 1024)
     return min(by_registers, by_shared, architecture.warps // warps, architecture.blocks)
