@@ -56,7 +56,7 @@ class Waiting:
     def look(self) -> None:
         """Compare the calling thread's time without a core with that at the last look, at most four times a second."""
         now, last = time.perf_counter(), self._last
-        if last is not None and now - last[1] < INTERVAL or not self._lock.acquire(blocking=False):
+        if (last is not None and now - last[1] < INTERVAL) or not self._lock.acquire(blocking=False):
             return
         try:
             self._last = (threading.get_ident(), now, seconds_without_core())
