@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from contextlib import contextmanager
+
 import torch
 
 from swinumamba_monai.analysis.measurement import measure, reason
@@ -23,11 +27,24 @@ NOTES = [
 ]
 
 
+@contextmanager
+def neighbours(count: int):
+    """Other processes that keep a core busy each, for as long as this lasts."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=5)
     parser.set_defaults(device="cpu", warmup=1, sample_seconds=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scan_backends", nargs="+", default=["numba", "portable"])
+    parser.add_argument("--neighbours", type=int, default=0, help="other processes that keep a core busy meanwhile")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     device = start(arguments)
@@ -51,7 +68,8 @@ def main(argv: list[str] | None = None) -> None:
                 runs[row] = make(name, backend)
             except Exception as error:
                 results[row] = {"error": reason(error)}
-        results |= measure(runs, device, arguments.repeats, arguments.warmup, arguments.sample_seconds)
+        with neighbours(arguments.neighbours):
+            results |= measure(runs, device, arguments.repeats, arguments.warmup, arguments.sample_seconds)
         baseline = results["nnU-Net"].get("ms")
         for row in cases:
             result = results[row]

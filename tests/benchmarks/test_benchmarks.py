@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import data_parallel, growth, loss_curve, mamba_ssm_build, timing, training_step
+from benchmarks import data_parallel, growth, loss_curve, mamba_ssm_build, occupancy, timing, training_step
 from benchmarks.cases import QUICK_BATCHES, RELEASED, Batch, MeasuredStep, build, plain_recipe, recipe
 from benchmarks.released import ReleasedSS2D
 from swinumamba_monai.analysis.measurement import measure, summarize_samples
@@ -84,7 +84,8 @@ class TestScripts:
 
     def test_cpu(self, tmp_path):
         threads = torch.get_num_threads()
-        rows = run("cpu", tmp_path, "--threads", str(threads), "--scan_backends", "portable", "mamba_ssm")["rows"]
+        options = ("--threads", str(threads), "--neighbours", "1", "--scan_backends", "portable", "mamba_ssm")
+        rows = run("cpu", tmp_path, *options)["rows"]
         failed = [row for row in rows if "error" in row]
         assert {row["network"] for row in failed} == {"Swin-UMamba†, mamba_ssm"}, "and its reason stands in the row"
         check_times([row for row in rows if "error" not in row])
@@ -233,3 +234,53 @@ def test_build_refuses_another_source(tmp_path):
         tar.add(root, arcname=root.name)
     with pytest.raises(RuntimeError, match=r"static_switch\.h has 0 places"):
         mamba_ssm_build.unpack(archive, tmp_path / "out")
+
+
+REPORT = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'scan_backward' for 'sm_86'
+ptxas info    : Function properties for scan_backward
+    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers, 8 bytes cumulative stack size, 2048 bytes smem
+ptxas info    : Compile time = 300.000 ms
+ptxas info    : Compiling entry function 'merge' for 'sm_86'
+ptxas info    : Function properties for merge
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 0 barriers
+"""
+
+
+class TestOccupancy:
+    def test_the_report_of_the_compiler(self):
+        assert occupancy.read_report(REPORT) == {"scan_backward": (168, 28, 2048), "merge": (32, 0, 0)}
+
+    @pytest.mark.parametrize(
+        "architecture, registers, warps, shared_bytes, blocks",
+        [
+            # 168 registers are 5,376 a warp, of which a quarter with 16,384 has 3: 12 warps
+            ("sm_90", 168, 4, 0, 3),
+            ("sm_90", 168, 3, 0, 4),
+            ("sm_86", 168, 4, 66 << 10, 1),  # of 100 KiB a block of 66 takes 67
+            ("sm_86", 168, 4, 49 << 10, 2),
+            ("sm_86", 168, 4, (49 << 10) + 1, 1),
+            ("sm_86", 32, 8, 0, 6),  # 48 warps
+            ("sm_80", 32, 8, 0, 8),  # 64
+            ("sm_86", 16, 1, 0, 16),
+            ("sm_89", 255, 8, 0, 1),
+        ],
+    )
+    def test_blocks_that_fit(self, architecture, registers, warps, shared_bytes, blocks):
+        limits = occupancy.ARCHITECTURES[architecture]
+        assert occupancy.fitting_blocks(limits, registers, warps, shared_bytes) == blocks
+
+    @pytest.mark.parametrize("limits", occupancy.ARCHITECTURES.values(), ids=list(occupancy.ARCHITECTURES))
+    @pytest.mark.parametrize("dtype", occupancy.DTYPES.values(), ids=list(occupancy.DTYPES))
+    def test_every_launch_fits(self, dtype, limits):
+        for launch in occupancy.launches(dtype, limits.block_kib):
+            assert occupancy.fitting_blocks(limits, 32, launch.warps, launch.shared_bytes) >= 1
+
+    def test_the_table(self, monkeypatch, capsys):
+        usage = dict.fromkeys({launch.kernel for launch in occupancy.launches(torch.float32, 99)}, (168, 28, 0))
+        compiled = {kernel: occupancy.Usage(*numbers) for kernel, numbers in usage.items()}
+        monkeypatch.setattr(occupancy, "compile_report", lambda *arguments: compiled)
+        occupancy.main(["--architectures", "sm_86", "--precisions", "fp32"])
+        assert "| scan_backward | fp32 | sm_86 | 4 | 168 | 28 | 41.0 | 2 | 8 |" in capsys.readouterr().out

@@ -93,6 +93,16 @@ def test_segments(emulator, monkeypatch, segment):
     assert bool(emulator.grids("scan_chain_states")) == (segment < 99)
 
 
+def test_little_shared_memory(emulator):
+    """Ampere's and Ada's GPUs for workstations: chunks of half the length, in one piece and in segments."""
+    emulator.monkeypatch.setattr(cuda_scan, "count_shared_kib", lambda device: 99)
+    for multiprocessors in (1, 1000):
+        emulator.set_multiprocessors(multiprocessors)
+        assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 11, 9, 20, 16), exact())
+    assert emulator.macros("scan.cu", "CHUNK")[-1] == CHUNK // 2
+    assert emulator.grids("scan_backward")[-1][1] == 4, "99 positions in segments of 32 at the least"
+
+
 def test_more_multiprocessors_get_more_segments(emulator):
     for multiprocessors, segments in ((1, 1), (1000, 4)):
         emulator.set_multiprocessors(multiprocessors)

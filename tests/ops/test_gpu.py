@@ -261,7 +261,8 @@ def test_published_networks(cls, encoder):
             module.backend.name = "portable"
     images = torch.randn(2, 3, 96, 128, device="cuda")
     actual, expected = (loss_and_gradients(n, images) for n in (network, portable))
-    assert_near(actual, expected, 1e-3)  # of roundings through some forty layers, forth and back
+    # roundings through some forty layers, forth and back; in the CNN decoder LeakyReLU's kinks make more of them
+    assert_near(actual, expected, 1e-3 if cls is SwinUMambaD else 1e-2)
     with torch.autocast("cuda", torch.bfloat16):
         halves = loss_and_gradients(network, images)
     for name, want in expected.items():

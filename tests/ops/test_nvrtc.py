@@ -313,7 +313,7 @@ SCANS = [
 ]
 
 
-SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_90": 227}
+SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227}
 
 
 @pytest.mark.parametrize("architecture", SHARED_KIB)

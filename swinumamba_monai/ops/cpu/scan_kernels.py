@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .math import LN2, LOG2E, entry, exp2, exp2_falling, inner, inner_summing, sigmoid, softplus
+from .math import LN2, LOG2E, apart, entry, exp2, exp2_falling, inner, inner_summing, sigmoid, softplus
 
 __all__ = ["CHANNELS", "POSITIONS", "backward", "forward"]
 
@@ -47,6 +47,7 @@ def _visits(direction, first, height, width):
 @inner
 def _load_rows(source, b, where, g, first, buffer):
     """The positions ``where`` of (b, l, g, d), from channel ``first`` on."""
+    apart()
     for i in range(len(where)):
         row = source[b, where[i], g, first : first + buffer.shape[1]]
         for j in range(len(row)):
@@ -56,6 +57,7 @@ def _load_rows(source, b, where, g, first, buffer):
 @inner
 def _store_rows(buffer, where, first, target, adds):
     """Put channels of a chunk into (l, d), or add them to what is there."""
+    apart()
     for i in range(len(where)):
         row = target[where[i], first : first + CHANNELS]
         if adds:
@@ -68,6 +70,7 @@ def _store_rows(buffer, where, first, target, adds):
 
 @inner
 def _load_states(source, first, h):
+    apart()
     for s in range(len(source)):
         row = source[s, first : first + CHANNELS]
         for j in range(len(row)):
@@ -76,6 +79,7 @@ def _load_states(source, first, h):
 
 @inner
 def _store_states(h, first, target):
+    apart()
     for s in range(len(target)):
         row = target[s, first : first + CHANNELS]
         for j in range(len(row)):
@@ -105,6 +109,7 @@ def _load_matrix(source, first):
 @inner
 def _add_delta(rows, weight, step):
     """Add delta, the low rank at the head of ``rows`` times ``weight``, whose rows of zeros drop what follows there."""
+    apart()
     for t in range(POSITIONS):
         for k in range(0, len(weight) // CHANNELS, STATES):
             w = weight[k * CHANNELS : k * CHANNELS + _PASS]
@@ -117,6 +122,7 @@ def _add_delta(rows, weight, step):
 @inner
 def _discretise(step, bias, delta_softplus):
     """Turn delta into Δ in place."""
+    apart()
     for t in range(POSITIONS):
         if delta_softplus:
             for j in range(CHANNELS):
@@ -129,6 +135,7 @@ def _discretise(step, bias, delta_softplus):
 @inner
 def _differentiate_discretisation(step, bias, delta_softplus, slope):
     """dΔ/ddelta, before delta is turned into Δ."""
+    apart()
     for t in range(POSITIONS):
         if delta_softplus:
             for j in range(CHANNELS):
@@ -140,9 +147,18 @@ def _differentiate_discretisation(step, bias, delta_softplus, slope):
 
 @inner
 def _multiply(a, b, product):
+    apart()
     for t in range(POSITIONS):
         for j in range(CHANNELS):
             product[t, j] = a[t, j] * b[t, j]
+
+
+@inner
+def _skip(D, u, y):
+    apart()
+    for t in range(POSITIONS):
+        for j in range(CHANNELS):
+            y[t, j] = D[j] * u[t, j]
 
 
 def _make_scan_states(power):
@@ -152,6 +168,7 @@ def _make_scan_states(power):
 
         ``rows`` has their B from column ``b`` on and their C from column ``c`` on, A is times log2(e), inflow is Δu.
         """
+        apart()
         for t in range(len(rows)):
             b0, b1, b2, b3 = rows[t, b], rows[t, b + 1], rows[t, b + 2], rows[t, b + 3]
             c0, c1, c2, c3 = rows[t, c], rows[t, c + 1], rows[t, c + 2], rows[t, c + 3]
@@ -173,6 +190,7 @@ def _make_scan_state(power):
     @inner
     def scan_state(rows, b, c, h, A, step, inflow, y):
         """The same with the only state of a channel."""
+        apart()
         for t in range(len(rows)):
             b0, c0 = rows[t, b], rows[t, c]
             for j in range(CHANNELS):
@@ -215,9 +233,7 @@ def _forward_task(
         _add_delta(rows, weight, step)
         _discretise(step, bias, delta_softplus)
         _multiply(step, u_c, inflow)
-        for t in range(length):
-            for j in range(CHANNELS):
-                y_c[t, j] = D[j] * u_c[t, j]
+        _skip(D, u_c, y_c)
         for s in range(0, n, STATES):
             h_s, A_s = h[s * CHANNELS : s * CHANNELS + _PASS], A[s * CHANNELS : s * CHANNELS + _PASS]
             if n == 1 and falling:
@@ -231,39 +247,128 @@ def _forward_task(
         _store_rows(y_c, where, first, y, adds)
 
 
+def _make_keep_states(power):
+    @inner
+    def keep_states(rows, b, h, A, step, inflow, decay, states):
+        """Take four states through a chunk from its start ``h``, and keep their decays and what they were before."""
+        apart()
+        for t in range(len(rows)):
+            b0, b1, b2, b3 = rows[t, b], rows[t, b + 1], rows[t, b + 2], rows[t, b + 3]
+            for j in range(CHANNELS):
+                h0, h1, h2, h3 = h[j], h[j + CHANNELS], h[j + 2 * CHANNELS], h[j + 3 * CHANNELS]
+                decay0 = power(step[t, j] * A[j])
+                decay1 = power(step[t, j] * A[j + CHANNELS])
+                decay2 = power(step[t, j] * A[j + 2 * CHANNELS])
+                decay3 = power(step[t, j] * A[j + 3 * CHANNELS])
+                states[t, j], states[t, j + CHANNELS] = h0, h1
+                states[t, j + 2 * CHANNELS], states[t, j + 3 * CHANNELS] = h2, h3
+                decay[t, j], decay[t, j + CHANNELS] = decay0, decay1
+                decay[t, j + 2 * CHANNELS], decay[t, j + 3 * CHANNELS] = decay2, decay3
+                h[j] = decay0 * h0 + inflow[t, j] * b0
+                h[j + CHANNELS] = decay1 * h1 + inflow[t, j] * b1
+                h[j + 2 * CHANNELS] = decay2 * h2 + inflow[t, j] * b2
+                h[j + 3 * CHANNELS] = decay3 * h3 + inflow[t, j] * b3
+        states[len(rows)] = h
+
+    return keep_states
+
+
+def _make_keep_state(power):
+    @inner
+    def keep_state(rows, b, h, A, step, inflow, decay, states):
+        """The same with the only state of a channel."""
+        apart()
+        for t in range(len(rows)):
+            b0 = rows[t, b]
+            for j in range(CHANNELS):
+                decay0 = power(step[t, j] * A[j])
+                states[t, j] = h[j]
+                decay[t, j] = decay0
+                h[j] = decay0 * h[j] + inflow[t, j] * b0
+        states[len(rows)] = h
+
+    return keep_state
+
+
+_keep_states, _keep_state = _make_keep_states(exp2), _make_keep_state(exp2)
+_keep_falling_states, _keep_falling_state = _make_keep_states(exp2_falling), _make_keep_state(exp2_falling)
+
+
 @inner_summing
-def _differentiate_state(h, A, step, inflow, B, C, dy, from_right, decay, states, dA, dstep, dinflow, dB, dC):
-    """Take one state through a chunk from its start ``h``, and then its gradient back; A is times log2(e).
+def _differentiate_states(rows, b, c, A, step, inflow, dy, decay, states, from_right, dA, dstep, dinflow, dBC, s, n):
+    """Take the gradients of four states back through a chunk; A is times log2(e), decay and states are as kept.
 
     ``from_right`` is decay_{t+1} * dL/dh_{t+1}, what position t inherits. Gradients that other states or chunks
-    contribute to are added to, dstep without a factor of ln 2; dB and dC, this block's share, are overwritten.
+    contribute to are added to, dstep without a factor of ln 2; those of B, in column ``s`` of dBC, and of C, ``n``
+    columns after it, this block's share, are overwritten.
     """
-    for t in range(len(B)):
-        b = B[t]
+    apart()
+    zero = A.dtype.type(0)
+    for back in range(1, len(rows) + 1):
+        t = len(rows) - back
+        b0, b1, b2, b3 = rows[t, b], rows[t, b + 1], rows[t, b + 2], rows[t, b + 3]
+        c0, c1, c2, c3 = rows[t, c], rows[t, c + 1], rows[t, c + 2], rows[t, c + 3]
+        dB0 = dB1 = dB2 = dB3 = dC0 = dC1 = dC2 = dC3 = zero
         for j in range(CHANNELS):
-            decay[t, j] = exp2(step[t, j] * A[j])
+            j1, j2, j3 = j + CHANNELS, j + 2 * CHANNELS, j + 3 * CHANNELS
+            dC0 += dy[t, j] * states[t + 1, j]
+            dC1 += dy[t, j] * states[t + 1, j1]
+            dC2 += dy[t, j] * states[t + 1, j2]
+            dC3 += dy[t, j] * states[t + 1, j3]
+            dh0 = dy[t, j] * c0 + from_right[j]
+            dh1 = dy[t, j] * c1 + from_right[j1]
+            dh2 = dy[t, j] * c2 + from_right[j2]
+            dh3 = dy[t, j] * c3 + from_right[j3]
+            dB0 += dh0 * inflow[t, j]
+            dB1 += dh1 * inflow[t, j]
+            dB2 += dh2 * inflow[t, j]
+            dB3 += dh3 * inflow[t, j]
+            dinflow[t, j] += dh0 * b0 + dh1 * b1 + (dh2 * b2 + dh3 * b3)
+            dh0, dh1, dh2, dh3 = decay[t, j] * dh0, decay[t, j1] * dh1, decay[t, j2] * dh2, decay[t, j3] * dh3
+            from_right[j], from_right[j1], from_right[j2], from_right[j3] = dh0, dh1, dh2, dh3
+            power0, power1 = dh0 * states[t, j], dh1 * states[t, j1]
+            power2, power3 = dh2 * states[t, j2], dh3 * states[t, j3]
+            dstep[t, j] += power0 * A[j] + power1 * A[j1] + (power2 * A[j2] + power3 * A[j3])
+            dA[j] += power0 * step[t, j]
+            dA[j1] += power1 * step[t, j]
+            dA[j2] += power2 * step[t, j]
+            dA[j3] += power3 * step[t, j]
+        dBC[t, s], dBC[t, s + 1], dBC[t, s + 2], dBC[t, s + 3] = dB0, dB1, dB2, dB3
+        dBC[t, n + s], dBC[t, n + s + 1], dBC[t, n + s + 2], dBC[t, n + s + 3] = dC0, dC1, dC2, dC3
+
+
+@inner_summing
+def _differentiate_state(rows, b, c, A, step, inflow, dy, decay, states, from_right, dA, dstep, dinflow, dBC):
+    """The same with the only state of a channel."""
+    apart()
+    for back in range(1, len(rows) + 1):
+        t = len(rows) - back
+        b0, c0 = rows[t, b], rows[t, c]
+        dB0 = dC0 = A.dtype.type(0)
         for j in range(CHANNELS):
-            states[t, j] = h[j]
-            h[j] = decay[t, j] * h[j] + inflow[t, j] * b
-    for j in range(CHANNELS):
-        states[len(B), j] = h[j]
-    for back in range(1, len(B) + 1):
-        t = len(B) - back
-        b, c = B[t], C[t]
-        dB_t = dC_t = A.dtype.type(0)
+            dC0 += dy[t, j] * states[t + 1, j]
+            dh0 = dy[t, j] * c0 + from_right[j]
+            dB0 += dh0 * inflow[t, j]
+            dinflow[t, j] += dh0 * b0
+            dh0 = decay[t, j] * dh0
+            from_right[j] = dh0
+            power0 = dh0 * states[t, j]
+            dstep[t, j] += power0 * A[j]
+            dA[j] += power0 * step[t, j]
+        dBC[t, 0], dBC[t, 1] = dB0, dC0
+
+
+@inner
+def _differentiate_inputs(length, u, dy, step, slope, D, dstep, dinflow, dbias, dD):
+    """Turn the gradients of Δ, without a factor of ln 2, and of Δu into those of delta and u."""
+    apart()
+    for t in range(length):
         for j in range(CHANNELS):
-            dC_t += dy[t, j] * states[t + 1, j]
-        for j in range(CHANNELS):
-            dh = dy[t, j] * c + from_right[j]
-            from_right[j] = decay[t, j] * dh
-            dB_t += dh * inflow[t, j]
-            dinflow[t, j] += dh * b
-        dB[t] = dB_t
-        dC[t] = dC_t
-        for j in range(CHANNELS):
-            dstep[t, j] += from_right[j] * states[t, j] * A[j]
-        for j in range(CHANNELS):
-            dA[j] += from_right[j] * states[t, j] * step[t, j]
+            ddelta = slope[t, j] * (D.dtype.type(LN2) * dstep[t, j] + dinflow[t, j] * u[t, j])
+            dstep[t, j] = ddelta
+            dbias[j] += ddelta
+            dD[j] += dy[t, j] * u[t, j]
+            dinflow[t, j] = dinflow[t, j] * step[t, j] + D[j] * dy[t, j]
 
 
 @inner
@@ -272,6 +377,8 @@ def _backward_task(
     width, first, du, adds, ddelta, dBC, dA, dD, dbias,
 ):  # fmt: skip
     n, rank, dtype = A.shape[1], delta_weight.shape[1], A.dtype
+    falling = delta_softplus and A.max() <= 0
+    lanes = min(n, STATES) * CHANNELS
     A = _load_matrix(A, first) * dtype.type(LOG2E)
     weight, D, bias = _load_matrix(delta_weight, first), _load_vector(D, first), _load_vector(delta_bias, first)
     h = np.zeros(n * CHANNELS, dtype)
@@ -279,16 +386,16 @@ def _backward_task(
     dA_block = np.zeros(n * CHANNELS, dtype)
     dD_block, dbias_block = np.zeros(CHANNELS, dtype), np.zeros(CHANNELS, dtype)
     rows = np.zeros((POSITIONS, max(rank + 2 * n, len(weight) // CHANNELS)), dtype)
-    BC, dBC_c = np.zeros((2 * n, POSITIONS), dtype), np.zeros((2 * n, POSITIONS), dtype)
+    dBC_c = np.zeros((POSITIONS, 2 * n), dtype)
     u_c = np.zeros((POSITIONS, CHANNELS), dtype)
     dy_c = np.zeros((POSITIONS, CHANNELS), dtype)
     step = np.zeros((POSITIONS, CHANNELS), dtype)
     slope = np.zeros((POSITIONS, CHANNELS), dtype)
     inflow = np.zeros((POSITIONS, CHANNELS), dtype)
-    decay = np.zeros((POSITIONS, CHANNELS), dtype)
+    decay = np.zeros((POSITIONS, lanes), dtype)
     dstep = np.zeros((POSITIONS, CHANNELS), dtype)
     dinflow = np.zeros((POSITIONS, CHANNELS), dtype)
-    states = np.zeros((POSITIONS + 1, CHANNELS), dtype)
+    states = np.zeros((POSITIONS + 1, lanes), dtype)
     for i in range(len(chunk_states) - 1, -1, -1):
         where = _visits(direction, i * POSITIONS, height, width)
         length = len(where)
@@ -296,9 +403,6 @@ def _backward_task(
         _load_rows(u, b, where, g % u.shape[2], first, u_c)
         _load_rows(dy, b, where, g % u.shape[2], first, dy_c)
         _load_rows(projected, b, where, g, 0, rows)
-        for t in range(length):
-            for s in range(2 * n):
-                BC[s, t] = rows[t, rank + s]
         step[:] = 0
         if rank == 0:
             _load_rows(delta, b, where, g, first, step)
@@ -308,23 +412,32 @@ def _backward_task(
         _multiply(step, u_c, inflow)
         dstep[:] = 0
         dinflow[:] = 0
-        for s in range(n):
-            lanes = slice(s * CHANNELS, (s + 1) * CHANNELS)
-            _differentiate_state(
-                h[lanes], A[lanes], step, inflow, BC[s, :length], BC[n + s, :length], dy_c, from_right[lanes], decay,
-                states, dA_block[lanes], dstep, dinflow, dBC_c[s], dBC_c[n + s],
-            )  # fmt: skip
+        chunk = rows[:length]
+        for s in range(0, n, STATES):
+            h_s, A_s = h[s * CHANNELS : s * CHANNELS + lanes], A[s * CHANNELS : s * CHANNELS + lanes]
+            from_right_s = from_right[s * CHANNELS : s * CHANNELS + lanes]
+            dA_s = dA_block[s * CHANNELS : s * CHANNELS + lanes]
+            if n == 1 and falling:
+                _keep_falling_state(chunk, rank, h_s, A_s, step, inflow, decay, states)
+            elif n == 1:
+                _keep_state(chunk, rank, h_s, A_s, step, inflow, decay, states)
+            elif falling:
+                _keep_falling_states(chunk, rank + s, h_s, A_s, step, inflow, decay, states)
+            else:
+                _keep_states(chunk, rank + s, h_s, A_s, step, inflow, decay, states)
+            if n == 1:
+                _differentiate_state(
+                    chunk, rank, rank + 1, A_s, step, inflow, dy_c, decay, states, from_right_s, dA_s, dstep, dinflow,
+                    dBC_c,
+                )  # fmt: skip
+            else:
+                _differentiate_states(
+                    chunk, rank + s, rank + n + s, A_s, step, inflow, dy_c, decay, states, from_right_s, dA_s, dstep,
+                    dinflow, dBC_c, s, n,
+                )  # fmt: skip
         for t in range(length):
-            for s in range(2 * n):
-                dBC[where[t], g, s] = dBC_c[s, t]
-        for t in range(length):
-            for j in range(CHANNELS):
-                dstep[t, j] = slope[t, j] * (dtype.type(LN2) * dstep[t, j] + dinflow[t, j] * u_c[t, j])
-                dbias_block[j] += dstep[t, j]
-            for j in range(CHANNELS):
-                dD_block[j] += dy_c[t, j] * u_c[t, j]
-            for j in range(CHANNELS):
-                dinflow[t, j] = dinflow[t, j] * step[t, j] + D[j] * dy_c[t, j]
+            dBC[where[t], g] = dBC_c[t]
+        _differentiate_inputs(length, u_c, dy_c, step, slope, D, dstep, dinflow, dbias_block, dD_block)
         _store_rows(dstep, where, first, ddelta, False)
         _store_rows(dinflow, where, first, du, adds)
     for j in range(min(CHANNELS, len(dA) - first)):

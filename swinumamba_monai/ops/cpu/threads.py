@@ -24,9 +24,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["run_tasks"]
+from .waiting import TEAM_FUNCTION, Waiting
 
-_TeamFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+__all__ = ["run_tasks"]
 
 
 @cache
@@ -36,9 +36,14 @@ def _start_team() -> Callable | None:
         start = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError, TypeError):  # no such function, or a platform where None names no library
         return None
-    start.argtypes = _TeamFunction, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+    start.argtypes = TEAM_FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
     start.restype = None
     return start
+
+
+@cache
+def _waiting() -> Waiting:
+    return Waiting(_start_team())
 
 
 @cache
@@ -68,7 +73,7 @@ def _run_by_team(start_team: Callable, work: Callable, threads: int) -> None:
         except BaseException as error:  # ctypes would print it and go on
             errors.append(error)
 
-    start_team(_TeamFunction(guarded), None, threads, 0)
+    start_team(TEAM_FUNCTION(guarded), None, threads, 0)
     if errors:
         raise errors[0]
 
@@ -100,6 +105,7 @@ def run_tasks(kernel: Callable, tasks: int, *arguments) -> None:
 
     start_team = None if _forked else _start_team()
     if start_team:
+        _waiting().look()
         _run_by_team(start_team, work, threads)
     else:
         for future in [_pool(threads).submit(work) for _ in range(threads)]:

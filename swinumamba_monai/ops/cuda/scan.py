@@ -37,7 +37,8 @@ __all__ = [
     "why_cuda_is_unavailable",
 ]
 
-CHUNK = 32  # positions between two states that are kept for the backward
+CHUNK = 32  # positions between two states that are kept for the backward; half where shared memory is short
+SHORT_KIB = 99  # where a chunk of the backward would leave a multiprocessor with one block of four warps
 MAX_STATES = 16  # of a channel
 LOG2_E = math.log2(math.e)
 
@@ -186,7 +187,7 @@ def _layout(
     state_lanes = _state_lanes(d_state)
     states = max(state_lanes, 1 << (d_state - 1).bit_length())
     needed = -(-channels * state_lanes // 32)  # warps for the channels of a sequence
-    size = dtype.itemsize
+    size, chunk = dtype.itemsize, _chunk(shared_kib)
 
     def matrix_elements(warps: int, positions: int) -> int:
         """Places for B and C on their way: all threads have some, though some may move nothing."""
@@ -203,11 +204,11 @@ def _layout(
     def backward_bytes(warps: int, _: int) -> int:
         """The size of ``BackwardMemory``."""
         columns, lane_states = warps * 32 // state_lanes, states // state_lanes
-        starts = CHUNK // tuning.subtile * 32 * lane_states
+        starts = chunk // tuning.subtile * 32 * lane_states
         parts = tuning.subtile * (32 + 32 // state_lanes) * 2
-        shares = (1 if state_lanes == 4 else 8 // state_lanes) * CHUNK * 2 * states
-        floats = CHUNK * columns * 4 + CHUNK * 2 * states + warps * (starts + parts + shares)
-        moved = 3 * CHUNK * columns + matrix_elements(warps, CHUNK) + 32 * warps * lane_states
+        shares = (1 if state_lanes == 4 else 8 // state_lanes) * chunk * 2 * states
+        floats = chunk * columns * 4 + chunk * 2 * states + warps * (starts + parts + shares)
+        moved = 3 * chunk * columns + matrix_elements(warps, chunk) + 32 * warps * lane_states
         return -(-(4 * floats + size * moved) // 16) * 16
 
     def choose(most: int, room: int, count_bytes, tiles: tuple[int, ...]) -> tuple[int, int, int]:
@@ -223,7 +224,7 @@ def _layout(
         _, tile, warps, shared = max(found)
         return warps, shared, tile
 
-    tiles = tuple(tile for tile in (16, 32) if tile <= tuning.tile)
+    tiles = tuple(tile for tile in (16, 32) if tile <= min(tuning.tile, chunk))
     warps, shared_bytes = {}, {}
     warps["forward"], shared_bytes["forward"], tile = choose(
         tuning.forward_warps, tuning.forward_room, forward_bytes, tiles
@@ -241,7 +242,7 @@ def _layout(
         "TILE": tile,
         "STAGES": tuning.stages,
         "UNROLLED": tuning.unrolled,
-        "CHUNK": CHUNK,
+        "CHUNK": chunk,
         "SUBTILE": tuning.subtile,
     }
     for way, room in (("forward", tuning.forward_room), ("backward", tuning.backward_room)):
@@ -333,9 +334,14 @@ def _one_state():
     return scan_one
 
 
-def count_chunks(length: int, d_state: int) -> int:
+def _chunk(shared_kib: int) -> int:
+    """Positions between two states that are kept, by the shared memory that a block may have."""
+    return CHUNK if shared_kib > SHORT_KIB else CHUNK // 2
+
+
+def count_chunks(length: int, d_state: int, device: torch.device) -> int:
     """States that are kept of a sequence for the backward."""
-    return -(-length // (_one_state().CHUNK if d_state == 1 else CHUNK))
+    return -(-length // (_one_state().CHUNK if d_state == 1 else _chunk(count_shared_kib(device))))
 
 
 def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, keep_states: bool):
@@ -356,7 +362,7 @@ def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, kee
         return _one_state().forward(inputs, size, delta_softplus, keep_states)
     scan = _Scan(inputs, size, delta_softplus, "forward")
     y = delta.new_empty(delta.shape)
-    chunks = count_chunks(scan.length, scan.d_state) if keep_states else 0
+    chunks = count_chunks(scan.length, scan.d_state, delta.device) if keep_states else 0
     states = delta.new_empty(scan.batch, scan.groups, chunks, scan.channels, scan.d_state)
     scan.chain_segments("states")
     scan.give(y=y, states=states)
@@ -438,7 +444,7 @@ def _skip(y: Tensor, u: Tensor, D: Tensor, size) -> Tensor:
 @_forward.register_fake
 def _(u, delta, A, B, C, D, delta_bias, size, delta_softplus, keep):
     groups, batch, length, channels = delta.shape
-    chunks = count_chunks(length, A.shape[-1]) if keep else 0
+    chunks = count_chunks(length, A.shape[-1], u.device) if keep else 0
     return u.new_empty(u.shape), delta.new_empty(batch, groups, chunks, channels, A.shape[-1])
 
 

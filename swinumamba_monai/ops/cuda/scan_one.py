@@ -9,7 +9,7 @@ from torch import Tensor
 from . import scan
 from .nvrtc import params_type
 
-__all__ = ["CHUNK", "backward", "forward", "make_macros"]
+__all__ = ["CHUNK", "backward", "forward", "make_macros", "shared_bytes"]
 
 CHUNK = 16  # positions between two states that are kept for the backward, which a warp has
 CHANNELS = 32  # of a block
@@ -50,6 +50,11 @@ def make_macros(blocks: int, length: int, multiprocessors: int, delta_softplus: 
     return macros
 
 
+def shared_bytes(warps: int) -> int:
+    """Shared memory of a block: two stretches' maps of its warps, what these start with, and at the end three sums."""
+    return 4 * CHANNELS * warps * 5
+
+
 def _launch(way: str, inputs: tuple[Tensor, ...], size, delta_softplus: bool, keep: bool = False, **tensors) -> None:
     u, delta, A, B, C, delta_bias = inputs
     groups, batch, length, channels = delta.shape
@@ -68,8 +73,7 @@ def _launch(way: str, inputs: tuple[Tensor, ...], size, delta_softplus: bool, ke
         four_directions=size is not None, keep_states=keep,
         **{name: t.data_ptr() for name, t in named.items()},
     )  # fmt: skip
-    # two stretches' maps of the warps, and what these start with; at the end three sums of them
-    kernels.launch(f"scan_{way}", blocks, 32 * warps, 5 * CHANNELS * warps * 4, params)
+    kernels.launch(f"scan_{way}", blocks, 32 * warps, shared_bytes(warps), params)
 
 
 def forward(inputs, size, delta_softplus: bool, keep_states: bool) -> tuple[Tensor, Tensor]:

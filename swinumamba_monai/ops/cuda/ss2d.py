@@ -212,7 +212,7 @@ def _(x, *arguments):
     batch, height, width, _ = x.shape
     parameters = _Parameters(*parameters)
     channels, d_state = parameters.dt.shape[1], parameters.A_logs.shape[1]
-    chunks = count_chunks(height * width, d_state) if keep else 0
+    chunks = count_chunks(height * width, d_state, x.device) if keep else 0
     return (
         torch.empty_like(x),
         x.new_empty(batch * height * width, channels),
