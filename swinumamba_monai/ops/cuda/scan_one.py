@@ -13,10 +13,11 @@ __all__ = ["CHUNK", "backward", "forward", "make_macros", "shared_bytes"]
 
 CHUNK = 16  # positions between two states that are kept for the backward, which a warp has
 CHANNELS = 32  # of a block
-# Of a block, at the most; and of a multiprocessor, which limits the registers of a thread to 128: without a limit NVRTC
-# takes 126 in the forward and 206 in the backward. Not yet measured on a GPU.
-MOST_WARPS = {"forward": 16, "backward": 8}
-ROOM = {"forward": 16, "backward": 16}
+# Warps of a block, and blocks that a multiprocessor shall have room for, which limits the registers of a thread; by
+# measurement on an H200. More warps take a sequence in fewer steps, fewer wait less for each other: the fewest are taken
+# that keep all multiprocessors busy.
+SHAPES = {"forward": ((4, 4), (8, 2), (16, 1)), "backward": ((4, 3), (8, 2))}
+BUSY = 8  # warps of a multiprocessor
 
 _Params = params_type(
     "OneStateParams",
@@ -26,12 +27,12 @@ _Params = params_type(
 )
 
 
-def _count_warps(way: str, blocks: int, length: int, multiprocessors: int) -> int:
-    """Warps of a block: more where there are few blocks, but none that would have no positions."""
-    warps = 4
-    while warps < MOST_WARPS[way] and blocks * warps < ROOM[way] * multiprocessors and warps * CHUNK < length:
-        warps *= 2
-    return warps
+def _shape(way: str, blocks: int, length: int, multiprocessors: int) -> tuple[int, int]:
+    """One of :data:`SHAPES`, in which no warp is without positions."""
+    for warps, room in SHAPES[way]:
+        if blocks * warps >= BUSY * multiprocessors or warps * CHUNK >= length:
+            break
+    return warps, room
 
 
 def make_macros(blocks: int, length: int, multiprocessors: int, delta_softplus: bool) -> dict[str, int]:
@@ -44,9 +45,9 @@ def make_macros(blocks: int, length: int, multiprocessors: int, delta_softplus: 
         delta_softplus: whether delta passes through softplus.
     """
     macros = {"DELTA_SOFTPLUS": int(delta_softplus)}
-    for way, room in ROOM.items():
-        warps = _count_warps(way, blocks, length, multiprocessors)
-        macros[f"{way.upper()}_WARPS"], macros[f"{way.upper()}_BLOCKS"] = warps, room // warps
+    for way in SHAPES:
+        shape = _shape(way, blocks, length, multiprocessors)
+        macros[f"{way.upper()}_WARPS"], macros[f"{way.upper()}_BLOCKS"] = shape
     return macros
 
 
