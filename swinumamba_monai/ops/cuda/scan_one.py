@@ -14,8 +14,8 @@ __all__ = ["CHUNK", "backward", "forward", "make_macros", "shared_bytes"]
 CHUNK = 16  # positions between two states that are kept for the backward, which a warp has
 CHANNELS = 32  # of a block
 # Warps of a block, and blocks that a multiprocessor shall have room for, which limits the registers of a thread; by
-# measurement on an H200. More warps take a sequence in fewer steps, fewer wait less for each other: the fewest are taken
-# that keep all multiprocessors busy.
+# measurement on an H200. More warps take a sequence in fewer steps, fewer wait less for each other: the fewest are
+# taken that keep all multiprocessors busy.
 SHAPES = {"forward": ((4, 4), (8, 2), (16, 1)), "backward": ((4, 3), (8, 2))}
 BUSY = 8  # warps of a multiprocessor
 
@@ -29,10 +29,11 @@ _Params = params_type(
 
 def _shape(way: str, blocks: int, length: int, multiprocessors: int) -> tuple[int, int]:
     """One of :data:`SHAPES`, in which no warp is without positions."""
-    for warps, room in SHAPES[way]:
+    for shape in SHAPES[way]:
+        warps = shape[0]
         if blocks * warps >= BUSY * multiprocessors or warps * CHUNK >= length:
             break
-    return warps, room
+    return shape
 
 
 def make_macros(blocks: int, length: int, multiprocessors: int, delta_softplus: bool) -> dict[str, int]:
