@@ -47,6 +47,7 @@ BETAS, EPSILON = (0.9, 0.99), 1e-6  # of AdamW
 GRADIENT_CLIP = 5.0
 AVERAGE_DECAY = 0.998  # of the weights' moving average
 LABEL_SMOOTHING = 0.1
+WEIGHTS = (1.0, 1.0, 3.0)  # of the losses: labels, the teacher's classes, its maps
 LOG_EVERY = 50  # steps
 VALIDATIONS = 10  # on the way
 STORED_SIDE = 9 / 8  # of the decoded images, as a multiple of the largest views'
@@ -166,7 +167,7 @@ class Training:
             said = self.teacher(batch.image) if self.teacher else None
             answer = self.student(normalized(batch.image))
         terms = losses(answer, batch, said)
-        terms.sum().backward()
+        (terms * terms.new_tensor(WEIGHTS)).sum().backward()
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), GRADIENT_CLIP)
         if is_finite := bool(norm.isfinite()):
             for group in self.optimizer.param_groups:
