@@ -27,9 +27,9 @@ from swinumamba_monai.atomic import replacing
 from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import ENCODERS, VMambaClassifier, build_vmamba
-from swinumamba_monai.pretrained import read_weights
 from swinumamba_monai.reports.tables import markdown
 from swinumamba_monai.training import autocast_dtype, default_amp
+from swinumamba_monai.weight_files import read_weights
 
 from .packed import Images, load_images
 from .student import is_head

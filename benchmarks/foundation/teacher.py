@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.pretrained import read_weights
+from swinumamba_monai.weight_files import read_weights
 
 __all__ = ["TEACHERS", "EfficientNetLite2"]
 

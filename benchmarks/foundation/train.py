@@ -34,8 +34,8 @@ from swinumamba_monai.atomic import replacing
 from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import ENCODERS
-from swinumamba_monai.pretrained import read_checkpoint
 from swinumamba_monai.training import autocast_dtype, default_amp
+from swinumamba_monai.weight_files import read_checkpoint
 
 from .packed import Images, load_images
 from .student import Student, dense_loss, export_encoder, save_half

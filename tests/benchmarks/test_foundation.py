@@ -34,7 +34,8 @@ from benchmarks.foundation.views import (
 from benchmarks.nuclei.looks import Draws
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import build_network, build_vmamba
-from swinumamba_monai.pretrained import load_pretrained, read_weights
+from swinumamba_monai.pretrained import load_pretrained
+from swinumamba_monai.weight_files import read_weights
 
 CPU = torch.device("cpu")
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
@@ -318,6 +319,18 @@ class TestTraining:
             assert report.kind == "pretrained encoder"
             assert set(report.loaded) | set(report.skipped) == encoders
             assert len(report.skipped) == (channels == 1), "the first convolution alone depends on the channels"
+
+    def test_the_network_with_the_cnn_decoder_takes_the_classifier(self, packed, tmp_path):
+        """Its stem stands before the patch embedding, whose shape is another."""
+        assert run(packed, tmp_path, "--encoder", "vmamba_tiny_s1l8") == 0
+        network = build_network(
+            "SwinUMamba", in_channels=3, out_channels=2, roi_size=64, encoder="vmamba_tiny_s1l8", **train.TOY
+        )
+        encoders = {name for name in network.state_dict() if name.startswith("vssm_encoder.")}
+        report = load_pretrained(network, tmp_path / "classifier.safetensors")
+        assert set(report.loaded) == {name for name in encoders if ".patch_embed." not in name}
+        with pytest.raises(InputError, match="patch_embed"):
+            load_pretrained(network, tmp_path / "encoder.safetensors")
 
     def test_a_stopped_run_goes_on_to_the_same_end(self, packed, tmp_path, monkeypatch, capsys):
         options = "--encoder", "vmamba_tiny_s1l8", "--save_seconds", "0"
