@@ -55,7 +55,7 @@ def save_pack(pack: Pack, path: Path) -> None:
     """Write a pack, whole or not at all; its folder must exist."""
     arrays = {name: np.ascontiguousarray(array) for name, array in pack._asdict().items() if name != "classes"}
     with replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, {"classes": json.dumps(pack.classes)})
+        temporary.write_bytes(safetensors.numpy.save(arrays, {"classes": json.dumps(pack.classes)}))
 
 
 def load_pack(path: Path) -> Pack:
@@ -69,9 +69,8 @@ def load_pack(path: Path) -> Pack:
             classes = tuple(map(str, json.loads(file.metadata()["classes"])))
             pack = Pack(classes, *(file.get_tensor(name) for name in Pack._fields[1:]))
     except Exception as error:  # a damaged file fails anywhere in the reader
-        raise InputError(
-            f"{path} is no pack of images ({quoted(error)}); make one by benchmarks.foundation.pack."
-        ) from (error)
+        sentence = f"{path} is no pack of images ({quoted(error)}); make one by benchmarks.foundation.pack."
+        raise InputError(sentence) from error
     n, last = len(pack.ends), pack.ends[-1] if len(pack.ends) else 0
     starts_before_ends = (np.diff(pack.ends, prepend=0) > 0).all()
     known = ((pack.labels >= 0) & (pack.labels < len(classes))).all()

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.networks import build_vmamba
 from swinumamba_monai.networks.cuda_graphs import CUDAGraphs
+from swinumamba_monai.weight_files import save_half_precision
 
-__all__ = ["Student", "dense_loss", "export_encoder", "is_head", "save_half"]
+__all__ = ["Student", "dense_loss", "export_encoder", "is_head", "save_weights"]
 
 _HEAD = re.compile(r"^(head|norm|classifier)\.")  # of either version's classifier
 
@@ -111,8 +111,14 @@ def export_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def save_half(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write weights in half precision as safetensors, whole or not at all."""
-    half = {name: weight.half().contiguous() for name, weight in weights.items()}
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(half, temporary)
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights as a torch file, and in half precision as safetensors beside it.
+
+    Args:
+        weights: by name.
+        path: of both files, without suffix.
+    """
+    full = path.with_suffix(".pt")
+    with replacing(full) as temporary:
+        torch.save(dict(weights), temporary)
+    save_half_precision(full, path.with_suffix(".safetensors"))

@@ -7,9 +7,10 @@
 
 ``--teacher`` adds what a network that knows ImageNet says of each view, and its maps at strides 8, 16 and 32.
 
-The same command goes on where it was stopped. At the end ``out/classifier.safetensors`` holds the moving average of the
-weights by the names that VMamba's authors use, ``out/encoder.safetensors`` the encoder alone by those of Swin-UMamba,
-with the patch embedding; ``--pretrained`` takes both. ``log.txt`` says how it went, ``result.json`` what came of it.
+The same command goes on where it was stopped. At the end ``out/classifier.pt`` holds the moving average of the weights
+by the names that VMamba's authors use, ``out/encoder.pt`` the encoder alone by those of Swin-UMamba, with the patch
+embedding; ``.safetensors`` are the same in half precision, and ``--pretrained`` takes all four. ``log.txt`` says how it
+went, ``result.json`` what came of it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from swinumamba_monai.training import autocast_dtype, default_amp
 from swinumamba_monai.weight_files import read_checkpoint
 
 from .packed import Images, load_images
-from .student import Student, dense_loss, export_encoder, save_half
+from .student import Student, dense_loss, export_encoder, save_weights
 from .teacher import TEACHERS
 from .views import Batch, RandomViews, middle_views, normalized
 
@@ -292,8 +293,8 @@ def run(arguments: argparse.Namespace, report: Callable[[str], object]) -> None:
         report(f"going on after step {training.step}, {100 * training.progress:.1f} %")
     training.run(checkpoint, report)
     weights = training.average.weights()
-    save_half(weights, arguments.output_dir / "classifier.safetensors")
-    save_half(export_encoder(weights), arguments.output_dir / "encoder.safetensors")
+    save_weights(weights, arguments.output_dir / "classifier")
+    save_weights(export_encoder(weights), arguments.output_dir / "encoder")
     scores = validate(training.average, views.images, arguments.image_size[-1], training.dtype)
     result = {"top1": scores, "steps": training.step, "seconds": training.seconds, "settings": training.settings()}
     with replacing(arguments.output_dir / "result.json") as temporary:

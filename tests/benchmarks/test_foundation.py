@@ -302,6 +302,9 @@ class TestTraining:
         classifier = read_weights(tmp_path / "classifier.safetensors")
         build_vmamba(encoder, num_classes=3, **train.TOY).load_state_dict(classifier)  # strictly
         assert {weight.dtype for weight in classifier.values()} == {torch.float16}
+        for name in ("classifier", "encoder"):
+            full, half = (read_weights(tmp_path / f"{name}{suffix}") for suffix in (".pt", ".safetensors"))
+            assert all(torch.equal(half[key], weight.half()) for key, weight in full.items())
         for channels in (1, 3):
             network = build_network(
                 "SwinUMambaD", in_channels=channels, out_channels=2, roi_size=64, encoder=encoder, **train.TOY
