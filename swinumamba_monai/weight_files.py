@@ -207,7 +207,7 @@ def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
     if spoilt := [name for name, weight in half.items() if not weight.isfinite().all()]:
         raise InputError(f"{source} cannot be halved: {some_names(spoilt)} would not be finite in float16.")
     with replacing(target) as temporary:
-        safetensors.torch.save_file(half, temporary)
+        temporary.write_bytes(safetensors.torch.save(half))  # its save_file makes files that their owner alone can read
     return target.stat().st_size
 
 

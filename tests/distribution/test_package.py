@@ -86,6 +86,8 @@ def test_half_precision_stays_half_and_is_a_float32_network(small_bundle, tmp_pa
     bundle = small_bundle()
     trained = bundle / "models" / "model.pt"
     assert main(["halve", str(trained), str(bundle / "models" / "model.safetensors")]) == 0
+    modes = [(bundle / "models" / f"model{suffix}").stat().st_mode for suffix in (".pt", ".safetensors")]
+    assert modes[0] == modes[1], "whoever can read the one can read the other"
     whole = read_weights(trained)
     trained.unlink()
     assert find_checkpoint(bundle / "models").endswith("model.safetensors")

@@ -61,6 +61,7 @@ NOT_RUN = [
     ),
     ("benchmarks/README.md", "python -m swinumamba_monai prepare *", "real data; run for the bundles' documents"),
     ("benchmarks/README.md", "python -m benchmarks.*", "minutes on a GPU; tests/benchmarks runs each at toy size"),
+    ("docs/pretraining.md", "python -m benchmarks.*", "minutes on a GPU; tests/benchmarks runs each at toy size"),
     ("benchmarks/README.md", "python -m pip download *", "the internet"),
 ]
 SYSTEM_COMMANDS = (
