@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from monai.utils import optional_import
 
-from swinumamba_monai.data.files.images import MAX_DEFLATE
+from swinumamba_monai.data.files.limits import MAX_DEFLATE
 from swinumamba_monai.errors import InputError, quoted, shown
 
 sitk, _has_sitk = optional_import("SimpleITK")

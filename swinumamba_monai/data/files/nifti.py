@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from swinumamba_monai.data.files.images import MAX_DEFLATE
+from swinumamba_monai.data.files.limits import MAX_DEFLATE
 from swinumamba_monai.errors import InputError, quoted
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swinumamba_monai.data.files.images import MAX_PIXELS
+from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.errors import InputError, shown
 
 logger = logging.getLogger(__name__)

@@ -16,15 +16,11 @@ from PIL import Image
 
 from swinumamba_monai.data.files.annotations import read_geojson
 from swinumamba_monai.data.files.imagej_roi import read_rois
-from swinumamba_monai.data.files.images import (
-    IMAGE_SUFFIXES,
-    MAX_PIXELS,
-    read_classes,
-    read_image,
-    read_instances,
-)
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import LabelMap, simple_name
+from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
+from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.shapes import Annotations, Shape, paint
 from swinumamba_monai.errors import InputError, quoted, shown
 
@@ -201,7 +197,7 @@ def _is_colour(value: object) -> bool:
 def _by_colour(label: Path, colours: Colours) -> np.ndarray:
     mask = read_image(label)
     mask = np.repeat(mask[..., None], 3, axis=-1) if mask.ndim == 2 else mask[..., :3]
-    if mask.dtype != np.uint8 or mask.shape[2] != 3 or label.suffix.lower() in (".jpg", ".jpeg"):
+    if mask.dtype != np.uint8 or mask.shape[2] != 3 or suffix_of(label) in JPEG_SUFFIXES:
         raise InputError(
             f"{label} is no mask of exact colours (8 bits of red, green and blue, no JPEG); save it as PNG."
         )
