@@ -90,7 +90,7 @@ def read_annotations(path: Path) -> dict[str, Annotations] | None:
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_bytes())  # UTF-8 or 16, with a mark or without
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON that can be read ({quoted(error)}); export it again.") from error
 

@@ -17,6 +17,7 @@ from monai.utils import optional_import
 
 from swinumamba_monai.data.files.dicom_parts import NO_NAME, PART_TAGS, copies_in, parts_of
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
+from swinumamba_monai.data.files.hidden import is_hidden
 from swinumamba_monai.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ def find_files(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
         if real not in seen:
-            yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+            yield from (Path(place, name) for name in sorted(files) if not is_hidden(name))
         seen.add(real)
 
 

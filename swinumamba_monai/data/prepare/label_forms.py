@@ -166,7 +166,7 @@ def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] |
     if path is None or isinstance(path, LabelMap) or not Path(path).is_file():
         return None
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_bytes())
         content = dict(content.get("labels", content))
     except (AttributeError, OSError, TypeError, ValueError, RecursionError):
         return None  # read_label_map says what is wrong with it
