@@ -153,6 +153,26 @@ def stack(folder: Path):
     return {f"{name}#{number:06d}.tif": planes[number] for name in "zt" for number in range(4)}
 
 
+def one_bit(folder: Path):
+    Image.fromarray(GRAY > 99).save(folder / "a.tif", compression="group4", tiffinfo={262: 0})  # white as zero
+    Image.fromarray(GRAY > 99).save(folder / "b.tif")
+    return {"a.tif": (GRAY > 99) * 255, "b.tif": (GRAY > 99) * 255}
+
+
+def white_as_zero(folder: Path):
+    save(folder / "a.tif", GRAY, photometric="miniswhite", software="scanner", metadata=None)
+    save(folder / "b.tif", GRAY, photometric="miniswhite", imagej=True)
+    np.testing.assert_array_equal(read_classes(folder / "a.tif"), GRAY)
+    return {"a.tif": 255 - GRAY, "b.tif": GRAY}
+
+
+def pyramid(folder: Path):
+    with tifffile.TiffWriter(folder / "a.tif") as file:
+        for step in (1, 2, 4):
+            file.write(GRAY[::step, ::step], photometric="minisblack", metadata=None, subfiletype=int(step > 1))
+    return {"a.tif": GRAY}
+
+
 def turned(folder: Path):
     exif = Image.Exif()
     exif[274] = 6
@@ -170,9 +190,12 @@ PICTURES = {
     "JPEG, gray, RGB or CMYK": jpeg,
     "BMP": bmp,
     "TIFF, gray, integers or floats": gray_tiff,
+    "TIFF, one bit a pixel": one_bit,
+    "TIFF, gray, with white as zero": white_as_zero,
     "TIFF, RGB, interleaved or planar": colour_tiff,
     "TIFF, palette, with or without alpha": palette_tiff,
     "TIFF of two to four channels, ImageJ's or OME's": composite,
+    "TIFF pyramid, or with a thumbnail": pyramid,
     "TIFF stack of planes in depth or time": stack,
     "any of them, to be turned by EXIF or a TIFF tag": turned,
 }
