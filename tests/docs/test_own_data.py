@@ -234,7 +234,7 @@ def write_palette(folder: Path, name: str) -> np.ndarray:
 
 
 def write_array(folder: Path, name: str) -> np.ndarray:
-    np.save(folder / f"{name}.npy", numbers_of(name).astype(np.int32))
+    np.save(folder / f"{name}.npy", numbers_of(name).astype(np.int32 if name in "ab" else np.float64))
     return numbers_of(name)
 
 
@@ -248,6 +248,21 @@ def write_geojson(folder: Path, name: str) -> np.ndarray:
         content = [around, *content["features"]]
     (folder / f"{name}{'.geojson' if name in 'ab' else '.json'}").write_text(json.dumps(content))
     return numbers_of(name)
+
+
+def write_labelme(folder: Path, name: str) -> np.ndarray:
+    shift = ord(name) - ord("a")
+    right = [[12 + shift, 14], [24, 14], [24, 20], [12 + shift, 20]]
+    shapes = [
+        {"label": "grasper", "shape_type": "rectangle", "points": [[11 + shift, 9], [2 + shift, 2]]},
+        {"label": "hook", "shape_type": "rectangle", "points": [[3, 9], [9, 12]]},
+        {"label": "clip", "shape_type": "polygon", "points": right},
+    ]
+    content = {"shapes": shapes, "imagePath": f"{name}.png", "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    numbers = numbers_of(name)
+    numbers[4:6, 4 + shift : 7 + shift] = 1  # the hole
+    return numbers
 
 
 def one_coco_file(folder: Path) -> dict[str, np.ndarray]:
@@ -363,6 +378,7 @@ SHARED_FORMS: dict[str, Form] = {
     "PNG or TIFF with a palette": write_palette,
     "`.npy`, whole numbers": write_array,
     "`.geojson`, `.json`: QuPath": write_geojson,
+    "`.json`: labelme": write_labelme,
 }
 FOR_MANY = {"`.json`: COCO": one_coco_file, "`.xml`: CVAT for images 1.1": one_cvat_file}
 CELLS: dict[str, Form] = {

@@ -14,7 +14,7 @@ import tifffile
 from monai.config import PathLike
 from PIL import Image
 
-from swinumamba_monai.data.files.annotations import read_geojson
+from swinumamba_monai.data.files.annotations import read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import LabelMap, simple_name
@@ -138,7 +138,7 @@ def as_outlines(label: Label) -> Label:
     """
     if not isinstance(label, Path) or label.suffix.lower() not in _OUTLINE_SUFFIXES:
         return label
-    return read_rois(label) if label.suffix.lower() in (".zip", ".roi") else read_geojson(label)
+    return read_rois(label) if label.suffix.lower() in (".zip", ".roi") else read_outlines(label)
 
 
 def values_of(labels: Sequence[Label]) -> set[int]:
@@ -274,7 +274,8 @@ def _read_array(path: Path) -> np.ndarray:
     except Exception as error:  # of a damaged header; NumPy reads it as Python's tokens
         raise InputError(f"{path} is no plain array ({quoted(error)}); save whole numbers with numpy.save.") from error
     array = np.squeeze(array) if isinstance(array, np.ndarray) else np.empty(0)
-    whole = array.dtype.kind in "uib" and array.ndim == 2 and 0 < array.size <= MAX_PIXELS
+    is_map = array.dtype.kind in "uibf" and array.ndim == 2 and 0 < array.size <= MAX_PIXELS
+    whole = is_map and (array.dtype.kind != "f" or bool((array % 1 == 0).all()))
     if not whole or array.min() < 0 or array.max() > np.iinfo(np.int32).max:
         raise InputError(
             f"{path} is no map of numbers (H, W): it has the type {array.dtype} and the shape {array.shape}; save "
