@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from swinumamba_monai.errors import InputError, report_plainly
+from swinumamba_monai.errors import InputError, is_bundle_command, report_plainly
 from swinumamba_monai.ops.backends import is_exporting
 
 from .cuda_graphs import CUDAGraphs
@@ -110,6 +110,11 @@ class BaseNetwork:
         if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels or 0 in x.shape:
             axes = ", ".join("dhw"[-self.spatial_dims :])
             raise ValueError(f"expected an input of shape (b, {self.in_channels}, {axes}), got {tuple(x.shape)}.")
+        if is_bundle_command() and torch.onnx.is_in_onnx_export() and is_exporting():
+            report_plainly()
+            raise InputError(
+                "MONAI's onnx_export cannot tell torch how to write the scan; use python -m swinumamba_monai export onnx."
+            )
         image = x.as_tensor() if isinstance(x, MetaTensor) else x
         if self._graphs is None:
             heads = self._heads(image)
