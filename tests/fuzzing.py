@@ -37,7 +37,7 @@ from fuzzed_structures import change_insides, strange_value, structures
 from PIL import Image
 
 from swinumamba_monai.data import load_datalist, load_images, read_label_map, read_volume
-from swinumamba_monai.data.files.annotations import read_annotations, read_geojson
+from swinumamba_monai.data.files.annotations import read_annotations, read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.shapes import Annotations, paint
@@ -223,7 +223,7 @@ def formats(folder: Path) -> Iterator[Format]:
     square = [[1, 1], [5, 1], [5, 4], [1, 4]]
     outline = {"type": "Polygon", "coordinates": [square]}
     geojson = {"features": [{"geometry": outline, "properties": {"classification": {"name": "a"}}}]}
-    yield Format("a.geojson", [json.dumps(geojson).encode()], lambda path: painted(read_geojson(path)), 200)
+    yield Format("a.geojson", [json.dumps(geojson).encode()], lambda path: painted(read_outlines(path)), 200)
     coco = {
         "images": [{"id": 1, "file_name": "a.png", "height": 7, "width": 9}],
         "categories": [{"id": 1, "name": "a"}],

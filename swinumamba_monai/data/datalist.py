@@ -220,7 +220,7 @@ def _read(dataset_dir: PathLike) -> tuple[dict, Path]:
     if not path.is_file():
         raise InputError(f"{dataset_dir} is no prepared dataset (it has no {DATALIST_NAME}); run `{prepare}`.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not a datalist with images and labels ({quoted(error)}); run `{prepare}`."

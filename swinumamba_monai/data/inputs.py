@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from swinumamba_monai.data.files.hidden import is_hidden
 from swinumamba_monai.errors import InputError, shown
 
 __all__ = ["Inputs", "not_taken_of", "refuse_or_leave_out"]
@@ -115,7 +116,7 @@ def not_taken_of(paths: Iterable[Path]) -> dict[str, list[str]]:
     """Names by the reason for which none of these paths is taken: hidden, a folder, or a kind of file."""
     reasons: dict[str, list[str]] = {}
     for path in sorted(paths):
-        if path.name.startswith("."):
+        if is_hidden(path.name):
             reason = "hidden"
         elif path.is_dir():
             reason = "subfolders"

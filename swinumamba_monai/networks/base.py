@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +14,16 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from swinumamba_monai.errors import InputError, report_plainly
+from swinumamba_monai.errors import InputError, is_bundle_command, report_plainly
 from swinumamba_monai.ops.backends import is_exporting
 
 from .cuda_graphs import CUDAGraphs
 
 __all__ = ["BaseNetwork", "continued", "next_multiple"]
 
+logger = logging.getLogger(__name__)
+
+ONNX_BY_MONAI = is_bundle_command() and "onnx_export" in sys.argv[1:2]  # once: torch.compile cannot follow the question
 TELLS_EXPORT = hasattr(torch.compiler, "is_exporting")  # not before torch 2.7
 
 
@@ -81,6 +86,26 @@ class BaseNetwork:
         """Whether :meth:`forward` returns the logits at all scales."""
         return self.deep_supervision and (self.training or self.heads_in_eval)
 
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+        """As of every module, with a warning where some of what is loaded is this network's own.
+
+        That is how ``monai.bundle.load(..., model=net)`` and ``monai.networks.utils.copy_model_state`` leave what has
+        another size in the file, or is not in it.
+        """
+        places = {name: tensor.data_ptr() for name, tensor in self.state_dict().items()}
+        kept = [
+            name for name, tensor in state_dict.items() if _place_of(tensor) and _place_of(tensor) == places.get(name)
+        ]
+        if kept:
+            names = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
+            logger.warning(
+                "%d of %d tensors stay as they were, because none of their name and size was given: %s",
+                len(kept),
+                len(places),
+                names,
+            )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits for an image of :meth:`padded_size`, (b, in_channels, *spatial): a list of (b, out_channels, ...).
 
@@ -110,6 +135,12 @@ class BaseNetwork:
         if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels or 0 in x.shape:
             axes = ", ".join("dhw"[-self.spatial_dims :])
             raise ValueError(f"expected an input of shape (b, {self.in_channels}, {axes}), got {tuple(x.shape)}.")
+        if ONNX_BY_MONAI and is_exporting():
+            report_plainly()
+            raise InputError(
+                "MONAI's onnx_export cannot tell torch how to write the scan; use "
+                "python -m swinumamba_monai export onnx."
+            )
         image = x.as_tensor() if isinstance(x, MetaTensor) else x
         if self._graphs is None:
             heads = self._heads(image)
@@ -131,6 +162,11 @@ class BaseNetwork:
         size = x.shape[2:]
         x = continued(x, self.padded_size(size))
         return [_cut(head, size, x.shape[2:]) for head in self.logits(x, self.all_heads)]
+
+
+def _place_of(tensor: object) -> int:
+    """Where the numbers of a tensor lie in memory; 0 where there are none."""
+    return tensor.data_ptr() if isinstance(tensor, Tensor) else 0
 
 
 def _cut(head: Tensor, size: Sequence[int], padded: Sequence[int]) -> Tensor:

@@ -25,7 +25,8 @@ from monai.transforms import Compose, SaveImaged
 from monai.utils import convert_to_numpy, ensure_tuple
 
 from swinumamba_monai.bundle_options import check_option
-from swinumamba_monai.data.files.images import MAX_CHANNELS, ImageFileReader, check_pixels
+from swinumamba_monai.data.files.images import ImageFileReader, check_pixels
+from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError, plain_errors, quoted

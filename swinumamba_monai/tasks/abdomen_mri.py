@@ -181,7 +181,7 @@ def _grid(paths: Sequence[Path], channels: int, nan: float | None) -> tuple[tupl
     first = paths[0]
     if first.name.lower().endswith(NIFTI_SUFFIXES):
         shape, affine = read_nifti_grid(first)
-        return shape[:3], affine
+        return (*shape, 1, 1)[:3], affine
     voxels, affine = read_channels(paths, channels, nan)
     return voxels.shape[:3], affine
 

@@ -268,7 +268,7 @@ def _read_mappings(source: Path, sequences: Sequence[Path]) -> LabelMap:
         if not path.is_file():
             continue
         try:
-            numbers = {str(name): int(number) for name, number in json.loads(path.read_text(encoding="utf-8")).items()}
+            numbers = {str(name): int(number) for name, number in json.loads(path.read_bytes()).items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(f"{path} has no numbers of instruments ({error}); correct it.") from error
         seen.append(str(path))

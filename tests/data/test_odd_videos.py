@@ -193,3 +193,24 @@ def test_videos_without_a_frame_are_left_out(tmp_path):
         load_frames(tmp_path)
     items = load_frames(tmp_path, skip_bad=True)
     assert len(items) == NUMBER and len(items.bad) == 2
+
+
+def test_a_cover_is_not_the_video(tmp_path):
+    """Recorders and editors put a picture before it, which is a stream of one frame."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        cover, video = container.add_stream("mjpeg", rate=1), container.add_stream("ffv1", rate=10)
+        cover.width, cover.height, cover.pix_fmt = 16, 16, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        video.width, video.height, video.pix_fmt = 64, 48, "bgra"
+        for stream, size, count in ((cover, (16, 16), 1), (video, (48, 64), NUMBER)):
+            for number in range(count):
+                frame = av.VideoFrame.from_ndarray(np.full((*size, 3), number, np.uint8), "rgb24")
+                frame = frame.reformat(format=stream.pix_fmt)
+                frame.pts = number
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    frames = list(read_frames(tmp_path / "a.mkv"))
+    assert (
+        [frame.shape for frame in frames] == [(48, 64, 3)] * NUMBER == [(48, 64, 3)] * count_frames(tmp_path / "a.mkv")
+    )
+    assert [int(frame[0, 0, 0]) for frame in frames] == list(range(NUMBER))

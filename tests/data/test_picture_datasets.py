@@ -18,7 +18,7 @@ from PIL import Image
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.data.datalist import load_datalist
-from swinumamba_monai.data.files.annotations import read_annotations, read_geojson
+from swinumamba_monai.data.files.annotations import read_annotations, read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import read_instances
 from swinumamba_monai.data.files.shapes import Annotations, Shape, decode_runs, paint
@@ -110,7 +110,7 @@ def test_the_project_of_cellpose_is_never_opened(tmp_path):
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros(SIZE, np.float32), "float32"),
+        (np.full(SIZE, 0.5, np.float32), "float32"),
         (np.zeros((3, *SIZE), np.uint8), "(3, 10, 12)"),
         (np.full(SIZE, -1), "no map of numbers"),
         (np.zeros((0, 4), np.uint8), "(0, 4)"),
@@ -280,13 +280,16 @@ def test_the_same_twice_in_place(tmp_path):
         ("{", "no JSON"),
         ("[" * 100_000, "no JSON"),
         ('{"features": [{"geometry": {"type": "Point", "coordinates": [1, 2]}}]}', "kind 'Point'"),
-        ('{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1, 2], [3, 4]]]}}]}', "no GeoJSON"),
+        (
+            '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1, 2], [3, 4]]]}}]}',
+            "no outlines of QuPath",
+        ),
         ('{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1, 2], [3, 4], [5, NaN]]]}}]}', "numbers"),
         (
             '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[99, 9], [90, 9], [95, 99]]]}}]}',
             "outside of",
         ),
-        ("3", "no GeoJSON"),
+        ("3", "no outlines of QuPath"),
     ],
 )
 def test_bad_geojson(content, words, tmp_path):
@@ -535,6 +538,57 @@ def test_geojson_there_and_back(tmp_path):
     for _ in range(20):
         numbers = random.choice([0, 0, 1, 2, 3], (9, 13))
         (tmp_path / "a.geojson").write_text(json.dumps(geojson(numbers)))
-        annotations = read_geojson(tmp_path / "a.geojson")
+        annotations = read_outlines(tmp_path / "a.geojson")
         present = np.unique(numbers[numbers > 0]).tolist()
         np.testing.assert_array_equal(paint(annotations, present, numbers.shape), numbers)
+
+
+def test_annotations_without_an_area_and_bad_ones_are_named(tmp_path, caplog):
+    """Tools leave polygons of two points behind; of one annotation of thousands the id is said."""
+    triangle = [1, 1, 5, 1, 5, 5]
+    annotation = {"id": 17, "image_id": 1, "category_id": 1, "segmentation": [[2, 2, 4, 4], triangle]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 6, "width": 6}],
+        "annotations": [annotation, {**annotation, "id": 18, "segmentation": [[2, 2, 4, 4]]}],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    annotations = read_annotations(path)["a.png"]
+    painted = paint(annotations, [1, 2], (6, 6))
+    assert set(np.unique(painted)) == {0, 1} and "has 1 shapes that are smaller than a pixel" in caplog.text
+    for change, words in (({"category_id": 7}, "id 17, that cannot be read"), ({"segmentation": []}, "id 17, of the")):
+        path.write_text(json.dumps({**content, "annotations": [{**annotation, **change}]}))
+        with pytest.raises(InputError, match=words):
+            read_annotations(path)
+
+
+def test_geojson_of_other_programs(tmp_path):
+    """Properties may be null, as the standard has it."""
+    ring = [[1, 1], [5, 1], [5, 5], [1, 1]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": None}
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    assert [shape.name for shape in read_outlines(tmp_path / "a.geojson").shapes] == [""]
+
+
+def test_labelme(tmp_path):
+    shapes = [
+        {"label": "under", "points": [[0, 0], [4, 0], [4, 4], [0, 4]], "shape_type": "polygon"},
+        {"label": "over", "points": [[2, 2], [6, 6]], "shape_type": "rectangle"},
+        {"label": "left behind", "points": [[2, 2], [6, 6]], "shape_type": "polygon"},
+    ]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"shapes": shapes, "imageHeight": 6, "imageWidth": 6}))
+    annotations = read_outlines(path)
+    numbers = [{"under": 1, "over": 2, "left behind": 3}[shape.name] for shape in annotations.shapes]
+    expected = np.zeros((6, 6), int)
+    expected[:4, :4], expected[2:, 2:] = 1, 2  # the later shape lies on top
+    np.testing.assert_array_equal(paint(annotations, numbers, (6, 6)), expected)
+    with pytest.raises(InputError, match="is for an image of"):
+        paint(annotations, numbers, (6, 7))
+    path.write_text(json.dumps({"shapes": [{"label": "x", "points": [[1, 1]], "shape_type": "point"}]}))
+    with pytest.raises(InputError, match="kind 'point', which has no pixels"):
+        read_outlines(path)
+    path.write_text(json.dumps({"shapes": [{"label": "x"}]}))
+    with pytest.raises(InputError, match="no outlines of QuPath"):
+        read_outlines(path)

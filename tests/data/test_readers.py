@@ -16,7 +16,7 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
 from PIL import Image
 
-from swinumamba_monai.data.files import images as readers
+from swinumamba_monai.data.files import limits
 from swinumamba_monai.data.files.images import ImageFileReader, read_image, read_instances
 from swinumamba_monai.errors import InputError, find_input_error
 
@@ -190,11 +190,11 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
     for name in ("a.jpg", "a.bmp", "a.tif"):
         Image.new("L", (20, 10)).save(tmp_path / name)
     tifffile.imwrite(tmp_path / "tile.tif", np.zeros((4, 4), np.uint8), tile=(1024, 1024), compression="zlib")
-    monkeypatch.setattr(readers, "MAX_PIXELS", 199)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 199)
     for name in ("a.jpg", "a.bmp", "a.tif"):
         refused(tmp_path / name, "10 x 20 pixels")
     refused(tmp_path / "tile.tif", "1024 x 1024 pixels")
-    monkeypatch.setattr(readers, "MAX_PIXELS", 200)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 200)
     for name in ("a.jpg", "a.bmp", "a.tif"):
         assert read_image(tmp_path / name).shape == (10, 20)
 

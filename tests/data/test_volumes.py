@@ -60,7 +60,7 @@ def bad_files(folder):
     (folder / "half.nii.gz").write_bytes(gzipped.read_bytes()[:-40])
     (folder / "text.nii").write_text("no volume")
     save(folder / "series.nii", np.zeros((3, 4, 5, 2), dtype=np.int16))
-    save(folder / "flat.nii", np.zeros((3, 4), dtype=np.int16))
+    save(folder / "line.nii", np.zeros(3, dtype=np.int16))
     save(folder / "nan.nii", np.full((3, 4, 5), np.nan, dtype=np.float32))
     save(folder / "rgb.nii", np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]))
     (folder / "a.png").write_bytes(b"")
@@ -68,7 +68,7 @@ def bad_files(folder):
         "half.nii.gz": "cannot be decoded",
         "text.nii": "cannot be decoded",
         "series.nii": "4 dimensions (3, 4, 5, 2)",
-        "flat.nii": "2 dimensions",
+        "line.nii": "1 dimensions",
         "nan.nii": "NaN",
         "rgb.nii": "one number per voxel",
         "a.png": "no volume that can be read",

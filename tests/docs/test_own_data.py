@@ -153,6 +153,26 @@ def stack(folder: Path):
     return {f"{name}#{number:06d}.tif": planes[number] for name in "zt" for number in range(4)}
 
 
+def one_bit(folder: Path):
+    Image.fromarray(GRAY > 99).save(folder / "a.tif", compression="group4", tiffinfo={262: 0})  # white as zero
+    Image.fromarray(GRAY > 99).save(folder / "b.tif")
+    return {"a.tif": (GRAY > 99) * 255, "b.tif": (GRAY > 99) * 255}
+
+
+def white_as_zero(folder: Path):
+    save(folder / "a.tif", GRAY, photometric="miniswhite", software="scanner", metadata=None)
+    save(folder / "b.tif", GRAY, photometric="miniswhite", imagej=True)
+    np.testing.assert_array_equal(read_classes(folder / "a.tif"), GRAY)
+    return {"a.tif": 255 - GRAY, "b.tif": GRAY}
+
+
+def pyramid(folder: Path):
+    with tifffile.TiffWriter(folder / "a.tif") as file:
+        for step in (1, 2, 4):
+            file.write(GRAY[::step, ::step], photometric="minisblack", metadata=None, subfiletype=int(step > 1))
+    return {"a.tif": GRAY}
+
+
 def turned(folder: Path):
     exif = Image.Exif()
     exif[274] = 6
@@ -170,9 +190,12 @@ PICTURES = {
     "JPEG, gray, RGB or CMYK": jpeg,
     "BMP": bmp,
     "TIFF, gray, integers or floats": gray_tiff,
+    "TIFF, one bit a pixel": one_bit,
+    "TIFF, gray, with white as zero": white_as_zero,
     "TIFF, RGB, interleaved or planar": colour_tiff,
     "TIFF, palette, with or without alpha": palette_tiff,
     "TIFF of two to four channels, ImageJ's or OME's": composite,
+    "TIFF pyramid, or with a thumbnail": pyramid,
     "TIFF stack of planes in depth or time": stack,
     "any of them, to be turned by EXIF or a TIFF tag": turned,
 }
@@ -211,7 +234,7 @@ def write_palette(folder: Path, name: str) -> np.ndarray:
 
 
 def write_array(folder: Path, name: str) -> np.ndarray:
-    np.save(folder / f"{name}.npy", numbers_of(name).astype(np.int32))
+    np.save(folder / f"{name}.npy", numbers_of(name).astype(np.int32 if name in "ab" else np.float64))
     return numbers_of(name)
 
 
@@ -225,6 +248,21 @@ def write_geojson(folder: Path, name: str) -> np.ndarray:
         content = [around, *content["features"]]
     (folder / f"{name}{'.geojson' if name in 'ab' else '.json'}").write_text(json.dumps(content))
     return numbers_of(name)
+
+
+def write_labelme(folder: Path, name: str) -> np.ndarray:
+    shift = ord(name) - ord("a")
+    right = [[12 + shift, 14], [24, 14], [24, 20], [12 + shift, 20]]
+    shapes = [
+        {"label": "grasper", "shape_type": "rectangle", "points": [[11 + shift, 9], [2 + shift, 2]]},
+        {"label": "hook", "shape_type": "rectangle", "points": [[3, 9], [9, 12]]},
+        {"label": "clip", "shape_type": "polygon", "points": right},
+    ]
+    content = {"shapes": shapes, "imagePath": f"{name}.png", "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    numbers = numbers_of(name)
+    numbers[4:6, 4 + shift : 7 + shift] = 1  # the hole
+    return numbers
 
 
 def one_coco_file(folder: Path) -> dict[str, np.ndarray]:
@@ -340,6 +378,7 @@ SHARED_FORMS: dict[str, Form] = {
     "PNG or TIFF with a palette": write_palette,
     "`.npy`, whole numbers": write_array,
     "`.geojson`, `.json`: QuPath": write_geojson,
+    "`.json`: labelme": write_labelme,
 }
 FOR_MANY = {"`.json`: COCO": one_coco_file, "`.xml`: CVAT for images 1.1": one_cvat_file}
 CELLS: dict[str, Form] = {

@@ -118,6 +118,22 @@ def four_dimensions(folder: Path) -> None:
     check(save(folder / "a.nii.gz", np.stack([VOXELS, LABEL], -1)), np.stack([VOXELS, LABEL], -1), 2)
 
 
+def pair(folder: Path) -> None:
+    nib.save(nib.Nifti1Pair(VOXELS, AFFINE), folder / "a.hdr")
+    check(folder / "a.hdr")
+
+
+def one_slice(folder: Path) -> None:
+    check(save(folder / "a.nii.gz", VOXELS[..., 0]), VOXELS[..., :1])
+
+
+def echoes(folder: Path) -> None:
+    for number, echo in enumerate((2.3, 4.6)):
+        series(folder / f"{number}", VOXELS + number, EchoTime=echo)
+    (item,) = load_volumes(folder, "EchoTime 4.6")
+    check(item["image"], VOXELS + 1)
+
+
 def numbered(folder: Path) -> None:
     save(folder / "a_0000.nii.gz"), save(folder / "a_0001.nii.gz", LABEL)
     ((item,),) = (load_volumes(folder, channels=2),)
@@ -192,6 +208,8 @@ def uneven(folder: Path) -> None:
 
 FILE_ROWS: dict[str, Callable[[Path], None]] = {
     "`.nii`, `.nii.gz`": nifti,
+    "`.hdr`": pair,
+    "`.nii.gz` with two dimensions": one_slice,
     "`.mgh`, `.mgz`": partial(written, (".mgh", ".mgz")),
     "`.nrrd`, `.nhdr`": partial(written, (".nrrd", ".nhdr")),
     "`.mha`, `.mhd`": partial(written, (".mha", ".mhd")),
@@ -264,6 +282,7 @@ PIXEL_ROWS: dict[str, Callable[[Path], None]] = {
     "fewer bits stored than allocated": overlays,
     "a rescale slope or a table": rescaled,
     "frames of an enhanced file": enhanced,
+    "slices of several echoes, times or kinds at one place in a series": echoes,
     "Siemens MOSAIC": mosaic,
     "slices at uneven distances, or with one missing": uneven,
     "in colour": partial(refused, "in colour", partial(series, PhotometricInterpretation="RGB")),

@@ -226,3 +226,24 @@ def test_ckpt_export_of_the_bundles(bundle, tmp_path):
         "torch.testing.assert_close(z, y, rtol=0, atol=1e-4); assert 'swinumamba_monai' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, tmp_path / "pair.pt", tmp_path / "model.ts"], check=True)
+
+
+@needs_export
+def test_onnx_export_of_monai_names_our_command(tmp_path):
+    """With one sentence, in the place of ninety lines about an operator without a translation."""
+    pytest.importorskip("onnxscript")
+    from monai.bundle import ConfigParser
+
+    root = f"{__file__.rsplit('/tests/', 1)[0]}/bundles/microscopy"
+    parser = ConfigParser()
+    parser.read_config(f"{root}/configs/inference.json")
+    parser.update({"network_def#feature_size": 8, "network_def#depths": [1, 1, 1, 1]})
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    command = f"--config_file {root}/configs/inference.json --bundle_root {root} --net_id network_def"
+    command += f" --ckpt_file {tmp_path}/model.pt --filepath {tmp_path}/model.onnx --input_shape [1,3,64,64]"
+    small = ["--network_def#feature_size", "8", "--network_def#depths", "[1,1,1,1]"]
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "onnx_export", *command.split(), *small], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "use python -m swinumamba_monai export onnx" in done.stderr.splitlines()[-1]

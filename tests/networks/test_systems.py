@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import monai.bundle
 import pytest
 import torch
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.networks import SYSTEMS, build_network
+from swinumamba_monai.networks import SYSTEMS, SwinUMambaD, build_network
 
 ROI = (64, 64)
 TOY = {
@@ -161,3 +164,23 @@ def test_a_script_is_refused_with_the_command_and_a_trace_is_not():
         torch.jit.script(net)
     image = torch.rand(1, 1, 32, 32)
     torch.testing.assert_close(torch.jit.trace(net.eval(), image)(image), net(image))
+
+
+def test_what_monai_leaves_as_it_was_is_said(tmp_path, caplog):
+    """``monai.bundle.load(..., model=net)`` of a bundle with another number of classes loads what fits."""
+    small = {"feature_size": 4, "depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1), "d_state": 2}
+    saved, same, other = SwinUMambaD(1, 3, **small), SwinUMambaD(1, 3, **small), SwinUMambaD(1, 5, **small)
+    (tmp_path / "mine" / "models").mkdir(parents=True)
+    torch.save(saved.state_dict(), tmp_path / "mine" / "models" / "model.pt")
+    load = partial(monai.bundle.load, "mine", bundle_dir=tmp_path, device="cpu")
+    load(model=same)
+    records = [record for record in caplog.records if record.name.startswith("swinumamba")]
+    assert not records
+    for name, tensor in same.state_dict().items():
+        assert torch.equal(tensor, saved.state_dict()[name])
+    load(model=other)
+    shapes = {name: tensor.shape for name, tensor in saved.state_dict().items()}
+    different = [name for name, tensor in other.state_dict().items() if tensor.shape != shapes.get(name)]
+    (record,) = (record for record in caplog.records if record.name.startswith("swinumamba"))
+    assert different and record.getMessage().startswith(f"{len(different)} of {len(shapes)} tensors stay as they were")
+    assert different[0] in record.getMessage()

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What annotation tools export: GeoJSON of QuPath for one image, COCO and CVAT for many."""
+"""What annotation tools export: GeoJSON of QuPath or labelme's JSON for one image, COCO and CVAT for many."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from swinumamba_monai.data.files.shapes import Annotations, Shape, decode_runs
 from swinumamba_monai.errors import InputError, quoted, shown
 
-__all__ = ["read_annotations", "read_geojson"]
+__all__ = ["read_annotations", "read_outlines"]
 
 # Of QuPath's objects the ones that are taken, if there are any of them: regions around cells are no cells.
 _OBJECT_TYPES = ("cell", "detection")
@@ -22,8 +22,8 @@ _MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError, Overf
 _NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 
 
-def read_geojson(path: Path) -> Annotations:
-    """Read what QuPath exports for one image: a FeatureCollection, or a list of features.
+def read_outlines(path: Path) -> Annotations:
+    """Read what is exported for one image: QuPath's FeatureCollection or list of features, or the file of labelme.
 
     Where there are cells or detections, annotations around them are passed over. The class of a shape is the name of
     its classification.
@@ -33,6 +33,8 @@ def read_geojson(path: Path) -> Annotations:
     """
     try:
         content = _read_json(path)
+        if isinstance(content, dict) and "shapes" in content:
+            return _labelme(content, path)
         single = isinstance(content, dict) and content.get("type") == "Feature"
         features = [content] if single else content["features"] if isinstance(content, dict) else content
         kinds = {_type_of(feature) for feature in features}
@@ -41,12 +43,14 @@ def read_geojson(path: Path) -> Annotations:
     except InputError:
         raise
     except _MALFORMED as error:
-        raise InputError(f"{path} is no GeoJSON of outlines ({quoted(error)}); export it from QuPath again.") from error
+        raise InputError(
+            f"{path} has no outlines of QuPath (GeoJSON) or labelme that can be read ({quoted(error)}); export again."
+        ) from error
     return Annotations(path, shapes, names=tuple(dict.fromkeys(shape.name for shape in shapes)))
 
 
 def _type_of(feature: dict) -> str:
-    return feature.get("properties", {}).get("objectType", "annotation")
+    return (feature.get("properties") or {}).get("objectType", "annotation")
 
 
 def _feature(feature: dict, path: Path) -> Shape:
@@ -56,9 +60,25 @@ def _feature(feature: dict, path: Path) -> Shape:
     polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
     if not all(polygons):
         raise ValueError("a shape without outlines")
-    classification = feature.get("properties", {}).get("classification") or {}
+    classification = (feature.get("properties") or {}).get("classification") or {}
     name = classification if isinstance(classification, str) else classification.get("name", "")
     return Shape(str(name), [[_ring(ring) for ring in polygon] for polygon in polygons])
+
+
+def _labelme(content: dict, path: Path) -> Annotations:
+    """The polygons and rectangles of labelme, the last drawn on top."""
+    shapes = []
+    for shape in reversed(content["shapes"]):
+        kind, points = shape.get("shape_type") or "polygon", shape["points"]
+        if kind == "rectangle":
+            (left, top), (right, bottom) = points
+            points = [(left, top), (right, top), (right, bottom), (left, bottom)]
+        elif kind != "polygon":
+            raise InputError(f"{path} {_NO_AREA.format('shape', shown(kind))}")
+        shapes.append(Shape(str(shape["label"]), [[_ring(points)]] if len(points) > 2 else []))
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    size = (int(height), int(width)) if height and width else None
+    return Annotations(path, shapes, size, tuple(dict.fromkeys(shape.name for shape in shapes)))
 
 
 def _ring(points: Iterable) -> np.ndarray:
@@ -90,7 +110,7 @@ def read_annotations(path: Path) -> dict[str, Annotations] | None:
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_bytes())  # UTF-8 or 16, with a mark or without
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON that can be read ({quoted(error)}); export it again.") from error
 
@@ -104,7 +124,13 @@ def _coco(path: Path) -> dict[str, Annotations] | None:
     for annotation in content["annotations"]:
         if annotation["image_id"] not in shapes:
             raise InputError(f"{path} has an annotation of image {shown(annotation['image_id'])}, which it lacks.")
-        shapes[annotation["image_id"]].append(_coco_shape(annotation, names, path))
+        try:
+            shapes[annotation["image_id"]].append(_coco_shape(annotation, names, path))
+        except InputError:
+            raise
+        except _MALFORMED as error:
+            where = f"{path} has an annotation, id {shown(annotation.get('id'))},"
+            raise InputError(f"{where} that cannot be read ({quoted(error)}); correct or remove it.") from error
     return {
         str(image["file_name"]): Annotations(
             path, shapes[image["id"]], (int(image["height"]), int(image["width"])), tuple(names.values())
@@ -116,12 +142,14 @@ def _coco(path: Path) -> dict[str, Annotations] | None:
 def _coco_shape(annotation: dict, names: dict[int, str], path: Path) -> Shape:
     number, segmentation = int(annotation["category_id"]), annotation.get("segmentation")
     if not segmentation:
-        raise InputError(f"{path} {_NO_AREA.format('shape', 'box')}")
+        shape = f"shape, id {shown(annotation.get('id'))},"
+        raise InputError(f"{path} {_NO_AREA.format(shape, 'box')}")
     if isinstance(segmentation, dict):
         height, width = (int(side) for side in segmentation["size"])
         mask = decode_runs(segmentation["counts"], height, width, "F", path)
         return Shape(names[number], mask=mask, number=number)
-    polygons = [[_ring(zip(flat[::2], flat[1::2], strict=True))] for flat in segmentation]
+    # One or two points, as tools leave them behind, have no area.
+    polygons = [[_ring(zip(flat[::2], flat[1::2], strict=True))] for flat in segmentation if len(flat) > 4]
     return Shape(names[number], polygons, number=number)
 
 

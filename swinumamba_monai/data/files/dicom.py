@@ -211,7 +211,10 @@ def _geometry(place: Path, slices: Sequence[Slice]) -> tuple[list[int], tuple[np
     index = int(gaps.argmin())
     if gaps[index] <= 1e-3 * max(typical, 1e-3):
         first, second = slices[order[index]].name, slices[order[index + 1]].name
-        raise InputError(f"{first} and {second} lie at one position; give a folder with one volume.")
+        raise InputError(
+            f"{first} and {second} lie at one position; give a folder with one volume, or NIfTI: "
+            "dcm2niix writes a file for each volume of a series."
+        )
     if np.abs(gaps - typical).max() > _SPACING_TOLERANCE * typical:
         raise InputError(_why_uneven(place, [Path(slices[index].name).name for index in order], gaps, typical))
     return order, axes, (positions[order[-1]] - positions[order[0]]) / (len(order) - 1)

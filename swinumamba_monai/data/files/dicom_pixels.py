@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 from monai.utils import optional_import
 
-from swinumamba_monai.data.files.images import check_unfolding
+from swinumamba_monai.data.files.limits import check_unfolding
 from swinumamba_monai.errors import InputError, quoted, shown
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pydicom
 
 dcmread, has_pydicom = optional_import("pydicom", name="dcmread")
-_read_file_meta_info, _ = optional_import("pydicom.filereader", name="read_file_meta_info")
+_read_dataset, _ = optional_import("pydicom.filereader", name="read_dataset")
 _apply_modality_lut, _ = optional_import("pydicom.pixel_data_handlers.util", name="apply_modality_lut")
 # pydicom 3 gave the function a new name, and pydicom 4 will not have the old one.
 _generate_frames, _is_pydicom_3 = optional_import("pydicom.encaps", name="generate_frames")
@@ -32,6 +32,10 @@ _MAX_WHOLE_BITS = 32
 # may be: it unfolds to at most a thousand times as much.
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MAX_DEFLATED_BYTES = 1 << 21
+_PREAMBLE, _MARK = 128, b"DICM"
+# Old programs write neither; such a file begins with an element of its header, by the group of its tag.
+_GROUPS = (b"\x02\0", b"\x08\0")
+_MAX_FIRST_LENGTH = 64  # bytes of its value
 _PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", _DEFLATED)  # not compressed, lowest byte first
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 
@@ -55,13 +59,27 @@ DECODERS = {
 
 
 def is_dicom_file(file: Path) -> bool:
-    """Whether a file is DICOM by its suffix, or by the mark at byte 128."""
+    """Whether a file is DICOM by its suffix, or by how it begins."""
     if not file.is_file() or file.name.startswith("."):
         return False
     if file.suffix.lower() in (".dcm", ".dicom", ".ima"):
         return True
+    return _has_mark(file) or _begins_with_element(file)
+
+
+def _has_mark(file: Path) -> bool:
     with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+        return stream.read(_PREAMBLE + len(_MARK))[_PREAMBLE:] == _MARK
+
+
+def _begins_with_element(file: Path) -> bool:
+    """Whether a file without preamble begins with a low tag of the first groups, with a VR or with a short length."""
+    with file.open("rb") as stream:
+        beginning = stream.read(8)
+    if len(beginning) < 8 or beginning[:2] not in _GROUPS or beginning[3] != 0:
+        return False
+    has_vr = beginning[4:6].isalpha() and beginning[4:6].isupper()
+    return has_vr or int.from_bytes(beginning[4:], "little") <= _MAX_FIRST_LENGTH
 
 
 def read_header(file: Path, tags: Sequence[str] | None = None) -> pydicom.Dataset:
@@ -70,10 +88,21 @@ def read_header(file: Path, tags: Sequence[str] | None = None) -> pydicom.Datase
     Raises:
         InputError: The file unfolds to more than it may. Whatever pydicom raises for a broken file comes out of here.
     """
-    syntax = getattr(_read_file_meta_info(file), "TransferSyntaxUID", None)
+    syntax = _transfer_syntax(file)
     if syntax == _DEFLATED and file.stat().st_size > _MAX_DEFLATED_BYTES:
         raise InputError(f"{file} is a deflated file of over {_MAX_DEFLATED_BYTES} bytes; store it uncompressed.")
-    return dcmread(file) if tags is None else dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
+    force = not _has_mark(file) and _begins_with_element(file)
+    if tags is None:
+        return dcmread(file, force=force)
+    return dcmread(file, force=force, stop_before_pixels=True, specific_tags=list(tags))
+
+
+def _transfer_syntax(file: Path) -> str | None:
+    """What the file says of how it is written, before it is read; None where it does not say it."""
+    with file.open("rb") as stream:
+        stream.seek(_PREAMBLE + len(_MARK) if _has_mark(file) else 0)
+        meta = _read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    return getattr(meta, "TransferSyntaxUID", None)
 
 
 def read_frames(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarray]:
@@ -110,7 +139,9 @@ def read_frames(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
         decode = DECODERS.get(syntax)
         if decode is None:
             # From version 3 on pydicom moves the bits itself.
-            is_plain = syntax in _PLAIN and "PixelData" in dataset and bits in (8, 16, 32)
+            has_size = len(dataset.get("PixelData") or b"") - claimed * (bits // 8) in (0, 1)
+            is_plain = (syntax in _PLAIN or (syntax is None and has_size)) and "PixelData" in dataset
+            is_plain = is_plain and bits in (8, 16, 32)
             pixels = np.frombuffer(dataset.PixelData, f"<u{bits // 8}", claimed) if is_plain else dataset.pixel_array
         else:
             parts = (

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from monai.utils import optional_import
 
+from swinumamba_monai.data.files.dicom_parts import NO_NAME, PART_TAGS, copies_in, parts_of
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
+from swinumamba_monai.data.files.hidden import is_hidden
 from swinumamba_monai.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -26,9 +28,9 @@ UID, _ = optional_import("pydicom.uid", name="UID")
 logger = logging.getLogger(__name__)
 
 _TAGS = (
-    "SOPClassUID Modality ImageType SeriesInstanceUID SeriesNumber SeriesDescription Rows NumberOfFrames "
-    "ImageOrientationPatient"
-).split()
+    "SOPClassUID SOPInstanceUID Modality SeriesInstanceUID SeriesNumber SeriesDescription Rows NumberOfFrames "
+    "ImageOrientationPatient ImagePositionPatient"
+).split() + list(PART_TAGS)
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_IMAGES = ("SEG", "RTDOSE", "PR", "SR", "KO", "REG", "RTSTRUCT", "RTPLAN")  # modalities
 _LOCALIZERS = {"LOCALIZER", "SCOUT"}
@@ -43,7 +45,7 @@ class Series:
     """The files of one series.
 
     Attributes:
-        key: its UID, without what no name of a file can hold.
+        key: its UID, without what no name of a file can hold, and which part of it this is.
         files: sorted by path; broken ones of the same folder are among them.
         number: as the scanner counted it, or "".
         description: what the scanner called it, or "".
@@ -72,9 +74,9 @@ def find_files(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
         if real not in seen:
-            yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+            yield from (Path(place, name) for name in sorted(files) if not is_hidden(name))
         seen.add(real)
 
 
@@ -86,8 +88,11 @@ def is_dicom_folder(folder: Path) -> bool:
 def find_series(folder: Path) -> list[Series]:
     """The series of images in a folder and below; what is none is set aside, by name, in the log.
 
-    Set aside are files without pixels (presentation states, reports, a DICOMDIR), segmentations and doses; and where
-    others are left, secondary captures, localizers, and series of slices in other directions than those of a stack.
+    A series with several slices at one place is taken apart by echo, time or the like, into a series for each volume.
+
+    Set aside are copies of a file in its folder, files without pixels (presentation states, reports, a DICOMDIR),
+    segmentations and doses; and where others are left, secondary captures, localizers, and series of slices in other
+    directions than those of a stack.
 
     Args:
         folder: what it holds beside DICOM files is passed over.
@@ -115,6 +120,8 @@ def find_series(folder: Path) -> list[Series]:
                 images[file] = header
         except Exception:  # pydicom has no common class for a broken file; reading it says what is wrong
             broken.append(file)
+    aside |= copies_in(images)
+    images = {file: header for file, header in images.items() if file not in aside}
     for reason, is_it in (("secondary capture", _is_capture), ("localizer", _is_localizer)):
         kind = [file for file, header in images.items() if is_it(header)]
         if len(kind) < len(images):
@@ -132,7 +139,11 @@ def find_series(folder: Path) -> list[Series]:
         names = ", ".join(f"{file.name} ({reason})" for file, reason in list(aside.items())[:_MAX_LISTED])
         more = ", ..." if len(aside) > _MAX_LISTED else ""
         logger.warning("%s: %d of %d DICOM files are set aside: %s%s", folder, len(aside), len(files), names, more)
-    series = [_series(key, group, broken) for key, group in groups.items()]
+    series = [
+        _series(key, group, broken, words)
+        for name, whole in groups.items()
+        for key, group, words in parts_of(name, whole)
+    ]
     places = {file.parent for one in series for file in one.files}
     for place in sorted({file.parent for file in broken} - places):
         series.append(Series("none", tuple(file for file in broken if file.parent == place)))
@@ -213,17 +224,17 @@ def find_named(path: Path) -> Series:
     return choose_series(path, [one for one in find_series(path.parent) if one.key == key])[0]
 
 
-def _series(key: str, group: dict[Path, pydicom.Dataset], broken: Sequence[Path]) -> Series:
+def _series(key: str, group: dict[Path, pydicom.Dataset], broken: Sequence[Path], words: str = "") -> Series:
     files = set(group)
     files |= {file for file in broken if file.parent in {one.parent for one in group}}
     first = next(iter(group.values()))
     number, text = (shown(getattr(first, tag, None) or "") for tag in ("SeriesNumber", "SeriesDescription"))
-    return Series(key, tuple(sorted(files)), number, text)
+    return Series(key, tuple(sorted(files)), number, ", ".join(part for part in (text, words) if part))
 
 
 def _key(header: pydicom.Dataset) -> str:
     """The UID as a part of a path that cannot lead anywhere else."""
-    text = re.sub(r"[^0-9A-Za-z.-]", "_", str(getattr(header, "SeriesInstanceUID", None) or "none"))
+    text = re.sub(NO_NAME, "_", str(getattr(header, "SeriesInstanceUID", None) or "none"))
     return text[:64].lstrip(".") or "none"
 
 

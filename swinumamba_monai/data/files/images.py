@@ -4,46 +4,31 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
-import tifffile
 from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
-from swinumamba_monai.data.files.numbered import file_and_number, numbered
-from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, exif_orientation, turn, valid
+from swinumamba_monai.data.files.limits import MAX_DEFLATE, check_size, check_unfolding
+from swinumamba_monai.data.files.numbered import file_and_number
+from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
+from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES, JPEG_SUFFIXES, TIFF_SUFFIXES, suffix_of
+from swinumamba_monai.data.files.tiff import decode_tiff, plane_names, tiff_orientation
 from swinumamba_monai.errors import InputError, quoted
 
-# Larger files are taken for decompression bombs: a few kilobytes can claim terabytes of pixels.
-MAX_PIXELS = 1 << 29
-MAX_CHANNELS = 4
 MAX_NUMBER = 1 << 24  # whole numbers beyond it are not all exact in float32
-# How much deflate, the method of PNG and gzip, can shrink: no file holds more, whatever its header claims. The methods
-# of JPEG and BMP do not reach that.
-MAX_DEFLATE = 1032
-# What a picture may unfold to in memory: bytes that every file may, and how many times its own size a larger one.
-# Labels of a few cells shrink a thousand times, but not to more than this; photographs do not shrink fifty times.
-MAX_UNFOLDED_BYTES, MAX_UNFOLDING = 1 << 30, 50
 MAX_SCANS = 100  # of a progressive JPEG, which is decoded as often; encoders make about ten
-MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages that form a circle would be followed on
 
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
-_PILLOW_FILES = {".png": PngImageFile, ".jpg": JpegImageFile, ".jpeg": JpegImageFile, ".bmp": BmpImageFile}
-_TIFF_SUFFIXES = (".tif", ".tiff")
-_PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
-_TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
-IMAGE_SUFFIXES = (*_PILLOW_FILES, *_TIFF_SUFFIXES)
+_PILLOW_FILES = {".png": PngImageFile, **dict.fromkeys(JPEG_SUFFIXES, JpegImageFile), ".bmp": BmpImageFile}
 
 # Pillow modes that are no plain gray or colour; every other mode is kept.
 _PILLOW_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB"}
@@ -53,12 +38,13 @@ def read_image(path: PathLike) -> np.ndarray:
     """Read one 2D image from a PNG, JPEG, BMP or TIFF file.
 
     The alpha of a gray image is dropped, that of a colour image is the fourth channel. Palettes become RGB without
-    alpha, one bit per pixel becomes 0 and 255. An image that EXIF or a TIFF tag says to be turned is turned. Nothing
-    else is changed: no scaling, no inversion of TIFF files that store white as zero, no colours of ImageJ's channels.
+    alpha, one bit per pixel becomes 0 and 255. An image that EXIF or a TIFF tag says to be turned is turned, and one
+    that stores white as zero is turned over, but for ImageJ's, whose values are not those of the screen. Nothing else
+    is changed: no scaling, no colours of ImageJ's channels.
 
     Args:
-        path: the file; its suffix, in any case, is one of ``IMAGE_SUFFIXES``. A plane of a TIFF stack as
-            :func:`image_names` calls it.
+        path: the file; its suffix, in any case, is one of ``IMAGE_SUFFIXES``; what is in it
+            decides how it is read. A plane of a TIFF stack as :func:`image_names` calls it.
 
     Returns:
         (H, W) or (H, W, C) with 2 to 4 channels, rows first, in the data type of the file.
@@ -73,19 +59,19 @@ def read_image(path: PathLike) -> np.ndarray:
 def _read(path: PathLike, indices: bool = False) -> np.ndarray:
     """:func:`read_image`; with ``indices`` the numbers of the palette's colours instead of the colours."""
     path, plane = file_and_number(path)
-    suffix = path.suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path} is not an image that can be read here; use one of {', '.join(IMAGE_SUFFIXES)}.")
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
     try:
-        image = _decode_tiff(path, plane, indices) if suffix in _TIFF_SUFFIXES else _decode_pillow(path, indices)
+        suffix = suffix_of(path)
+        image = decode_tiff(path, plane, indices) if suffix in TIFF_SUFFIXES else _decode_pillow(path, suffix, indices)
     except InputError:
         raise
     except Exception as error:  # there is no common class for what decoders raise on a broken file
         raise InputError(
             f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or not a "
-            f"{suffix} file, so replace it."
+            f"{path.suffix.lower()} file, so replace it."
         ) from error
     if image.ndim not in (2, 3):
         raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
@@ -121,26 +107,19 @@ def is_image_file(path: Path) -> bool:
 def image_names(file: Path) -> list[str]:
     """What the images in a file are called, in their order: the file itself, or a name for each plane of a stack.
 
-    The planes of a TIFF file are all that is along axes other than rows, columns and channels: depth, time, positions.
-    A damaged file is called by its own name, and refused when it is read.
+    The planes of a TIFF file are those of :func:`~swinumamba_monai.data.files.tiff.plane_names`.
     """
-    if file.suffix.lower() in _TIFF_SUFFIXES:
-        with suppress(Exception), tifffile.TiffFile(file, _multifile=False) as opened:
-            _check_pages(file, opened)
-            series = opened.series[0]
-            planes = math.prod(size for axis, size in zip(series.axes, series.shape) if axis not in _PLANE_AXES)
-            if len(opened.series) == 1 and planes > 1:
-                return [numbered(file, number) for number in range(planes)]
-    return [str(file)]
+    is_tiff = file.is_file() and suffix_of(file) in TIFF_SUFFIXES
+    return plane_names(file) if is_tiff else [str(file)]
 
 
 def stated_orientation(path: Path) -> int:
     """How an image file says that it is to be turned, from 1 (not at all) to 8; 1 for one that cannot be opened."""
     with suppress(Exception):
-        if path.suffix.lower() in _TIFF_SUFFIXES:
-            with tifffile.TiffFile(path, _multifile=False) as file:
-                return valid(file.pages[0].tags.valueof(ORIENTATION_TAG))
-        with _PILLOW_FILES[path.suffix.lower()](path) as file:
+        suffix = suffix_of(path)
+        if suffix in TIFF_SUFFIXES:
+            return tiff_orientation(path)
+        with _PILLOW_FILES[suffix](path) as file:
             return exif_orientation(file, path)
     return UPRIGHT
 
@@ -183,7 +162,7 @@ def read_classes(path: PathLike) -> np.ndarray:
 def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: str) -> np.ndarray:
     """Read an image (H, W) of whole numbers that ``dtype`` holds; errors say what such a file is and how to save it."""
     image = _read(path, indices=True)
-    if Path(path).suffix.lower() in (".jpg", ".jpeg"):  # 144 cells come back as 852
+    if suffix_of(file_and_number(path)[0]) in JPEG_SUFFIXES:  # 144 cells come back as 852
         other = "; prepare takes black and white ones with --mask_threshold 128" if kind == "mask" else ""
         raise InputError(
             f"{path} is a JPEG, which does not keep {numbers}; take the {kind} it was made of, as {form}{other}."
@@ -278,23 +257,9 @@ class InstanceFileReader(ImageFileReader):
         return (places.reshape(instances.shape) + (numbers[0] != 0)).astype(np.int32)
 
 
-def _check_size(path: Path, height: int, width: int, channels: int) -> None:
-    """Refuse what the header claims before any memory is reserved for it."""
-    if height * width > MAX_PIXELS:
-        raise InputError(f"{path} claims {height} x {width} pixels, but {MAX_PIXELS} is the limit; cut it into parts.")
-    if channels > MAX_CHANNELS:
-        raise InputError(f"{path} has {channels} channels, but {MAX_CHANNELS} is the limit; keep those that matter.")
-
-
-def check_unfolding(path: Path, claimed_bytes: int) -> None:
-    """Refuse a file that claims more than a picture of its size unfolds to, before the memory is taken."""
-    if claimed_bytes > max(MAX_UNFOLDED_BYTES, MAX_UNFOLDING * path.stat().st_size):
-        raise InputError(f"{path} claims {claimed_bytes} bytes of pixels, which no file of its size holds; replace it.")
-
-
-def _decode_pillow(path: Path, indices: bool) -> np.ndarray:
-    with _PILLOW_FILES[path.suffix.lower()](path) as file:
-        _check_size(path, file.height, file.width, len(file.getbands()))
+def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
+    with _PILLOW_FILES[suffix](path) as file:
+        check_size(path, file.height, file.width, len(file.getbands()))
         depth = _png_bit_depth(path) if isinstance(file, PngImageFile) else 8
         check_unfolding(path, file.height * file.width * len(file.getbands()) * (1 if depth <= 8 else 2))
         if isinstance(file, JpegImageFile) and path.read_bytes().count(b"\xff\xda") > MAX_SCANS:
@@ -308,6 +273,7 @@ def _decode_pillow(path: Path, indices: bool) -> np.ndarray:
         if depth == 16:  # Pillow keeps 8 bits of a 16-bit colour
             image = imagecodecs.png_decode(path.read_bytes())
             image = image[..., 0] if image.shape[2:] == (2,) else image
+            image = image[..., :3] if file.mode == "RGB" else image  # a colour that is transparent is no channel
             return turn(image, exif_orientation(file, path))
         mode = "P" if indices and file.mode == "P" else _PILLOW_CONVERSIONS.get(file.mode, file.mode)
         image = np.array(file.convert(mode))
@@ -320,67 +286,3 @@ def _png_bit_depth(path: Path) -> int:
     """The bit depth in the header, at the place that the PNG standard gives it (Pillow does not say)."""
     with path.open("rb") as file:
         return file.read(25)[24]
-
-
-def _check_pages(path: Path, file: tifffile.TiffFile) -> None:
-    """Refuse what would take long to list."""
-    with suppress(IndexError):
-        file.pages[MAX_PAGES]
-        raise InputError(f"{path} holds over {MAX_PAGES} separate images; save each as a file of its own.")
-    # The description of an OME file may name any number of planes, which tifffile would list one by one.
-    if any(int(size) > MAX_PAGES for size in re.findall(r'Size[ZTC]="(\d+)"', file.ome_metadata or "")):
-        raise InputError(f"{path} says that it holds over {MAX_PAGES} planes; save each as a file of its own.")
-
-
-def _decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:
-    with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name other files, which are not opened
-        _check_pages(path, file)
-        if len(file.series) != 1:
-            raise InputError(f"{path} holds {len(file.series)} separate images; save each as a file of its own.")
-        series, page = file.series[0], file.series[0].keyframe
-        # tifffile names every axis with a letter: S are samples of a pixel, C channels, Z, T, Q, ... stacks.
-        shown = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "YX"]
-        axes, shape = "".join(axis for axis, _ in shown), tuple(size for _, size in shown)
-        own = [place for place, axis in enumerate(axes) if axis in _PLANE_AXES]
-        own_axes, own_shape = "".join(axes[place] for place in own), tuple(shape[place] for place in own)
-        planes = math.prod(shape) // max(1, math.prod(own_shape))
-        if own_axes not in ("YX", "YXS", "YXC", "SYX", "CYX") or (plane is None and planes > 1):
-            raise InputError(
-                f"{path} is a stack with axes {series.axes} and shape {series.shape}, but one 2D image is needed; save "
-                "each plane as a file of its own."
-            )
-        if plane is not None and plane >= planes:
-            raise InputError(f"{path} has {planes} planes, but none with the number {plane}.")
-        sizes = dict(zip(own_axes, own_shape))
-        _check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1))
-        _check_size(path, page.tilelength, page.tilewidth, 1)
-        check_unfolding(path, math.prod(shape) * page.dtype.itemsize if page.dtype else 0)
-        if (parts := math.prod(page.chunked)) > len(page.dataoffsets):
-            raise InputError(f"{path} has {len(page.dataoffsets)} of its {parts} strips or tiles; it is damaged.")
-        as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it
-        if page.photometric not in _TIFF_COLOURS and not as_rgb:
-            raise InputError(f"{path} has colours of the kind {page.photometric!r}; convert it to gray or RGB.")
-        image = _plane(series, shape, own, plane or 0).reshape(own_shape)
-        alpha = page.extrasamples and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
-        image = np.moveaxis(image, 0, -1) if own_axes in ("SYX", "CYX") else image
-        image = image[..., 0] if image.shape[2:] == (2,) and alpha else image
-        # The palette of a file with several channels is the colour that ImageJ shows the first in.
-        if page.photometric == PHOTOMETRIC.PALETTE and image.ndim == 2 and not indices:
-            image = (page.colormap.T[image] >> 8).astype(np.uint8)  # palettes always have 16 bits
-        return np.ascontiguousarray(turn(image, valid(page.tags.valueof(ORIENTATION_TAG))))
-
-
-def _plane(series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[int], number: int) -> np.ndarray:
-    """One plane, with the axes ``own`` of ``shape``; where every page has one plane, only its pages are decoded."""
-    stack = [place for place in range(len(shape)) if place not in own]
-    if not stack:
-        return series.asarray().reshape(shape)
-    position = dict(zip(stack, np.unravel_index(number, [shape[place] for place in stack])))
-    where = tuple(position.get(place, slice(None)) for place in range(len(shape)))
-    leading = next((n for n in range(len(shape)) if math.prod(shape[:n]) == len(series.pages)), 0)
-    if max(stack) < leading:
-        numbers = np.arange(len(series.pages)).reshape(shape[:leading])[where[:leading]]
-        pages = [series.pages[number] for number in numbers.ravel().tolist()]
-        if None not in pages:  # an OME file may say that it has pages that it lacks
-            return np.stack([page.asarray() for page in pages])
-    return series.asarray().reshape(shape)[where]

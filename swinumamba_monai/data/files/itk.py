@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from monai.utils import optional_import
 
-from swinumamba_monai.data.files.images import MAX_DEFLATE
+from swinumamba_monai.data.files.limits import MAX_DEFLATE
 from swinumamba_monai.errors import InputError, quoted, shown
 
 sitk, _has_sitk = optional_import("SimpleITK")
@@ -101,6 +101,7 @@ def _data_file(path: Path) -> Path:
         # ITK writes beyond its memory where there are more than ten dimensions.
         is_whole = bool(names) and header.count(b"NDims") == len(_FEW_DIMENSIONS.findall(header)) == 1
     name = names[-1].decode(errors="replace") if names else "LOCAL"
+    name = name.removeprefix("./")
     target = path if name.upper() == "LOCAL" else path.with_name(name) if name and Path(name).name == name else None
     inside = target is not None and target.resolve().parent == path.resolve().parent
     if not is_whole or len(names) > 1 or not inside or not target.is_file():

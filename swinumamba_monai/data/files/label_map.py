@@ -132,7 +132,7 @@ def read_label_map(path: PathLike) -> LabelMap:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
         return parse_label_map(content.get("labels", content), path, "regions_class_order" in content)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give the JSON file of the label map.") from error

@@ -9,17 +9,20 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 
-from swinumamba_monai.data.files.images import MAX_DEFLATE
+from swinumamba_monai.data.files.limits import MAX_DEFLATE
 from swinumamba_monai.errors import InputError, quoted
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+PAIR_SUFFIX = ".hdr"  # of a header that has its voxels beside it, in a file .img or .img.gz
 FREESURFER_SUFFIXES = (".mgh", ".mgz")
 _MAX_OFFSET = 1 << 24  # bytes
 _GZIP = b"\x1f\x8b"
+_PAIRS = (b"ni1\0", b"ni2\0")  # how a header says so, NIfTI-1 at byte 344 and NIfTI-2 at byte 4
 _NIFTI_2 = (540).to_bytes(4, "little"), (540).to_bytes(4, "big")  # how its header begins
 # The sizes of a header's units in mm; a header without unit means mm, as every program takes it.
 _UNITS = {"meter": 1000.0, "micron": 0.001}
@@ -36,7 +39,7 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
     """Read a file whatever its name says: gzipped or not, NIfTI-1 or -2, in any unit.
 
     Args:
-        path: a file with one of ``NIFTI_SUFFIXES`` or ``FREESURFER_SUFFIXES``.
+        path: a file with one of ``NIFTI_SUFFIXES``, ``FREESURFER_SUFFIXES`` or ``PAIR_SUFFIX``.
         max_voxels: what may be read.
 
     Returns:
@@ -47,9 +50,9 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
         InputError: The file is damaged or of another format, has colours, or claims more than it can hold.
     """
     try:
-        with _opened(path) as (image, is_gzipped):
+        with _opened(path) as (image, held):
             shape, header, dtype = image.shape, image.header, image.get_data_dtype()
-            is_nifti = isinstance(image, nib.Nifti1Image)
+            is_nifti = isinstance(image, nib.Nifti1Pair)
             affine = affine_of(header) if is_nifti else np.asarray(image.affine, dtype=np.float64)
             forms = _forms(header) if is_nifti else None
             if min(shape) < 1 or math.prod(shape) > max_voxels:
@@ -63,7 +66,7 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
                     f"{path} says that its voxels begin at byte {offset}; its header is damaged, so replace it."
                 )
             claimed = offset + math.prod(shape) * dtype.itemsize
-            if claimed > path.stat().st_size * (MAX_DEFLATE if is_gzipped else 1):
+            if claimed > held:
                 raise InputError(
                     f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it."
                 )
@@ -83,6 +86,8 @@ def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     try:
         with _opened(path) as (image, _):
             return image.shape, affine_of(image.header)
+    except InputError:
+        raise
     except Exception as error:  # see above
         raise _undecodable(path, error) from error
 
@@ -117,15 +122,47 @@ def _undecodable(path: Path, error: Exception) -> InputError:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[nib.spatialimages.SpatialImage, bool]]:
-    """The image in a file, whose voxels can be read as long as it is open, and whether the file is gzipped."""
-    with path.open("rb") as file:
-        is_gzipped = file.read(2) == _GZIP
-    with gzip.open(path) if is_gzipped else path.open("rb") as stream:
-        beginning = stream.read(4)
+def _opened(path: Path) -> Iterator[tuple[nib.spatialimages.SpatialImage, int]]:
+    """The image in a file, whose voxels can be read as long as it is open, and how many bytes it can hold."""
+    with _stream(path) as stream:
+        header = stream.read(348)
         stream.seek(0)
+        is_second = header[:4] in _NIFTI_2
         if path.name.lower().endswith(FREESURFER_SUFFIXES):
-            kind = nib.MGHImage
+            yield nib.MGHImage.from_stream(stream), _bytes_in(path)
+        elif header[4:8] in _PAIRS or header[344:] in _PAIRS:
+            voxels = voxels_beside(path)
+            with _stream(voxels) as second:
+                kind = nib.Nifti2Pair if is_second else nib.Nifti1Pair
+                holders = {"header": nib.FileHolder(fileobj=stream), "image": nib.FileHolder(fileobj=second)}
+                yield kind.from_file_map(holders), _bytes_in(voxels)
+        elif header[344:] != b"n+1\0" and path.name.lower().endswith(PAIR_SUFFIX):
+            raise InputError(f"{path} is an Analyze header, which does not say where left is; convert it to NIfTI.")
         else:
-            kind = nib.Nifti2Image if beginning in _NIFTI_2 else nib.Nifti1Image
-        yield kind.from_stream(stream), is_gzipped
+            yield (nib.Nifti2Image if is_second else nib.Nifti1Image).from_stream(stream), _bytes_in(path)
+
+
+def voxels_beside(path: Path) -> Path:
+    """The file with the voxels of a header that is called alike.
+
+    Raises:
+        InputError: There is none.
+    """
+    places = [path.with_suffix(suffix) for suffix in (".img", ".img.gz", ".IMG")]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise InputError(f"{path} is the header of voxels in {places[0].name}, which is not beside it; add it.")
+    return found
+
+
+def _stream(path: Path) -> BinaryIO:
+    return gzip.open(path) if _is_gzipped(path) else path.open("rb")
+
+
+def _is_gzipped(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == _GZIP
+
+
+def _bytes_in(path: Path) -> int:
+    return path.stat().st_size * (MAX_DEFLATE if _is_gzipped(path) else 1)

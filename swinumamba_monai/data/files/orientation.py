@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngImageFile
 
 ORIENTATION_TAG = 274  # of EXIF and of TIFF
 UPRIGHT = 1
-_PNG_MARKS = (b"eXIf", b"adobe.xmp")  # of the chunks that may say it
+# Of the chunks that may say it; the last two are ImageMagick's.
+_PNG_MARKS = (b"eXIf", b"adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1")
 
 # Whether rows and columns change places, and the steps along both after that.
 _TURNS = {

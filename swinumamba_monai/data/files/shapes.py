@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swinumamba_monai.data.files.images import MAX_PIXELS
+from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.errors import InputError, shown
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Shape:
     Attributes:
         name: of its class; empty where the tool has none.
         polygons: for each of its parts the rings (N, 2) float64, x and y in pixels from the upper left corner of the
-            image; what lies in two rings of a part is a hole.
+            image; what lies in two rings of a part is a hole. Without a part a shape has no pixels.
         mask: (h, w) bool, in place of polygons.
         corner: row and column of the upper left pixel of ``mask``.
         number: of its class in the file, or None.
@@ -82,6 +82,9 @@ def paint(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int
     for position, (shape, number) in enumerate(zip(annotations.shapes, numbers, strict=True), start=1):
         masks = [(shape.mask, shape.corner)] if shape.mask is not None else []
         parts = masks or [_fill(rings, size) for rings in shape.polygons]
+        if not parts:
+            empty += 1
+            continue
         windows = [_within(mask, corner, size) for mask, corner in parts]
         if not any(mask.size for mask, _ in windows):
             name = f" ({shown(shape.name)})" if shape.name else ""

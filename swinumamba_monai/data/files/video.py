@@ -86,7 +86,7 @@ def count_frames(path: PathLike) -> int:
 def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
     """The frames of a file; for every part that does not decode the reason is put into ``lost``."""
     with _open(path) as container:
-        stream = container.streams.video[0]
+        stream = container.streams.best("video")  # no cover, of which the first stream may be the picture
         if stream.codec_context is None:
             raise InputError(f"{path} has pictures of a kind that cannot be decoded; convert or replace it.")
         # A worker that is forked while threads of FFmpeg wait for work waits for them for ever when it frees what they

@@ -42,7 +42,10 @@ def list_volumes(folder: Path, series: str | None = None) -> list[Path]:
 
 def _chosen(volume: Path, series: str) -> Path:
     found = find_series(volume) if volume.is_dir() else []
-    return volume if len(found) < 2 else volume / f"{choose_series(volume, found, series)[0].key}{SERIES_SUFFIX}"
+    if len(found) < 2:
+        return volume
+    (chosen,) = choose_series(volume, choose_series(volume, found, series))
+    return volume / f"{chosen.key}{SERIES_SUFFIX}"
 
 
 def find_volumes(

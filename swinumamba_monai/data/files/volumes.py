@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -18,10 +19,17 @@ from swinumamba_monai.data.files.dicom import MAX_VOXELS, read_dicom_files
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, is_dicom_folder
 from swinumamba_monai.data.files.itk import ITK_SUFFIXES, read_itk
-from swinumamba_monai.data.files.nifti import FORMS_KEY, FREESURFER_SUFFIXES, NIFTI_SUFFIXES, read_nifti
+from swinumamba_monai.data.files.nifti import (
+    FORMS_KEY,
+    FREESURFER_SUFFIXES,
+    NIFTI_SUFFIXES,
+    PAIR_SUFFIX,
+    read_nifti,
+    voxels_beside,
+)
 from swinumamba_monai.errors import InputError
 
-VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
 # How much of its length an axis may lean towards another, as the slices of a tilted gantry do; rounding gives less.
 _MAX_SHEAR = 0.02
 # Grids are one when their corners are closer than this part of a voxel.
@@ -52,6 +60,9 @@ def volume_path(name: PathLike) -> Path:
 def volume_files(name: PathLike) -> list[Path]:
     """The files that a volume is read from: itself, or those of the DICOM series called so."""
     path = Path(name)
+    if path.is_file() and path.suffix.lower() == PAIR_SUFFIX:
+        with suppress(InputError):
+            return [path, voxels_beside(path)]
     return [path] if path.is_file() else list(find_named(path).files)
 
 
@@ -94,7 +105,7 @@ def _read(path: Path, channels: int, nan: float | None) -> tuple[np.ndarray, np.
         voxels, affine = read_dicom_files(path, find_named(path).files)
     elif not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
-    elif lower.endswith(NIFTI_SUFFIXES + FREESURFER_SUFFIXES):
+    elif lower.endswith((*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES)):
         voxels, affine, forms = read_nifti(path, MAX_VOXELS)
     elif lower.endswith(ITK_SUFFIXES):
         voxels, affine = read_itk(path, MAX_VOXELS)
@@ -155,7 +166,7 @@ def reoriented(voxels: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tupl
 
 def _with_channels(voxels: np.ndarray, channels: int, path: Path) -> np.ndarray:
     """The voxels with three dimensions, and one more for several channels."""
-    shape = voxels.shape
+    shape = voxels.shape if voxels.ndim != 2 else (*voxels.shape, 1)  # a file of one slice
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) == 5 and shape[3] == 1:  # vectors have a time, of length 1, before their numbers
@@ -164,7 +175,7 @@ def _with_channels(voxels: np.ndarray, channels: int, path: Path) -> np.ndarray:
     if len(shape) != (3 if channels == 1 else 4) or (channels > 1 and shape[3] != channels):
         raise InputError(
             f"{path} has {len(shape)} dimensions {tuple(shape)}, but {wanted}; save each volume of a series as a file "
-            "of its own, or give --in_channels where they are channels."
+            "of its own, give --in_channels where they are channels, or make one number of the channels of a label."
         )
     return voxels.reshape(shape)
 
@@ -178,7 +189,8 @@ def _check(voxels: np.ndarray, affine: np.ndarray, path: Path, nan: float | None
             voxels = np.where(np.isnan(voxels), voxels.dtype.type(nan), voxels)
         if not np.isfinite(voxels).all():
             raise InputError(
-                f"{path} has voxels that are NaN or infinite; replace them by numbers, or fill NaN by --nan 0."
+                f"{path} has voxels that are NaN or infinite; replace them by numbers, or fill NaN of an image by "
+                "--nan 0."
             )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"{path} has no usable geometry (the affine is singular); correct its header.")
@@ -205,7 +217,8 @@ def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     voxels, affine = read_volume(path)
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)
-        if np.abs(whole - voxels).max() > 1e-3:  # scl_slope leaves rounding errors in some label files
+        # A scl_slope leaves rounding errors in some label files, or makes 0.9999 of every number.
+        if (np.abs(whole - voxels) > 1e-3 * np.maximum(np.abs(whole), 1)).any():
             raise InputError(
                 f"{path} is no label volume: its voxels are not whole numbers; save the ids of the classes."
             )

@@ -167,13 +167,16 @@ def label_folder() -> Iterator[Path]:
         yield temporary / "labels"
 
 
+_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask")
+
+
 def match_by_name(
     images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
 ) -> None:
-    """Put images and labels with one name together; a label may have ``_label`` after it."""
+    """Put images and labels with one name together; a label may have one of ``_LABEL_ENDS`` after it."""
     image_of, label_of = (_by_name(files, found.problems, name_of) for files in (images, labels))
     for name, image in image_of.items():
-        label = label_of.pop(name, None) or label_of.pop(f"{name}_label", None)
+        label = next((label_of.pop(name + end) for end in _LABEL_ENDS if name + end in label_of), None)
         if label is None:
             found.problems.append(f"{image} has no label.")
         else:

@@ -222,8 +222,8 @@ def _check_affines(
     if apart > SAME_PLACE:
         raise InputError(
             f"{label} lies elsewhere than its image {Path(image).name}: the affines differ, and corners are "
-            f"{apart * min(spacing_of(affine)):.2f} mm apart; resample the label onto the image, or copy the header "
-            "if the voxels match."
+            f"{apart * min(spacing_of(affine)):.2f} mm apart; resample the label onto the image, or prepare "
+            "with --label_grid image if the voxels match."
         )
 
 

@@ -14,17 +14,13 @@ import tifffile
 from monai.config import PathLike
 from PIL import Image
 
-from swinumamba_monai.data.files.annotations import read_geojson
+from swinumamba_monai.data.files.annotations import read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
-from swinumamba_monai.data.files.images import (
-    IMAGE_SUFFIXES,
-    MAX_PIXELS,
-    read_classes,
-    read_image,
-    read_instances,
-)
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import LabelMap, simple_name
+from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
+from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.shapes import Annotations, Shape, paint
 from swinumamba_monai.errors import InputError, quoted, shown
 
@@ -142,7 +138,7 @@ def as_outlines(label: Label) -> Label:
     """
     if not isinstance(label, Path) or label.suffix.lower() not in _OUTLINE_SUFFIXES:
         return label
-    return read_rois(label) if label.suffix.lower() in (".zip", ".roi") else read_geojson(label)
+    return read_rois(label) if label.suffix.lower() in (".zip", ".roi") else read_outlines(label)
 
 
 def values_of(labels: Sequence[Label]) -> set[int]:
@@ -170,7 +166,7 @@ def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] |
     if path is None or isinstance(path, LabelMap) or not Path(path).is_file():
         return None
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_bytes())
         content = dict(content.get("labels", content))
     except (AttributeError, OSError, TypeError, ValueError, RecursionError):
         return None  # read_label_map says what is wrong with it
@@ -201,7 +197,7 @@ def _is_colour(value: object) -> bool:
 def _by_colour(label: Path, colours: Colours) -> np.ndarray:
     mask = read_image(label)
     mask = np.repeat(mask[..., None], 3, axis=-1) if mask.ndim == 2 else mask[..., :3]
-    if mask.dtype != np.uint8 or mask.shape[2] != 3 or label.suffix.lower() in (".jpg", ".jpeg"):
+    if mask.dtype != np.uint8 or mask.shape[2] != 3 or suffix_of(label) in JPEG_SUFFIXES:
         raise InputError(
             f"{label} is no mask of exact colours (8 bits of red, green and blue, no JPEG); save it as PNG."
         )
@@ -278,7 +274,8 @@ def _read_array(path: Path) -> np.ndarray:
     except Exception as error:  # of a damaged header; NumPy reads it as Python's tokens
         raise InputError(f"{path} is no plain array ({quoted(error)}); save whole numbers with numpy.save.") from error
     array = np.squeeze(array) if isinstance(array, np.ndarray) else np.empty(0)
-    whole = array.dtype.kind in "uib" and array.ndim == 2 and 0 < array.size <= MAX_PIXELS
+    is_map = array.dtype.kind in "uibf" and array.ndim == 2 and 0 < array.size <= MAX_PIXELS
+    whole = is_map and (array.dtype.kind != "f" or bool((array % 1 == 0).all()))
     if not whole or array.min() < 0 or array.max() > np.iinfo(np.int32).max:
         raise InputError(
             f"{path} is no map of numbers (H, W): it has the type {array.dtype} and the shape {array.shape}; save "

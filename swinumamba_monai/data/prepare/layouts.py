@@ -32,6 +32,8 @@ def find_pairs(
 ) -> FoundPairs:
     """Match images and labels in ``imagesTr`` and ``labelsTr`` (and ``Va``, ``Ts``), or in ``images`` and ``labels``.
 
+    The latter may also be called ``Masks``, ``volumes`` and the like.
+
     Images may have nnU-Net's ``_0000`` after their names. ``imagesTs`` without ``labelsTs``, as challenges give it, is
     not used: its images cannot be evaluated.
 
@@ -46,14 +48,16 @@ def find_pairs(
         InputError: The layout is unknown.
     """
     if not (source / "imagesTr").is_dir():
-        images, labels = ([f for f in list_files(source / part)] if (source / part).is_dir() else [] for part in _PLAIN)
+        images, labels = (list_files(folder) if (folder := _called(source, words)) else [] for words in _PLAIN)
         if not images or not labels:
+            below = [place for place in sorted(source.iterdir()) if place.is_dir() and _has_layout(place)]
+            hint = f" {below[0]} has them: give that folder." if below else ""
             raise InputError(
                 f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
-                f"AMOS 2022), or images and labels, with {kind} in them."
+                f"AMOS 2022), or images and labels, with {kind} in them.{hint}"
             )
         found = FoundPairs("folders images and labels")
-        match_by_name(images, labels, source, found, name_of)
+        _match_channels(images, labels, source, found, name_of, with_channels)
         return found
     found = FoundPairs("folders imagesTr and labelsTr")
     for part, section in _PARTS.items():
@@ -69,7 +73,20 @@ def find_pairs(
     return found
 
 
-_PLAIN = ("images", "labels")
+_PLAIN = tuple(
+    re.compile(words, re.IGNORECASE)
+    for words in ("images?|imgs?|volumes?|scans?", "labels?|masks?|segmentations?|annotations?|ground[ _]?truths?|gt")
+)
+
+
+def _called(source: Path, words: re.Pattern) -> Path | None:
+    """The only folder that is called by one of the words."""
+    folders = [place for place in source.iterdir() if place.is_dir() and words.fullmatch(place.name)]
+    return folders[0] if len(folders) == 1 else None
+
+
+def _has_layout(source: Path) -> bool:
+    return (source / "imagesTr").is_dir() or all(_called(source, words) for words in _PLAIN)
 
 
 def _match_channels(
@@ -116,7 +133,7 @@ def read_dataset_json(source: Path) -> dict:
     """What ``dataset.json`` says, empty where there is none."""
     path = source / "dataset.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = json.loads(path.read_bytes()) if path.is_file() else {}
         if not isinstance(content, dict):
             raise TypeError("no object")
     except (TypeError, ValueError, RecursionError) as error:

@@ -128,7 +128,7 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
             "needs folders images and labels (or masks; also imagesTr and labelsTr), labels next to their images named "
             "<name>_label or <name>_masks, a folder with masks for every image, or a COCO or CVAT file."
         )
-        raise InputError("\n".join([layout, *matched.found.problems]))
+        raise InputError("\n".join([*matched.found.problems, layout]))
     else:
         _match_files(matched, files, pairs, source)
     _set_sections(matched.found)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME
+from swinumamba_monai.data.files.hidden import is_hidden
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
 from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES
 
@@ -75,11 +76,14 @@ def sort_files(source: Path, output: Path) -> Pictures:
         output: folder that is written into, which is not searched.
     """
     skipped = {output, source / "labels"} if _made_here(source) else {output}
-    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path not in skipped]
+    folders = [
+        path for path in sorted(source.iterdir()) if path.is_dir() and not is_hidden(path.name) and path not in skipped
+    ]
     own = [[p for p in folders if kind.fullmatch(p.name)] for kind in (_IMAGE_FOLDER, _LABEL_FOLDER)]
     roots = own[0] + own[1] if own[0] and own[1] else [source]
     files = sorted(
-        set().union(*(_walk(root, skipped) for root in roots)) | {p for p in source.iterdir() if p.is_file()}
+        set().union(*(_walk(root, skipped) for root in roots))
+        | {p for p in source.iterdir() if p.is_file() and not is_hidden(p.name)}
     )
     kinds = {file: _kind(file, source) for file in files}
     in_folders = "label" in kinds.values()
@@ -165,6 +169,6 @@ def _walk(root: Path, skipped: set[Path]) -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and not {place / name, (place / name).resolve()} & (skipped | seen)
+            if not is_hidden(name) and not {place / name, (place / name).resolve()} & (skipped | seen)
         ]
-        yield from (place / name for name in files if not name.startswith("."))
+        yield from (place / name for name in files if not is_hidden(name))

@@ -42,7 +42,7 @@ def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
             raise InputError(f"{path} does not exist, so there is no fold {fold}; leave the fold out.")
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
         if isinstance(content, list):
             content = {"folds": content}
             if fold is None:

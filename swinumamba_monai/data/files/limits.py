@@ -1,0 +1,33 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a file may claim to hold, before memory is taken for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swinumamba_monai.errors import InputError
+
+# Larger files are taken for decompression bombs: a few kilobytes can claim terabytes of pixels.
+MAX_PIXELS = 1 << 29
+MAX_CHANNELS = 4
+# How much deflate, the method of PNG and gzip, can shrink: no file holds more, whatever its header claims. The methods
+# of JPEG and BMP do not reach that.
+MAX_DEFLATE = 1032
+# What a picture may unfold to in memory: bytes that every file may, and how many times its own size a larger one.
+# Labels of a few cells shrink a thousand times, but not to more than this; photographs do not shrink fifty times.
+MAX_UNFOLDED_BYTES, MAX_UNFOLDING = 1 << 30, 50
+
+
+def check_size(path: Path, height: int, width: int, channels: int) -> None:
+    """Refuse what the header claims before any memory is reserved for it."""
+    if height * width > MAX_PIXELS:
+        raise InputError(f"{path} claims {height} x {width} pixels, but {MAX_PIXELS} is the limit; cut it into parts.")
+    if channels > MAX_CHANNELS:
+        raise InputError(f"{path} has {channels} channels, but {MAX_CHANNELS} is the limit; keep those that matter.")
+
+
+def check_unfolding(path: Path, claimed_bytes: int) -> None:
+    """Refuse a file that claims more than a picture of its size unfolds to, before the memory is taken."""
+    if claimed_bytes > max(MAX_UNFOLDED_BYTES, MAX_UNFOLDING * path.stat().st_size):
+        raise InputError(f"{path} claims {claimed_bytes} bytes of pixels, which no file of its size holds; replace it.")

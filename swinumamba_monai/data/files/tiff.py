@@ -1,0 +1,132 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""TIFF files as arrays: whole images, or planes of stacks."""
+
+from __future__ import annotations
+
+import math
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
+
+from swinumamba_monai.data.files.limits import check_size, check_unfolding
+from swinumamba_monai.data.files.numbered import numbered
+from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, turn, valid
+from swinumamba_monai.errors import InputError
+
+MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages that form a circle would be followed on
+_PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
+_TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
+
+
+def plane_names(file: Path) -> list[str]:
+    """What the planes of a file are called, in their order, as :func:`numbered` does; the file itself for a single one.
+
+    The planes are all that is along axes other than rows, columns and channels: depth, time, positions. A damaged file
+    is called by its own name.
+    """
+    with suppress(Exception), tifffile.TiffFile(file, _multifile=False) as opened:
+        _check_pages(file, opened)
+        (series,) = _full_size(opened)
+        planes = math.prod(size for axis, size in zip(series.axes, series.shape) if axis not in _PLANE_AXES)
+        if planes > 1:
+            return [numbered(file, number) for number in range(planes)]
+    return [str(file)]
+
+
+def tiff_orientation(path: Path) -> int:
+    """How a file says that it is to be turned, from 1 (not at all) to 8."""
+    with tifffile.TiffFile(path, _multifile=False) as file:
+        return valid(file.pages[0].tags.valueof(ORIENTATION_TAG))
+
+
+def _check_pages(path: Path, file: tifffile.TiffFile) -> None:
+    """Refuse what would take long to list."""
+    with suppress(IndexError):
+        file.pages[MAX_PAGES]
+        raise InputError(f"{path} holds over {MAX_PAGES} separate images; save each as a file of its own.")
+    # The description of an OME file may name any number of planes, which tifffile would list one by one.
+    if any(int(size) > MAX_PAGES for size in re.findall(r'Size[ZTC]="(\d+)"', file.ome_metadata or "")):
+        raise InputError(f"{path} says that it holds over {MAX_PAGES} planes; save each as a file of its own.")
+
+
+def _full_size(file: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
+    """The images of a file, without smaller copies of them, as pyramids and cameras have them, and their masks."""
+    return [series for series in file.series if not (series.keyframe.is_reduced or series.keyframe.is_mask)]
+
+
+def _has_values(file: tifffile.TiffFile) -> bool:
+    """Whether ImageJ or tifffile wrote a file: their pixels are values whatever the screen shows, even inverted."""
+    return bool(file.is_imagej) or file.pages[0].software.startswith("tifffile")
+
+
+def _white_as_highest(image: np.ndarray, bits: int) -> np.ndarray:
+    """Whole numbers of so many bits, of which 0 is white, turned over: bright is bright."""
+    if image.dtype == bool:
+        return ~image
+    return ((1 << bits) - 1 - image).astype(image.dtype) if image.dtype.kind == "u" else image
+
+
+def decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:
+    with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name other files, which are not opened
+        _check_pages(path, file)
+        found = _full_size(file)
+        if len(found) != 1:
+            raise InputError(f"{path} holds {len(found)} separate images; save each as a file of its own.")
+        series, page = found[0], found[0].keyframe
+        # tifffile names every axis with a letter: S are samples of a pixel, C channels, Z, T, Q, ... stacks.
+        shown = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "YX"]
+        axes, shape = "".join(axis for axis, _ in shown), tuple(size for _, size in shown)
+        own = [place for place, axis in enumerate(axes) if axis in _PLANE_AXES]
+        own_axes, own_shape = "".join(axes[place] for place in own), tuple(shape[place] for place in own)
+        planes = math.prod(shape) // max(1, math.prod(own_shape))
+        if own_axes not in ("YX", "YXS", "YXC", "SYX", "CYX") or (plane is None and planes > 1):
+            raise InputError(
+                f"{path} is a stack with axes {series.axes} and shape {series.shape}, but one 2D image is needed; save "
+                "each plane as a file of its own."
+            )
+        if plane is not None and plane >= planes:
+            raise InputError(f"{path} has {planes} planes, but none with the number {plane}.")
+        sizes = dict(zip(own_axes, own_shape))
+        check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1))
+        check_size(path, page.tilelength, page.tilewidth, 1)
+        check_unfolding(path, math.prod(shape) * page.dtype.itemsize if page.dtype else 0)
+        if (parts := math.prod(page.chunked)) > len(page.dataoffsets):
+            raise InputError(f"{path} has {len(page.dataoffsets)} of its {parts} strips or tiles; it is damaged.")
+        as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it
+        if page.photometric not in _TIFF_COLOURS and not as_rgb:
+            raise InputError(f"{path} has colours of the kind {page.photometric!r}; convert it to gray or RGB.")
+        image = _plane(series, shape, own, plane or 0).reshape(own_shape)
+        is_bit = image.dtype == bool
+        if page.photometric == PHOTOMETRIC.MINISWHITE and (is_bit or not indices) and not _has_values(file):
+            image = _white_as_highest(image, page.bitspersample)
+        alpha = page.extrasamples and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
+        image = np.moveaxis(image, 0, -1) if own_axes in ("SYX", "CYX") else image
+        image = image[..., 0] if image.shape[2:] == (2,) and alpha else image
+        # The palette of a file with several channels is the colour that ImageJ shows the first in.
+        if page.photometric == PHOTOMETRIC.PALETTE and image.ndim == 2:
+            image = image.astype(np.uint8) if is_bit else image
+            if not indices:  # palettes have 16 bits, but some programs write 8
+                bits = 0 if 0 < page.colormap.max() < 256 else 8
+                image = (page.colormap.T[image] >> bits).astype(np.uint8)
+        return np.ascontiguousarray(turn(image, valid(page.tags.valueof(ORIENTATION_TAG))))
+
+
+def _plane(series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[int], number: int) -> np.ndarray:
+    """One plane, with the axes ``own`` of ``shape``; where every page has one plane, only its pages are decoded."""
+    stack = [place for place in range(len(shape)) if place not in own]
+    if not stack:
+        return series.asarray().reshape(shape)
+    position = dict(zip(stack, np.unravel_index(number, [shape[place] for place in stack])))
+    where = tuple(position.get(place, slice(None)) for place in range(len(shape)))
+    leading = next((n for n in range(len(shape)) if math.prod(shape[:n]) == len(series.pages)), 0)
+    if max(stack) < leading:
+        numbers = np.arange(len(series.pages)).reshape(shape[:leading])[where[:leading]]
+        pages = [series.pages[number] for number in numbers.ravel().tolist()]
+        if None not in pages:  # an OME file may say that it has pages that it lacks
+            return np.stack([page.asarray() for page in pages])
+    return series.asarray().reshape(shape)[where]
