@@ -65,10 +65,10 @@ def writing_folder(path: str | PathLike) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` and, when the block has filled it, rename it to ``path``.
 
     Args:
-        path: the folder to make, which must not exist; its parent is made when needed.
+        path: the folder to make, which must not exist or be empty; its parent is made when needed.
 
     Raises:
-        OSError: ``path`` exists when the block is done, perhaps because another process was faster.
+        OSError: ``path`` is full when the block is done, perhaps because another process was faster.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -127,7 +127,7 @@ class Commands:
                 mask = np.zeros((96, 96), np.uint8)
                 mask[10 * cell : 10 * cell + 6, 8 * cell : 8 * cell + 12] = 255
                 Image.fromarray(mask).save(place / "masks" / f"nucleus{cell}.png")
-        for bundle in ("microscopy", "abdomen_mri"):
+        for bundle in ("microscopy", "abdomen_mri") if any("volumes" in name for name in names) else ("microscopy",):
             more = ["--num_slices", "4"] if bundle == "abdomen_mri" else []
             run([*OWN, "synthesize", bundle, "--output_dir", str(self.folder / bundle), *SIZES, *more], self.folder)
             copy_bundle(bundle, self.folder / "small")
@@ -344,6 +344,6 @@ def _expect_readable(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    number, place, seed, *names = [*sys.argv[1:], "0"][: max(3, len(sys.argv) - 1)]
+    number, place, *rest = sys.argv[1:]
     Path(place).mkdir(parents=True)
-    sys.exit(main(int(number), Path(place).resolve(), int(seed), names))
+    sys.exit(main(int(number), Path(place).resolve(), int(rest[0]) if rest else 0, rest[1:]))
