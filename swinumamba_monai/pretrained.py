@@ -246,7 +246,7 @@ def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
     if spoilt := [name for name, weight in half.items() if not weight.isfinite().all()]:
         raise InputError(f"{source} cannot be halved: {_some(spoilt)} would not be finite in float16.")
     with replacing(target) as temporary:
-        safetensors.torch.save_file(half, temporary)
+        temporary.write_bytes(safetensors.torch.save(half))  # save_file has errors of its own for a full disk
     return target.stat().st_size
 
 
