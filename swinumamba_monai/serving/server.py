@@ -55,6 +55,7 @@ __all__ = ["app"]
 
 REMOVED = ("/proxy", "/ohif", "/reload")  # addresses that begin so
 LOCAL_NAMES = {"localhost"}
+OWN_FILES = {"datastore_v2.json", ".lock"}  # of MONAI Label, in the studies folder
 
 
 def _device(field: str, value: object) -> str:
@@ -174,8 +175,10 @@ def _of_the_datastore(function: Callable) -> Callable:
     return call
 
 
-def _not_through_links(change: Callable, of_image: bool) -> Callable:
-    """A method of the datastore that changes files of a name: a link of it would lead it out of the studies folder.
+def _of_images_alone(change: Callable, of_image: bool) -> Callable:
+    """A method of the datastore that changes files of a name, if that is none of a link, a folder or the server itself.
+
+    A link would lead it out of the studies folder; of an image called "labels" it would remove all labels.
 
     Args:
         change: the method.
@@ -187,8 +190,8 @@ def _not_through_links(change: Callable, of_image: bool) -> Callable:
         studies = Path(self._datastore_path)
         folders = [studies] * of_image + [path for path in (studies / "labels").glob("*") if path.is_dir()]
         found = (path for folder in folders for path in folder.iterdir() if f"{path.name}.".startswith(f"{name}."))
-        if any(path.is_symlink() for path in found):
-            raise HTTPException(status_code=403, detail="this is a link to a file elsewhere, which stays as it is.")
+        if any(path.is_symlink() or path.is_dir() or path.name in OWN_FILES for path in found):
+            raise HTTPException(status_code=403, detail="links, folders and the server's own files stay as they are.")
         return change(self, name, *args)
 
     return call
@@ -256,7 +259,7 @@ def _guard() -> Doorkeeper:
         for name, checks in functions.items():
             setattr(module, name, _checked(getattr(module, name), checks))
     for name in ("add_image", "remove_image", "save_label", "remove_label"):
-        setattr(LocalDatastore, name, _not_through_links(getattr(LocalDatastore, name), "image" in name))
+        setattr(LocalDatastore, name, _of_images_alone(getattr(LocalDatastore, name), "image" in name))
     inner = monai_label.app
     # MONAI Label would allow all origins where none is given
     inner.user_middleware = [entry for entry in inner.user_middleware if entry.cls is not CORSMiddleware]

@@ -298,8 +298,9 @@ def test_a_client_cannot_get_in(tmp_path) -> None:
         assert (
             ask(server, "PUT", "/datastore/image", files={"file": ("C:\\me\\sent.png", label)}) == 200
         )  # as Windows does
-        for method, path in (("PUT", "/datastore/image?image=linked"), ("DELETE", "/datastore/image?id=linked")):
-            assert ask(server, method, path, files={"file": ("new.png", b"no image")}) == 403, path
+        for name in ("linked", "labels", "datastore_v2", "datastore_v2.json", ".lock"):
+            for method, path in (("PUT", f"/datastore/image?image={name}"), ("DELETE", f"/datastore/image?id={name}")):
+                assert ask(server, method, path, files={"file": ("new", b"no image")}) == 403, path
         assert ask(server, "PUT", "/datastore/label?image=photo&tag=linked", files={"label": ("a.png", label)}) == 403
         assert ask(server, "PUT", "/datastore/label?image=linked&tag=final", files={"label": ("a.png", label)}) == 200
         for number in ("NaN", "1e999", "-Infinity", "9" * 5000, '"\\ud800"'):
