@@ -11,6 +11,7 @@ process that writes into the folder removes it.
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import multiprocessing
 import os
@@ -32,11 +33,21 @@ try:
 except ImportError:  # Windows has no such locks: leftovers are known by their age there, and runs are not kept apart
     fcntl = None
 
-__all__ = ["RunLock", "gather_worker_files", "remove_unfinished", "replacing", "temporary_folder", "writing_folder"]
+__all__ = [
+    "RunLock",
+    "check_output_folder",
+    "gather_worker_files",
+    "remove_unfinished",
+    "replacing",
+    "temporary_folder",
+    "writing_folder",
+]
 
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
 _MAX_SOCKET_FOLDER = 88  # characters, of the 107 that the path of a socket may have
 _OLD = 24 * 3600  # seconds, of what cannot be asked whether somebody holds it
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota
 
 _swept: set[tuple[int, Path]] = set()  # this process and the folders that it has cleared
 
@@ -65,10 +76,10 @@ def writing_folder(path: str | PathLike) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` and, when the block has filled it, rename it to ``path``.
 
     Args:
-        path: the folder to make, which must not exist; its parent is made when needed.
+        path: the folder to make, which must not exist or be empty; its parent is made when needed.
 
     Raises:
-        OSError: ``path`` exists when the block is done, perhaps because another process was faster.
+        OSError: ``path`` is full when the block is done, perhaps because another process was faster.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +124,21 @@ def gather_worker_files() -> None:
     Finalize(None, stack.close, exitpriority=-100)  # as late as multiprocessing's own; not in forked processes
 
 
+def check_output_folder(folder: str | PathLike) -> None:
+    """Make a folder and a file in it, which is gone again, before the work whose result will go there.
+
+    Args:
+        folder: made with its parents if absent.
+
+    Raises:
+        OSError: it cannot be written into.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _place_named(folder / "trial", folder), _owned(folder / "trial", Path.touch):
+        pass
+
+
 def remove_unfinished(folder: str | PathLike) -> None:
     """Remove what processes that were killed while they wrote into a folder have left in it; no other file.
 
@@ -134,14 +160,29 @@ def _owned(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
     lock, owner = None, os.getpid()
     while lock is None:  # until no sweep of another process comes between making and locking
         temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
-        make(temporary)
+        with _place_named(temporary, path):
+            make(temporary)
         lock = _lock(temporary)
     try:
-        yield temporary
+        with _place_named(temporary, path):
+            yield temporary
     finally:
         if os.getpid() == owner:  # not a process that was forked meanwhile
             _remove(temporary)
         os.close(lock)
+
+
+@contextmanager
+def _place_named(temporary: Path, path: Path) -> Iterator[None]:
+    """Let an error say ``path``, which a person knows; of a full disk and its like the system names no file at all."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _FULL:
+            error.filename = str(path)
+        elif error.filename2 is None and error.filename is not None:
+            error.filename = os.fsdecode(error.filename).replace(str(temporary), str(path))
+        raise
 
 
 def _lock(path: Path) -> int | None:

@@ -26,8 +26,10 @@ class InputError(ValueError):
 
 MAX_QUOTED = 100  # characters
 
-# Of an output's place: a full disk, no permission, a file where a folder should be.
-_NOT_WRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+# Of a file's place: a full disk, a file beyond what is allowed, no permission, no folder or a file where one should be,
+# a name that no file can have.
+_NOT_WRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+_NOT_WRITABLE |= {errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP}
 _NOT_WRITABLE |= {getattr(errno, "EDQUOT", errno.ENOSPC)}  # a full quota; Windows has none
 
 
@@ -56,8 +58,10 @@ def find_input_error(error: BaseException | None) -> InputError | None:
         if isinstance(error, InputError):
             return error
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
-            place = f"{shown(error.filename)} " if error.filename else "an output "
-            return InputError(f"{place}cannot be written or opened: {error.strerror}.")
+            place = error.filename2 or error.filename  # of a copy, where it goes
+            return InputError(
+                f"{shown(place) if place else 'an output'} cannot be written or opened: {error.strerror}."
+            )
         if found := _AS_TEXT.search(str(error)):
             return InputError(found[1])
         error = error.__cause__ or error.__context__

@@ -8,6 +8,7 @@ is exported is chosen in :mod:`swinumamba_monai.ops.backends`.
 
 from __future__ import annotations
 
+import io
 import logging
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import torch.nn as nn
 from monai.utils import optional_import
 
+from .atomic import check_output_folder, replacing
 from .bundle_network import build_bundle_network
 from .errors import InputError
 from .pretrained import load_pretrained
@@ -79,7 +81,10 @@ def export_program(network: nn.Module, filepath: str | PathLike) -> Path:
         InputError: the name or the folder cannot be; see also :func:`make_program`.
     """
     path = _check_filepath(filepath, ".pt2")
-    torch.export.save(make_program(network), path)
+    content = io.BytesIO()  # on a full disk torch's own writer would end the process
+    torch.export.save(make_program(network), content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())
     return path
 
 
@@ -120,7 +125,8 @@ def export_onnx(network: nn.Module, filepath: str | PathLike) -> Path:
     ).model_proto
     model = inliner.inline_local_functions(model)
     onnx.checker.check_model(model)
-    onnx.save(model, path)
+    with replacing(path) as temporary:
+        onnx.save(model, temporary)
     return path
 
 
@@ -131,4 +137,7 @@ def _check_filepath(filepath: str | PathLike, suffix: str) -> Path:
         raise InputError(f"the name of the file must end in {suffix}, got {path}.")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} to write {path.name} to.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file.")
+    check_output_folder(path.parent)
     return path

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damaged files of every format, given to what reads them, until the time is over; a process of its own.
 
-    python tests/fuzzing.py SECONDS FOLDER
+    python tests/fuzzing.py SECONDS FOLDER [FIRST]
 
-Case ``i`` of a format is always the same file, so a failure can be looked at again: it stays in FOLDER. One line of
-JSON tells how often each format was read and refused, and how much memory it took. ``make fuzz SECONDS=3600`` is an
-hour of it. Anything but a result or one sentence ends the process; so does a case of more than ``HANG`` seconds, and
-one that wants more memory than there is. :mod:`fuzzed_structures` has those that are damaged inside alone.
+Case ``i`` of a format is always the same file, so a failure can be looked at again: it stays in FOLDER. FIRST is the
+number to begin with. One line of JSON tells how often each format was read and refused, and how much memory it took.
+``make fuzz SECONDS=3600`` is an hour of it. Anything but a result or one sentence ends the process; so does a case of
+more than ``HANG`` seconds, and one that wants more memory than there is. :mod:`fuzzed_structures` has those that are
+damaged inside alone.
 """
 
 from __future__ import annotations
@@ -357,7 +358,7 @@ def try_one(fmt: Format, folder: Path, data: bytes) -> str:
     return outcome
 
 
-def main(seconds: float, folder: Path) -> None:
+def main(seconds: float, folder: Path, first: int = 0) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
@@ -372,7 +373,7 @@ def main(seconds: float, folder: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     counts = {fmt.name: {"read": 0, "refused": 0} for fmt in all_formats}
     slowest = (0.0, "")
-    number, end = 0, time.monotonic() + seconds
+    number, end = first, time.monotonic() + seconds
     while time.monotonic() < end:
         for fmt in all_formats:
             data, start = case(fmt, number), time.monotonic()
@@ -383,9 +384,9 @@ def main(seconds: float, folder: Path) -> None:
             slowest = max(slowest, (time.monotonic() - start, f"case {number} of {fmt.name}"))
         number += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    inputs = number * len(all_formats)
+    inputs = (number - first) * len(all_formats)
     print(json.dumps({"inputs": inputs, "counts": counts, "grown_mb": grown // 1024, "slowest": slowest}))
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), Path(sys.argv[2]))
+    main(float(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

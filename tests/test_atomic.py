@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,14 @@ from pathlib import Path
 import pytest
 
 from swinumamba_monai import atomic
-from swinumamba_monai.atomic import RunLock, remove_unfinished, replacing, temporary_folder, writing_folder
+from swinumamba_monai.atomic import (
+    RunLock,
+    check_output_folder,
+    remove_unfinished,
+    replacing,
+    temporary_folder,
+    writing_folder,
+)
 
 WRITE = """
 import os, sys, time
@@ -191,3 +199,38 @@ def test_what_workers_share_goes_with_the_process_or_the_next(tmp_path, start, m
     following = start(WORKERS, 0)  # multiprocessing's own
     assert f"{long}/pymp-" in following.stdout.readline() and following.wait() == 0
     Path(short).rmdir()
+
+
+def test_an_error_names_the_place_that_was_asked_for(tmp_path):
+    place = tmp_path / "a.csv"
+    with pytest.raises(OSError) as caught, replacing(place):
+        raise OSError(errno.ENOSPC, "full")  # as a write to an open file: the system names none
+    assert caught.value.filename == str(place)
+    with pytest.raises(OSError) as caught, writing_folder(place) as folder:
+        (folder / "b" / "c").touch()
+    assert caught.value.filename == str(place / "b" / "c")
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "none" / "a.csv"):
+        pass
+    assert caught.value.filename == str(tmp_path / "none" / "a.csv")
+    with pytest.raises(OSError) as caught, replacing(place):
+        raise OSError(errno.EIO, "of an input, perhaps")
+    assert caught.value.filename is None
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_is_tried_before_the_work(tmp_path, monkeypatch):
+    check_output_folder(tmp_path / "new" / "deep")
+    assert not any((tmp_path / "new" / "deep").iterdir())
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(OSError) as caught:
+            check_output_folder(place)
+        assert caught.value.filename == str(place)
+
+    def read_only(path: Path, *_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "touch", read_only)  # root may write everywhere
+    with pytest.raises(OSError) as caught:
+        check_output_folder(tmp_path / "new")
+    assert caught.value.filename == str(tmp_path / "new")

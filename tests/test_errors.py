@@ -67,7 +67,9 @@ def test_what_a_stranger_wrote_is_short_and_printable(text):
     assert shown("größe  3\n") == "größe 3"
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR])
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EFBIG, errno.ENOENT]
+)
 def test_an_output_that_cannot_be_written_is_a_sentence(code):
     try:
         try:
@@ -76,6 +78,8 @@ def test_an_output_that_cannot_be_written_is_a_sentence(code):
             raise RuntimeError("in a handler") from error
     except RuntimeError as error:
         assert str(find_input_error(error)) == f"out/metrics.csv cannot be written or opened: {os.strerror(code)}."
+    copied = OSError(code, os.strerror(code), "in.csv", None, "out/in.csv")
+    assert str(find_input_error(copied)).startswith("out/in.csv cannot be written")
     assert find_input_error(OSError(errno.ECONNRESET, "reset")) is None
 
 

@@ -32,6 +32,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, load
 from monai.handlers import CheckpointLoader
 from PIL import Image
 
+from swinumamba_monai import pretrained
 from swinumamba_monai.data import load_datalist, load_images, load_volumes, read_image, read_volume
 from swinumamba_monai.data.files.video import read_frames
 from swinumamba_monai.distribution import package_bundle
@@ -143,6 +144,23 @@ class TestPickleBombs:
             read_checkpoint(bomb.rename(bomb.with_suffix(".safetensors")))
 
 
+def test_with_a_network_of_ones_own_a_config_is_not_read(tmp_path, monkeypatch):
+    """As the README says of ``monai.bundle.load(..., model=net)``."""
+    monkeypatch.chdir(tmp_path)
+    bundle = tmp_path / "microscopy"
+    (bundle / "models").mkdir(parents=True)
+    shutil.copytree(BUNDLES / "microscopy" / "configs", bundle / "configs")
+    for config in bundle.glob("configs/*.json"):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "network_def": f"$open('{EXPLODED}', 'w')"}))
+    weights = {"weight": torch.full((1, 1), 5.0), "bias": torch.zeros(1)}
+    torch.save(weights, bundle / "models" / "model.pt")
+    network = load("microscopy", model=torch.nn.Linear(1, 1), bundle_dir=".", device="cpu")
+    assert network.weight.item() == 5 and not Path(EXPLODED).exists()
+    with pytest.raises(Exception):  # noqa: B017 (a file is no network; MONAI may say so as it likes)
+        load("microscopy", bundle_dir=".", device="cpu")
+    assert Path(EXPLODED).exists()  # so it would work
+
+
 def test_compressed_records_of_a_checkpoint_are_not_unfolded(tmp_path):
     """torch.save stores them as they are; a few kilobytes could become gigabytes."""
     torch.save({"a": torch.zeros(1 << 20)}, tmp_path / "good.pt")
@@ -201,6 +219,43 @@ class TestCraftedTensors:
         weight = torch.ones(4, 4)
         torch.save({"a": weight, "b": weight, "c": weight.t(), "d": weight[1]}, tmp_path / "tied.pt")
         assert set(read_weights(tmp_path / "tied.pt")) == set("abcd")
+
+    @pytest.mark.parametrize("what", ["text", "numbers"])
+    def test_claims_of_old_files(self, what, tmp_path):
+        """Torch asks the system for the 3 or 4 GB that they claim, and reads to the file's end: virtual memory alone.
+
+        What a process takes is its pages that were written to, so that is what is bounded here, and not its addresses.
+        """
+        stream = io.BytesIO()
+        torch.save({"name": torch.ones(4)}, stream, _use_new_zipfile_serialization=False)
+        content = stream.getvalue()
+        replaced = {
+            "text": [(b"X\4\0\0\0name", b"X\0\0\0\xc0name")],
+            "numbers": [
+                (b"K\4N", b"J\0\0\0\x40N"),
+                (b"\4" + bytes(9) + b"\x80\x3f", bytes(3) + b"\x40" + bytes(6) + b"\x80\x3f"),
+            ],
+        }
+        for old, new in replaced[what]:
+            assert content.count(old) == 1
+            content = content.replace(old, new)
+        path = tmp_path / "old.pt"
+        path.write_bytes(content)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(InputError, match=r"old\.pt"):
+            read_checkpoint(path)
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 50, "MB"
+
+    def test_an_old_torch_is_named(self, tmp_path, monkeypatch, caplog):
+        torch.save({"a": torch.ones(2)}, tmp_path / "model.pt")
+        for version, warns in (("2.9.1", True), ("2.10.0", False)):
+            monkeypatch.setattr(torch, "__version__", version)
+            pretrained._warn_of_old_torch.cache_clear()
+            caplog.clear()
+            read_checkpoint(tmp_path / "model.pt")
+            read_checkpoint(tmp_path / "model.pt")
+            assert [version in record.message for record in caplog.records] == [True] * warns, "once"
+        pretrained._warn_of_old_torch.cache_clear()
 
     def test_a_file_that_may_not_be_read(self, tmp_path, monkeypatch):
         torch.save({"a": torch.ones(2)}, tmp_path / "model.pt")

@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     from monai.utils import set_determinism
 
     from swinumamba_monai import analysis
+    from swinumamba_monai.atomic import check_output_folder
     from swinumamba_monai.devices import find_device
     from swinumamba_monai.networks import build_network
     from swinumamba_monai.pretrained import load_pretrained
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     files = arguments.ckpt_path or [None] * len(names)
     if len(files) != len(names):
         raise InputError(f"{len(names)} networks need as many files in ckpt_path, not {len(files)}.")
+    check_output_folder(arguments.output_dir)
     device, size, in_channels = find_device(arguments.device), tuple(arguments.roi_size), arguments.in_channels
     inputs = analysis.load_inputs(arguments.images, arguments.num_images, in_channels, size, seed=arguments.seed)
     fields = {}

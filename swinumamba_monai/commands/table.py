@@ -52,10 +52,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _complexity(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import analysis
+    from swinumamba_monai.atomic import check_output_folder
     from swinumamba_monai.devices import find_device
     from swinumamba_monai.reports import write_table
 
     systems, encoders = check_systems(arguments.systems), check_encoders(arguments.encoders)
+    check_output_folder(arguments.output_dir)
     rows = analysis.complexity_rows(arguments.tasks, systems, encoders)
     columns, notes = analysis.COMPLEXITY_COLUMNS, analysis.COMPLEXITY_NOTES
     print(write_table(arguments.output_dir, "complexity", columns, rows, notes))

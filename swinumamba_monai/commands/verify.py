@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from swinumamba_monai.errors import InputError
 
@@ -18,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from swinumamba_monai.atomic import temporary_folder
     from swinumamba_monai.distribution import unpack, verify_bundle
 
     try:
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     failed = 0
     try:
         for path in map(Path, arguments.bundles):
-            with TemporaryDirectory() as temporary:
+            with temporary_folder("unpacked") as temporary:
                 bundle = unpack(path, temporary) if path.is_file() else path
                 for check, problem in verify_bundle(bundle, arguments.schema_file, override):
                     print(f"{bundle.name}: {check}: {problem or 'ok'}")

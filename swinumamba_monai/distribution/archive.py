@@ -9,10 +9,9 @@ import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 
-from swinumamba_monai.atomic import replacing
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.atomic import replacing, writing_folder
+from swinumamba_monai.errors import InputError, find_input_error, quoted, shown
 
 MAX_BYTES = 1 << 31  # of all files together; a bundle with weights of every fold has a few hundred megabytes
 MAX_FILES = 10_000
@@ -70,16 +69,16 @@ def unpack(path: str | PathLike, folder: str | PathLike) -> Path:
                 raise InputError(f"{bundle} is there already; move it away first.")
             if damaged := archive.testzip():  # before the first file is written
                 raise InputError(f"{path} is damaged at {damaged}; fetch it again.")
-            with TemporaryDirectory(dir=folder) as temporary:  # moved when it is whole
+            with writing_folder(bundle) as temporary:
                 for entry in entries:
-                    target = Path(temporary) / entry.filename
+                    target = temporary.joinpath(*_place(entry).parts[1:])
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(entry))
-                (Path(temporary) / bundle.name).rename(bundle)
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and struct each have their own for what is damaged
-        raise InputError(f"{path} cannot be read as a zip archive ({quoted(error)}).") from error
+        not_written = find_input_error(error)
+        raise not_written or InputError(f"{path} cannot be read as a zip archive ({quoted(error)}).") from error
     return bundle
 
 
@@ -89,15 +88,19 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> str:
         raise InputError(f"{path} holds more than {MAX_FILES} files or {MAX_BYTES} bytes; that is no bundle.")
     tops = set()
     for entry in entries:
-        name = PurePosixPath(entry.filename.replace("\\", "/"))
+        name = _place(entry)
         if name.is_absolute() or ".." in name.parts or ":" in entry.filename:
-            raise InputError(f"{path} names {entry.filename!r}, which leads out of its folder; it is not opened.")
+            raise InputError(f"{path} names {shown(entry.filename)}, which leads out of its folder; it is not opened.")
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise InputError(f"{path} holds {entry.filename!r}, which is a link or device; it is not opened.")
+            raise InputError(f"{path} holds {shown(entry.filename)}, which is a link or device; it is not opened.")
         if len(name.parts) < (1 if entry.is_dir() else 2):
-            raise InputError(f"{path} holds {entry.filename!r} beside the folder of the bundle.")
+            raise InputError(f"{path} holds {shown(entry.filename)} beside the folder of the bundle.")
         tops.add(name.parts[0])
     if len(tops) != 1:
         raise InputError(f"{path} holds {len(tops)} folders, but the archive of a bundle has one.")
     return tops.pop()
+
+
+def _place(entry: zipfile.ZipInfo) -> PurePosixPath:
+    return PurePosixPath(entry.filename.replace("\\", "/"))

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.atomic import remove_unfinished, replacing
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.archive import write_archive
 from swinumamba_monai.errors import InputError, quoted
@@ -229,6 +229,9 @@ def _stale_files(folder: Path, files: Mapping[str, bytes], packed: set[str]) -> 
         InputError: the folder holds a link, or a file that neither this package nor an earlier one made.
     """
     stale = []
+    if not folder.is_symlink():
+        for place in [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]:
+            remove_unfinished(place)  # what a package that was killed has left is nobody's file
     for path in [folder, *sorted(folder.rglob("*"))]:
         if path.is_symlink() or (path == folder and path.exists() and not path.is_dir()):
             raise InputError(f"{path} is no folder or file that package made; move it away or give another output_dir.")

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
+from swinumamba_monai.atomic import temporary_folder
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.package import check_version, read_metadata
 from swinumamba_monai.errors import InputError, find_input_error
@@ -111,8 +111,8 @@ def verify_bundle(
         what was checked, and None or a sentence on what is wrong.
     """
     root = Path(bundle_dir).resolve()
-    with TemporaryDirectory() as scratch:
-        bundle = _Bundle(root, Path(scratch), schema_file, dict(override or {}))
+    with temporary_folder("verify") as scratch:
+        bundle = _Bundle(root, scratch, schema_file, dict(override or {}))
         for name, check in _CHECKS.items():
             try:
                 check(bundle)

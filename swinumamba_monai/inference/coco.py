@@ -86,7 +86,8 @@ def write_coco(
     are_classes = kinds == {"classes"}
     if are_classes and metadata is None:
         raise InputError(f"{predictions} holds classes; give the metadata.json of the bundle, which names them.")
-    class_of = class_names(metadata) if are_classes else None
+    names = None if metadata is None else class_names(metadata)  # also where cells need none: a wrong path is one
+    class_of = names if are_classes else None
     items = []
     for name, path in files.items():
         numbers = read_image(path).astype(np.int64)

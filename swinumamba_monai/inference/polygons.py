@@ -16,7 +16,7 @@ import numpy as np
 from monai.config import PathLike
 from scipy import ndimage
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, quoted
 from swinumamba_monai.inference.writers import RowsFirstWriter
 
 CELL = "cell"
@@ -129,7 +129,7 @@ def class_names(metadata: PathLike) -> dict[int, str]:
         return {int(number): name for number, name in channels.items() if int(number) > 0}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{metadata} does not name the classes of the polygons ({error!r}); give the --bundle_root of a bundle."
+            f"{metadata} does not name the classes of the polygons ({quoted(error)}); give that of a bundle."
         ) from error
 
 

@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, convert_to_numpy, string_list_all_gather
 
 from swinumamba_monai import __version__
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.atomic import check_output_folder, replacing
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.metrics.case_scores import CaseMetric, Column
 from swinumamba_monai.metrics.statistics import bootstrap_settings, summarize_cases
@@ -90,6 +90,8 @@ class EvaluationReport:
 
     def _start(self, engine: Engine) -> None:
         self._files, self._first, self._worst = [], [], []
+        if idist.get_rank() == 0:
+            check_output_folder(self.output_dir)
 
     def _collect(self, engine: Engine) -> None:
         scores = self.metric.metric_fn

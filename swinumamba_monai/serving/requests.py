@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.switches import is_on
 
-__all__ = ["INFERENCE", "SAMPLING", "TRAINING", "check_data", "check_device", "check_fields", "check_name"]
+__all__ = [
+    "INFERENCE", "SAMPLING", "TRAINING", "check_data", "check_device", "check_fields", "check_file_name", "check_name",
+]  # fmt: skip
 
 MAX_EPOCHS = 100_000
+MAX_NAME = 240  # bytes; a file's name has 255, and gets an ending
 MAX_DEPTH = 8  # of nested lists and objects
-MAX_VALUES = 100_000  # in a request: points of a click, corners of a region
+MAX_VALUES = 100_000  # in a request: points of a click, corners of a region, letters
+MAX_NUMBER = 2**53  # that JavaScript keeps whole, too
 
-_DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,2})?")
+_DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,2})?")
 _CODE = ("$", "@", "%")  # as MONAI's configs begin what they evaluate or look up
 
 Check = Callable[[str, object], object]
@@ -35,14 +40,22 @@ def check_name(field: str, value: object, optional: bool = False) -> str:
         optional: whether it may be empty.
 
     Raises:
-        InputError: no text, over 200 characters, a path, or one that begins like code.
+        InputError: no text, over 240 bytes, a path on any system, or one that begins like code.
     """
     if optional and (value is None or value == ""):
         return ""
-    printable = isinstance(value, str) and value.isprintable() and 0 < len(value) <= 200
-    if not printable or value.startswith((*_CODE, "~")) or value in (".", "..") or set(value) & set("/\\"):
-        raise InputError(f"{field} must be a name, without folders and of at most 200 characters.")
+    printable = isinstance(value, str) and value.isprintable() and len(value.encode()) <= MAX_NAME
+    # Windows takes ".. " and "..." for folders too, and "c:a" for a file elsewhere.
+    if not printable or value.startswith((*_CODE, "~")) or not value.strip(". ") or set(value) & set("/\\"):
+        raise InputError(f"{field} must be a name, without folders and of at most {MAX_NAME} bytes.")
+    if PureWindowsPath(value).drive:
+        raise InputError(f"{field} must be a name, without a drive.")
     return value
+
+
+def check_file_name(field: str, value: object) -> str:
+    """The name of a file that is sent, without the client's folders, which some clients send too."""
+    return check_name(field, re.split(r"[/\\]", value)[-1] if isinstance(value, str) else value)
 
 
 def check_device(field: str, value: object, known: Collection[str] = ()) -> str:
@@ -54,14 +67,17 @@ def check_device(field: str, value: object, known: Collection[str] = ()) -> str:
 
 
 def check_data(field: str, value: object) -> object:
-    """JSON that is only kept, or numbers that are only computed with: no text in it begins like code."""
+    """JSON that is only kept, or numbers that are only computed with: it is bounded, and no text begins like code.
+
+    What is kept goes out again, as JSON in UTF-8: a NaN or half a letter among it would break every later answer.
+    """
     remaining = MAX_VALUES
 
     def check(value: object, depth: int) -> None:
         nonlocal remaining
-        remaining -= 1
+        remaining -= len(value) if isinstance(value, str) else 1
         if remaining < 0 or depth > MAX_DEPTH:
-            raise InputError(f"{field} holds more than {MAX_VALUES} values or {MAX_DEPTH} levels.")
+            raise InputError(f"{field} holds more than {MAX_VALUES} values and letters or {MAX_DEPTH} levels.")
         if isinstance(value, Mapping):
             for name, part in value.items():
                 check(name, depth + 1)
@@ -69,20 +85,24 @@ def check_data(field: str, value: object) -> object:
         elif isinstance(value, list):
             for part in value:
                 check(part, depth + 1)
-        elif isinstance(value, str) and value.startswith(_CODE):
-            raise InputError(f"{field} holds text that begins with one of {' '.join(_CODE)}.")
+        elif isinstance(value, str):
+            if value.startswith(_CODE):
+                raise InputError(f"{field} holds text that begins with one of {' '.join(_CODE)}.")
+            if "\0" in value or value.encode(errors="replace").decode() != value:
+                raise InputError(f"{field} holds text with characters that are none.")
+        elif isinstance(value, (int, float)) and not abs(value) <= MAX_NUMBER:  # nor is NaN
+            raise InputError(f"{field} holds a number that is none, or beyond {MAX_NUMBER}.")
 
     check(value, 0)
     return value
 
 
 def _switch(field: str, value: object) -> bool:
-    switches = {"true": True, "false": False, "1": True, "0": False}
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() not in switches:
-        raise InputError(f"{field} must be true or false.")
-    return switches[str(value).lower()]
+    numbers = {"1": True, "0": False}  # as clients of forms send them
+    try:
+        return is_on(numbers.get(str(value), value))
+    except InputError as error:
+        raise InputError(f"{field} must be true or false.") from error
 
 
 def _number(kind: type, low: float, high: float) -> Check:
@@ -111,7 +131,7 @@ def _choice(*allowed: str) -> Check:
 
 
 def _gpus(field: str, value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"(all|\d{1,2}(,\d{1,2}){0,15})?", value):
+    if not isinstance(value, str) or not re.fullmatch(r"(all|[0-9]{1,2}(,[0-9]{1,2}){0,15})?", value):
         raise InputError(f"{field} must be all, or numbers of GPUs with commas between them.")
     return value or "all"
 

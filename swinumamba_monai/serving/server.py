@@ -16,6 +16,7 @@ import ipaddress
 import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 
 from swinumamba_monai.errors import InputError
@@ -26,6 +27,7 @@ from swinumamba_monai.serving.requests import (
     check_data,
     check_device,
     check_fields,
+    check_file_name,
     check_name,
 )
 from swinumamba_monai.serving.start import HOST_VARIABLE, ORIGINS_VARIABLE, stand_in_for_torchvision
@@ -35,6 +37,7 @@ stand_in_for_torchvision()
 from fastapi import HTTPException  # noqa: E402
 from fastapi.middleware.cors import CORSMiddleware  # noqa: E402
 from monailabel import app as monai_label  # noqa: E402
+from monailabel.datastore.local import LocalDatastore  # noqa: E402
 from monailabel.endpoints import (  # noqa: E402
     activelearning,
     batch_infer,
@@ -52,6 +55,7 @@ __all__ = ["app"]
 
 REMOVED = ("/proxy", "/ohif", "/reload")  # addresses that begin so
 LOCAL_NAMES = {"localhost"}
+OWN_FILES = {"datastore_v2.json", ".lock"}  # of MONAI Label, in the studies folder
 
 
 def _device(field: str, value: object) -> str:
@@ -89,6 +93,14 @@ def _one_file(field: str, value: object) -> bool:
     return False
 
 
+def _upload(field: str, value: object) -> object:
+    """Files that are sent: MONAI Label makes an image's name, and the endings of its files, from theirs."""
+    for file in value if isinstance(value, list) else [value]:
+        if getattr(file, "filename", None):
+            file.filename = check_file_name(field, file.filename)
+    return value
+
+
 def _region(field: str, value: object) -> object:
     """Where QuPath and its like ask for; its "params" go into the request as those of an inference do."""
     check_data(field, value.model_dump(exclude={"params"}))
@@ -102,14 +114,15 @@ def _by_model(field: str, value: object) -> dict:
     return {check_name(field, model): _fields(TRAINING)(field, own) for model, own in (value or {}).items()}
 
 
-# What each function behind an address gets, by the names of its arguments. A name with no check here is a number, a
-# switch or a file, which FastAPI has checked.
+# What each function behind an address gets, by the names of its arguments. A name with no check here is a number or a
+# switch, which FastAPI has checked.
 _NAMES = dict.fromkeys(("model", "image", "id", "tag", "label", "session_id", "strategy", "method"), _name_or_nothing)
+_NAMES |= dict.fromkeys(("file", "files"), _upload)
 _WITH_NAMES_ALONE = (
     "remove_image", "remove_label", "download_image", "download_label", "get_image_info", "get_label_info",
 )  # fmt: skip
 _CHECKS: list[tuple[ModuleType, dict[str, dict[str, Callable]]]] = [
-    (infer, {"run_inference": {"params": _text(_fields(INFERENCE)), "label": lambda field, value: value}}),
+    (infer, {"run_inference": {"params": _text(_fields(INFERENCE)), "label": _upload}}),
     (wsi_infer, {"run_wsi_inference": {"wsi": _region}}),
     (batch_infer, {"run": {"params": _fields(INFERENCE), "images": lambda field, value: value}}),
     (train, {"run_model": {"params": _fields(TRAINING)}, "run": {"params": _by_model}}),
@@ -120,7 +133,7 @@ _CHECKS: list[tuple[ModuleType, dict[str, dict[str, Callable]]]] = [
         datastore,
         {
             "add_image": {"params": _text(check_data)},
-            "save_label": {"params": _text(check_data), "label": lambda field, value: value},
+            "save_label": {"params": _text(check_data), "label": _upload},
             "update_image_info": {"info": _text(check_data)},
             "update_label_info": {"info": _text(check_data)},
             **{name: {} for name in _WITH_NAMES_ALONE},
@@ -158,6 +171,28 @@ def _of_the_datastore(function: Callable) -> Callable:
         if image and not bound.arguments.get("file") and image not in app_instance().datastore().list_images():
             raise HTTPException(status_code=404, detail="there is no image of that name on this server.")
         return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def _of_images_alone(change: Callable, of_image: bool) -> Callable:
+    """A method of the datastore that changes files of a name, if that is none of a link, a folder or the server itself.
+
+    A link would lead it out of the studies folder; of an image called "labels" it would remove all labels.
+
+    Args:
+        change: the method.
+        of_image: whether it changes the image, and not its labels alone.
+    """
+
+    @functools.wraps(change)
+    def call(self: LocalDatastore, name: str, *args: object) -> object:
+        studies = Path(self._datastore_path)
+        folders = [studies] * of_image + [path for path in (studies / "labels").glob("*") if path.is_dir()]
+        found = (path for folder in folders for path in folder.iterdir() if f"{path.name}.".startswith(f"{name}."))
+        if any(path.is_symlink() or path.is_dir() or path.name in OWN_FILES for path in found):
+            raise HTTPException(status_code=403, detail="links, folders and the server's own files stay as they are.")
+        return change(self, name, *args)
 
     return call
 
@@ -223,6 +258,8 @@ def _guard() -> Doorkeeper:
     for module, functions in _CHECKS:
         for name, checks in functions.items():
             setattr(module, name, _checked(getattr(module, name), checks))
+    for name in ("add_image", "remove_image", "save_label", "remove_label"):
+        setattr(LocalDatastore, name, _of_images_alone(getattr(LocalDatastore, name), "image" in name))
     inner = monai_label.app
     # MONAI Label would allow all origins where none is given
     inner.user_middleware = [entry for entry in inner.user_middleware if entry.cls is not CORSMiddleware]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +16,7 @@ from swinumamba_monai.data.datalist import load_datalist
 from swinumamba_monai.data.default_dataset import dataset_dir_or_synthetic, remind_of_synthetic
 from swinumamba_monai.data.files.images import read_image, read_instances
 from swinumamba_monai.data.prepare.inspection import check_pairs, inspect_cells
+from swinumamba_monai.data.synthetic import folder
 from swinumamba_monai.data.synthetic.microscopy import synthesize_image, synthesize_microscopy
 from swinumamba_monai.errors import InputError
 
@@ -95,6 +97,17 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         synthesize_microscopy(tmp_path / "a", **SMALL)
     assert not any(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_leaves_is_known_by_its_name(tmp_path, monkeypatch):
+    """The next one that writes there removes what has such a name and is held by nobody."""
+    seen = []
+    write = folder.write_datalist
+    monkeypatch.setattr(folder, "write_datalist", lambda place, *a, **b: [seen.append(place), write(place, *a, **b)])
+    (tmp_path / f".{'0' * 32}-a" / "images").mkdir(parents=True)
+    synthesize_microscopy(tmp_path / "a", **SMALL)
+    assert seen[0].parent == tmp_path and re.fullmatch(r"\.[0-9a-f]{32}-a", seen[0].name)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("change", [{"num_test": -1}, {"image_size": (63, 96)}])

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +96,23 @@ def test_damage_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"bad\.zip"):
             unpack(tmp_path / "bad.zip", tmp_path)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_full_disk_is_called_that(tmp_path, monkeypatch):
+    path = write_archive(tmp_path / "b.zip", FILES)
+
+    def full(self: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="cannot be written or opened: No space left on device"):
+        unpack(path, tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sentences_quote_little_of_an_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as bad:
+        bad.writestr(entry("b/../\x1b[31m" + "x" * 60_000), "evil")
+    with pytest.raises(InputError, match="leads out") as caught:
+        unpack(tmp_path / "bad.zip", tmp_path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < len(str(tmp_path)) + 200

@@ -293,3 +293,14 @@ def test_a_link_in_the_place_of_the_folder(small_bundle, tmp_path, capsys):
     (tmp_path / "dist" / "models" / "microscopy").symlink_to(other)
     assert main(["package", str(small_bundle(weights=False)), "--output_dir", str(tmp_path / "dist")]) == 1
     assert "is no folder or file that package made" in capsys.readouterr().err and not any(other.iterdir())
+
+
+def test_what_a_killed_package_left_is_nobodys_file(small_bundle, tmp_path):
+    bundle, out = small_bundle(weights=False), tmp_path / "dist"
+    package_bundle(bundle, out)
+    before = contents(out)
+    for place in ("models/microscopy", "models/microscopy/configs", "huggingface/microscopy/docs"):
+        (out / place / f".{'0' * 32}-train.json").write_bytes(b'{"half')
+    (out / "huggingface" / "microscopy" / "LICENSE").unlink()
+    package_bundle(bundle, out)
+    assert contents(out) == before

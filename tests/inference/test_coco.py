@@ -145,6 +145,18 @@ class TestCommand:
         assert self.run(tmp_path, images, "--metadata", str(METADATA)) == 1
         assert "holds class 77" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("content", [None, "", "[1]", "{}", json.dumps({"network_data_format": "x" * 9999})])
+    def test_metadata_that_are_none(self, images, tmp_path, capsys, content):
+        """Cells need none, but who names a file means one."""
+        Image.fromarray(np.eye(5, 6, dtype=np.uint16)).save(tmp_path / "a_instances.png")
+        metadata = tmp_path / "metadata.json"
+        if content is not None:
+            metadata.write_text(content)
+        assert self.run(tmp_path, images, "--metadata", str(metadata)) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "does not name the classes" in error and len(error) < 400 + len(str(tmp_path))
+        assert not (tmp_path / "coco.json").exists()
+
     def test_of_two_files_of_an_image_the_png_counts(self, images, tmp_path):
         for suffix, size in ((".tif", 2), (".png", 1)):
             Image.fromarray(np.eye(5, 6, dtype=np.uint16)[:size]).save(tmp_path / f"a_instances{suffix}")

@@ -237,6 +237,10 @@ def test_a_client_cannot_get_in(tmp_path) -> None:
     make_studies("microscopy", studies, data)
     outside = tmp_path / "outside.png"
     shutil.copy(studies / "rgb.png", outside)
+    (studies / "linked.png").symlink_to(outside)
+    (studies / "labels" / "linked").mkdir(parents=True)
+    (studies / "labels" / "linked" / "photo.png").symlink_to(outside)
+    before = outside.read_bytes(), {path.name for path in tmp_path.iterdir()} | {"server.log"}
     label = (data / json.loads((data / "datalist.json").read_text())["test"][0]["label"]).read_bytes()
     code = f"__import__('pathlib').Path({str(trap)!r}).touch()"
     with Server(bundle, studies, tmp_path / "server.log") as server:
@@ -283,6 +287,26 @@ def test_a_client_cannot_get_in(tmp_path) -> None:
             assert ask(server, "PUT", f"/datastore/label?{query}", files=files) == 400, query
         files = {"file": ("new.png", label)}
         assert ask(server, "PUT", "/datastore/image?image=../new", files=files) == 400
+        for name in ("..", "a/..", "$x.png", "a\\..", "x" * 300 + ".png", "a." + "x" * 300):
+            files = {"file": (name, label)}
+            assert ask(server, "PUT", "/datastore/image", files=files) == 400, name
+            assert ask(server, "POST", "/infer/microscopy", files=files) == 400, name
+            assert ask(server, "PUT", "/datastore/label?image=rgb&tag=final", files={"label": (name, label)}) == 400, (
+                name
+            )
+            assert ask(server, "PUT", "/session/", files={"files": (name, label)}) == 400, name
+        assert (
+            ask(server, "PUT", "/datastore/image", files={"file": ("C:\\me\\sent.png", label)}) == 200
+        )  # as Windows does
+        for name in ("linked", "labels", "datastore_v2", "datastore_v2.json", ".lock"):
+            for method, path in (("PUT", f"/datastore/image?image={name}"), ("DELETE", f"/datastore/image?id={name}")):
+                assert ask(server, method, path, files={"file": ("new", b"no image")}) == 403, path
+        assert ask(server, "PUT", "/datastore/label?image=photo&tag=linked", files={"label": ("a.png", label)}) == 403
+        assert ask(server, "PUT", "/datastore/label?image=linked&tag=final", files={"label": ("a.png", label)}) == 200
+        for number in ("NaN", "1e999", "-Infinity", "9" * 5000, '"\\ud800"'):
+            info = {"info": f'{{"a": [{number}]}}'}
+            assert ask(server, "PUT", "/datastore/image/info?image=rgb", data=info) == 400, number
+        assert ask(server, "GET", "/datastore/?output=all") == 200
         assert ask(server, "PUT", "/session/?uncompress=true", files={"files": ("x.tar", b"")}) == 400
         for method, path in (("PUT", "/model/microscopy"), ("DELETE", "/model/microscopy"), ("GET", "/proxy/dicom/a")):
             assert ask(server, method, path) in (404, 405), path
@@ -296,8 +320,14 @@ def test_a_client_cannot_get_in(tmp_path) -> None:
         assert ask(server, "GET", "/info/", headers={"Host": "evil.example"}) == 403
         assert ask(server, "GET", "/info/", headers={"Origin": server.url}) == 200
         assert ask(server, "POST", "/infer/microscopy?image=rgb&output=image", data={"params": "{}"}) == 200
+    assert before == (outside.read_bytes(), {path.name for path in tmp_path.iterdir()})
+    assert (studies / "sent.png").is_file() and (studies / "linked.png").is_symlink()
     assert not trap.exists() and not (tmp_path / "new.png").exists()
-    assert {path.name for path in studies.glob("labels/*")} <= {"final", "original"}  # which MONAI Label makes
+    assert {path.name for path in studies.glob("labels/*")} <= {
+        "final",
+        "original",
+        "linked",
+    }  # which MONAI Label makes
     assert not list(tmp_path.glob("*rgb.png")) and {path.stem for path in studies.glob("*.*")} >= {"rgb", "gray"}
 
 

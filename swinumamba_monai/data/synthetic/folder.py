@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
 
+from swinumamba_monai.atomic import writing_folder
 from swinumamba_monai.data.datalist import DATALIST_NAME, write_datalist
 from swinumamba_monai.data.prepare.split import SECTIONS
 from swinumamba_monai.errors import InputError
@@ -65,22 +64,17 @@ def write_synthetic(
             raise InputError(f"{output} is not empty; give a new folder for the synthetic dataset.")
         write_list(output)  # refuses a dataset other than this one
         return output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
-        for folder in ("images", "labels"):
-            (temporary / folder).mkdir(parents=True)
-        for index, name in enumerate(names):
-            # A generator per image: the first images are the same whatever the number of images.
-            rng = np.random.default_rng([seed, index])
-            make(rng, index, temporary / "images" / name, temporary / "labels" / name)
-        write_list(temporary)
-        try:
-            temporary.rename(output)
-        except OSError:
-            if not (output / DATALIST_NAME).is_file():
-                raise
-            write_list(output)  # another process was faster; it must have made the same
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with writing_folder(output) as temporary:
+            for folder in ("images", "labels"):
+                (temporary / folder).mkdir()
+            for index, name in enumerate(names):
+                # A generator per image: the first images are the same whatever the number of images.
+                rng = np.random.default_rng([seed, index])
+                make(rng, index, temporary / "images" / name, temporary / "labels" / name)
+            write_list(temporary)
+    except OSError:
+        if not (output / DATALIST_NAME).is_file():
+            raise
+        write_list(output)  # another process was faster; it must have made the same
     return output

@@ -114,7 +114,7 @@ class TrainTask(BundleTrainTask):
     def _fetch_datalist(self, request: dict, datastore: Datastore) -> list[dict]:
         """The labels as images, those too that are polygons."""
         items = super()._fetch_datalist(request, datastore)
-        self.folder = tempfile.TemporaryDirectory()  # until the next training
+        self.folder = tempfile.TemporaryDirectory(dir=RESULTS.parent)  # until the next training
         for number, item in enumerate(items):
             if item["label"].endswith(".xml"):
                 numbers = read_asap(item["label"], read_image(item["image"]).shape[:2], self.names)
