@@ -40,10 +40,10 @@ MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages th
 
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
 _PILLOW_FILES = {".png": PngImageFile, ".jpg": JpegImageFile, ".jpeg": JpegImageFile, ".bmp": BmpImageFile}
-_TIFF_SUFFIXES = (".tif", ".tiff")
+TIFF_SUFFIXES = (".tif", ".tiff")
 _PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
-IMAGE_SUFFIXES = (*_PILLOW_FILES, *_TIFF_SUFFIXES)
+IMAGE_SUFFIXES = (*_PILLOW_FILES, *TIFF_SUFFIXES)
 
 # Pillow modes that are no plain gray or colour; every other mode is kept.
 _PILLOW_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB"}
@@ -79,7 +79,7 @@ def _read(path: PathLike, indices: bool = False) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
     try:
-        image = _decode_tiff(path, plane, indices) if suffix in _TIFF_SUFFIXES else _decode_pillow(path, indices)
+        image = _decode_tiff(path, plane, indices) if suffix in TIFF_SUFFIXES else _decode_pillow(path, indices)
     except InputError:
         raise
     except Exception as error:  # there is no common class for what decoders raise on a broken file
@@ -124,7 +124,7 @@ def image_names(file: Path) -> list[str]:
     The planes of a TIFF file are all that is along axes other than rows, columns and channels: depth, time, positions.
     A damaged file is called by its own name, and refused when it is read.
     """
-    if file.suffix.lower() in _TIFF_SUFFIXES:
+    if file.suffix.lower() in TIFF_SUFFIXES:
         with suppress(Exception), tifffile.TiffFile(file, _multifile=False) as opened:
             _check_pages(file, opened)
             series = opened.series[0]
@@ -137,7 +137,7 @@ def image_names(file: Path) -> list[str]:
 def stated_orientation(path: Path) -> int:
     """How an image file says that it is to be turned, from 1 (not at all) to 8; 1 for one that cannot be opened."""
     with suppress(Exception):
-        if path.suffix.lower() in _TIFF_SUFFIXES:
+        if path.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffFile(path, _multifile=False) as file:
                 return valid(file.pages[0].tags.valueof(ORIENTATION_TAG))
         with _PILLOW_FILES[path.suffix.lower()](path) as file:
@@ -278,10 +278,11 @@ class InstanceFileReader(ImageFileReader):
         return (places.reshape(instances.shape) + (numbers[0] != 0)).astype(np.int32)
 
 
-def _check_size(path: Path, height: int, width: int, channels: int) -> None:
+def _check_size(path: Path, height: int, width: int, channels: int, max_pixels: int | None = None) -> None:
     """Refuse what the header claims before any memory is reserved for it."""
-    if height * width > MAX_PIXELS:
-        raise InputError(f"{path} claims {height} x {width} pixels, but {MAX_PIXELS} is the limit; cut it into parts.")
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    if height * width > limit:
+        raise InputError(f"{path} claims {height} x {width} pixels, but {limit} is the limit; cut it into parts.")
     if channels > MAX_CHANNELS:
         raise InputError(f"{path} has {channels} channels, but {MAX_CHANNELS} is the limit; keep those that matter.")
 
@@ -334,40 +335,87 @@ def _check_pages(path: Path, file: tifffile.TiffFile) -> None:
 
 def _decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:
     with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name other files, which are not opened
+        tiff = TiffPlane(path, file, plane)
+        return tiff.as_seen(_plane(tiff.series, tiff.shape, tiff.own, plane or 0), indices)
+
+
+class TiffPlane:
+    """One 2D image of a TIFF file, before any pixel is decoded.
+
+    Args:
+        path: of the file.
+        file: the file, opened.
+        plane: the number of the plane of a stack; None where the file has one image.
+        max_pixels: that the image may have; None for ``MAX_PIXELS``.
+
+    Attributes:
+        series: what tifffile calls the image with its stack; of a pyramid the level in full size comes first.
+        page: the page that says how all of them are stored.
+        shape: the sizes of all axes with more than one entry, rows and columns.
+        own: which of them are the image's: rows, columns, channels.
+        axes: the same as tifffile's letters.
+        upright: whether it is stored as it is to be seen.
+
+    Raises:
+        InputError: as for :func:`read_image`.
+    """
+
+    def __init__(
+        self, path: Path, file: tifffile.TiffFile, plane: int | None = None, max_pixels: int | None = None
+    ) -> None:
         _check_pages(path, file)
         if len(file.series) != 1:
             raise InputError(f"{path} holds {len(file.series)} separate images; save each as a file of its own.")
-        series, page = file.series[0], file.series[0].keyframe
+        self.series = series = file.series[0]
+        self.page = page = series.keyframe
         # tifffile names every axis with a letter: S are samples of a pixel, C channels, Z, T, Q, ... stacks.
         shown = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "YX"]
-        axes, shape = "".join(axis for axis, _ in shown), tuple(size for _, size in shown)
-        own = [place for place, axis in enumerate(axes) if axis in _PLANE_AXES]
-        own_axes, own_shape = "".join(axes[place] for place in own), tuple(shape[place] for place in own)
-        planes = math.prod(shape) // max(1, math.prod(own_shape))
-        if own_axes not in ("YX", "YXS", "YXC", "SYX", "CYX") or (plane is None and planes > 1):
+        axes, self.shape = "".join(axis for axis, _ in shown), tuple(size for _, size in shown)
+        self.own = [place for place, axis in enumerate(axes) if axis in _PLANE_AXES]
+        self.axes = "".join(axes[place] for place in self.own)
+        planes = math.prod(self.shape) // max(1, math.prod(self.own_shape))
+        if self.axes not in ("YX", "YXS", "YXC", "SYX", "CYX") or (plane is None and planes > 1):
             raise InputError(
                 f"{path} is a stack with axes {series.axes} and shape {series.shape}, but one 2D image is needed; save "
                 "each plane as a file of its own."
             )
         if plane is not None and plane >= planes:
             raise InputError(f"{path} has {planes} planes, but none with the number {plane}.")
-        sizes = dict(zip(own_axes, own_shape))
-        _check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1))
+        sizes = dict(zip(self.axes, self.own_shape))
+        _check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1), max_pixels)
         _check_size(path, page.tilelength, page.tilewidth, 1)
-        check_unfolding(path, math.prod(shape) * page.dtype.itemsize if page.dtype else 0)
+        check_unfolding(path, math.prod(self.shape) * page.dtype.itemsize if page.dtype else 0)
         if (parts := math.prod(page.chunked)) > len(page.dataoffsets):
             raise InputError(f"{path} has {len(page.dataoffsets)} of its {parts} strips or tiles; it is damaged.")
         as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it
         if page.photometric not in _TIFF_COLOURS and not as_rgb:
             raise InputError(f"{path} has colours of the kind {page.photometric!r}; convert it to gray or RGB.")
-        image = _plane(series, shape, own, plane or 0).reshape(own_shape)
+        self._orientation = valid(page.tags.valueof(ORIENTATION_TAG))
+        self.upright = self._orientation == UPRIGHT
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """The sizes of the image's own axes, in the order of ``axes``."""
+        return tuple(self.shape[place] for place in self.own)
+
+    def as_seen(self, pixels: np.ndarray, indices: bool = False, rows: int | None = None) -> np.ndarray:
+        """Decoded pixels, or some of their rows, as :func:`read_image` gives them.
+
+        Args:
+            pixels: what is stored, in the order of ``axes``.
+            indices: whether the numbers of a palette's colours stay.
+            rows: how many there are; None for all.
+        """
+        page = self.page
+        shape = [rows if axis == "Y" and rows is not None else size for axis, size in zip(self.axes, self.own_shape)]
+        image = pixels.reshape(shape)
         alpha = page.extrasamples and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
-        image = np.moveaxis(image, 0, -1) if own_axes in ("SYX", "CYX") else image
+        image = np.moveaxis(image, 0, -1) if self.axes in ("SYX", "CYX") else image
         image = image[..., 0] if image.shape[2:] == (2,) and alpha else image
         # The palette of a file with several channels is the colour that ImageJ shows the first in.
         if page.photometric == PHOTOMETRIC.PALETTE and image.ndim == 2 and not indices:
             image = (page.colormap.T[image] >> 8).astype(np.uint8)  # palettes always have 16 bits
-        return np.ascontiguousarray(turn(image, valid(page.tags.valueof(ORIENTATION_TAG))))
+        return np.ascontiguousarray(turn(image, self._orientation))
 
 
 def _plane(series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[int], number: int) -> np.ndarray:
@@ -375,12 +423,22 @@ def _plane(series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[in
     stack = [place for place in range(len(shape)) if place not in own]
     if not stack:
         return series.asarray().reshape(shape)
+    if pages := pages_of_plane(series, shape, own, number):
+        return np.stack([page.asarray() for page in pages])
     position = dict(zip(stack, np.unravel_index(number, [shape[place] for place in stack])))
-    where = tuple(position.get(place, slice(None)) for place in range(len(shape)))
-    leading = next((n for n in range(len(shape)) if math.prod(shape[:n]) == len(series.pages)), 0)
-    if max(stack) < leading:
-        numbers = np.arange(len(series.pages)).reshape(shape[:leading])[where[:leading]]
-        pages = [series.pages[number] for number in numbers.ravel().tolist()]
-        if None not in pages:  # an OME file may say that it has pages that it lacks
-            return np.stack([page.asarray() for page in pages])
-    return series.asarray().reshape(shape)[where]
+    return series.asarray().reshape(shape)[tuple(position.get(place, slice(None)) for place in range(len(shape)))]
+
+
+def pages_of_plane(
+    series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[int], number: int
+) -> list[tifffile.TiffPage]:
+    """The pages of one plane, each a channel or all channels; none where a page has several planes or is missing."""
+    stack = [place for place in range(len(shape)) if place not in own]
+    position = dict(zip(stack, np.unravel_index(number, [shape[place] for place in stack]) if stack else ()))
+    leading = next((n for n in range(len(shape)) if math.prod(shape[:n]) == len(series.pages)), None)
+    if leading is None or max(stack, default=-1) >= leading:
+        return []
+    numbers = np.arange(len(series.pages)).reshape(shape[:leading])
+    numbers = numbers[tuple(position.get(place, slice(None)) for place in range(leading))]
+    pages = [series.pages[number] for number in numbers.ravel().tolist()]
+    return [] if None in pages else pages  # an OME file may say that it has pages that it lacks
