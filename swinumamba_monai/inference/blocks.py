@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -89,13 +90,13 @@ class BlockInference:
             least = 2 * self.margin + LABEL_TILE
             raise InputError(f"block_size is {block_size}, but blocks need margins: {least} or more, or 0 for none.")
 
-    def open(self, name: str | Sequence[str]) -> TiffRows | None:
+    def open(self, name: str | PathLike | Sequence[str | PathLike]) -> TiffRows | None:
         """The image, if it is to be predicted by blocks; to be closed.
 
         Args:
             name: path of an image, or of its channels, which are not read by blocks.
         """
-        image = open_rows(name) if self.block_size and isinstance(name, str) else None
+        image = open_rows(name) if self.block_size and isinstance(name, (str, PathLike)) else None
         if image is None or math.prod(image.shape) > 2 * self.block_size**2:
             return image
         image.close()

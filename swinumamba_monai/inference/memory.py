@@ -53,11 +53,8 @@ class MemoryNeed:
         self.num_classes = num_classes
         self.spacing = spacing
         self.postprocessing = postprocessing
-        self.advice = "cut it into parts, or use a machine with more memory"
-        if in_blocks:
-            self.advice = (
-                f"save it as a TIFF file in tiles, which is predicted in blocks (block_size); or {self.advice}"
-            )
+        blocks = "give a smaller block_size if it is a TIFF file, save it as one in tiles if not, " if in_blocks else ""
+        self.advice = f"{blocks}cut it into parts, or use a machine with more memory"
         self.saved = 4 * num_classes * probabilities
 
     def estimate(self, image: np.ndarray, meta: Mapping) -> int:

@@ -25,6 +25,7 @@ from torch import nn
 
 from swinumamba_monai.bundle_options import check_option
 from swinumamba_monai.data.files.images import MAX_CHANNELS, check_pixels
+from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError, plain_errors, quoted
@@ -172,6 +173,9 @@ class Predictor:
             raise InputError(f"{self.bundle_dir.name} takes volumes with their geometry; give the path of a file.")
         if _is_path(image):
             items = self.list_images(image) if stack else [{"image": image}]
+            if self.blocks is not None and (large := self.blocks.open(image)):
+                with large:
+                    self._check_large(large)
             with plain_errors():
                 loaded = [self._inference.load(item)["image"] for item in items]
                 return self._predict_stack(loaded) if stack else self._predict(*loaded)
@@ -182,6 +186,11 @@ class Predictor:
             raise InputError(f"the array has the shape {array.shape}; give {wanted}, C up to {MAX_CHANNELS}.")
         with plain_errors():
             return self._predict_stack(list(map(as_loaded, array))) if stack else self._predict(as_loaded(array))
+
+    def _check_large(self, image: TiffRows) -> None:
+        """Refuse an image that does not fit into memory, before it is read."""
+        needed = self._need.estimate(np.broadcast_to(np.uint8(0), image.shape), {})
+        self._need.refuse(image.path, image.shape, needed, "the command predict and predict_images go by blocks")
 
     def _predict_stack(self, loaded: Sequence[MetaTensor]) -> Prediction:
         if len(sizes := {tuple(image.shape) for image in loaded}) > 1:

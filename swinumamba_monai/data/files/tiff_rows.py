@@ -134,11 +134,12 @@ class TiffRows:
         for sample in range(samples):
             for number in range(start // tall * across, -(-stop // tall) * across):
                 index = sample * down * across + number
-                file.seek(page.dataoffsets[index])
-                encoded = file.read(page.databytecounts[index]) or None
-                part, (_, _, top, left, _), _ = form.decode(encoded, index, **options)
-                if part is None:  # a tile that the file leaves out is empty
+                if not (size := page.databytecounts[index]):  # a tile that the file leaves out is empty
                     continue
+                file.seek(page.dataoffsets[index])
+                if len(encoded := file.read(size)) < size:
+                    raise EOFError("the file ends before its tiles")
+                part, (_, _, top, left, _), _ = form.decode(encoded, index, **options)
                 part = part[0, max(start - top, 0) : stop - top, : width - left]  # tiles reach over the edges
                 first = max(top - start, 0)
                 rows[sample, first : first + part.shape[0], left : left + part.shape[1]] = part
