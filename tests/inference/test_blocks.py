@@ -16,6 +16,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Normalize
 from torch import nn
 
 from swinumamba_monai.data import ImageFileReader, InvertLightd, NormalizeLookd, ToRGBd, read_instances
+from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference import (
     BlockInference,
@@ -176,6 +177,17 @@ class TestCells:
         image[:, 60:] = np.random.default_rng(0).integers(28, 33, (300, 240))
         ids = labels_of(make(), save(image))
         assert 10 <= ids.max() <= 20 and not ids[:, 60:].any()
+
+    def test_no_more_than_a_row_of_blocks_is_read_at_a_time(self, make, save, monkeypatch):
+        image, _ = draw(1000, 75)
+        read, asked = TiffRows.read, []
+        monkeypatch.setattr(TiffRows, "read", lambda self, *rows: asked.append(rows) or read(self, *rows))
+        labels_of(make(), save(image))
+        assert {start for start, _ in asked} == {
+            *range(0, 1000, 192),
+            *range(0, 833, 64),
+        }  # for the look, for the cells
+        assert max(stop - start for start, stop in asked) == 192
 
     def test_cells_that_are_cut_are_counted(self, make, save):
         image, _ = draw(300, 500)
