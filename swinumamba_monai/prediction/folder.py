@@ -180,7 +180,7 @@ class _Job:
 
     def run(self, names: Sequence[str], progress: bool) -> Report:
         """Predict the images of these names that are not finished, and gather."""
-        report = Report(files=[f"NAME{ending}" for ending in self.endings])
+        report = Report()
         mine = {name: self.rows[name] for name in names if self._is_finished(name)}
         report.finished = len(mine)
         summary = self.folder / f"{SUMMARY}{self.suffix}.csv"
@@ -200,7 +200,7 @@ class _Job:
         report.predicted = len(waiting) - len(report.failed)
         report.objects = sum(int(row["objects"] or 0) for row in mine.values())
         report.warned = [row["image"] for row in mine.values() if row["warnings"]]
-        report.files.append(summary.name)
+        report.files = [*self._files([name for name in names if not mine[name]["error"]]), summary.name]
         if "coco" in self.formats:
             report.files.append(self._write_coco([name for name in names if not mine[name]["error"]]))
         if not self.suffix:
@@ -208,6 +208,13 @@ class _Job:
             for path in self.folder.glob(f"{SUMMARY}_*of*.csv"):
                 path.unlink()
         return report
+
+    def _files(self, names: Sequence[str]) -> list[str]:
+        """What the files of finished images are called; the masks of large ones are TIFF files."""
+        mask, *others = self.endings
+        large = [name for name in names if not self._path(name, mask).is_file()]
+        masks = [mask] * (not names or len(large) < len(names)) + [str(Path(mask).with_suffix(".tif"))] * bool(large)
+        return [f"NAME{ending}" for ending in (*masks, *others)]
 
     def _path(self, name: str, ending: str) -> Path:
         return self.folder / f"{name}{ending}"

@@ -62,6 +62,7 @@ def read_rows(file) -> list[dict[str, str]]:
 def test_the_files_are_those_of_the_whole_image(folder, tmp_path):
     report = predict_images("microscopy", [folder], tmp_path, ["masks", "geojson"], device="cpu", options=OPTIONS)
     assert report.predicted == 2 and not report.failed
+    assert report.files[:2] == ["NAME_instances.png", "NAME_instances.tif"]
     whole = Predictor(device="cpu", **{**OPTIONS, "block_size": 0})(folder / "slide.tif")
     assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith(("slide", "small"))) == [
         "slide.geojson",
