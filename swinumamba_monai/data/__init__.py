@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data.prepare.dataset": ["PrepareOptions"],
         "data.prepare.fingerprint": ["describe_fingerprint"],
         "data.prepare.inspection": ["check_pairs"],
-        "data.sampling.intensity": ["NormalizeLook", "NormalizeLookd"],
+        "data.sampling.intensity": ["InvertLightd", "NormalizeLook", "NormalizeLookd"],
         "data.sampling.slices": ["EverySliceDataset", "SliceDataset"],
         "data.sampling.transforms": ["SliceOrientationd", "SliceSpacingd", "ToRGB", "ToRGBd"],
         "data.sampling.unlabelled": ["load_unlabelled"],

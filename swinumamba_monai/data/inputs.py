@@ -28,6 +28,10 @@ class Inputs(list):
         items: dictionaries with paths, as MONAI's datasets take them.
         source: what was asked for, a path or words.
         not_taken: for each reason the names of what is passed over for it.
+
+    Attributes:
+        large: items that are not in the list, because they are too large to go the way of the others.
+        bad: a sentence on each that was left out.
     """
 
     def __init__(
@@ -36,7 +40,13 @@ class Inputs(list):
         super().__init__(items)
         self.source = source
         self.not_taken = dict(not_taken or {})
+        self.large: list[Mapping[str, str]] = []
         self.bad: list[str] = []
+
+    @property
+    def all(self) -> list[Mapping[str, str]]:
+        """The items, and those that are large."""
+        return [*self, *self.large]
 
     def log(self) -> None:
         """Say what is taken and what is not; a warning where something is not, so that it is seen in every set-up."""
@@ -47,7 +57,7 @@ class Inputs(list):
         """One line: how many are taken, and how many are not, by reason."""
         reasons = [f"{len(names)} {reason} ({_some(names)})" for reason, names in self.not_taken.items()]
         reasons += [f"{len(self.bad)} bad"] if self.bad else []
-        return f"{len(self)} taken from {self.source}; not taken: {', '.join(reasons) or 'none'}"
+        return f"{len(self.all)} taken from {self.source}; not taken: {', '.join(reasons) or 'none'}"
 
     def leave_out(self, problems: Sequence[str | None], skip_bad: bool) -> None:
         """Drop what has a problem.

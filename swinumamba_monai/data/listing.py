@@ -8,8 +8,9 @@ Each is a list of dictionaries with "image" that knows what was passed over, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from monai.config import PathLike
@@ -19,6 +20,7 @@ from monai.utils import ensure_tuple
 from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
 from swinumamba_monai.data.files.dicom_series import find_files
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
+from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
 from swinumamba_monai.data.files.volume_listing import find_volumes, result_names
 from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
@@ -31,8 +33,22 @@ Reader = ImageReader | type[ImageReader]
 Need = Callable[[object, np.ndarray, Mapping], None]  # of the name, the array and the metadata of an image
 
 
+class Blocks(Protocol):
+    """What :class:`~swinumamba_monai.inference.blocks.BlockInference` says of large images."""
+
+    def open(self, name: str | Sequence[str]) -> TiffRows | None: ...
+
+    def check(self, image: TiffRows) -> None: ...
+
+    def read_once(self, image: TiffRows) -> np.ndarray: ...
+
+
 def load_images(
-    path: PathLike, reader: Reader | None = None, skip_bad: bool = False, memory: Need | None = None
+    path: PathLike,
+    reader: Reader | None = None,
+    skip_bad: bool = False,
+    memory: Need | None = None,
+    blocks: Blocks | None = None,
 ) -> Inputs:
     """The images to run inference on.
 
@@ -43,6 +59,8 @@ def load_images(
         skip_bad: leave bad ones out, instead of refusing them all.
         memory: refuses what was read and is too large to be predicted, such as ``MemoryNeed(...).check`` of
             :mod:`swinumamba_monai.inference.memory`.
+        blocks: says by ``open`` which images are too large to be read as a whole, and checks them; they are ``large``
+            in what is returned, and not in the list.
 
     Returns:
         Dictionaries with the absolute path "image", sorted by file name for a folder. A TIFF stack gives one for each
@@ -55,7 +73,7 @@ def load_images(
     found = _list(
         path, lambda file: image_names(file) if is_image_file(file) else [], "image", IMAGE_SUFFIXES, skip_bad
     )
-    return _checked(found, reader, skip_bad, memory)
+    return _checked(found, reader, skip_bad, memory, blocks)
 
 
 def load_frames(
@@ -128,19 +146,38 @@ def load_volumes(
     return _checked(found, reader, skip_bad, memory)
 
 
-def _checked(found: Inputs, reader: Reader | None, skip_bad: bool, memory: Need | None) -> Inputs:
+def _checked(
+    found: Inputs, reader: Reader | None, skip_bad: bool, memory: Need | None, blocks: Blocks | None = None
+) -> Inputs:
+    large = [item for item in found if blocks is not None and _check_large(item["image"], blocks, read=False)]
     if reader is not None:
         reader = reader() if isinstance(reader, type) else reader
 
         def read(name: str | tuple[str, ...]) -> None:
+            if blocks is not None and _check_large(name, blocks):
+                return
             if Path(ensure_tuple(name)[0]).suffix.lower() not in VIDEO_SUFFIXES:
                 image, meta = reader.get_data(reader.read(name))
                 if memory is not None:
                     memory(ensure_tuple(name)[0], image, meta)
 
         found.check(read, skip_bad)
+    found.large = [item for item in found if item in large]
+    found[:] = [item for item in found if item not in large]
     found.log()
     return found
+
+
+def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True) -> bool:
+    """Whether an image goes by blocks; with ``read`` one that cannot is refused."""
+    image = blocks.open(name)
+    if image is None:
+        return False
+    with image:
+        if read:
+            blocks.check(image)
+            blocks.read_once(image)
+    return True
 
 
 def _list(

@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from monai.utils import MetaKeys
+from ignite.engine import Engine, Events
+from monai.data import decollate_batch
+from monai.utils import ImageMetaKey, MetaKeys
 
 from swinumamba_monai.errors import InputError
 
@@ -19,7 +21,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-__all__ = ["MemoryNeed", "free_memory"]
+__all__ = ["MemoryHandler", "MemoryNeed", "free_memory"]
 
 _CGROUPS = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
 
@@ -37,6 +39,7 @@ class MemoryNeed:
         spacing: mm of a pixel of a slice on the network's grid; None for images.
         probabilities: whether they are saved.
         postprocessing: more bytes that it takes a pixel of an image.
+        in_blocks: whether large TIFF files are predicted in blocks, which the sentence then says.
     """
 
     def __init__(
@@ -45,10 +48,13 @@ class MemoryNeed:
         spacing: Sequence[float] | None = None,
         probabilities: bool = False,
         postprocessing: int = 0,
+        in_blocks: bool = False,
     ) -> None:
         self.num_classes = num_classes
         self.spacing = spacing
         self.postprocessing = postprocessing
+        blocks = "give a smaller block_size if it is a TIFF file, save it as one in tiles if not, " if in_blocks else ""
+        self.advice = f"{blocks}cut it into parts, or use a machine with more memory"
         self.saved = 4 * num_classes * probabilities
 
     def estimate(self, image: np.ndarray, meta: Mapping) -> int:
@@ -72,13 +78,50 @@ class MemoryNeed:
         Raises:
             InputError: less memory is free than the prediction takes.
         """
-        needed, free = self.estimate(image, meta), free_memory()
+        self.refuse(name, image.shape[: 2 if self.spacing is None else 3], self.estimate(image, meta), self.advice)
+
+    @staticmethod
+    def refuse(name: object, shape: Sequence[int], needed: float, advice: str) -> None:
+        """Refuse what takes more than there is.
+
+        Args:
+            name: of the image, for the sentence.
+            shape: of the image, for the sentence.
+            needed: bytes.
+            advice: what to do, the end of the sentence.
+
+        Raises:
+            InputError: less memory is free.
+        """
+        free = free_memory()
         if free is not None and needed > free:
-            size = " x ".join(map(str, image.shape[: 2 if self.spacing is None else 3]))
+            size = " x ".join(map(str, shape))
             raise InputError(
                 f"the prediction of {name} ({size}) takes about {needed / 1e9:.1f} GB of memory, and "
-                f"{free / 1e9:.1f} GB are free; cut it into parts, or use a machine with more memory."
+                f"{free / 1e9:.1f} GB are free; {advice}."
             )
+
+
+class MemoryHandler:
+    """Handler of an evaluator that checks every image before the network sees it, for images that nobody has looked at.
+
+    Args:
+        need: what an image takes.
+    """
+
+    def __init__(self, need: MemoryNeed) -> None:
+        self.need = need
+
+    def attach(self, engine: Engine) -> None:
+        """Have it called by an engine."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for item in decollate_batch({"image": engine.state.batch["image"][:, :1, :1, :1]}):
+            meta = item["image"].meta
+            like = np.broadcast_to(np.uint8(0), [int(size) for size in meta[MetaKeys.SPATIAL_SHAPE]])
+            name = meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the image")
+            self.need.check(name, like, {MetaKeys.AFFINE: meta[MetaKeys.ORIGINAL_AFFINE]})
 
 
 def free_memory() -> int | None:

@@ -22,12 +22,16 @@ from swinumamba_monai.inference.writers import RowsFirstWriter
 CELL = "cell"
 
 
-def geojson(numbers: np.ndarray, names: Mapping[int, str] | None = None) -> dict:
+def geojson(
+    numbers: np.ndarray, names: Mapping[int, str] | None = None, corner: tuple[int, int] = (0, 0), before: int = 0
+) -> dict:
     """The polygons of a map of numbers.
 
     Args:
         numbers: map of numbers (H, W), 0 is background.
         names: names of the classes by number; None where the numbers are those of cells.
+        corner: row and column of the map's upper left pixel, of a map that is a part of an image.
+        before: how much higher the number of a cell is in the image.
 
     Returns:
         A FeatureCollection with a feature for every number: a Polygon, or a MultiPolygon where its pixels lie in
@@ -37,8 +41,8 @@ def geojson(numbers: np.ndarray, names: Mapping[int, str] | None = None) -> dict
     {'type': 'Polygon', 'coordinates': [[[1, 0], [2, 0], [2, 1], [1, 1], [1, 0]]]}
     """
     features = []
-    for number, mask, corner in regions(numbers):
-        polygons = outlines(mask, corner)
+    for number, mask, place in regions(numbers):
+        polygons = outlines(mask, (corner[0] + place[0], corner[1] + place[1]))
         kind, coordinates = ("Polygon", polygons[0]) if len(polygons) == 1 else ("MultiPolygon", polygons)
         name = CELL if names is None else names.get(number, f"class {number}")
         features.append(
@@ -47,7 +51,7 @@ def geojson(numbers: np.ndarray, names: Mapping[int, str] | None = None) -> dict
                 "geometry": {"type": kind, "coordinates": coordinates},
                 "properties": {
                     "objectType": "annotation",
-                    "name": f"{CELL} {number}" if names is None else name,
+                    "name": f"{CELL} {before + number}" if names is None else name,
                     "classification": {"name": name},
                 },
             }

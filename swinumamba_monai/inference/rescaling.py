@@ -16,7 +16,7 @@ from torch import Tensor
 from swinumamba_monai.errors import InputError, shown
 from swinumamba_monai.instances import find_cells
 
-__all__ = ["KNOWN_DIAMETERS", "RescalingInferer", "median_diameter"]
+__all__ = ["KNOWN_DIAMETERS", "RescalingInferer", "diameter_of", "median_diameter"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,11 @@ def median_diameter(ids: np.ndarray) -> float | None:
     Args:
         ids: instance ids (H, W), 0 background.
     """
-    area = np.bincount(ids.ravel())[1:]
+    return diameter_of(np.bincount(ids.ravel())[1:])
+
+
+def diameter_of(area: np.ndarray) -> float | None:
+    """The same of the numbers of pixels of the cells; those without any do not count."""
     return float(np.median(2 * np.sqrt(area[area > 0] / np.pi))) if area.any() else None
 
 

@@ -10,7 +10,7 @@ of ``SaveImaged`` as a RuntimeError that ends with its sentence.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,9 @@ from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.files.nifti import FORMS_KEY
 from swinumamba_monai.data.files.volume_writing import check_writable, write_volume
 from swinumamba_monai.errors import InputError
+
+LABEL_TILE = 256  # pixels of a side of the tiles in which a large map is written
+MAX_CLASSIC = (1 << 32) - (1 << 25)  # bytes from which on a file is BigTIFF
 
 MAX_8_BIT, MAX_16_BIT = np.iinfo(np.uint8).max, np.iinfo(np.uint16).max
 
@@ -164,6 +167,38 @@ class MapWriter(RowsFirstWriter):
     def pixels(self, array: np.ndarray) -> np.ndarray:
         maps = array.astype(np.float32)
         return maps[0] if maps.ndim == 3 and maps.shape[0] == 1 else maps
+
+
+def write_label_rows(path: PathLike, shape: tuple[int, int], rows: Iterable[np.ndarray]) -> None:
+    """Write a map of numbers that is never in memory as a whole, as a 32-bit TIFF file in tiles, zlib-compressed.
+
+    Args:
+        path: ``.tif`` file to write, whole or not at all.
+        shape: rows and columns of the map.
+        rows: parts (h, W) of it from the first row on, each but the last of whole tiles; perhaps some of no row.
+    """
+
+    def tiles() -> Iterator[np.ndarray]:
+        for part in rows:
+            for top in range(0, len(part), LABEL_TILE):
+                for left in range(0, shape[1], LABEL_TILE):
+                    piece = part[top : top + LABEL_TILE, left : left + LABEL_TILE]
+                    tile = np.zeros((LABEL_TILE, LABEL_TILE), np.uint32)
+                    tile[: piece.shape[0], : piece.shape[1]] = piece
+                    yield tile
+
+    with _writing(path) as temporary:
+        tifffile.imwrite(
+            temporary,
+            tiles(),
+            shape=shape,
+            dtype=np.uint32,
+            tile=(LABEL_TILE, LABEL_TILE),
+            photometric="minisblack",
+            compression="zlib",
+            bigtiff=4 * shape[0] * shape[1] > MAX_CLASSIC,
+            maxworkers=1,
+        )
 
 
 class VolumeWriter(ImageWriter):

@@ -24,12 +24,14 @@ from PIL import Image
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.files.images import read_image
+from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.errors import InputError, find_input_error, plain_errors, quoted, shown
 from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.folders import keep_folders, result_names
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.inference.writers import MAX_16_BIT
 from swinumamba_monai.painting import outlined
+from swinumamba_monai.prediction.large import predict_large
 from swinumamba_monai.prediction.predictor import Prediction, Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
@@ -178,7 +180,7 @@ class _Job:
 
     def run(self, names: Sequence[str], progress: bool) -> Report:
         """Predict the images of these names that are not finished, and gather."""
-        report = Report(files=[f"NAME{ending}" for ending in self.endings])
+        report = Report()
         mine = {name: self.rows[name] for name in names if self._is_finished(name)}
         report.finished = len(mine)
         summary = self.folder / f"{SUMMARY}{self.suffix}.csv"
@@ -198,7 +200,7 @@ class _Job:
         report.predicted = len(waiting) - len(report.failed)
         report.objects = sum(int(row["objects"] or 0) for row in mine.values())
         report.warned = [row["image"] for row in mine.values() if row["warnings"]]
-        report.files.append(summary.name)
+        report.files = [*self._files([name for name in names if not mine[name]["error"]]), summary.name]
         if "coco" in self.formats:
             report.files.append(self._write_coco([name for name in names if not mine[name]["error"]]))
         if not self.suffix:
@@ -207,17 +209,30 @@ class _Job:
                 path.unlink()
         return report
 
+    def _files(self, names: Sequence[str]) -> list[str]:
+        """What the files of finished images are called; the masks of large ones are TIFF files."""
+        mask, *others = self.endings
+        large = [name for name in names if not self._path(name, mask).is_file()]
+        masks = [mask] * (not names or len(large) < len(names)) + [str(Path(mask).with_suffix(".tif"))] * bool(large)
+        return [f"NAME{ending}" for ending in (*masks, *others)]
+
     def _path(self, name: str, ending: str) -> Path:
         return self.folder / f"{name}{ending}"
 
     def _is_finished(self, name: str) -> bool:
         row = self.rows.get(name)
-        return row is not None and not row["error"] and all(self._path(name, end).is_file() for end in self.endings)
+        if row is None or row["error"]:
+            return False
+        mask, *others = (self._path(name, ending) for ending in self.endings)
+        return any(file.is_file() for file in (mask, mask.with_suffix(".tif"))) and all(map(Path.is_file, others))
 
     def _predict(self, name: str) -> dict[str, object]:
         """The row of the summary, after all files of the image are written; without them if it failed."""
         row = dict.fromkeys(COLUMNS, "") | {"name": name, "image": self.names[name]}
         try:
+            if large := self._open_large(name):
+                with large:
+                    return row | self._predict_large(name, large)
             found = self.predictor(self.images[self.names[name]])
             if found.labels.max() > MAX_16_BIT and ".png" in self.saved[0]:
                 raise InputError(f"{self.names[name]} has over {MAX_16_BIT} cells; give the option output_ext=.tif.")
@@ -226,22 +241,44 @@ class _Job:
             named = self.names[name] in sentence
             return row | {"error": sentence if named else f"{self.names[name]}: {sentence}"}
         self._write(name, found)
-        row["objects"] = len(found.table["label"])
-        if row["objects"]:
-            row |= {f"{of}_mean": _text(found.table[of].mean(dtype=float)) for of in ("area", "score")}
-        return row | {"warnings": "; ".join(found.doubts)}
+        return row | _summary_of(found.table, found.doubts)
 
-    def _write(self, name: str, found: Prediction) -> None:
+    def _open_large(self, name: str) -> TiffRows | None:
+        """The image, if it is one that is predicted by blocks."""
+        return self.predictor.blocks and self.predictor.blocks.open(self.images[self.names[name]])
+
+    def _predict_large(self, name: str, image: TiffRows) -> dict[str, object]:
+        """The columns of the summary of an image that is predicted by blocks, after its files are written."""
+        if unable := set(self.formats) & {"coco", "roi"}:
+            raise InputError(
+                f"{image.path} is so large that it is predicted in blocks, which give masks and geojson, not "
+                f"{' and '.join(sorted(unable))}; leave that out of --format."
+            )
+        self._path(name, OBJECTS).parent.mkdir(parents=True, exist_ok=True)
+        polygons = self._path(name, FURTHER["geojson"]) if "geojson" in self.formats else None
+        mask = self._path(name, self.saved[0]).with_suffix(".tif")
+        found = predict_large(self.predictor.blocks, image, mask, polygons)
+        doubts = self.predictor.doubts(found.overview, found.table["area"])
+        if found.cut:
+            doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
+        self._write_table(name, found.table, found.outlines)
+        return _summary_of(found.table, doubts)
+
+    def _write_table(self, name: str, objects: Mapping[str, np.ndarray], outlines: np.ndarray) -> None:
         self._path(name, OBJECTS).parent.mkdir(parents=True, exist_ok=True)
         with (
             replacing(self._path(name, OBJECTS)) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
             table = csv.writer(file, lineterminator="\n")
-            table.writerow(found.table)
-            table.writerows([_text(value) for value in row] for row in zip(*found.table.values()))
+            table.writerow(objects)
+            table.writerows([_text(value) for value in row] for row in zip(*objects.values()))
         with replacing(self._path(name, OUTLINES)) as temporary:
-            Image.fromarray(outlined(found.image, found.labels, self.predictor.class_names is None)).save(temporary)
+            Image.fromarray(outlines).save(temporary)
+
+    def _write(self, name: str, found: Prediction) -> None:
+        outlines = outlined(found.image, found.labels, self.predictor.class_names is None)
+        self._write_table(name, found.table, outlines)
         if "geojson" in self.formats:
             with replacing(self._path(name, FURTHER["geojson"])) as temporary:
                 temporary.write_text(json.dumps(geojson(found.labels, self.predictor.class_names)), encoding="utf-8")
@@ -277,6 +314,14 @@ def _write_summary(path: Path, rows: Mapping[str, Mapping[str, object]]) -> None
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(rows.values())
+
+
+def _summary_of(table: Mapping[str, np.ndarray], doubts: Sequence[str]) -> dict[str, object]:
+    """What the row of an image says of its objects."""
+    columns: dict[str, object] = {"objects": len(table["label"]), "warnings": "; ".join(doubts)}
+    if columns["objects"]:
+        columns |= {f"{of}_mean": _text(table[of].mean(dtype=float)) for of in ("area", "score")}
+    return columns
 
 
 def _text(value: object) -> str:

@@ -11,7 +11,7 @@ import torch
 from skimage.measure import regionprops_table
 
 from swinumamba_monai.data.sampling.intensity import Look, has_bright_ground, look_of
-from swinumamba_monai.inference.rescaling import KNOWN_DIAMETERS, median_diameter
+from swinumamba_monai.inference.rescaling import KNOWN_DIAMETERS, diameter_of
 
 __all__ = ["find_doubts", "join_tables", "object_table"]
 
@@ -50,23 +50,21 @@ def join_tables(tables: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndar
     return {"slice": np.repeat(np.arange(len(tables)), lengths), **joined}
 
 
-def find_doubts(
-    image: np.ndarray, labels: np.ndarray, of_cells: bool = False, given: Collection[str] = ()
-) -> list[str]:
+def find_doubts(image: np.ndarray, area: np.ndarray, of_cells: bool = False, given: Collection[str] = ()) -> list[str]:
     """Why an answer is not to be trusted, a phrase each; none where nothing speaks against it.
 
     Args:
-        image: the image (H, W) or (H, W, C), or a volume, as it was read.
-        labels: what was found in it, 0 is background.
-        of_cells: whether the labels are numbers of cells in an image, and not classes.
+        image: the image (H, W) or (H, W, C), or a volume, as it was read; or every n-th pixel of an image.
+        area: pixels of each object that was found in it.
+        of_cells: whether the objects are cells in an image, and not classes.
         given: names of the options that were given; none of them is advised.
     """
     doubts = []
-    if not labels.any() and image.min() < image.max():
+    if not len(area) and image.min() < image.max():
         doubts.append("nothing was found, though the image is not flat")
     if not of_cells:
         return doubts
-    diameter, (smallest, largest) = median_diameter(labels), KNOWN_DIAMETERS
+    diameter, (smallest, largest) = diameter_of(area), KNOWN_DIAMETERS
     if "diameter" not in given and diameter is not None and not smallest <= diameter <= largest:
         doubts.append(
             f"the cells are {diameter:.0f} pixels across, but the network knows {smallest:.0f} to {largest:.0f}; "

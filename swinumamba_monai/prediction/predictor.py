@@ -10,8 +10,8 @@ and called as MONAI's evaluator calls them, without what it writes. So the label
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -19,17 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor, decollate_batch, list_data_collate
-from monai.networks.utils import eval_mode
-from monai.transforms import Compose, SaveImaged
+from monai.data import MetaTensor
 from monai.utils import convert_to_numpy, ensure_tuple
+from torch import nn
 
 from swinumamba_monai.bundle_options import check_option
-from swinumamba_monai.data.files.images import ImageFileReader, check_pixels
+from swinumamba_monai.data.files.images import check_pixels
 from swinumamba_monai.data.files.limits import MAX_CHANNELS
+from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError, plain_errors, quoted
+from swinumamba_monai.inference.one_image import ImageInference, as_loaded
 from swinumamba_monai.inference.polygons import class_names
 from swinumamba_monai.inference.uncertainty import class_scores
 from swinumamba_monai.prediction.location import CONFIG, find_bundle
@@ -86,6 +87,7 @@ class Predictor:
         of_volumes: whether the bundle takes volumes, from files alone, for they have a geometry.
         savers: the transforms of the config that write results.
         class_names: by number, where the bundle tells classes; None where it tells cells, each with a number.
+        blocks: predicts images that are too large for a call, by blocks; None where the bundle cannot do that.
 
     Raises:
         InputError: there is no such bundle, device or checkpoint, or the config does not have such an option.
@@ -132,17 +134,17 @@ class Predictor:
                 f"there are no weights {missing[0]}; train the bundle {self.bundle_dir.name} first, or give a "
                 "checkpoint."
             )
-        self._load, *prepare = get("preprocessing").flatten().transforms
-        self._prepare = Compose(prepare)
-        self._network, self._inferer = get("ensemble"), get("inferer")
+        self._inference = ImageInference(
+            *map(get, ("preprocessing", "ensemble", "inferer", "postprocessing")), self.device, get("amp_dtype")
+        )
         get("checkpointloader")
-        self._amp_dtype = get("amp_dtype")
-        results = get("postprocessing").flatten().transforms
-        self.savers = [transform for transform in results if isinstance(transform, SaveImaged)]
-        self._postprocess = Compose([transform for transform in results if transform not in self.savers])
-        keys = [transform.scores_key for transform in results if getattr(transform, "scores_key", None)]
-        self._scores_key = keys[0] if keys else None
-        self.class_names = None if keys else class_names(self.bundle_dir / "configs" / "metadata.json")
+        self.savers = self._inference.savers
+        of_cells = self._inference.scores_key is not None
+        self.class_names = None if of_cells else class_names(self.bundle_dir / "configs" / "metadata.json")
+        self._need = get("memory") if "memory" in self._config else None  # bundles made before 2026-11-28 have none
+        self.blocks = get("blocks") if "blocks" in self._config else None
+        if self.blocks is not None:
+            self.blocks.progress = self.progress
 
     def list_images(self, path: str | PathLike) -> Inputs:
         """What there is to predict in a file, a folder or a prepared dataset, as the bundle's inference finds it.
@@ -153,7 +155,8 @@ class Predictor:
             InputError: there is nothing that the bundle can read.
         """
         with plain_errors():
-            self._config.update({"dataset_dir": str(path), "check_images": False, "skip_bad": True})
+            listing = {"dataset_dir": str(path), "check_images": False, "skip_bad": True}
+            self._config.update(listing | ({"blocks": None} if self.blocks else {}))  # large ones are not told apart
             return self._config.get_parsed_content("dataset#data")
 
     def __call__(self, image: np.ndarray | torch.Tensor | Paths, stack: bool = False) -> Prediction:
@@ -171,8 +174,11 @@ class Predictor:
             raise InputError(f"{self.bundle_dir.name} takes volumes with their geometry; give the path of a file.")
         if _is_path(image):
             items = self.list_images(image) if stack else [{"image": image}]
+            if self.blocks is not None and (large := self.blocks.open(image)):
+                with large:
+                    self._check_large(large)
             with plain_errors():
-                loaded = [self._load(item)["image"] for item in items]
+                loaded = [self._inference.load(item)["image"] for item in items]
                 return self._predict_stack(loaded) if stack else self._predict(*loaded)
         array = check_pixels(np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image), "the array")
         channels = array.shape[3 if stack else 2 :]
@@ -180,7 +186,12 @@ class Predictor:
             wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"
             raise InputError(f"the array has the shape {array.shape}; give {wanted}, C up to {MAX_CHANNELS}.")
         with plain_errors():
-            return self._predict_stack(list(map(_as_loaded, array))) if stack else self._predict(_as_loaded(array))
+            return self._predict_stack(list(map(as_loaded, array))) if stack else self._predict(as_loaded(array))
+
+    def _check_large(self, image: TiffRows) -> None:
+        """Refuse an image that does not fit into memory, before it is read."""
+        needed = self._need.estimate(np.broadcast_to(np.uint8(0), image.shape), {})
+        self._need.refuse(image.path, image.shape, needed, "the command predict and predict_images go by blocks")
 
     def _predict_stack(self, loaded: Sequence[MetaTensor]) -> Prediction:
         if len(sizes := {tuple(image.shape) for image in loaded}) > 1:
@@ -196,30 +207,30 @@ class Predictor:
 
     def _predict(self, loaded: MetaTensor) -> Prediction:
         """What MONAI's ``SupervisedEvaluator`` does with an item of the dataset, then the table."""
+        name = loaded.meta.get("filename_or_obj", "the array")
+        if self._need is not None:
+            self._need.check(name, loaded, loaded.meta)
         image = np.array(loaded)  # a copy, for the preprocessing may work in place
-        batch = list_data_collate([self._prepare({"image": loaded})])
-        batch["image"] = inputs = batch["image"].to(self.device)
-        autocast = nullcontext() if self._amp_dtype is None else torch.autocast("cuda", dtype=self._amp_dtype)
-        windows = count_windows(self._inferer, inputs.shape[2:])
-        with eval_mode(self._network), autocast, counting(self._network, windows, self.progress) as network:
-            batch["pred"] = self._inferer(inputs, network)
-        (item,) = decollate_batch(batch)
-        data = self._postprocess(item)
+
+        def counted(network: nn.Module, shape: torch.Size) -> AbstractContextManager[Callable[..., torch.Tensor]]:
+            return counting(network, count_windows(self._inference.inferer, shape), self.progress)
+
+        item, data = self._inference(loaded, around=counted)
         del data["image"]  # as the network saw it, and where it did: an answer that is kept must not keep GPU memory
         labels = convert_to_numpy(data["pred"])[0].astype(np.int32)
-        scores = data[self._scores_key] if self._scores_key else class_scores(item["pred"])[1:]
-        doubts = tuple(find_doubts(image, labels, self.class_names is None, self._given))
+        key = self._inference.scores_key
+        table = object_table(labels, image, data[key] if key else class_scores(item["pred"])[1:], self.class_names)
+        doubts = self.doubts(image, table["area"])
         for doubt in doubts:
-            logger.warning("%s: %s", loaded.meta.get("filename_or_obj", "the array"), doubt)
-        return Prediction(labels, object_table(labels, image, scores, self.class_names), doubts, image, data)
+            logger.warning("%s: %s", name, doubt)
+        return Prediction(labels, table, doubts, image, data)
+
+    def doubts(self, image: np.ndarray, area: np.ndarray) -> tuple[str, ...]:
+        """See :func:`~swinumamba_monai.prediction.objects.find_doubts`."""
+        return tuple(find_doubts(image, area, self.class_names is None, self._given))
 
 
 def _is_path(image: object) -> bool:
     """Whether this is a path, or the paths of several channels."""
     parts = image if isinstance(image, (list, tuple)) and image else [image]
     return all(isinstance(part, (str, PathLike)) for part in parts)
-
-
-def _as_loaded(array: np.ndarray) -> MetaTensor:
-    """An array (H, W) or (H, W, C) as MONAI's ``LoadImage`` gives what it has read."""
-    return MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), ImageFileReader.metadata(array))

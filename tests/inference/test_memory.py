@@ -14,9 +14,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+from monai.bundle import ConfigWorkflow
+from scipy.ndimage import maximum_filter
 
-from swinumamba_monai.data import ImageFileReader, VolumeReader, load_images, load_volumes
-from swinumamba_monai.errors import InputError
+from swinumamba_monai import Predictor
+from swinumamba_monai.data import ImageFileReader, VolumeReader, load_images, load_volumes, read_instances
+from swinumamba_monai.errors import InputError, find_input_error
 from swinumamba_monai.inference import MemoryNeed, memory
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
@@ -83,11 +86,12 @@ class Quick(nn.Module):
         cell = x[:, :1]
         return torch.cat({"classes": [-cell, cell, 0 * cell], "flows": [-cell, cell, cell / 9, cell / 9]}[target], 1)
 
-bundle, image, out, target = sys.argv[1:]
+bundle, image, out, target, *block_size = sys.argv[1:]
 workflow = ConfigWorkflow(
     config_file=f"{bundle}/configs/inference.json", workflow_type="infer", logging_file=False, run_id="inference",
     bundle_root=bundle, dataset_dir=image, output_dir=out, network="$__import__('__main__').Quick()",
-    checkpointloader=None, device="$torch.device('cpu')", num_workers=0, output_ext=".tif", target=target
+    checkpointloader=None, device="$torch.device('cpu')", num_workers=0, output_ext=".tif", target=target,
+    **{"block_size": int(size) for size in block_size}
 )
 workflow.initialize()
 before = peak()
@@ -118,7 +122,7 @@ print(json.dumps([before, peak()]))
 def grown(code: str, *arguments: object) -> int:
     """Bytes by which the peak of a process grows while it works."""
     done = subprocess.run(
-        [sys.executable, "-c", PEAK + code, *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PEAK + code, *map(str, arguments)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     before, after = json.loads(done.stdout.splitlines()[-1])
@@ -137,6 +141,56 @@ def test_the_estimate_is_not_below_what_an_image_takes(tmp_path, target, need):
     estimated = need.estimate(image, {})
     # Beside what grows with the image there are windows, and what is imported on the way, of all images alike.
     assert estimated / 4 < measured < estimated + 300_000_000
+
+
+@linux
+def test_an_image_in_blocks_takes_no_more_than_its_blocks(tmp_path):
+    """1536 x 6144 pixels would take 1.06 GB as a whole; how little of a file is read at a time, test_blocks.py asks."""
+    image = np.zeros((1536, 6144), np.uint8)
+    image[8:-8:512, 8:-8:512] = 255
+    image = maximum_filter(image, 15)
+    tifffile.imwrite(tmp_path / "large.tif", image, tile=(512, 512), compression="zlib")
+    bundle = Path(__file__).parents[2] / "bundles" / "microscopy"
+    measured = grown(WHOLE, bundle, tmp_path / "large.tif", tmp_path / "out", "flows", 1536)
+    assert read_instances(tmp_path / "out" / "large_instances.tif").shape == image.shape
+    assert MemoryNeed(4, postprocessing=32).estimate(image, {}) > 1_050_000_000
+    assert measured < 1536 * 1536 * 112 + 1536 * 6144 * 10 + 300_000_000  # a block, its row, and what is imported
+
+
+class TestWithoutTheCheckOfImages:
+    """``check_images`` is what reads all images before; without it each is asked about when its turn comes."""
+
+    def test_the_evaluator_asks(self, large, tmp_path, monkeypatch):
+        monkeypatch.setattr(memory, "free_memory", lambda: 100_000_000)
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        bundle = Path(__file__).parents[2] / "bundles" / "microscopy"
+        workflow = ConfigWorkflow(
+            config_file=str(bundle / "configs" / "inference.json"),
+            workflow_type="infer",
+            run_id="inference",
+            logging_file=False,
+            bundle_root=str(bundle),
+            dataset_dir=str(large),
+            output_dir=str(tmp_path / "out"),
+            check_images=False,
+            num_workers=0,
+            network="$torch.nn.Identity()",
+            checkpointloader=None,
+        )
+        workflow.initialize()
+        with pytest.raises(RuntimeError) as caught:
+            workflow.run()
+        assert "large.tif (1024 x 2048) takes about 0.2 GB of memory" in str(find_input_error(caught.value))
+
+    def test_the_predictor_asks_of_files_and_arrays(self, large, monkeypatch):
+        predictor = Predictor(device="cpu", network="$torch.nn.Identity()", checkpointloader=None)
+        monkeypatch.setattr(memory, "free_memory", lambda: 100_000_000)
+        with pytest.raises(InputError, match=r"large\.tif \(1024 x 2048\) takes about 0\.2 GB"):
+            predictor(large)
+        with pytest.raises(InputError, match=r"the array \(1024 x 2048\) takes about 0\.2 GB"):
+            predictor(np.zeros((1024, 2048), np.uint8))
+        with pytest.raises(InputError, match=r"the array \(1024 x 2048\) takes about 0\.2 GB"):
+            predictor(np.zeros((2, 1024, 2048, 3), np.uint8), stack=True)
 
 
 @linux

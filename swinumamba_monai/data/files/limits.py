@@ -19,10 +19,11 @@ MAX_DEFLATE = 1032
 MAX_UNFOLDED_BYTES, MAX_UNFOLDING = 1 << 30, 50
 
 
-def check_size(path: Path, height: int, width: int, channels: int) -> None:
-    """Refuse what the header claims before any memory is reserved for it."""
-    if height * width > MAX_PIXELS:
-        raise InputError(f"{path} claims {height} x {width} pixels, but {MAX_PIXELS} is the limit; cut it into parts.")
+def check_size(path: Path, height: int, width: int, channels: int, max_pixels: int | None = None) -> None:
+    """Refuse what the header claims before any memory is reserved for it; ``max_pixels`` is ``MAX_PIXELS`` if None."""
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    if height * width > limit:
+        raise InputError(f"{path} claims {height} x {width} pixels, but {limit} is the limit; cut it into parts.")
     if channels > MAX_CHANNELS:
         raise InputError(f"{path} has {channels} channels, but {MAX_CHANNELS} is the limit; keep those that matter.")
 

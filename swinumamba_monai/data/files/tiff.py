@@ -15,7 +15,7 @@ from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
 from swinumamba_monai.data.files.limits import check_size, check_unfolding
 from swinumamba_monai.data.files.numbered import numbered
-from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, turn, valid
+from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, turn, valid
 from swinumamba_monai.errors import InputError
 
 MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages that form a circle would be followed on
@@ -73,39 +73,86 @@ def _white_as_highest(image: np.ndarray, bits: int) -> np.ndarray:
 
 def decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:
     with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name other files, which are not opened
+        tiff = TiffPlane(path, file, plane)
+        return tiff.as_seen(_plane(tiff.series, tiff.shape, tiff.own, plane or 0), indices)
+
+
+class TiffPlane:
+    """One 2D image of a TIFF file, before any pixel is decoded.
+
+    Args:
+        path: of the file.
+        file: the file, opened.
+        plane: the number of the plane of a stack; None where the file has one image.
+        max_pixels: that the image may have; None for ``MAX_PIXELS``.
+
+    Attributes:
+        series: what tifffile calls the image with its stack, in full size.
+        page: the page that says how all of them are stored.
+        shape: the sizes of all axes with more than one entry, rows and columns.
+        own: which of them are the image's: rows, columns, channels.
+        axes: the same as tifffile's letters.
+        upright: whether it is stored as it is to be seen.
+
+    Raises:
+        InputError: as for :func:`~swinumamba_monai.data.files.images.read_image`.
+    """
+
+    def __init__(
+        self, path: Path, file: tifffile.TiffFile, plane: int | None = None, max_pixels: int | None = None
+    ) -> None:
         _check_pages(path, file)
         found = _full_size(file)
         if len(found) != 1:
             raise InputError(f"{path} holds {len(found)} separate images; save each as a file of its own.")
-        series, page = found[0], found[0].keyframe
+        self.series, self.page = series, page = found[0], found[0].keyframe
         # tifffile names every axis with a letter: S are samples of a pixel, C channels, Z, T, Q, ... stacks.
         shown = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "YX"]
-        axes, shape = "".join(axis for axis, _ in shown), tuple(size for _, size in shown)
-        own = [place for place, axis in enumerate(axes) if axis in _PLANE_AXES]
-        own_axes, own_shape = "".join(axes[place] for place in own), tuple(shape[place] for place in own)
-        planes = math.prod(shape) // max(1, math.prod(own_shape))
-        if own_axes not in ("YX", "YXS", "YXC", "SYX", "CYX") or (plane is None and planes > 1):
+        axes, self.shape = "".join(axis for axis, _ in shown), tuple(size for _, size in shown)
+        self.own = [place for place, axis in enumerate(axes) if axis in _PLANE_AXES]
+        self.axes = "".join(axes[place] for place in self.own)
+        planes = math.prod(self.shape) // max(1, math.prod(self.own_shape))
+        if self.axes not in ("YX", "YXS", "YXC", "SYX", "CYX") or (plane is None and planes > 1):
             raise InputError(
                 f"{path} is a stack with axes {series.axes} and shape {series.shape}, but one 2D image is needed; save "
                 "each plane as a file of its own."
             )
         if plane is not None and plane >= planes:
             raise InputError(f"{path} has {planes} planes, but none with the number {plane}.")
-        sizes = dict(zip(own_axes, own_shape))
-        check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1))
+        sizes = dict(zip(self.axes, self.own_shape))
+        check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1), max_pixels)
         check_size(path, page.tilelength, page.tilewidth, 1)
-        check_unfolding(path, math.prod(shape) * page.dtype.itemsize if page.dtype else 0)
+        check_unfolding(path, math.prod(self.shape) * page.dtype.itemsize if page.dtype else 0)
         if (parts := math.prod(page.chunked)) > len(page.dataoffsets):
             raise InputError(f"{path} has {len(page.dataoffsets)} of its {parts} strips or tiles; it is damaged.")
         as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it
         if page.photometric not in _TIFF_COLOURS and not as_rgb:
             raise InputError(f"{path} has colours of the kind {page.photometric!r}; convert it to gray or RGB.")
-        image = _plane(series, shape, own, plane or 0).reshape(own_shape)
+        self._has_values = _has_values(file)
+        self._orientation = valid(page.tags.valueof(ORIENTATION_TAG))
+        self.upright = self._orientation == UPRIGHT
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """The sizes of the image's own axes, in the order of ``axes``."""
+        return tuple(self.shape[place] for place in self.own)
+
+    def as_seen(self, pixels: np.ndarray, indices: bool = False, rows: int | None = None) -> np.ndarray:
+        """Decoded pixels, or some of their rows, as :func:`~swinumamba_monai.data.files.images.read_image` gives them.
+
+        Args:
+            pixels: what is stored, in the order of ``axes``.
+            indices: whether the numbers of a palette's colours stay.
+            rows: how many there are; None for all.
+        """
+        page = self.page
+        shape = [rows if axis == "Y" and rows is not None else size for axis, size in zip(self.axes, self.own_shape)]
+        image = pixels.reshape(shape)
         is_bit = image.dtype == bool
-        if page.photometric == PHOTOMETRIC.MINISWHITE and (is_bit or not indices) and not _has_values(file):
+        if page.photometric == PHOTOMETRIC.MINISWHITE and (is_bit or not indices) and not self._has_values:
             image = _white_as_highest(image, page.bitspersample)
         alpha = page.extrasamples and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
-        image = np.moveaxis(image, 0, -1) if own_axes in ("SYX", "CYX") else image
+        image = np.moveaxis(image, 0, -1) if self.axes in ("SYX", "CYX") else image
         image = image[..., 0] if image.shape[2:] == (2,) and alpha else image
         # The palette of a file with several channels is the colour that ImageJ shows the first in.
         if page.photometric == PHOTOMETRIC.PALETTE and image.ndim == 2:
@@ -113,7 +160,7 @@ def decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:
             if not indices:  # palettes have 16 bits, but some programs write 8
                 bits = 0 if 0 < page.colormap.max() < 256 else 8
                 image = (page.colormap.T[image] >> bits).astype(np.uint8)
-        return np.ascontiguousarray(turn(image, valid(page.tags.valueof(ORIENTATION_TAG))))
+        return np.ascontiguousarray(turn(image, self._orientation))
 
 
 def _plane(series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[int], number: int) -> np.ndarray:
@@ -121,12 +168,22 @@ def _plane(series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[in
     stack = [place for place in range(len(shape)) if place not in own]
     if not stack:
         return series.asarray().reshape(shape)
+    if pages := pages_of_plane(series, shape, own, number):
+        return np.stack([page.asarray() for page in pages])
     position = dict(zip(stack, np.unravel_index(number, [shape[place] for place in stack])))
-    where = tuple(position.get(place, slice(None)) for place in range(len(shape)))
-    leading = next((n for n in range(len(shape)) if math.prod(shape[:n]) == len(series.pages)), 0)
-    if max(stack) < leading:
-        numbers = np.arange(len(series.pages)).reshape(shape[:leading])[where[:leading]]
-        pages = [series.pages[number] for number in numbers.ravel().tolist()]
-        if None not in pages:  # an OME file may say that it has pages that it lacks
-            return np.stack([page.asarray() for page in pages])
-    return series.asarray().reshape(shape)[where]
+    return series.asarray().reshape(shape)[tuple(position.get(place, slice(None)) for place in range(len(shape)))]
+
+
+def pages_of_plane(
+    series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[int], number: int
+) -> list[tifffile.TiffPage]:
+    """The pages of one plane, each a channel or all channels; none where a page has several planes or is missing."""
+    stack = [place for place in range(len(shape)) if place not in own]
+    position = dict(zip(stack, np.unravel_index(number, [shape[place] for place in stack]) if stack else ()))
+    leading = next((n for n in range(len(shape)) if math.prod(shape[:n]) == len(series.pages)), None)
+    if leading is None or max(stack, default=-1) >= leading:
+        return []
+    numbers = np.arange(len(series.pages)).reshape(shape[:leading])
+    numbers = numbers[tuple(position.get(place, slice(None)) for place in range(leading))]
+    pages = [series.pages[number] for number in numbers.ravel().tolist()]
+    return [] if None in pages else pages  # an OME file may say that it has pages that it lacks

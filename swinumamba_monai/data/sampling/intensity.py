@@ -6,6 +6,7 @@ bits, dim, in blue alone, or with a speck of dust in it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Mapping
 from enum import Enum
 
@@ -19,7 +20,15 @@ from torch import Tensor
 
 from swinumamba_monai.errors import InputError
 
-__all__ = ["Look", "NormalizeLook", "NormalizeLookd", "has_bright_ground", "look_of"]
+__all__ = [
+    "InvertLightd",
+    "Look",
+    "NormalizeLook",
+    "NormalizeLookd",
+    "has_bright_ground",
+    "look_of",
+    "sampling_step",
+]
 
 LOWER, UPPER = 0.5, 99.8  # percentiles that become -1 and 1
 CLIP = 3.0  # the largest value, and the least one with a minus: a few bright nuclei stand out, a speck does no harm
@@ -95,6 +104,17 @@ class NormalizeLook(Transform):
             raise InputError(f"Percentiles must be 0 <= lower < upper <= 100, not {lower} and {upper}.")
         self.lower = lower
         self.upper = upper
+        self._fitted: tuple[Look, Tensor, Tensor] | None = None
+
+    def fitted(self, img: NdarrayOrTensor) -> NormalizeLook:
+        """The same for parts of one image: all get the look that this image, or its every n-th pixel, has as a whole.
+
+        Args:
+            img: as of a call.
+        """
+        like = copy.copy(self)
+        like._fitted = self._measure(self._checked(img))
+        return like
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
         """
@@ -108,6 +128,28 @@ class NormalizeLook(Transform):
         Raises:
             InputError: another number of dimensions or channels.
         """
+        image = self._checked(img)
+        look, low, high = self._fitted or self._measure(image)
+        if look is Look.BRIGHT and image.shape[0] == 2:
+            image = torch.cat([image, torch.zeros_like(image[:1])])
+        spread = high - low
+        shows = _shows(spread)
+        least_spread = float(spread.max()) * LEAST_RANGE or 1.0
+        spread = spread.clamp_min(least_spread).to(image)[:, None, None]
+        scaled = ((image - low.to(image)[:, None, None]) / spread * 2 - 1).clamp(-CLIP, CLIP)
+        if look is not Look.BRIGHT:
+            scaled = scaled[shows if shows.any() else slice(1)].amax(0, keepdim=True)
+        return scaled if scaled.shape[0] == 3 else torch.cat([scaled] * 3)
+
+    def _measure(self, image: Tensor) -> tuple[Look, Tensor, Tensor]:
+        """The look, and the values of each channel (C,) that become -1 and 1; a stain has three channels."""
+        look = look_of(image)
+        if look is Look.BRIGHT and image.shape[0] == 2:
+            image = torch.cat([image, torch.zeros_like(image[:1])])
+        return look, *_ends(image, self.lower, self.upper)
+
+    @staticmethod
+    def _checked(img: NdarrayOrTensor) -> Tensor:
         image = convert_to_tensor(img, dtype=torch.float32, track_meta=get_track_meta())
         if image.ndim != 3:
             raise InputError(f"An image has the shape (C, H, W), but this one has {tuple(image.shape)}.")
@@ -119,18 +161,7 @@ class NormalizeLook(Transform):
         if not finite.all():
             least = image[finite].min() if finite.any() else 0.0
             image = torch.where(finite, image, least)
-        look = look_of(image)
-        if look is Look.BRIGHT and image.shape[0] == 2:
-            image = torch.cat([image, torch.zeros_like(image[:1])])
-        low, high = _ends(image, self.lower, self.upper)
-        spread = high - low
-        shows = _shows(spread)
-        least_spread = float(spread.max()) * LEAST_RANGE or 1.0
-        spread = spread.clamp_min(least_spread).to(image)[:, None, None]
-        scaled = ((image - low.to(image)[:, None, None]) / spread * 2 - 1).clamp(-CLIP, CLIP)
-        if look is not Look.BRIGHT:
-            scaled = scaled[shows if shows.any() else slice(1)].amax(0, keepdim=True)
-        return scaled if scaled.shape[0] == 3 else torch.cat([scaled] * 3)
+        return image
 
 
 def _ends(image: Tensor, lower: float, upper: float) -> tuple[Tensor, Tensor]:
@@ -148,8 +179,13 @@ def _shows(spread: Tensor) -> Tensor:
 
 def _sample(image: Tensor) -> Tensor:
     """At most about ``MANY`` pixels of each channel, (C, n), evenly spaced: for percentiles."""
-    step = max(1, int(np.ceil(np.sqrt(image[0].numel() / MANY))))
+    step = sampling_step(image[0].numel())
     return image[:, ::step, ::step].flatten(1)
+
+
+def sampling_step(pixels: int) -> int:
+    """Every how many rows and columns of an image of so many pixels its percentiles are taken from."""
+    return max(1, int(np.ceil(np.sqrt(pixels / MANY))))
 
 
 def _percentiles(values: Tensor, *percentiles: float) -> Tensor:
@@ -182,8 +218,46 @@ class NormalizeLookd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.normalize = NormalizeLook(lower, upper)
 
+    def fitted(self, data: Mapping[Hashable, NdarrayOrTensor]) -> NormalizeLookd:
+        """See :meth:`NormalizeLook.fitted`.
+
+        Args:
+            data: with one image.
+        """
+        like = copy.copy(self)
+        like.normalize = self.normalize.fitted(data[self.keys[0]])
+        return like
+
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         items = dict(data)
         for key in self.key_iterator(items):
             items[key] = self.normalize(items[key])
+        return items
+
+
+class InvertLightd(MapTransform):
+    """Make dark what is bright and the reverse: an image's largest value, less the image.
+
+    Args:
+        keys: the images.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    backend = (TransformBackends.TORCH,)
+    _largest: NdarrayOrTensor | None = None
+
+    def fitted(self, data: Mapping[Hashable, NdarrayOrTensor]) -> InvertLightd:
+        """The same for parts of one image; see :meth:`NormalizeLook.fitted`.
+
+        Args:
+            data: with one image.
+        """
+        like = copy.copy(self)
+        like._largest = data[self.keys[0]].max()
+        return like
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        items = dict(data)
+        for key in self.key_iterator(items):
+            items[key] = (items[key].max() if self._largest is None else self._largest) - items[key]
         return items

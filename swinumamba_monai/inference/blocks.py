@@ -1,0 +1,272 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cells of an image that is too large for the memory: block by block, each with a margin that its neighbours see, too.
+
+What a block shows goes through the very transforms, network, inferer and postprocessing of a whole image. Its look is
+that of the whole image, and blocks begin where windows of the bundle's size would lie in the whole image, too. A cell
+belongs to the block in whose core, which is the block without its margins, its centroid lies.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from monai.transforms import Compose, NormalizeIntensityd
+from monai.utils import convert_to_numpy
+from scipy import ndimage
+from tqdm import tqdm
+
+from swinumamba_monai.data.files.tiff_rows import TiffRows, open_rows
+from swinumamba_monai.data.sampling.intensity import sampling_step
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference.memory import MemoryNeed
+from swinumamba_monai.inference.one_image import ImageInference, as_loaded
+from swinumamba_monai.inference.rescaling import wanted_zoom
+from swinumamba_monai.inference.writers import LABEL_TILE, write_label_rows
+
+__all__ = ["Block", "BlockInference"]
+
+logger = logging.getLogger(__name__)
+
+MARGIN = 256  # pixels that a block sees of its neighbours: half a window, and four of the largest cells that are known
+MARGIN_OF_CELLS = 4  # the same in diameters, where cells are said to be larger
+SLACK = 8  # pixels beyond its core up to which a block takes a cell, if no block before it has: both may see it anew
+
+
+@dataclass(frozen=True)
+class Block:
+    """What was found in a block.
+
+    Args:
+        corner: row and column of the block's first pixel in the image.
+        image: the block (H, W) or (H, W, C), as it was read.
+        labels: numbers (H, W) of the cells that are this block's, from 1 on.
+        scores: of these cells, (n,).
+        before: how many cells are those of earlier blocks; a cell's number in the image is that much higher.
+        cut: how many of the cells reach beyond the margin, and are not whole.
+        rows: rows (h, W of the image) of the whole map that are final now, from row ``corner[0]`` on; none before the
+            last block of a row of blocks.
+    """
+
+    corner: tuple[int, int]
+    image: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    before: int
+    cut: int
+    rows: np.ndarray
+
+
+class BlockInference:
+    """Find cells in large images by blocks.
+
+    Args:
+        inference: what is done with a block.
+        need: memory that an image takes.
+        block_size: pixels of the sides of a block with its margins, made a multiple of 256. Images with more than twice
+            the pixels of a block go by blocks, if they can be read so; 0 lets none.
+        progress: whether to show the blocks.
+
+    Raises:
+        InputError: blocks too small for their margins.
+    """
+
+    def __init__(
+        self, inference: ImageInference, need: MemoryNeed, block_size: int = 4096, progress: bool = False
+    ) -> None:
+        self.inference, self.need, self.progress = inference, need, progress
+        self.diameter = inference.inferer.diameter
+        known = 0 if self.diameter in (None, "auto") else self.diameter
+        self.margin = math.ceil(max(MARGIN, MARGIN_OF_CELLS * known) / LABEL_TILE) * LABEL_TILE
+        self.block_size = block_size // LABEL_TILE * LABEL_TILE
+        if block_size and self.block_size <= 2 * self.margin:
+            least = 2 * self.margin + LABEL_TILE
+            raise InputError(f"block_size is {block_size}, but blocks need margins: {least} or more, or 0 for none.")
+
+    def open(self, name: str | PathLike | Sequence[str | PathLike]) -> TiffRows | None:
+        """The image, if it is to be predicted by blocks; to be closed.
+
+        Args:
+            name: path of an image, or of its channels, which are not read by blocks.
+        """
+        image = open_rows(name) if self.block_size and isinstance(name, (str, PathLike)) else None
+        if image is None or math.prod(image.shape) > 2 * self.block_size**2:
+            return image
+        image.close()
+        return None
+
+    def check(self, image: TiffRows) -> None:
+        """Refuse before the work what blocks cannot do, and what they cannot do with the memory there is.
+
+        Raises:
+            InputError: see above.
+        """
+        if self.diameter == "auto":
+            raise InputError(
+                f"{image.path} is so large that it is predicted in blocks, in which diameter=auto would find cells of "
+                "different sizes; give their diameter in pixels."
+            )
+        if len(self.inference.savers) > 1:
+            raise InputError(
+                f"{image.path} is so large that it is predicted in blocks, which give the cells alone; leave "
+                "save_polygons, save_probabilities and save_entropy out."
+            )
+        side = min(self.block_size, max(image.shape))
+        first = image.read(0, 1)
+        zoomed = max(wanted_zoom(self.diameter), 1) ** 2
+        needed = self.need.estimate(np.broadcast_to(np.uint8(0), (side, side)), {}) * zoomed
+        needed += side * (2 * first.nbytes + 8 * image.width)  # a row of blocks, and its labels
+        self.need.refuse(image.path, image.shape, needed, "give a smaller block_size")
+
+    def read_once(self, image: TiffRows) -> np.ndarray:
+        """Every n-th pixel, (H, W) or (H, W, C), as many as its look is made of; all of the image is read for it.
+
+        Raises:
+            InputError: a part of the file is damaged.
+        """
+        step = sampling_step(math.prod(image.shape))
+        return np.concatenate([band[-start % step :: step, ::step] for start, band in image.bands(self.block_size)])
+
+    def blocks(self, image: TiffRows, overview: np.ndarray) -> Iterator[Block]:
+        """Predict an image.
+
+        Args:
+            image: see :meth:`open`.
+            overview: see :meth:`read_once`.
+        """
+        prepare = _fitted(self.inference.prepare, overview)
+        bands, columns = self._spans(image.height), self._spans(image.width)
+        labels, cells = np.zeros((0, image.width), np.int32), 0
+        logger.info("%s: %d blocks of up to %d pixels", image.path, len(bands) * len(columns), self.block_size)
+        with tqdm(total=len(bands) * len(columns), unit="block", disable=not self.progress, leave=False) as bar:
+            for band, next_band in zip(bands, [*bands[1:], None]):
+                pixels = image.read(band.start, band.stop)
+                new = np.zeros((len(pixels) - len(labels), image.width), np.int32)
+                labels = np.concatenate([labels, new])
+                final = len(pixels) if next_band is None else next_band.start - band.start
+                for span in columns:
+                    block = pixels[:, span.start : span.stop]
+                    written = labels[:, span.start : span.stop]
+                    found, scores = self._find(block, prepare)
+                    own, cut = _own_cells(found, written, band, span)
+                    numbers = _numbers_of(found, written, own)
+                    np.copyto(written, numbers + cells, where=numbers > 0)
+                    rows = labels[: final if span is columns[-1] else 0]
+                    yield Block((band.start, span.start), block, numbers, scores[own[1:]], cells, cut, rows)
+                    cells += np.count_nonzero(own)
+                    bar.update()
+                labels = labels[final:].copy()
+
+    def run(self, items: Sequence[Mapping[str, str]]) -> None:
+        """Predict images and write their cells, as the bundle's ``inference`` does.
+
+        Args:
+            items: dictionaries with "image".
+        """
+        for item in items:
+            with self.open(item["image"]) as image:
+                self.check(image)
+                blocks, cut = self.blocks(image, self.read_once(image)), []
+
+                def rows(blocks: Iterator[Block] = blocks, cut: list[int] = cut) -> Iterator[np.ndarray]:
+                    for block in blocks:
+                        cut.append(block.cut)
+                        yield block.rows
+
+                file = self.file_of(item["image"])
+                write_label_rows(file, image.shape, rows())
+                logger.info("%s: written to %s", image.path, file)
+                if sum(cut):
+                    logger.warning("%s: %s", image.path, self.doubt(sum(cut)))
+
+    def doubt(self, cut: int) -> str:
+        """What is said of cells that are not whole."""
+        return (
+            f"{cut} cells reach over the margin of {self.margin} pixels around their block and are cut; give their "
+            "diameter, or a larger block_size"
+        )
+
+    def file_of(self, name: str) -> Path:
+        """The file of an image's cells: a TIFF file, whatever the others are, for it can be written by parts."""
+        file = Path(self.inference.savers[0].saver.folder_layout.filename(subject=name))
+        return file if file.suffix.lower() in (".tif", ".tiff") else file.with_suffix(".tif")
+
+    def _find(self, block: np.ndarray, prepare: Compose) -> tuple[np.ndarray, np.ndarray]:
+        """The cells of a block (H, W) and their scores."""
+        _, data = self.inference(as_loaded(block), prepare)
+        return convert_to_numpy(data["pred"])[0].astype(np.int32), np.asarray(data[self.inference.scores_key])
+
+    def _spans(self, size: int) -> list[_Span]:
+        """The blocks along one axis."""
+        step = self.block_size - 2 * self.margin
+        count = 1 + max(0, math.ceil((size - self.block_size) / step))
+        spans = []
+        for number in range(count):
+            first, last = number == 0, number == count - 1
+            start, stop = number * step, size if last else number * step + self.block_size
+            core = (start if first else start + self.margin, stop if last else stop - self.margin)
+            spans.append(_Span(start, stop, core, (first, last)))
+        return spans
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Rows or columns of a block: all, those of its core, and whether it begins or ends where the image does."""
+
+    start: int
+    stop: int
+    core: tuple[int, int]
+    at_edge: tuple[bool, bool]
+
+
+def _fitted(transforms: Compose, overview: np.ndarray) -> Compose:
+    """The transforms, with all that they would take from a block taken from the whole image."""
+    item, fitted = {"image": as_loaded(overview)}, []
+    for transform in transforms.transforms:
+        if isinstance(transform, NormalizeIntensityd):
+            channels = item["image"].as_tensor().float().flatten(1)
+            transform = copy.deepcopy(transform)
+            transform.normalizer.subtrahend = channels.mean(1).numpy()
+            transform.normalizer.divisor = channels.std(1, unbiased=False).numpy()
+        elif hasattr(transform, "fitted"):
+            transform = transform.fitted(item)
+        item = transform(item)
+        fitted.append(transform)
+    return Compose(fitted)
+
+
+def _own_cells(found: np.ndarray, written: np.ndarray, rows: _Span, columns: _Span) -> tuple[np.ndarray, int]:
+    """Which cells (n + 1,) of a block are its own and not there yet, and how many of them are cut."""
+    places = np.nonzero(found)
+    numbers = found[places]
+    area = np.bincount(numbers, minlength=1)
+    own = 2 * np.bincount(numbers, written[places] > 0, len(area)) <= area
+    for at, span in zip(places, (rows, columns)):
+        centre = span.start + np.bincount(numbers, at, len(area)) / np.maximum(area, 1)
+        own &= (centre >= span.core[0] - SLACK) & (centre < span.core[1] + SLACK)
+    own[0] = False
+    sides = zip((found[0], found[-1], found[:, 0], found[:, -1]), (*rows.at_edge, *columns.at_edge))
+    cut = {number for side, at_edge in sides if not at_edge for number in np.unique(side).tolist() if own[number]}
+    return own, len(cut)
+
+
+def _numbers_of(found: np.ndarray, written: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """The numbers (H, W) of a block's own cells, from 1 on, where no earlier cell is; each in one piece."""
+    numbers = np.where(own, np.cumsum(own), 0).astype(np.int32)[found]
+    trimmed = np.unique(numbers[written > 0])
+    numbers[written > 0] = 0
+    boxes = ndimage.find_objects(numbers) if trimmed.any() else []
+    for number in trimmed[trimmed > 0].tolist():
+        box = boxes[number - 1]
+        pieces, count = ndimage.label(numbers[box] == number)
+        if count > 1:
+            largest = np.bincount(pieces.ravel())[1:].argmax() + 1
+            numbers[box][(pieces > 0) & (pieces != largest)] = 0
+    return numbers

@@ -1,0 +1,125 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The files of an image that is predicted by blocks: as those of any other, gathered from what each block gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.tiff_rows import TiffRows
+from swinumamba_monai.inference.blocks import Block, BlockInference
+from swinumamba_monai.inference.polygons import geojson
+from swinumamba_monai.inference.writers import write_label_rows
+from swinumamba_monai.painting import MAX_PICTURE, outlined
+from swinumamba_monai.prediction.objects import object_table
+
+__all__ = ["LargePrediction", "predict_large"]
+
+
+@dataclass(frozen=True)
+class LargePrediction:
+    """What was found in a large image, but for its map, which is in a file.
+
+    Args:
+        table: as of a :class:`~swinumamba_monai.prediction.predictor.Prediction`, in the order of the blocks.
+        outlines: the picture, of every n-th pixel.
+        overview: every n-th pixel of the image, from which its look was taken.
+        cut: how many cells are not whole.
+    """
+
+    table: dict[str, np.ndarray]
+    outlines: np.ndarray
+    overview: np.ndarray
+    cut: int
+
+
+def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons: Path | None = None) -> LargePrediction:
+    """Predict an image by blocks.
+
+    Args:
+        blocks: which predicts them.
+        image: as ``blocks.open`` gives it.
+        file: ``.tif`` file to write, whole or not at all: the cells.
+        polygons: GeoJSON file to write likewise, or none.
+
+    Raises:
+        InputError: it cannot be predicted in blocks, or not with the memory there is; its file is damaged.
+    """
+    blocks.check(image)
+    overview = blocks.read_once(image)
+    picture, tables, cut = _Picture(image), [], []
+
+    def rows() -> Iterator[np.ndarray]:
+        for block in blocks.blocks(image, overview):
+            tables.append(_table_of(block))
+            cut.append(block.cut)
+            picture.add(block)
+            if features is not None:
+                features.add(block)
+            yield block.rows
+
+    features = None
+    if polygons is None:
+        write_label_rows(file, image.shape, rows())
+    else:
+        with replacing(polygons) as temporary, _Features(temporary) as features:
+            write_label_rows(file, image.shape, rows())
+    table = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    return LargePrediction(table, outlined(picture.image, picture.labels, one_colour=True), overview, sum(cut))
+
+
+def _table_of(block: Block) -> dict[str, np.ndarray]:
+    """The rows of a block's cells, with the places and numbers that they have in the image."""
+    table = object_table(block.labels, block.image, block.scores)
+    table["label"] += block.before
+    for axis, start in enumerate(block.corner):
+        for name in (f"centroid-{axis}", f"bbox-{axis}", f"bbox-{axis + 2}"):
+            table[name] += start
+    return table
+
+
+class _Picture:
+    """Every n-th pixel of the image and of its map, as many as a picture of outlines has."""
+
+    def __init__(self, image: TiffRows) -> None:
+        self.step = -(-max(image.shape) // MAX_PICTURE)
+        self.labels = np.zeros([-(-side // self.step) for side in image.shape], np.int32)
+        self.image: np.ndarray | None = None
+
+    def add(self, block: Block) -> None:
+        if self.image is None:
+            self.image = np.zeros((*self.labels.shape, *block.image.shape[2:]), block.image.dtype)
+        self._paste(self.image, block.image, block.corner)
+        self._paste(self.labels, block.rows, (block.corner[0], 0))
+
+    def _paste(self, whole: np.ndarray, part: np.ndarray, corner: tuple[int, int]) -> None:
+        first = [-start % self.step for start in corner]
+        part = part[first[0] :: self.step, first[1] :: self.step]
+        top, left = (-(-start // self.step) for start in corner)
+        whole[top : top + part.shape[0], left : left + part.shape[1]] = part
+
+
+class _Features:
+    """A GeoJSON file that is written feature by feature."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._count = path.open("w", encoding="utf-8"), 0
+
+    def __enter__(self) -> _Features:
+        self._file.write('{"type": "FeatureCollection", "features": [')
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.write("]}")
+        self._file.close()
+
+    def add(self, block: Block) -> None:
+        for feature in geojson(block.labels, corner=block.corner, before=block.before)["features"]:
+            self._file.write(", " * (self._count > 0) + json.dumps(feature))
+            self._count += 1

@@ -1,0 +1,139 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Images that go by blocks have the files of all others, and stand beside them in one run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+from torch import nn
+
+from swinumamba_monai.cli import main
+from swinumamba_monai.data import read_image
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference import memory
+from swinumamba_monai.painting import outlined
+from swinumamba_monai.prediction import Predictor, find_bundle, predict_images
+
+
+class Squares(nn.Module):
+    """Finds what is bright; every 4-connected piece, as three classes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([-20 * x[:, :1], 20 * x[:, :1], -20 - 0 * x[:, :1]], 1)
+
+
+OPTIONS = {
+    "network": f"$__import__('{__name__}').Squares()",
+    "checkpointloader": None,
+    "target": "classes",
+    "roi_size": [256, 256],
+    "block_size": 768,
+    "grow": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A large image of squares, some of them on the seams of its blocks, and a small one."""
+    folder = tmp_path_factory.mktemp("slides")
+    image = np.random.default_rng(0).integers(20, 25, (1200, 1100)).astype(np.uint8)
+    for top in range(5, 1190, 48):
+        for left in range(3, 1090, 36):
+            image[top : top + 9, left : left + 14] = 180 + left % 50
+    tifffile.imwrite(folder / "slide.tif", image, tile=(256, 256), compression="zlib")
+    Image.fromarray(image[:100, :120]).save(folder / "small.png")
+    return folder
+
+
+def read_rows(file) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_the_files_are_those_of_the_whole_image(folder, tmp_path):
+    report = predict_images("microscopy", [folder], tmp_path, ["masks", "geojson"], device="cpu", options=OPTIONS)
+    assert report.predicted == 2 and not report.failed
+    assert report.files[:2] == ["NAME_instances.png", "NAME_instances.tif"]
+    whole = Predictor(device="cpu", **{**OPTIONS, "block_size": 0})(folder / "slide.tif")
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith(("slide", "small"))) == [
+        "slide.geojson",
+        "slide_instances.tif",
+        "slide_objects.csv",
+        "slide_outlines.png",
+        "small.geojson",
+        "small_instances.png",
+        "small_objects.csv",
+        "small_outlines.png",
+    ]
+    labels = read_image(tmp_path / "slide_instances.tif")
+    assert len(np.unique(np.stack([labels.ravel(), whole.labels.ravel()]), axis=1).T) == 25 * 31 + 1, "one to one"
+    rows = read_rows(tmp_path / "slide_objects.csv")
+    assert [int(row["label"]) for row in rows] == list(range(1, 25 * 31 + 1))
+    others = {whole.labels[labels == int(row["label"])][0]: row for row in rows}
+    for place, label in enumerate(whole.table["label"].tolist()):
+        for name in set(whole.table) - {"label"}:
+            assert float(others[label][name]) == pytest.approx(whole.table[name][place], abs=6e-5), name
+    picture = np.asarray(Image.open(tmp_path / "slide_outlines.png"))
+    np.testing.assert_array_equal(picture, outlined(whole.image, whole.labels, one_colour=True))
+    features = json.loads((tmp_path / "slide.geojson").read_text())["features"]
+    for row, feature in zip(rows, features, strict=True):
+        corners = np.array(feature["geometry"]["coordinates"][0])
+        box = [int(row[f"bbox-{n}"]) for n in (1, 0, 3, 2)]
+        assert [*corners.min(0), *corners.max(0)] == box and feature["properties"]["name"] == f"cell {row['label']}"
+    again = predict_images("microscopy", [folder], tmp_path, ["masks", "geojson"], device="cpu", options=OPTIONS)
+    assert again.finished == 2 and again.objects == report.objects == 25 * 31 + 8
+
+
+def test_the_bundles_inference_writes_the_same(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    workflow = ConfigWorkflow(
+        config_file=str(find_bundle("microscopy") / "configs" / "inference.json"),
+        workflow_type="infer",
+        run_id="inference",
+        logging_file=False,
+        bundle_root=str(find_bundle("microscopy")),
+        dataset_dir=str(folder),
+        output_dir=str(tmp_path / "out"),
+        device="cpu",
+        num_workers=0,
+        **OPTIONS,
+    )
+    workflow.initialize()
+    workflow.run()
+    predict_images("microscopy", [folder], tmp_path / "other", device="cpu", options=OPTIONS)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["slide_instances.tif", "small_instances.png"]
+    for file in (tmp_path / "out").iterdir():
+        np.testing.assert_array_equal(read_image(file), read_image(tmp_path / "other" / file.name))
+
+
+def test_what_is_not_made_by_blocks_is_said_before_the_work(folder, tmp_path, capsys):
+    words = ["predict", "microscopy", str(folder), "--output_dir", str(tmp_path), "--format", "masks", "coco", "roi"]
+    given = ["network=$torch.nn.Identity()", "checkpointloader=None", "block_size=768"]
+    assert main([*words, "--set", *given]) == 1
+    errors = capsys.readouterr().err
+    assert (
+        "slide.tif is so large that it is predicted in blocks, which give masks and geojson, not coco and roi" in errors
+    )
+
+
+def test_a_call_says_that_the_command_goes_by_blocks(folder, monkeypatch):
+    predictor = Predictor(device="cpu", **OPTIONS)
+    monkeypatch.setattr(memory, "free_memory", lambda: 80_000_000)
+    with pytest.raises(InputError, match=r"slide\.tif \(1200 x 1100\) .* the command predict and predict_images go by"):
+        predictor(folder / "slide.tif")
+
+
+def test_nothing_is_left_of_an_image_whose_network_fails(folder, tmp_path):
+    options = {**OPTIONS, "network": "$torch.nn.MaxPool2d(2)"}
+    report = predict_images("microscopy", [folder / "slide.tif"], tmp_path, device="cpu", options=options)
+    assert len(report.failed) == 1 and "slide.tif" in report.failed[0]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["predict.json", "summary.csv"]
