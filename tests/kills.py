@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import monai.bundle  # noqa: F401 (what the forks need)
@@ -173,7 +174,10 @@ class Runner:
         process = self._fork(line, folder)
         if self._wait(process, seconds) is not None:
             return False
-        (os.killpg if workers_too else os.kill)(process, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has no group of its own yet
+            if workers_too:
+                os.killpg(process, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         return True
 
