@@ -32,7 +32,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, load
 from monai.handlers import CheckpointLoader
 from PIL import Image
 
-from swinumamba_monai import pretrained
+from swinumamba_monai import weight_files
 from swinumamba_monai.data import load_datalist, load_images, load_volumes, read_image, read_volume
 from swinumamba_monai.data.files.video import read_frames
 from swinumamba_monai.distribution import package_bundle
@@ -250,12 +250,12 @@ class TestCraftedTensors:
         torch.save({"a": torch.ones(2)}, tmp_path / "model.pt")
         for version, warns in (("2.9.1", True), ("2.10.0", False)):
             monkeypatch.setattr(torch, "__version__", version)
-            pretrained._warn_of_old_torch.cache_clear()
+            weight_files._warn_of_old_torch.cache_clear()
             caplog.clear()
             read_checkpoint(tmp_path / "model.pt")
             read_checkpoint(tmp_path / "model.pt")
             assert [version in record.message for record in caplog.records] == [True] * warns, "once"
-        pretrained._warn_of_old_torch.cache_clear()
+        weight_files._warn_of_old_torch.cache_clear()
 
     def test_a_file_that_may_not_be_read(self, tmp_path, monkeypatch):
         torch.save({"a": torch.ones(2)}, tmp_path / "model.pt")

@@ -82,7 +82,7 @@ class TestInTheNetwork:
     @TYPES
     def test_elements_are_independent(self, block_type):
         net, x = build(block_type).eval(), image(3, 1, 32, 32)
-        torch.testing.assert_close(net(x[1:2]), net(x)[1:2], rtol=0, atol=1e-5)  # float32, sums of a few hundred
+        torch.testing.assert_close(net(x[1:2]), net(x)[1:2], rtol=0, atol=4e-5)  # as the golden numbers in float32
 
     @TYPES
     def test_half_precision(self, block_type):

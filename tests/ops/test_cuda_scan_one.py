@@ -46,8 +46,8 @@ def test_few_blocks_have_many_warps(emulator, multiprocessors, warps):
 
 
 def test_no_more_warps_than_have_positions():
-    assert scan_one._count_warps("forward", 4, 100, 132) == 8
-    assert scan_one._count_warps("forward", 4, 10, 132) == 4
+    assert scan_one._shape("forward", 4, 100, 132) == (8, 2)
+    assert scan_one._shape("forward", 4, 10, 132) == (4, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
