@@ -48,7 +48,9 @@ def why_jit_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -
 def _kernels():
     from . import scan_kernels
 
-    logger.info("the first scan in each dtype on this machine compiles its loops, which takes ten seconds, or half a minute for training")
+    logger.info(
+        "the first scan in each dtype on this machine compiles its loops: ten seconds, half a minute for training"
+    )
     return scan_kernels
 
 
