@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from benchmarks.command import run_plainly
 from swinumamba_monai.errors import InputError, quoted
 
 from .packed import SUFFIX, Pack, save_pack
@@ -176,12 +177,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(make_parser().parse_args(argv))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    arguments = make_parser().parse_args(argv)
+    return run_plainly(lambda: run(arguments))
 
 
 if __name__ == "__main__":

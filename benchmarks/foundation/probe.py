@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.command import run_plainly
 from benchmarks.nuclei.train import at_least
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.devices import find_device
@@ -185,12 +186,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(make_parser().parse_args(argv))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    arguments = make_parser().parse_args(argv)
+    return run_plainly(lambda: run(arguments))
 
 
 if __name__ == "__main__":

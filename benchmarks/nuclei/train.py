@@ -30,6 +30,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from benchmarks.command import logging_to, run_plainly
 from benchmarks.record import hardware, versions
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_class_names, load_datalist
@@ -213,20 +214,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     if arguments.quick:
         vars(arguments).update(QUICK)
-    begin = time.perf_counter()
-    try:
-        arguments.output_dir.mkdir(parents=True, exist_ok=True)
-        with (arguments.output_dir / "log.txt").open("w", encoding="utf-8") as log:
 
-            def report(line: str) -> None:
-                for file in (sys.stdout, log):
-                    print(f"[{time.perf_counter() - begin:.0f} s] {line}", file=file, flush=True)
-
+    def run_with_log() -> None:
+        with logging_to(arguments.output_dir / "log.txt", "w") as report:
             run(arguments, report)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_plainly(run_with_log)
 
 
 if __name__ == "__main__":
