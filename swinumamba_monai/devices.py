@@ -11,14 +11,14 @@ from swinumamba_monai.errors import InputError
 __all__ = ["find_device"]
 
 
-def find_device(name: str | None) -> torch.device:
+def find_device(name: str | int | torch.device | None) -> torch.device:
     """The device of that name; for None a GPU if there is one, else the CPU.
 
     Raises:
         InputError: it cannot be used.
     """
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name in (None, "") else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error

@@ -180,11 +180,15 @@ class Predictor:
             with plain_errors():
                 loaded = [self._inference.load(item)["image"] for item in items]
                 return self._predict_stack(loaded) if stack else self._predict(*loaded)
-        array = check_pixels(np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image), "the array")
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu()
+        array = check_pixels(np.asarray(image), "the array")
         channels = array.shape[3 if stack else 2 :]
         if array.ndim - stack not in (2, 3) or (channels and channels[0] > MAX_CHANNELS):
             wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"
-            raise InputError(f"the array has the shape {array.shape}; give {wanted}, C up to {MAX_CHANNELS}.")
+            first = array.ndim - stack == 3 and array.shape[stack] <= MAX_CHANNELS
+            how = f"; if the channels come first, give np.moveaxis(array, {int(stack)}, -1)" if first else ""
+            raise InputError(f"the array has the shape {array.shape}; give {wanted}, C up to {MAX_CHANNELS}{how}.")
         with plain_errors():
             return self._predict_stack(list(map(as_loaded, array))) if stack else self._predict(as_loaded(array))
 
@@ -220,14 +224,14 @@ class Predictor:
         labels = convert_to_numpy(data["pred"])[0].astype(np.int32)
         key = self._inference.scores_key
         table = object_table(labels, image, data[key] if key else class_scores(item["pred"])[1:], self.class_names)
-        doubts = self.doubts(image, table["area"])
+        doubts = self.doubts(image, table)
         for doubt in doubts:
             logger.warning("%s: %s", name, doubt)
         return Prediction(labels, table, doubts, image, data)
 
-    def doubts(self, image: np.ndarray, area: np.ndarray) -> tuple[str, ...]:
+    def doubts(self, image: np.ndarray, table: Mapping[str, np.ndarray]) -> tuple[str, ...]:
         """See :func:`~swinumamba_monai.prediction.objects.find_doubts`."""
-        return tuple(find_doubts(image, area, self.class_names is None, self._given))
+        return tuple(find_doubts(image, table, self.class_names is None, self._given))
 
 
 def _is_path(image: object) -> bool:

@@ -18,8 +18,10 @@ from skimage.measure import regionprops
 
 from swinumamba_monai import Predictor
 from swinumamba_monai.data import read_image
+from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.prediction import find_bundle
+from swinumamba_monai.prediction.objects import find_doubts
 from swinumamba_monai.tasks import TASKS
 
 
@@ -69,7 +71,9 @@ def test_the_labels_are_those_of_the_bundles_inference(task, small_bundle, tmp_p
 class TestArrays:
     def test_are_as_good_as_files(self, cells, image, small_bundle):
         from_file = cells(small_bundle("microscopy").images[0])
-        for array in (image, image.tolist(), np.asfortranarray(image), image.astype(np.uint16), torch.tensor(image)):
+        weight = torch.tensor(image, dtype=torch.float32, requires_grad=True)
+        layouts = image.tolist(), np.asfortranarray(image), image.astype(np.uint16), torch.tensor(image)
+        for array in (image, *layouts, weight):
             from_array = cells(array)
             np.testing.assert_array_equal(from_array.labels, from_file.labels)
             assert all(np.array_equal(from_array.table[name], from_file.table[name]) for name in from_file.table)
@@ -128,6 +132,9 @@ class TestArrays:
         ("array", "stack", "words"),
         [
             (np.zeros((5, 40, 50)), False, r"has the shape \(5, 40, 50\); give .* stack=True"),
+            (np.zeros((3, 40, 50)), False, r"channels come first, give np.moveaxis\(array, 0, -1\)"),
+            (np.zeros((2, 3, 40, 50)), True, r"channels come first, give np.moveaxis\(array, 1, -1\)"),
+            (np.full((4, 4), -1e300), False, "beyond 3.4e38, which float32 cannot hold"),
             (np.zeros(7), False, r"has the shape \(7,\)"),
             (np.zeros((40, 50)), True, r"give \(Z, H, W\)"),
             (np.zeros((2, 40, 50, 7)), True, "C up to 4"),
@@ -185,6 +192,12 @@ class TestTable:
         assert found.doubts and "nothing was found" in caplog.text
         assert not predictor(np.full((20, 20), 7)).doubts, "in a flat image there is nothing to find"
 
+    @pytest.mark.parametrize("score, unsure", [(0.3, True), (0.6, False)])
+    def test_a_network_that_is_not_sure_says_so(self, score, unsure):
+        table = {"area": np.array([300.0, 300.0]), "score": np.array([score, score])}
+        doubts = find_doubts(np.arange(400).reshape(20, 20) ** 2, table, of_cells=True)
+        assert doubts == ["the network is not sure of what it found (mean score 0.30); look at the outlines"] * unsure
+
 
 class TestOptions:
     def test_go_to_the_config(self, small_bundle, image):
@@ -208,6 +221,12 @@ class TestOptions:
         small = small_bundle("microscopy")
         with pytest.raises(InputError, match=words):
             Predictor(**{"bundle": small.task, "checkpoint": small.checkpoint, **small.options, **given})
+
+    def test_a_device_by_number_is_a_gpu_and_never_the_cpu(self):
+        try:
+            assert find_device(0).type != "cpu"
+        except InputError as error:
+            assert "device '0' cannot be used" in str(error)
 
     def test_a_bundle_without_weights_says_so(self):
         with pytest.raises(InputError, match="train the bundle endoscopy first, or give a checkpoint"):

@@ -96,6 +96,8 @@ def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
         raise InputError(f"{source} has pixels of type {image.dtype}; convert it to integers or floats.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise InputError(f"{source} has pixels that are NaN or infinite; replace them by numbers.")
+    if image.dtype.itemsize > 4 and max(abs(float(image.min())), abs(float(image.max()))) > np.finfo(np.float32).max:
+        raise InputError(f"{source} has pixels beyond 3.4e38, which float32 cannot hold; divide them by a number.")
     return image
 
 
