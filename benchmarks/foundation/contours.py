@@ -98,6 +98,12 @@ class Shapes(NamedTuple):
         """Of the shapes, (b, n): 0 for the ground, else 1 + the style's number."""
         return torch.where(self.kind > 0, 1 + self.style.gather(1, self.kind), 0)
 
+    @property
+    def radius(self) -> Tensor:
+        """Their mean radii in pixels, (b, n)."""
+        (one, two), (three, four) = (row.unbind(-1) for row in self.matrix.unbind(-2))
+        return (one * four - two * three) ** -0.5
+
 
 def draw_shapes(draws: Draws, batch: int, size: int) -> Shapes:
     """Random shapes for so many images of so many pixels a side."""
@@ -177,7 +183,8 @@ def locate(shapes: Shapes, number: Tensor, places: Tensor) -> tuple[Tensor, Tens
         the places (b, h, w, 2), and how far out they are (b, h, w): 0 in the middle, 1 on the contour.
     """
     rows = rows_of(number)
-    own = (shapes.matrix[rows, number] * (places - shapes.centre[rows, number])[..., None, :]).sum(-1)
+    down, across = (places - shapes.centre[rows, number])[..., None].unbind(-2)
+    own = down * shapes.matrix[rows, number, :, 0] + across * shapes.matrix[rows, number, :, 1]
     count = shapes.count[rows, number]
     wedge = 2 * math.pi / count  # between two vertices
     angle = torch.atan2(own[..., 1], own[..., 0]) % (2 * math.pi)
@@ -185,7 +192,7 @@ def locate(shapes: Shapes, number: Tensor, places: Tensor) -> tuple[Tensor, Tens
     one, other = (shapes.radii[rows, number, vertex] for vertex in (first, (first + 1) % count))
     past = angle - first * wedge
     edge = one * other * wedge.sin() / (one * past.sin() + other * (wedge - past).sin())  # in this direction
-    return own, own.norm(dim=-1) / edge
+    return own, torch.hypot(*own.unbind(-1)) / edge
 
 
 def paint(shapes: Shapes, places: Tensor) -> Tensor:

@@ -83,8 +83,7 @@ def _colour(draws: Draws, shapes: Shapes, owner: Tensor, places: Tensor, coloure
     own, out = locate(shapes, owner, places)
     noise = _noise(draws, draws.uniform(*kinds, low=EXPONENT[0], high=EXPONENT[1]), size)
     noise = noise.gather(1, kind[:, None])[:, 0]
-    radius = torch.linalg.det(shapes.matrix) ** -0.5
-    waves = radius / (log_uniform(draws, WAVELENGTH, *kinds).gather(1, shapes.kind) * size)
+    waves = shapes.radius / (log_uniform(draws, WAVELENGTH, *kinds).gather(1, shapes.kind) * size)
     phase = 2 * math.pi * (own * waves[rows, owner][..., None] + draws.uniform(*waves.shape, 2)[rows, owner])
     sharpness = log_uniform(draws, SHARPNESS, *kinds)[rows, kind]
     stripes = torch.tanh(sharpness * phase[..., 0].sin())
