@@ -69,6 +69,28 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 
 
 @contextmanager
+def explained(problem: str, advice: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Make one sentence of what a library raises in a block on bad input: "PROBLEM (its error); ADVICE."
+
+    Args:
+        problem: what cannot be used, and why as far as it is known.
+        advice: what to do about it.
+        kinds: errors that bad input causes; all, where a library has no common class for them. An :class:`InputError`
+            always comes out as it is.
+
+    Raises:
+        InputError: the sentence.
+    """
+    kinds = kinds or (Exception,)
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{problem} ({quoted(error)}); {advice}.") from error
+
+
+@contextmanager
 def plain_errors() -> Iterator[None]:
     """Let the :class:`InputError` alone come out of a block, without what MONAI has wrapped it in."""
     try:

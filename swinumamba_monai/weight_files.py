@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from .atomic import replacing
-from .errors import InputError, quoted, shown
+from .errors import InputError, explained, shown
 
 __all__ = ["find_checkpoint", "find_weights", "read_checkpoint", "read_weights", "save_half_precision", "some_names"]
 
@@ -86,10 +86,8 @@ def read_checkpoint(path: str | PathLike) -> dict:
         raise InputError(f"{path} cannot be read as a checkpoint, it is corrupt or truncated.") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint with a state dict.")
-    try:
+    with explained(f"{path} holds what no checkpoint has", "it is not used", TypeError, ValueError, RuntimeError):
         size = _count_bytes(content)
-    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
-        raise InputError(f"{path} holds what no checkpoint has ({quoted(error)}); it is not used.") from error
     if size > MAX_NAMES * path.stat().st_size:
         raise InputError(f"{path} claims {size} bytes of numbers, which no file of its size holds; it is not used.")
     return content

@@ -40,7 +40,7 @@ from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.data.prepare.inspection import check_pairs
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.tasks import Task, find_task
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ DATALIST_NAME = "datalist.json"
 
 SECTIONS = ("training", "validation", "test")
 
+_NO_DATALIST = "not a datalist with images and labels"
 _PREPARE = "python -m swinumamba_monai prepare {} --source_dir ... --output_dir ..."
 
 
@@ -136,7 +137,8 @@ def load_datalist(
             f"--num_classes {len(names)}."
         )
     task = _task_of(content, path)
-    try:
+    malformed = AttributeError, KeyError, TypeError
+    with explained(f"{path} is {_NO_DATALIST}", f"run `{_PREPARE.format(task.name)}`", *malformed):
         entries = [(entry["image"], entry["label"]) for entry in content.get(section, [])]
         image_dir = path.parent / content.get("source_dir", ".")
         label_dir = path.parent / content.get("label_dir", content.get("source_dir", "."))
@@ -148,10 +150,6 @@ def load_datalist(
             }
             for image, label in entries
         ]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a datalist with images and labels ({quoted(error)}); run `{_PREPARE.format(task.name)}`."
-        ) from error
     items = Inputs(pairs, f"the {section} section of {path.parent}")
     if not items:
         raise InputError(f"{path} has no {section!r} images; its sections are {', '.join(SECTIONS)}.")
@@ -219,14 +217,10 @@ def _read(dataset_dir: PathLike) -> tuple[dict, Path]:
     prepare = _PREPARE.format("TASK")
     if not path.is_file():
         raise InputError(f"{dataset_dir} is no prepared dataset (it has no {DATALIST_NAME}); run `{prepare}`.")
-    try:
+    with explained(f"{path} is {_NO_DATALIST}", f"run `{prepare}`"):
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not a datalist with images and labels ({quoted(error)}); run `{prepare}`."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a datalist with images and labels (it is a {type(content).__name__}).")
+        if not isinstance(content, dict):
+            raise TypeError(f"it is a {type(content).__name__}")
     return content, path
 
 

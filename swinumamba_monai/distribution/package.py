@@ -34,7 +34,7 @@ import torch
 from swinumamba_monai.atomic import remove_unfinished, replacing
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.archive import write_archive
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.weight_files import find_checkpoint, read_weights
 
@@ -123,13 +123,8 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
 def read_metadata(bundle: Path) -> dict:
     """The content of ``configs/metadata.json``; an :class:`InputError` when there is no such thing."""
     path = bundle / "configs" / "metadata.json"
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{bundle} is no bundle: {path} cannot be read ({quoted(error)}).") from error
-    if not isinstance(metadata, dict):
-        raise InputError(f"{bundle} is no bundle: {path} is a {type(metadata).__name__}.")
-    return metadata
+    with explained(f"{path} cannot be read", f"{bundle} is no bundle"):
+        return {**json.loads(path.read_text(encoding="utf-8"))}  # a TypeError for what is no object
 
 
 def check_version(metadata: Mapping, bundle: Path) -> str:
@@ -199,26 +194,16 @@ def _large_files(url: str, weights: bytes) -> str:
 
 
 def _read_model_info(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({error}); give another output_dir.") from error
-    if not isinstance(info, dict):
-        raise InputError(f"{path} is no list of bundles; give another output_dir.")
-    return info
+    with explained(f"{path} cannot be read", "give another output_dir"):
+        return {**json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
 
 
 def _packed_before(output: Path, name: str) -> set[str]:
     """SHA-256 of every file in the archives of this bundle that earlier packages have left in ``output``."""
     digests = set()
     for path in output.glob(f"{name}_v*.zip"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                digests |= {hashlib.sha256(archive.read(entry)).hexdigest() for entry in archive.infolist()}
-        except Exception as error:  # zipfile, zlib and struct each have their own for what is damaged
-            raise InputError(f"{path} is no archive that can be read ({quoted(error)}); move it away.") from error
+        with explained(f"{path} is no archive that can be read", "move it away"), zipfile.ZipFile(path) as archive:
+            digests |= {hashlib.sha256(archive.read(entry)).hexdigest() for entry in archive.infolist()}
     return digests
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from monai.config import PathLike
 from scipy import stats
 
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.metrics.statistics import bootstrap_interval
 
 FEWEST = 6  # unequal cases from which on a two-sided p can be below 0.05: 2 / 2^6
@@ -139,14 +139,12 @@ def _difference(column: str, pairs: np.ndarray, seed: int) -> Difference:
 
 def read_cases(path: Path) -> dict[str, dict[str, float]]:
     """The rows of a ``metrics.csv`` by the names of their cases; an ``InputError`` for any other file."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns, rows = reader.fieldnames or (), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a table ({quoted(error)}).") from error
+    advice = "give the metrics.csv that an evaluation wrote"
+    with explained(f"{path} cannot be read as a table", advice), path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, strict=True)
+        columns, rows = reader.fieldnames or (), list(reader)
     if "name" not in columns or not rows:
-        raise InputError(f"{path} is no table of cases: give the metrics.csv that an evaluation wrote.")
+        raise InputError(f"{path} is no table of cases: {advice}.")
     table: dict[str, dict[str, float]] = {}
     for row in rows:
         name = row.pop("name")

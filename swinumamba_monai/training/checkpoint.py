@@ -21,7 +21,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from swinumamba_monai.atomic import RunLock, remove_unfinished, replacing
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.weight_files import read_checkpoint
 
@@ -81,12 +81,8 @@ def run_record(ckpt_path: str | PathLike | Sequence[str | PathLike], **facts) ->
 def _read_record(path: Path) -> dict | None:
     if not path.is_file():
         return None
-    try:
+    with explained(f"{path} cannot be read", "remove it, for it is only kept with scores"):
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be read ({quoted(error)}); remove it, for it is only kept with scores."
-        ) from error
 
 
 class TrainingCheckpoint:
@@ -281,10 +277,8 @@ class TrainingCheckpoint:
             trainer.scaler.load_state_dict(state)
 
     def _settings_of(self, state: Mapping) -> dict:
-        try:
+        with explained(f"{self.last_path} has unreadable settings", "it cannot be resumed"):
             return dict(json.loads(state.get("settings", "{}")))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"{self.last_path} has unreadable settings ({error}), it cannot be resumed.") from error
 
     def _compare_settings(self, before: dict) -> None:
         now = json.loads(self.settings)
@@ -305,7 +299,7 @@ class TrainingCheckpoint:
         rates = self.lr_scheduler.get_last_lr()
         groups = self.optimizer.state_dict()["param_groups"]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        try:
+        with explained(f"{self.last_path} holds the state of another optimizer", "it cannot be resumed"):
             if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
                 raise ValueError("of other parameters")
             like = _state_like(self.optimizer)
@@ -314,10 +308,6 @@ class TrainingCheckpoint:
                     raise ValueError(f"not with {', '.join(sorted(like))}")
                 _check_state(state, parameters[index], like)
             self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.last_path} holds the state of another optimizer ({quoted(error)}), it cannot be resumed."
-            ) from error
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate
 

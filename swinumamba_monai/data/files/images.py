@@ -22,7 +22,7 @@ from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
 from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES, JPEG_SUFFIXES, TIFF_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.tiff import decode_tiff, plane_names, tiff_orientation
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained
 
 MAX_NUMBER = 1 << 24  # whole numbers beyond it are not all exact in float32
 MAX_SCANS = 100  # of a progressive JPEG, which is decoded as often; encoders make about ten
@@ -63,16 +63,10 @@ def _read(path: PathLike, indices: bool = False) -> np.ndarray:
         raise InputError(f"{path} is not an image that can be read here; use one of {', '.join(IMAGE_SUFFIXES)}.")
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
-    try:
+    advice = f"it is damaged, truncated or not a {path.suffix.lower()} file, so replace it"
+    with explained(f"{path} cannot be decoded", advice):
         suffix = suffix_of(path)
         image = decode_tiff(path, plane, indices) if suffix in TIFF_SUFFIXES else _decode_pillow(path, suffix, indices)
-    except InputError:
-        raise
-    except Exception as error:  # there is no common class for what decoders raise on a broken file
-        raise InputError(
-            f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or not a "
-            f"{path.suffix.lower()} file, so replace it."
-        ) from error
     if image.ndim not in (2, 3):
         raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
     return check_pixels(image, path)

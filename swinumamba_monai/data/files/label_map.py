@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, shown
 
 # The classes of the paper's AbdomenMRI and Endoscopy data, in its order; 0 is background.
 ABDOMEN_CLASSES = (
@@ -42,6 +42,8 @@ ENDOSCOPY_CLASSES = (
     "vessel sealer",
     "drop-in ultrasound probe",
 )
+
+_EXAMPLE = 'write {"background": 0, "liver": 1, ...}'
 
 # The class of what is neither learnt nor scored, and its name, which is nnU-Net's.
 IGNORED, IGNORE_NAME = 255, "ignore"
@@ -131,15 +133,11 @@ def read_label_map(path: PathLike) -> LabelMap:
         InputError: The file is missing or of another form, names no background, or uses a name or number twice.
     """
     path = Path(path)
-    try:
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the JSON file of the label map.")
+    with explained(f"{path} is no label map", _EXAMPLE):
         content = json.loads(path.read_bytes())
         return parse_label_map(content.get("labels", content), path, "regions_class_order" in content)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; give the JSON file of the label map.") from error
-    except InputError:
-        raise
-    except (AttributeError, OSError, ValueError, RecursionError) as error:
-        raise _no_label_map(path, error) from error
 
 
 def as_label_map(given: LabelMap | PathLike | None) -> LabelMap | None:
@@ -147,13 +145,9 @@ def as_label_map(given: LabelMap | PathLike | None) -> LabelMap | None:
     return given if given is None or isinstance(given, LabelMap) else read_label_map(given)
 
 
-def _no_label_map(source: object, error: Exception) -> InputError:
-    return InputError(f'{source} is no label map ({quoted(error)}); write {{"background": 0, "liver": 1, ...}}.')
-
-
 def parse_label_map(content: Mapping[str, object], source: object, with_regions: bool = False) -> LabelMap:
     """The map of one of the forms that :func:`read_label_map` names; ``source`` is named in its sentences."""
-    try:
+    with explained(f"{source} is no label map", _EXAMPLE):
         by_number = all(str(key).lstrip("-").isdigit() for key in content)
         pairs = [(str(name), (int(key),)) for key, name in content.items()] if by_number else None
         if pairs is None:
@@ -161,8 +155,6 @@ def parse_label_map(content: Mapping[str, object], source: object, with_regions:
                 (str(name), tuple(int(v) for v in (value if isinstance(value, list) else [value])))
                 for name, value in content.items()
             ]
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise _no_label_map(source, error) from error
     regions = [pair for pair in pairs if 0 not in pair[1] and pair[0].lower() != IGNORE_NAME] if with_regions else []
     if regions:
         pairs = [pair for pair in pairs if pair not in regions] + _combinations(regions)

@@ -16,7 +16,7 @@ from swinumamba_monai.data.files.images import check_pixels
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import TIFF_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.tiff import TiffPlane, pages_of_plane
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import explained
 
 __all__ = ["TiffRows", "open_rows"]
 
@@ -106,14 +106,10 @@ class TiffRows:
         Raises:
             InputError: a tile or strip is damaged, or holds NaN or infinite pixels.
         """
-        try:
+        problem = f"{self.path} cannot be decoded between the rows {start} and {stop}"
+        with explained(problem, "it is damaged or truncated, so replace it"):
             pages = [self._read_page(page, start, stop) for page in self._pages]
             pixels = self._tiff.as_seen(pages[0] if len(pages) == 1 else np.stack(pages), rows=stop - start)
-        except Exception as error:  # there is no common class for what decoders raise on a broken file
-            raise InputError(
-                f"{self.path} cannot be decoded between the rows {start} and {stop} ({quoted(error)}); it is damaged "
-                "or truncated, so replace it."
-            ) from error
         return check_pixels(pixels, self.path)
 
     def bands(self, height: int) -> Iterator[tuple[int, np.ndarray]]:

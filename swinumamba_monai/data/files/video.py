@@ -20,7 +20,7 @@ from monai.utils import ImageMetaKey, ensure_tuple, optional_import
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.numbered import numbered as frame_name
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained, quoted
 
 av, _has_av = optional_import("av")
 VideoReformatter, _ = optional_import("av.video.reformatter", name="VideoReformatter")
@@ -96,20 +96,19 @@ def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
         packets, seen, last = container.demux(stream), 0, 0.0
         ended = False
         while not ended:
+            packet, frames = None, []
             try:
                 packet = next(packets, None)  # the last one is empty, and asks for the frames that are still held
             except av.FFmpegError as error:
                 lost.append(quoted(error))
-                packet = None
             ended = packet is None
             seen += packet is not None and packet.size > 0
             try:
                 frames = stream.codec_context.decode(packet)
             except EOFError:
-                frames = []
+                pass
             except av.FFmpegError as error:
                 lost.append(quoted(error))
-                frames = []
             for frame in frames:
                 last = frame.time or last
                 yield frame
@@ -123,10 +122,8 @@ def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
 
 def _to_rgb(frame: av.VideoFrame, path: Path) -> np.ndarray:
     """The pixels of a frame (H, W, 3), as they are to be seen."""
-    try:
+    with explained(f"{path} cannot be converted to RGB", "convert or replace it"):
         pixels = VideoReformatter().reformat(frame, format="rgb24").to_ndarray()
-    except Exception as error:  # of FFmpeg, and of PyAV on what it cannot convert
-        raise InputError(f"{path} cannot be converted to RGB ({quoted(error)}); convert or replace it.") from error
     turns, rest = divmod(round(frame.rotation), 90)
     if rest:
         raise InputError(f"{path} is to be turned by {frame.rotation} degrees; save it upright.")
@@ -194,12 +191,8 @@ def _open(path: Path):
         raise InputError(f"{path} does not exist; check the path.")
     if not _has_av:
         raise InputError(f"{path} is a video, which needs PyAV; install swinumamba-monai[video].")
-    try:
+    with explained(f"{path} cannot be opened as a video", "it is damaged or of another kind, so replace it"):
         container = av.open(f"file:{path.absolute()}", options=_ALONE)
-    except Exception as error:
-        raise InputError(
-            f"{path} cannot be opened as a video ({quoted(error)}); it is damaged or of another kind, so replace it."
-        ) from error
     if not container.streams.video:
         container.close()
         raise InputError(f"{path} is a video without frames (it has no picture stream); replace it.")

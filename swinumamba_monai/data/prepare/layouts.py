@@ -11,7 +11,7 @@ from pathlib import Path
 
 from swinumamba_monai.data.files.label_map import LabelMap, parse_label_map, select_classes
 from swinumamba_monai.data.prepare.dataset import FoundPairs, match_by_name
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained
 
 # The folders of a Decathlon-like dataset and the section that each is; AMOS 2022 alone has Va.
 _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
@@ -132,12 +132,10 @@ def _is_further_channel(name: str) -> bool:
 def read_dataset_json(source: Path) -> dict:
     """What ``dataset.json`` says, empty where there is none."""
     path = source / "dataset.json"
-    try:
+    with explained(f"{path} cannot be read", "correct it or give a label map"):
         content = json.loads(path.read_bytes()) if path.is_file() else {}
         if not isinstance(content, dict):
             raise TypeError("no object")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({quoted(error)}); correct it or give a label map.") from error
     return content
 
 
