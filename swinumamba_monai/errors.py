@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -43,6 +43,28 @@ def shown(text: object) -> str:
 def quoted(error: BaseException) -> str:
     """An error of a library as part of a sentence: its class and its message, as :func:`shown`."""
     return f"{type(error).__name__}: {shown(error)}"
+
+
+def listed(names: Iterable[object], most: int = 3) -> str:
+    """The first of some names, each as :func:`shown`, and how many more there are.
+
+    >>> listed("abcde")
+    'a, b, c and 2 more'
+    """
+    names = list(names)
+    return ", ".join(map(shown, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def check_known(kind: str, names: Iterable[object], known: Iterable[str]) -> None:
+    """Refuse a name that is not among the known ones, which the sentence lists.
+
+    Raises:
+        InputError: there is no such thing of this kind.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise InputError(f"there is no {kind} '{shown(name)}'; choose from {', '.join(known)}.")
 
 
 # What is left of the error after a DataLoader's worker or MONAI's SaveImage has turned its traceback into text.

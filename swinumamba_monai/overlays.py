@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import check_known
 
 __all__ = ["OVERLAYS", "overlay_path"]
 
@@ -23,6 +23,5 @@ def overlay_path(name: str) -> Path:
     Raises:
         InputError: there is none of that name.
     """
-    if name not in OVERLAYS:
-        raise InputError(f"there is no overlay '{name}'; choose one of {', '.join(OVERLAYS)}.")
+    check_known("overlay", [name], OVERLAYS)
     return OVERLAYS[name]

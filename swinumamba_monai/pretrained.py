@@ -16,11 +16,11 @@ from os import PathLike
 import torch.nn as nn
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, listed
 from .networks.encoders import name_encoder
 from .networks.umamba import first_name
 from .networks.vmamba import as_linear
-from .weight_files import find_weights, read_checkpoint, some_names
+from .weight_files import find_weights, read_checkpoint
 
 __all__ = ["LoadReport", "load_pretrained"]
 
@@ -119,7 +119,7 @@ def load_pretrained(
             "not all of one; take one of those, whole."
         )
     else:
-        found = f"its names start with {some_names(weights)}"
+        found = f"its names start with {listed(weights)}"
         raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint ({found}).")
 
     if decoder:
@@ -240,7 +240,7 @@ def _check_fit(source: str, kind: str, weights: Mapping, own: Mapping, required:
     unknown = [name for name in weights if name not in own]
     absent = [name for name in required if name not in weights]
     if unknown or absent:
-        detail = f"the network has no {some_names(unknown)}" if unknown else f"the {kind} lacks {some_names(absent)}"
+        detail = f"the network has no {listed(unknown)}" if unknown else f"the {kind} lacks {listed(absent)}"
         raise InputError(f"{source} is not of this network: {detail}; check its class and depths.")
     for name, weight in weights.items():
         if weight.shape != own[name].shape:

@@ -8,7 +8,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from .atomic import replacing
-from .errors import InputError, explained, shown
+from .errors import InputError, explained, listed
 
-__all__ = ["find_checkpoint", "find_weights", "read_checkpoint", "read_weights", "save_half_precision", "some_names"]
+__all__ = ["find_checkpoint", "find_weights", "read_checkpoint", "read_weights", "save_half_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
     weights = read_weights(source)
     half = {name: (w.half() if w.is_floating_point() else w).contiguous().clone() for name, w in weights.items()}
     if spoilt := [name for name, weight in half.items() if not weight.isfinite().all()]:
-        raise InputError(f"{source} cannot be halved: {some_names(spoilt)} would not be finite in float16.")
+        raise InputError(f"{source} cannot be halved: {listed(spoilt)} would not be finite in float16.")
     with replacing(target) as temporary:
         temporary.write_bytes(safetensors.torch.save(half))  # its save_file makes files that their owner alone can read
     return target.stat().st_size
@@ -225,12 +225,6 @@ def find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
         raise InputError(f"{source} holds several networks under one name; save the one that is wanted alone.")
     strangers = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if not weights or strangers:
-        found = f" (found {some_names(strangers)})" if strangers else ""
+        found = f" (found {listed(strangers)})" if strangers else ""
         raise InputError(f"{source} holds no weights of a network{found}.")
     return weights
-
-
-def some_names(names: Iterable[str]) -> str:
-    """The first three of a file's names, for a sentence on them, and how many more there are."""
-    names = list(names)
-    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

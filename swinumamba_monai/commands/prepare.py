@@ -38,17 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import data
 
-    names = (
-        "val_fraction",
-        "test_fraction",
-        "seed",
-        "fold",
-        "skip_bad",
-        "mask_threshold",
-        "series",
-        "nan",
-        "label_grid",
-    )
+    names = "val_fraction test_fraction seed fold skip_bad mask_threshold series nan label_grid".split()
     options = data.PrepareOptions(**{name: getattr(arguments, name) for name in names}, progress=_show_progress)
     task = find_task(arguments.task)
     made = task.prepare(arguments.source_dir, arguments.output_dir, options, arguments.label_map)

@@ -5,7 +5,7 @@
 import argparse
 from pathlib import Path
 
-from swinumamba_monai.commands.choices import check_encoders, check_systems
+from swinumamba_monai.errors import check_known
 from swinumamba_monai.tasks import TASKS, find_task
 
 
@@ -54,9 +54,13 @@ def _complexity(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import analysis
     from swinumamba_monai.atomic import check_output_folder
     from swinumamba_monai.devices import find_device
+    from swinumamba_monai.networks import ENCODERS, SYSTEMS
     from swinumamba_monai.reports import write_table
 
-    systems, encoders = check_systems(arguments.systems), check_encoders(arguments.encoders)
+    systems = arguments.systems or list(SYSTEMS)
+    encoders = list(ENCODERS)[1:] if arguments.encoders is None else arguments.encoders
+    check_known("network", systems, SYSTEMS)
+    check_known("encoder", encoders, ENCODERS)
     check_output_folder(arguments.output_dir)
     rows = analysis.complexity_rows(arguments.tasks, systems, encoders)
     columns, notes = analysis.COMPLEXITY_COLUMNS, analysis.COMPLEXITY_NOTES

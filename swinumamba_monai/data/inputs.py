@@ -11,14 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from swinumamba_monai.data.files.hidden import is_hidden
-from swinumamba_monai.errors import InputError, shown
+from swinumamba_monai.errors import InputError, listed, shown
 
 __all__ = ["Inputs", "not_taken_of", "refuse_or_leave_out"]
 
 logger = logging.getLogger(__name__)
 
 MAX_THREADS = 4  # that decode at a time: each holds a whole file
-MAX_NAMED = 3  # files of one reason
 
 
 class Inputs(list):
@@ -55,7 +54,7 @@ class Inputs(list):
 
     def summary(self) -> str:
         """One line: how many are taken, and how many are not, by reason."""
-        reasons = [f"{len(names)} {reason} ({_some(names)})" for reason, names in self.not_taken.items()]
+        reasons = [f"{len(names)} {reason} ({listed(names)})" for reason, names in self.not_taken.items()]
         reasons += [f"{len(self.bad)} bad"] if self.bad else []
         return f"{len(self.all)} taken from {self.source}; not taken: {', '.join(reasons) or 'none'}"
 
@@ -134,7 +133,3 @@ def not_taken_of(paths: Iterable[Path]) -> dict[str, list[str]]:
             reason = f"{shown(path.suffix.lower())} files" if path.suffix else "files without a suffix"
         reasons.setdefault(reason, []).append(path.name)
     return reasons
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(shown(name) for name in names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from swinumamba_monai.errors import InputError, is_bundle_command, report_plainly
+from swinumamba_monai.errors import InputError, is_bundle_command, listed, report_plainly
 from swinumamba_monai.ops.backends import is_exporting
 
 from .cuda_graphs import CUDAGraphs
@@ -97,12 +97,9 @@ class BaseNetwork:
             name for name, tensor in state_dict.items() if _place_of(tensor) and _place_of(tensor) == places.get(name)
         ]
         if kept:
-            names = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
+            why = "none of their name and size was given"
             logger.warning(
-                "%d of %d tensors stay as they were, because none of their name and size was given: %s",
-                len(kept),
-                len(places),
-                names,
+                "%d of %d tensors stay as they were, because %s: %s", len(kept), len(places), why, listed(kept)
             )
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 

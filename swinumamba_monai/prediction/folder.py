@@ -25,7 +25,7 @@ from PIL import Image
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.tiff_rows import TiffRows
-from swinumamba_monai.errors import InputError, find_input_error, plain_errors, quoted, shown
+from swinumamba_monai.errors import InputError, check_known, find_input_error, plain_errors, quoted
 from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.folders import keep_folders, result_names
 from swinumamba_monai.inference.polygons import geojson
@@ -99,8 +99,7 @@ def predict_images(
     number, count = share
     if not 1 <= number <= count:
         raise InputError(f"share {number}/{count} is none; the shares of 8 are 1/8 to 8/8.")
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise InputError(f"there is no format '{shown(unknown[0])}'; choose from {', '.join(FORMATS)}.")
+    check_known("format", formats, FORMATS)
     if any(Path(path).is_dir() and Path(path).resolve() == Path(output_dir).resolve() for path in images):
         raise InputError(
             f"{output_dir} holds the images; give another output folder, or results become images next time."

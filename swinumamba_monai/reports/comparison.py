@@ -13,7 +13,7 @@ import numpy as np
 from monai.config import PathLike
 from scipy import stats
 
-from swinumamba_monai.errors import InputError, explained, shown
+from swinumamba_monai.errors import InputError, explained, listed, shown
 from swinumamba_monai.metrics.statistics import bootstrap_interval
 
 FEWEST = 6  # unequal cases from which on a two-sided p can be below 0.05: 2 / 2^6
@@ -67,7 +67,7 @@ def compare(a: PathLike, b: PathLike, columns: Sequence[str] | None = None, seed
     """
     table_a, table_b = read_cases(Path(a)), read_cases(Path(b))
     only = {a: [name for name in table_a if name not in table_b], b: [name for name in table_b if name not in table_a]}
-    if parts := [f"only {path} has {_few(names)}" for path, names in only.items() if names]:
+    if parts := [f"only {path} has {listed(names)}" for path, names in only.items() if names]:
         raise InputError(f"The files hold different cases: {'; '.join(parts)}. Evaluate both runs on the same section.")
     shared = [column for column in next(iter(table_a.values())) if column in next(iter(table_b.values()))]
     missing = [column for column in columns or () if column not in shared]
@@ -157,7 +157,3 @@ def read_cases(path: Path) -> dict[str, dict[str, float]]:
                 f"{path} has something other than one number per column for case '{shown(name)}'."
             ) from error
     return table
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinumamba_monai.errors import InputError, shown
+from swinumamba_monai.errors import InputError, check_known
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -151,6 +151,5 @@ def find_task(name: object) -> Task:
     Raises:
         InputError: there is none; the sentence lists them.
     """
-    if not isinstance(name, str) or name not in TASKS:
-        raise InputError(f"there is no task '{shown(name)}'; choose from {', '.join(TASKS)}.")
+    check_known("task", [name], TASKS)
     return TASKS[name]

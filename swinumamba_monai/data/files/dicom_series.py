@@ -18,7 +18,7 @@ from monai.utils import optional_import
 from swinumamba_monai.data.files.dicom_parts import NO_NAME, PART_TAGS, copies_in, parts_of
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
 from swinumamba_monai.data.files.hidden import is_hidden
-from swinumamba_monai.errors import InputError, shown
+from swinumamba_monai.errors import InputError, listed, shown
 
 if TYPE_CHECKING:
     import pydicom
@@ -136,9 +136,8 @@ def find_series(folder: Path) -> list[Series]:
             aside |= dict.fromkeys(group, "slices in other directions, like a localizer's")
             del groups[key]
     if aside:
-        names = ", ".join(f"{file.name} ({reason})" for file, reason in list(aside.items())[:_MAX_LISTED])
-        more = ", ..." if len(aside) > _MAX_LISTED else ""
-        logger.warning("%s: %d of %d DICOM files are set aside: %s%s", folder, len(aside), len(files), names, more)
+        names = listed((f"{file.name} ({reason})" for file, reason in aside.items()), _MAX_LISTED)
+        logger.warning("%s: %d of %d DICOM files are set aside: %s", folder, len(aside), len(files), names)
     series = [
         _series(key, group, broken, words)
         for name, whole in groups.items()
@@ -167,10 +166,10 @@ def choose_series(folder: Path, found: Sequence[Series], wanted: str | None = No
         return chosen
     if not found:
         raise InputError(f"{folder} has no DICOM file of an image; give a NIfTI file or the folder of a DICOM series.")
-    listed = ", ".join(map(str, found[:_MAX_LISTED])) + (", ..." if len(found) > _MAX_LISTED else "")
+    series = listed(found, _MAX_LISTED)
     none = f", but none is {shown(wanted)}" if wanted is not None else ""
     raise InputError(
-        f"{folder} has slices of {len(found)} series: {listed}{none}; choose with --series, by number, UID or a "
+        f"{folder} has slices of {len(found)} series: {series}{none}; choose with --series, by number, UID or a "
         "part of the name, or take --series all."
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.errors import InputError, explained, shown
+from swinumamba_monai.errors import InputError, explained, listed, shown
 
 # The classes of the paper's AbdomenMRI and Endoscopy data, in its order; 0 is background.
 ABDOMEN_CLASSES = (
@@ -107,11 +107,10 @@ class LabelMap:
         class_of = {number: index for index, ids in enumerate(self.ids) for number in ids}
         class_of |= dict.fromkeys(self.ignored, IGNORED)
         if unknown := [number for number in found.tolist() if number not in class_of]:
-            shown = ", ".join(f"{number:g}" for number in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            known = ", ".join(str(number) for number in sorted(class_of))
+            known = ", ".join(map(str, sorted(class_of)))
             raise InputError(
-                f"{name} has the label ids {shown}, but the label map has {known}; give them a class, or list them "
-                'under "background", in the label map.'
+                f"{name} has the label ids {listed(unknown, 5)}, but the label map has {known}; give them a class, or "
+                'list them under "background", in the label map.'
             )
         classes = np.array([class_of[number] for number in found.tolist()], dtype=np.uint8)
         return classes[np.searchsorted(found, label)]

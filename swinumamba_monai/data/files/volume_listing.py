@@ -19,7 +19,7 @@ from swinumamba_monai.data.files.dicom_series import (
     list_series,
 )
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def find_volumes(
     written = result_names([volume_name(file) for file in files] + [Path(name).stem for name in found])
     results = [file for file in files if volume_name(file) in written]
     if results:
-        names = ", ".join(file.name for file in results[:3]) + (", ..." if len(results) > 3 else "")
+        names = listed(file.name for file in results)
         logger.warning("%s: %d results of earlier runs are not taken: %s", path, len(results), names)
     grouped = _group_channels([file for file in files if file not in results], channels, problems)
     return sorted([*grouped, *found], key=lambda name: name if isinstance(name, str) else name[0])

@@ -14,6 +14,7 @@ import numpy as np
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.prepare.inspection import PairReport
 from swinumamba_monai.data.prepare.plan import propose_2d
+from swinumamba_monai.errors import listed
 
 FINGERPRINT_NAME = "fingerprint.json"
 
@@ -103,11 +104,10 @@ def describe_fingerprint(content: Mapping) -> str:
     def joined(values: Sequence[float]) -> str:
         return " x ".join(f"{value:g}" for value in values)
 
-    sizes = ", ".join(f"{size} ({count})" for size, count in list(content["sizes"].items())[:3])
-    more = ", ..." if len(content["sizes"]) > 3 else ""
+    sizes = listed(f"{size} ({count})" for size, count in content["sizes"].items())
     lines = [
         f"training and validation: {content['cases']} images, median size {joined(content['size_median'])}",
-        f"sizes: {sizes}{more}; data types: {', '.join(content['dtypes'])}",
+        f"sizes: {sizes}; data types: {', '.join(content['dtypes'])}",
     ]
     if "axes" in content:
         axes = ", ".join(content["axes"])

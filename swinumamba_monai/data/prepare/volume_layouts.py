@@ -17,7 +17,7 @@ from swinumamba_monai.data.files.label_map import LabelMap, select_classes
 from swinumamba_monai.data.files.volume_writing import write_volume
 from swinumamba_monai.data.files.volumes import read_volume_label
 from swinumamba_monai.data.prepare.dataset import FoundPairs
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, listed
 
 # The gray values of CHAOS's organs in MRI, each with those around it.
 _CHAOS_ORGANS = {"liver": (55, 70), "right kidney": (110, 135), "left kidney": (175, 200), "spleen": (240, 255)}
@@ -130,8 +130,8 @@ def _by_name(structures: Sequence[str], given: LabelMap) -> LabelMap:
     """The map of numbers from 1 on, in the order of ``structures``, to the classes of these names."""
     selected = select_classes(LabelMap.of_names(["background", *structures]), given.names)
     if selected is None:
-        listed = ", ".join(list(structures)[:5]) + (", ..." if len(structures) > 5 else "")
-        raise InputError(f"the label map has a name that is no structure of this dataset; it has {listed}.")
+        names = listed(structures, 5)
+        raise InputError(f"the label map has a name that is no structure of this dataset; it has {names}.")
     return selected
 
 
