@@ -97,7 +97,8 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
     address = f"{release_url.rstrip('/')}/" if release_url else ""
     asset = output / f"{stem}_model.pt"
     if weights is not None:
-        files[LARGE_FILES] = _large_files(f"{address}{asset.name}", weights).encode()
+        entry = f'- path: "{WEIGHTS}"\n  url: "{address}{asset.name}"\n  hash_val: "{_sha256(weights)}"'
+        files[LARGE_FILES] = f'large_files:\n{entry}\n  hash_type: "sha256"\n'.encode()
     whole = files | ({} if weights is None else {WEIGHTS: weights})
     contents = {"models": files, "huggingface": whole}
     packed = _packed_before(output, bundle.name)
@@ -114,7 +115,7 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
     _write(output / MODEL_INFO, (json.dumps(dict(sorted(info.items())), indent=4) + "\n").encode())
     return Package(
         archive=archive,
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=_sha256(content),
         weights=None if weights is None else asset,
         huggingface_dir=output / "huggingface",
     )
@@ -188,9 +189,8 @@ def _weights(bundle: Path) -> bytes | None:
     return stream.getvalue()
 
 
-def _large_files(url: str, weights: bytes) -> str:
-    sha256 = hashlib.sha256(weights).hexdigest()
-    return f'large_files:\n- path: "{WEIGHTS}"\n  url: "{url}"\n  hash_val: "{sha256}"\n  hash_type: "sha256"\n'
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _read_model_info(path: Path) -> dict:
@@ -203,7 +203,7 @@ def _packed_before(output: Path, name: str) -> set[str]:
     digests = set()
     for path in output.glob(f"{name}_v*.zip"):
         with explained(f"{path} is no archive that can be read", "move it away"), zipfile.ZipFile(path) as archive:
-            digests |= {hashlib.sha256(archive.read(entry)).hexdigest() for entry in archive.infolist()}
+            digests |= {_sha256(archive.read(entry)) for entry in archive.infolist()}
     return digests
 
 
@@ -223,7 +223,7 @@ def _stale_files(folder: Path, files: Mapping[str, bytes], packed: set[str]) -> 
         if not path.is_file():
             continue
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()
-        if content != files.get(name) and hashlib.sha256(content).hexdigest() not in packed:
+        if content != files.get(name) and _sha256(content) not in packed:
             raise InputError(
                 f"{path} is not as a package of this bundle left it; move it away or give another output_dir."
             )

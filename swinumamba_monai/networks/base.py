@@ -97,10 +97,8 @@ class BaseNetwork:
             name for name, tensor in state_dict.items() if _place_of(tensor) and _place_of(tensor) == places.get(name)
         ]
         if kept:
-            why = "none of their name and size was given"
-            logger.warning(
-                "%d of %d tensors stay as they were, because %s: %s", len(kept), len(places), why, listed(kept)
-            )
+            why = f"none of their name and size was given: {listed(kept)}"
+            logger.warning("%d of %d tensors stay as they were, because %s", len(kept), len(places), why)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:

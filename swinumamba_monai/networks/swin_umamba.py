@@ -34,9 +34,7 @@ __all__ = ["SwinUMambaD", "SwinUMamba"]
 
 HEAD_PARTS = 4  # with an encoder of VMamba's final version; the paper's is as it was released
 STRIDE = 32  # pixels of the image to a pixel of the coarsest map
-CHUNK_PIXELS = (
-    1024  # pixels of the decoder's last map that are expanded at once on a CPU: the result stays in its cache
-)
+CHUNK_PIXELS = 1024  # of the decoder's last map, expanded at once on a CPU: the result stays in its cache
 
 
 class MambaDecoder(nn.Module):

@@ -16,13 +16,7 @@ from monai.config import PathLike
 from PIL import Image
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes, read_image
-from swinumamba_monai.data.files.label_map import (
-    ENDOSCOPY_CLASSES,
-    LabelMap,
-    as_label_map,
-    select_classes,
-    simple_name,
-)
+from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, as_label_map, select_classes, simple_name
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import FrameReader
 from swinumamba_monai.data.listing import load_frames

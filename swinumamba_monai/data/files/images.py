@@ -34,7 +34,7 @@ _PILLOW_FILES = {".png": PngImageFile, **dict.fromkeys(JPEG_SUFFIXES, JpegImageF
 _PILLOW_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB"}
 
 
-def read_image(path: PathLike) -> np.ndarray:
+def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
     """Read one 2D image from a PNG, JPEG, BMP or TIFF file.
 
     The alpha of a gray image is dropped, that of a colour image is the fourth channel. Palettes become RGB without
@@ -45,6 +45,7 @@ def read_image(path: PathLike) -> np.ndarray:
     Args:
         path: the file; its suffix, in any case, is one of ``IMAGE_SUFFIXES``; what is in it
             decides how it is read. A plane of a TIFF stack as :func:`image_names` calls it.
+        indices: whether the numbers of a palette's colours are read instead of the colours.
 
     Returns:
         (H, W) or (H, W, C) with 2 to 4 channels, rows first, in the data type of the file.
@@ -53,11 +54,6 @@ def read_image(path: PathLike) -> np.ndarray:
         InputError: The file is missing, of another format, damaged or truncated, is a stack of images, has more than
             ``MAX_PIXELS`` pixels or ``MAX_CHANNELS`` channels, or has NaN or infinite pixels.
     """
-    return _read(path)
-
-
-def _read(path: PathLike, indices: bool = False) -> np.ndarray:
-    """:func:`read_image`; with ``indices`` the numbers of the palette's colours instead of the colours."""
     path, plane = file_and_number(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path} is not an image that can be read here; use one of {', '.join(IMAGE_SUFFIXES)}.")
@@ -139,23 +135,13 @@ def read_instances(path: PathLike) -> np.ndarray:
 
 
 def read_classes(path: PathLike) -> np.ndarray:
-    """Read a mask whose pixels are class numbers.
-
-    Args:
-        path: the file, as for :func:`read_image`.
-
-    Returns:
-        (H, W) int32.
-
-    Raises:
-        InputError: As for :func:`read_image`, and when the file has colours or numbers that are no class numbers.
-    """
+    """Read a mask whose pixels are class numbers, (H, W) int32, as :func:`read_instances` reads those of cells."""
     return _read_numbers(path, "mask", "class numbers", np.uint16, "8-bit gray PNG")
 
 
 def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: str) -> np.ndarray:
     """Read an image (H, W) of whole numbers that ``dtype`` holds; errors say what such a file is and how to save it."""
-    image = _read(path, indices=True)
+    image = read_image(path, indices=True)
     if suffix_of(file_and_number(path)[0]) in JPEG_SUFFIXES:  # 144 cells come back as 852
         other = "; prepare takes black and white ones with --mask_threshold 128" if kind == "mask" else ""
         raise InputError(

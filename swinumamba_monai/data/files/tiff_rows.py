@@ -15,7 +15,7 @@ from tifffile import COMPRESSION
 from swinumamba_monai.data.files.images import check_pixels
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import TIFF_SUFFIXES, suffix_of
-from swinumamba_monai.data.files.tiff import TiffPlane, pages_of_plane
+from swinumamba_monai.data.files.tiff import TiffPlane
 from swinumamba_monai.errors import explained
 
 __all__ = ["TiffRows", "open_rows"]
@@ -65,7 +65,7 @@ class TiffRows:
         self._file = tifffile.TiffFile(path, _multifile=False)
         try:
             self._tiff = tiff = TiffPlane(path, self._file, plane, MAX_PIXELS)
-            self._pages = pages_of_plane(tiff.series, tiff.shape, tiff.own, plane or 0)
+            self._pages = tiff.pages()
             sizes = dict(zip(tiff.axes, tiff.own_shape))
             self.height, self.width = sizes["Y"], sizes["X"]
             part = np.prod(tiff.page.chunks) * tiff.page.dtype.itemsize

@@ -167,24 +167,6 @@ def label_folder() -> Iterator[Path]:
         yield temporary / "labels"
 
 
-_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask")
-
-
-def match_by_name(
-    images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
-) -> None:
-    """Put images and labels with one name together; a label may have one of ``_LABEL_ENDS`` after it."""
-    image_of, label_of = (_by_name(files, found.problems, name_of) for files in (images, labels))
-    for name, image in image_of.items():
-        label = next((label_of.pop(name + end) for end in _LABEL_ENDS if name + end in label_of), None)
-        if label is None:
-            found.problems.append(f"{image} has no label.")
-        else:
-            found.add(name, image, label, source)
-    found.problems += [f"{label} has no image." for label in label_of.values()]
-    found.used.update(images, labels)
-
-
 def check_and_write(
     task: str,
     found: FoundPairs,
@@ -271,7 +253,24 @@ def check_and_write(
             "were made; without, axial ones are cut."
         )
     description = f"{content} in {len(used)} images of {source.name}"
-    _write(task, found, sections, description, source, output, made_labels, class_names, regions, linked_dir)
+    _copy_labels(made_labels, output)
+    made, entries = made_labels.is_dir(), {}
+    for name, (_, label) in found.pairs.items():
+        images = [image.relative_to(source).as_posix() for image in found.images(name)]
+        place = label.relative_to(made_labels.parent if made else source)
+        entries[name] = {"image": images if len(images) > 1 else images[0], "label": place.as_posix()}
+    # After the labels, so that there is a datalist of whole labels or none, and the same command goes on from there.
+    write_datalist(
+        output,
+        {section: [entries[name] for name in names] for section, names in sections.items()},
+        description,
+        source_dir="." if source == output else str(source),
+        label_dir="." if made else None,
+        task=task,
+        class_names=class_names,
+        regions=regions,
+        linked_dir=None if linked_dir is None else str(linked_dir),
+    )
     write_fingerprint(output, {"task": task, **prints})
     logger.info("%s: %d images (%s), crops of %s proposed", output, len(used), found.layout, crop)
     return PreparedDataset(
@@ -296,57 +295,15 @@ def _unused(source: Path, used: set[Path], made_here: set[Path]) -> list[Path]:
     return unused
 
 
-def _by_name(files: Sequence[Path], problems: list[str], name_of: Callable[[Path], str]) -> dict[str, Path]:
-    """The files by their names without suffix; of two with one name the second is a problem."""
-    by_name: dict[str, Path] = {}
-    for file in files:
-        if by_name.setdefault(name_of(file), file) != file:
-            problems.append(f"{file} has the name of {by_name[name_of(file)]}; rename one.")
-    return by_name
-
-
-def _write(
-    task: str,
-    found: FoundPairs,
-    sections: Mapping[str, Sequence[str]],
-    description: str,
-    source: Path,
-    output: Path,
-    made_labels: Path,
-    class_names: Sequence[str],
-    regions: Mapping[str, Sequence[int]] | None,
-    linked_dir: Path | None,
-) -> None:
-    """Write the datalist, and the labels that were made where there are any; replace no file by another."""
-    made = made_labels.is_dir()
-    labels_root = made_labels.parent if made else source
-    if made:
-        for file in made_labels.iterdir():
-            target = output / "labels" / file.name
-            if target.exists() and target.read_bytes() != file.read_bytes():
-                raise InputError(f"{target} exists and is another label; give another output_dir.")
-    items = {}
-    for name, (_, label) in found.pairs.items():
-        images = [image.relative_to(source).as_posix() for image in found.images(name)]
-        items[name] = {
-            "image": images if len(images) > 1 else images[0],
-            "label": label.relative_to(labels_root).as_posix(),
-        }
+def _copy_labels(made: Path, output: Path) -> None:
+    """Copy the labels that were made, if any, to where the datalist will be; replace no file by another."""
+    files = sorted(made.iterdir()) if made.is_dir() else []
+    targets = {file: output / "labels" / file.name for file in files}
+    for file, target in targets.items():
+        if target.exists() and target.read_bytes() != file.read_bytes():
+            raise InputError(f"{target} exists and is another label; give another output_dir.")
     output.mkdir(parents=True, exist_ok=True)
-    for file in sorted(made_labels.iterdir()) if made else ():
-        target = output / "labels" / file.name
+    for file, target in targets.items():
         target.parent.mkdir(exist_ok=True)
         with replacing(target) as temporary:
             shutil.copyfile(file, temporary)
-    # Last, so that there is a datalist of whole labels or none, and the same command goes on with what is there.
-    write_datalist(
-        output,
-        {section: [items[name] for name in names] for section, names in sections.items()},
-        description,
-        source_dir="." if source == output else str(source),
-        label_dir="." if made else None,
-        task=task,
-        class_names=class_names,
-        regions=regions,
-        linked_dir=None if linked_dir is None else str(linked_dir),
-    )

@@ -20,13 +20,7 @@ from skimage import measure
 
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import IGNORED, LabelMap
-from swinumamba_monai.data.files.volumes import (
-    SAME_PLACE,
-    corners_apart,
-    read_channels,
-    read_volume_label,
-    spacing_of,
-)
+from swinumamba_monai.data.files.volumes import SAME_PLACE, corners_apart, read_channels, read_volume_label, spacing_of
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)

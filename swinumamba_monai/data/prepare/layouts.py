@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from swinumamba_monai.data.files.label_map import LabelMap, parse_label_map, select_classes
-from swinumamba_monai.data.prepare.dataset import FoundPairs, match_by_name
+from swinumamba_monai.data.prepare.dataset import FoundPairs
 from swinumamba_monai.errors import InputError, explained
 
 # The folders of a Decathlon-like dataset and the section that each is; AMOS 2022 alone has Va.
@@ -18,7 +18,7 @@ _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 
 # The number of a channel that nnU-Net puts after the name of an image.
 _CHANNEL = re.compile(r"_(\d{4})$")
-
+_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask")
 
 FURTHER_CHANNEL = "{} is a further channel of its image, but others have channels up to {:04d}; make them alike."
 
@@ -77,6 +77,34 @@ _PLAIN = tuple(
     re.compile(words, re.IGNORECASE)
     for words in ("images?|imgs?|volumes?|scans?", "labels?|masks?|segmentations?|annotations?|ground[ _]?truths?|gt")
 )
+
+
+def match_by_name(
+    images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
+) -> None:
+    """Put images and labels with one name together; a label may have an end like ``_seg`` after it.
+
+    Args:
+        images: files of images.
+        labels: files of labels.
+        source: folder that they lie in.
+        found: gets the pairs, and a problem for each file that is of none or has the name of another.
+        name_of: gives the name of a file without its suffix.
+    """
+    by_name: tuple[dict[str, Path], ...] = ({}, {})
+    for names, files in zip(by_name, (images, labels)):
+        for file in files:
+            if names.setdefault(name_of(file), file) != file:
+                found.problems.append(f"{file} has the name of {names[name_of(file)]}; rename one.")
+    image_of, label_of = by_name
+    for name, image in image_of.items():
+        label = next((label_of.pop(name + end) for end in _LABEL_ENDS if name + end in label_of), None)
+        if label is None:
+            found.problems.append(f"{image} has no label.")
+        else:
+            found.add(name, image, label, source)
+    found.problems += [f"{label} has no image." for label in label_of.values()]
+    found.used.update(images, labels)
 
 
 def _called(source: Path, words: re.Pattern) -> Path | None:

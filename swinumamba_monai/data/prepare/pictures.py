@@ -91,7 +91,9 @@ def sort_files(source: Path, output: Path) -> Pictures:
     images = [file for file in pictures if kinds[file] == "image"]
     if not images:
         others = [file for file in pictures if kinds[file] is None]
-        images = others if in_folders else [file for file in others if not _is_label_name(file.stem.lower())]
+        stems = {file: file.stem.lower() for file in ([] if in_folders else others)}
+        called = {file for file, stem in stems.items() if stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem)}
+        images = [file for file in others if file not in called]
     if in_folders:
         labels = [file for file in files if kinds[file] == "label" and file.suffix.lower() in LABEL_SUFFIXES]
     else:
@@ -146,10 +148,6 @@ def _kind(file: Path, source: Path) -> str | None:
         if _IMAGE_FOLDER.fullmatch(part):
             return "image"
     return None
-
-
-def _is_label_name(stem: str) -> bool:
-    return stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem) is not None
 
 
 def _made_here(source: Path) -> bool:

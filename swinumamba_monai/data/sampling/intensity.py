@@ -20,15 +20,7 @@ from torch import Tensor
 
 from swinumamba_monai.errors import InputError
 
-__all__ = [
-    "InvertLightd",
-    "Look",
-    "NormalizeLook",
-    "NormalizeLookd",
-    "has_bright_ground",
-    "look_of",
-    "sampling_step",
-]
+__all__ = ["InvertLightd", "Look", "NormalizeLook", "NormalizeLookd", "has_bright_ground", "look_of", "sampling_step"]
 
 LOWER, UPPER = 0.5, 99.8  # percentiles that become -1 and 1
 CLIP = 3.0  # the largest value, and the least one with a minus: a few bright nuclei stand out, a speck does no harm
@@ -209,11 +201,7 @@ class NormalizeLookd(MapTransform):
     backend = NormalizeLook.backend
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        lower: float = LOWER,
-        upper: float = UPPER,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, lower: float = LOWER, upper: float = UPPER, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.normalize = NormalizeLook(lower, upper)

@@ -70,19 +70,9 @@ def synthesize_endoscopy(
 ) -> Path:
     """Write frames, masks and datalist of a synthetic dataset with the paper's seven instruments.
 
-    Frames are 8-bit RGB, masks have one class number per pixel. How the folder is written:
-    :func:`~swinumamba_monai.data.synthetic.folder.write_synthetic`.
+    Frames are 8-bit RGB, masks have one class number per pixel.
 
-    Args:
-        output_dir: new or empty folder.
-        num_train: number of training frames.
-        num_validation: number of validation frames.
-        num_test: number of test frames.
-        image_size: (H, W) in pixels, each at least 64.
-        seed: of the random numbers.
-
-    Returns:
-        ``output_dir``.
+    Args: those of :mod:`~swinumamba_monai.data.synthetic.folder`; the sides of ``image_size`` are at least 64.
 
     Raises:
         InputError: The folder holds something else, a number is negative or the frames are too small.

@@ -31,19 +31,9 @@ def synthesize_microscopy(
 ) -> Path:
     """Write images, instance maps and datalist of a synthetic dataset.
 
-    Three of four images are fluorescence (8-bit gray), the fourth is stained tissue (8-bit RGB). How the folder is
-    written: :func:`~swinumamba_monai.data.synthetic.folder.write_synthetic`.
+    Three of four images are fluorescence (8-bit gray), the fourth is stained tissue (8-bit RGB).
 
-    Args:
-        output_dir: new or empty folder.
-        num_train: number of training images.
-        num_validation: number of validation images.
-        num_test: number of test images.
-        image_size: (H, W) in pixels, each at least 64.
-        seed: of the random numbers.
-
-    Returns:
-        ``output_dir``.
+    Args: those of :mod:`~swinumamba_monai.data.synthetic.folder`; the sides of ``image_size`` are at least 64.
 
     Raises:
         InputError: The folder holds something else, a number is negative or the images are too small.
