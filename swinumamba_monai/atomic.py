@@ -90,12 +90,9 @@ def writing_folder(path: str | PathLike) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(name: str) -> Iterator[Path]:
-    """A folder of this process among the system's temporary files, gone when the block is left.
+    """A folder of this process among the system's temporary files, whose name ends in ``name``; gone after the block.
 
     Those of processes that were killed are removed by the next one of this user that asks for one.
-
-    Args:
-        name: the end of the folder's name, by which a person may know it.
     """
     user = os.getuid() if hasattr(os, "getuid") else 0
     parent = Path(tempfile.gettempdir()) / f"swinumamba_monai-{user}"
@@ -125,14 +122,7 @@ def gather_worker_files() -> None:
 
 
 def check_output_folder(folder: str | PathLike) -> None:
-    """Make a folder and a file in it, which is gone again, before the work whose result will go there.
-
-    Args:
-        folder: made with its parents if absent.
-
-    Raises:
-        OSError: it cannot be written into.
-    """
+    """Make a folder, and a file in it that is gone again, before the work whose result will go there; else an OSError."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _place_named(folder / "trial", folder), _owned(folder / "trial", Path.touch):
@@ -140,11 +130,7 @@ def check_output_folder(folder: str | PathLike) -> None:
 
 
 def remove_unfinished(folder: str | PathLike) -> None:
-    """Remove what processes that were killed while they wrote into a folder have left in it; no other file.
-
-    Args:
-        folder: it need not exist.
-    """
+    """Remove what killed processes have left half written in a folder, which need not exist; no other file."""
     with suppress(OSError):
         for path in Path(folder).iterdir():
             if _UNFINISHED.fullmatch(path.name):

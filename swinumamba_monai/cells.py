@@ -68,15 +68,10 @@ class InstancesToClasses(Transform):
         self.min_interior = min_interior
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
-        """
-        Args:
-            img: instance map (1, H, W), 0 is background.
-
-        Returns:
-            Class map (1, H, W), uint8, of the kind of ``img``: array, tensor or ``MetaTensor`` with its metadata.
+        """Make of an instance map (1, H, W) a class map (1, H, W), uint8, of its kind: array, tensor or ``MetaTensor``.
 
         Raises:
-            InputError: The map has more than one channel.
+            InputError: the map has more than one channel.
         """
         if img.ndim != 3 or img.shape[0] != 1:
             raise InputError(f"An instance map has the shape (1, H, W), but this one has {tuple(img.shape)}.")

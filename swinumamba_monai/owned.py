@@ -29,13 +29,10 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def why_not_own(path: Path) -> str | None:
-    """The reason why somebody else may have written a file or folder, or None.
+    """The reason why somebody else may have written a file or folder that exists, or None.
 
     Others lose the right to write what is this user's, so the same question has another answer the next time: what was
     refused must be removed. Where a system or file system knows no owners or rights, nothing can be told.
-
-    Args:
-        path: it must exist.
     """
     if not hasattr(os, "geteuid"):
         return None
@@ -63,11 +60,7 @@ def refuse(path: Path, reason: str) -> None:
 
 
 def load_kept(path: Path) -> bytes | None:
-    """The content of a file of :func:`keep`, or None where there is none, or none that may be used.
-
-    Args:
-        path: the file.
-    """
+    """The content of a file of :func:`keep`; None where there is none, or none that may be used."""
     try:
         if _why_not_own_folder(path.parent):
             return None  # which keep will say

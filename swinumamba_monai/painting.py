@@ -13,13 +13,10 @@ MAX_PICTURE = 4096  # pixels of a side; of larger images the picture shows every
 
 
 def display_range(image: np.ndarray) -> tuple[float, float]:
-    """The value that is shown black, and how far above it white lies.
+    """The value of intensities that is shown black, and how far above it white lies.
 
     Intensities have no fixed range, and a few bright pixels must not make the rest black: black is the 0.5 % quantile,
     white the 99.5 % one.
-
-    Args:
-        image: intensities of any shape and type.
     """
     low, high = np.percentile(image, (0.5, 99.5))
     return low, max(high - low, 1e-6)

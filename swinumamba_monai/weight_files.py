@@ -51,12 +51,6 @@ _NUMPY_SCALARS = [
 def read_checkpoint(path: str | PathLike) -> dict:
     """Read a ``.safetensors`` file, or a torch file with ``weights_only=True``: no code in it is ever run.
 
-    Args:
-        path: file to read.
-
-    Returns:
-        its content, on the CPU.
-
     Raises:
         InputError: there is no such file, it cannot be opened, is truncated or no checkpoint, or it holds anything but
             plain data: numbers, text, and tensors whose elements all lie in the file.
@@ -154,13 +148,7 @@ def _check_records(path: Path) -> None:
 
 
 def read_weights(path: str | PathLike) -> dict[str, Tensor]:
-    """The weights in a checkpoint, by their names without what DDP and torch.compile put before them.
-
-    Args:
-        path: file that :func:`read_checkpoint` reads.
-
-    Returns:
-        the state dict, on the CPU, in the precision of the file.
+    """The weights in a file, on the CPU, by their names without what DDP and torch.compile put before them.
 
     Raises:
         InputError: as :func:`read_checkpoint`, and for a file without weights.

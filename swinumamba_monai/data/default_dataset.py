@@ -48,12 +48,7 @@ def dataset_dir_or_synthetic(
 
 
 def remind_of_synthetic(dataset_dir: str | None, data_dir: str) -> None:
-    """The last line of a run says again that what it used was made up.
-
-    Args:
-        dataset_dir: as given by the user.
-        data_dir: the folder that was read.
-    """
+    """Say at the end of a run that what it read in ``data_dir`` was made up, if ``dataset_dir`` asked for that."""
     if _is_synthetic(dataset_dir):
         logger.warning("This run used the synthetic dataset in %s; --dataset_dir takes your own.", data_dir)
 

@@ -59,11 +59,7 @@ class Inputs(list):
         return f"{len(self.all)} taken from {self.source}; not taken: {', '.join(reasons) or 'none'}"
 
     def leave_out(self, problems: Sequence[str | None], skip_bad: bool) -> None:
-        """Drop what has a problem.
-
-        Args:
-            problems: a sentence, or None, for every item.
-            skip_bad: drop it; False refuses.
+        """Drop the items that have a problem, a sentence for each, or None.
 
         Raises:
             InputError: there is a problem and not ``skip_bad``, or there is nothing without.
@@ -75,11 +71,7 @@ class Inputs(list):
         self[:] = good
 
     def check(self, read: Callable[[str], object], skip_bad: bool) -> None:
-        """Read every image once, so that a bad one is found before there is work to lose.
-
-        Args:
-            read: decodes an image by its name.
-            skip_bad: as in :meth:`leave_out`.
+        """Read every image once by its name, so that a bad one is found before there is work to lose.
 
         Raises:
             InputError: as in :meth:`leave_out`.

@@ -91,11 +91,7 @@ class BlockInference:
             raise InputError(f"block_size is {block_size}, but blocks need margins: {least} or more, or 0 for none.")
 
     def open(self, name: str | PathLike | Sequence[str | PathLike]) -> TiffRows | None:
-        """The image, if it is to be predicted by blocks; to be closed.
-
-        Args:
-            name: path of an image, or of its channels, which are not read by blocks.
-        """
+        """The image of a path, to be closed, if it goes by blocks; the paths of several channels never do."""
         image = open_rows(name) if self.block_size and isinstance(name, (str, PathLike)) else None
         if image is None or math.prod(image.shape) > 2 * self.block_size**2:
             return image
@@ -135,12 +131,7 @@ class BlockInference:
         return np.concatenate([band[-start % step :: step, ::step] for start, band in image.bands(self.block_size)])
 
     def blocks(self, image: TiffRows, overview: np.ndarray) -> Iterator[Block]:
-        """Predict an image.
-
-        Args:
-            image: see :meth:`open`.
-            overview: see :meth:`read_once`.
-        """
+        """Predict an image of :meth:`open`, whose look is that of what :meth:`read_once` gives."""
         prepare = _fitted(self.inference.prepare, overview)
         bands, columns = self._spans(image.height), self._spans(image.width)
         labels, cells = np.zeros((0, image.width), np.int32), 0
@@ -165,11 +156,7 @@ class BlockInference:
                 labels = labels[final:].copy()
 
     def run(self, items: Sequence[Mapping[str, str]]) -> None:
-        """Predict images and write their cells, as the bundle's ``inference`` does.
-
-        Args:
-            items: dictionaries with "image".
-        """
+        """Predict the "image" of each item and write its cells, as the bundle's ``inference`` does."""
         for item in items:
             with self.open(item["image"]) as image:
                 self.check(image)

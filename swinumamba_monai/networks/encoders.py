@@ -107,11 +107,7 @@ _BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
 
 
 def name_encoder(weights: Mapping[str, Tensor]) -> str | None:
-    """The released encoder that weights belong to by their names and shapes, or None.
-
-    Args:
-        weights: tensors by the names of :class:`.vmamba.VMambaEncoder`; others are of no matter.
-    """
+    """The released encoder that weights, with the names of :class:`.vmamba.VMambaEncoder`, are of by shape, or None."""
     depths: dict[int, int] = {}
     for found in filter(None, map(_BLOCK.match, weights)):
         stage, block = map(int, found.groups())

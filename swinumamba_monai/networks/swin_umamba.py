@@ -78,13 +78,9 @@ class MambaDecoder(nn.Module):
         self.seg_layers = nn.ModuleList(nn.Conv2d(c, out_channels, kernel_size=1) for c in (*skips, skips[-1]))
 
     def forward(self, features: list[Tensor], all_heads: bool) -> list[Tensor]:
-        """
-        Args:
-            features: maps of the encoder, finest first, channels last.
-            all_heads: whether the logits at coarser scales are wanted too.
+        """Logits (b, out_channels, ...) of the encoder's maps, finest first, channels last.
 
-        Returns:
-            logits (b, out_channels, ...), finest first: at 1, 1/4, 1/8 and 1/16 of the image, or the first alone.
+        They are at 1, 1/4, 1/8 and 1/16 of the image; the first alone unless ``all_heads``.
         """
         x, *skips = reversed(features)
         maps = []

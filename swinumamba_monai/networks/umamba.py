@@ -44,11 +44,8 @@ def first_name(name: str) -> str:
     The decoder of the release also holds the encoder, and each convolution block holds its layers a second time, in a
     sequence.
 
-    Args:
-        name: any of the tensor's names, such as ``decoder.encoder.stem.convs.0.all_modules.0.weight``.
-
-    Returns:
-        the first, ``encoder.stem.convs.0.conv.weight``.
+    >>> first_name("decoder.encoder.stem.convs.0.all_modules.0.weight")
+    'encoder.stem.convs.0.conv.weight'
     """
     name = re.sub(r"^decoder\.encoder\.", "encoder.", name)
     return re.sub(r"\.all_modules\.([01])\.", lambda place: (".conv.", ".norm.")[int(place[1])], name)

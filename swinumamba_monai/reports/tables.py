@@ -14,12 +14,7 @@ from swinumamba_monai.atomic import replacing
 
 
 def markdown_lines(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table without a line break at its end.
-
-    Args:
-        heading: text above every column.
-        rows: texts of the cells, row by row.
-    """
+    """A Markdown table of texts, with a heading above every column, without a line break at its end."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rows))
 
 

@@ -25,14 +25,7 @@ class HalvingDeepSupervisionLoss(DeepSupervisionLoss):
     """
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
-        """
-        Args:
-            input: heads (b, channels, ...), finest first, or one.
-            target: label (b, 1, ...) at the size of the finest.
-
-        Returns:
-            the weighted sum of the heads' losses.
-        """
+        """The weighted sum of the losses of heads (b, channels, ...), finest first, or of one; target (b, 1, ...)."""
         if isinstance(input, Tensor):
             return self.loss(input, target)
         return sum(weight * self.get_loss(head, target) for weight, head in zip(self.get_weights(len(input)), input))

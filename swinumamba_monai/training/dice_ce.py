@@ -45,14 +45,7 @@ class FusedDiceCELoss(DiceCELoss):
         self._backend = BackendChoice()
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """
-        Args:
-            input: logits (b, classes, ...).
-            target: classes (b, 1, ...), or what else MONAI's loss takes.
-
-        Returns:
-            the loss.
-        """
+        """The loss of logits (b, classes, ...) and classes (b, 1, ...), or what else MONAI's loss takes."""
         sums = self.sums(input, target)
         return super().forward(in_single_precision(input), target) if sums is None else self.of_sums(sums)
 

@@ -30,14 +30,7 @@ class GlobalBatchLoss(nn.Module):
         self.loss = loss
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """
-        Args:
-            prediction: prediction of this process, (b, ...), with the same b in all.
-            target: target of the prediction, (b, ...).
-
-        Returns:
-            the loss of all parts, with the gradient that makes DDP's mean right.
-        """
+        """The loss of all parts, with the gradient that makes DDP's mean right; each part is (b, ...), with the same b."""
         processes = idist.get_world_size()
         if processes == 1:
             return self.loss(prediction, target)

@@ -30,12 +30,7 @@ class EarlyStop:
         self.val_interval = val_interval
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
-        """Look after every validation, and before a resumed run's first epoch.
-
-        Args:
-            trainer: trainer to stop.
-            evaluator: evaluator with the key metric.
-        """
+        """Look after every validation of the evaluator, and before a resumed run's first epoch, and stop the trainer."""
         trainer.add_event_handler(Events.STARTED, self._look, trainer, evaluator)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._look, trainer, evaluator)
 

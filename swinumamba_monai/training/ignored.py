@@ -37,14 +37,7 @@ class PartialDiceCELoss(FusedDiceCELoss):
             self.ignored = IGNORED
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """
-        Args:
-            input: logits (b, classes, ...).
-            target: classes (b, 1, ...), :data:`~swinumamba_monai.data.files.label_map.IGNORED` where there is none.
-
-        Returns:
-            the loss.
-        """
+        """The loss of logits (b, classes, ...) and classes (b, 1, ...), :data:`.label_map.IGNORED` where there is none."""
         if not self.partial:
             return super().forward(input, target)
         if (sums := self.sums(input, target)) is not None:

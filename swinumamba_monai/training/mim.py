@@ -139,16 +139,11 @@ class MaskedImageModel(nn.Module):
         )
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """
+        """The image (b, c, h, w) that is predicted, whose pixels that were seen carry no meaning.
+
         Args:
-            image: images (b, c, h, w) of mean 0, whose sides are multiples of ``stride``.
+            image: images (b, c, h, w) of mean 0, whose sides are multiples of ``stride``; else an InputError.
             mask: mask (b, 1, h, w) bool, True where nothing is to be seen.
-
-        Returns:
-            the predicted image (b, c, h, w); its pixels that were seen carry no meaning.
-
-        Raises:
-            InputError: ``stride`` does not divide the sides.
         """
         height, width = image.shape[2:]
         if height % self.stride or width % self.stride:
@@ -169,14 +164,7 @@ class MaskedL1Loss(nn.Module):
     """Mean absolute difference over the masked pixels and the channels (paper, eq. (11))."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """
-        Args:
-            prediction: predicted images (b, c, h, w).
-            target: images of the same shape, NaN where a pixel is not masked and does not count.
-
-        Returns:
-            a number, in float32 at least.
-        """
+        """The loss of images (b, c, h, w), in float32 at least; the target is NaN where a pixel does not count."""
         counts = ~target.isnan()
         difference = torch.where(counts, prediction.to(target.dtype) - target, 0)  # autocast's dtype is too coarse here
         return difference.abs().sum() / counts.sum()

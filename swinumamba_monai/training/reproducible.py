@@ -131,11 +131,8 @@ class StopOnSigterm:
 def init_worker(worker_id: int) -> None:
     """``worker_init_fn`` of a loader: MONAI's, and the worker heeds SIGTERM from its own parent alone, SIGINT never.
 
-    Slurm, torchrun and Ctrl-C reach every process of a job, but the run needs its workers until it has stopped.
-    Who sent a signal is known on Linux only; elsewhere the workers are as MONAI has them.
-
-    Args:
-        worker_id: number of the worker.
+    Slurm, torchrun and Ctrl-C reach every process of a job, but the run needs its workers until it has stopped. Who
+    sent a signal is known on Linux only; elsewhere the workers are as MONAI has them.
     """
     worker_init_fn(worker_id)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -42,7 +42,7 @@ class RunLog:
 
         Args:
             trainer: trainer of the run.
-            handlers: handlers of the trainer; ``--tracking mlflow`` has put MLflow's among them.
+            handlers: its handlers; ``--tracking mlflow`` has put MLflow's among them.
         """
         if idist.get_rank() > 0:
             return

@@ -69,14 +69,14 @@ def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
 
 
 def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
-    """What every image must hold, wherever it comes from; it is returned, with 0 and 255 for booleans.
+    """The image, with 0 and 255 for booleans, if it has pixels and all are finite numbers, wherever it comes from.
 
     Args:
         image: array of any shape.
         source: where it comes from, as the sentence names it.
 
     Raises:
-        InputError: There is no pixel, or pixels are no finite numbers.
+        InputError: there is no pixel, or pixels are no finite numbers.
     """
     if image.size == 0:
         raise InputError(f"{source} has {image.shape} pixels, which is none; it is damaged.")
@@ -120,16 +120,10 @@ def list_image_files(folder: Path) -> list[Path]:
 
 
 def read_instances(path: PathLike) -> np.ndarray:
-    """Read an instance map: 0 is background, every cell has its own positive number.
-
-    Args:
-        path: the file, as for :func:`read_image`.
-
-    Returns:
-        (H, W) int32.
+    """Read an instance map, (H, W) int32: 0 is background, every cell has its own positive number.
 
     Raises:
-        InputError: As for :func:`read_image`, and when the file has colours or numbers that are no cell numbers.
+        InputError: as for :func:`read_image`, and when the file has colours or numbers that are no cell numbers.
     """
     return _read_numbers(path, "instance map", "cell numbers", np.int32, "16-bit gray PNG or TIFF")
 

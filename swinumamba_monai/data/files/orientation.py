@@ -48,15 +48,7 @@ def valid(orientation: object) -> int:
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and flip pixels as they are to be seen.
-
-    Args:
-        image: (H, W) or (H, W, C), as stored.
-        orientation: 1 to 8.
-
-    Returns:
-        (H, W) or (W, H), and C, as seen.
-    """
+    """Turn and flip pixels (H, W) or (H, W, C) as an orientation from 1 to 8 says that they are to be seen."""
     if orientation == UPRIGHT:
         return image
     swap, rows, columns = _TURNS[orientation]

@@ -26,11 +26,9 @@ _JPEGS = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
 
 
 def open_rows(path: PathLike) -> TiffRows | None:
-    """The image for reading rows; None where that cannot be done, and :func:`read_image` may say why.
+    """An image file, or a plane of a TIFF stack, for reading rows; None where that cannot be done.
 
-    Args:
-        path: of an image file, or a plane of a TIFF stack as
-            :func:`~swinumamba_monai.data.files.images.image_names` calls it.
+    Why not :func:`~swinumamba_monai.data.files.images.read_image` may say.
     """
     file, plane = file_and_number(path)
     if not file.is_file() or suffix_of(file) not in TIFF_SUFFIXES:

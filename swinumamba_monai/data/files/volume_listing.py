@@ -32,9 +32,7 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 def list_volumes(folder: Path, series: str | None = None) -> list[Path]:
     """The files of a folder, and its folders with DICOM files in them or below, by name.
 
-    Args:
-        folder: one of the folders of a dataset.
-        series: of several in a folder, which to take; such a volume is ``NAME/UID.dicom``.
+    Where ``series`` says which of several in a folder to take, such a volume is called ``NAME/UID.dicom``.
     """
     volumes = sorted(filter(is_volume, folder.iterdir()))
     return volumes if series is None else [_chosen(volume, series) for volume in volumes]

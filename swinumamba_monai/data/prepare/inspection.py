@@ -185,14 +185,9 @@ def inspect_pairs(
 def check_pairs(
     items: Sequence[Mapping[str, str]], inspect: Callable[[PathLike, PathLike], PairReport]
 ) -> list[str | None]:
-    """Decode every image and label; what is only odd about them is logged.
+    """Inspect items as :func:`inspect_pairs`: for each the sentence that says why it cannot be used, or None.
 
-    Args:
-        items: dictionaries with the paths "image" and "label".
-        inspect: one of the functions above.
-
-    Returns:
-        For every item the sentence that says why it cannot be used, or None.
+    What is only odd about them is logged.
     """
     reports = inspect_pairs(items, inspect)
     warnings = [report.warning for report in reports if report.warning]

@@ -243,14 +243,9 @@ def size_of(image: Path, label: Label) -> tuple[int, int]:
 
 
 def write_numbers(numbers: np.ndarray, place: Path) -> Path:
-    """Write a map of numbers as a PNG image of 8 or 16 bits, or as TIFF where they need more.
+    """Write a map of numbers (H, W), not negative, as a PNG image of 8 or 16 bits, or as TIFF where they need more.
 
-    Args:
-        numbers: (H, W), not negative.
-        place: path of the file without its suffix.
-
-    Returns:
-        The path of the file.
+    The path of the file, which is returned, is ``place`` with a suffix.
     """
     largest = numbers.max(initial=0)
     if largest > np.iinfo(np.uint16).max:

@@ -67,13 +67,9 @@ class Pictures(NamedTuple):
 
 
 def sort_files(source: Path, output: Path) -> Pictures:
-    """Sort the files of a dataset into images and labels.
+    """Sort the files of a dataset into images and labels, without those of ``output``, which is written into.
 
-    Where the folder itself has folders of images and of labels, only these are searched.
-
-    Args:
-        source: the dataset.
-        output: folder that is written into, which is not searched.
+    Where the dataset itself has folders of images and of labels, only these are searched.
     """
     skipped = {output, source / "labels"} if _made_here(source) else {output}
     folders = [

@@ -44,13 +44,10 @@ class Look(Enum):
 
 
 def look_of(image: NdarrayOrTensor) -> Look:
-    """The kind of an image.
+    """The kind of an image (C, H, W) of 1 to 3 channels.
 
     In all 478 training images of DSB-2018 the median of the brightest channel lies below 0.27 of its upper percentile
     in fluorescence, and above 0.88 in stained tissue.
-
-    Args:
-        image: (C, H, W) of 1 to 3 channels.
     """
     image = torch.as_tensor(image)
     if image.shape[0] == 1 or bool((image == image[:1]).all()):
@@ -64,11 +61,7 @@ def look_of(image: NdarrayOrTensor) -> Look:
 
 
 def has_bright_ground(image: NdarrayOrTensor) -> bool:
-    """Whether the median of an image lies nearer to its bright end than to its dark one.
-
-    Args:
-        image: (C, H, W); the brightest channel of each pixel counts.
-    """
+    """Whether the median of an image (C, H, W), its brightest channel, is nearer to the bright than to the dark end."""
     brightest = torch.as_tensor(image).amax(0, keepdim=True)
     low, middle, high = _percentiles(_sample(brightest), LOWER, 50, UPPER)[:, 0]
     return bool(middle - low > BRIGHT * (high - low))
@@ -99,11 +92,7 @@ class NormalizeLook(Transform):
         self._fitted: tuple[Look, Tensor, Tensor] | None = None
 
     def fitted(self, img: NdarrayOrTensor) -> NormalizeLook:
-        """The same for parts of one image: all get the look that this image, or its every n-th pixel, has as a whole.
-
-        Args:
-            img: as of a call.
-        """
+        """The same for parts of one image: all get the look that this image, or its every n-th pixel, has as a whole."""
         like = copy.copy(self)
         like._fitted = self._measure(self._checked(img))
         return like
@@ -207,11 +196,7 @@ class NormalizeLookd(MapTransform):
         self.normalize = NormalizeLook(lower, upper)
 
     def fitted(self, data: Mapping[Hashable, NdarrayOrTensor]) -> NormalizeLookd:
-        """See :meth:`NormalizeLook.fitted`.
-
-        Args:
-            data: with one image.
-        """
+        """See :meth:`NormalizeLook.fitted`; ``data`` has one image."""
         like = copy.copy(self)
         like.normalize = self.normalize.fitted(data[self.keys[0]])
         return like
@@ -235,11 +220,7 @@ class InvertLightd(MapTransform):
     _largest: NdarrayOrTensor | None = None
 
     def fitted(self, data: Mapping[Hashable, NdarrayOrTensor]) -> InvertLightd:
-        """The same for parts of one image; see :meth:`NormalizeLook.fitted`.
-
-        Args:
-            data: with one image.
-        """
+        """See :meth:`NormalizeLook.fitted`; ``data`` has one image."""
         like = copy.copy(self)
         like._largest = data[self.keys[0]].max()
         return like
