@@ -122,7 +122,7 @@ def gather_worker_files() -> None:
 
 
 def check_output_folder(folder: str | PathLike) -> None:
-    """Make a folder, and a file in it that is gone again, before the work whose result will go there; else an OSError."""
+    """Make a folder, and a file in it that goes again, before the work whose result will go there; else an OSError."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _place_named(folder / "trial", folder), _owned(folder / "trial", Path.touch):

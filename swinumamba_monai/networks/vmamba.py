@@ -177,7 +177,7 @@ class VMambaClassifier(VMambaEncoder):
         return super().forward(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (b, num_classes) of an image (b, in_channels, h, w), sides multiples of ``stride``; else a ValueError."""
+        """Logits (b, num_classes) of an image (b, in_channels, h, w), sides multiples of ``stride``; or a ValueError."""
         fits = x.ndim == 4 and x.shape[1] == self.in_channels and 0 not in x.shape
         if not fits or any(side % self.stride for side in x.shape[2:]):
             shape = f"(b, {self.in_channels}, h, w) with sides that divide by {self.stride}"
@@ -216,5 +216,5 @@ def as_linear(weight: Tensor, own: Tensor) -> Tensor:
 
 
 def find_encoder(network: nn.Module) -> VMambaEncoder | None:
-    """The VMamba encoder of a segmentation network, which a foundation model or pretraining gives its weights, or None."""
+    """The VMamba encoder of a network, which a foundation model or pretraining gives its weights; or None."""
     return getattr(network, "vssm_encoder", None)

@@ -30,7 +30,7 @@ class GlobalBatchLoss(nn.Module):
         self.loss = loss
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The loss of all parts, with the gradient that makes DDP's mean right; each part is (b, ...), with the same b."""
+        """The loss of all parts (b, ...), with the same b, and with the gradient that makes DDP's mean right."""
         processes = idist.get_world_size()
         if processes == 1:
             return self.loss(prediction, target)

@@ -37,7 +37,7 @@ class PartialDiceCELoss(FusedDiceCELoss):
             self.ignored = IGNORED
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (b, classes, ...) and classes (b, 1, ...), :data:`.label_map.IGNORED` where there is none."""
+        """The loss of logits (b, classes, ...) and classes (b, 1, ...), 255 where there is none."""
         if not self.partial:
             return super().forward(input, target)
         if (sums := self.sums(input, target)) is not None:

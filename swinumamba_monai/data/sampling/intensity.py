@@ -92,7 +92,7 @@ class NormalizeLook(Transform):
         self._fitted: tuple[Look, Tensor, Tensor] | None = None
 
     def fitted(self, img: NdarrayOrTensor) -> NormalizeLook:
-        """The same for parts of one image: all get the look that this image, or its every n-th pixel, has as a whole."""
+        """The same for parts of one image: all get the look that it, or its every n-th pixel, has as a whole."""
         like = copy.copy(self)
         like._fitted = self._measure(self._checked(img))
         return like
