@@ -177,7 +177,7 @@ class VMambaClassifier(VMambaEncoder):
         return super().forward(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (b, num_classes) of an image (b, in_channels, h, w), sides multiples of ``stride``; or a ValueError."""
+        """Logits (b, classes) of an image (b, in_channels, h, w), sides multiples of ``stride``; or a ValueError."""
         fits = x.ndim == 4 and x.shape[1] == self.in_channels and 0 not in x.shape
         if not fits or any(side % self.stride for side in x.shape[2:]):
             shape = f"(b, {self.in_channels}, h, w) with sides that divide by {self.stride}"
