@@ -33,16 +33,6 @@ try:
 except ImportError:  # Windows has no such locks: leftovers are known by their age there, and runs are not kept apart
     fcntl = None
 
-__all__ = [
-    "RunLock",
-    "check_output_folder",
-    "gather_worker_files",
-    "remove_unfinished",
-    "replacing",
-    "temporary_folder",
-    "writing_folder",
-]
-
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
 _MAX_SOCKET_FOLDER = 88  # characters, of the 107 that the path of a socket may have
 _OLD = 24 * 3600  # seconds, of what cannot be asked whether somebody holds it

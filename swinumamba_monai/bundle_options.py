@@ -20,8 +20,6 @@ import torch
 from swinumamba_monai.errors import InputError, is_bundle_command, shown
 from swinumamba_monai.switches import is_on
 
-__all__ = ["check_option", "check_options"]
-
 # The arguments of monai.bundle.run, and those that `--tracking` adds.
 _OF_MONAI = "run_id init_id final_id meta_file config_file logging_file tracking args_file".split()
 _OF_TRACKING = "output_dir tracking_uri experiment_name run_name save_execute_config".split()

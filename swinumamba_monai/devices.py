@@ -8,8 +8,6 @@ import torch
 
 from swinumamba_monai.errors import InputError
 
-__all__ = ["find_device"]
-
 
 def find_device(name: str | None) -> torch.device:
     """The device of that name; for None a GPU if there is one, else the CPU.

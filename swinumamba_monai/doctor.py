@@ -17,8 +17,6 @@ import torch
 import swinumamba_monai
 from swinumamba_monai.ops import backends
 
-__all__ = ["examine"]
-
 D_STATE = 16  # of the networks
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}  # what training and inference compute in by default
 # What to do where the fastest backend cannot run, by device type.

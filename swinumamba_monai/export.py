@@ -22,8 +22,6 @@ from .bundle_network import build_bundle_network
 from .errors import InputError
 from .pretrained import load_pretrained
 
-__all__ = ["export_onnx", "export_program", "make_program", "read_network"]
-
 EXAMPLE_SIZE = (70, 100)  # of the image that is followed through the network: no multiples of 32, and different
 OPSET = 18
 

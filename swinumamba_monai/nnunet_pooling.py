@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["pad_for_pooling", "plan_strides"]
-
 MIN_FEATURE_MAP = 4  # pixels that an axis keeps
 
 

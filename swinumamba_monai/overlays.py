@@ -12,8 +12,6 @@ from pathlib import Path
 
 from swinumamba_monai.errors import check_known
 
-__all__ = ["OVERLAYS", "overlay_path"]
-
 OVERLAYS = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*/*.json"))}
 
 

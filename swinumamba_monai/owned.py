@@ -19,8 +19,6 @@ from pathlib import Path
 
 from swinumamba_monai.atomic import replacing
 
-__all__ = ["CACHE", "keep", "load_kept", "refuse", "why_not_own"]
-
 logger = logging.getLogger(__name__)
 
 CACHE = Path("~/.cache/swinumamba_monai")  # of compiled code

@@ -22,8 +22,6 @@ from .networks.umamba import first_name
 from .networks.vmamba import as_linear
 from .weight_files import find_weights, read_checkpoint
 
-__all__ = ["LoadReport", "load_pretrained"]
-
 logger = logging.getLogger(__name__)
 
 ENCODER = "vssm_encoder."

@@ -23,8 +23,6 @@ from torch.torch_version import TorchVersion
 from .atomic import replacing
 from .errors import InputError, explained, listed
 
-__all__ = ["find_checkpoint", "find_weights", "read_checkpoint", "read_weights", "save_half_precision"]
-
 logger = logging.getLogger(__name__)
 
 SAFE_TORCH = "2.10"  # from which on no memory is known to be overwritten by what weights_only=True reads

@@ -13,8 +13,6 @@ from pathlib import Path
 from swinumamba_monai.data.files.hidden import is_hidden
 from swinumamba_monai.errors import InputError, listed, shown
 
-__all__ = ["Inputs", "not_taken_of", "refuse_or_leave_out"]
-
 logger = logging.getLogger(__name__)
 
 MAX_THREADS = 4  # that decode at a time: each holds a whole file

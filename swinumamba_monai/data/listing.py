@@ -27,8 +27,6 @@ from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
 from swinumamba_monai.errors import InputError
 
-__all__ = ["load_frames", "load_images", "load_volumes"]
-
 Reader = ImageReader | type[ImageReader]
 Need = Callable[[object, np.ndarray, Mapping], None]  # of the name, the array and the metadata of an image
 

@@ -38,8 +38,6 @@ from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.weight_files import find_checkpoint, read_weights
 
-__all__ = ["Package", "check_version", "package_bundle", "read_metadata"]
-
 PARTS = ("LICENSE", "configs", "docs")  # of a bundle; the rest of its folder is what runs leave there
 WEIGHTS = "models/model.pt"
 MODEL_INFO = "models/model_info.json"

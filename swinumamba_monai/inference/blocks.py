@@ -31,8 +31,6 @@ from swinumamba_monai.inference.one_image import ImageInference, as_loaded
 from swinumamba_monai.inference.rescaling import wanted_zoom
 from swinumamba_monai.inference.writers import LABEL_TILE, write_label_rows
 
-__all__ = ["Block", "BlockInference"]
-
 logger = logging.getLogger(__name__)
 
 MARGIN = 256  # pixels that a block sees of its neighbours: half a window, and four of the largest cells that are known

@@ -21,8 +21,6 @@ try:
 except ImportError:  # Windows
     resource = None
 
-__all__ = ["MemoryHandler", "MemoryNeed", "free_memory"]
-
 _CGROUPS = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
 
 

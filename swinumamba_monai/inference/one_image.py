@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from swinumamba_monai.data.files.images import ImageFileReader
 
-__all__ = ["ImageInference", "as_loaded"]
-
 Around = Callable[[nn.Module, torch.Size], AbstractContextManager[Callable[..., Tensor]]]
 
 

@@ -11,8 +11,6 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
-__all__ = ["FittingWindowInferer"]
-
 
 class FittingWindowInferer(SlidingWindowInferer):
     """MONAI's ``SlidingWindowInferer``, which pads an image to the size of a window, without that padding.

@@ -19,8 +19,6 @@ from swinumamba_monai.ops.backends import is_exporting
 
 from .cuda_graphs import CUDAGraphs
 
-__all__ = ["BaseNetwork", "continued", "next_multiple"]
-
 logger = logging.getLogger(__name__)
 
 ONNX_BY_MONAI = is_bundle_command() and "onnx_export" in sys.argv[1:2]  # once: torch.compile cannot follow the question

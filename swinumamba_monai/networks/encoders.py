@@ -28,9 +28,6 @@ from swinumamba_monai.checks import require_one_of
 
 from .vmamba import FIRST, LATER, LaterVMambaClassifier, Layers, VMambaClassifier
 
-__all__ = ["ENCODERS", "RELEASED", "Encoder", "build_vmamba", "encoder_options", "name_encoder"]
-
-
 RELEASED = "released"  # what stands for an argument of which an encoder has its own
 
 

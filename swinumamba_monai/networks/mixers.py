@@ -31,8 +31,6 @@ from .mamba import Mamba, MambaScan
 from .norm import make_norm
 from .vss import SS2D
 
-__all__ = ["MIXERS", "ConvMixer", "MambaMixer", "VimMixer"]
-
 
 class MambaMixer(nn.Module):
     """Mamba (:class:`.mamba.Mamba`) over the pixels of a map in row-major order.

@@ -17,8 +17,6 @@ from monai.networks.layers import DropPath
 from monai.networks.nets.swin_unetr import window_partition, window_reverse
 from torch import Tensor
 
-__all__ = ["TransformerBlock"]
-
 APART = -100.0  # added to the logits of pairs that only the cyclic shift brought together
 
 

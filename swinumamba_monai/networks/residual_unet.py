@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import Tensor
 
-__all__ = ["ConvBlock", "ResidualBlock", "ResidualDecoder", "ResidualEncoder", "ResidualStage", "Stages"]
-
 BLOCKS = 2  # residual blocks of a stage, of the encoder and of the decoder
 
 

@@ -30,8 +30,6 @@ from .norm import NORMS
 from .vmamba import FIRST, VMambaEncoder
 from .vss import PatchExpanding, VSSStage
 
-__all__ = ["SwinUMambaD", "SwinUMamba"]
-
 HEAD_PARTS = 4  # with an encoder of VMamba's final version; the paper's is as it was released
 STRIDE = 32  # pixels of the image to a pixel of the coarsest map
 CHUNK_PIXELS = 1024  # of the decoder's last map, expanded at once on a CPU: the result stays in its cache

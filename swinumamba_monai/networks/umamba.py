@@ -31,8 +31,6 @@ from .mamba import Mamba
 from .norm import make_norm
 from .residual_unet import ResidualBlock, ResidualDecoder, ResidualEncoder, Stages
 
-__all__ = ["UMambaBot", "UMambaEnc", "first_name"]
-
 # nnU-Net's, by spatial_dims: the channels at which doubling ends, and a size of crops whose plan is the default
 MAX_CHANNELS = {2: 512, 3: 320}
 ROI_SIZE = {2: (320, 320), 3: (128, 128, 128)}

@@ -26,17 +26,6 @@ from .norm import make_norm
 from .vss import PatchEmbed, PatchMerging, VSSBlock, VSSStage
 from .vss_later import ConvDownsample, ConvPatchEmbed, VSSMLPBlock
 
-__all__ = [
-    "FIRST",
-    "LATER",
-    "LaterVMambaClassifier",
-    "Layers",
-    "VMambaClassifier",
-    "VMambaEncoder",
-    "as_linear",
-    "find_encoder",
-]
-
 
 class Layers(NamedTuple):
     """The layers of one version of VMamba.

@@ -19,8 +19,6 @@ from swinumamba_monai.ops.mlp import mlp
 from .norm import make_norm
 from .vss import SS2D
 
-__all__ = ["ConvDownsample", "ConvPatchEmbed", "VSSMLPBlock"]
-
 MLP_RATIO = 4  # of the channels between the two layers of an MLP to those around it
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from swinumamba_monai.data.prepare.dataset import PreparedDataset, PrepareOptions
     from swinumamba_monai.data.prepare.inspection import PairReport
 
-__all__ = ["TASKS", "Task", "TaskFiles", "find_task"]
-
 
 @dataclass(frozen=True)
 class TaskFiles:

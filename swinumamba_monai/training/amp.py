@@ -8,8 +8,6 @@ import torch
 
 from swinumamba_monai.errors import InputError
 
-__all__ = ["autocast_dtype", "default_amp"]
-
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 

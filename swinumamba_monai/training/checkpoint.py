@@ -25,8 +25,6 @@ from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.weight_files import read_checkpoint
 
-__all__ = ["TrainingCheckpoint", "run_record", "save_atomically"]
-
 RECORD_NAME = "run.json"
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from monai.losses import DeepSupervisionLoss
 from torch import Tensor
 
-__all__ = ["HalvingDeepSupervisionLoss"]
-
 
 class HalvingDeepSupervisionLoss(DeepSupervisionLoss):
     """Loss over a network's heads, finest first: each weighs half of the one before, the coarsest nothing; sum 1.

@@ -14,8 +14,6 @@ from torch import Tensor
 from swinumamba_monai.ops.backends import BackendChoice
 from swinumamba_monai.ops.cuda.class_sums import MAX_CLASSES
 
-__all__ = ["FusedDiceCELoss", "in_single_precision"]
-
 # Options of MONAI's loss that the sums are enough for, besides a softmax and classes that are numbers.
 _KNOWN = {"include_background", "to_onehot_y", "softmax", "batch", "smooth_nr", "smooth_dr", "lambda_dice", "lambda_ce"}
 

@@ -9,8 +9,6 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-__all__ = ["GlobalBatchLoss"]
-
 
 class GlobalBatchLoss(nn.Module):
     """A loss over the batches of all processes, for a loss that is not the mean of its images' losses.

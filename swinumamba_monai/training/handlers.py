@@ -11,8 +11,6 @@ from torch import nn
 
 from swinumamba_monai.networks import find_encoder
 
-__all__ = ["EarlyStop", "FreezeEncoder", "GradientClip"]
-
 
 class EarlyStop:
     """Stop after so many validations without a better key metric.

@@ -14,8 +14,6 @@ from torch import Tensor
 from swinumamba_monai.data.files.label_map import IGNORED
 from swinumamba_monai.training.dice_ce import FusedDiceCELoss, in_single_precision
 
-__all__ = ["IgnoredToBackgroundd", "PartialDiceCELoss"]
-
 _CERTAIN = 50.0  # a logit: its softmax against the negative is 1 to the last bit of float32
 
 

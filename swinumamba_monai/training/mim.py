@@ -19,8 +19,6 @@ from torch import Tensor
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import find_encoder
 
-__all__ = ["MaskedBatch", "MaskedImageModel", "MaskedL1Loss", "random_patch_mask"]
-
 
 def random_patch_mask(
     batch_size: int,

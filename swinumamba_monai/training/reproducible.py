@@ -17,8 +17,6 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd, worker_init_fn
 
-__all__ = ["SeedEveryEpoch", "StopOnSigterm", "init_worker"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -13,8 +13,6 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["RunLog"]
-
 
 class RunLog:
     """Write the hyper-parameters when a run starts, and the learning rate of every epoch.

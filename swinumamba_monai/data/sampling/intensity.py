@@ -20,8 +20,6 @@ from torch import Tensor
 
 from swinumamba_monai.errors import InputError
 
-__all__ = ["InvertLightd", "Look", "NormalizeLook", "NormalizeLookd", "has_bright_ground", "look_of", "sampling_step"]
-
 LOWER, UPPER = 0.5, 99.8  # percentiles that become -1 and 1
 CLIP = 3.0  # the largest value, and the least one with a minus: a few bright nuclei stand out, a speck does no harm
 BRIGHT = 0.5  # of the bright end: a colour image whose median lies higher is a stain on a bright ground

@@ -15,8 +15,6 @@ from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.errors import InputError
 
-__all__ = ["load_unlabelled"]
-
 logger = logging.getLogger(__name__)
 
 Image = str | tuple[str, ...]  # a path, or those of channels
