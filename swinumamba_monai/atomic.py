@@ -61,6 +61,12 @@ def replacing(path: str | PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def write_file(path: str | PathLike, content: str | bytes) -> None:
+    """Write a file in UTF-8, or bytes as they are, as a block of :func:`replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextmanager
 def writing_folder(path: str | PathLike) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` and, when the block has filled it, rename it to ``path``.

@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 from monai.utils import optional_import
 
-from .atomic import check_output_folder, replacing
+from .atomic import check_output_folder, replacing, write_file
 from .bundle_network import build_bundle_network
 from .errors import InputError
 from .pretrained import load_pretrained
@@ -81,8 +81,7 @@ def export_program(network: nn.Module, filepath: str | PathLike) -> Path:
     path = _check_filepath(filepath, ".pt2")
     content = io.BytesIO()  # on a full disk torch's own writer would end the process
     torch.export.save(make_program(network), content)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getvalue())
+    write_file(path, content.getvalue())
     return path
 
 

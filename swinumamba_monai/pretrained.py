@@ -196,10 +196,8 @@ def _of_other_classes_or_channels(weights: Mapping[str, Tensor], own: Mapping[st
             kind, reason = "channels", "takes images of another number of channels"
         else:
             return {}
-        if numbers.setdefault(kind, (weight.shape[axis], own[name].shape[axis])) != (
-            weight.shape[axis],
-            own[name].shape[axis],
-        ):
+        pair = weight.shape[axis], own[name].shape[axis]
+        if numbers.setdefault(kind, pair) != pair:
             return {}
         reasons[name] = reason
     return reasons

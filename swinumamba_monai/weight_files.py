@@ -20,7 +20,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from .atomic import replacing
+from .atomic import write_file
 from .errors import InputError, explained, listed
 
 logger = logging.getLogger(__name__)
@@ -190,8 +190,7 @@ def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
     half = {name: (w.half() if w.is_floating_point() else w).contiguous().clone() for name, w in weights.items()}
     if spoilt := [name for name, weight in half.items() if not weight.isfinite().all()]:
         raise InputError(f"{source} cannot be halved: {listed(spoilt)} would not be finite in float16.")
-    with replacing(target) as temporary:
-        temporary.write_bytes(safetensors.torch.save(half))  # its save_file makes files that their owner alone can read
+    write_file(target, safetensors.torch.save(half))  # its save_file makes files that their owner alone can read
     return target.stat().st_size
 
 

@@ -34,7 +34,7 @@ from pathlib import Path
 
 from monai.config import PathLike
 
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.atomic import write_file
 from swinumamba_monai.data.files.label_map import IGNORE_NAME, IGNORED
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.volumes import volume_path
@@ -99,8 +99,7 @@ def write_datalist(
         if path.read_text(encoding="utf-8") != text:
             raise InputError(f"{path} exists and describes other data; give another output_dir.")
         return path
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(path, text)
     return path
 
 

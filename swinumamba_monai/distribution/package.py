@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from swinumamba_monai.atomic import remove_unfinished, replacing
+from swinumamba_monai.atomic import remove_unfinished, write_file
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.archive import write_archive
 from swinumamba_monai.errors import InputError, explained
@@ -243,5 +243,4 @@ def _write_folder(folder: Path, files: Mapping[str, bytes], stale: list[Path]) -
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_file(path, content)

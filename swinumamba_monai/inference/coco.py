@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.atomic import write_file
 from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.polygons import CELL, class_names, outlines, regions
@@ -96,8 +96,7 @@ def write_coco(
             raise InputError(f"{path} holds class {min(unknown)}, which {metadata} does not name.")
         items.append((name, numbers))
     content = to_coco(items, class_of)
-    with replacing(output_file) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_file(output_file, json.dumps(content))
     return len(content["images"]), len(content["annotations"])
 
 

@@ -207,18 +207,15 @@ class VolumeWriter(ImageWriter):
     A volume (C, X, Y, Z) of one channel becomes (X, Y, Z), also where it has one slice; several channels become the
     last axis of the file. A NIfTI file gets both forms of the NIfTI file that the image came from, with their codes.
 
-    Args:
-        output_dtype: of the file; by default that of the data.
-        scale: part of the interface of ``SaveImaged``; None.
+    Attributes:
+        output_dtype: of the file; None for that of the data.
 
     Raises:
         InputError: the volume would have to be resampled, or the file cannot be written.
     """
 
     check_suffix = staticmethod(check_writable)
-
-    def __init__(self, output_dtype: object = None, scale: int | None = None, **kwargs: object) -> None:
-        super().__init__(output_dtype=output_dtype, scale=scale, **kwargs)
+    output_dtype: object = None
 
     def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
         volume = convert_to_numpy(data_array)

@@ -35,7 +35,7 @@ from swinumamba_monai.data.prepare.dataset import (
     label_folder,
     open_source,
 )
-from swinumamba_monai.data.prepare.inspection import PairReport, inspect_volumes
+from swinumamba_monai.data.prepare.inspection import inspect_volumes
 from swinumamba_monai.data.prepare.layouts import FURTHER_CHANNEL, choose_label_map, find_pairs, read_dataset_json
 from swinumamba_monai.data.prepare.volume_layouts import find_chaos, find_totalsegmentator
 from swinumamba_monai.data.synthetic.abdomen_mri import synthesize_abdomen_mri
@@ -186,22 +186,14 @@ def _grid(paths: Sequence[Path], channels: int, nan: float | None) -> tuple[tupl
     return voxels.shape[:3], affine
 
 
-def _inspect(
-    image: PathLike | Sequence[PathLike],
-    label: PathLike,
-    class_names: Sequence[str],
-    channels: int = 1,
-    nan: float | None = None,
-) -> PairReport:
-    return inspect_volumes(image, label, LabelMap.of_names(class_names), channels, nan)
-
-
 FILES = TaskFiles(
     class_names=ABDOMEN_CLASSES,
     reader=VolumeReader,
     is_image=is_volume_name,
     list_images=load_volumes,
-    inspect=_inspect,
+    inspect=lambda image, label, class_names, channels=1, nan=None: inspect_volumes(
+        image, label, LabelMap.of_names(class_names), channels, nan
+    ),
     prepare=prepare_abdomen_mri,
     synthesize=synthesize_abdomen_mri,
 )

@@ -20,7 +20,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from swinumamba_monai.atomic import RunLock, remove_unfinished, replacing
+from swinumamba_monai.atomic import RunLock, remove_unfinished, write_file
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.weight_files import read_checkpoint
@@ -51,8 +51,7 @@ def save_atomically(content: dict, path: Path) -> None:
     torch.save(content, stream)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(stream.getbuffer())
+        write_file(path, stream.getbuffer())
     except OSError as error:
         kept = "the one before it is intact" if path.exists() else "there was none before it"
         reason = error.strerror or type(error).__name__
@@ -235,8 +234,7 @@ class TrainingCheckpoint:
         if torch.cuda.is_available():
             record |= {"gpu": torch.cuda.get_device_name(), "gpu_bytes": torch.cuda.max_memory_reserved()}
         try:
-            with replacing(self.record_path) as path:
-                path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_file(self.record_path, json.dumps(record, indent=2) + "\n")
         except OSError as error:
             raise InputError(
                 f"{self.record_path} could not be written ({error}); {self.last_path} is whole."

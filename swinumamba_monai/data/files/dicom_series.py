@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from monai.utils import optional_import
 
 from swinumamba_monai.data.files.dicom_parts import NO_NAME, PART_TAGS, copies_in, parts_of
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
-from swinumamba_monai.data.files.hidden import is_hidden
+from swinumamba_monai.data.files.hidden import find_files
 from swinumamba_monai.errors import InputError, listed, shown
 
 if TYPE_CHECKING:
@@ -67,17 +67,6 @@ class Series:
     def is_called(self, wanted: str) -> bool:
         """Whether ``wanted`` is the UID or the number, or is in the description."""
         return wanted in (self.key, self.number) or wanted.lower() in self.description.lower()
-
-
-def find_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder but hidden ones, by name; links to folders are followed, once."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
-        if real not in seen:
-            yield from (Path(place, name) for name in sorted(files) if not is_hidden(name))
-        seen.add(real)
 
 
 def is_dicom_folder(folder: Path) -> bool:

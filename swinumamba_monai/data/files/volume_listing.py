@@ -13,11 +13,11 @@ from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_series import (
     SERIES_SUFFIX,
     choose_series,
-    find_files,
     find_series,
     is_dicom_folder,
     list_series,
 )
+from swinumamba_monai.data.files.hidden import find_files
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
 from swinumamba_monai.errors import InputError, listed
 

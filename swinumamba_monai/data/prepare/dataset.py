@@ -17,11 +17,11 @@ from pathlib import Path
 
 from monai.config import PathLike
 
-from swinumamba_monai.atomic import replacing, temporary_folder
+from swinumamba_monai.atomic import replacing, temporary_folder, write_file
 from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, leads_outside, write_datalist
 from swinumamba_monai.data.files.label_map import IGNORE_NAME
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
-from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint, write_fingerprint
+from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import divide, read_split
 from swinumamba_monai.errors import InputError
@@ -271,7 +271,7 @@ def check_and_write(
         regions=regions,
         linked_dir=None if linked_dir is None else str(linked_dir),
     )
-    write_fingerprint(output, {"task": task, **prints})
+    write_file(output / FINGERPRINT_NAME, json.dumps({"task": task, **prints}, indent=1) + "\n")
     logger.info("%s: %d images (%s), crops of %s proposed", output, len(used), found.layout, crop)
     return PreparedDataset(
         layout=found.layout,

@@ -11,16 +11,15 @@ may be above or below them.
 from __future__ import annotations
 
 import json
-import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME
-from swinumamba_monai.data.files.hidden import is_hidden
+from swinumamba_monai.data.files.hidden import find_files, is_hidden
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
 from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES
 
@@ -78,7 +77,7 @@ def sort_files(source: Path, output: Path) -> Pictures:
     own = [[p for p in folders if kind.fullmatch(p.name)] for kind in (_IMAGE_FOLDER, _LABEL_FOLDER)]
     roots = own[0] + own[1] if own[0] and own[1] else [source]
     files = sorted(
-        set().union(*(_walk(root, skipped) for root in roots))
+        set().union(*(find_files(root, skipped) for root in roots))
         | {p for p in source.iterdir() if p.is_file() and not is_hidden(p.name)}
     )
     kinds = {file: _kind(file, source) for file in files}
@@ -152,17 +151,3 @@ def _made_here(source: Path) -> bool:
         content = json.loads((source / DATALIST_NAME).read_text(encoding="utf-8"))
         return content.get("source_dir") == content.get("label_dir") == "."
     return False
-
-
-def _walk(root: Path, skipped: set[Path]) -> Iterator[Path]:
-    """The files below a folder that are not hidden, through links too, but into no folder twice."""
-    seen: set[Path] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        place = Path(folder)
-        seen.add(place.resolve())
-        folders[:] = [
-            name
-            for name in folders
-            if not is_hidden(name) and not {place / name, (place / name).resolve()} & (skipped | seen)
-        ]
-        yield from (place / name for name in files if not is_hidden(name))

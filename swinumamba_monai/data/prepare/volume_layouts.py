@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from swinumamba_monai.data.files.dicom import read_dicom_files
-from swinumamba_monai.data.files.dicom_series import choose_series, find_files, find_series
+from swinumamba_monai.data.files.dicom_series import choose_series, find_series
+from swinumamba_monai.data.files.hidden import find_files
 from swinumamba_monai.data.files.images import read_classes
 from swinumamba_monai.data.files.label_map import LabelMap, select_classes
 from swinumamba_monai.data.files.volume_writing import write_volume
