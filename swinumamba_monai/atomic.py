@@ -225,11 +225,7 @@ class RunLock:
         self._made_folder = False
 
     def acquire(self) -> str | None:
-        """Take the lock.
-
-        Returns:
-            None, or who holds it already: "process 12 on HOST, since 2026-11-28 10:00:00".
-        """
+        """Take the lock; None, or who holds it already: "process 12 on HOST, since 2026-11-28 10:00:00"."""
         if fcntl is None or self._descriptor is not None:
             return None
         if other := self._held.pop((os.getpid(), self.path), None):

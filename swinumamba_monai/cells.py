@@ -150,13 +150,10 @@ def _dilate(mask: np.ndarray) -> np.ndarray:
 
 
 def class_map(pred: torch.Tensor) -> np.ndarray:
-    """The class of every pixel.
+    """The class of every pixel, (H, W) uint8: 0 background, 1 cell interior, 2 cell boundary.
 
     Args:
         pred: logits, probabilities or one-hot of shape (3, H, W), or class indices of shape (1, H, W).
-
-    Returns:
-        classes of shape (H, W), uint8: 0 background, 1 cell interior, 2 cell boundary.
 
     Raises:
         InputError: another shape, or a single channel that holds anything but 0, 1 and 2.
@@ -203,14 +200,11 @@ def classes_to_instances(classes: np.ndarray, min_size: int = 0, grow: int = 0) 
 
 
 def cell_scores(logits: torch.Tensor, ids: np.ndarray) -> np.ndarray:
-    """How sure the network is of each cell: the mean over its pixels of the probability that they are not background.
+    """How sure the network is of the cells 1 to n, (n,) float32: the mean probability that a pixel is not background.
 
     Args:
         logits: logits (classes, H, W), background first.
         ids: instance ids of shape (H, W), 0 background, 1 to n.
-
-    Returns:
-        scores of the cells 1 to n, shape (n,), float32, from 0 to 1.
     """
     count = int(ids.max(initial=0)) + 1
     total, area = np.zeros(count), np.bincount(ids.ravel(), minlength=count)

@@ -66,14 +66,11 @@ def make_program(network: nn.Module) -> torch.export.ExportedProgram:
 
 
 def export_program(network: nn.Module, filepath: str | PathLike) -> Path:
-    """Write a network as a ``.pt2`` file, for ``torch.export.load`` where this package is imported.
+    """Write a network as a ``.pt2`` file, for ``torch.export.load`` where this package is imported; its path.
 
     Args:
         network: network as :func:`make_program` takes it.
         filepath: file to write, ending in ``.pt2``.
-
-    Returns:
-        the file.
 
     Raises:
         InputError: the name or the folder cannot be; see also :func:`make_program`.
@@ -86,14 +83,11 @@ def export_program(network: nn.Module, filepath: str | PathLike) -> Path:
 
 
 def export_onnx(network: nn.Module, filepath: str | PathLike) -> Path:
-    """Write a network as one ONNX file of standard operators, with an input ``image`` and an output ``logits``.
+    """Write a network as one ONNX file of standard operators, from ``image`` to ``logits``; its path is returned.
 
     Args:
         network: network as :func:`make_program` takes it, in float32 on the CPU.
         filepath: file to write, ending in ``.onnx``; it holds the weights too.
-
-    Returns:
-        the file.
 
     Raises:
         InputError: the name or the folder cannot be, or packages are missing; see also :func:`make_program`.

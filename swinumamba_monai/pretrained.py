@@ -80,9 +80,6 @@ def load_pretrained(
         decoder: whether the decoder of Swin-UMamba† gets blocks of the encoder too (paper, section IV-H, "w/ pretrained
             decoder"): each of its stages takes the first blocks of the encoder's stage with as many channels.
 
-    Returns:
-        which tensors were loaded, skipped and why, and which of the network's were not in the file.
-
     Raises:
         InputError: the file is none of these, is corrupt, or does not fit the network.
     """

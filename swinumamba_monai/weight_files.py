@@ -171,14 +171,11 @@ def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | 
 
 
 def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
-    """Write the weights of a checkpoint as safetensors of half the size; networks compute in float32 all the same.
+    """Write weights as safetensors of half the size; the bytes are returned. Networks compute in float32 all the same.
 
     Args:
         source: file that :func:`read_checkpoint` reads.
         target: ``.safetensors`` file to write, whole or not at all; its folder must exist.
-
-    Returns:
-        the size of the file in bytes.
 
     Raises:
         InputError: ``source`` cannot be read, or holds a number that float16 cannot; ``target`` has another suffix.

@@ -64,7 +64,7 @@ def write_datalist(
     regions: Mapping[str, Sequence[int]] | None = None,
     linked_dir: str | None = None,
 ) -> Path:
-    """Write ``datalist.json``, whole or not at all.
+    """Write ``datalist.json``, whole or not at all; its path is returned.
 
     Args:
         dataset_dir: existing folder that the file is written into.
@@ -76,9 +76,6 @@ def write_datalist(
         class_names: what the numbers in the labels mean, background first, "ignore" last; none for cells.
         regions: unions of classes that are scored instead of them, by name the numbers of the classes.
         linked_dir: folder outside of ``source_dir`` that images and labels in it may be links into.
-
-    Returns:
-        The path of the file.
 
     Raises:
         InputError: The folder has a ``datalist.json`` with other content.

@@ -19,7 +19,7 @@ SYNTHETIC = "synthetic"  # the dataset_dir that asks for it by name
 def dataset_dir_or_synthetic(
     dataset_dir: str | None, synthetic_dir: str, task: str = "microscopy", default: bool = True
 ) -> str:
-    """``dataset_dir``, or the synthetic dataset of a task where that is asked for.
+    """The folder ``dataset_dir``, or that of the synthetic dataset of a task where that is asked for.
 
     Args:
         dataset_dir: folder of a dataset; None, or ``"synthetic"`` where no folder has this name, for the synthetic one.
@@ -27,9 +27,6 @@ def dataset_dir_or_synthetic(
         task: a key of :data:`~swinumamba_monai.tasks.TASKS`.
         default: whether None asks for it. Inference says no: its user has images, and a forgotten option would give
             predictions of others.
-
-    Returns:
-        The folder to read.
 
     Raises:
         InputError: ``dataset_dir`` is None and ``default`` is False, or it is no path; ``synthetic_dir`` holds

@@ -54,16 +54,13 @@ def to_coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | 
 def write_coco(
     predictions: PathLike, images: PathLike, output_file: PathLike, metadata: PathLike | None = None
 ) -> tuple[int, int]:
-    """One COCO file of a folder of predictions.
+    """One COCO file of a folder of predictions; the numbers of images and of annotations are returned.
 
     Args:
         predictions: folder with NAME_instances or NAME_classes files, as the bundles' inference writes them.
         images: images, as the inference took them; those without a prediction are left out.
         output_file: ``.json`` file to write, whole or not at all.
         metadata: ``metadata.json`` of the bundle, which names the classes; not needed for cells.
-
-    Returns:
-        the numbers of images and of annotations.
 
     Raises:
         InputError: no prediction is there, predictions of two kinds, classes without ``metadata``, or a class that it

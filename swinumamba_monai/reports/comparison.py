@@ -47,7 +47,7 @@ class Difference:
 
 
 def compare(a: PathLike, b: PathLike, columns: Sequence[str] | None = None, seed: int = 0) -> list[Difference]:
-    """Compare the scores of two ``metrics.csv``, case by case.
+    """Compare the scores of two ``metrics.csv``, case by case; an item per column that both have values in.
 
     The test asks whether the differences lie symmetrically around 0. Cases, matched by name, have to be independent of
     each other: frames of one video or slices of one patient are not, and make p too small. It knows nothing of how two
@@ -58,9 +58,6 @@ def compare(a: PathLike, b: PathLike, columns: Sequence[str] | None = None, seed
         b: ``metrics.csv`` of the other.
         columns: names of the columns to compare; None for all that the files share.
         seed: seed of the bootstrap.
-
-    Returns:
-        One item per column that has at least one case with a value in both files.
 
     Raises:
         InputError: the files are no such tables, hold different cases, or do not share a column that is asked for.

@@ -113,14 +113,11 @@ class Task:
         return self.files.prepare(source_dir, output_dir, options, label_map)
 
     def synthesize(self, output_dir: PathLike | str, **given: object) -> Path:
-        """Write a synthetic dataset.
+        """Write a synthetic dataset; ``output_dir`` is returned.
 
         Args:
             output_dir: new or empty folder, or one that holds this very dataset.
             given: ``num_train``, ``num_validation``, ``num_test``, ``image_size``, ``seed``, and what the task adds.
-
-        Returns:
-            ``output_dir``.
 
         Raises:
             InputError: an argument that the task does not have, or values that are not possible.

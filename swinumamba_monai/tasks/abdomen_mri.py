@@ -77,9 +77,6 @@ def prepare_abdomen_mri(
         label_map: the classes and their numbers in the files, or the JSON file of them. Default: the paper's 13 organs,
             by their names in ``dataset.json`` where there is one; the classes of that file where it lacks one of them.
 
-    Returns:
-        What was made.
-
     Raises:
         InputError: The layout is unknown; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.

@@ -90,9 +90,6 @@ def prepare_endoscopy(
             see above for EndoVis 2017; the names of outlines; and else the paper's seven instruments, by their names in
             ``dataset.json`` where there is one.
 
-    Returns:
-        What was made.
-
     Raises:
         InputError: The layout is unknown, or the instruments of EndoVis 2017 have no numbers; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.

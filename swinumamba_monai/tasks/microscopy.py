@@ -51,9 +51,6 @@ def prepare_microscopy(
         output_dir: where the datalist is written; it may be ``source_dir``.
         options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
 
-    Returns:
-        What was made.
-
     Raises:
         InputError: The layout is unknown; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.

@@ -27,7 +27,7 @@ def random_patch_mask(
     mask_patch_size: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Choose the same number of square patches in every image of a batch.
+    """As many square patches in every image of a batch: (batch_size, 1, height, width) bool, True where masked.
 
     Args:
         batch_size: number of images.
@@ -35,9 +35,6 @@ def random_patch_mask(
         mask_ratio: share of the patches that are masked, rounded to whole patches: 22 of 36 for 0.6 at 192×192.
         mask_patch_size: side of a patch in pixels.
         generator: source of the choice, on the CPU; torch's own by default.
-
-    Returns:
-        (batch_size, 1, height, width) bool, True where masked.
 
     Raises:
         InputError: the patches do not tile the image, or none or all of them would be masked.

@@ -90,14 +90,11 @@ class TiffRows:
         return self.height, self.width
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows of the image.
+        """Rows of the image, (stop - start, W) or (stop - start, W, C), in the data type of the file.
 
         Args:
             start: the first.
             stop: the one behind the last.
-
-        Returns:
-            (stop - start, W) or (stop - start, W, C), in the data type of the file.
 
         Raises:
             InputError: a tile or strip is damaged, or holds NaN or infinite pixels.

@@ -163,15 +163,12 @@ def inspect_pairs(
     inspect: Callable[[PathLike, PathLike], PairReport],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[PairReport]:
-    """Inspect many items, a few at a time; the decoders leave the Python lock.
+    """Inspect many items, a few at a time, for a report each; the decoders leave the Python lock.
 
     Args:
         items: dictionaries with the paths "image" and "label".
         inspect: one of the functions above.
         progress: called with the number of items done and of all items.
-
-    Returns:
-        One report per item, in their order.
     """
     reports = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -82,16 +82,13 @@ def find_chaos(
 def find_totalsegmentator(
     source: Path, made: Path, given: LabelMap | None, classes: Sequence[str]
 ) -> tuple[FoundPairs, LabelMap] | None:
-    """TotalSegmentator's datasets: a folder a subject with the image and ``segmentations``, a mask for each structure.
+    """TotalSegmentator's datasets, as :func:`find_chaos`: a folder a subject, with an image and ``segmentations``.
 
     Args:
         source: the folder of the subjects.
         made: folder that the label volumes are written into.
         given: the classes, by the names of structures; by default ``classes``, or all structures where one lacks.
         classes: the paper's.
-
-    Returns:
-        As :func:`find_chaos`.
     """
     subjects = [folder for folder in sorted(source.iterdir()) if (folder / "segmentations").is_dir()]
     if not subjects:

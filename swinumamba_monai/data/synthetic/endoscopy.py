@@ -95,15 +95,12 @@ def synthesize_endoscopy(
 def synthesize_frame(
     rng: np.random.Generator, image_size: tuple[int, int], first: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One frame and its classes.
+    """One frame (H, W, 3) uint8 and its classes (H, W) uint8.
 
     Args:
         rng: source of every random choice.
         image_size: (H, W) in pixels.
         first: its remainder by seven is the kind of one of the instruments; the others are random.
-
-    Returns:
-        The frame (H, W, 3) uint8 and the classes (H, W) uint8.
     """
     scene = _draw_tissue(rng, image_size)
     classes = np.zeros(image_size, dtype=np.uint8)

@@ -31,7 +31,7 @@ def write_synthetic(
     seed: int,
     class_names: Sequence[str] = (),
 ) -> Path:
-    """Write images, labels and datalist of a synthetic dataset.
+    """Write images, labels and datalist of a synthetic dataset; ``output_dir`` is returned.
 
     The folder appears as a whole, so that several processes may ask for it at once, and one that exists with these very
     arguments is left as it is.
@@ -45,9 +45,6 @@ def write_synthetic(
         make: writes an image and its label; called with a generator, the number of the image, and both paths.
         seed: of the random numbers.
         class_names: what the numbers in the labels mean, background first; none for cells.
-
-    Returns:
-        ``output_dir``.
 
     Raises:
         InputError: The folder holds something else, or a count is negative.

@@ -54,15 +54,12 @@ def synthesize_microscopy(
 def synthesize_image(
     rng: np.random.Generator, image_size: tuple[int, int], stained: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One image and its instance map.
+    """One image (H, W) or (H, W, 3) uint8, and its instance map (H, W) uint16 with the ids 1 to n.
 
     Args:
         rng: source of every random choice.
         image_size: (H, W) in pixels.
         stained: stained tissue in transmitted light instead of fluorescence.
-
-    Returns:
-        The image, (H, W) or (H, W, 3) uint8, and the map, (H, W) uint16 with the ids 1..N.
     """
     radius = rng.uniform(6, 9) if rng.random() < 0.4 else rng.uniform(9, 20)
     instances, thickness = _place_nuclei(rng, image_size, radius)
