@@ -102,12 +102,8 @@ def _what_it_is(path: Path) -> str | None:
 @cache
 def _warn_of_old_torch() -> None:
     if TorchVersion(torch.__version__) < SAFE_TORCH:
-        logger.warning(
-            "torch %s can be attacked by a crafted .pt file, even so (CVE-2026-24747): use files of those you trust, "
-            "safetensors, or torch %s",
-            torch.__version__,
-            SAFE_TORCH,
-        )
+        attack = f"torch {torch.__version__} can be attacked by a crafted .pt file, even so (CVE-2026-24747)"
+        logger.warning("%s: use files of those you trust, safetensors, or torch %s", attack, SAFE_TORCH)
 
 
 def _count_bytes(content: object, depth: int = 0, seen: set[int] | None = None) -> int:

@@ -134,28 +134,22 @@ def complexity_rows(
             continue
         seen.add(key)
         title = SYSTEMS[published.system].title
-        counted = _count_system(published, _options(structure) if structure else {})
-        rows.append(_row(published, published.row if structure else title, counted))
-        if SYSTEMS[published.system].vmamba and not structure:
-            for encoder in encoders:
-                counted = _count_system(published, {"encoder": encoder})
-                row = _row(published, f"{title}, {encoder}", counted)
-                rows.append(row | {"table": None, "paper_parameters": None, "paper_flops": None})
+        if structure:
+            overlay = json.loads(overlay_path(structure).read_text(encoding="utf-8"))
+            options = {name.removeprefix("network_def#"): value for name, value in overlay.items()}
+            rows.append(_row(published, published.row, options))
+            continue
+        rows.append(_row(published, title, {}))
+        for encoder in encoders if SYSTEMS[published.system].vmamba else ():
+            row = _row(published, f"{title}, {encoder}", {"encoder": encoder})
+            rows.append(row | {"table": None, "paper_parameters": None, "paper_flops": None})
     return rows
 
 
-def _count_system(published: PublishedRow, options: Mapping[str, object]) -> Complexity:
+def _row(published: PublishedRow, name: str, options: Mapping[str, object]) -> dict:
+    """A system with options of its network, counted, and beside what the paper prints."""
     task = TASKS[published.task]
-    return count(paper_network(task, published.system, options), task.in_channels, *task.roi_size)
-
-
-def _options(overlay: str) -> dict:
-    """The network's own options in an overlay."""
-    config = json.loads(overlay_path(overlay).read_text(encoding="utf-8"))
-    return {name.removeprefix("network_def#"): value for name, value in config.items()}
-
-
-def _row(published: PublishedRow, name: str, counted: Complexity) -> dict:
+    counted = count(paper_network(task, published.system, options), task.in_channels, *task.roi_size)
     row = {
         "table": published.table,
         "task": published.task,

@@ -59,11 +59,5 @@ def summarize_cases(values: np.ndarray, seed: int = 0) -> dict[str, object]:
 
 def bootstrap_settings(seed: int = 0) -> dict[str, object]:
     """How the intervals were made, for a report."""
-    return {
-        "statistic": "mean",
-        "drawn_with_replacement": "cases",
-        "method": "percentile",
-        "confidence": CONFIDENCE,
-        "resamples": RESAMPLES,
-        "seed": seed,
-    }
+    how = {"statistic": "mean", "drawn_with_replacement": "cases", "method": "percentile"}
+    return {**how, "confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": seed}

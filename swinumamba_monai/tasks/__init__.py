@@ -93,8 +93,8 @@ class Task:
 
         Args:
             source_dir: folder of the downloaded dataset, which stays as it is.
-            output_dir: folder of the prepared one.
-            options: what may be asked of preparing; None for the defaults.
+            output_dir: folder of the prepared one, which may be the same.
+            options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
             label_map: the classes and their numbers in the labels, or the JSON file of them; None for the paper's, or
                 those of the dataset.
 

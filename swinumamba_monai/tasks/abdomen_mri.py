@@ -70,10 +70,7 @@ def prepare_abdomen_mri(
     themselves, or a label is not stored on the grid of its image, label volumes that have the classes on these grids
     are written to ``output_dir/labels``.
 
-    Args:
-        source_dir: the downloaded dataset.
-        output_dir: where the datalist is written; it may be ``source_dir``.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
+    Args: those of :meth:`~swinumamba_monai.tasks.Task.prepare`.
         label_map: the classes and their numbers in the files, or the JSON file of them. Default: the paper's 13 organs,
             by their names in ``dataset.json`` where there is one; the classes of that file where it lacks one of them.
 

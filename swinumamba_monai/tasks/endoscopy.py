@@ -82,10 +82,7 @@ def prepare_endoscopy(
     suffix, or several such divisions. What it leaves open is divided by folder, and else by sequence, because the
     frames of one surgery look alike. Originals are referred to and never copied.
 
-    Args:
-        source_dir: the downloaded dataset.
-        output_dir: where the datalist is written; it may be ``source_dir``.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
+    Args: those of :meth:`~swinumamba_monai.tasks.Task.prepare`.
         label_map: the classes and their numbers in the masks, or the JSON file of them or of their colours. Default:
             see above for EndoVis 2017; the names of outlines; and else the paper's seven instruments, by their names in
             ``dataset.json`` where there is one.

@@ -46,10 +46,7 @@ def prepare_microscopy(
     the first one. Originals are referred to and never copied. ``split.json`` may give ``train`` and ``test`` (and
     ``validation``), lists of names without suffix. The planes of a stack stay in one section.
 
-    Args:
-        source_dir: the downloaded dataset.
-        output_dir: where the datalist is written; it may be ``source_dir``.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
+    Args: those of :meth:`~swinumamba_monai.tasks.Task.prepare`, without a label map.
 
     Raises:
         InputError: The layout is unknown; for the rest see

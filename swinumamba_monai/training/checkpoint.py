@@ -226,10 +226,7 @@ class TrainingCheckpoint:
             save_atomically(self.network.state_dict(), self.best_path)
 
     def _write_record(self, state: Mapping) -> None:
-        record = {
-            **json.loads(self.settings),
-            **{name: state[name] for name in ("epoch", "best_metric_epoch", "seconds")},
-        }
+        record = json.loads(self.settings) | {name: state[name] for name in ("epoch", "best_metric_epoch", "seconds")}
         record["parameters"] = sum(p.numel() for p in self.network.parameters())
         if torch.cuda.is_available():
             record |= {"gpu": torch.cuda.get_device_name(), "gpu_bytes": torch.cuda.max_memory_reserved()}
@@ -254,14 +251,9 @@ class TrainingCheckpoint:
         evaluator.state.best_metric = state["best_metric"]
         evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         trainer.add_event_handler(Events.STARTED, self._restore_scaler, state.get("scaler"))
-        self._compare_settings(self._settings_of(state))
-        logger.info(
-            "resumed after epoch %d of %d, best metric %.4f of epoch %d",
-            state["epoch"],
-            trainer.state.max_epochs,
-            state["best_metric"],
-            state["best_metric_epoch"],
-        )
+        self._compare_settings(state)
+        best = f"best metric {state['best_metric']:.4f} of epoch {state['best_metric_epoch']}"
+        logger.info("resumed after epoch %d of %d, %s", state["epoch"], trainer.state.max_epochs, best)
         if state["epoch"] >= trainer.state.max_epochs:
             logger.warning("the run has its %d epochs, there is nothing left to train", trainer.state.max_epochs)
             self._lock.release()
@@ -272,11 +264,9 @@ class TrainingCheckpoint:
         if trainer.scaler and state:
             trainer.scaler.load_state_dict(state)
 
-    def _settings_of(self, state: Mapping) -> dict:
+    def _compare_settings(self, state: Mapping) -> None:
         with explained(f"{self.last_path} has unreadable settings", "it cannot be resumed"):
-            return dict(json.loads(state.get("settings", "{}")))
-
-    def _compare_settings(self, before: dict) -> None:
+            before = dict(json.loads(state.get("settings", "{}")))
         now = json.loads(self.settings)
         others = [f"{name} {now[name]!r} (was {old!r})" for name, old in before.items() if now.get(name, old) != old]
         if others:

@@ -100,13 +100,11 @@ class StopOnSigterm:
                 signal.signal(number, handler)
         if stopped:
             if idist.get_rank() == 0:
+                place = f"epoch {trainer.state.epoch} of {trainer.state.max_epochs}"
                 logger.warning(
-                    "stopped by %s in epoch %d of %d; --resume true goes on from the last whole epoch, and ends "
-                    "where an uninterrupted run ends",
-                    signal.Signals(self.received).name,
-                    trainer.state.epoch,
-                    trainer.state.max_epochs,
-                )
+                    "stopped by %s in %s; --resume true goes on from the last whole epoch, and ends where an "
+                    "uninterrupted run ends", signal.Signals(self.received).name, place
+                )  # fmt: skip
             sys.exit(128 + self.received)
 
     def _receive(self, number: int, _: object) -> None:

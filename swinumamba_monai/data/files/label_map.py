@@ -17,30 +17,12 @@ from swinumamba_monai.errors import InputError, explained, listed, shown
 
 # The classes of the paper's AbdomenMRI and Endoscopy data, in its order; 0 is background.
 ABDOMEN_CLASSES = (
-    "background",
-    "liver",
-    "right kidney",
-    "spleen",
-    "pancreas",
-    "aorta",
-    "inferior vena cava",
-    "right adrenal gland",
-    "left adrenal gland",
-    "gallbladder",
-    "esophagus",
-    "stomach",
-    "duodenum",
-    "left kidney",
+    *("background", "liver", "right kidney", "spleen", "pancreas", "aorta", "inferior vena cava"),
+    *("right adrenal gland", "left adrenal gland", "gallbladder", "esophagus", "stomach", "duodenum", "left kidney"),
 )
 ENDOSCOPY_CLASSES = (
-    "background",
-    "large needle driver",
-    "prograsp forceps",
-    "monopolar curved scissors",
-    "cadiere forceps",
-    "bipolar forceps",
-    "vessel sealer",
-    "drop-in ultrasound probe",
+    *("background", "large needle driver", "prograsp forceps", "monopolar curved scissors", "cadiere forceps"),
+    *("bipolar forceps", "vessel sealer", "drop-in ultrasound probe"),
 )
 
 _EXAMPLE = 'write {"background": 0, "liver": 1, ...}'
