@@ -81,9 +81,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
             return error
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
             place = error.filename2 or error.filename  # of a copy, where it goes
-            return InputError(
-                f"{shown(place) if place else 'an output'} cannot be written or opened: {error.strerror}."
-            )
+            return InputError(f"{shown(place or 'an output')} cannot be written or opened: {error.strerror}.")
         if found := _AS_TEXT.search(str(error)):
             return InputError(found[1])
         error = error.__cause__ or error.__context__

@@ -95,9 +95,7 @@ def export_onnx(network: nn.Module, filepath: str | PathLike) -> Path:
     path = _check_filepath(filepath, ".onnx")
     missing = [name for name in ("onnx", "onnxscript") if not optional_import(name)[1]]
     if missing:
-        raise InputError(
-            f"ONNX needs {' and '.join(missing)}; install them with pip install 'swinumamba-monai[export]'."
-        )
+        raise InputError(f"ONNX needs {' and '.join(missing)}; try pip install 'swinumamba-monai[export]'.")
     import onnx
     from onnx import inliner
 

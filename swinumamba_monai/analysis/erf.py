@@ -45,9 +45,7 @@ def load_inputs(
         InputError: there is no image, one that cannot be read, or a number that cannot be.
     """
     if num_images < 1 or in_channels < 1 or (images is not None and in_channels not in (1, 3)):
-        raise InputError(
-            f"{num_images} images of {in_channels} channels are not possible; give at least 1, and 1 or 3."
-        )
+        raise InputError(f"{num_images} images of {in_channels} channels are impossible; give at least 1, and 1 or 3.")
     if images is None:
         generator = torch.Generator().manual_seed(seed)
         return [torch.randn(in_channels, *size, generator=generator) for _ in range(num_images)]

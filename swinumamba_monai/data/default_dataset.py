@@ -33,9 +33,7 @@ def dataset_dir_or_synthetic(
             something else; there is no such task.
     """
     if dataset_dir is None and not default:
-        raise InputError(
-            f"--dataset_dir is missing: give the folder of your images, or {SYNTHETIC} for images that are made up."
-        )
+        raise InputError(f"--dataset_dir is missing: give the folder of your images, or {SYNTHETIC} for made-up ones.")
     if dataset_dir is not None and not isinstance(dataset_dir, (str, os.PathLike)):
         raise InputError(f"dataset_dir must be the path of a folder, got {shown(repr(dataset_dir))}.")
     if not _is_synthetic(dataset_dir):

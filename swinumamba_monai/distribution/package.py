@@ -222,9 +222,7 @@ def _stale_files(folder: Path, files: Mapping[str, bytes], packed: set[str]) -> 
             continue
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()
         if content != files.get(name) and _sha256(content) not in packed:
-            raise InputError(
-                f"{path} is not as a package of this bundle left it; move it away or give another output_dir."
-            )
+            raise InputError(f"{path} is not as a package left it; move it away or give another output_dir.")
         if name not in files:
             stale.append(path)
     return stale

@@ -39,9 +39,7 @@ def _writing(filename: PathLike) -> Iterator[Path]:
         with replacing(filename) as temporary:
             yield temporary
     except OSError as error:
-        raise InputError(
-            f"{filename} could not be written ({error.strerror or error}); nothing is left of it."
-        ) from error
+        raise InputError(f"{filename} could not be written ({error.strerror or error}); nothing is left.") from error
 
 
 class RowsFirstWriter(ImageWriter):
@@ -62,9 +60,7 @@ class RowsFirstWriter(ImageWriter):
     def __init__(self, output_dtype: object = None, scale: int | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
         if scale is not None:
-            raise InputError(
-                f"{type(self).__name__} writes {self.content}, which cannot be scaled: leave 'scale' of SaveImaged out."
-            )
+            raise InputError(f"{type(self).__name__} writes {self.content}, which cannot be scaled: leave 'scale' out.")
 
     def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
         self.data_obj = self.pixels(convert_to_numpy(data_array))

@@ -124,9 +124,7 @@ class Task:
         """
         known = inspect.signature(self.files.synthesize).parameters
         if unknown := [name for name in given if name not in known]:
-            raise InputError(
-                f"Images of {self.name} have no {unknown[0].removeprefix('num_')}; leave {unknown[0]} out."
-            )
+            raise InputError(f"{self.name} images have no {unknown[0].removeprefix('num_')}; leave {unknown[0]} out.")
         return self.files.synthesize(output_dir, **given)
 
 

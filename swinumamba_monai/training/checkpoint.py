@@ -233,9 +233,7 @@ class TrainingCheckpoint:
         try:
             write_file(self.record_path, json.dumps(record, indent=2) + "\n")
         except OSError as error:
-            raise InputError(
-                f"{self.record_path} could not be written ({error}); {self.last_path} is whole."
-            ) from error
+            raise InputError(f"{self.record_path} cannot be written ({error}); {self.last_path} is whole.") from error
 
     def _restore(self, trainer: Engine, evaluator: Engine) -> None:
         state = read_checkpoint(self.last_path)
@@ -270,9 +268,7 @@ class TrainingCheckpoint:
         now = json.loads(self.settings)
         others = [f"{name} {now[name]!r} (was {old!r})" for name, old in before.items() if now.get(name, old) != old]
         if others:
-            logger.warning(
-                "resumed with %s; it will not end where the run as it was begun would have ended", ", ".join(others)
-            )
+            logger.warning("resumed with %s; it will not end where the run as begun would have", ", ".join(others))
 
     def _restore_optimizer(self, saved: dict, epoch: int) -> None:
         """The state of each parameter; options stay those of this run, and the schedule is replayed, not restored, so

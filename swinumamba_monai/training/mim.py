@@ -119,9 +119,7 @@ class MaskedImageModel(nn.Module):
         super().__init__()
         encoder = find_encoder(network)
         if encoder is None:
-            raise InputError(
-                f"{type(network).__name__} has no VMamba encoder to pretrain; choose SwinUMambaD or SwinUMamba."
-            )
+            raise InputError(f"{type(network).__name__} has no VMamba encoder; choose SwinUMambaD or SwinUMamba.")
         self.stride = stride
         self.vssm_encoder = encoder
         if hasattr(network, "stem"):

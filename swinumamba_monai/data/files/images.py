@@ -237,9 +237,7 @@ def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
         depth = _png_bit_depth(path) if isinstance(file, PngImageFile) else 8
         check_unfolding(path, file.height * file.width * len(file.getbands()) * (1 if depth <= 8 else 2))
         if isinstance(file, JpegImageFile) and path.read_bytes().count(b"\xff\xda") > MAX_SCANS:
-            raise InputError(
-                f"{path} is a progressive JPEG of over {MAX_SCANS} scans; save it as another kind of file."
-            )
+            raise InputError(f"{path} is a progressive JPEG of over {MAX_SCANS} scans; save it in another format.")
         if file.height * file.width // 8 > path.stat().st_size * MAX_DEFLATE:
             raise InputError(
                 f"{path} claims {file.height} x {file.width} pixels, which no file of its size holds; replace it."

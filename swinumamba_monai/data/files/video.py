@@ -77,9 +77,7 @@ def count_frames(path: PathLike) -> int:
     if count == 0:
         raise InputError(f"{path} is a video without frames that can be decoded; replace it.")
     if lost:
-        logger.warning(
-            "%s has %d frames that decode; %d parts of it do not, the first: %s", path, count, len(lost), lost[0]
-        )
+        logger.warning("%s has %d frames that decode; %d parts do not, the first: %s", path, count, len(lost), lost[0])
     return count
 
 

@@ -94,9 +94,7 @@ class FoundPairs:
             self.problems.append(f"{image} has the name of {self.pairs[name][0]}; rename one.")
             return
         self.pairs[name] = (image, label)
-        self.links[name] = tuple(
-            file.resolve().parent if leads_outside(file, source) else None for file in (image, label)
-        )
+        self.links[name] = tuple(f.resolve().parent if leads_outside(f, source) else None for f in (image, label))
 
     def linked_dir(self, source: Path) -> Path | None:
         """The folder of what links lead to: all images or all labels are some, for a single one is left out."""

@@ -133,9 +133,7 @@ class NormalizeLook(Transform):
         if image.ndim != 3:
             raise InputError(f"An image has the shape (C, H, W), but this one has {tuple(image.shape)}.")
         if image.shape[0] not in (1, 2, 3):
-            raise InputError(
-                f"The image has {image.shape[0]} channels, but 1 to 3 are needed; name one with --channel."
-            )
+            raise InputError(f"The image has {image.shape[0]} channels, but 1 to 3 are needed; name one by --channel.")
         finite = image.isfinite()
         if not finite.all():
             least = image[finite].min() if finite.any() else 0.0

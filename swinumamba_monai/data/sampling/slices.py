@@ -253,9 +253,7 @@ def _describe(transform: Callable) -> bytes:
     try:
         return b"".join(pickle.dumps(part) for part in transforms)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
-        raise InputError(
-            f"volume_transform must be of parts that can be pickled, without lambdas ({error})."
-        ) from error
+        raise InputError(f"volume_transform needs parts that can be pickled, without lambdas ({error}).") from error
 
 
 def _is_usable(folder: Path) -> bool:
