@@ -68,11 +68,7 @@ class InstancesToClasses(Transform):
         self.min_interior = min_interior
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Make of an instance map (1, H, W) a class map (1, H, W), uint8, of its kind: array, tensor or ``MetaTensor``.
-
-        Raises:
-            InputError: the map has more than one channel.
-        """
+        """Make of an instance map (1, H, W), else an InputError, a class map (1, H, W), uint8, of its kind."""
         if img.ndim != 3 or img.shape[0] != 1:
             raise InputError(f"An instance map has the shape (1, H, W), but this one has {tuple(img.shape)}.")
         instances = convert_data_type(img, np.ndarray)[0][0]

@@ -56,11 +56,7 @@ def listed(names: Iterable[object], most: int = 3) -> str:
 
 
 def check_known(kind: str, names: Iterable[object], known: Iterable[str]) -> None:
-    """Refuse a name that is not among the known ones, which the sentence lists.
-
-    Raises:
-        InputError: there is no such thing of this kind.
-    """
+    """Refuse, by an :class:`InputError` that lists the known ones, a name that is not among them."""
     known = list(known)
     for name in names:
         if name not in known:

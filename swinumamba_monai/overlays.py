@@ -16,10 +16,6 @@ OVERLAYS = {path.stem: path for path in sorted((Path(__file__).parent / "configs
 
 
 def overlay_path(name: str) -> Path:
-    """Where the overlay ``name`` lies; it goes into ``--config_file`` behind a bundle's own config.
-
-    Raises:
-        InputError: there is none of that name.
-    """
+    """Where the overlay ``name`` lies, else an InputError; it goes into ``--config_file`` behind a bundle's config."""
     check_known("overlay", [name], OVERLAYS)
     return OVERLAYS[name]

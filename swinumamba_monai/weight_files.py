@@ -142,11 +142,7 @@ def _check_records(path: Path) -> None:
 
 
 def read_weights(path: str | PathLike) -> dict[str, Tensor]:
-    """The weights in a file, on the CPU, by their names without what DDP and torch.compile put before them.
-
-    Raises:
-        InputError: as :func:`read_checkpoint`, and for a file without weights.
-    """
+    """The weights in a file that :func:`read_checkpoint` reads, by their names without what DDP and the like prepend."""
     return find_weights(read_checkpoint(path), str(path))
 
 

@@ -69,11 +69,7 @@ class Inputs(list):
         self[:] = good
 
     def check(self, read: Callable[[str], object], skip_bad: bool) -> None:
-        """Read every image once by its name, so that a bad one is found before there is work to lose.
-
-        Raises:
-            InputError: as in :meth:`leave_out`.
-        """
+        """Read every image once by its name and :meth:`leave_out` bad ones, before there is work to lose."""
 
         def problem_of(item: Mapping[str, str]) -> str | None:
             try:
@@ -86,11 +82,7 @@ class Inputs(list):
             self.leave_out(list(pool.map(problem_of, self)), skip_bad)
 
     def finish(self) -> None:
-        """Say it all again, and end the run with an error if something was bad.
-
-        Raises:
-            InputError: something was left out because it was bad; everything else is done.
-        """
+        """Say it all again; what was left out because it was bad is an InputError, when everything else is done."""
         self.log()
         if self.bad:
             raise InputError(f"all but {len(self.bad)} are done; these were left out:\n" + "\n".join(self.bad))

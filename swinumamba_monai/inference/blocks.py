@@ -97,11 +97,7 @@ class BlockInference:
         return None
 
     def check(self, image: TiffRows) -> None:
-        """Refuse before the work what blocks cannot do, and what they cannot do with the memory there is.
-
-        Raises:
-            InputError: see above.
-        """
+        """Refuse, by an InputError before the work, what blocks cannot do, or not with the memory there is."""
         if self.diameter == "auto":
             raise InputError(
                 f"{image.path} is so large that it is predicted in blocks, in which diameter=auto would find cells of "
@@ -120,11 +116,7 @@ class BlockInference:
         self.need.refuse(image.path, image.shape, needed, "give a smaller block_size")
 
     def read_once(self, image: TiffRows) -> np.ndarray:
-        """Every n-th pixel, (H, W) or (H, W, C), as many as its look is made of; all of the image is read for it.
-
-        Raises:
-            InputError: a part of the file is damaged.
-        """
+        """Every n-th pixel, (H, W) or (H, W, C), as many as its look is made of; all of the image is read for it."""
         step = sampling_step(math.prod(image.shape))
         return np.concatenate([band[-start % step :: step, ::step] for start, band in image.bands(self.block_size)])
 

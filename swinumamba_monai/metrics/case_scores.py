@@ -87,11 +87,7 @@ class CaseScores(CumulativeIterationMetric):
         return torch.tensor(rows, dtype=torch.float64)  # float32 would change digits that the published scripts print
 
     def means(self) -> dict[str, float]:
-        """Mean of every column over the cases of all ranks, leaving out nan.
-
-        Raises:
-            InputError: no case was scored yet.
-        """
+        """Mean of every column over the cases of all ranks, leaving out nan; an InputError before the first case."""
         rows = self.get_buffer()
         if rows is None:
             raise InputError(f"There is no mean {self.key} of no images: call the metric before aggregate().")

@@ -139,10 +139,6 @@ TASKS = {
 
 
 def find_task(name: object) -> Task:
-    """The task of that name.
-
-    Raises:
-        InputError: there is none; the sentence lists them.
-    """
+    """The task of that name; else an InputError that lists them."""
     check_known("task", [name], TASKS)
     return TASKS[name]

@@ -69,11 +69,7 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """The dimensions of a NIfTI file and its affine (4, 4) to mm, without its voxels.
-
-    Raises:
-        InputError: The file is damaged or of another format.
-    """
+    """The dimensions of a NIfTI file and its affine (4, 4) to mm, without voxels; an InputError if it is damaged."""
     with _opened(path) as (image, _):
         return image.shape, affine_of(image.header)
 
@@ -124,11 +120,7 @@ def _opened(path: Path) -> Iterator[tuple[nib.spatialimages.SpatialImage, int]]:
 
 
 def voxels_beside(path: Path) -> Path:
-    """The file with the voxels of a header that is called alike.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The file with the voxels of a header that is called alike; an InputError if there is none."""
     places = [path.with_suffix(suffix) for suffix in (".img", ".img.gz", ".IMG")]
     found = next((place for place in places if place.is_file()), None)
     if found is None:

@@ -62,11 +62,7 @@ def read_frames(path: PathLike) -> Iterator[np.ndarray]:
 
 
 def count_frames(path: PathLike) -> int:
-    """The number of frames that :func:`read_frames` gives; a warning says where some of the file did not decode.
-
-    Raises:
-        InputError: As for :func:`read_frames`, and when there is no frame.
-    """
+    """The number of frames of :func:`read_frames`, one at least; a warning says where some did not decode."""
     path = Path(path)
     lost: list[str] = []
     count = 0
@@ -129,11 +125,7 @@ def _to_rgb(frame: av.VideoFrame, path: Path) -> np.ndarray:
 
 
 def frame_names(video: Path) -> list[str]:
-    """What the frames of a video file are called, in their order; of another or a hidden file there are none.
-
-    Raises:
-        InputError: As for :func:`count_frames`.
-    """
+    """What the frames of a video file are called, in their order; of another or a hidden file there are none."""
     if video.suffix.lower() not in VIDEO_SUFFIXES or video.name.startswith("."):
         return []
     return [frame_name(video, number) for number in range(count_frames(video))]
