@@ -75,12 +75,9 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
     """Refuse an option that a config does not have, or a value that is not of the kind of the config's own.
 
     Args:
-        name: of the option, such as ``min_size`` or ``network_def#depths``.
+        name: name of the option, such as ``min_size`` or ``network_def#depths``.
         value: what it is to be.
         config: content of the config.
-
-    Raises:
-        InputError: see above.
     """
     _check_name(name, config)
     _check_kind(name, value, config.get(name))

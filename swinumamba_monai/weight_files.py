@@ -142,7 +142,7 @@ def _check_records(path: Path) -> None:
 
 
 def read_weights(path: str | PathLike) -> dict[str, Tensor]:
-    """The weights in a file that :func:`read_checkpoint` reads, by their names without what DDP and the like prepend."""
+    """The weights in a file that :func:`read_checkpoint` reads, by their names without what DDP and others prepend."""
     return find_weights(read_checkpoint(path), str(path))
 
 
