@@ -90,8 +90,7 @@ class InstancesToClassesd(MapTransform):
     Args:
         keys: the instance maps, replaced by class maps.
         instances_key: when given, the untouched instance map is stored under it, for evaluation; ``keys`` is then one.
-        boundary_dilation: see :class:`InstancesToClasses`.
-        min_interior: see :class:`InstancesToClasses`.
+        boundary_dilation, min_interior: see :class:`InstancesToClasses`.
         allow_missing_keys: skip keys that are not there.
 
     Raises:
@@ -218,11 +217,10 @@ class ClassesToInstancesd(MapTransform):
 
     Args:
         keys: keys of the predictions.
-        min_size: see :func:`classes_to_instances`, pixels.
-        grow: see :func:`classes_to_instances`, pixels; 0 is the published script's way.
+        min_size, grow: see :func:`classes_to_instances`, pixels.
         allow_missing_keys: do not fail when a key is absent.
-        scores_key: key of the :func:`cell_scores` of the cells 1 to n that are
-            added, shape (n,); the prediction must then be three logits. With None there are none.
+        scores_key: key of the :func:`cell_scores` that are added; the prediction must then be three logits. With None
+            there are none.
 
     Raises:
         InputError: when a prediction cannot be read as three classes.

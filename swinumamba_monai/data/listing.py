@@ -85,8 +85,7 @@ def load_frames(
         path: an image or video file, a folder of both (its subfolders are not searched), or a prepared dataset, of
             which the test section is taken.
         reader: as for :func:`load_images`; the frames of a video are decoded to count them, and not once more.
-        skip_bad: as for :func:`load_images`.
-        memory: as for :func:`load_images`.
+        skip_bad, memory: as for :func:`load_images`.
 
     Returns:
         Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video or of a
@@ -119,9 +118,7 @@ def load_volumes(
             taken.
         series: of DICOM series, which to take: a UID, a number, a part of the description, or "all".
         channels: of an image; see :func:`~swinumamba_monai.data.files.volume_listing.find_volumes`.
-        reader: as for :func:`load_images`.
-        skip_bad: as for :func:`load_images`.
-        memory: as for :func:`load_images`.
+        reader, skip_bad, memory: as for :func:`load_images`.
 
     Returns:
         Dictionaries with "image", sorted by name: the absolute path of a file, those of the

@@ -178,8 +178,7 @@ class NormalizeLookd(MapTransform):
 
     Args:
         keys: the images.
-        lower: see :class:`NormalizeLook`.
-        upper: see :class:`NormalizeLook`.
+        lower, upper: see :class:`NormalizeLook`.
         allow_missing_keys: skip keys that are not there.
     """
 
