@@ -249,7 +249,7 @@ def _inside(folders: Sequence[Path], relative: str, datalist: Path, task: Task) 
         outside = any(all(leads_outside(end, folder) for folder in folders) for end in (path, file))
         resolved, is_image = path.resolve(), task.files.is_image(path)
     except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
-        raise InputError(f"{datalist} names {shown(ascii(relative))}, no path ({type(error).__name__}).") from error
+        raise InputError(f"{datalist}: {shown(ascii(relative))} is no path ({type(error).__name__}).") from error
     name = shown(repr(relative))
     if outside:
         raise InputError(f"{datalist} names {name}, which is outside of {folders[0]}; name only files inside of it.")

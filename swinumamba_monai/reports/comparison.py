@@ -150,5 +150,5 @@ def read_cases(path: Path) -> dict[str, dict[str, float]]:
         try:
             table[name] = {column: float(value) for column, value in row.items()}
         except (TypeError, ValueError) as error:
-            raise InputError(f"{path} has no number for each column of case '{shown(name)}'.") from error
+            raise InputError(f"{path} has not one number per column for case '{shown(name)}'.") from error
     return table
