@@ -202,14 +202,7 @@ def check_and_write(
         raise InputError(
             f"val_fraction {options.val_fraction} and test_fraction {options.test_fraction} must be between 0 and 1."
         )
-    linked_dir = found.linked_dir(source)
-    split = read_split(source / "split.json", options.fold)
-    if split and "test" not in split:
-        split["test"] = found.split.get("test") or split["validation"]
-        if not found.split.get("test"):
-            found.warnings.append(f"fold {options.fold} has no test images: it is tested on what validates it.")
-    split = split or found.split
-    split = {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
+    linked_dir, split = found.linked_dir(source), _read_split(source, found, options.fold)
     items = [
         {"image": tuple(map(str, images)) if len(images := found.images(name)) > 1 else str(image), "label": str(label)}
         for name, (image, label) in found.pairs.items()
@@ -234,22 +227,13 @@ def check_and_write(
     # A single label without foreground is odd; a dataset without any cannot be learnt.
     if not any(number > 0 for name in used for number in good[name].class_counts):
         raise InputError(f"{source} has labels with nothing but background in them; check that these are the labels.")
+    prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
     warnings = found.warnings + [report.warning for report in good.values() if report.warning]
     if len(used) < len(good):
         warnings.append(f"{len(good) - len(used)} images are in no section of split.json and are not used.")
     taught = {number for name in sections["training"] for number in good[name].class_counts}
-    if missing := [name for number, name in enumerate(known_names) if number not in taught]:
-        warnings.append(f"no training image has {', '.join(missing)}; a network cannot learn what it does not see.")
-    prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
-    crop = prints["proposal"]["roi_size"]
+    warnings += _what_is_odd([name for number, name in enumerate(known_names) if number not in taught], prints)
     content = f"{prints['instances']} cells" if not class_names else f"{len(known_names) - 1} classes"
-    axcodes = prints["proposal"].get("axcodes", AXIAL)
-    if axcodes != AXIAL:
-        warnings.append(
-            f"the slices of most volumes are not axial: --axcodes {axcodes} --spacing "
-            f"{json.dumps(prints['proposal']['spacing'], separators=(',', ':'))} in every command takes them as they "
-            "were made; without, axial ones are cut."
-        )
     description = f"{content} in {len(used)} images of {source.name}"
     _copy_labels(made_labels, output)
     made, entries = made_labels.is_dir(), {}
@@ -270,6 +254,7 @@ def check_and_write(
         linked_dir=None if linked_dir is None else str(linked_dir),
     )
     write_file(output / FINGERPRINT_NAME, json.dumps({"task": task, **prints}, indent=1) + "\n")
+    crop = prints["proposal"]["roi_size"]
     logger.info("%s: %d images (%s), crops of %s proposed", output, len(used), found.layout, crop)
     return PreparedDataset(
         layout=found.layout,
@@ -281,6 +266,30 @@ def check_and_write(
         inputs=inputs,
         warnings=warnings,
     )
+
+
+def _read_split(source: Path, found: FoundPairs, fold: int | None) -> dict[str, list[str]]:
+    """The names of the sections: those of a split file, else of the layout; a fold may be tested on what validates."""
+    split = read_split(source / "split.json", fold)
+    if split and "test" not in split:
+        split["test"] = found.split.get("test") or split["validation"]
+        if not found.split.get("test"):
+            found.warnings.append(f"fold {fold} has no test images: it is tested on what validates it.")
+    split = split or found.split
+    return {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
+
+
+def _what_is_odd(untaught: Sequence[str], prints: Mapping) -> Iterator[str]:
+    """A sentence on classes that no training image has, and on slices that are not axial."""
+    if untaught:
+        yield f"no training image has {', '.join(untaught)}; a network cannot learn what it does not see."
+    axcodes = prints["proposal"].get("axcodes", AXIAL)
+    if axcodes != AXIAL:
+        spacing = json.dumps(prints["proposal"]["spacing"], separators=(",", ":"))
+        yield (
+            f"the slices of most volumes are not axial: --axcodes {axcodes} --spacing {spacing} in every command takes "
+            "them as they were made; without, axial ones are cut."
+        )
 
 
 def _unused(source: Path, used: set[Path], made_here: set[Path]) -> list[Path]:
