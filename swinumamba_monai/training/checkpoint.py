@@ -281,7 +281,8 @@ class TrainingCheckpoint:
         rates = self.lr_scheduler.get_last_lr()
         groups = self.optimizer.state_dict()["param_groups"]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        with explained(f"{self.last_path} holds the state of another optimizer", "it cannot be resumed"):
+        problem, advice = f"{self.last_path} holds the state of another optimizer", "it cannot be resumed"
+        with explained(problem, advice, AttributeError, LookupError, OverflowError, TypeError, ValueError):
             if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
                 raise ValueError("of other parameters")
             like = _state_like(self.optimizer)
