@@ -105,9 +105,7 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
         _write_folder(folder, contents[name], stale[name])
     if weights is not None:
         _write(asset, weights)
-    archive = write_archive(
-        output / f"{stem}.zip", {f"{bundle.name}/{name}": content for name, content in whole.items()}
-    )
+    archive = write_archive(output / f"{stem}.zip", {f"{bundle.name}/{name}": file for name, file in whole.items()})
     content = archive.read_bytes()
     info[stem] = {"checksum": hashlib.sha1(content).hexdigest(), "source": f"{address}{archive.name}"}  # as in the zoo
     _write(output / MODEL_INFO, (json.dumps(dict(sorted(info.items())), indent=4) + "\n").encode())

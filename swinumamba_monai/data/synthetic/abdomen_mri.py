@@ -89,9 +89,7 @@ def synthesize_abdomen_mri(
     size = f"{image_size[0]} x {image_size[1]} x {num_slices}"
     description = f"Synthetic abdominal MRI, {size} voxels, seed {seed}"
     counts = (num_train, num_validation, num_test)
-    return write_synthetic(
-        output_dir, "abdomen_mri", counts, ".nii.gz", description, make, seed, class_names=ABDOMEN_CLASSES
-    )
+    return write_synthetic(output_dir, "abdomen_mri", counts, ".nii.gz", description, make, seed, ABDOMEN_CLASSES)
 
 
 def synthesize_volume(

@@ -87,9 +87,7 @@ def synthesize_endoscopy(
 
     description = f"Synthetic endoscopy, {image_size[0]} x {image_size[1]} pixels, seed {seed}"
     counts = (num_train, num_validation, num_test)
-    return write_synthetic(
-        output_dir, "endoscopy", counts, ".png", description, make, seed, class_names=ENDOSCOPY_CLASSES
-    )
+    return write_synthetic(output_dir, "endoscopy", counts, ".png", description, make, seed, ENDOSCOPY_CLASSES)
 
 
 def synthesize_frame(
