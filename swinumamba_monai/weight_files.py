@@ -163,7 +163,7 @@ def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | 
 
 
 def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
-    """Write weights as safetensors of half the size; the bytes are returned. Networks compute in float32 all the same.
+    """Write weights as safetensors of half the size, whose bytes are counted; networks compute in float32 all the same.
 
     Args:
         source: file that :func:`read_checkpoint` reads.

@@ -41,9 +41,7 @@ class MirrorInferer(Inferer):
         self.flips = [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """Logits as ``inferer`` gives them of images (b, c, ...), by a network that maps windows to logits of their
-        size.
-        """
+        """Logits of images (b, c, ...), as ``inferer`` gives them; ``network`` maps windows to logits."""
 
         def mean(window: Tensor, *args: object, **kwargs: object) -> Tensor:
             total = network(window, *args, **kwargs)

@@ -104,7 +104,7 @@ _BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
 
 
 def name_encoder(weights: Mapping[str, Tensor]) -> str | None:
-    """The released encoder that weights, with the names of :class:`.vmamba.VMambaEncoder`, are of by shape, or None."""
+    """The released encoder that :class:`.vmamba.VMambaEncoder` weights are of, by names and shapes; or None."""
     depths: dict[int, int] = {}
     for found in filter(None, map(_BLOCK.match, weights)):
         stage, block = map(int, found.groups())
