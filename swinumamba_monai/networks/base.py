@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
-from torch import Tensor
+from torch import Tensor, nn
 
 from swinumamba_monai.errors import InputError, is_bundle_command, listed, report_plainly
 from swinumamba_monai.ops.backends import is_exporting
@@ -39,6 +39,14 @@ def continued(x: Tensor, size: Sequence[int]) -> Tensor:
     """An image (b, c, *spatial) continued at the ends by its last pixels to ``size``, the sides of *spatial."""
     ends = [whole - side for whole, side in zip(size, x.shape[2:])]
     return F.pad(x, [n for end in reversed(ends) for n in (0, end)], mode="replicate")
+
+
+def init_conv(module: nn.Module) -> None:
+    """nnU-Net's initialisation of a convolution of maps or volumes; of another module nothing changes."""
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=1e-2)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class BaseNetwork:

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from swinumamba_monai.checks import is_counts, require, require_counts, require_one_of, require_rate
 from swinumamba_monai.ops.backends import check_backend_name
 
-from .base import BaseNetwork
+from .base import BaseNetwork, init_conv
 from .cuda_graphs import CUDAGraphs
 from .encoders import RELEASED, encoder_options
 from .mixers import MIXERS
@@ -207,18 +207,11 @@ class SwinUMambaD(_SwinUMamba):
             head_parts=1 if first else HEAD_PARTS,
             block=options["layers"].block, d_state=options["d_state"], expand=options["expand"],
         )  # fmt: skip
-        self.apply(self._init_conv)
+        self.apply(init_conv)
         self.deep_supervision = deep_supervision
 
     def coarse_heads(self) -> Sequence[nn.Module]:
         return self.decoder.seg_layers[:-1]
-
-    @staticmethod
-    def _init_conv(module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, a=1e-2)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits at 1, 1/4, 1/8 and 1/16 of the image, or the first alone."""

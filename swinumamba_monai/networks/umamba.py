@@ -25,7 +25,7 @@ from swinumamba_monai.checks import is_count, is_counts, require, require_counts
 from swinumamba_monai.nnunet_pooling import plan_strides
 from swinumamba_monai.ops.backends import check_backend_name
 
-from .base import BaseNetwork
+from .base import BaseNetwork, init_conv
 from .cuda_graphs import CUDAGraphs
 from .mamba import Mamba
 from .norm import make_norm
@@ -146,7 +146,7 @@ class _UMamba(BaseNetwork, nn.Module):
         raise NotImplementedError
 
     def _init_weights(self) -> None:
-        self.apply(_init_conv)
+        self.apply(init_conv)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         """What the decoder gets, finest first."""
@@ -223,13 +223,6 @@ class UMambaEnc(_UMamba):
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         return self.encoder(x)
-
-
-def _init_conv(module: nn.Module) -> None:
-    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        nn.init.kaiming_normal_(module.weight, a=1e-2)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _plan(roi_size: Sequence[int] | None, spatial_dims: int) -> list[tuple[int, ...]]:

@@ -42,19 +42,15 @@ _GRAY = ("MONOCHROME1", "MONOCHROME2")
 # What decodes a frame of a compressed file, by the end of its transfer syntax. pydicom decodes the others, which are
 # not compressed, deflated or run-length encoded; for these it needs plugins, and before version 3 it fails on signed
 # JPEG 2000.
-_JPEG = "1.2.840.10008.1.2.4."
 DECODERS = {
-    _JPEG + "50": imagecodecs.jpeg_decode,
-    _JPEG + "51": imagecodecs.jpeg_decode,
-    _JPEG + "57": imagecodecs.ljpeg_decode,
-    _JPEG + "70": imagecodecs.ljpeg_decode,
-    _JPEG + "80": imagecodecs.jpegls_decode,
-    _JPEG + "81": imagecodecs.jpegls_decode,
-    _JPEG + "90": imagecodecs.jpeg2k_decode,
-    _JPEG + "91": imagecodecs.jpeg2k_decode,
-    _JPEG + "201": imagecodecs.jpeg2k_decode,
-    _JPEG + "202": imagecodecs.jpeg2k_decode,
-    _JPEG + "203": imagecodecs.jpeg2k_decode,
+    f"1.2.840.10008.1.2.4.{end}": decode
+    for decode, ends in (
+        (imagecodecs.jpeg_decode, (50, 51)),
+        (imagecodecs.ljpeg_decode, (57, 70)),
+        (imagecodecs.jpegls_decode, (80, 81)),
+        (imagecodecs.jpeg2k_decode, (90, 91, 201, 202, 203)),
+    )
+    for end in ends
 }
 
 

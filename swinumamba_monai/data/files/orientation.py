@@ -17,15 +17,8 @@ UPRIGHT = 1
 _PNG_MARKS = (b"eXIf", b"adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1")
 
 # Whether rows and columns change places, and the steps along both after that.
-_TURNS = {
-    2: (False, 1, -1),
-    3: (False, -1, -1),
-    4: (False, -1, 1),
-    5: (True, 1, 1),
-    6: (True, 1, -1),
-    7: (True, -1, -1),
-    8: (True, -1, 1),
-}
+_TURNS = {2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1)}
+_TURNS |= {5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1)}
 
 
 def exif_orientation(file: ImageFile, path: Path) -> int:
