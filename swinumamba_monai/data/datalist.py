@@ -30,6 +30,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from monai.config import PathLike
@@ -139,10 +140,13 @@ def load_datalist(
         image_dir = path.parent / content.get("source_dir", ".")
         label_dir = path.parent / content.get("label_dir", content.get("source_dir", "."))
         linked = [path.parent / content["linked_dir"]] if "linked_dir" in content else []
+        image_path, label_path = (
+            partial(_inside, (folder, *linked), datalist=path, task=task) for folder in (image_dir, label_dir)
+        )
         pairs = [
             {
-                "image": _channels((image_dir, *linked), image, path, task),
-                "label": _inside((label_dir, *linked), label, path, task),
+                "image": tuple(map(image_path, image)) if isinstance(image, list) and image else image_path(image),
+                "label": label_path(label),
             }
             for image, label in entries
         ]
@@ -226,13 +230,6 @@ def _task_of(content: Mapping, path: Path) -> Task:
         return find_task(content.get("name", "microscopy"))
     except InputError as error:
         raise InputError(f"{path} has the name '{shown(content['name'])}', but {error}") from error
-
-
-def _channels(folders: Sequence[Path], image: str | list[str], datalist: Path, task: Task) -> str | tuple[str, ...]:
-    """The absolute path of an image, or those of its channels."""
-    if isinstance(image, list) and image:
-        return tuple(_inside(folders, channel, datalist, task) for channel in image)
-    return _inside(folders, image, datalist, task)
 
 
 def leads_outside(path: Path, folder: Path) -> bool:

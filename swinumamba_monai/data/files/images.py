@@ -165,10 +165,11 @@ class ImageFileReader(ImageReader):
     """
 
     decode = staticmethod(read_image)
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every file has a suffix in ``IMAGE_SUFFIXES``."""
-        return all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in ensure_tuple(filename))
+        """Whether every name is that of a file with one of ``suffixes``, or of a part of one."""
+        return all(file_and_number(name)[0].suffix.lower() in self.suffixes for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike) -> list[Path]:
         """The paths alone; decoding waits for :meth:`get_data`.

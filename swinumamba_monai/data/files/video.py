@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
-from monai.utils import ImageMetaKey, ensure_tuple, optional_import
+from monai.utils import ImageMetaKey, optional_import
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.data.files.numbered import file_and_number
@@ -134,6 +134,8 @@ def frame_names(video: Path) -> list[str]:
 class FrameReader(ImageFileReader):
     """:class:`~swinumamba_monai.data.files.images.ImageFileReader` that also reads frames of videos by their names."""
 
+    suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+
     def __init__(self) -> None:
         super().__init__()
         self._video: Path | None = None
@@ -144,11 +146,6 @@ class FrameReader(ImageFileReader):
     def __getstate__(self) -> dict:
         """Without the open decoder, which cannot be sent to a worker."""
         return {**self.__dict__, "_video": None, "_frames": None, "_next": 0}
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every name is that of an image file or of a frame."""
-        files = [file_and_number(name)[0] for name in ensure_tuple(filename)]
-        return all(file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES for file in files)
 
     def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
         """Decode what :meth:`read` returned: one frame, or image files as the parent class does.

@@ -132,7 +132,13 @@ def inspect_volumes(
             raise InputError(
                 f"{label} has {ids.shape} voxels but its image {image} has {voxels.shape[:3]}; both need one size."
             )
-        _check_affines(image, affine, label, label_affine, ids.shape)
+        apart = corners_apart(affine, label_affine, ids.shape)
+        if apart > SAME_PLACE:
+            raise InputError(
+                f"{label} lies elsewhere than its image {Path(image).name}: the affines differ, and corners are "
+                f"{apart * min(spacing_of(affine)):.2f} mm apart; resample the label onto the image, or prepare "
+                "with --label_grid image if the voxels match."
+            )
         classes = label_map.to_classes(ids, label)
         classes[classes == IGNORED] = 0
     except InputError as error:
@@ -197,19 +203,6 @@ def _check_sizes(image: PathLike, pixels: np.ndarray, label: PathLike, classes: 
     if pixels.shape[:2] != classes.shape:
         raise InputError(
             f"{label} has {classes.shape} pixels but its image {image} has {pixels.shape[:2]}; both need one size."
-        )
-
-
-def _check_affines(
-    image: PathLike, affine: np.ndarray, label: PathLike, label_affine: np.ndarray, shape: tuple[int, ...]
-) -> None:
-    """Compare where the corners of both volumes lie: small errors of an affine matter by how far they move a voxel."""
-    apart = corners_apart(affine, label_affine, shape)
-    if apart > SAME_PLACE:
-        raise InputError(
-            f"{label} lies elsewhere than its image {Path(image).name}: the affines differ, and corners are "
-            f"{apart * min(spacing_of(affine)):.2f} mm apart; resample the label onto the image, or prepare "
-            "with --label_grid image if the voxels match."
         )
 
 
