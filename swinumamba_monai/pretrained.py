@@ -162,17 +162,16 @@ def _of_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_encoder(source: str, kind: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Refuse the weights of another of VMamba's encoders than the network's, and name both."""
-    found, wanted = ((name_encoder(names), _is_later(names)) for names in (weights, _of_encoder(own)))
+    found, wanted = (
+        (name_encoder(encoder), any(name.startswith(LATER_BLOCK) for name in encoder))
+        for encoder in (weights, _of_encoder(own))
+    )
     if found[1] != wanted[1] or (None not in (found[0], wanted[0]) and found != wanted):
         versions = [name or f"of {'a later' if later else 'the first'} version" for name, later in (found, wanted)]
         raise InputError(
             f"{source} is a {kind} of another version: its encoder is {versions[0]}, this network's is {versions[1]}; "
             "choose the encoder of the network (--encoder) or the file."
         )
-
-
-def _is_later(weights: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith(LATER_BLOCK) for name in weights)
 
 
 def _of_other_classes_or_channels(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:

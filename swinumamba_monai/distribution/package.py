@@ -89,7 +89,9 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
             raise InputError(f"{folder} would be written, but {bundle} is what is packed; give another output_dir.")
     files = _collect(bundle)
     weights = _weights(bundle)
-    info = _read_model_info(output / MODEL_INFO)
+    with explained(f"{output / MODEL_INFO} cannot be read", "give another output_dir"):
+        file = output / MODEL_INFO
+        info = {**json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}
 
     stem = f"{bundle.name}_v{version}"
     address = f"{release_url.rstrip('/')}/" if release_url else ""
@@ -187,11 +189,6 @@ def _weights(bundle: Path) -> bytes | None:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _read_model_info(path: Path) -> dict:
-    with explained(f"{path} cannot be read", "give another output_dir"):
-        return {**json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
 
 
 def _packed_before(output: Path, name: str) -> set[str]:

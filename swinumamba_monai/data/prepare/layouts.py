@@ -17,7 +17,7 @@ from swinumamba_monai.errors import InputError, explained
 _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 
 # The number of a channel that nnU-Net puts after the name of an image.
-_CHANNEL = re.compile(r"_(\d{4})$")
+_CHANNEL, _FURTHER = re.compile(r"_\d{4}$"), re.compile(r"_000[1-9]$")  # numbers of cases like _0507 are larger
 _LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask")
 
 FURTHER_CHANNEL = "{} is a further channel of its image, but others have channels up to {:04d}; make them alike."
@@ -50,7 +50,11 @@ def find_pairs(
     if not (source / "imagesTr").is_dir():
         images, labels = (list_files(folder) if (folder := _called(source, words)) else [] for words in _PLAIN)
         if not images or not labels:
-            below = [place for place in sorted(source.iterdir()) if place.is_dir() and _has_layout(place)]
+            below = [
+                place
+                for place in sorted(source.iterdir())
+                if (place / "imagesTr").is_dir() or (place.is_dir() and all(_called(place, words) for words in _PLAIN))
+            ]
             hint = f" {below[0]} has them: give that folder." if below else ""
             raise InputError(
                 f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
@@ -113,10 +117,6 @@ def _called(source: Path, words: re.Pattern) -> Path | None:
     return folders[0] if len(folders) == 1 else None
 
 
-def _has_layout(source: Path) -> bool:
-    return (source / "imagesTr").is_dir() or all(_called(source, words) for words in _PLAIN)
-
-
 def _match_channels(
     images: Sequence[Path],
     labels: Sequence[Path],
@@ -135,7 +135,7 @@ def _match_channels(
         name = name_of(image)
         return name if name in label_names else _CHANNEL.sub("", name)
 
-    first = [image for image in images if name_of(image) in label_names or not _is_further_channel(name_of(image))]
+    first = [image for image in images if name_of(image) in label_names or not _FURTHER.search(name_of(image))]
     further: dict[str, list[Path]] = {}
     for image in images:
         if image not in first:
@@ -149,12 +149,6 @@ def _match_channels(
             found.add_channels(name, channels)
         else:
             found.problems.append(f"{channels[0]} is a channel of {name}, but there is no {name}_0000.")
-
-
-def _is_further_channel(name: str) -> bool:
-    """Whether nnU-Net's number of a channel is there and is not the first; case numbers like _0507 are larger."""
-    channel = _CHANNEL.search(name)
-    return channel is not None and 0 < int(channel[1]) < 10
 
 
 def read_dataset_json(source: Path) -> dict:

@@ -166,19 +166,14 @@ def _draw_instrument(rng: np.random.Generator, scene: np.ndarray, kind: _Kind, p
     cover = np.zeros((height, width))
     shadow = np.zeros((height, width))
     for rod in rods:
-        _rod_distance(rod, shadow)
+        window, across, _ = _rod_coordinates(rod, shadow.shape)
+        shadow[window][np.abs(across) < 1] = 1
     shadow = gaussian_filter(shadow, size / 3)
     scene *= 1 - 0.5 * np.roll(shadow, (int(size / 4), int(size / 5)), (0, 1))[..., None]
     gleam = rng.uniform(0.5, 1.0)
     for rod in rods:
         _paint_rod(scene, cover, rod, gleam)
     return cover
-
-
-def _rod_distance(rod: tuple, mask: np.ndarray) -> None:
-    """Set ``mask`` to 1 where a rod lies."""
-    window, across, _ = _rod_coordinates(rod, mask.shape)
-    mask[window][np.abs(across) < 1] = 1
 
 
 def _paint_rod(scene: np.ndarray, cover: np.ndarray, rod: tuple, gleam: float) -> None:
