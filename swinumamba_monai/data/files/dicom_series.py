@@ -111,8 +111,10 @@ def find_series(folder: Path) -> list[Series]:
             broken.append(file)
     aside |= copies_in(images)
     images = {file: header for file, header in images.items() if file not in aside}
-    for reason, is_it in (("secondary capture", _is_capture), ("localizer", _is_localizer)):
-        kind = [file for file, header in images.items() if is_it(header)]
+    captures = [f for f, h in images.items() if str(getattr(h, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)]
+    localizers = [file for file, header in images.items() if _LOCALIZERS & set(_words(header))]
+    for reason, found in (("secondary capture", captures), ("localizer", localizers)):
+        kind = [file for file in found if file in images]
         if len(kind) < len(images):
             aside |= dict.fromkeys(kind, reason)
             images = {file: header for file, header in images.items() if file not in aside}
@@ -199,11 +201,7 @@ def list_series(folder: Path, wanted: str | None = None, problems: list[str] | N
 
 
 def find_named(path: Path) -> Series:
-    """The series of a folder, or the one of several, that :func:`list_series` calls so.
-
-    Raises:
-        InputError: There is none, or there are several.
-    """
+    """The series of a folder, or the one of several, that :func:`list_series` calls so; else an InputError."""
     if path.is_dir():
         return choose_series(path, find_series(path))[0]
     key = path.name.removesuffix(SERIES_SUFFIX)
@@ -231,14 +229,6 @@ def _no_image(header: pydicom.Dataset) -> str:
     if getattr(header, "Rows", None) and str(getattr(header, "Modality", "")) not in _NO_IMAGES:
         return ""
     return shown(UID(header.SOPClassUID).name)
-
-
-def _is_capture(header: pydicom.Dataset) -> bool:
-    return str(getattr(header, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
-
-
-def _is_localizer(header: pydicom.Dataset) -> bool:
-    return bool(_LOCALIZERS & set(_words(header)))
 
 
 def _words(header: pydicom.Dataset) -> Sequence[str]:
