@@ -47,10 +47,7 @@ def replacing(path: str | PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path`` and, when the block has written it, put it in the place of ``path``.
 
     A reader sees the old file or the new one, never a part of it, even after a power loss, and a block that fails
-    leaves nothing behind.
-
-    Args:
-        path: the file to write; its folder must exist.
+    leaves nothing behind. The folder must exist.
     """
     path = Path(path)
     # Not tempfile: its files are readable by their owner alone. The suffix stays last: writers choose the format by it.
@@ -71,11 +68,8 @@ def write_file(path: str | PathLike, content: str | bytes) -> None:
 def writing_folder(path: str | PathLike) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` and, when the block has filled it, rename it to ``path``.
 
-    Args:
-        path: the folder to make, which must not exist or be empty; its parent is made when needed.
-
-    Raises:
-        OSError: ``path`` is full when the block is done, perhaps because another process was faster.
+    That must not exist or be empty, else there is an OSError, perhaps because another process was faster; its parent is
+    made when needed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

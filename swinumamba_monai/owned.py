@@ -76,11 +76,7 @@ def load_kept(path: Path) -> bytes | None:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Write a file for :func:`load_kept`; nobody else may read or write it.
-
-    Args:
-        path: the file; its folder is made when needed.
-        content: what will be loaded.
+    """Write a file for :func:`load_kept`, and its folder when needed; nobody else may read or write it.
 
     Raises:
         OSError: the folder cannot be written or is not this user's.

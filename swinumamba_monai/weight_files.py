@@ -154,8 +154,7 @@ def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | 
         name: name of the files, without suffix.
         shipped: name of the file that ships, where it is another; it comes before ``model.safetensors``.
 
-    Returns:
-        the path of one that exists, or of ``model.pt``, so that a sentence on the missing file names that.
+    Where none exists it is the path of ``model.pt``, so that a sentence on the missing file names that.
     """
     trained = Path(folder) / f"{name}.pt"
     files = (trained, *(Path(folder) / f"{other}.safetensors" for other in (shipped or name, name)))

@@ -64,13 +64,7 @@ class Complexity:
 
 
 def paper_network(task: Task, system: str, options: Mapping[str, object]) -> nn.Module:
-    """A system of the tables for the paper's channels, classes and crops of a task, with its heads.
-
-    Args:
-        task: task of the network.
-        system: a key of :data:`~swinumamba_monai.networks.SYSTEMS`.
-        options: options of the network in place of the paper's.
-    """
+    """A system for the paper's channels, classes and crops of a task, with its heads and ``options`` of its own."""
     sizes = {"in_channels": task.in_channels, "out_channels": task.num_classes, "roi_size": task.roi_size}
     return build_network(system, **sizes, deep_supervision=True, **options)
 

@@ -22,14 +22,10 @@ _UNIX = 3
 
 
 def write_archive(path: str | PathLike, files: Mapping[str, bytes]) -> Path:
-    """Write a zip whose bytes depend on the names and contents alone; its path is returned.
+    """Write a zip whose bytes depend on the names and contents alone, whole or not at all; its path is returned.
 
     The files are sorted, dated 1980 and readable by all. They are stored as they are: what a compressor makes depends
     on its version, and weights do not compress.
-
-    Args:
-        path: archive to write, whole or not at all.
-        files: contents by their names in the archive.
     """
     path = Path(path)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:

@@ -119,14 +119,7 @@ class PolygonWriter(RowsFirstWriter):
 
 
 def class_names(metadata: PathLike) -> dict[int, str]:
-    """Names of the classes of a prediction by number, without the background.
-
-    Args:
-        metadata: ``metadata.json`` of a bundle.
-
-    Raises:
-        InputError: there is no such file, or it names no classes.
-    """
+    """Names of the classes by number, without the background, in a bundle's ``metadata.json``; else an InputError."""
     with explained(f"{metadata} does not name the classes of the polygons", "give that of a bundle"):
         content = json.loads(Path(metadata).read_text(encoding="utf-8"))
         channels = content["network_data_format"]["outputs"]["pred"]["channel_def"]

@@ -61,14 +61,10 @@ ENCODERS = {
 
 
 def encoder_options(name: str, **changes: object) -> dict:
-    """The arguments of :class:`.vmamba.VMambaEncoder` that make a released encoder.
+    """The arguments of :class:`.vmamba.VMambaEncoder` that make a released encoder, a key of :data:`ENCODERS`.
 
-    Args:
-        name: a key of :data:`ENCODERS`.
-        changes: arguments in place of the released ones, unless they are :data:`RELEASED`.
-
-    Raises:
-        ValueError: no such name.
+    Those of ``changes`` take the place of the released ones, unless they are :data:`RELEASED`. Other names are a
+    ValueError.
     """
     require_one_of("encoder", name, ENCODERS)
     kept = {key: value for key, value in changes.items() if not (isinstance(value, str) and value == RELEASED)}

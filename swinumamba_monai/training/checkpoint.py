@@ -40,10 +40,6 @@ _STATE = {"model": Mapping, "optimizer": Mapping, "epoch": int, "best_metric": f
 def save_atomically(content: dict, path: Path) -> None:
     """``torch.save`` that leaves either the old file or the whole new one, whatever stops it.
 
-    Args:
-        content: tensors and plain Python values.
-        path: file to write or replace.
-
     Raises:
         InputError: the file could not be written (full disk, read-only folder); the old one is as it was.
     """

@@ -76,16 +76,11 @@ class MaskedBatch:
     def __call__(
         self, batch: Mapping[str, Tensor], device: torch.device | None = None, non_blocking: bool = False, **kwargs
     ) -> tuple[Tensor, Tensor, tuple[Tensor], dict]:
-        """
-        Args:
-            batch: batch with "image", (b, c, h, w).
-            device: device of the results.
-            non_blocking: see ``torch.Tensor.to``.
-            kwargs: further arguments of ``torch.Tensor.to``.
+        """What the engines want of a batch with "image", (b, c, h, w), on a device.
 
         Returns:
             the image; the target, which is the image where it is masked and NaN elsewhere; the mask (b, 1, h, w) as
-            further argument of the network; no keyword arguments.
+                further argument of the network; no keyword arguments.
         """
         image = batch["image"].to(device=device, non_blocking=non_blocking, **kwargs)
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)

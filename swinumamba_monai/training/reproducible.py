@@ -76,9 +76,7 @@ class StopOnSigterm:
     def run(self, trainer: Engine, evaluator: Engine) -> None:
         """Run the trainer, and end the process with exit code 143 (Ctrl-C: 130) if it was stopped.
 
-        Args:
-            trainer: trainer, which ends after its iteration.
-            evaluator: evaluator within the trainer's epochs; it ends too, and that validation does not count.
+        It ends after its iteration, and so does the evaluator within its epochs: that validation does not count.
         """
         if threading.current_thread() is not threading.main_thread():
             trainer.run()

@@ -67,12 +67,9 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Write voxels (X, Y, Z), or (X, Y, Z, C) with several numbers each, compressed.
+    """Write voxels (X, Y, Z), or (X, Y, Z, C) with several numbers each, compressed, header and voxels in one file.
 
-    Args:
-        path: the file, with one of ``ITK_SUFFIXES`` that holds header and voxels.
-        voxels: of a type that ITK has.
-        affine: (4, 4) to mm, RAS+, with axes at right angles.
+    The affine (4, 4) to mm, RAS+, has axes at right angles.
     """
     check_itk(path)
     image = sitk.GetImageFromArray(np.moveaxis(voxels.T, 0, -1) if voxels.ndim == 4 else voxels.T, voxels.ndim == 4)

@@ -76,14 +76,10 @@ class LabelMap:
         return (self.ids, self.ignored) == (plain.ids, plain.ignored)
 
     def to_classes(self, label: np.ndarray, name: object) -> np.ndarray:
-        """The classes, uint8 of the shape of ``label``, :data:`IGNORED` where nothing is known.
-
-        Args:
-            label: whole numbers, as in the file.
-            name: of the file, for the sentence.
+        """The classes, uint8, of the whole numbers of the label file ``name``, :data:`IGNORED` where nothing is known.
 
         Raises:
-            InputError: A number of ``label`` is not in the map.
+            InputError: a number of ``label`` is not in the map.
         """
         found = np.unique(label)
         class_of = {number: index for index, ids in enumerate(self.ids) for number in ids}

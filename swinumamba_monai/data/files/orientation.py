@@ -22,11 +22,9 @@ _TURNS |= {5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1
 
 
 def exif_orientation(file: ImageFile, path: Path) -> int:
-    """What the EXIF data of an opened picture says; 1, which is upright, where there is none that can be read.
+    """What the EXIF data of a picture that Pillow has opened says; 1, which is upright, where there is none to be read.
 
-    Args:
-        file: as Pillow opens it.
-        path: of the file. PNG may have the data behind its pixels, which Pillow decodes to get there.
+    PNG may have the data behind its pixels, which Pillow decodes to get there, so ``path`` is looked through before.
     """
     if isinstance(file, PngImageFile) and not any(mark in path.read_bytes() for mark in _PNG_MARKS):
         return UPRIGHT

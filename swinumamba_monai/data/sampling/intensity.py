@@ -96,13 +96,9 @@ class NormalizeLook(Transform):
         return like
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
-        """
-        Args:
-            img: (C, H, W), 1 to 3 channels of any numeric type. Values that are not finite count as the least of the
-                others.
+        """The look of an image (C, H, W), 1 to 3 channels of any numeric type: (3, H, W), float32, with its metadata.
 
-        Returns:
-            (3, H, W), float32; a ``MetaTensor`` keeps its metadata. An image of one value becomes -1.
+        Values that are not finite count as the least of the others; an image of one value becomes -1.
 
         Raises:
             InputError: another number of dimensions or channels.

@@ -95,11 +95,7 @@ class SliceDataset(Randomizable, Dataset):
         return self
 
     def __getitem__(self, index: int) -> Mapping:
-        """A random sample of a volume.
-
-        Returns:
-            "image" (C, H, W) float32, and "label" (1, H, W) uint8 where the volume has one; then ``transform``.
-        """
+        """A random sample of a volume, transformed: "image" (C, H, W) float32 and perhaps "label" (1, H, W) uint8."""
         folder = self.folders[index]
         image, label = _open(folder)
         number, centre = self._draw(image.shape[0], label, folder)
