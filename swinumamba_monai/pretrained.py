@@ -89,34 +89,7 @@ def load_pretrained(
     source = str(path_or_state_dict) if is_path else "the state dict"
     weights = find_weights(read_checkpoint(path_or_state_dict) if is_path else path_or_state_dict, source)
     own = net.state_dict()
-
-    if not any(name.startswith(ENCODER) for name in own):
-        kind, whole = "whole network", True
-        weights, skipped = _drop_second_names(weights, own)
-    elif VMAMBA_KEYS <= weights.keys() or LATER_KEYS <= weights.keys():
-        kind = "VMamba checkpoint"
-        _check_encoder(source, kind, weights, own)
-        weights, skipped = _translate_vmamba(weights, own)
-        whole = False
-    elif any(name.startswith(ENCODER) for name in weights):
-        whole = weights.keys() == own.keys() or not all(
-            name.startswith((ENCODER, STEM, *PRETRAINING_ONLY)) for name in weights
-        )
-        kind = "Swin-UMamba checkpoint" if whole else "pretrained encoder"
-        _check_encoder(source, kind, _of_encoder(weights), own)
-        skipped = {
-            name: "of the pretraining alone" for name in weights if not whole and name.startswith(PRETRAINING_ONLY)
-        }
-        weights = {name: weight for name, weight in weights.items() if name not in skipped}
-    elif any(OTHER_VMAMBA.match(name) for name in weights):
-        raise InputError(
-            f"{source} is a VMamba checkpoint of another version than the released ones of docs/ablations.md, or "
-            "not all of one; take one of those, whole."
-        )
-    else:
-        found = f"its names start with {listed(weights)}"
-        raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint ({found}).")
-
+    kind, whole, weights, skipped = _recognise(source, weights, own)
     if decoder:
         weights = {**weights, **_decoder_weights(weights, own, source, kind, whole)}
         kind += ", for the decoder too"
@@ -137,6 +110,32 @@ def load_pretrained(
     report = LoadReport(kind, tuple(weights), skipped, tuple(name for name in own if name not in weights))
     logger.info("%s: %s", source, report)
     return report
+
+
+def _recognise(
+    source: str, weights: dict[str, Tensor], own: Mapping
+) -> tuple[str, bool, dict[str, Tensor], dict[str, str]]:
+    """What kind of file weights are of, whether they are a whole network, those that are used, and why others not."""
+    if not any(name.startswith(ENCODER) for name in own):
+        return "whole network", True, *_drop_second_names(weights, own)
+    if VMAMBA_KEYS <= weights.keys() or LATER_KEYS <= weights.keys():
+        _check_encoder(source, "VMamba checkpoint", weights, own)
+        return "VMamba checkpoint", False, *_translate_vmamba(weights, own)
+    if any(name.startswith(ENCODER) for name in weights):
+        of_pretraining = all(name.startswith((ENCODER, STEM, *PRETRAINING_ONLY)) for name in weights)
+        whole = weights.keys() == own.keys() or not of_pretraining
+        kind = "Swin-UMamba checkpoint" if whole else "pretrained encoder"
+        _check_encoder(source, kind, _of_encoder(weights), own)
+        heads = [] if whole else [name for name in weights if name.startswith(PRETRAINING_ONLY)]
+        used = {name: weight for name, weight in weights.items() if name not in heads}
+        return kind, whole, used, dict.fromkeys(heads, "of the pretraining alone")
+    if any(OTHER_VMAMBA.match(name) for name in weights):
+        raise InputError(
+            f"{source} is a VMamba checkpoint of another version than the released ones of docs/ablations.md, or "
+            "not all of one; take one of those, whole."
+        )
+    found = f"its names start with {listed(weights)}"
+    raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint ({found}).")
 
 
 def _translate_vmamba(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[str, Tensor], dict[str, str]]:
