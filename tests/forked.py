@@ -23,7 +23,8 @@ from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 TIMEOUT = 300  # seconds
-_CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+START_METHOD = "forkserver" if hasattr(os, "fork") else "spawn"  # of multiprocessing; Windows imports each time
+_CONTEXT = multiprocessing.get_context(START_METHOD)
 if hasattr(os, "fork"):
     rooms = ("cli", "training.run_log", "prediction.folder")
     _CONTEXT.set_forkserver_preload(["monai.bundle", *(f"swinumamba_monai.{name}" for name in rooms)])
