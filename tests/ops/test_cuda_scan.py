@@ -22,15 +22,16 @@ from cuda_cases import (
 
 from swinumamba_monai.ops import cross_scan_2d, cross_scan_2d_ref, selective_scan, selective_scan_ref
 from swinumamba_monai.ops.cuda import scan as cuda_scan
-from swinumamba_monai.ops.cuda.scan import CHUNK, LOG2_E, TUNING, TWO_LAUNCHES
+from swinumamba_monai.ops.cuda.scan import LOG2_E
+from swinumamba_monai.ops.cuda.scan_layout import CHUNK, TUNING, TWO_LAUNCHES
 
 pytestmark = pytest.mark.usefixtures("emulator")
 TILE = TUNING.tile
 
 # batch, height, width, channels, states: one position, primes, one less than a tile, a tile, a chunk and one more; all
-# of 1, 2 and 4 threads for the states of a channel; channels one at a time and four at a time, in one block and in two
+# of 1, 2 and 4 states of a channel in a thread, and surplus ones; channels one and four at a time, in one block and in two
 MAPS = [
-    (1, 1, 1, 1, 1),
+    (1, 1, 1, 1, 2),
     (3, 5, 3, 5, 3),
     (1, 1, TILE, 17, 8),
     (2, 3, 11, 20, 16),
@@ -86,7 +87,7 @@ def test_half_precision(dtype):
 @pytest.mark.parametrize("segment", [CHUNK, 2 * CHUNK, 3 * CHUNK, 99])
 def test_segments(emulator, monkeypatch, segment):
     """Sequences of 99 positions cut into 4, 2, 2 and 1, so that the last is shorter than the others, or is all."""
-    monkeypatch.setattr(cuda_scan, "_segment", lambda *sizes: segment)
+    monkeypatch.setattr(cuda_scan, "choose_segment", lambda *sizes: segment)
     assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 11, 9, 20, 16), exact())
     for kernel in ("scan_forward", "scan_backward"):
         assert {grid[1] for grid in emulator.grids(kernel)} == {-(-99 // segment)}
@@ -142,7 +143,7 @@ def test_an_h100_takes_a_batch_whole_and_cuts_what_is_alone(emulator, batch, hei
     ],
     ids=str,
 )
-@pytest.mark.parametrize("states", [16, 1])
+@pytest.mark.parametrize("states", [16, 2])
 def test_every_tuning_computes_the_same(emulator, tuning, states):
     emulator.tune(**tuning)
     assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 7, 9, 68, states), exact())

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .device import ELEMENTS, alignment, count_multiprocessors
 from .nvrtc import load_kernels, params_type
-from .scan import ELEMENTS, alignment, count_multiprocessors
 
 __all__ = [
     "NormGradients",

@@ -4,8 +4,9 @@
 // The selective scan of several groups of channels, each in its own order over the same map, and its backward.
 // Symbols as in ops/reference.py; groups g are the four directions of a map, or the groups of a sequence.
 //
-// A block owns some channels of one group and one sample and walks along the sequence; a thread holds LANE_STATES
-// states of one channel in registers, STATE_LANES threads of a warp hold all of them. How many threads there are is
+// For channels with two states and more; scan_one.cu is for those with one. A block owns some channels of one group and
+// one sample and walks along the sequence; a thread holds LANE_STATES states of one channel in registers, STATE_LANES = 4
+// threads of a warp hold all of them. How many threads there are is
 // given by the work (batch, groups, channels, states), and is what an H100 has too many places for: with four states a
 // thread, the first stage of a network has three warps for each scheduler. So what is done per state is done once, and
 // what is done per position is kept short.
@@ -38,7 +39,7 @@ constexpr int WARP_CHANNELS = 32 / STATE_LANES;
 constexpr int MATRIX_VECTORS = 2 * STATES / MATRIX_VECTOR;  // that B and C of a position are moved in
 constexpr float LN2 = 0.6931471806f;  // decays are 2^(Δ A), so their derivatives have this factor
 
-static_assert(STATE_LANES <= 4 && LANE_STATES <= 4 && (LANE_STATES == 1 || STATE_LANES == 4), "");
+static_assert(STATE_LANES == 4 && LANE_STATES <= 4, "");
 static_assert(CHUNK % TILE == 0 && CHUNK % SUBTILE == 0 && TILE % UNROLLED == 0 && SUBTILE % 4 == 0, "");
 
 struct ScanParams {
@@ -313,7 +314,7 @@ struct ForwardMemory {
     ForwardMatrices::Slots matrices[STAGES];
 };
 
-static_assert(sizeof(ForwardMemory) == FORWARD_BYTES, "cuda_scan.py counts otherwise");
+static_assert(sizeof(ForwardMemory) == FORWARD_BYTES, "scan_layout.py counts otherwise");
 
 template <Pass PASS>
 DEVICE void scan_segment(const ScanParams& p) {
@@ -495,10 +496,8 @@ KERNEL scan_chain_gradients(const GRID_CONSTANT ScanParams p) { chain_segments(p
 // The units read 11 significant bits of a float32 (tf32) and add in float32. That is as fine as float16 and finer than
 // bfloat16, so one product does for maps of these types. For float32 maps each factor is cut in two, and three products
 // are taken, which leaves out 2^-21.
-constexpr int PARITIES = 8 / STATE_LANES;                      // values of β
-constexpr int SHARES = STATE_LANES == 4 ? 1 : PARITIES;        // of a warp; two are added before they are written
-constexpr int TOGETHER = STATE_LANES > 1 ? 2 : 1;              // positions in one product
-constexpr int PRODUCTS = (LANE_STATES + 1) / 2;                // of one or two of a thread's states
+constexpr int TOGETHER = 2;                      // positions in one product
+constexpr int PRODUCTS = (LANE_STATES + 1) / 2;  // of one or two of a thread's states
 
 struct Products {
     float result[PRODUCTS][4];
@@ -526,50 +525,35 @@ struct Products {
     }
 
     DEVICE_MEMBER void multiply(const float (&left)[TOGETHER][LANE_STATES], const float (&right)[TOGETHER]) {
-        constexpr int LAST = TOGETHER - 1;
+        constexpr bool TWO_STATES = LANE_STATES > 1;
 #pragma unroll
-        for (int m = 0; m < PRODUCTS; ++m) {
-            constexpr bool TWO_STATES = LANE_STATES > 1;
+        for (int m = 0; m < PRODUCTS; ++m)
             multiply_add(
-                result[m], left[0][2 * m], TWO_STATES ? left[0][2 * m + TWO_STATES] : 0.f,
-                LAST ? left[LAST][2 * m] : 0.f, LAST && TWO_STATES ? left[LAST][2 * m + TWO_STATES] : 0.f,
-                right[0], LAST ? right[LAST] : 0.f);
-        }
+                result[m], left[0][2 * m], TWO_STATES ? left[0][2 * m + TWO_STATES] : 0.f, left[1][2 * m],
+                TWO_STATES ? left[1][2 * m + TWO_STATES] : 0.f, right[0], right[1]);
     }
 };
 
 // Where the share of a warp in dB (matrix 0) or dC (1) of a position begins, for the states of one state lane. Threads
 // that write neighbouring positions find different banks.
 DEVICE int share_column(int position, int matrix, int state_lane) {
-    const int lane = matrix * STATE_LANES + state_lane;
-    return (STATE_LANES == 4 ? lane ^ (position & 3) : lane) * LANE_STATES;
+    return ((matrix * STATE_LANES + state_lane) ^ (position & 3)) * LANE_STATES;
 }
 
 // Write what the threads got for STATE_LANES positions, the first of which is `first`.
 DEVICE void write_shares(const Place& at, const Products& dB, const Products& dC, int first,
-                         float (&shares)[SHARES][CHUNK][2 * STATES]) {
-    const int q = at.lane % 4, parity = at.lane / 4 % PARITIES;
-    if constexpr (STATE_LANES == 4) {
-        // Columns 2q and 2q + 1 are one position's, β = 0 and 1. Threads with β = 0 finish dB, the others dC: each
-        // gives away what it has of the other matrix.
-        float sums[LANE_STATES];
+                         float (&shares)[CHUNK][2 * STATES]) {
+    // Columns 2q and 2q + 1 are one position's, β = 0 and 1. Threads with β = 0 finish dB, the others dC: each gives away
+    // what it has of the other matrix.
+    const int q = at.lane % 4, parity = at.lane / 4 % 2;
+    float sums[LANE_STATES];
 #pragma unroll
-        for (int s = 0; s < LANE_STATES; ++s) {
-            const float *b = dB.result[s / 2] + s % 2 * 2, *c = dC.result[s / 2] + s % 2 * 2;
-            const float kept = parity ? c[1] : b[0], given = parity ? b[1] : c[0];
-            sums[s] = kept + exchange(given, 4);
-        }
-        copy<LANE_STATES>(&shares[0][first + q][share_column(first + q, parity, at.state_lane)], sums);
-    } else {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            const int column = 2 * q + j, t = first + column / PARITIES;
-            if (column % PARITIES == parity) {
-                shares[parity][t][share_column(t, 0, at.state_lane)] = dB.result[0][j];
-                shares[parity][t][share_column(t, 1, at.state_lane)] = dC.result[0][j];
-            }
-        }
+    for (int s = 0; s < LANE_STATES; ++s) {
+        const float *b = dB.result[s / 2] + s % 2 * 2, *c = dC.result[s / 2] + s % 2 * 2;
+        const float kept = parity ? c[1] : b[0], given = parity ? b[1] : c[0];
+        sums[s] = kept + exchange(given, 4);
     }
+    copy<LANE_STATES>(&shares[first + q][share_column(first + q, parity, at.state_lane)], sums);
 }
 
 // ----------------------------------------------------------------------------------------------------- backward
@@ -586,13 +570,13 @@ struct BackwardMemory {
     // of a subtile: sums over a thread's states, dL/d(Δu) and the decays' share of dL/dΔ; the last row keeps positions
     // in different banks
     float parts[BACKWARD_WARPS][SUBTILE][STATE_LANES + 1][PART_ROW];
-    float shares[BACKWARD_WARPS][SHARES][CHUNK][2 * STATES];
+    float shares[BACKWARD_WARPS][CHUNK][2 * STATES];
     BackwardRows::Slots delta, u, dy;
     BackwardMatrices::Slots matrices;
     KeptStates::Vector kept[32 * BACKWARD_WARPS];
 };
 
-static_assert(sizeof(BackwardMemory) == BACKWARD_BYTES, "cuda_scan.py counts otherwise");
+static_assert(sizeof(BackwardMemory) == BACKWARD_BYTES, "scan_layout.py counts otherwise");
 
 // Neighbouring threads that read or write four channels each find them in different banks.
 DEVICE int value_slot(int channel) { return channel ^ (channel >> 3 & 3); }
@@ -623,13 +607,11 @@ struct GradientRows {
             const int t = i * STEP + row, column = share_column(t, matrix, state_lane);
             float sums[LANE_STATES] = {};
 #pragma unroll
-            for (int warp = 0; warp < BACKWARD_WARPS; ++warp)
+            for (int warp = 0; warp < BACKWARD_WARPS; ++warp) {
+                const floats<LANE_STATES> share = read<LANE_STATES>(&memory.shares[warp][t][column]);
 #pragma unroll
-                for (int k = 0; k < SHARES; ++k) {
-                    const floats<LANE_STATES> share = read<LANE_STATES>(&memory.shares[warp][k][t][column]);
-#pragma unroll
-                    for (int s = 0; s < LANE_STATES; ++s) sums[s] += share.v[s];
-                }
+                for (int s = 0; s < LANE_STATES; ++s) sums[s] += share.v[s];
+            }
             if (first + t < at.stop) copy<LANE_STATES>(target.at(walk.pixel), sums);
             walk.advance();
         }
