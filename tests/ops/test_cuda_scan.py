@@ -28,8 +28,8 @@ from swinumamba_monai.ops.cuda.scan_layout import CHUNK, TUNING, TWO_LAUNCHES
 pytestmark = pytest.mark.usefixtures("emulator")
 TILE = TUNING.tile
 
-# batch, height, width, channels, states: one position, primes, one less than a tile, a tile, a chunk and one more; all
-# of 1, 2 and 4 states of a channel in a thread, and surplus ones; channels one and four at a time, in one block and in two
+# batch, height, width, channels, states: one position, primes, one less than a tile, a tile, a chunk and one more; 1, 2
+# and 4 states in a thread, and surplus ones; channels one at a time and four at a time, in one block and in two
 MAPS = [
     (1, 1, 1, 1, 2),
     (3, 5, 3, 5, 3),

@@ -7,8 +7,7 @@
 struct ConvParams {
     const element *x;       // (b, h, w, c)
     const element *dy;      // (b, h, w, c)
-    const float *weight;    // (c, 9)
-    const float *bias;      // (c), or null
+    const float *taps;      // (10, c): the nine weights and the bias
     element *y;             // (b, h, w, c); in the backward the gradient before SiLU
     float *dparameters;     // (blocks, 10, c): of the nine weights and the bias
     long long height, width, channels;
@@ -45,16 +44,22 @@ struct Window {
     }
 };
 
+// Of one tap the weights of neighbouring channels lie side by side, so that a warp loads them in one piece.
 struct Weights {
     float v[9][VECTOR], bias[VECTOR];
 
     DEVICE_MEMBER void load(const ConvParams& p, int channel) {
+        const float* from = p.taps + channel;
+        const int channels = int(p.channels);
 #pragma unroll
-        for (int c = 0; c < VECTOR; ++c) {
-            bias[c] = p.bias ? p.bias[channel + c] : 0.f;
+        for (int k = 0; k < 9; ++k) {
+            const floats<VECTOR> tap = read<VECTOR>(from + (p.transposed ? 8 - k : k) * channels);
 #pragma unroll
-            for (int k = 0; k < 9; ++k) v[k][c] = p.weight[(channel + c) * 9 + (p.transposed ? 8 - k : k)];
+            for (int c = 0; c < VECTOR; ++c) v[k][c] = tap.v[c];
         }
+        const floats<VECTOR> last = read<VECTOR>(from + 9 * channels);
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c) bias[c] = p.transposed ? 0.f : last.v[c];
     }
 
     // at pixel j of the run
