@@ -337,6 +337,6 @@ KERNELS = {
     "scan.cu": [b"scan_forward", b"scan_end_states", b"scan_chain_gradients", b"scan_backward"],
     "merge.cu": [b"merge"],
     "pack.cu": [b"pack"],
-    "conv.cu": [b"conv_silu", b"conv_silu_backward"],
+    "conv.cu": [b"conv_silu", b"conv_transposed", b"conv_silu_backward"],
     "norm.cu": [b"layer_norm", b"layer_norm_gate_backward"],
 }

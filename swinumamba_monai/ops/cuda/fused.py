@@ -29,7 +29,7 @@ WARPS = 8
 RUN = 4  # pixels of a row that a thread of conv.cu has
 
 
-_ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width channels runs transposed lanes")
+_ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width channels runs lanes")
 _NormParams = params_type(
     "NormParams", "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
 )
@@ -44,15 +44,14 @@ def _conv_kernels(x: Tensor, vector: int):
     return load_kernels("conv.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "RUN": RUN})
 
 
-def _convolve(x: Tensor, y: Tensor, taps: Tensor, transposed: bool) -> None:
+def _convolve(kernel: str, x: Tensor, y: Tensor, taps: Tensor) -> None:
     batch, height, width, channels = x.shape
     vector = alignment(channels, x, y)
     runs = batch * height * -(-width // RUN)
     params = _ConvParams(
         x=x.data_ptr(), taps=taps.data_ptr(), y=y.data_ptr(), height=height, width=width, channels=channels, runs=runs,
-        transposed=transposed,
     )  # fmt: skip
-    _conv_kernels(x, vector).launch("conv_silu", (-(-runs * (channels // vector) // THREADS), 1, 1), THREADS, 0, params)
+    _conv_kernels(x, vector).launch(kernel, (-(-runs * (channels // vector) // THREADS), 1, 1), THREADS, 0, params)
 
 
 def conv_silu(x: Tensor, taps: Tensor) -> Tensor:
@@ -66,7 +65,7 @@ def conv_silu(x: Tensor, taps: Tensor) -> Tensor:
         (b, h, w, c), contiguous.
     """
     y = x.new_empty(x.shape)
-    _convolve(x, y, taps, transposed=False)
+    _convolve("conv_silu", x, y, taps)
     return y
 
 
@@ -97,7 +96,7 @@ def conv_silu_backward(dy: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Ten
         "conv_silu_backward", (blocks, columns, 1), lanes * teams, 4 * lanes * teams * vector, params
     )
     dx = torch.empty_like(x)
-    _convolve(dsum, dx, taps, transposed=True)
+    _convolve("conv_transposed", dsum, dx, taps)
     return dx, dparameters.sum(0)
 
 
