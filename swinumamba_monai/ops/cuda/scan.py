@@ -163,8 +163,14 @@ def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, kee
 
 
 def scan_backward(
-    dy: Tensor, states: Tensor, inputs, size: tuple[int, int] | None, delta_softplus: bool, ddelta: Tensor
-):
+    dy: Tensor,
+    states: Tensor,
+    inputs,
+    size: tuple[int, int] | None,
+    delta_softplus: bool,
+    ddelta: Tensor,
+    dBC: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`scan_forward`.
 
     Args:
@@ -172,26 +178,26 @@ def scan_backward(
         states: second result of the forward, the state before each chunk.
         inputs: inputs of the forward, as are the arguments that follow.
         ddelta: memory that the gradient of delta is written to, laid out like delta; it may be delta itself.
+        dBC: memory that the gradients of B and C are written to, (b, l, g, 2, n) of their dtype with any strides.
 
     Returns:
-        du, (g, b, l, d); dB and dC, (b, l, g, 2, n) float32; (g, (n + 2) * d) float32, which
-        :func:`split_parameters` takes apart.
+        du, (g, b, l, d); (g, (n + 2) * d) float32, which :func:`split_parameters` takes apart.
     """
     delta = inputs[1]
     if inputs[2].shape[-1] == 1:
-        return scan_one.backward(dy, states, inputs, size, delta_softplus, ddelta)
+        return scan_one.backward(dy, states, inputs, size, delta_softplus, ddelta, dBC)
     scan = _Scan(inputs, size, delta_softplus, "backward")
     scan.give(dy=dy, states=states)
     scan.chain_segments("gradients")
     blocks = scan.layout.blocks["backward"]
     du = delta.new_empty(delta.shape)
     dparameters = scan.new(scan.segments * scan.batch, scan.groups, (scan.d_state + 2) * scan.channels)
-    dBC = scan.new(blocks, scan.batch, scan.length, scan.groups, 2, scan.states)
-    scan.give(du=du, ddelta=ddelta, dBC=dBC, dparameters=dparameters)
+    parts = delta.new_empty(blocks, scan.batch, scan.length, scan.groups, 2, scan.states)  # torch adds up in float32
+    scan.give(du=du, ddelta=ddelta, dBC=parts, dparameters=dparameters)
     scan.launch("scan_backward", "backward")
-    dBC = dBC.squeeze(0) if blocks == 1 else dBC.sum(0)
+    torch.sum(parts[..., : scan.d_state], 0, out=dBC)
     dparameters = dparameters.squeeze(0) if len(dparameters) == 1 else dparameters.sum(0)
-    return du, dBC[..., : scan.d_state], dparameters
+    return du, dparameters
 
 
 def split_parameters(dparameters: Tensor, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -255,8 +261,10 @@ def _backward(dy, states, u, delta, A, B, C, D, delta_bias, size, delta_softplus
         delta = delta.contiguous()
         ddelta = torch.empty_like(delta)
     inputs = (u, delta, A, B, C, delta_bias)
-    du, dBC, dparameters = scan_backward(dy, states, inputs, tuple(size) or None, delta_softplus, ddelta)
-    return _skip(du, dy, D, size), ddelta, dBC.to(B.dtype, copy=True), dparameters
+    groups, batch, length, _ = delta.shape
+    dBC = B.new_empty(batch, length, groups, 2, A.shape[-1])
+    du, dparameters = scan_backward(dy, states, inputs, tuple(size) or None, delta_softplus, ddelta, dBC)
+    return _skip(du, dy, D, size), ddelta, dBC, dparameters
 
 
 @_backward.register_fake

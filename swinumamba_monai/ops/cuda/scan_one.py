@@ -88,15 +88,16 @@ def forward(inputs, size, delta_softplus: bool, keep_states: bool) -> tuple[Tens
     return y, states
 
 
-def backward(dy: Tensor, states: Tensor, inputs, size, delta_softplus: bool, ddelta: Tensor):
+def backward(dy: Tensor, states: Tensor, inputs, size, delta_softplus: bool, ddelta: Tensor, dBC: Tensor):
     """:func:`.scan.scan_backward`."""
     delta, A = inputs[1], inputs[2]
     groups, batch, length, channels = delta.shape
     du = delta.new_empty(delta.shape)
-    dBC = A.new_empty(-(-channels // CHANNELS), batch, length, groups, 2, 1)
+    parts = A.new_empty(-(-channels // CHANNELS), batch, length, groups, 2, 1)
     dparameters = A.new_empty(batch, groups, 3 * channels)
     _launch(
-        "backward", inputs, size, delta_softplus, dy=dy, states=states, du=du, ddelta=ddelta, dBC=dBC,
+        "backward", inputs, size, delta_softplus, dy=dy, states=states, du=du, ddelta=ddelta, dBC=parts,
         dparameters=dparameters,
     )  # fmt: skip
-    return du, dBC.sum(0), dparameters.sum(0)
+    dBC.copy_(parts.sum(0))
+    return du, dparameters.sum(0)

@@ -162,18 +162,17 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     for samples in _slices(scanned, weights.A.shape[-1]):
         low, inputs = weights.project(scanned[samples])
         delta = inputs[1]  # is overwritten by its gradient
-        du, dBC, dscan = scan_backward(
-            dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta
+        dBC = dprojected[samples, ..., : weights.num_BC].unflatten(-1, (2, -1))
+        du, dscan = scan_backward(
+            dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta, dBC=dBC
         )
         ddelta = delta.flatten(1, 2)
-        dprojected[samples, ..., weights.low_start :] = (
-            torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
-        )
-        dprojected[samples, ..., : weights.num_BC] = dBC.flatten(3)
+        dlow = torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
+        dprojected[samples, ..., weights.num_BC :] = dlow[..., weights.zeros :]
         ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., weights.zeros : weights.zeros + weights.rank]
         merge(du, dmerged[samples], weights.D, dmerged[samples])  # now the gradient of what is scanned
         sums.append((ddt, dscan))
-        del low, inputs, delta, ddelta, du, dBC
+        del low, inputs, delta, ddelta, dlow, du, dBC
     ddt, dscan = sums[0] if len(sums) == 1 else (torch.stack(parts).sum(0) for parts in zip(*sums))
     dprojected = dprojected.flatten(0, 1).flatten(1)
     dscanned = dmerged.flatten(0, 1).addmm_(dprojected, weights.x_proj)

@@ -52,7 +52,7 @@ struct ScanParams {
     float *decay;             // (g, b, segments, d): sum of Δ over a segment
     element *du;              // (g, b, l, d)
     element *ddelta;          // strides of delta
-    float *dBC;               // (blocks of channels, b, l, g, 2 STATES)
+    element *dBC;             // (blocks of channels, b, l, g, 2 STATES)
     float *dparameters;       // (segments, b, g, (n + 2) d): dA (d, n), then ddelta_bias and dD (d)
     long long u_group, u_batch, u_position;
     long long delta_group, delta_batch, delta_position;
@@ -588,7 +588,7 @@ struct GradientRows {
 
     int row, matrix, state_lane;
     Walk walk;
-    Column<float> target;
+    Column<element> target;
 
     DEVICE_MEMBER GradientRows(const ScanParams& p, const Place& at, int last)
         : row(threadIdx.x / (2 * STATE_LANES)),
@@ -612,7 +612,12 @@ struct GradientRows {
 #pragma unroll
                 for (int s = 0; s < LANE_STATES; ++s) sums[s] += share.v[s];
             }
-            if (first + t < at.stop) copy<LANE_STATES>(target.at(walk.pixel), sums);
+            if (first + t < at.stop) {
+                element_vector<LANE_STATES> packed;
+#pragma unroll
+                for (int s = 0; s < LANE_STATES; ++s) packed.v[s] = from_float(sums[s]);
+                *reinterpret_cast<element_vector<LANE_STATES>*>(target.at(walk.pixel)) = packed;
+            }
             walk.advance();
         }
     }
