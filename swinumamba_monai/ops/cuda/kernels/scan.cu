@@ -540,20 +540,25 @@ DEVICE int share_column(int position, int matrix, int state_lane) {
     return ((matrix * STATE_LANES + state_lane) ^ (position & 3)) * LANE_STATES;
 }
 
-// Write what the threads got for STATE_LANES positions, the first of which is `first`.
-DEVICE void write_shares(const Place& at, const Products& dB, const Products& dC, int first,
-                         float (&shares)[CHUNK][2 * STATES]) {
-    // Columns 2q and 2q + 1 are one position's, β = 0 and 1. Threads with β = 0 finish dB, the others dC: each gives away
-    // what it has of the other matrix.
-    const int q = at.lane % 4, parity = at.lane / 4 % 2;
+// Columns 2q and 2q + 1 are one position's, β = 0 and 1. Threads with β = 0 finish dB, the others dC: each gives away
+// what it has of the other matrix.
+DEVICE int parity(const Place& at) { return at.lane / 4 % 2; }
+
+// Where a thread leaves its sums of the first STATE_LANES positions.
+DEVICE float* own_share(const Place& at, float (&shares)[CHUNK][2 * STATES]) {
+    const int q = at.lane % 4;
+    return &shares[q][share_column(q, parity(at), at.state_lane)];
+}
+
+DEVICE void write_shares(const Place& at, const Products& dB, const Products& dC, float* share) {
     float sums[LANE_STATES];
 #pragma unroll
     for (int s = 0; s < LANE_STATES; ++s) {
         const float *b = dB.result[s / 2] + s % 2 * 2, *c = dC.result[s / 2] + s % 2 * 2;
-        const float kept = parity ? c[1] : b[0], given = parity ? b[1] : c[0];
+        const float kept = parity(at) ? c[1] : b[0], given = parity(at) ? b[1] : c[0];
         sums[s] = kept + exchange(given, 4);
     }
-    copy<LANE_STATES>(&shares[first + q][share_column(first + q, parity, at.state_lane)], sums);
+    copy<LANE_STATES>(share, sums);
 }
 
 // ----------------------------------------------------------------------------------------------------- backward
@@ -605,12 +610,12 @@ struct GradientRows {
 #pragma unroll
         for (int i = COUNT - 1; i >= 0; --i) {
             const int t = i * STEP + row, column = share_column(t, matrix, state_lane);
-            float sums[LANE_STATES] = {};
+            float sums[LANE_STATES];
 #pragma unroll
             for (int warp = 0; warp < BACKWARD_WARPS; ++warp) {
                 const floats<LANE_STATES> share = read<LANE_STATES>(&memory.shares[warp][t][column]);
 #pragma unroll
-                for (int s = 0; s < LANE_STATES; ++s) sums[s] += share.v[s];
+                for (int s = 0; s < LANE_STATES; ++s) sums[s] = warp == 0 ? share.v[s] : sums[s] + share.v[s];
             }
             if (first + t < at.stop) {
                 element_vector<LANE_STATES> packed;
@@ -671,10 +676,12 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
     load_states(p, at, p.A + at.g * pairs, A);
     if (p.segments > 1) load_states(p, at, p.carry + (sequence(p, at) * p.segments + at.segment) * pairs, carry);
 
-    auto& starts = memory.starts[at.warp];
+    // What is this thread's of the first position, and so `[t]` of position t.
+    auto own_values = reinterpret_cast<float(*)[BackwardRows::CHANNELS][4]>(memory.values[0][value_slot(at.slot)]);
+    auto own_BC = reinterpret_cast<float(*)[2 * STATES]>(memory.BC[0] + LANE_STATES * at.state_lane);
+    auto own_starts = reinterpret_cast<float(*)[32][LANE_STATES]>(memory.starts[at.warp][0][at.lane]);
+    auto own_shares = reinterpret_cast<float(*)[2 * STATES]>(own_share(at, memory.shares[at.warp]));
     auto& parts = memory.parts[at.warp];
-    auto& shares = memory.shares[at.warp];
-    const int slot = value_slot(at.slot);
 
     for (int first = last; first >= at.start; first -= CHUNK) {
         wait_for_copies<0>();
@@ -700,35 +707,43 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
         fetch(first - CHUNK);
         __syncthreads();
 
+        // Both loops over the subtiles go along by addresses of this thread's own.
+        float(*values)[BackwardRows::CHANNELS][4] = own_values;
+        float(*BC)[2 * STATES] = own_BC;
+        float(*start)[32][LANE_STATES] = own_starts;
 #pragma unroll 1
-        for (int begin = 0;; begin += SUBTILE) {
-            copy<LANE_STATES>(starts[begin / SUBTILE][at.lane], h);
-            if (begin + SUBTILE == CHUNK) break;
+        for (int subtile = 0; subtile < CHUNK / SUBTILE - 1; ++subtile) {
+            copy<LANE_STATES>((*start)[0], h);
 #pragma unroll
-            for (int t = begin; t < begin + SUBTILE; ++t) {
-                const floats<2> step = read<2>(memory.values[t][slot]);
-                const floats<LANE_STATES> B = read<LANE_STATES>(memory.BC[t] + LANE_STATES * at.state_lane);
+            for (int t = 0; t < SUBTILE; ++t) {
+                const floats<2> step = read<2>(values[t][0]);
+                const floats<LANE_STATES> B = read<LANE_STATES>(BC[t]);
 #pragma unroll
                 for (int s = 0; s < LANE_STATES; ++s)
                     h[s] = fmaf(exp2_fast(step.v[0] * A[s]), h[s], step.v[1] * B.v[s]);
             }
+            values += SUBTILE;
+            BC += SUBTILE;
+            start += 1;
         }
+        copy<LANE_STATES>((*start)[0], h);
 
+        float(*share)[2 * STATES] = own_shares + (CHUNK - SUBTILE);
 #pragma unroll 1
-        for (int begin = CHUNK - SUBTILE; begin >= 0; begin -= SUBTILE) {
+        for (int subtile = 0; subtile < CHUNK / SUBTILE; ++subtile) {
             // The states and decays of the subtile, and what of its positions is needed twice.
             float states[SUBTILE + 1][LANE_STATES], decay[SUBTILE][LANE_STATES], B[SUBTILE][LANE_STATES];
             float delta[SUBTILE], inflow[SUBTILE], dy[SUBTILE];
-            const floats<LANE_STATES> start = read<LANE_STATES>(starts[begin / SUBTILE][at.lane]);
+            const floats<LANE_STATES> kept_start = read<LANE_STATES>((*start)[0]);
 #pragma unroll
-            for (int s = 0; s < LANE_STATES; ++s) states[0][s] = start.v[s];
+            for (int s = 0; s < LANE_STATES; ++s) states[0][s] = kept_start.v[s];
 #pragma unroll
             for (int t = 0; t < SUBTILE; ++t) {
-                const floats<4> values = read<4>(memory.values[begin + t][slot]);
-                const floats<LANE_STATES> row = read<LANE_STATES>(memory.BC[begin + t] + LANE_STATES * at.state_lane);
-                delta[t] = values.v[0];
-                inflow[t] = values.v[1];
-                dy[t] = values.v[2];
+                const floats<4> value = read<4>(values[t][0]);
+                const floats<LANE_STATES> row = read<LANE_STATES>(BC[t]);
+                delta[t] = value.v[0];
+                inflow[t] = value.v[1];
+                dy[t] = value.v[2];
 #pragma unroll
                 for (int s = 0; s < LANE_STATES; ++s) {
                     B[t][s] = row.v[s];
@@ -749,7 +764,7 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
                     for (int j = TOGETHER - 1; j >= 0; --j) {
                         const int t = pair + j;
                         const floats<LANE_STATES> C =
-                            read<LANE_STATES>(memory.BC[begin + t] + STATES + LANE_STATES * at.state_lane);
+                            read<LANE_STATES>(BC[t] + STATES);
                         sums[t][0] = sums[t][1] = 0.f;
 #pragma unroll
                         for (int s = 0; s < LANE_STATES; ++s) {
@@ -767,7 +782,7 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
                     dB.add(dh, inflows);
                     dC.add(after, dys);
                 }
-                write_shares(at, dB, dC, begin + group, shares);
+                write_shares(at, dB, dC, share[group]);
             }
 #pragma unroll
             for (int t = 0; t < SUBTILE; ++t) copy<2>(&parts[t][at.state_lane][2 * at.channel_lane], sums[t]);
@@ -777,21 +792,24 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
 #pragma unroll
             for (int i = 0; i < SUBTILE * WARP_CHANNELS / 32; ++i) {
                 const int t = i * STATE_LANES + at.state_lane;
-                float dinflow = 0.f, dexponent = 0.f;
+                float dinflow, dexponent;
 #pragma unroll
                 for (int lane = 0; lane < STATE_LANES; ++lane) {
                     const floats<2> part = read<2>(&parts[t][lane][2 * at.channel_lane]);
-                    dinflow += part.v[0];
-                    dexponent += part.v[1];
+                    dinflow = lane == 0 ? part.v[0] : dinflow + part.v[0];
+                    dexponent = lane == 0 ? part.v[1] : dexponent + part.v[1];
                 }
-                float* values = memory.values[begin + t][slot];
-                const floats<4> value = read<4>(values);
+                const floats<4> value = read<4>(values[t][0]);
                 float ddelta = fmaf(dinflow, value.v[3], LN2 * dexponent);
                 if (DELTA_SOFTPLUS) ddelta *= softplus_slope(value.v[0]);
                 const float results[2] = {ddelta, dinflow * value.v[0]};
-                copy<2>(values, results);
+                copy<2>(values[t][0], results);
             }
             __syncwarp();
+            values -= SUBTILE;
+            BC -= SUBTILE;
+            start -= 1;
+            share -= SUBTILE;
         }
 
         __syncthreads();
