@@ -210,7 +210,7 @@ def split_parameters(dparameters: Tensor, d_state: int) -> tuple[Tensor, Tensor,
 def merge(parts: Tensor, skip: Tensor, weight: Tensor, merged: Tensor) -> Tensor:
     """Write ``(parts + weight * skip).sum(0)`` in one pass: parts (g, b, l, d), weight (g, d), the others (b, l, d)."""
     groups, *_, channels = parts.shape
-    vector = alignment(channels, parts, skip, merged)
+    vector = alignment(channels, parts, skip, weight, merged)
     kernels = load_kernels("merge.cu", {"ELEMENT": ELEMENTS[parts.dtype], "VECTOR": vector})
     tensors = (parts, skip, weight, merged)
     params = _MergeParams(*(t.data_ptr() for t in tensors), groups, skip.numel() // channels, channels)
