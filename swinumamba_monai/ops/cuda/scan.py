@@ -23,7 +23,7 @@ from swinumamba_monai.ops.autograd import register_backward
 from . import scan_one
 from .device import ELEMENTS, alignment, count_multiprocessors, count_shared_kib
 from .nvrtc import load_kernels, on_its_device, params_type, why_nvrtc_is_unavailable
-from .scan_layout import FIRST_PASS, STATE_LANES, TUNING, TWO_LAUNCHES, choose_segment, find_chunk, make_layout
+from .scan_layout import FIRST_PASS, STATE_LANES, TUNING, TWO_LAUNCHES, choose_segments, find_chunk, make_layout
 
 __all__ = [
     "LOG2_E",
@@ -57,7 +57,7 @@ _ScanParams = params_type(
     "ScanParams",
     "u delta B C dy A delta_bias y states carry decay du ddelta dBC dparameters",
     "u_group u_batch u_position delta_group delta_batch delta_position BC_group BC_batch BC_position "
-    "batch groups channels d_state length height width segment segments four_directions keep_states",
+    "batch groups channels d_state length height width segment segments lead four_directions keep_states",
 )
 _MergeParams = params_type("MergeParams", "parts skip weight merged", "groups rows channels")
 
@@ -82,11 +82,12 @@ class _Scan:
             delta_softplus, count_shared_kib(u.device), TUNING,
         )  # fmt: skip
         self.states = self.layout.states
-        segment = choose_segment(
+        segments = choose_segments(
             self.layout.blocks[way] * self.sequences, self.layout.warps[way], getattr(TUNING, f"{way}_busy"),
             FIRST_PASS[way], TWO_LAUNCHES, self.length, count_multiprocessors(u.device),
+            self.layout.fitting[way] if TUNING.uneven and way == "backward" else 0,
         )  # fmt: skip
-        self.segments = -(-self.length // segment)
+        self.segments = segments.count(self.length)
         height, width = size or (1, self.length)
         self.kernels = load_kernels("scan.cu", self.layout.macros)
         self.kept = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "delta_bias": delta_bias}
@@ -95,13 +96,13 @@ class _Scan:
             delta_group=delta.stride(0), delta_batch=delta.stride(1), delta_position=delta.stride(2),
             BC_group=B.stride(0), BC_batch=B.stride(1), BC_position=B.stride(2),
             batch=self.batch, groups=self.groups, channels=self.channels, d_state=self.d_state, length=self.length,
-            height=height, width=width, segment=segment, segments=self.segments,
+            height=height, width=width, segment=segments.positions, segments=self.segments, lead=segments.lead,
             four_directions=size is not None,
             **{name: t.data_ptr() for name, t in self.kept.items()},
         )  # fmt: skip
 
     def launch(self, kernel: str, way: str) -> None:
-        grid = (self.layout.blocks[way], self.segments, self.sequences)
+        grid = (self.layout.blocks[way], self.sequences, self.segments)
         self.kernels.launch(kernel, grid, 32 * self.layout.warps[way], self.layout.shared_bytes[way], self.params)
 
     def give(self, **tensors: Tensor) -> None:

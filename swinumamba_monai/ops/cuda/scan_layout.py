@@ -19,8 +19,9 @@ __all__ = [
     "TUNING",
     "TWO_LAUNCHES",
     "Layout",
+    "Segments",
     "Tuning",
-    "choose_segment",
+    "choose_segments",
     "find_chunk",
     "make_layout",
 ]
@@ -44,6 +45,7 @@ class Tuning(NamedTuple):
         backward_room: the same for the backward.
         forward_busy: warps of a multiprocessor below which fewer take as long.
         backward_busy: the same for the backward.
+        uneven: whether the backward may cut a sequence in two of different lengths; predicted, not measured.
     """
 
     tile: int = 16
@@ -56,12 +58,14 @@ class Tuning(NamedTuple):
     backward_room: int = 12
     forward_busy: int = 8
     backward_busy: int = 6
+    uneven: bool = True
 
 
 TUNING = Tuning()
 # The first pass over segments, relative to the pass that gives the results; and two launches, in positions of a warp.
 FIRST_PASS = {"forward": 0.75, "backward": 0.35}
 TWO_LAUNCHES = 1500
+WORTH_IT = 0.95  # of the time: what uneven segments must be better than, for the estimate is not exact
 
 
 def find_chunk(shared_kib: int) -> int:
@@ -69,14 +73,41 @@ def find_chunk(shared_kib: int) -> int:
     return CHUNK if shared_kib > SHORT_KIB else CHUNK // 2
 
 
+class Segments(NamedTuple):
+    """How sequences are cut.
+
+    Args:
+        positions: positions of a segment, a multiple of CHUNK unless there is one.
+        lead: positions that the first has more than the others, a multiple of CHUNK.
+    """
+
+    positions: int
+    lead: int = 0
+
+    def count(self, length: int) -> int:
+        """Segments of a sequence with ``length`` positions."""
+        return -(-(length - self.lead) // self.positions)
+
+
 @cache
-def choose_segment(
-    blocks: int, warps: int, busy: int, first_pass: float, launches: int, length: int, multiprocessors: int
-) -> int:
+def choose_segments(
+    blocks: int,
+    warps: int,
+    busy: int,
+    first_pass: float,
+    launches: int,
+    length: int,
+    multiprocessors: int,
+    fitting: int = 0,
+) -> Segments:
     """Cut sequences where that pays: segments fill multiprocessors, but what they start with takes another pass.
 
     A pass takes as long as the multiprocessor with the most blocks, in proportion to its warps, but not less than
     ``busy`` of them. So a batch that leaves some multiprocessors idle is cut only if that saves more than the pass.
+
+    Where all blocks run at once, some multiprocessors have n of them, some n + 1, and the former wait for the latter in
+    the end. If they have room for another, each sequence is cut in two, the later segment so short that the former get
+    through all of these meanwhile. The other pass goes over the later segment alone, in the backward.
 
     Args:
         blocks: of uncut sequences.
@@ -86,11 +117,9 @@ def choose_segment(
         launches: what its launches cost, in positions of a warp.
         length: positions.
         multiprocessors: of the GPU.
-
-    Returns:
-        positions of a segment, a multiple of CHUNK unless there is one.
+        fitting: blocks that a multiprocessor has room for; 0 where segments must be alike.
     """
-    best, best_cost = length, math.inf
+    best, best_cost = Segments(length), math.inf
     for segments in range(1, min(-(-length // CHUNK), -(-2 * busy * multiprocessors // (blocks * warps)) + 1) + 1):
         positions = length if segments == 1 else -(-length // (segments * CHUNK)) * CHUNK
         count = -(-length // positions)
@@ -99,7 +128,15 @@ def choose_segment(
         if count > 1:
             cost = cost * (1 + first_pass) + launches
         if cost < best_cost:
-            best, best_cost = positions, cost
+            best, best_cost = Segments(positions), cost
+    fewer, more = divmod(blocks, multiprocessors)  # blocks of each, and those with one more
+    if more and fewer and fewer < fitting:
+        others = multiprocessors - more
+        first = int(length * blocks / (others + blocks)) // CHUNK * CHUNK
+        positions = -(-(length - first) // CHUNK) * CHUNK
+        cost = (first + first_pass * positions) * max((fewer + 1) * warps, busy) + launches
+        if cost < WORTH_IT * best_cost and first > positions:
+            best = Segments(positions, first - positions)
     return best
 
 
@@ -110,6 +147,7 @@ class Layout(NamedTuple):
         states: of a channel, with surplus ones.
         warps: of a block.
         blocks: for the channels of a sequence.
+        fitting: blocks that a multiprocessor has room for.
         shared_bytes: of a block.
         macros: what the kernels are compiled with.
     """
@@ -117,6 +155,7 @@ class Layout(NamedTuple):
     states: int
     warps: dict[str, int]
     blocks: dict[str, int]
+    fitting: dict[str, int]
     shared_bytes: dict[str, int]
     macros: dict[str, int]
 
@@ -165,8 +204,8 @@ def make_layout(
         moved = 3 * chunk * columns + matrix_elements(warps, chunk) + 32 * warps * lane_states
         return -(-(4 * floats + size * moved) // 16) * 16
 
-    def choose(most: int, room: int, count_bytes, tiles: tuple[int, ...]) -> tuple[int, int, int]:
-        """Warps of a block, its shared memory, and its tile."""
+    def choose(most: int, room: int, count_bytes, tiles: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Warps of a block, how many such blocks fit a multiprocessor, the shared memory of one, and its tile."""
         found = []
         for tile in tiles:
             for warps in range(1, min(most, needed) + 1):
@@ -174,16 +213,16 @@ def make_layout(
                 fitting = min(room // warps, (shared_kib + 1 << 10) // (shared + 1024))
                 if shared <= shared_kib << 10 and fitting:
                     used = needed / (-(-needed // warps) * warps)
-                    found.append((fitting * warps * used, tile, warps, shared))
-        _, tile, warps, shared = max(found)
-        return warps, shared, tile
+                    found.append((fitting * warps * used, tile, warps, fitting, shared))
+        _, tile, *others = max(found)
+        return *others, tile
 
     tiles = tuple(tile for tile in (16, 32) if tile <= min(tuning.tile, chunk))
-    warps, shared_bytes = {}, {}
-    warps["forward"], shared_bytes["forward"], tile = choose(
+    warps, fitting, shared_bytes = {}, {}, {}
+    warps["forward"], fitting["forward"], shared_bytes["forward"], tile = choose(
         tuning.forward_warps, tuning.forward_room, forward_bytes, tiles
     )
-    warps["backward"], shared_bytes["backward"], _ = choose(
+    warps["backward"], fitting["backward"], shared_bytes["backward"], _ = choose(
         tuning.backward_warps, tuning.backward_room, backward_bytes, (0,)
     )
     macros = {
@@ -203,4 +242,5 @@ def make_layout(
         macros[f"{way.upper()}_WARPS"] = warps[way]
         macros[f"{way.upper()}_BLOCKS"] = max(1, room // warps[way])
         macros[f"{way.upper()}_BYTES"] = shared_bytes[way]
-    return Layout(states, warps, {way: -(-needed // count) for way, count in warps.items()}, shared_bytes, macros)
+    blocks = {way: -(-needed // count) for way, count in warps.items()}
+    return Layout(states, warps, blocks, fitting, shared_bytes, macros)

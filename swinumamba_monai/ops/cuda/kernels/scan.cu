@@ -24,7 +24,8 @@
 //
 // A long sequence is cut into segments that run at the same time. Their start states come from a first pass that keeps
 // nothing but the state each segment would end with if it started from zero, and from `scan_chain_*`, which goes
-// through these. The backward knows the state at every CHUNK positions, recomputes it at every SUBTILE positions, and
+// through these. Where some multiprocessors would have a block more than the others, the backward cuts off a short
+// segment at the end, which only the others take. The backward knows the state at every CHUNK positions, recomputes it at every SUBTILE positions, and
 // holds the decays and states of one subtile in registers. Nothing is ever divided by a decay.
 //
 // Defined by the compiling side, besides what common.cuh names: LANE_STATES and STATE_LANES as above; MATRIX_VECTOR,
@@ -60,6 +61,7 @@ struct ScanParams {
     long long batch, groups, channels, d_state, length, height, width;
     long long segment;  // positions of a segment, a multiple of CHUNK
     long long segments;
+    long long lead;  // positions that the first segment has more than the others, a multiple of CHUNK
     long long four_directions;  // whether group g walks the map in direction g, or each walks the sequence
     long long keep_states;
 };
@@ -120,14 +122,15 @@ struct Place {
         at.warp = threadIdx.x / 32;
         at.state_lane = at.lane / WARP_CHANNELS;
         at.channel_lane = at.lane % WARP_CHANNELS;
-        at.b = blockIdx.z % int(p.batch);
-        at.g = blockIdx.z / int(p.batch);
+        at.b = blockIdx.y % int(p.batch);
+        at.g = blockIdx.y / int(p.batch);
         at.block_channel = blockIdx.x * WARPS * WARP_CHANNELS;
         at.slot = at.warp * WARP_CHANNELS + at.channel_lane;
         at.channel = at.block_channel + at.slot;
-        at.segment = blockIdx.y;
-        at.start = at.segment * int(p.segment);
-        at.stop = min(at.start + int(p.segment), int(p.length));
+        at.segment = blockIdx.z;  // the slowest, so that a longer first segment is begun before the others
+        at.stop = int(p.lead) + (at.segment + 1) * int(p.segment);
+        at.start = at.segment ? at.stop - int(p.segment) : 0;
+        at.stop = min(at.stop, int(p.length));
         return at;
     }
 };
@@ -322,6 +325,7 @@ DEVICE void scan_segment(const ScanParams& p) {
     ForwardMemory& memory = *reinterpret_cast<ForwardMemory*>(forward_memory);
     constexpr bool BACKWARDS = PASS == END_GRADIENTS;
     const Place at = Place::find<FORWARD_WARPS>(p);
+    if (PASS != OUTPUT && at.segment == (BACKWARDS ? 0 : p.segments - 1)) return;  // nothing begins with how it ends
     const int length = at.stop - at.start, origin = BACKWARDS ? at.stop - 1 : at.start;
     const long long row = sequence(p, at) * p.segments + at.segment, pairs = p.channels * p.d_state;
 
