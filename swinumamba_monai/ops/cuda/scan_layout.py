@@ -232,6 +232,7 @@ def make_layout(
         "DELTA_SOFTPLUS": int(delta_softplus),
         "LANE_STATES": lane_states,
         "STATE_LANES": STATE_LANES,
+        "SURPLUS_STATES": int(states > d_state),
         "TILE": tile,
         "STAGES": tuning.stages,
         "UNROLLED": tuning.unrolled,

@@ -28,9 +28,10 @@
 // segment at the end, which only the others take. The backward knows the state at every CHUNK positions, recomputes it at every SUBTILE positions, and
 // holds the decays and states of one subtile in registers. Nothing is ever divided by a decay.
 //
-// Defined by the compiling side, besides what common.cuh names: LANE_STATES and STATE_LANES as above; MATRIX_VECTOR,
-// the neighbours in B and C that a thread may load at a time; DELTA_SOFTPLUS, whether Δ is softplus of delta; TILE, the
-// positions that a block prepares at a time in the forward; STAGES, the tiles that are on their way; CHUNK and SUBTILE;
+// Defined by the compiling side, besides what common.cuh names: LANE_STATES and STATE_LANES as above; SURPLUS_STATES,
+// whether these are more than a channel has; MATRIX_VECTOR, the neighbours in B and C that a thread may load at a time;
+// DELTA_SOFTPLUS, whether Δ is softplus of delta; TILE, the positions that a block prepares at a time in the forward;
+// STAGES, the tiles that are on their way; CHUNK and SUBTILE;
 // UNROLLED, the positions of the forward that the compiler sees at a time; FORWARD_WARPS and BACKWARD_WARPS of a block;
 // FORWARD_BLOCKS and BACKWARD_BLOCKS, that a multiprocessor shall have room for; FORWARD_BYTES and BACKWARD_BYTES, the
 // shared memory of a block.
@@ -183,13 +184,11 @@ struct KeptStates {
     element* first;  // of chunk 0
     int stride;      // from chunk to chunk
     int count;
-    bool together;
 
     DEVICE_MEMBER KeptStates(const ScanParams& p, const Place& at) {
         const int chunks = (int(p.length) + CHUNK - 1) / CHUNK;
         stride = int(p.channels) * int(p.d_state);
         count = count_states(p, at);
-        together = p.d_state == STATES;
         first = in_registers(p.states + (at.b * p.groups + at.g) * chunks * stride + first_state(p, at));
     }
 
@@ -199,7 +198,7 @@ struct KeptStates {
         Vector packed;
 #pragma unroll
         for (int s = 0; s < LANE_STATES; ++s) packed.v[s] = from_float(states[s]);
-        if (together) {
+        if constexpr (!SURPLUS_STATES) {
             *reinterpret_cast<Vector*>(to) = packed;
         } else {
 #pragma unroll
@@ -210,7 +209,7 @@ struct KeptStates {
 
     DEVICE_MEMBER void fetch(int chunk, Vector& to) const {
         const element* from = first + (long long)chunk * stride;
-        if (together) {
+        if constexpr (!SURPLUS_STATES) {
             copy_async<sizeof(Vector)>(&to, from, count > 0);
         } else {
 #pragma unroll
