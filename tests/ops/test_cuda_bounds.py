@@ -63,9 +63,9 @@ def run_all_kernels(emulator):
             gradients = cuda_scan._backward(copied(u), states, u, delta, A, B, C, D, bias, size, True)
             assert all(t.isfinite().all() for t in gradients)
             channels = sizes[3]
-            weight, bias = (copied(torch.randn(channels, *shape)) for shape in ((1, 3, 3), ()))
-            y = cuda_fused.conv_silu(x, weight, bias)
-            cuda_fused.conv_silu_backward(y, x, weight, bias)
+            taps, bias = (copied(torch.randn(*shape, channels)) for shape in ((10,), ()))
+            y = cuda_fused.conv_silu(x, taps)
+            cuda_fused.conv_silu_backward(y, x, taps)
             rows, gate = x.flatten(0, 2), copied(x).flatten(0, 2)
             y, statistics = cuda_fused.layer_norm(rows, gate, bias, bias, 1e-5)
             cuda_fused.layer_norm_backward(y, statistics, rows, gate, bias, bias)
