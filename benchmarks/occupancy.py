@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 
 from swinumamba_monai.ops.cuda import scan_one
+from swinumamba_monai.ops.cuda.device import ELEMENTS
 from swinumamba_monai.ops.cuda.fused import RUN, THREADS, WARPS
 from swinumamba_monai.ops.cuda.nvrtc import read_source
-from swinumamba_monai.ops.cuda.scan import ELEMENTS, TUNING, _layout
+from swinumamba_monai.ops.cuda.scan_layout import TUNING, make_layout
 from swinumamba_monai.reports.tables import markdown_lines
 
 CHANNELS, STATES = 192, 16  # that a scan of the paper's first stage has
@@ -67,7 +68,7 @@ class Launch(NamedTuple):
 def launches(dtype: torch.dtype, shared_kib: int) -> list[Launch]:
     """The launches that count in a step, as ``ops/cuda`` makes them on a GPU with so much shared memory."""
     own = {"ELEMENT": ELEMENTS[dtype], "VECTOR": VECTOR}
-    layout = _layout(CHANNELS, STATES, dtype, VECTOR, VECTOR, True, shared_kib, TUNING)
+    layout = make_layout(CHANNELS, STATES, dtype, VECTOR, VECTOR, True, shared_kib, TUNING)
     found = [
         Launch(kernel, kernel, "scan.cu", layout.macros, layout.warps[way], layout.shared_bytes[way])
         for kernel, way in (

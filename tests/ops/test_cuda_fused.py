@@ -25,6 +25,10 @@ def conv_silu_reference(x, weight, bias):
     return F.silu(x).permute(0, 2, 3, 1)
 
 
+def taps(weight, bias):
+    return torch.cat([weight.flatten(1).t(), bias[None]])
+
+
 def check_convolution(sizes, dtype):
     draw = Draw(sum(sizes), dtype)
     channels = sizes[-1]
@@ -34,8 +38,8 @@ def check_convolution(sizes, dtype):
     y = conv_silu_reference(*exact)
     names = ("out", "x", "weight", "bias")
     expected = dict(zip(names, (y.detach(), *torch.autograd.grad(y, exact, dy.double()))))
-    out = cuda_fused.conv_silu(x, weight, bias)
-    dx, dparameters = cuda_fused.conv_silu_backward(dy, x, weight, bias)
+    out = cuda_fused.conv_silu(x, taps(weight, bias))
+    dx, dparameters = cuda_fused.conv_silu_backward(dy, x, taps(weight, bias))
     actual = dict(zip(names, (out, dx, dparameters[:9].t().reshape(weight.shape), dparameters[9])))
     assert out.dtype == dx.dtype == dtype and dparameters.dtype == torch.float32
     assert_near(actual, expected, TOLERANCES[dtype])
@@ -104,28 +108,30 @@ def test_silu_of_any_size():
     x = torch.tensor([-3e38, -1e4, -100.0, -88.0, -1e-30, 0.0, 88.0, 100.0, 1e4]).view(1, 1, 9, 1)
     weight, bias = torch.zeros(1, 1, 3, 3), torch.zeros(1)
     weight[..., 1, 1] = 1
-    actual = cuda_fused.conv_silu(x, weight, bias)
+    actual = cuda_fused.conv_silu(x, taps(weight, bias))
     torch.testing.assert_close(actual.double(), F.silu(x.double()), rtol=1e-5, atol=1e-36)
-    dx, _ = cuda_fused.conv_silu_backward(torch.ones_like(x), x, weight, bias)
+    dx, _ = cuda_fused.conv_silu_backward(torch.ones_like(x), x, taps(weight, bias))
     exact = x.double().requires_grad_()
     expected = torch.autograd.grad(F.silu(exact).sum(), exact)[0]
     torch.testing.assert_close(dx.double(), expected, rtol=1e-5, atol=1e-30)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
-@pytest.mark.parametrize("padded_rank", [3, 8])
-def test_packed_weights(padded_rank, dtype):
+@pytest.mark.parametrize("padded_rank, with_bias", [(3, True), (8, False)])
+def test_packed_weights(padded_rank, with_bias, dtype):
     model, d, n, rank = 5, 6, 3, 3
     draw = Draw(0)
     in_proj, out_proj, dt = draw.normal(2 * d, model), draw.normal(model, d), draw.normal(4, d, rank)
     x_proj, A_logs = draw.normal(4, rank + 2 * n, d), draw.normal(4 * d, n)
-    packed = cuda_fused.pack(in_proj, out_proj, x_proj, dt, A_logs, padded_rank, dtype)
+    weight, bias = draw.normal(d, 1, 3, 3), draw.normal(d) if with_bias else None
+    packed = cuda_fused.pack(in_proj, out_proj, x_proj, dt, A_logs, weight, bias, padded_rank, dtype)
     surplus = padded_rank - rank
     low_rank_last = F.pad(torch.cat([x_proj[:, rank:], x_proj[:, :rank]], dim=1), (0, 0, 0, surplus))
     expected = [in_proj, out_proj, low_rank_last.flatten(0, 1), F.pad(dt, (0, surplus))]
     for actual, want in zip(packed, expected):
         assert actual.equal(want.to(dtype))
     torch.testing.assert_close(packed[4], -A_logs.exp().view(4, d, n) * LOG2_E)
+    assert packed[5].equal(taps(weight, torch.zeros(d) if bias is None else bias))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

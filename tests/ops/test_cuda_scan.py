@@ -22,15 +22,16 @@ from cuda_cases import (
 
 from swinumamba_monai.ops import cross_scan_2d, cross_scan_2d_ref, selective_scan, selective_scan_ref
 from swinumamba_monai.ops.cuda import scan as cuda_scan
-from swinumamba_monai.ops.cuda.scan import CHUNK, LOG2_E, TUNING, TWO_LAUNCHES
+from swinumamba_monai.ops.cuda.scan import LOG2_E
+from swinumamba_monai.ops.cuda.scan_layout import CHUNK, TUNING, TWO_LAUNCHES, Segments
 
 pytestmark = pytest.mark.usefixtures("emulator")
 TILE = TUNING.tile
 
-# batch, height, width, channels, states: one position, primes, one less than a tile, a tile, a chunk and one more; all
-# of 1, 2 and 4 threads for the states of a channel; channels one at a time and four at a time, in one block and in two
+# batch, height, width, channels, states: one position, primes, one less than a tile, a tile, a chunk and one more; 1, 2
+# and 4 states in a thread, and surplus ones; channels one at a time and four at a time, in one block and in two
 MAPS = [
-    (1, 1, 1, 1, 1),
+    (1, 1, 1, 1, 2),
     (3, 5, 3, 5, 3),
     (1, 1, TILE, 17, 8),
     (2, 3, 11, 20, 16),
@@ -83,14 +84,25 @@ def test_half_precision(dtype):
     assert_like_float64(cross_scan_2d, cross_scan_2d_ref, inputs, exact(dtype))
 
 
-@pytest.mark.parametrize("segment", [CHUNK, 2 * CHUNK, 3 * CHUNK, 99])
-def test_segments(emulator, monkeypatch, segment):
-    """Sequences of 99 positions cut into 4, 2, 2 and 1, so that the last is shorter than the others, or is all."""
-    monkeypatch.setattr(cuda_scan, "_segment", lambda *sizes: segment)
+@pytest.mark.parametrize(
+    "segments, count",
+    [
+        (Segments(CHUNK), 4),
+        (Segments(2 * CHUNK), 2),
+        (Segments(3 * CHUNK), 2),
+        (Segments(99), 1),
+        (Segments(CHUNK, lead=CHUNK), 3),
+        (Segments(CHUNK, lead=2 * CHUNK), 2),
+    ],
+    ids=str,
+)
+def test_segments(emulator, monkeypatch, segments, count):
+    """Sequences of 99 positions: the last segment is shorter than the others, the first may be longer, or all."""
+    monkeypatch.setattr(cuda_scan, "choose_segments", lambda *sizes: segments)
     assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 11, 9, 20, 16), exact())
     for kernel in ("scan_forward", "scan_backward"):
-        assert {grid[1] for grid in emulator.grids(kernel)} == {-(-99 // segment)}
-    assert bool(emulator.grids("scan_chain_states")) == (segment < 99)
+        assert {grid[2] for grid in emulator.grids(kernel)} == {count}
+    assert bool(emulator.grids("scan_chain_states")) == (count > 1)
 
 
 def test_little_shared_memory(emulator):
@@ -100,23 +112,32 @@ def test_little_shared_memory(emulator):
         emulator.set_multiprocessors(multiprocessors)
         assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 11, 9, 20, 16), exact())
     assert emulator.macros("scan.cu", "CHUNK")[-1] == CHUNK // 2
-    assert emulator.grids("scan_backward")[-1][1] == 4, "99 positions in segments of 32 at the least"
+    assert emulator.grids("scan_backward")[-1][2] == 4, "99 positions in segments of 32 at the least"
 
 
 def test_more_multiprocessors_get_more_segments(emulator):
     for multiprocessors, segments in ((1, 1), (1000, 4)):
         emulator.set_multiprocessors(multiprocessors)
         results = output_and_gradients(cross_scan_2d, leaves(map_inputs(2, 11, 9, 20, 16)))
-        assert emulator.grids("scan_forward")[-1][1] == emulator.grids("scan_backward")[-1][1] == segments
+        assert emulator.grids("scan_forward")[-1][2] == emulator.grids("scan_backward")[-1][2] == segments
         assert all(t.isfinite().all() for t in results.values())
+
+
+def segments_on_an_h100(emulator, batch, height, width, channels):
+    """Segments of the scan of a map with 16 states in bfloat16, forward and backward, and what the first has more."""
+    emulator.set_multiprocessors(132)
+    emulator.monkeypatch.setattr(cuda_scan, "TWO_LAUNCHES", TWO_LAUNCHES)
+    u, rows = torch.empty(1, 1, 1, 1, dtype=torch.bfloat16), (4, batch, height * width)
+    inputs = (u.expand(1, *rows[1:], channels), u.expand(*rows, channels), torch.empty(4, channels, 16))
+    inputs += (u.expand(*rows, 16), u.expand(*rows, 16), torch.empty(4, channels))
+    scans = [cuda_scan._Scan(inputs, (height, width), True, way) for way in ("forward", "backward")]
+    return [(scan.segments, scan.params.lead) for scan in scans]
 
 
 @pytest.mark.parametrize(
     "batch, height, width, channels, least, most",
     [
         (16, 80, 80, 192, 1, 1),  # the first stage at 16 × 320×320
-        (13, 96, 160, 192, 1, 1),  # at 13 × 384×640
-        (12, 128, 128, 192, 1, 1),  # at 12 × 512×512
         (16, 20, 20, 768, 1, 1),
         (1, 80, 80, 192, 8, 24),
         (1, 10, 10, 1536, 1, 1),
@@ -124,13 +145,25 @@ def test_more_multiprocessors_get_more_segments(emulator):
     ids=str,
 )
 def test_an_h100_takes_a_batch_whole_and_cuts_what_is_alone(emulator, batch, height, width, channels, least, most):
-    emulator.set_multiprocessors(132)
-    emulator.monkeypatch.setattr(cuda_scan, "TWO_LAUNCHES", TWO_LAUNCHES)
-    u, rows = torch.empty(1, 1, 1, 1), (4, batch, height * width)
-    inputs = (u.expand(1, *rows[1:], channels), u.expand(*rows, channels), torch.empty(4, channels, 16))
-    inputs += (u.expand(*rows, 16), u.expand(*rows, 16), torch.empty(4, channels))
-    for way in ("forward", "backward"):
-        assert least <= cuda_scan._Scan(inputs, (height, width), True, way).segments <= most
+    for segments, lead in segments_on_an_h100(emulator, batch, height, width, channels):
+        assert least <= segments <= most and lead == 0
+
+
+@pytest.mark.parametrize("sizes, share", [((13, 96, 160), 0.79), ((12, 128, 128), 0.73)], ids=str)
+def test_an_h100_with_a_block_more_here_than_there(emulator, sizes, share):
+    """The first stage at 13 × 384×640 has 312 blocks, at 12 × 512×512 288: 2 or 3 for each of 132 multiprocessors.
+
+    48 with 3 longer segments take 3 · 0.79, the other 84 take 2 · 0.79 and 312 / 84 · 0.21; 3 · 0.73 the 24 of the
+    second, and 2 · 0.73 + 288 / 108 · 0.27.
+    """
+    length = sizes[1] * sizes[2]
+    (forward, _), (backward, lead) = segments_on_an_h100(emulator, *sizes, 192)
+    assert (forward, backward) == (1, 2)
+    segments = cuda_scan.choose_segments(6 * 4 * sizes[0], 4, TUNING.backward_busy, 0.35, TWO_LAUNCHES, length, 132, 3)
+    first = segments.lead + segments.positions
+    assert first % CHUNK == 0 and first / length == pytest.approx(share, abs=0.01) and lead == segments.lead
+    emulator.monkeypatch.setattr(cuda_scan, "TUNING", TUNING._replace(uneven=False))
+    assert segments_on_an_h100(emulator, *sizes, 192) == [(1, 0), (1, 0)]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +175,7 @@ def test_an_h100_takes_a_batch_whole_and_cuts_what_is_alone(emulator, batch, hei
     ],
     ids=str,
 )
-@pytest.mark.parametrize("states", [16, 1])
+@pytest.mark.parametrize("states", [16, 2])
 def test_every_tuning_computes_the_same(emulator, tuning, states):
     emulator.tune(**tuning)
     assert_like_float64(cross_scan_2d, cross_scan_2d_ref, map_inputs(1, 7, 9, 68, states), exact())
@@ -296,8 +329,9 @@ def test_the_gradient_of_delta_may_take_its_place():
     for in_place in (False, True):
         delta = inputs[1].clone(memory_format=torch.preserve_format)
         ddelta = delta if in_place else torch.empty_like(delta)
-        du, dBC, sums = cuda_scan.scan_backward(
-            dy, states, (inputs[0], delta, *inputs[2:]), (5, 7), True, ddelta=ddelta
+        dBC = torch.empty(2, 5 * 7, 4, 2, 16)
+        du, sums = cuda_scan.scan_backward(
+            dy, states, (inputs[0], delta, *inputs[2:]), (5, 7), True, ddelta=ddelta, dBC=dBC
         )
         results.append({"du": du, "dBC": dBC, "sums": sums, "ddelta": ddelta})
     assert_equal(*results)

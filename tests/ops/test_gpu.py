@@ -32,6 +32,8 @@ from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
 from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import backends, cross_scan_2d, selective_scan, selective_scan_ref
 from swinumamba_monai.ops.backends import find_backend
+from swinumamba_monai.ops.cuda import scan as cuda_scan
+from swinumamba_monai.ops.cuda.scan_layout import CHUNK, Segments
 from swinumamba_monai.ops.ss2d import ss2d, ss2d_ref
 from swinumamba_monai.training import FusedDiceCELoss
 
@@ -139,6 +141,15 @@ def test_an_odd_address():
     memory = torch.empty(inputs["x"].numel() + 1, device="cuda")
     moved = memory[1:].view(inputs["x"].shape).copy_(inputs["x"])
     assert_near({"": scan(**{**inputs, "x": moved})}, {"": scan(**inputs)}, 1e-6)
+
+
+@DTYPES
+@pytest.mark.parametrize("segments", [Segments(CHUNK), Segments(4 * CHUNK, lead=8 * CHUNK)], ids=str)
+def test_segments(segments, dtype, monkeypatch):
+    """Sequences of 570 positions in 18 segments, and in two of which the first is longer."""
+    monkeypatch.setattr(cuda_scan, "choose_segments", lambda *sizes: segments)
+    inputs = map_inputs(3, 19, 30, 36, 16, dtype=dtype, device="cuda")
+    assert_like_float64(scan, doubling_cross_scan, inputs, TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("function", [scan, partial(ss2d, backend="cuda")], ids=["scan", "ss2d"])

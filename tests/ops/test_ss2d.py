@@ -96,13 +96,13 @@ def test_numbers_never_seen_before(emulator):
 def test_some_samples_at_a_time(emulator, monkeypatch):
     inputs = ss2d_inputs(3, 5, 7, 8, 4, 2)
     together = output_and_gradients(ss2d, leaves(inputs))
-    assert {grid[2] for grid in emulator.grids("scan_forward")} == {4 * 3}
+    assert {grid[1] for grid in emulator.grids("scan_forward")} == {4 * 3}
     emulator.launched.clear()
     sample_bytes = ss2d_module.SCAN_MAPS * 5 * 7 * 16 * 4
     monkeypatch.setattr(ss2d_module, "SCAN_BYTES", 2 * sample_bytes)
     in_parts = assert_like_float64(ss2d, reference, inputs, TOLERANCES[torch.float32])
-    assert [grid[2] for grid in emulator.grids("scan_forward")] == [8, 4]
-    assert [grid[2] for grid in emulator.grids("scan_backward")] == [8, 4]
+    assert [grid[1] for grid in emulator.grids("scan_forward")] == [8, 4]
+    assert [grid[1] for grid in emulator.grids("scan_backward")] == [8, 4]
     assert in_parts["out"].equal(together["out"])
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from swinumamba_monai.ops.autograd import register_backward
 
+from .device import ELEMENTS, count_multiprocessors
 from .nvrtc import load_kernels, on_its_device, params_type
-from .scan import ELEMENTS, count_multiprocessors
 
 __all__ = ["MAX_CLASSES", "class_sums_cuda"]
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .device import ELEMENTS, alignment, count_multiprocessors
 from .nvrtc import load_kernels, params_type
-from .scan import ELEMENTS, alignment, count_multiprocessors
 
 __all__ = [
     "NormGradients",
@@ -29,12 +29,14 @@ WARPS = 8
 RUN = 4  # pixels of a row that a thread of conv.cu has
 
 
-_ConvParams = params_type("ConvParams", "x dy weight bias y dparameters", "height width channels runs transposed lanes")
+_ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width channels runs lanes")
 _NormParams = params_type(
     "NormParams", "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
 )
 _PackParams = params_type(
-    "PackParams", "in_proj out_proj x_proj dt A_logs packed A", "in_rows model channels rank width zeros BC"
+    "PackParams",
+    "in_proj out_proj x_proj dt A_logs conv_weight conv_bias packed A taps",
+    "in_rows model channels rank width zeros BC",
 )
 
 
@@ -42,43 +44,40 @@ def _conv_kernels(x: Tensor, vector: int):
     return load_kernels("conv.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "RUN": RUN})
 
 
-def _convolve(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> None:
+def _convolve(kernel: str, x: Tensor, y: Tensor, taps: Tensor) -> None:
     batch, height, width, channels = x.shape
     vector = alignment(channels, x, y)
     runs = batch * height * -(-width // RUN)
     params = _ConvParams(
-        x=x.data_ptr(), weight=weight.data_ptr(), bias=bias.data_ptr() if bias is not None else None, y=y.data_ptr(),
-        height=height, width=width, channels=channels, runs=runs,
-        transposed=transposed,
+        x=x.data_ptr(), taps=taps.data_ptr(), y=y.data_ptr(), height=height, width=width, channels=channels, runs=runs,
     )  # fmt: skip
-    _conv_kernels(x, vector).launch("conv_silu", (-(-runs * (channels // vector) // THREADS), 1, 1), THREADS, 0, params)
+    _conv_kernels(x, vector).launch(kernel, (-(-runs * (channels // vector) // THREADS), 1, 1), THREADS, 0, params)
 
 
-def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def conv_silu(x: Tensor, taps: Tensor) -> Tensor:
     """SiLU of the depthwise 3×3 convolution with zero padding.
 
     Args:
         x: (b, h, w, c), contiguous.
-        weight: (c, 1, 3, 3), contiguous float32.
-        bias: (c,), float32, or None.
+        taps: weights of the nine taps and the bias, (10, c), contiguous float32, as :func:`pack` gives them.
 
     Returns:
         (b, h, w, c), contiguous.
     """
     y = x.new_empty(x.shape)
-    _convolve(x, y, weight, bias, transposed=False)
+    _convolve("conv_silu", x, y, taps)
     return y
 
 
-def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def conv_silu_backward(dy: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`conv_silu`.
 
     Args:
         dy: gradient of the output, contiguous.
-        x: input of the forward, as are weight and bias.
+        x: input of the forward, as is taps.
 
     Returns:
-        gradient of x; (10, c) float32, which :func:`split_conv_parameters` takes apart.
+        gradient of x; that of taps, (10, c) float32, which :func:`split_conv_parameters` takes apart.
     """
     batch, height, width, channels = x.shape
     vector = min(2, alignment(channels, x, dy))  # the sums take the registers of the other two
@@ -88,17 +87,16 @@ def conv_silu_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | Non
     runs = batch * height * -(-width // RUN)
     columns = -(-channels // (vector * lanes))
     blocks = min(-(-runs // teams), max(1, 4 * count_multiprocessors(x.device) // columns))
-    dparameters = weight.new_empty(blocks, 10, channels)
+    dparameters = taps.new_empty(blocks, 10, channels)
     params = _ConvParams(
-        x=x.data_ptr(), dy=dy.data_ptr(), weight=weight.data_ptr(), bias=None if bias is None else bias.data_ptr(),
-        y=dsum.data_ptr(), dparameters=dparameters.data_ptr(), height=height, width=width,
-        channels=channels, runs=runs, lanes=lanes,
+        x=x.data_ptr(), dy=dy.data_ptr(), taps=taps.data_ptr(), y=dsum.data_ptr(), dparameters=dparameters.data_ptr(),
+        height=height, width=width, channels=channels, runs=runs, lanes=lanes,
     )  # fmt: skip
     _conv_kernels(x, vector).launch(
         "conv_silu_backward", (blocks, columns, 1), lanes * teams, 4 * lanes * teams * vector, params
     )
     dx = torch.empty_like(x)
-    _convolve(dsum, dx, weight, None, transposed=True)
+    _convolve("conv_transposed", dsum, dx, taps)
     return dx, dparameters.sum(0)
 
 
@@ -189,11 +187,13 @@ def pack(
     x_proj: Tensor,
     dt: Tensor,
     A_logs: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
     width: int,
     dtype: torch.dtype,
     zeros: int = 0,
 ) -> tuple[Tensor, ...]:
-    """The weights of an SS2D as its products and its scan take them, in one launch.
+    """The weights of an SS2D as its products, its scan and its convolution take them, in one launch.
 
     Args:
         in_proj: (2d or d, model), contiguous float32 as all.
@@ -201,13 +201,15 @@ def pack(
         x_proj: (4, r + 2n, d), the rows of the low rank first.
         dt: (4, d, r).
         A_logs: (4 * d, n).
+        conv_weight: (d, 1, 3, 3).
+        conv_bias: (d,), or None.
         width: columns of the resulting dt, at least ``zeros`` + r.
         dtype: dtype of the matrices.
         zeros: columns of zeros before those of dt, which meet what the last rows of B and C give.
 
     Returns:
         in_proj; out_proj; x_proj, (4 * (2n - zeros + width), d), the rows of B and C first; dt, (4, d, width);
-        A times log2(e), (4, d, n) float32.
+        A times log2(e), (4, d, n) float32; the convolution's taps, (10, d) float32, for :func:`conv_silu`.
     """
     directions, channels, rank = dt.shape
     model, BC = len(out_proj), x_proj.shape[1] - rank
@@ -215,10 +217,13 @@ def pack(
     sizes = [in_proj.numel(), out_proj.numel(), *map(math.prod, shapes)]
     packed = in_proj.new_empty(sum(sizes), dtype=dtype)
     A = A_logs.new_empty(directions, channels, A_logs.shape[1])
-    tensors = (in_proj, out_proj, x_proj, dt, A_logs, packed, A)
-    params = _PackParams(*(t.data_ptr() for t in tensors), len(in_proj), model, channels, rank, width, zeros, BC)
+    taps = conv_weight.new_empty(10, channels)
+    tensors = (in_proj, out_proj, x_proj, dt, A_logs, conv_weight, conv_bias, packed, A, taps)
+    params = _PackParams(
+        *(None if t is None else t.data_ptr() for t in tensors), len(in_proj), model, channels, rank, width, zeros, BC
+    )
     load_kernels("pack.cu", {"ELEMENT": ELEMENTS[dtype], "VECTOR": 1}).launch(
-        "pack", (-(-(packed.numel() + A.numel()) // THREADS), 1, 1), THREADS, 0, params
+        "pack", (-(-(packed.numel() + A.numel() + taps.numel()) // THREADS), 1, 1), THREADS, 0, params
     )
     matrices = zip(packed.split(sizes), (in_proj.shape, out_proj.shape, *shapes))
-    return *(part.view(shape) for part, shape in matrices), A
+    return *(part.view(shape) for part, shape in matrices), A, taps

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import scan
-from .nvrtc import params_type
+from .device import ELEMENTS, alignment, count_multiprocessors
+from .nvrtc import load_kernels, params_type
 
 __all__ = ["CHUNK", "backward", "forward", "make_macros", "shared_bytes"]
 
@@ -61,10 +61,10 @@ def _launch(way: str, inputs: tuple[Tensor, ...], size, delta_softplus: bool, ke
     u, delta, A, B, C, delta_bias = inputs
     groups, batch, length, channels = delta.shape
     blocks = (-(-channels // CHANNELS), groups * batch, 1)
-    macros = make_macros(blocks[0] * blocks[1], length, scan.count_multiprocessors(u.device), delta_softplus)
+    macros = make_macros(blocks[0] * blocks[1], length, count_multiprocessors(u.device), delta_softplus)
     warps = macros[f"{way.upper()}_WARPS"]
-    own = {"ELEMENT": scan.ELEMENTS[u.dtype], "VECTOR": scan.alignment(channels, u, delta)}
-    kernels = scan.load_kernels("scan_one.cu", own | macros)
+    own = {"ELEMENT": ELEMENTS[u.dtype], "VECTOR": alignment(channels, u, delta)}
+    kernels = load_kernels("scan_one.cu", own | macros)
     height, width = size or (1, length)
     named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "delta_bias": delta_bias, **tensors}
     params = _Params(
@@ -88,15 +88,16 @@ def forward(inputs, size, delta_softplus: bool, keep_states: bool) -> tuple[Tens
     return y, states
 
 
-def backward(dy: Tensor, states: Tensor, inputs, size, delta_softplus: bool, ddelta: Tensor):
+def backward(dy: Tensor, states: Tensor, inputs, size, delta_softplus: bool, ddelta: Tensor, dBC: Tensor):
     """:func:`.scan.scan_backward`."""
     delta, A = inputs[1], inputs[2]
     groups, batch, length, channels = delta.shape
     du = delta.new_empty(delta.shape)
-    dBC = A.new_empty(-(-channels // CHANNELS), batch, length, groups, 2, 1)
+    parts = A.new_empty(-(-channels // CHANNELS), batch, length, groups, 2, 1)
     dparameters = A.new_empty(batch, groups, 3 * channels)
     _launch(
-        "backward", inputs, size, delta_softplus, dy=dy, states=states, du=du, ddelta=ddelta, dBC=dBC,
+        "backward", inputs, size, delta_softplus, dy=dy, states=states, du=du, ddelta=ddelta, dBC=parts,
         dparameters=dparameters,
     )  # fmt: skip
-    return du, dBC.sum(0), dparameters.sum(0)
+    dBC.copy_(parts.sum(0))
+    return du, dparameters.sum(0)

@@ -88,14 +88,14 @@ class _Weights:
 
     def __init__(self, dtype: torch.dtype, parameters: _Parameters) -> None:
         p = _Parameters(*(None if t is None else t.float().contiguous() for t in parameters))
-        self.conv, self.norm = (p.conv_weight, p.conv_bias), (p.norm_weight, p.norm_bias)
+        self.norm = (p.norm_weight, p.norm_bias)
         self.channels, self.rank = p.dt.shape[1:]
         self.num_BC = p.x_proj.shape[1] - self.rank
         self.low_start = self.num_BC if self.num_BC % ALIGNED == 0 else 0
         self.zeros = self.num_BC - self.low_start
         width = -(-(self.zeros + self.rank) // ALIGNED) * ALIGNED
-        in_proj, self.out_proj, self.x_proj, self.dt, self.A = pack(
-            p.in_proj, p.out_proj, p.x_proj, p.dt, p.A_logs, width, dtype, self.zeros
+        in_proj, self.out_proj, self.x_proj, self.dt, self.A, self.taps = pack(
+            p.in_proj, p.out_proj, p.x_proj, p.dt, p.A_logs, p.conv_weight, p.conv_bias, width, dtype, self.zeros
         )
         self.to_map, self.to_gate = in_proj.chunk(2) if len(in_proj) > self.channels else (in_proj, None)
         self.dt_bias, self.D = p.dt_bias, p.Ds.unflatten(0, (DIRECTIONS, -1))
@@ -122,7 +122,7 @@ def _slices(x: Tensor, d_state: int) -> list[slice]:
 def _forward(x, *arguments):
     *parameters, eps, keep = arguments
     weights = _Weights(x.dtype, _Parameters(*parameters))
-    scanned = conv_silu(x @ weights.to_map.t(), *weights.conv).flatten(1, 2)
+    scanned = conv_silu(x @ weights.to_map.t(), weights.taps).flatten(1, 2)
     merged, states = torch.empty_like(scanned), []
     for samples in _slices(scanned, weights.A.shape[-1]):
         _, inputs = weights.project(scanned[samples])
@@ -155,25 +155,24 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     del gate, dgate, dgated, normed
 
     # the scan and its projections
-    scanned = conv_silu(x @ weights.to_map.t(), *weights.conv).flatten(1, 2)
+    scanned = conv_silu(x @ weights.to_map.t(), weights.taps).flatten(1, 2)
     dmerged = dmerged.view(scanned.shape)
     dprojected = x.new_empty(*scanned.shape[:2], DIRECTIONS, len(weights.x_proj) // DIRECTIONS)
     sums = []
     for samples in _slices(scanned, weights.A.shape[-1]):
         low, inputs = weights.project(scanned[samples])
         delta = inputs[1]  # is overwritten by its gradient
-        du, dBC, dscan = scan_backward(
-            dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta
+        dBC = dprojected[samples, ..., : weights.num_BC].unflatten(-1, (2, -1))
+        du, dscan = scan_backward(
+            dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta, dBC=dBC
         )
         ddelta = delta.flatten(1, 2)
-        dprojected[samples, ..., weights.low_start :] = (
-            torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
-        )
-        dprojected[samples, ..., : weights.num_BC] = dBC.flatten(3)
+        dlow = torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
+        dprojected[samples, ..., weights.num_BC :] = dlow[..., weights.zeros :]
         ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., weights.zeros : weights.zeros + weights.rank]
         merge(du, dmerged[samples], weights.D, dmerged[samples])  # now the gradient of what is scanned
         sums.append((ddt, dscan))
-        del low, inputs, delta, ddelta, du, dBC
+        del low, inputs, delta, ddelta, dlow, du, dBC
     ddt, dscan = sums[0] if len(sums) == 1 else (torch.stack(parts).sum(0) for parts in zip(*sums))
     dprojected = dprojected.flatten(0, 1).flatten(1)
     dscanned = dmerged.flatten(0, 1).addmm_(dprojected, weights.x_proj)
@@ -183,7 +182,7 @@ def _backward(dout, merged, states, statistics, x, *parameters):
 
     # the convolution and its half of in_proj
     map_in = x @ weights.to_map.t()  # again, instead of keeping it through the scan
-    dmap, dconv = conv_silu_backward(dscanned.view(map_in.shape), map_in, *weights.conv)
+    dmap, dconv = conv_silu_backward(dscanned.view(map_in.shape), map_in, weights.taps)
     dmap = dmap.flatten(0, 2)
     dx = dmap @ weights.to_map if dx is None else dx.addmm_(dmap, weights.to_map)
     din_proj = torch.cat([dmap.t() @ rows, *din_proj])

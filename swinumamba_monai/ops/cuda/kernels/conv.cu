@@ -7,13 +7,11 @@
 struct ConvParams {
     const element *x;       // (b, h, w, c)
     const element *dy;      // (b, h, w, c)
-    const float *weight;    // (c, 9)
-    const float *bias;      // (c), or null
+    const float *taps;      // (10, c): the nine weights and the bias
     element *y;             // (b, h, w, c); in the backward the gradient before SiLU
     float *dparameters;     // (blocks, 10, c): of the nine weights and the bias
     long long height, width, channels;
     long long runs;         // b * h * ceil(w / RUN)
-    long long transposed;   // convolve with the weights turned around and without SiLU
     long long lanes;        // of a block in the backward that have different channels
 };
 
@@ -28,33 +26,38 @@ struct Window {
 #pragma unroll
         for (int r = 0; r < 3; ++r) {
             const bool row_inside = row + r >= 1 && row + r <= p.height;
-            const element* from = p.x + (long long)(line + r - 1) * width * channels + channel;
+            const Column<const element> from(p.x, (long long)(line + r - 1) * width * channels + channel, channels);
 #pragma unroll
             for (int j = 0; j < RUN + 2; ++j) {
                 const int column = first + j - 1;
                 raw[r][j] = elements{};
-                if (row_inside && column >= 0 && column < width) raw[r][j] = ::load(from + column * channels);
+                if (row_inside && column >= 0 && column < width) raw[r][j] = ::load(from.at(column));
             }
         }
 #pragma unroll
         for (int r = 0; r < 3; ++r)
 #pragma unroll
             for (int j = 0; j < RUN + 2; ++j)
-#pragma unroll
-                for (int c = 0; c < VECTOR; ++c) v[r][j][c] = to_float(raw[r][j].v[c]);
+                to_floats(raw[r][j], v[r][j]);
     }
 };
 
+// Of one tap the weights of neighbouring channels lie side by side, so that a warp loads them in one piece.
 struct Weights {
     float v[9][VECTOR], bias[VECTOR];
 
-    DEVICE_MEMBER void load(const ConvParams& p, int channel) {
+    DEVICE_MEMBER void load(const ConvParams& p, int channel, bool transposed) {
+        const float* from = p.taps + channel;
+        const int channels = int(p.channels);
 #pragma unroll
-        for (int c = 0; c < VECTOR; ++c) {
-            bias[c] = p.bias ? p.bias[channel + c] : 0.f;
+        for (int k = 0; k < 9; ++k) {
+            const floats<VECTOR> tap = read<VECTOR>(from + (transposed ? 8 - k : k) * channels);
 #pragma unroll
-            for (int k = 0; k < 9; ++k) v[k][c] = p.weight[(channel + c) * 9 + (p.transposed ? 8 - k : k)];
+            for (int c = 0; c < VECTOR; ++c) v[k][c] = tap.v[c];
         }
+        const floats<VECTOR> last = read<VECTOR>(from + 9 * channels);
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c) bias[c] = transposed ? 0.f : last.v[c];
     }
 
     // at pixel j of the run
@@ -80,22 +83,27 @@ DEVICE void for_each_pixel(const ConvParams& p, int run, int channel, const Use&
 }
 
 // A thread for each run of each VECTOR channels.
-KERNEL LAUNCH_BOUNDS(256, 2) conv_silu(const GRID_CONSTANT ConvParams p) {
+template <bool SILU>
+DEVICE void convolve(const ConvParams& p) {
     const int vectors = int(p.channels) / VECTOR, e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= p.runs * vectors) return;
     const int channel = e % vectors * VECTOR;
     Weights weights;
-    weights.load(p, channel);
+    weights.load(p, channel, !SILU);
     for_each_pixel(p, e / vectors, channel, [&](const Window& window, int j, long long place) {
         float y[VECTOR];
 #pragma unroll
         for (int c = 0; c < VECTOR; ++c) {
             const float sum = weights.apply(window, j, c);
-            y[c] = p.transposed ? sum : silu(sum);
+            y[c] = SILU ? silu(sum) : sum;
         }
         store(p.y + place, y);
     });
 }
+
+KERNEL LAUNCH_BOUNDS(256, 2) conv_silu(const GRID_CONSTANT ConvParams p) { convolve<true>(p); }
+// With the weights turned around and without the bias: the gradient of the map.
+KERNEL LAUNCH_BOUNDS(256, 2) conv_transposed(const GRID_CONSTANT ConvParams p) { convolve<false>(p); }
 
 // The gradient before SiLU, and of the parameters. A block has `teams` of `lanes` threads: a team takes one run after
 // another, a lane VECTOR channels; at the end the teams add up what they found.
@@ -108,7 +116,7 @@ KERNEL LAUNCH_BOUNDS(256, 2) conv_silu_backward(const GRID_CONSTANT ConvParams p
     float sums[10][VECTOR] = {};
     if (inside) {
         Weights weights;
-        weights.load(p, channel);
+        weights.load(p, channel, false);
         for (int run = blockIdx.x * teams + team; run < p.runs; run += gridDim.x * teams)
             for_each_pixel(p, run, channel, [&](const Window& window, int j, long long place) {
                 const elements dy = load(p.dy + place);

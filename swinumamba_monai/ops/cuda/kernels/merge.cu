@@ -13,16 +13,19 @@ struct MergeParams {
 
 // The sum of all groups, and of skip times the sum of all groups' weights.
 KERNEL merge(const GRID_CONSTANT MergeParams p) {
-    const long long e = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, size = p.rows * p.channels;
+    const uint32 vector = blockIdx.x * blockDim.x + threadIdx.x;  // 32 bits are divided in few instructions
+    const long long e = (long long)vector * VECTOR, size = p.rows * p.channels;
     if (e >= size) return;
     float sums[VECTOR] = {};
     const elements skip = load(p.skip + e);
-    const int channel = int(e % p.channels);
+    const float* weight = p.weight + vector % uint32(p.channels / VECTOR) * VECTOR;
+#pragma unroll 4
     for (int g = 0; g < p.groups; ++g) {
         const elements part = load(p.parts + g * size + e);
+        const floats<VECTOR> weights = read<VECTOR>(weight + g * p.channels);
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v)
-            sums[v] += fmaf(p.weight[g * p.channels + channel + v], to_float(skip.v[v]), to_float(part.v[v]));
+            sums[v] += fmaf(weights.v[v], to_float(skip.v[v]), to_float(part.v[v]));
     }
     store(p.merged + e, sums);
 }

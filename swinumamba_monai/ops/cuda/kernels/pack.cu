@@ -1,7 +1,8 @@
 // Copyright (c) the swinumamba_monai authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The weights of an SS2D as its kernels take them, in one launch: the matrices in the maps' type, and A. For each
+// The weights of an SS2D as its kernels take them, in one launch: the matrices in the maps' type, A, and the weights of
+// the convolution with neighbouring channels side by side. For each
 // direction the rows of x_proj that give B and C come first, then those of Δ's low rank, and rows of zeros. Δ is made
 // of the last `width` columns that the product gives, which so are aligned for vector loads and for the matrix units;
 // `zeros` of them, the first, are of B and C and count for nothing.
@@ -12,8 +13,11 @@ struct PackParams {
     const float *x_proj;    // (4, rank + BC, d)
     const float *dt;        // (4, d, rank)
     const float *A_logs;    // (4 d, n)
+    const float *conv_weight;  // (d, 9)
+    const float *conv_bias;    // (d), or null
     element *packed;        // in_proj, out_proj, x_proj (4, BC - zeros + width, d), dt (4, d, width)
     float *A;               // (4 d, n): -e^A_logs times log2(e)
+    float *taps;            // (10, d): the nine weights and the bias of the convolution
     long long in_rows, model, channels, rank, width, zeros, BC;
 };
 
@@ -36,7 +40,12 @@ KERNEL pack(const GRID_CONSTANT PackParams p) {
         if (column >= 0 && column < rank) value = p.dt[i / width * rank + column];
     } else {
         i -= 4 * d * width;
-        if (i < 2 * d * BC) p.A[i] = -1.442695041f * expf(p.A_logs[i]);
+        if (i < 2 * d * BC) {
+            p.A[i] = -1.442695041f * expf(p.A_logs[i]);
+        } else if ((i -= 2 * d * BC) < 10 * d) {
+            const int tap = i / d, channel = i % d;
+            p.taps[i] = tap < 9 ? p.conv_weight[channel * 9 + tap] : p.conv_bias ? p.conv_bias[channel] : 0.f;
+        }
         return;
     }
     p.packed[e] = from_float(value);

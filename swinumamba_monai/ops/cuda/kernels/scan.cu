@@ -4,8 +4,9 @@
 // The selective scan of several groups of channels, each in its own order over the same map, and its backward.
 // Symbols as in ops/reference.py; groups g are the four directions of a map, or the groups of a sequence.
 //
-// A block owns some channels of one group and one sample and walks along the sequence; a thread holds LANE_STATES
-// states of one channel in registers, STATE_LANES threads of a warp hold all of them. How many threads there are is
+// For channels with two states and more; scan_one.cu is for those with one. A block owns some channels of one group and
+// one sample and walks along the sequence; a thread holds LANE_STATES states of one channel in registers, STATE_LANES = 4
+// threads of a warp hold all of them. How many threads there are is
 // given by the work (batch, groups, channels, states), and is what an H100 has too many places for: with four states a
 // thread, the first stage of a network has three warps for each scheduler. So what is done per state is done once, and
 // what is done per position is kept short.
@@ -23,12 +24,14 @@
 //
 // A long sequence is cut into segments that run at the same time. Their start states come from a first pass that keeps
 // nothing but the state each segment would end with if it started from zero, and from `scan_chain_*`, which goes
-// through these. The backward knows the state at every CHUNK positions, recomputes it at every SUBTILE positions, and
+// through these. Where some multiprocessors would have a block more than the others, the backward cuts off a short
+// segment at the end, which only the others take. The backward knows the state at every CHUNK positions, recomputes it at every SUBTILE positions, and
 // holds the decays and states of one subtile in registers. Nothing is ever divided by a decay.
 //
-// Defined by the compiling side, besides what common.cuh names: LANE_STATES and STATE_LANES as above; MATRIX_VECTOR,
-// the neighbours in B and C that a thread may load at a time; DELTA_SOFTPLUS, whether Δ is softplus of delta; TILE, the
-// positions that a block prepares at a time in the forward; STAGES, the tiles that are on their way; CHUNK and SUBTILE;
+// Defined by the compiling side, besides what common.cuh names: LANE_STATES and STATE_LANES as above; SURPLUS_STATES,
+// whether these are more than a channel has; MATRIX_VECTOR, the neighbours in B and C that a thread may load at a time;
+// DELTA_SOFTPLUS, whether Δ is softplus of delta; TILE, the positions that a block prepares at a time in the forward;
+// STAGES, the tiles that are on their way; CHUNK and SUBTILE;
 // UNROLLED, the positions of the forward that the compiler sees at a time; FORWARD_WARPS and BACKWARD_WARPS of a block;
 // FORWARD_BLOCKS and BACKWARD_BLOCKS, that a multiprocessor shall have room for; FORWARD_BYTES and BACKWARD_BYTES, the
 // shared memory of a block.
@@ -38,7 +41,7 @@ constexpr int WARP_CHANNELS = 32 / STATE_LANES;
 constexpr int MATRIX_VECTORS = 2 * STATES / MATRIX_VECTOR;  // that B and C of a position are moved in
 constexpr float LN2 = 0.6931471806f;  // decays are 2^(Δ A), so their derivatives have this factor
 
-static_assert(STATE_LANES <= 4 && LANE_STATES <= 4 && (LANE_STATES == 1 || STATE_LANES == 4), "");
+static_assert(STATE_LANES == 4 && LANE_STATES <= 4, "");
 static_assert(CHUNK % TILE == 0 && CHUNK % SUBTILE == 0 && TILE % UNROLLED == 0 && SUBTILE % 4 == 0, "");
 
 struct ScanParams {
@@ -51,7 +54,7 @@ struct ScanParams {
     float *decay;             // (g, b, segments, d): sum of Δ over a segment
     element *du;              // (g, b, l, d)
     element *ddelta;          // strides of delta
-    float *dBC;               // (blocks of channels, b, l, g, 2 STATES)
+    element *dBC;             // (blocks of channels, b, l, g, 2 STATES)
     float *dparameters;       // (segments, b, g, (n + 2) d): dA (d, n), then ddelta_bias and dD (d)
     long long u_group, u_batch, u_position;
     long long delta_group, delta_batch, delta_position;
@@ -59,6 +62,7 @@ struct ScanParams {
     long long batch, groups, channels, d_state, length, height, width;
     long long segment;  // positions of a segment, a multiple of CHUNK
     long long segments;
+    long long lead;  // positions that the first segment has more than the others, a multiple of CHUNK
     long long four_directions;  // whether group g walks the map in direction g, or each walks the sequence
     long long keep_states;
 };
@@ -119,14 +123,15 @@ struct Place {
         at.warp = threadIdx.x / 32;
         at.state_lane = at.lane / WARP_CHANNELS;
         at.channel_lane = at.lane % WARP_CHANNELS;
-        at.b = blockIdx.z % int(p.batch);
-        at.g = blockIdx.z / int(p.batch);
+        at.b = blockIdx.y % int(p.batch);
+        at.g = blockIdx.y / int(p.batch);
         at.block_channel = blockIdx.x * WARPS * WARP_CHANNELS;
         at.slot = at.warp * WARP_CHANNELS + at.channel_lane;
         at.channel = at.block_channel + at.slot;
-        at.segment = blockIdx.y;
-        at.start = at.segment * int(p.segment);
-        at.stop = min(at.start + int(p.segment), int(p.length));
+        at.segment = blockIdx.z;  // the slowest, so that a longer first segment is begun before the others
+        at.stop = int(p.lead) + (at.segment + 1) * int(p.segment);
+        at.start = at.segment ? at.stop - int(p.segment) : 0;
+        at.stop = min(at.stop, int(p.length));
         return at;
     }
 };
@@ -179,13 +184,11 @@ struct KeptStates {
     element* first;  // of chunk 0
     int stride;      // from chunk to chunk
     int count;
-    bool together;
 
     DEVICE_MEMBER KeptStates(const ScanParams& p, const Place& at) {
         const int chunks = (int(p.length) + CHUNK - 1) / CHUNK;
         stride = int(p.channels) * int(p.d_state);
         count = count_states(p, at);
-        together = p.d_state == STATES;
         first = in_registers(p.states + (at.b * p.groups + at.g) * chunks * stride + first_state(p, at));
     }
 
@@ -195,7 +198,7 @@ struct KeptStates {
         Vector packed;
 #pragma unroll
         for (int s = 0; s < LANE_STATES; ++s) packed.v[s] = from_float(states[s]);
-        if (together) {
+        if constexpr (!SURPLUS_STATES) {
             *reinterpret_cast<Vector*>(to) = packed;
         } else {
 #pragma unroll
@@ -206,7 +209,7 @@ struct KeptStates {
 
     DEVICE_MEMBER void fetch(int chunk, Vector& to) const {
         const element* from = first + (long long)chunk * stride;
-        if (together) {
+        if constexpr (!SURPLUS_STATES) {
             copy_async<sizeof(Vector)>(&to, from, count > 0);
         } else {
 #pragma unroll
@@ -313,7 +316,7 @@ struct ForwardMemory {
     ForwardMatrices::Slots matrices[STAGES];
 };
 
-static_assert(sizeof(ForwardMemory) == FORWARD_BYTES, "cuda_scan.py counts otherwise");
+static_assert(sizeof(ForwardMemory) == FORWARD_BYTES, "scan_layout.py counts otherwise");
 
 template <Pass PASS>
 DEVICE void scan_segment(const ScanParams& p) {
@@ -321,6 +324,7 @@ DEVICE void scan_segment(const ScanParams& p) {
     ForwardMemory& memory = *reinterpret_cast<ForwardMemory*>(forward_memory);
     constexpr bool BACKWARDS = PASS == END_GRADIENTS;
     const Place at = Place::find<FORWARD_WARPS>(p);
+    if (PASS != OUTPUT && at.segment == (BACKWARDS ? 0 : p.segments - 1)) return;  // nothing begins with how it ends
     const int length = at.stop - at.start, origin = BACKWARDS ? at.stop - 1 : at.start;
     const long long row = sequence(p, at) * p.segments + at.segment, pairs = p.channels * p.d_state;
 
@@ -495,10 +499,8 @@ KERNEL scan_chain_gradients(const GRID_CONSTANT ScanParams p) { chain_segments(p
 // The units read 11 significant bits of a float32 (tf32) and add in float32. That is as fine as float16 and finer than
 // bfloat16, so one product does for maps of these types. For float32 maps each factor is cut in two, and three products
 // are taken, which leaves out 2^-21.
-constexpr int PARITIES = 8 / STATE_LANES;                      // values of β
-constexpr int SHARES = STATE_LANES == 4 ? 1 : PARITIES;        // of a warp; two are added before they are written
-constexpr int TOGETHER = STATE_LANES > 1 ? 2 : 1;              // positions in one product
-constexpr int PRODUCTS = (LANE_STATES + 1) / 2;                // of one or two of a thread's states
+constexpr int TOGETHER = 2;                      // positions in one product
+constexpr int PRODUCTS = (LANE_STATES + 1) / 2;  // of one or two of a thread's states
 
 struct Products {
     float result[PRODUCTS][4];
@@ -526,50 +528,40 @@ struct Products {
     }
 
     DEVICE_MEMBER void multiply(const float (&left)[TOGETHER][LANE_STATES], const float (&right)[TOGETHER]) {
-        constexpr int LAST = TOGETHER - 1;
+        constexpr bool TWO_STATES = LANE_STATES > 1;
 #pragma unroll
-        for (int m = 0; m < PRODUCTS; ++m) {
-            constexpr bool TWO_STATES = LANE_STATES > 1;
+        for (int m = 0; m < PRODUCTS; ++m)
             multiply_add(
-                result[m], left[0][2 * m], TWO_STATES ? left[0][2 * m + TWO_STATES] : 0.f,
-                LAST ? left[LAST][2 * m] : 0.f, LAST && TWO_STATES ? left[LAST][2 * m + TWO_STATES] : 0.f,
-                right[0], LAST ? right[LAST] : 0.f);
-        }
+                result[m], left[0][2 * m], TWO_STATES ? left[0][2 * m + TWO_STATES] : 0.f, left[1][2 * m],
+                TWO_STATES ? left[1][2 * m + TWO_STATES] : 0.f, right[0], right[1]);
     }
 };
 
 // Where the share of a warp in dB (matrix 0) or dC (1) of a position begins, for the states of one state lane. Threads
 // that write neighbouring positions find different banks.
 DEVICE int share_column(int position, int matrix, int state_lane) {
-    const int lane = matrix * STATE_LANES + state_lane;
-    return (STATE_LANES == 4 ? lane ^ (position & 3) : lane) * LANE_STATES;
+    return ((matrix * STATE_LANES + state_lane) ^ (position & 3)) * LANE_STATES;
 }
 
-// Write what the threads got for STATE_LANES positions, the first of which is `first`.
-DEVICE void write_shares(const Place& at, const Products& dB, const Products& dC, int first,
-                         float (&shares)[SHARES][CHUNK][2 * STATES]) {
-    const int q = at.lane % 4, parity = at.lane / 4 % PARITIES;
-    if constexpr (STATE_LANES == 4) {
-        // Columns 2q and 2q + 1 are one position's, β = 0 and 1. Threads with β = 0 finish dB, the others dC: each
-        // gives away what it has of the other matrix.
-        float sums[LANE_STATES];
+// Columns 2q and 2q + 1 are one position's, β = 0 and 1. Threads with β = 0 finish dB, the others dC: each gives away
+// what it has of the other matrix.
+DEVICE int parity(const Place& at) { return at.lane / 4 % 2; }
+
+// Where a thread leaves its sums of the first STATE_LANES positions.
+DEVICE float* own_share(const Place& at, float (&shares)[CHUNK][2 * STATES]) {
+    const int q = at.lane % 4;
+    return &shares[q][share_column(q, parity(at), at.state_lane)];
+}
+
+DEVICE void write_shares(const Place& at, const Products& dB, const Products& dC, float* share) {
+    float sums[LANE_STATES];
 #pragma unroll
-        for (int s = 0; s < LANE_STATES; ++s) {
-            const float *b = dB.result[s / 2] + s % 2 * 2, *c = dC.result[s / 2] + s % 2 * 2;
-            const float kept = parity ? c[1] : b[0], given = parity ? b[1] : c[0];
-            sums[s] = kept + exchange(given, 4);
-        }
-        copy<LANE_STATES>(&shares[0][first + q][share_column(first + q, parity, at.state_lane)], sums);
-    } else {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            const int column = 2 * q + j, t = first + column / PARITIES;
-            if (column % PARITIES == parity) {
-                shares[parity][t][share_column(t, 0, at.state_lane)] = dB.result[0][j];
-                shares[parity][t][share_column(t, 1, at.state_lane)] = dC.result[0][j];
-            }
-        }
+    for (int s = 0; s < LANE_STATES; ++s) {
+        const float *b = dB.result[s / 2] + s % 2 * 2, *c = dC.result[s / 2] + s % 2 * 2;
+        const float kept = parity(at) ? c[1] : b[0], given = parity(at) ? b[1] : c[0];
+        sums[s] = kept + exchange(given, 4);
     }
+    copy<LANE_STATES>(share, sums);
 }
 
 // ----------------------------------------------------------------------------------------------------- backward
@@ -586,13 +578,13 @@ struct BackwardMemory {
     // of a subtile: sums over a thread's states, dL/d(Δu) and the decays' share of dL/dΔ; the last row keeps positions
     // in different banks
     float parts[BACKWARD_WARPS][SUBTILE][STATE_LANES + 1][PART_ROW];
-    float shares[BACKWARD_WARPS][SHARES][CHUNK][2 * STATES];
+    float shares[BACKWARD_WARPS][CHUNK][2 * STATES];
     BackwardRows::Slots delta, u, dy;
     BackwardMatrices::Slots matrices;
     KeptStates::Vector kept[32 * BACKWARD_WARPS];
 };
 
-static_assert(sizeof(BackwardMemory) == BACKWARD_BYTES, "cuda_scan.py counts otherwise");
+static_assert(sizeof(BackwardMemory) == BACKWARD_BYTES, "scan_layout.py counts otherwise");
 
 // Neighbouring threads that read or write four channels each find them in different banks.
 DEVICE int value_slot(int channel) { return channel ^ (channel >> 3 & 3); }
@@ -604,7 +596,7 @@ struct GradientRows {
 
     int row, matrix, state_lane;
     Walk walk;
-    Column<float> target;
+    Column<element> target;
 
     DEVICE_MEMBER GradientRows(const ScanParams& p, const Place& at, int last)
         : row(threadIdx.x / (2 * STATE_LANES)),
@@ -621,16 +613,19 @@ struct GradientRows {
 #pragma unroll
         for (int i = COUNT - 1; i >= 0; --i) {
             const int t = i * STEP + row, column = share_column(t, matrix, state_lane);
-            float sums[LANE_STATES] = {};
+            float sums[LANE_STATES];
 #pragma unroll
-            for (int warp = 0; warp < BACKWARD_WARPS; ++warp)
+            for (int warp = 0; warp < BACKWARD_WARPS; ++warp) {
+                const floats<LANE_STATES> share = read<LANE_STATES>(&memory.shares[warp][t][column]);
 #pragma unroll
-                for (int k = 0; k < SHARES; ++k) {
-                    const floats<LANE_STATES> share = read<LANE_STATES>(&memory.shares[warp][k][t][column]);
+                for (int s = 0; s < LANE_STATES; ++s) sums[s] = warp == 0 ? share.v[s] : sums[s] + share.v[s];
+            }
+            if (first + t < at.stop) {
+                element_vector<LANE_STATES> packed;
 #pragma unroll
-                    for (int s = 0; s < LANE_STATES; ++s) sums[s] += share.v[s];
-                }
-            if (first + t < at.stop) copy<LANE_STATES>(target.at(walk.pixel), sums);
+                for (int s = 0; s < LANE_STATES; ++s) packed.v[s] = from_float(sums[s]);
+                *reinterpret_cast<element_vector<LANE_STATES>*>(target.at(walk.pixel)) = packed;
+            }
             walk.advance();
         }
     }
@@ -684,10 +679,12 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
     load_states(p, at, p.A + at.g * pairs, A);
     if (p.segments > 1) load_states(p, at, p.carry + (sequence(p, at) * p.segments + at.segment) * pairs, carry);
 
-    auto& starts = memory.starts[at.warp];
+    // What is this thread's of the first position, and so `[t]` of position t.
+    auto own_values = reinterpret_cast<float(*)[BackwardRows::CHANNELS][4]>(memory.values[0][value_slot(at.slot)]);
+    auto own_BC = reinterpret_cast<float(*)[2 * STATES]>(memory.BC[0] + LANE_STATES * at.state_lane);
+    auto own_starts = reinterpret_cast<float(*)[32][LANE_STATES]>(memory.starts[at.warp][0][at.lane]);
+    auto own_shares = reinterpret_cast<float(*)[2 * STATES]>(own_share(at, memory.shares[at.warp]));
     auto& parts = memory.parts[at.warp];
-    auto& shares = memory.shares[at.warp];
-    const int slot = value_slot(at.slot);
 
     for (int first = last; first >= at.start; first -= CHUNK) {
         wait_for_copies<0>();
@@ -713,35 +710,43 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
         fetch(first - CHUNK);
         __syncthreads();
 
+        // Both loops over the subtiles go along by addresses of this thread's own.
+        float(*values)[BackwardRows::CHANNELS][4] = own_values;
+        float(*BC)[2 * STATES] = own_BC;
+        float(*start)[32][LANE_STATES] = own_starts;
 #pragma unroll 1
-        for (int begin = 0;; begin += SUBTILE) {
-            copy<LANE_STATES>(starts[begin / SUBTILE][at.lane], h);
-            if (begin + SUBTILE == CHUNK) break;
+        for (int subtile = 0; subtile < CHUNK / SUBTILE - 1; ++subtile) {
+            copy<LANE_STATES>((*start)[0], h);
 #pragma unroll
-            for (int t = begin; t < begin + SUBTILE; ++t) {
-                const floats<2> step = read<2>(memory.values[t][slot]);
-                const floats<LANE_STATES> B = read<LANE_STATES>(memory.BC[t] + LANE_STATES * at.state_lane);
+            for (int t = 0; t < SUBTILE; ++t) {
+                const floats<2> step = read<2>(values[t][0]);
+                const floats<LANE_STATES> B = read<LANE_STATES>(BC[t]);
 #pragma unroll
                 for (int s = 0; s < LANE_STATES; ++s)
                     h[s] = fmaf(exp2_fast(step.v[0] * A[s]), h[s], step.v[1] * B.v[s]);
             }
+            values += SUBTILE;
+            BC += SUBTILE;
+            start += 1;
         }
+        copy<LANE_STATES>((*start)[0], h);
 
+        float(*share)[2 * STATES] = own_shares + (CHUNK - SUBTILE);
 #pragma unroll 1
-        for (int begin = CHUNK - SUBTILE; begin >= 0; begin -= SUBTILE) {
+        for (int subtile = 0; subtile < CHUNK / SUBTILE; ++subtile) {
             // The states and decays of the subtile, and what of its positions is needed twice.
             float states[SUBTILE + 1][LANE_STATES], decay[SUBTILE][LANE_STATES], B[SUBTILE][LANE_STATES];
             float delta[SUBTILE], inflow[SUBTILE], dy[SUBTILE];
-            const floats<LANE_STATES> start = read<LANE_STATES>(starts[begin / SUBTILE][at.lane]);
+            const floats<LANE_STATES> kept_start = read<LANE_STATES>((*start)[0]);
 #pragma unroll
-            for (int s = 0; s < LANE_STATES; ++s) states[0][s] = start.v[s];
+            for (int s = 0; s < LANE_STATES; ++s) states[0][s] = kept_start.v[s];
 #pragma unroll
             for (int t = 0; t < SUBTILE; ++t) {
-                const floats<4> values = read<4>(memory.values[begin + t][slot]);
-                const floats<LANE_STATES> row = read<LANE_STATES>(memory.BC[begin + t] + LANE_STATES * at.state_lane);
-                delta[t] = values.v[0];
-                inflow[t] = values.v[1];
-                dy[t] = values.v[2];
+                const floats<4> value = read<4>(values[t][0]);
+                const floats<LANE_STATES> row = read<LANE_STATES>(BC[t]);
+                delta[t] = value.v[0];
+                inflow[t] = value.v[1];
+                dy[t] = value.v[2];
 #pragma unroll
                 for (int s = 0; s < LANE_STATES; ++s) {
                     B[t][s] = row.v[s];
@@ -762,7 +767,7 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
                     for (int j = TOGETHER - 1; j >= 0; --j) {
                         const int t = pair + j;
                         const floats<LANE_STATES> C =
-                            read<LANE_STATES>(memory.BC[begin + t] + STATES + LANE_STATES * at.state_lane);
+                            read<LANE_STATES>(BC[t] + STATES);
                         sums[t][0] = sums[t][1] = 0.f;
 #pragma unroll
                         for (int s = 0; s < LANE_STATES; ++s) {
@@ -780,7 +785,7 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
                     dB.add(dh, inflows);
                     dC.add(after, dys);
                 }
-                write_shares(at, dB, dC, begin + group, shares);
+                write_shares(at, dB, dC, share[group]);
             }
 #pragma unroll
             for (int t = 0; t < SUBTILE; ++t) copy<2>(&parts[t][at.state_lane][2 * at.channel_lane], sums[t]);
@@ -790,21 +795,24 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
 #pragma unroll
             for (int i = 0; i < SUBTILE * WARP_CHANNELS / 32; ++i) {
                 const int t = i * STATE_LANES + at.state_lane;
-                float dinflow = 0.f, dexponent = 0.f;
+                float dinflow, dexponent;
 #pragma unroll
                 for (int lane = 0; lane < STATE_LANES; ++lane) {
                     const floats<2> part = read<2>(&parts[t][lane][2 * at.channel_lane]);
-                    dinflow += part.v[0];
-                    dexponent += part.v[1];
+                    dinflow = lane == 0 ? part.v[0] : dinflow + part.v[0];
+                    dexponent = lane == 0 ? part.v[1] : dexponent + part.v[1];
                 }
-                float* values = memory.values[begin + t][slot];
-                const floats<4> value = read<4>(values);
+                const floats<4> value = read<4>(values[t][0]);
                 float ddelta = fmaf(dinflow, value.v[3], LN2 * dexponent);
                 if (DELTA_SOFTPLUS) ddelta *= softplus_slope(value.v[0]);
                 const float results[2] = {ddelta, dinflow * value.v[0]};
-                copy<2>(values, results);
+                copy<2>(values[t][0], results);
             }
             __syncwarp();
+            values -= SUBTILE;
+            BC -= SUBTILE;
+            start -= 1;
+            share -= SUBTILE;
         }
 
         __syncthreads();
