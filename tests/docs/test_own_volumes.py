@@ -195,6 +195,14 @@ def refused(words: str, make: Callable[[Path], Path], folder: Path) -> None:
         read_volume(make(folder))
 
 
+def tilted(folder: Path) -> None:
+    voxels, affine = read_volume(series(folder, ImageOrientationPatient=[1, 0, 0, 0, 0.96, -0.28]))
+    np.testing.assert_array_equal(voxels, VOXELS)
+    expected = AFFINE.copy()
+    expected[:3, 1] = 2 * np.array([0, -0.96, -0.28])
+    np.testing.assert_allclose(affine, expected, atol=1e-9)
+
+
 def uneven(folder: Path) -> None:
     series(folder)
     (folder / "2.dcm").unlink()
@@ -222,8 +230,8 @@ FILE_ROWS: dict[str, Callable[[Path], None]] = {
     "colours, complex numbers": partial(
         refused, "one number per voxel", lambda folder: save(folder / "a.nii", VOXELS.astype(np.complex64))
     ),
-    "axes that are not at right angles, as of a tilted gantry": partial(
-        refused, "right angles", lambda folder: save(folder / "a.nii", affine=AFFINE + np.eye(4, k=2) * 0.4)
+    "axes more than 45 degrees from right angles": partial(
+        refused, "right angles", lambda folder: save(folder / "a.nii", affine=AFFINE + np.eye(4, k=2) * 3)
     ),
     "a time series": partial(
         refused, "4 dimensions", lambda folder: save(folder / "a.nii", np.stack([VOXELS, VOXELS], -1))
@@ -284,7 +292,8 @@ PIXEL_ROWS: dict[str, Callable[[Path], None]] = {
     "frames of an enhanced file": enhanced,
     "slices of several echoes, times or kinds at one place in a series": echoes,
     "Siemens MOSAIC": mosaic,
-    "slices at uneven distances, or with one missing": uneven,
+    "slices that lean, of a tilted gantry": tilted,
+    "slices at uneven distances, with one missing, or one beside the others": uneven,
     "in colour": partial(refused, "in colour", partial(series, PhotometricInterpretation="RGB")),
 }
 

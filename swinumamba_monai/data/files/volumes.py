@@ -30,8 +30,9 @@ from swinumamba_monai.data.files.nifti import (
 from swinumamba_monai.errors import InputError
 
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
-# How much of its length an axis may lean towards another, as the slices of a tilted gantry do; rounding gives less.
-_MAX_SHEAR = 0.02
+# The cosine of the angle between axes, 0 for right angles: up to where it is rounding, and up to where it is the lean of
+# a tilted gantry (30 degrees at most) and no damaged header.
+MIN_LEAN, _MAX_LEAN = 1e-3, 0.7
 # Grids are one when their corners are closer than this part of a voxel.
 SAME_PLACE = 0.05
 
@@ -194,13 +195,11 @@ def _check(voxels: np.ndarray, affine: np.ndarray, path: Path, nan: float | None
             )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"{path} has no usable geometry (the affine is singular); correct its header.")
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    leaning = np.abs(axes.T @ axes - np.eye(3)).max()
-    if leaning > _MAX_SHEAR:
+    leaning = lean_of(affine)
+    if leaning > _MAX_LEAN:
         raise InputError(
-            f"{path} has axes that are {math.degrees(math.asin(min(leaning, 1))):.1f} degrees from right angles, as "
-            "with a tilted gantry; resample it to right angles, as dcm2niix does (its file with _Tilt), and give that "
-            "file."
+            f"{path} has axes that are {math.degrees(math.asin(min(leaning, 1))):.1f} degrees from right angles, more "
+            "than any scanner tilts its slices; correct its header."
         )
     return voxels, affine
 
@@ -228,9 +227,19 @@ def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     return voxels.astype(np.int32), affine
 
 
+def lean_of(affine: np.ndarray) -> float:
+    """The largest cosine of the angle between two axes of a grid: 0 where all are right angles."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.abs(axes.T @ axes - np.eye(3)).max())
+
+
 def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
-    """The distance of neighbouring voxels along each array axis, in mm."""
-    return tuple(float(round(value, 5)) for value in np.linalg.norm(affine[:3, :3], axis=0))
+    """The distance of neighbouring voxels along each array axis, in mm; of planes along the third where it leans."""
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if lean_of(affine) > MIN_LEAN:
+        plane = np.cross(affine[:3, 0], affine[:3, 1])
+        sizes[2] = abs(plane @ affine[:3, 2]) / np.linalg.norm(plane)
+    return tuple(float(round(value, 5)) for value in sizes)
 
 
 class VolumeReader(ImageReader):
