@@ -132,9 +132,9 @@ class SliceSpacingd(Spacingd):
     """Resample volumes (C, H, W, S) in the planes of their slices; the slices stay where they are.
 
     MONAI's transform with three differences. Slices that lean, as those of a tilted gantry, stay too: MONAI puts a grid
-    at right angles through them, whose slices are others. It sees nothing but the keys, because from 1.6 on it takes every item whose
-    name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has beside "image". And
-    it gets a few slices at a time, because it makes a grid of four float64 for every voxel.
+    at right angles through them, whose slices are others. It sees nothing but the keys, because from 1.6 on it takes
+    every item whose name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has
+    beside "image". And it gets a few slices at a time, because it makes a grid of four float64 for every voxel.
 
     Args:
         keys: the volumes, slices along the last axis.
