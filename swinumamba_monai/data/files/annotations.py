@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,6 +19,7 @@ __all__ = ["read_annotations", "read_outlines"]
 # Of QuPath's objects the ones that are taken, if there are any of them: regions around cells are no cells.
 _OBJECT_TYPES = ("cell", "detection")
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError)
+_MAX_FRAMES = 1_000_000
 _NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 
 
@@ -89,7 +90,7 @@ def _ring(points: Iterable) -> np.ndarray:
 
 
 def read_annotations(path: Path) -> dict[str, Annotations] | None:
-    """Read a file for many images: COCO (``.json``) or "CVAT for images 1.1" (``.xml``).
+    """Read a file for many images: COCO (``.json``), "CVAT for images 1.1" or "CVAT for video 1.1" (``.xml``).
 
     Args:
         path: the file.
@@ -165,17 +166,38 @@ def _cvat(path: Path) -> dict[str, Annotations] | None:
         raise InputError(f"{path} is no XML that can be read ({quoted(error)}); export it again.") from error
     if root.tag != "annotations":
         return None
-    if root.find("track") is not None:
-        raise InputError(f"{path} has tracks of a video; export it as 'CVAT for images 1.1'.")
     names = tuple(dict.fromkeys(name.text or "" for label in root.iter("label") for name in label.findall("name")))
+    if root.find("track") is not None:
+        return _cvat_tracks(root, names, path)
     result = {}
     for image in root.iter("image"):
-        # What lies on top comes first: later shapes and those of a higher z_order.
-        shapes = sorted(enumerate(image), key=lambda item: (int(item[1].get("z_order", 0)), item[0]), reverse=True)
-        found = [shape for _, element in shapes if (shape := _cvat_shape(element, path)) is not None]
         size = int(image.attrib["height"]), int(image.attrib["width"])
-        result[image.attrib["name"]] = Annotations(path, found, size, names)
+        result[image.attrib["name"]] = Annotations(path, _cvat_shapes(image, path), size, names)
     return result
+
+
+def _cvat_tracks(root: ElementTree.Element, names: Sequence[str], path: Path) -> dict[str, Annotations]:
+    """What tracks have in each frame; the frames are called as CVAT exports them, ``frame_000012``."""
+    count = int(root.findtext("meta/task/size") or root.findtext("meta/job/size") or 0)
+    if count > _MAX_FRAMES:
+        raise InputError(f"{path} claims {count} frames, but {_MAX_FRAMES} is the limit; export a part of the video.")
+    size = tuple(int(root.findtext(f"meta//original_size/{side}") or 0) for side in ("height", "width"))
+    frames: dict[int, list[ElementTree.Element]] = {number: [] for number in range(count)}
+    for track in root.iter("track"):
+        for element in track:
+            if element.get("outside") != "1":
+                element.set("label", track.get("label", ""))
+                frames.setdefault(int(element.attrib["frame"]), []).append(element)
+    return {
+        f"frame_{number:06d}": Annotations(path, _cvat_shapes(elements, path), size if all(size) else None, names)
+        for number, elements in sorted(frames.items())
+    }
+
+
+def _cvat_shapes(elements: Iterable[ElementTree.Element], path: Path) -> list[Shape]:
+    """What lies on top comes first: later shapes and those of a higher z_order."""
+    shapes = sorted(enumerate(elements), key=lambda item: (int(item[1].get("z_order", 0)), item[0]), reverse=True)
+    return [shape for _, element in shapes if (shape := _cvat_shape(element, path)) is not None]
 
 
 def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:

@@ -52,12 +52,14 @@ class Annotations:
         shapes: what was marked, in the order in which they take their pixels.
         size: height and width of the image in pixels, as the file has them, or None.
         names: of all classes of the file, in its order.
+        relative: whether the numbers of the polygons are parts of width and height and no pixels.
     """
 
     source: Path
     shapes: Sequence[Shape]
     size: tuple[int, int] | None = None
     names: Sequence[str] = ()
+    relative: bool = False
 
 
 def paint(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:
@@ -77,11 +79,12 @@ def paint(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int
     source = annotations.source
     if annotations.size is not None and annotations.size != size:
         raise InputError(f"{source} is for an image of {annotations.size} pixels, but its image has {size}.")
+    scale = np.array(size[::-1] if annotations.relative else (1, 1))
     result = np.zeros(size, np.int32)
     empty = 0
     for position, (shape, number) in enumerate(zip(annotations.shapes, numbers, strict=True), start=1):
         masks = [(shape.mask, shape.corner)] if shape.mask is not None else []
-        parts = masks or [_fill(rings, size) for rings in shape.polygons]
+        parts = masks or [_fill([ring * scale for ring in rings], size) for rings in shape.polygons]
         if not parts:
             empty += 1
             continue

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
 from swinumamba_monai.data.files.limits import check_size, check_unfolding
@@ -21,6 +22,7 @@ from swinumamba_monai.errors import InputError
 MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages that form a circle would be followed on
 _PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
+_CMYK = 1  # of the inks that a file with separated colours may have, the default
 
 
 def plane_names(file: Path) -> list[str]:
@@ -126,7 +128,12 @@ class TiffPlane:
         if (parts := math.prod(page.chunked)) > len(page.dataoffsets):
             raise InputError(f"{path} has {len(page.dataoffsets)} of its {parts} strips or tiles; it is damaged.")
         as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it
-        if page.photometric not in _TIFF_COLOURS and not as_rgb:
+        self._is_cmyk = (
+            page.photometric == PHOTOMETRIC.SEPARATED
+            and page.tags.valueof("InkSet", _CMYK) == _CMYK
+            and (sizes.get("S"), page.bitspersample) == (4, 8)
+        )
+        if page.photometric not in _TIFF_COLOURS and not as_rgb and not self._is_cmyk:
             raise InputError(f"{path} has colours of the kind {page.photometric!r}; convert it to gray or RGB.")
         self._has_values = _has_values(file)
         self._orientation = valid(page.tags.valueof(ORIENTATION_TAG))
@@ -154,6 +161,8 @@ class TiffPlane:
         alpha = page.extrasamples and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
         image = np.moveaxis(image, 0, -1) if self.axes in ("SYX", "CYX") else image
         image = image[..., 0] if image.shape[2:] == (2,) and alpha else image
+        if self._is_cmyk:
+            image = np.asarray(Image.fromarray(np.ascontiguousarray(image), "CMYK").convert("RGB"))
         # The palette of a file with several channels is the colour that ImageJ shows the first in.
         if page.photometric == PHOTOMETRIC.PALETTE and image.ndim == 2:
             image = image.astype(np.uint8) if is_bit else image

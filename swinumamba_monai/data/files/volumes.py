@@ -30,8 +30,8 @@ from swinumamba_monai.data.files.nifti import (
 from swinumamba_monai.errors import InputError
 
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
-# The cosine of the angle between axes, 0 for right angles: up to where it is rounding, and up to where a gantry is tilted
-# (by 30 degrees at most) and no header is damaged.
+# The cosine of the angle between two axes, 0 for right angles: from where on it is more than rounding, and up to where
+# it may be that of a tilted gantry (30 degrees at most).
 MIN_LEAN, _MAX_LEAN = 1e-3, 0.7
 # Grids are one when their corners are closer than this part of a voxel.
 SAME_PLACE = 0.05

@@ -22,10 +22,12 @@ from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.shapes import Annotations, Shape, paint
+from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.errors import InputError, quoted, shown
 
 __all__ = [
     "LABEL_SUFFIXES",
+    "YOLO_SUFFIX",
     "Label",
     "as_outlines",
     "cells_of",
@@ -37,10 +39,12 @@ __all__ = [
     "write_numbers",
 ]
 
+YOLO_SUFFIX = ".txt"
+
 # The label of one image: a file (or a plane of one), a mask for every cell, or its part of a file for many images.
 Label = Path | Sequence[Path] | Annotations
 
-_OUTLINE_SUFFIXES = (".geojson", ".json", ".zip", ".roi")
+_OUTLINE_SUFFIXES = (".geojson", ".json", ".zip", ".roi", YOLO_SUFFIX)
 LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", *_OUTLINE_SUFFIXES)
 _PICKLED = "_seg.npy"  # what Cellpose's window saves
 
@@ -138,7 +142,8 @@ def as_outlines(label: Label) -> Label:
     """
     if not isinstance(label, Path) or label.suffix.lower() not in _OUTLINE_SUFFIXES:
         return label
-    return read_rois(label) if label.suffix.lower() in (".zip", ".roi") else read_outlines(label)
+    readers = {".zip": read_rois, ".roi": read_rois, YOLO_SUFFIX: read_yolo}
+    return readers.get(label.suffix.lower(), read_outlines)(label)
 
 
 def values_of(labels: Sequence[Label]) -> set[int]:
