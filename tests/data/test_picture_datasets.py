@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import pickle
 import time
@@ -411,6 +413,73 @@ def test_cvat_that_is_refused(tmp_path):
             read_annotations(tmp_path / "a.xml")
     (tmp_path / "a.xml").write_text("<other/>")
     assert read_annotations(tmp_path / "a.xml") is None
+
+
+def labelme(source: Path, *shapes: dict) -> None:
+    for number in range(3):
+        save(source / "images" / f"{number}.png")
+        (source / "labels").mkdir(exist_ok=True)
+        content = {"shapes": shapes, "imagePath": f"{number}.png", "imageHeight": 10, "imageWidth": 12}
+        (source / "labels" / f"{number}.json").write_text(json.dumps(content))
+
+
+def square(left: int, group: int | None, label: str = "cell") -> dict:
+    points = [[left, 2], [left + 2, 2], [left + 2, 6], [left, 6]]
+    return {"label": label, "points": points, "group_id": group, "shape_type": "polygon", "flags": {}}
+
+
+def test_shapes_of_labelme(tmp_path):
+    """A circle whose middle and edge are given; a mask as letters; two parts of one cell; one number in two classes."""
+    mask = np.zeros((3, 4), bool)
+    mask[1:, 1:] = True
+    png = io.BytesIO()
+    Image.fromarray(mask).save(png, "PNG")
+    text = base64.b64encode(png.getvalue()).decode()
+    labelme(
+        tmp_path / "source",
+        {"label": "cell", "points": [[9, 7], [9, 9]], "shape_type": "circle"},
+        {"label": "cell", "points": [[6, 1], [9, 3]], "shape_type": "mask", "mask": text, "group_id": None},
+        square(0, 1),
+        square(4, 1),
+        square(10, 1, "other"),
+    )
+    report = prepare_microscopy(tmp_path / "source", tmp_path / "out")
+    assert report.instances == 3 * 4
+    made = np.asarray(Image.open(tmp_path / "out" / "labels" / "0.png"))
+    rows, columns = np.mgrid[:10, :12] + 0.5
+    circle = np.hypot(rows - 7, columns - 9) < 2
+    circle[:6, 10:] = False  # where the last square lies over it
+    np.testing.assert_array_equal(made == made[7, 9], circle)
+    np.testing.assert_array_equal(np.argwhere(made == made[2, 7]), np.argwhere(mask) + np.array([1, 6]))
+    assert made[3, 1] == made[3, 5] != made[3, 10] and (made == made[3, 1]).sum() == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mask": "no letters of base 64"}, "cannot|Error"),
+        ({"mask": base64.b64encode(b"no PNG").decode()}, "no PNG"),
+        ({"mask": None}, "TypeError"),
+        ({"shape_type": "linestrip"}, "'linestrip'"),
+        ({"shape_type": "circle", "points": [[1, 1], [1, None]]}, "Error"),
+    ],
+)
+def test_bad_shapes_of_labelme(change, words, tmp_path):
+    labelme(tmp_path / "source", {"label": "a", "points": [[1, 1], [2, 2]], "shape_type": "mask", **change})
+    with pytest.raises(InputError, match=words):
+        read_outlines(tmp_path / "source" / "labels" / "0.json")
+
+
+def test_detections_of_an_older_qupath(tmp_path):
+    """It says ``object_type``; the region around the detections is no cell."""
+    ring = [[0, 0], [12, 0], [12, 10], [0, 10]]
+    features = [{"geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"object_type": "annotation"}}]
+    for left in (1, 7):
+        ring = square(left, None)["points"]
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"geometry": geometry, "properties": {"object_type": "detection"}})
+    (tmp_path / "a.geojson").write_text(json.dumps(features))
+    assert len(read_outlines(tmp_path / "a.geojson").shapes) == 2
 
 
 TRACKS = """<?xml version="1.0" encoding="utf-8"?>

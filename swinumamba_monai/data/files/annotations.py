@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
-from swinumamba_monai.data.files.shapes import Annotations, Shape, decode_runs
+from swinumamba_monai.data.files.labelme import read_labelme
+from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ring, decode_runs
 from swinumamba_monai.errors import InputError, quoted, shown
 
 __all__ = ["read_annotations", "read_outlines"]
@@ -20,7 +19,6 @@ __all__ = ["read_annotations", "read_outlines"]
 _OBJECT_TYPES = ("cell", "detection")
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError)
 _MAX_FRAMES = 1_000_000
-_NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 
 
 def read_outlines(path: Path) -> Annotations:
@@ -35,7 +33,7 @@ def read_outlines(path: Path) -> Annotations:
     try:
         content = _read_json(path)
         if isinstance(content, dict) and "shapes" in content:
-            return _labelme(content, path)
+            return read_labelme(content, path)
         single = isinstance(content, dict) and content.get("type") == "Feature"
         features = [content] if single else content["features"] if isinstance(content, dict) else content
         kinds = {_type_of(feature) for feature in features}
@@ -51,42 +49,20 @@ def read_outlines(path: Path) -> Annotations:
 
 
 def _type_of(feature: dict) -> str:
-    return (feature.get("properties") or {}).get("objectType", "annotation")
+    properties = feature.get("properties") or {}
+    return properties.get("objectType", properties.get("object_type", "annotation"))  # before QuPath 0.4 the second
 
 
 def _feature(feature: dict, path: Path) -> Shape:
     geometry = feature["geometry"]
     if geometry["type"] not in ("Polygon", "MultiPolygon"):
-        raise InputError(f"{path} {_NO_AREA.format('shape', shown(geometry['type']))}")
+        raise InputError(f"{path} {NO_AREA.format('shape', shown(geometry['type']))}")
     polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
     if not all(polygons):
         raise ValueError("a shape without outlines")
     classification = (feature.get("properties") or {}).get("classification") or {}
     name = classification if isinstance(classification, str) else classification.get("name", "")
-    return Shape(str(name), [[_ring(ring) for ring in polygon] for polygon in polygons])
-
-
-def _labelme(content: dict, path: Path) -> Annotations:
-    """The polygons and rectangles of labelme, the last drawn on top."""
-    shapes = []
-    for shape in reversed(content["shapes"]):
-        kind, points = shape.get("shape_type") or "polygon", shape["points"]
-        if kind == "rectangle":
-            (left, top), (right, bottom) = points
-            points = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        elif kind != "polygon":
-            raise InputError(f"{path} {_NO_AREA.format('shape', shown(kind))}")
-        shapes.append(Shape(str(shape["label"]), [[_ring(points)]] if len(points) > 2 else []))
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    size = (int(height), int(width)) if height and width else None
-    return Annotations(path, shapes, size, tuple(dict.fromkeys(shape.name for shape in shapes)))
-
-
-def _ring(points: Iterable) -> np.ndarray:
-    ring = np.array([point[:2] for point in points], dtype=np.float64)
-    if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all() or np.abs(ring).max() > 1 << 30:
-        raise ValueError("an outline needs three points or more, all of them numbers")
-    return ring
+    return Shape(str(name), [[as_ring(ring) for ring in polygon] for polygon in polygons])
 
 
 def read_annotations(path: Path) -> dict[str, Annotations] | None:
@@ -144,13 +120,13 @@ def _coco_shape(annotation: dict, names: dict[int, str], path: Path) -> Shape:
     number, segmentation = int(annotation["category_id"]), annotation.get("segmentation")
     if not segmentation:
         shape = f"shape, id {shown(annotation.get('id'))},"
-        raise InputError(f"{path} {_NO_AREA.format(shape, 'box')}")
+        raise InputError(f"{path} {NO_AREA.format(shape, 'box')}")
     if isinstance(segmentation, dict):
         height, width = (int(side) for side in segmentation["size"])
         mask = decode_runs(segmentation["counts"], height, width, "F", path)
         return Shape(names[number], mask=mask, number=number)
     # One or two points, as tools leave them behind, have no area.
-    polygons = [[_ring(zip(flat[::2], flat[1::2], strict=True))] for flat in segmentation if len(flat) > 4]
+    polygons = [[as_ring(zip(flat[::2], flat[1::2], strict=True))] for flat in segmentation if len(flat) > 4]
     return Shape(names[number], polygons, number=number)
 
 
@@ -207,12 +183,12 @@ def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:
     name, given = element.attrib.get("label", ""), element.attrib
     if element.tag == "polygon":
         points = [[float(value) for value in point.split(",")] for point in given["points"].split(";")]
-        return Shape(name, [[_ring(points)]])
+        return Shape(name, [[as_ring(points)]])
     if element.tag == "box" and not float(given.get("rotation", 0)):
         left, top, right, bottom = (float(given[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
-        return Shape(name, [[_ring([(left, top), (right, top), (right, bottom), (left, bottom)])]])
+        return Shape(name, [[as_ring([(left, top), (right, top), (right, bottom), (left, bottom)])]])
     if element.tag == "mask":
         runs = [int(count) for count in given["rle"].split(",")]
         mask = decode_runs(runs, int(given["height"]), int(given["width"]), "C", path)
         return Shape(name, mask=mask, corner=(int(given["top"]), int(given["left"])))
-    raise InputError(f"{path} {_NO_AREA.format('shape', shown(element.tag))}")
+    raise InputError(f"{path} {NO_AREA.format('shape', shown(element.tag))}")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,9 @@ MAX_CUTS = (
     1 << 26
 )  # of the outline of one part with the rows of pixels; a jagged one around a large image has thousands
 
-__all__ = ["Annotations", "Shape", "decode_runs", "paint"]
+__all__ = ["NO_AREA", "Annotations", "Shape", "as_ring", "decode_runs", "paint"]
+
+NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ class Annotations:
     size: tuple[int, int] | None = None
     names: Sequence[str] = ()
     relative: bool = False
+
+
+def as_ring(points: Iterable) -> np.ndarray:
+    """The corners of an outline (N, 2) float64; a ValueError where there are less than three, or other than numbers."""
+    ring = np.array([point[:2] for point in points], dtype=np.float64)
+    if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all() or np.abs(ring).max() > 1 << 30:
+        raise ValueError("an outline needs three points or more, all of them numbers")
+    return ring
 
 
 def paint(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:

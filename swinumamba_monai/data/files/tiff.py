@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
-from swinumamba_monai.data.files.limits import check_size, check_unfolding
+from swinumamba_monai.data.files.limits import MAX_CHANNELS, check_size, check_unfolding
 from swinumamba_monai.data.files.numbered import numbered
 from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, turn, valid
 from swinumamba_monai.errors import InputError
@@ -122,6 +122,11 @@ class TiffPlane:
         if plane is not None and plane >= planes:
             raise InputError(f"{path} has {planes} planes, but none with the number {plane}.")
         sizes = dict(zip(self.axes, self.own_shape))
+        if sizes["X"] <= MAX_CHANNELS < min(planes, sizes["Y"]) / 2:
+            raise InputError(
+                f"{path} is a stack of {planes} planes of {sizes['Y']} x {sizes['X']} pixels, as if its channels came "
+                "last; save it with the channels first, as ImageJ or OME do, or as RGB."
+            )
         check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1), max_pixels)
         check_size(path, page.tilelength, page.tilewidth, 1)
         check_unfolding(path, math.prod(self.shape) * page.dtype.itemsize if page.dtype else 0)
