@@ -21,6 +21,7 @@ from swinumamba_monai.data.files.volumes import (
     VolumeReader,
     corners_apart,
     is_volume_name,
+    put_on_grid,
     read_channels,
     read_volume_label,
     reoriented,
@@ -139,7 +140,8 @@ def _count_channels(found: FoundPairs, source: Path) -> int:
 def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path, channels: int, options: PrepareOptions) -> None:
     """Write the labels of all pairs as class numbers on the grids of their images, unless all are so already.
 
-    A label may be stored in another orientation at the same place, as converters of DICOM files do. With
+    A label may be stored in another orientation at the same place, as converters of DICOM files do, or for a part of
+    the image's grid alone, as 3D Slicer does. With
     ``label_grid="image"`` its place does not count.
     """
     turned: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -157,6 +159,8 @@ def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path, channels: 
                 ids, turned_affine = reoriented(ids, label_affine, affine)
                 if ids.shape == shape and corners_apart(affine, turned_affine, shape) <= SAME_PLACE:
                     turned[name] = ids, affine
+                elif (whole := put_on_grid(ids, turned_affine, affine, shape)) is not None:
+                    turned[name] = whole, affine
         except InputError:
             continue  # the inspection says what is wrong
     if labels.is_identity and not turned:

@@ -389,11 +389,40 @@ def regions(folder: Path) -> None:
     assert load_regions(folder / "out") == {"tumor": [1, 2], "core": [2]}
 
 
+def part_of_grid(folder: Path) -> None:
+    """Written by SimpleITK, whose axes are the other way round; the voxels around it are background."""
+    sitk = pytest.importorskip("SimpleITK")
+    for name in "abc":
+        save(folder / "source" / "images" / f"{name}.nii.gz")
+        (folder / "source" / "labels").mkdir(exist_ok=True)
+        part = np.zeros((3, 4, 2), np.uint8)
+        part[1:, :2], part[0, 3, 1] = 1, 2
+        image = sitk.GetImageFromArray(part.T)
+        corner = AFFINE @ [2, 1, 3, 1]
+        image.SetSpacing((1.5, 2.0, 1.25))
+        image.SetOrigin((-corner[0], -corner[1], corner[2]))
+        sitk.WriteImage(image, str(folder / "source" / "labels" / f"{name}.seg.nrrd"))
+    prepare_abdomen_mri(folder / "source", folder / "out", label_map=LABELS)
+    expected = np.zeros(SHAPE, np.uint8)
+    expected[2:5, 1:5, 3:5] = part
+    made, affine = read_volume_label(folder / "out" / "labels" / "a.nii.gz")
+    np.testing.assert_array_equal(made, expected)
+    np.testing.assert_allclose(affine, AFFINE)
+    image.SetOrigin((-corner[0] + 0.4, -corner[1], corner[2]))  # between voxels
+    sitk.WriteImage(image, str(folder / "source" / "labels" / "b.seg.nrrd"))
+    image.SetOrigin((-corner[0] - 6, -corner[1], corner[2]))  # beyond the image
+    sitk.WriteImage(image, str(folder / "source" / "labels" / "c.seg.nrrd"))
+    with pytest.raises(InputError) as error:
+        prepare_abdomen_mri(folder / "source", folder / "other", label_map=LABELS)
+    assert str(error.value).count("both need one size") == 2
+
+
 LABEL_ROWS: dict[str, Callable[[Path], None]] = {
     "a class number a voxel": partial(label_as, LABEL * np.float32(0.9999), AFFINE),
     "on the grid of the image in another orientation": partial(
         label_as, LABEL[::-1], AFFINE @ [[-1, 0, 0, 6], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     ),
+    "on a part of the image's grid": part_of_grid,
     "on the grid of the image but for the header": partial(label_as, LABEL, np.eye(4), label_grid="image"),
     '`"ignore": 3` in `dataset.json` or the label map': ignored,
     '`"tumor": [1, 2]`, `"core": 2` with `regions_class_order`': regions,

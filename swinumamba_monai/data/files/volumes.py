@@ -165,6 +165,31 @@ def reoriented(voxels: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tupl
     )
 
 
+def put_on_grid(
+    labels: np.ndarray, affine: np.ndarray, grid: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray | None:
+    """Labels of a part of a grid on the whole of it, 0 around them, as 3D Slicer cuts what it saves.
+
+    Args:
+        labels: (X, Y, Z), with the axes of the grid in their order and direction.
+        affine: (4, 4) of the labels.
+        grid: (4, 4) of the grid.
+        shape: of the grid.
+
+    Returns:
+        The labels in ``shape``; None where their voxels are no voxels of the grid, or as many as it has.
+    """
+    first = np.rint(np.linalg.solve(grid, affine)[:3, 3]).astype(int)
+    place = grid.copy()
+    place[:3, 3] += grid[:3, :3] @ first
+    inside = (first >= 0).all() and (first + labels.shape <= shape).all() and labels.shape != tuple(shape)
+    if not inside or corners_apart(place, affine, labels.shape) > SAME_PLACE:
+        return None
+    whole = np.zeros(shape, labels.dtype)
+    whole[tuple(slice(start, start + length) for start, length in zip(first, labels.shape))] = labels
+    return whole
+
+
 def _with_channels(voxels: np.ndarray, channels: int, path: Path) -> np.ndarray:
     """The voxels with three dimensions, and one more for several channels."""
     shape = voxels.shape if voxels.ndim != 2 else (*voxels.shape, 1)  # a file of one slice

@@ -167,7 +167,7 @@ def label_folder() -> Iterator[Path]:
         yield temporary / "labels"
 
 
-_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask")
+_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg")
 
 
 def match_by_name(
