@@ -148,7 +148,7 @@ def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path, channels: 
     for name, (_, label) in list(found.pairs.items()):
         try:
             shape, affine = _grid(found.images(name), channels, options.nan)
-            label_shape, label_affine = _grid((label,), 1, None)
+            label_shape, label_affine = _label_grid(label)
             same = label_shape == shape and corners_apart(affine, label_affine, shape) <= SAME_PLACE
             if same:
                 continue
@@ -188,6 +188,14 @@ def _grid(paths: Sequence[Path], channels: int, nan: float | None) -> tuple[tupl
         return (*shape, 1, 1)[:3], affine
     voxels, affine = read_channels(paths, channels, nan)
     return voxels.shape[:3], affine
+
+
+def _label_grid(label: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """The same of a label."""
+    if label.name.lower().endswith(NIFTI_SUFFIXES):
+        return _grid((label,), 1, None)
+    ids, affine = read_volume_label(label)
+    return ids.shape, affine
 
 
 def _inspect(

@@ -417,12 +417,38 @@ def part_of_grid(folder: Path) -> None:
     assert str(error.value).count("both need one size") == 2
 
 
+def segmentation(folder: Path) -> None:
+    """A frame of dcmqi's that pydicom brings, and an image of that slice and one more."""
+    dataset = pydicom.dcmread(FILES / "liver_1frame.dcm")
+    del dataset.PerFrameFunctionalGroupsSequence[1:]
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    way = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, np.float64)
+    row, column = (float(mm) for mm in shared.PixelMeasuresSequence[0].PixelSpacing)
+    thickness = float(shared.PixelMeasuresSequence[0].SliceThickness)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = way[:3] * column, way[3:] * row
+    affine[:3, 2] = np.cross(way[:3], way[3:]) * thickness
+    affine[:3, 3] = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient
+    shape = (dataset.Columns, dataset.Rows, 2)
+    for name in "abc":
+        save(folder / "in" / "images" / f"{name}.nii.gz", np.ones(shape, np.int16), np.diag([-1, -1, 1, 1]) @ affine)
+        place = folder / "in" / "labels" / (f"{name}.dcm" if name < "c" else f"{name}/1/2.dcm")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        dataset.save_as(place)
+    prepare_abdomen_mri(folder / "in", folder / "out", label_map=LabelMap.of_names(["background", "liver"]))
+    for name in "abc":
+        made, _ = read_volume_label(folder / "out" / "labels" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(made[..., 0], dataset.pixel_array.T)
+        assert made[..., 0].any() and not made[..., 1].any()
+
+
 LABEL_ROWS: dict[str, Callable[[Path], None]] = {
     "a class number a voxel": partial(label_as, LABEL * np.float32(0.9999), AFFINE),
     "on the grid of the image in another orientation": partial(
         label_as, LABEL[::-1], AFFINE @ [[-1, 0, 0, 6], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     ),
     "on a part of the image's grid": part_of_grid,
+    "a DICOM segmentation, `labels/a.dcm`, or in a folder": segmentation,
     "on the grid of the image but for the header": partial(label_as, LABEL, np.eye(4), label_grid="image"),
     '`"ignore": 3` in `dataset.json` or the label map': ignored,
     '`"tumor": [1, 2]`, `"core": 2` with `regions_class_order`': regions,

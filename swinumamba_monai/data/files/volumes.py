@@ -17,7 +17,8 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
 from swinumamba_monai.data.files.dicom import MAX_VOXELS, read_dicom_files
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
-from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, is_dicom_folder
+from swinumamba_monai.data.files.dicom_seg import find_segmentation, read_segmentation
+from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, holds_volume, is_dicom_folder
 from swinumamba_monai.data.files.itk import ITK_SUFFIXES, read_itk
 from swinumamba_monai.data.files.nifti import (
     FORMS_KEY,
@@ -29,6 +30,7 @@ from swinumamba_monai.data.files.nifti import (
 )
 from swinumamba_monai.errors import InputError
 
+DICOM_SUFFIX = ".dcm"  # of a file, which is a volume where it holds all slices
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
 # The cosine of the angle between two axes, 0 for right angles: from where on it is more than rounding, and up to where
 # it may be that of a tilted gantry (30 degrees at most).
@@ -43,13 +45,13 @@ def is_volume_file(path: Path) -> bool:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a path is that of a file that can be read here, or of a folder with DICOM files in it or below."""
-    return is_dicom_folder(path) if path.is_dir() else is_volume_file(path)
+    """Whether a path is that of a file that can be read here and holds a volume, or of a folder with DICOM files."""
+    return is_dicom_folder(path) if path.is_dir() else is_volume_file(path) or holds_volume(path)
 
 
 def is_volume_name(path: Path) -> bool:
     """Whether a path is that of a file, of a folder, or of one of several series in a folder, by its name alone."""
-    return path.is_dir() or is_volume_file(path) or path.suffix == SERIES_SUFFIX
+    return path.is_dir() or is_volume_file(path) or path.suffix.lower() in (SERIES_SUFFIX, DICOM_SUFFIX)
 
 
 def volume_path(name: PathLike) -> Path:
@@ -72,7 +74,7 @@ def volume_name(path: Path) -> str:
     if path.suffix == SERIES_SUFFIX and not path.exists():
         return path.parent.name
     lower = path.name.lower()
-    suffixes = sorted(VOLUME_SUFFIXES, key=len, reverse=True)
+    suffixes = sorted((*VOLUME_SUFFIXES, DICOM_SUFFIX), key=len, reverse=True)
     return next((path.name[: -len(suffix)] for suffix in suffixes if lower.endswith(suffix)), path.name)
 
 
@@ -230,7 +232,7 @@ def _check(voxels: np.ndarray, affine: np.ndarray, path: Path, nan: float | None
 
 
 def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Read a label volume: whole numbers, one for each class.
+    """Read a label volume: whole numbers, one for each class, or for each segment of a DICOM segmentation.
 
     Returns:
         The numbers (X, Y, Z), int32, and the affine (4, 4).
@@ -238,6 +240,8 @@ def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: As for :func:`read_volume`, and when a voxel is no whole number.
     """
+    if (segmentation := find_segmentation(volume_path(path))) is not None:
+        return read_segmentation(segmentation, MAX_VOXELS)
     voxels, affine = read_volume(path)
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)
