@@ -123,6 +123,8 @@ def test_labels_are_prepared_on_the_leaning_grid(tmp_path):
     made, made_affine = read_volume(tmp_path / "out" / "labels" / "a.nii.gz")
     np.testing.assert_array_equal(made, label)
     np.testing.assert_allclose(made_affine, affine, atol=1e-4)
+    zooms = nib.load(tmp_path / "out" / "labels" / "a.nii.gz").header.get_zooms()
+    np.testing.assert_allclose(zooms, (2.5, 3.0, DISTANCE), atol=1e-4)
     assert json.loads((tmp_path / "out" / "datalist.json").read_text())["training"]
 
 
