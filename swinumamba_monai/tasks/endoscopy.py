@@ -41,6 +41,7 @@ from swinumamba_monai.data.prepare.label_forms import (
     class_ids_of,
     is_image_name,
     read_colours,
+    read_cvat_colours,
     size_of,
     values_of,
     write_numbers,
@@ -103,9 +104,9 @@ def prepare_endoscopy(
         InputError: The layout is unknown, or the instruments of EndoVis 2017 have no numbers; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
-    in_colours = read_colours(label_map)
-    label_map, colours = in_colours or (as_label_map(label_map), None)
     source, output = open_source(source_dir), Path(output_dir).resolve()
+    in_colours = read_cvat_colours(source) if label_map is None else read_colours(label_map)
+    label_map, colours = in_colours or (as_label_map(label_map), None)
     options = options or PrepareOptions()
     sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
     groups: dict[str, str] = {}

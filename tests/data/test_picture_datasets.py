@@ -498,6 +498,43 @@ TRACKS = """<?xml version="1.0" encoding="utf-8"?>
 </track></annotations>"""
 
 
+def test_masks_of_cvat(tmp_path):
+    """CVAT's "Segmentation mask 1.1": colours, which labelmap.txt names; the pictures of objects are not taken."""
+    source = tmp_path / "source"
+    truth = np.zeros(SIZE, np.uint8)
+    truth[1:4, 1:5], truth[6:9, 2:9] = 1, 2
+    colours = np.array([(0, 0, 0), (250, 50, 83), (51, 221, 255)], np.uint8)
+    for number in range(3):
+        save(source / "JPEGImages" / f"{number}.png")
+        for folder in ("SegmentationClass", "SegmentationObject"):
+            save(source / folder / f"{number}.png", colours[truth])
+    lines = "# label:color_rgb:parts:actions\ngrasper:250,50,83::\nbackground:0,0,0::\nhook:51,221,255::\n"
+    (source / "labelmap.txt").write_text(lines)
+    prepare_endoscopy(source, tmp_path / "made")
+    assert list(json.loads((tmp_path / "made" / "datalist.json").read_text())["labels"].values()) == [
+        "background", "grasper", "hook",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "made" / "labels" / "0.png")), truth)
+    # Six numbers, all of them different, and no background with ids: these are colours.
+    (tmp_path / "map.json").write_text('{"grasper": [250, 50, 83], "hook": [51, 221, 255]}')
+    prepare_endoscopy(source, tmp_path / "named", None, tmp_path / "map.json")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "named" / "labels" / "0.png")), truth)
+    for text in ("grasper", "grasper:red::", "a:1,2,3::\nb:1,2,3::", "a:1,2::"):
+        (source / "labelmap.txt").write_text(text)
+        assert "labelmap.txt" in problems(source, "endoscopy")
+
+
+def test_annotations_by_their_ids(tmp_path):
+    """LIVECell's COCO file has an object of them, and no list."""
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "images" / f"{number}.png")
+    content = coco()
+    content["annotations"] = {str(annotation["id"]): annotation for annotation in content["annotations"]}
+    (source / "instances.json").write_text(json.dumps(content))
+    assert prepare_microscopy(source, tmp_path / "out").instances == 5
+
+
 def test_tracks_of_cvat(tmp_path):
     """Of six frames, of which the last was not exported; a shape is gone where it is outside."""
     source = tmp_path / "source"

@@ -408,9 +408,18 @@ def part_of_grid(folder: Path) -> None:
     made, affine = read_volume_label(folder / "out" / "labels" / "a.nii.gz")
     np.testing.assert_array_equal(made, expected)
     np.testing.assert_allclose(affine, AFFINE)
+    larger = np.zeros((9, 9, 9), np.uint8)  # with background beyond the image
+    larger[3:6, 2:6, 4:6] = part
+    image = sitk.GetImageFromArray(larger.T)
+    corner = AFFINE @ [-1, -1, -1, 1]
+    image.SetSpacing((1.5, 2.0, 1.25))
+    image.SetOrigin((-corner[0], -corner[1], corner[2]))
+    sitk.WriteImage(image, str(folder / "source" / "labels" / "a.seg.nrrd"))
+    prepare_abdomen_mri(folder / "source", folder / "again", label_map=LABELS)
+    np.testing.assert_array_equal(read_volume_label(folder / "again" / "labels" / "a.nii.gz")[0], expected)
     image.SetOrigin((-corner[0] + 0.4, -corner[1], corner[2]))  # between voxels
     sitk.WriteImage(image, str(folder / "source" / "labels" / "b.seg.nrrd"))
-    image.SetOrigin((-corner[0] - 6, -corner[1], corner[2]))  # beyond the image
+    image.SetOrigin((-corner[0] - 6, -corner[1], corner[2]))  # labels beyond the image
     sitk.WriteImage(image, str(folder / "source" / "labels" / "c.seg.nrrd"))
     with pytest.raises(InputError) as error:
         prepare_abdomen_mri(folder / "source", folder / "other", label_map=LABELS)

@@ -98,7 +98,8 @@ def _coco(path: Path) -> dict[str, Annotations] | None:
         return None
     names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
     shapes: dict[int, list[Shape]] = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
+    annotations = content["annotations"]
+    for annotation in annotations.values() if isinstance(annotations, dict) else annotations:  # LIVECell has them by id
         if annotation["image_id"] not in shapes:
             raise InputError(f"{path} has an annotation of image {shown(annotation['image_id'])}, which it lacks.")
         try:

@@ -179,16 +179,21 @@ def put_on_grid(
         shape: of the grid.
 
     Returns:
-        The labels in ``shape``; None where their voxels are no voxels of the grid, or as many as it has.
+        The labels in ``shape``; None where their voxels are no voxels of the grid, or as many as it has, or where a
+        label lies beyond it.
     """
     first = np.rint(np.linalg.solve(grid, affine)[:3, 3]).astype(int)
     place = grid.copy()
     place[:3, 3] += grid[:3, :3] @ first
-    inside = (first >= 0).all() and (first + labels.shape <= shape).all() and labels.shape != tuple(shape)
-    if not inside or corners_apart(place, affine, labels.shape) > SAME_PLACE:
+    if labels.shape == tuple(shape) or corners_apart(place, affine, labels.shape) > SAME_PLACE:
+        return None
+    starts, stops = np.maximum(first, 0), np.minimum(first + labels.shape, shape)
+    part = labels[tuple(map(slice, np.maximum(starts - first, 0), np.maximum(stops - first, 0)))]
+    if np.count_nonzero(part) < np.count_nonzero(labels):
         return None
     whole = np.zeros(shape, labels.dtype)
-    whole[tuple(slice(start, start + length) for start, length in zip(first, labels.shape))] = labels
+    if part.size:
+        whole[tuple(map(slice, starts, stops))] = part
     return whole
 
 

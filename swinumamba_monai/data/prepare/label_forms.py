@@ -34,6 +34,7 @@ __all__ = [
     "class_ids_of",
     "is_image_name",
     "read_colours",
+    "read_cvat_colours",
     "size_of",
     "values_of",
     "write_numbers",
@@ -160,7 +161,8 @@ def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] |
     """The classes of a label map that gives colours, ``{"grasper": [255, 0, 0]}``, and the class of every colour.
 
     A class may have several colours, in a list. The background is black where the map does not name it. Lists of three
-    numbers that could be ids, because none comes twice, are taken for ids; ``[[10, 20, 30]]`` is always a colour.
+    numbers that could be ids, because none comes twice and the background has its own, are taken for ids;
+    ``[[10, 20, 30]]`` is always a colour.
 
     Args:
         path: the JSON file; with anything else, or in a file that has no colours, the result is None.
@@ -180,8 +182,35 @@ def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] |
     triples = [value for value in given.values() if _is_colour(value)]
     numbers = [number for value in triples for number in value]
     nested = any(isinstance(value, list) and value and isinstance(value[0], list) for value in given.values())
-    if not nested and (len(triples) < len(given) or len(set(numbers)) == len(numbers)):
+    of_background = content.get(background)
+    has_ids = of_background is not None and not (_is_colour(of_background) and len(set(of_background)) < 3)
+    if not given or (not nested and (len(triples) < len(given) or (has_ids and len(set(numbers)) == len(numbers)))):
         return None
+    return _classes_of_colours(content, path)
+
+
+def read_cvat_colours(source: Path) -> tuple[LabelMap, Colours] | None:
+    """The same of the ``labelmap.txt`` that CVAT puts beside its "Segmentation mask 1.1"; None where there is none.
+
+    Raises:
+        InputError: a line is no ``name:red,green,blue::``, or a colour is there twice.
+    """
+    path = source / "labelmap.txt"
+    if not path.is_file():
+        return None
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+        content = {line.split(":")[0]: [int(part) for part in line.split(":")[1].split(",")] for line in lines}
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{path} has a line that is no name:red,green,blue:: ({quoted(error)}); correct it."
+        ) from error
+    return _classes_of_colours(content, path)
+
+
+def _classes_of_colours(content: Mapping[str, object], path: PathLike) -> tuple[LabelMap, Colours]:
+    background = next((name for name in content if name.lower() == "background"), "background")
+    given = {name: value for name, value in content.items() if name != background}
     black = content.get(background, 0)
     by_class = [black if isinstance(black, list) else [0, 0, 0], *given.values()]
     colours: dict[tuple[int, int, int], int] = {}
