@@ -30,8 +30,10 @@ demo: $(VENV)/demo
 	@echo "instance maps of the test images: $(DEMO)/predictions"
 	@echo "two real images, outlined by the network that ships: $(DEMO)/shipped"
 
+# Two processes, each with whole files of tests, because a file's tests share what is slow to make.
+WORKERS = 2
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Damaged files of every format, and whole ones with strange insides, for as long as you like; `make test`: a minute.
 SECONDS = 600

@@ -33,16 +33,6 @@ try:
 except ImportError:  # Windows has no such locks: leftovers are known by their age there, and runs are not kept apart
     fcntl = None
 
-__all__ = [
-    "RunLock",
-    "check_output_folder",
-    "gather_worker_files",
-    "remove_unfinished",
-    "replacing",
-    "temporary_folder",
-    "writing_folder",
-]
-
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
 _MAX_SOCKET_FOLDER = 88  # characters, of the 107 that the path of a socket may have
 _OLD = 24 * 3600  # seconds, of what cannot be asked whether somebody holds it
@@ -57,10 +47,7 @@ def replacing(path: str | PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path`` and, when the block has written it, put it in the place of ``path``.
 
     A reader sees the old file or the new one, never a part of it, even after a power loss, and a block that fails
-    leaves nothing behind.
-
-    Args:
-        path: the file to write; its folder must exist.
+    leaves nothing behind. The folder must exist.
     """
     path = Path(path)
     # Not tempfile: its files are readable by their owner alone. The suffix stays last: writers choose the format by it.
@@ -71,15 +58,18 @@ def replacing(path: str | PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def write_file(path: str | PathLike, content: str | bytes) -> None:
+    """Write a file in UTF-8, or bytes as they are, as a block of :func:`replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextmanager
 def writing_folder(path: str | PathLike) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` and, when the block has filled it, rename it to ``path``.
 
-    Args:
-        path: the folder to make, which must not exist or be empty; its parent is made when needed.
-
-    Raises:
-        OSError: ``path`` is full when the block is done, perhaps because another process was faster.
+    That must not exist or be empty, else there is an OSError, perhaps because another process was faster; its parent is
+    made when needed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,12 +80,9 @@ def writing_folder(path: str | PathLike) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(name: str) -> Iterator[Path]:
-    """A folder of this process among the system's temporary files, gone when the block is left.
+    """A folder of this process among the system's temporary files, whose name ends in ``name``; gone after the block.
 
     Those of processes that were killed are removed by the next one of this user that asks for one.
-
-    Args:
-        name: the end of the folder's name, by which a person may know it.
     """
     user = os.getuid() if hasattr(os, "getuid") else 0
     parent = Path(tempfile.gettempdir()) / f"swinumamba_monai-{user}"
@@ -125,14 +112,7 @@ def gather_worker_files() -> None:
 
 
 def check_output_folder(folder: str | PathLike) -> None:
-    """Make a folder and a file in it, which is gone again, before the work whose result will go there.
-
-    Args:
-        folder: made with its parents if absent.
-
-    Raises:
-        OSError: it cannot be written into.
-    """
+    """Make a folder, and a file in it that goes again, before the work whose result will go there; else an OSError."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _place_named(folder / "trial", folder), _owned(folder / "trial", Path.touch):
@@ -140,11 +120,7 @@ def check_output_folder(folder: str | PathLike) -> None:
 
 
 def remove_unfinished(folder: str | PathLike) -> None:
-    """Remove what processes that were killed while they wrote into a folder have left in it; no other file.
-
-    Args:
-        folder: it need not exist.
-    """
+    """Remove what killed processes have left half written in a folder, which need not exist; no other file."""
     with suppress(OSError):
         for path in Path(folder).iterdir():
             if _UNFINISHED.fullmatch(path.name):
@@ -243,11 +219,7 @@ class RunLock:
         self._made_folder = False
 
     def acquire(self) -> str | None:
-        """Take the lock.
-
-        Returns:
-            None, or who holds it already: "process 12 on HOST, since 2026-11-28 10:00:00".
-        """
+        """Take the lock; None, or who holds it already: "process 12 on HOST, since 2026-11-28 10:00:00"."""
         if fcntl is None or self._descriptor is not None:
             return None
         if other := self._held.pop((os.getpid(), self.path), None):

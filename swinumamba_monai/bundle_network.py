@@ -13,8 +13,6 @@ from torch import nn
 
 from .errors import InputError, find_input_error, quoted
 
-__all__ = ["build_bundle_network"]
-
 
 def build_bundle_network(config_file: str | PathLike, overrides: Mapping[str, object] | None = None) -> nn.Module:
     """The network of a bundle's config, with random weights. The config is code, and is run.

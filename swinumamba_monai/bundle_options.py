@@ -20,8 +20,6 @@ import torch
 from swinumamba_monai.errors import InputError, is_bundle_command, shown
 from swinumamba_monai.switches import is_on
 
-__all__ = ["check_option", "check_options"]
-
 # The arguments of monai.bundle.run, and those that `--tracking` adds.
 _OF_MONAI = "run_id init_id final_id meta_file config_file logging_file tracking args_file".split()
 _OF_TRACKING = "output_dir tracking_uri experiment_name run_name save_execute_config".split()
@@ -77,12 +75,9 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
     """Refuse an option that a config does not have, or a value that is not of the kind of the config's own.
 
     Args:
-        name: of the option, such as ``min_size`` or ``network_def#depths``.
+        name: name of the option, such as ``min_size`` or ``network_def#depths``.
         value: what it is to be.
         config: content of the config.
-
-    Raises:
-        InputError: see above.
     """
     _check_name(name, config)
     _check_kind(name, value, config.get(name))

@@ -25,9 +25,6 @@ from swinumamba_monai.errors import InputError
 
 INTERIOR, BOUNDARY = 1, 2
 
-# Pairs of indices that put every pixel of an (H, W) array next to the one above it, and next to the one left of it.
-_NEIGHBOURS = ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]))
-
 
 class InstancesToClasses(Transform):
     """Turn an instance map into the three classes of the NeurIPS 2022 cell segmentation baseline.
@@ -68,22 +65,13 @@ class InstancesToClasses(Transform):
         self.min_interior = min_interior
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
-        """
-        Args:
-            img: instance map (1, H, W), 0 is background.
-
-        Returns:
-            Class map (1, H, W), uint8, of the kind of ``img``: array, tensor or ``MetaTensor`` with its metadata.
-
-        Raises:
-            InputError: The map has more than one channel.
-        """
+        """Make of an instance map (1, H, W), else an InputError, a class map (1, H, W), uint8, of its kind."""
         if img.ndim != 3 or img.shape[0] != 1:
             raise InputError(f"An instance map has the shape (1, H, W), but this one has {tuple(img.shape)}.")
         instances = convert_data_type(img, np.ndarray)[0][0]
         boundary = _inner_boundary(instances)
-        for _ in range(self.boundary_dilation):
-            boundary = _dilate(boundary)
+        if self.boundary_dilation:
+            boundary = ndimage.binary_dilation(boundary, iterations=self.boundary_dilation)
         interior = (instances > 0) & ~boundary
         if self.min_interior > 1:
             pieces, _ = ndimage.label(interior)
@@ -99,8 +87,7 @@ class InstancesToClassesd(MapTransform):
     Args:
         keys: the instance maps, replaced by class maps.
         instances_key: when given, the untouched instance map is stored under it, for evaluation; ``keys`` is then one.
-        boundary_dilation: see :class:`InstancesToClasses`.
-        min_interior: see :class:`InstancesToClasses`.
+        boundary_dilation, min_interior: see :class:`InstancesToClasses`.
         allow_missing_keys: skip keys that are not there.
 
     Raises:
@@ -138,30 +125,18 @@ def _inner_boundary(instances: np.ndarray) -> np.ndarray:
     The same as ``skimage.segmentation.find_boundaries(mode="inner")``, at a tenth of its time.
     """
     boundary = np.zeros(instances.shape, dtype=bool)
-    for after, before in _NEIGHBOURS:
+    for after, before in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):  # below and above, right and left
         differs = instances[after] != instances[before]
         boundary[after] |= differs
         boundary[before] |= differs
     return boundary & (instances > 0)
 
 
-def _dilate(mask: np.ndarray) -> np.ndarray:
-    """Add the 4-neighbours, that is, dilate by a disk of radius 1."""
-    dilated = mask.copy()
-    for after, before in _NEIGHBOURS:
-        dilated[after] |= mask[before]
-        dilated[before] |= mask[after]
-    return dilated
-
-
 def class_map(pred: torch.Tensor) -> np.ndarray:
-    """The class of every pixel.
+    """The class of every pixel, (H, W) uint8: 0 background, 1 cell interior, 2 cell boundary.
 
     Args:
         pred: logits, probabilities or one-hot of shape (3, H, W), or class indices of shape (1, H, W).
-
-    Returns:
-        classes of shape (H, W), uint8: 0 background, 1 cell interior, 2 cell boundary.
 
     Raises:
         InputError: another shape, or a single channel that holds anything but 0, 1 and 2.
@@ -208,14 +183,11 @@ def classes_to_instances(classes: np.ndarray, min_size: int = 0, grow: int = 0) 
 
 
 def cell_scores(logits: torch.Tensor, ids: np.ndarray) -> np.ndarray:
-    """How sure the network is of each cell: the mean over its pixels of the probability that they are not background.
+    """How sure the network is of the cells 1 to n, (n,) float32: the mean probability that a pixel is not background.
 
     Args:
         logits: logits (classes, H, W), background first.
         ids: instance ids of shape (H, W), 0 background, 1 to n.
-
-    Returns:
-        scores of the cells 1 to n, shape (n,), float32, from 0 to 1.
     """
     count = int(ids.max(initial=0)) + 1
     total, area = np.zeros(count), np.bincount(ids.ravel(), minlength=count)
@@ -233,11 +205,10 @@ class ClassesToInstancesd(MapTransform):
 
     Args:
         keys: keys of the predictions.
-        min_size: see :func:`classes_to_instances`, pixels.
-        grow: see :func:`classes_to_instances`, pixels; 0 is the published script's way.
+        min_size, grow: see :func:`classes_to_instances`, pixels.
         allow_missing_keys: do not fail when a key is absent.
-        scores_key: key of the :func:`cell_scores` of the cells 1 to n that are
-            added, shape (n,); the prediction must then be three logits. With None there are none.
+        scores_key: key of the :func:`cell_scores` that are added; the prediction must then be three logits. With None
+            there are none.
 
     Raises:
         InputError: when a prediction cannot be read as three classes.

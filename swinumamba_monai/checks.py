@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["is_count", "is_counts", "require", "require_counts", "require_one_of", "require_rate"]
-
 
 def is_count(value: object) -> bool:
     """Whether a value is a positive integer."""

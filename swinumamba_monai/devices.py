@@ -8,15 +8,9 @@ import torch
 
 from swinumamba_monai.errors import InputError
 
-__all__ = ["find_device"]
-
 
 def find_device(name: str | None) -> torch.device:
-    """The device of that name; for None a GPU if there is one, else the CPU.
-
-    Raises:
-        InputError: it cannot be used.
-    """
+    """The device of that name; for None a GPU if there is one, else the CPU. An InputError if it cannot be used."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)

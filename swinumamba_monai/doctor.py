@@ -17,8 +17,6 @@ import torch
 import swinumamba_monai
 from swinumamba_monai.ops import backends
 
-__all__ = ["examine"]
-
 D_STATE = 16  # of the networks
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}  # what training and inference compute in by default
 # What to do where the fastest backend cannot run, by device type.
@@ -51,7 +49,10 @@ def examine() -> Iterator[str]:
             with torch.cuda.device(index):
                 yield from _scan("cuda")
     else:
-        yield from _no_gpu()
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        yield f"GPU: torch {torch.__version__} {build} and finds none"
+        if shutil.which("nvidia-smi") is not None:
+            yield "  an NVIDIA driver is here: install a CUDA build of torch that fits it (see pytorch.org)"
 
 
 def _packages() -> Iterator[str]:
@@ -91,10 +92,3 @@ def _scan(device_type: str) -> Iterator[str]:
         yield f"  to have it: {REMEDIES[device_type]}"
     else:
         yield f"  {fastest} would be faster: unset {backends.ENVIRONMENT_VARIABLE}"
-
-
-def _no_gpu() -> Iterator[str]:
-    build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
-    yield f"GPU: torch {torch.__version__} {build} and finds none"
-    if shutil.which("nvidia-smi") is not None:
-        yield "  an NVIDIA driver is here: install a CUDA build of torch that fits it (see pytorch.org)"

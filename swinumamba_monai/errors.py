@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -46,6 +46,24 @@ def quoted(error: BaseException) -> str:
     return f"{type(error).__name__}: {shown(error)}"
 
 
+def listed(names: Iterable[object], most: int = 3) -> str:
+    """The first of some names, each as :func:`shown`, and how many more there are.
+
+    >>> listed("abcde")
+    'a, b, c and 2 more'
+    """
+    names = list(names)
+    return ", ".join(map(shown, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def check_known(kind: str, names: Iterable[object], known: Iterable[str]) -> None:
+    """Refuse, by an :class:`InputError` that lists the known ones, a name that is not among them."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise InputError(f"there is no {kind} '{shown(name)}'; choose from {', '.join(known)}.")
+
+
 # What is left of the error after a DataLoader's worker or MONAI's SaveImage has turned its traceback into text.
 _AS_TEXT = re.compile(rf"^{re.escape(InputError.__module__)}\.InputError: (.+)$", re.MULTILINE)
 
@@ -60,13 +78,33 @@ def find_input_error(error: BaseException | None) -> InputError | None:
             return error
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
             place = error.filename2 or error.filename  # of a copy, where it goes
-            return InputError(
-                f"{shown(place) if place else 'an output'} cannot be written or opened: {error.strerror}."
-            )
+            return InputError(f"{shown(place or 'an output')} cannot be written or opened: {error.strerror}.")
         if found := _AS_TEXT.search(str(error)):
             return InputError(found[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def explained(problem: str, advice: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Make one sentence of what a library raises in a block on bad input: "PROBLEM (its error); ADVICE."
+
+    Args:
+        problem: what cannot be used, and why as far as it is known.
+        advice: what to do about it.
+        kinds: errors that bad input causes; all, where a library has no common class for them. An :class:`InputError`
+            always comes out as it is.
+
+    Raises:
+        InputError: the sentence.
+    """
+    kinds = kinds or (Exception,)
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{problem} ({quoted(error)}); {advice}.") from error
 
 
 @contextmanager

@@ -17,12 +17,10 @@ import torch
 import torch.nn as nn
 from monai.utils import optional_import
 
-from .atomic import check_output_folder, replacing
+from .atomic import check_output_folder, replacing, write_file
 from .bundle_network import build_bundle_network
 from .errors import InputError
 from .pretrained import load_pretrained
-
-__all__ = ["export_onnx", "export_program", "make_program", "read_network"]
 
 EXAMPLE_SIZE = (70, 100)  # of the image that is followed through the network: no multiples of 32, and different
 OPSET = 18
@@ -68,14 +66,11 @@ def make_program(network: nn.Module) -> torch.export.ExportedProgram:
 
 
 def export_program(network: nn.Module, filepath: str | PathLike) -> Path:
-    """Write a network as a ``.pt2`` file, for ``torch.export.load`` where this package is imported.
+    """Write a network as a ``.pt2`` file, for ``torch.export.load`` where this package is imported; its path.
 
     Args:
         network: network as :func:`make_program` takes it.
         filepath: file to write, ending in ``.pt2``.
-
-    Returns:
-        the file.
 
     Raises:
         InputError: the name or the folder cannot be; see also :func:`make_program`.
@@ -83,20 +78,16 @@ def export_program(network: nn.Module, filepath: str | PathLike) -> Path:
     path = _check_filepath(filepath, ".pt2")
     content = io.BytesIO()  # on a full disk torch's own writer would end the process
     torch.export.save(make_program(network), content)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getvalue())
+    write_file(path, content.getvalue())
     return path
 
 
 def export_onnx(network: nn.Module, filepath: str | PathLike) -> Path:
-    """Write a network as one ONNX file of standard operators, with an input ``image`` and an output ``logits``.
+    """Write a network as one ONNX file of standard operators, from ``image`` to ``logits``; its path is returned.
 
     Args:
         network: network as :func:`make_program` takes it, in float32 on the CPU.
         filepath: file to write, ending in ``.onnx``; it holds the weights too.
-
-    Returns:
-        the file.
 
     Raises:
         InputError: the name or the folder cannot be, or packages are missing; see also :func:`make_program`.
@@ -104,9 +95,7 @@ def export_onnx(network: nn.Module, filepath: str | PathLike) -> Path:
     path = _check_filepath(filepath, ".onnx")
     missing = [name for name in ("onnx", "onnxscript") if not optional_import(name)[1]]
     if missing:
-        raise InputError(
-            f"ONNX needs {' and '.join(missing)}; install them with pip install 'swinumamba-monai[export]'."
-        )
+        raise InputError(f"ONNX needs {' and '.join(missing)}; try pip install 'swinumamba-monai[export]'.")
     import onnx
     from onnx import inliner
 

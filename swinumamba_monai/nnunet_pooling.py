@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["pad_for_pooling", "plan_strides"]
-
 MIN_FEATURE_MAP = 4  # pixels that an axis keeps
 
 
@@ -44,15 +42,12 @@ def pad_for_pooling(size: Sequence[int], spacing: Sequence[float] | None = None)
 
 
 def plan_strides(size: Sequence[int]) -> list[tuple[int, ...]]:
-    """The strides of the stages of a network for images of a size, whose pixels have equal sides.
+    """The strides, 1 or 2 along each axis, of the stages of a network for images of a size, finest first.
 
     An axis with fewer poolings than another keeps its size in the last stages.
 
     Args:
         size: number of pixels along each axis.
-
-    Returns:
-        stride along each axis, 1 or 2, for each stage, finest first; that of the first is 1.
 
     >>> plan_strides((16, 64))
     [(1, 1), (2, 2), (2, 2), (1, 2)]

@@ -10,19 +10,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from swinumamba_monai.errors import InputError
-
-__all__ = ["OVERLAYS", "overlay_path"]
+from swinumamba_monai.errors import check_known
 
 OVERLAYS = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*/*.json"))}
 
 
 def overlay_path(name: str) -> Path:
-    """Where the overlay ``name`` lies; it goes into ``--config_file`` behind a bundle's own config.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    if name not in OVERLAYS:
-        raise InputError(f"there is no overlay '{name}'; choose one of {', '.join(OVERLAYS)}.")
+    """Where the overlay ``name`` lies, else an InputError; it goes into ``--config_file`` behind a bundle's config."""
+    check_known("overlay", [name], OVERLAYS)
     return OVERLAYS[name]

@@ -19,8 +19,6 @@ from pathlib import Path
 
 from swinumamba_monai.atomic import replacing
 
-__all__ = ["CACHE", "keep", "load_kept", "refuse", "why_not_own"]
-
 logger = logging.getLogger(__name__)
 
 CACHE = Path("~/.cache/swinumamba_monai")  # of compiled code
@@ -29,13 +27,10 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def why_not_own(path: Path) -> str | None:
-    """The reason why somebody else may have written a file or folder, or None.
+    """The reason why somebody else may have written a file or folder that exists, or None.
 
     Others lose the right to write what is this user's, so the same question has another answer the next time: what was
     refused must be removed. Where a system or file system knows no owners or rights, nothing can be told.
-
-    Args:
-        path: it must exist.
     """
     if not hasattr(os, "geteuid"):
         return None
@@ -63,11 +58,7 @@ def refuse(path: Path, reason: str) -> None:
 
 
 def load_kept(path: Path) -> bytes | None:
-    """The content of a file of :func:`keep`, or None where there is none, or none that may be used.
-
-    Args:
-        path: the file.
-    """
+    """The content of a file of :func:`keep`; None where there is none, or none that may be used."""
     try:
         if _why_not_own_folder(path.parent):
             return None  # which keep will say
@@ -85,11 +76,7 @@ def load_kept(path: Path) -> bytes | None:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Write a file for :func:`load_kept`; nobody else may read or write it.
-
-    Args:
-        path: the file; its folder is made when needed.
-        content: what will be loaded.
+    """Write a file for :func:`load_kept`, and its folder when needed; nobody else may read or write it.
 
     Raises:
         OSError: the folder cannot be written or is not this user's.

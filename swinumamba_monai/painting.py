@@ -13,13 +13,10 @@ MAX_PICTURE = 4096  # pixels of a side; of larger images the picture shows every
 
 
 def display_range(image: np.ndarray) -> tuple[float, float]:
-    """The value that is shown black, and how far above it white lies.
+    """The value of intensities that is shown black, and how far above it white lies.
 
     Intensities have no fixed range, and a few bright pixels must not make the rest black: black is the 0.5 % quantile,
     white the 99.5 % one.
-
-    Args:
-        image: intensities of any shape and type.
     """
     low, high = np.percentile(image, (0.5, 99.5))
     return low, max(high - low, 1e-6)
@@ -46,16 +43,13 @@ def paint(picture: np.ndarray, numbers: np.ndarray, colours: np.ndarray, opacity
 
 
 def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndarray:
-    """A picture of an image with the outlines of what was found in it.
+    """A picture (H, W, 3), uint8, of an image with the outlines of what was found in it.
 
     Args:
         image: gray or colour image (H, W) or (H, W, C), stretched from its 0.5 % to its 99.5 % quantile; of a volume
             (X, Y, Z) or (X, Y, Z, C) the slice along Z is shown in which most was found.
         labels: numbers of that shape without the channels, 0 is background.
         one_colour: whether all outlines are green, which shows on gray and on stains; else every number has a colour.
-
-    Returns:
-        picture (H, W, 3), uint8; of an image with sides over ``MAX_PICTURE`` pixels every second pixel, third, ...
     """
     if labels.ndim == 3:
         best = (labels > 0).sum((0, 1)).argmax()

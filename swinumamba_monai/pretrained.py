@@ -16,13 +16,11 @@ from os import PathLike
 import torch.nn as nn
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, listed
 from .networks.encoders import name_encoder
 from .networks.umamba import first_name
 from .networks.vmamba import as_linear
-from .weight_files import find_weights, read_checkpoint, some_names
-
-__all__ = ["LoadReport", "load_pretrained"]
+from .weight_files import find_weights, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +80,6 @@ def load_pretrained(
         decoder: whether the decoder of Swin-UMamba† gets blocks of the encoder too (paper, section IV-H, "w/ pretrained
             decoder"): each of its stages takes the first blocks of the encoder's stage with as many channels.
 
-    Returns:
-        which tensors were loaded, skipped and why, and which of the network's were not in the file.
-
     Raises:
         InputError: the file is none of these, is corrupt, or does not fit the network.
     """
@@ -94,34 +89,7 @@ def load_pretrained(
     source = str(path_or_state_dict) if is_path else "the state dict"
     weights = find_weights(read_checkpoint(path_or_state_dict) if is_path else path_or_state_dict, source)
     own = net.state_dict()
-
-    if not any(name.startswith(ENCODER) for name in own):
-        kind, whole = "whole network", True
-        weights, skipped = _drop_second_names(weights, own)
-    elif VMAMBA_KEYS <= weights.keys() or LATER_KEYS <= weights.keys():
-        kind = "VMamba checkpoint"
-        _check_encoder(source, kind, weights, own)
-        weights, skipped = _translate_vmamba(weights, own)
-        whole = False
-    elif any(name.startswith(ENCODER) for name in weights):
-        whole = weights.keys() == own.keys() or not all(
-            name.startswith((ENCODER, STEM, *PRETRAINING_ONLY)) for name in weights
-        )
-        kind = "Swin-UMamba checkpoint" if whole else "pretrained encoder"
-        _check_encoder(source, kind, _of_encoder(weights), own)
-        skipped = {
-            name: "of the pretraining alone" for name in weights if not whole and name.startswith(PRETRAINING_ONLY)
-        }
-        weights = {name: weight for name, weight in weights.items() if name not in skipped}
-    elif any(OTHER_VMAMBA.match(name) for name in weights):
-        raise InputError(
-            f"{source} is a VMamba checkpoint of another version than the released ones of docs/ablations.md, or "
-            "not all of one; take one of those, whole."
-        )
-    else:
-        found = f"its names start with {some_names(weights)}"
-        raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint ({found}).")
-
+    kind, whole, weights, skipped = _recognise(source, weights, own)
     if decoder:
         weights = {**weights, **_decoder_weights(weights, own, source, kind, whole)}
         kind += ", for the decoder too"
@@ -142,6 +110,32 @@ def load_pretrained(
     report = LoadReport(kind, tuple(weights), skipped, tuple(name for name in own if name not in weights))
     logger.info("%s: %s", source, report)
     return report
+
+
+def _recognise(
+    source: str, weights: dict[str, Tensor], own: Mapping
+) -> tuple[str, bool, dict[str, Tensor], dict[str, str]]:
+    """What kind of file weights are of, whether they are a whole network, those that are used, and why others not."""
+    if not any(name.startswith(ENCODER) for name in own):
+        return "whole network", True, *_drop_second_names(weights, own)
+    if VMAMBA_KEYS <= weights.keys() or LATER_KEYS <= weights.keys():
+        _check_encoder(source, "VMamba checkpoint", weights, own)
+        return "VMamba checkpoint", False, *_translate_vmamba(weights, own)
+    if any(name.startswith(ENCODER) for name in weights):
+        of_pretraining = all(name.startswith((ENCODER, STEM, *PRETRAINING_ONLY)) for name in weights)
+        whole = weights.keys() == own.keys() or not of_pretraining
+        kind = "Swin-UMamba checkpoint" if whole else "pretrained encoder"
+        _check_encoder(source, kind, _of_encoder(weights), own)
+        heads = [] if whole else [name for name in weights if name.startswith(PRETRAINING_ONLY)]
+        used = {name: weight for name, weight in weights.items() if name not in heads}
+        return kind, whole, used, dict.fromkeys(heads, "of the pretraining alone")
+    if any(OTHER_VMAMBA.match(name) for name in weights):
+        raise InputError(
+            f"{source} is a VMamba checkpoint of another version than the released ones of docs/ablations.md, or "
+            "not all of one; take one of those, whole."
+        )
+    found = f"its names start with {listed(weights)}"
+    raise InputError(f"{source} is neither a Swin-UMamba nor a VMamba checkpoint ({found}).")
 
 
 def _translate_vmamba(weights: dict[str, Tensor], own: Mapping) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -167,17 +161,16 @@ def _of_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_encoder(source: str, kind: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Refuse the weights of another of VMamba's encoders than the network's, and name both."""
-    found, wanted = ((name_encoder(names), _is_later(names)) for names in (weights, _of_encoder(own)))
+    found, wanted = (
+        (name_encoder(encoder), any(name.startswith(LATER_BLOCK) for name in encoder))
+        for encoder in (weights, _of_encoder(own))
+    )
     if found[1] != wanted[1] or (None not in (found[0], wanted[0]) and found != wanted):
         versions = [name or f"of {'a later' if later else 'the first'} version" for name, later in (found, wanted)]
         raise InputError(
             f"{source} is a {kind} of another version: its encoder is {versions[0]}, this network's is {versions[1]}; "
             "choose the encoder of the network (--encoder) or the file."
         )
-
-
-def _is_later(weights: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith(LATER_BLOCK) for name in weights)
 
 
 def _of_other_classes_or_channels(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
@@ -198,10 +191,8 @@ def _of_other_classes_or_channels(weights: Mapping[str, Tensor], own: Mapping[st
             kind, reason = "channels", "takes images of another number of channels"
         else:
             return {}
-        if numbers.setdefault(kind, (weight.shape[axis], own[name].shape[axis])) != (
-            weight.shape[axis],
-            own[name].shape[axis],
-        ):
+        pair = weight.shape[axis], own[name].shape[axis]
+        if numbers.setdefault(kind, pair) != pair:
             return {}
         reasons[name] = reason
     return reasons
@@ -240,7 +231,7 @@ def _check_fit(source: str, kind: str, weights: Mapping, own: Mapping, required:
     unknown = [name for name in weights if name not in own]
     absent = [name for name in required if name not in weights]
     if unknown or absent:
-        detail = f"the network has no {some_names(unknown)}" if unknown else f"the {kind} lacks {some_names(absent)}"
+        detail = f"the network has no {listed(unknown)}" if unknown else f"the {kind} lacks {listed(absent)}"
         raise InputError(f"{source} is not of this network: {detail}; check its class and depths.")
     for name, weight in weights.items():
         if weight.shape != own[name].shape:

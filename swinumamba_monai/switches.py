@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from swinumamba_monai.errors import InputError
 
-__all__ = ["is_on"]
-
 
 def is_on(value: bool | str) -> bool:
     """What a switch says: ``--resume false`` arrives as the text "false", which by itself would count as true.

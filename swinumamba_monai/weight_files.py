@@ -8,7 +8,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -20,10 +20,8 @@ import torch.nn as nn
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from .atomic import replacing
-from .errors import InputError, quoted, shown
-
-__all__ = ["find_checkpoint", "find_weights", "read_checkpoint", "read_weights", "save_half_precision", "some_names"]
+from .atomic import write_file
+from .errors import InputError, explained, listed
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +48,6 @@ _NUMPY_SCALARS = [
 
 def read_checkpoint(path: str | PathLike) -> dict:
     """Read a ``.safetensors`` file, or a torch file with ``weights_only=True``: no code in it is ever run.
-
-    Args:
-        path: file to read.
-
-    Returns:
-        its content, on the CPU.
 
     Raises:
         InputError: there is no such file, it cannot be opened, is truncated or no checkpoint, or it holds anything but
@@ -86,10 +78,8 @@ def read_checkpoint(path: str | PathLike) -> dict:
         raise InputError(f"{path} cannot be read as a checkpoint, it is corrupt or truncated.") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint with a state dict.")
-    try:
+    with explained(f"{path} holds what no checkpoint has", "it is not used", TypeError, ValueError, RuntimeError):
         size = _count_bytes(content)
-    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
-        raise InputError(f"{path} holds what no checkpoint has ({quoted(error)}); it is not used.") from error
     if size > MAX_NAMES * path.stat().st_size:
         raise InputError(f"{path} claims {size} bytes of numbers, which no file of its size holds; it is not used.")
     return content
@@ -112,12 +102,8 @@ def _what_it_is(path: Path) -> str | None:
 @cache
 def _warn_of_old_torch() -> None:
     if TorchVersion(torch.__version__) < SAFE_TORCH:
-        logger.warning(
-            "torch %s can be attacked by a crafted .pt file, even so (CVE-2026-24747): use files of those you trust, "
-            "safetensors, or torch %s",
-            torch.__version__,
-            SAFE_TORCH,
-        )
+        attack = f"torch {torch.__version__} can be attacked by a crafted .pt file, even so (CVE-2026-24747)"
+        logger.warning("%s: use files of those you trust, safetensors, or torch %s", attack, SAFE_TORCH)
 
 
 def _count_bytes(content: object, depth: int = 0, seen: set[int] | None = None) -> int:
@@ -156,17 +142,7 @@ def _check_records(path: Path) -> None:
 
 
 def read_weights(path: str | PathLike) -> dict[str, Tensor]:
-    """The weights in a checkpoint, by their names without what DDP and torch.compile put before them.
-
-    Args:
-        path: file that :func:`read_checkpoint` reads.
-
-    Returns:
-        the state dict, on the CPU, in the precision of the file.
-
-    Raises:
-        InputError: as :func:`read_checkpoint`, and for a file without weights.
-    """
+    """The weights in a file that :func:`read_checkpoint` reads, by their names without what DDP and others prepend."""
     return find_weights(read_checkpoint(path), str(path))
 
 
@@ -178,8 +154,7 @@ def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | 
         name: name of the files, without suffix.
         shipped: name of the file that ships, where it is another; it comes before ``model.safetensors``.
 
-    Returns:
-        the path of one that exists, or of ``model.pt``, so that a sentence on the missing file names that.
+    Where none exists it is the path of ``model.pt``, so that a sentence on the missing file names that.
     """
     trained = Path(folder) / f"{name}.pt"
     files = (trained, *(Path(folder) / f"{other}.safetensors" for other in (shipped or name, name)))
@@ -187,14 +162,11 @@ def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | 
 
 
 def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
-    """Write the weights of a checkpoint as safetensors of half the size; networks compute in float32 all the same.
+    """Write weights as safetensors of half the size, whose bytes are counted; networks compute in float32 all the same.
 
     Args:
         source: file that :func:`read_checkpoint` reads.
         target: ``.safetensors`` file to write, whole or not at all; its folder must exist.
-
-    Returns:
-        the size of the file in bytes.
 
     Raises:
         InputError: ``source`` cannot be read, or holds a number that float16 cannot; ``target`` has another suffix.
@@ -205,9 +177,8 @@ def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
     weights = read_weights(source)
     half = {name: (w.half() if w.is_floating_point() else w).contiguous().clone() for name, w in weights.items()}
     if spoilt := [name for name, weight in half.items() if not weight.isfinite().all()]:
-        raise InputError(f"{source} cannot be halved: {some_names(spoilt)} would not be finite in float16.")
-    with replacing(target) as temporary:
-        temporary.write_bytes(safetensors.torch.save(half))  # its save_file makes files that their owner alone can read
+        raise InputError(f"{source} cannot be halved: {listed(spoilt)} would not be finite in float16.")
+    write_file(target, safetensors.torch.save(half))  # its save_file makes files that their owner alone can read
     return target.stat().st_size
 
 
@@ -227,12 +198,6 @@ def find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
         raise InputError(f"{source} holds several networks under one name; save the one that is wanted alone.")
     strangers = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if not weights or strangers:
-        found = f" (found {some_names(strangers)})" if strangers else ""
+        found = f" (found {listed(strangers)})" if strangers else ""
         raise InputError(f"{source} holds no weights of a network{found}.")
     return weights
-
-
-def some_names(names: Iterable[str]) -> str:
-    """The first three of a file's names, for a sentence on them, and how many more there are."""
-    names = list(names)
-    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """The tensors here are small: more threads than one cost more than they bring, and the runner has other work."""
+    """The tensors here are small: more threads than one cost more than they bring, and other tests run beside these.
+
+    So it is in the processes that tests start.
+    """
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ they need, so that a kill meets the work and not the imports, which take longer.
 
 from __future__ import annotations
 
-import atexit
 import gzip
 import hashlib
 import importlib
@@ -23,7 +22,6 @@ import json
 import os
 import pkgutil
 import random
-import runpy
 import shutil
 import signal
 import subprocess
@@ -45,6 +43,7 @@ import swinumamba_monai
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS / "bundles"), str(TESTS / "distribution")]
 from bundle_runs import PRETRAIN, ROOT, SHORT, command, load_weights  # noqa: E402
+from forked import become  # noqa: E402
 from small_bundles import copy_bundle  # noqa: E402
 
 LONGEST = 300  # seconds of a command; the slowest takes about twenty
@@ -185,23 +184,8 @@ class Runner:
         """The number of a process that does what ``python -m`` would do with the rest of the line."""
         if process := os.fork():
             return process
-        code: object = 1
-        try:
-            os.setsid()
-            os.chdir(folder)
-            for descriptor, path in ((0, os.devnull), (1, self.log), (2, self.log)):
-                os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | (os.O_APPEND if descriptor else 0)), descriptor)
-            os.ftruncate(1, 0)
-            sys.argv = line[2:]
-            runpy.run_module(line[2], run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            atexit._run_exitfuncs()
-            os._exit(code if isinstance(code, int) else 1)
+        os.setsid()
+        become(line, folder, self.log, self.log)
 
     @staticmethod
     def _wait(process: int, seconds: float) -> int | None:

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import run_forked
 
 from swinumamba_monai.bundle_options import check_options
 from swinumamba_monai.errors import InputError
@@ -124,7 +124,7 @@ def test_a_run_ends_with_the_sentence_alone(tmp_path, typed, sentence):
     command += ["--ckpt_path", str(CONFIGS.parent / "models" / "model.safetensors")]
     if not typed:
         command += ["--checkpointloader", "null"]  # a small network: only the images are missing
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run_forked(command)
     assert done.returncode == 1
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

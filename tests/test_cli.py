@@ -35,7 +35,7 @@ def test_synthesize_and_prepare(tmp_path, capsys, task):
 
 
 def test_every_module_is_a_command_and_the_installed_script_runs_them():
-    modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__", "choices"}
+    modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
     assert modules == set(COMMANDS)
     parser = ConfigParser()
     parser.read(Path(__file__).parents[1] / "setup.cfg")
@@ -60,7 +60,7 @@ def test_overlays_are_listed_and_found(capsys):
         assert main(["overlay", line.split(": ")[1]]) == 0
         assert isinstance(json.loads(Path(capsys.readouterr().out.strip()).read_text()), dict)
     assert main(["overlay", "block_transformer"]) == 1
-    assert "there is no overlay 'block_transformer'; choose one of block_conv," in capsys.readouterr().err
+    assert "there is no overlay 'block_transformer'; choose from block_conv," in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BRIGHTFIELD", "Draws", "FLUORESCENCE", "RandomLooks", "STAINED"]
+__all__ = ["BRIGHTFIELD", "Draws", "FLUORESCENCE", "RandomLooks", "STAINED", "blurred"]
 
 FLUORESCENCE, STAINED, BRIGHTFIELD = range(3)  # modalities
 
@@ -53,12 +53,12 @@ class Draws:
 
     Args:
         device: of the numbers.
-        seed: the same one gives the same numbers on the same kind of device.
+        seed: the same one gives the same numbers on the same kind of device; or a generator there, to go on with.
     """
 
-    def __init__(self, device: torch.device, seed: int) -> None:
+    def __init__(self, device: torch.device, seed: int | torch.Generator) -> None:
         self.device = device
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = seed if isinstance(seed, torch.Generator) else torch.Generator(device).manual_seed(seed)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Numbers between ``low`` and ``high``."""
@@ -180,16 +180,7 @@ class RandomLooks:
         """Out of focus: a Gaussian."""
         count = len(image)
         chosen = self.draws.coin(BLURRED, count)
-        sigma = torch.where(chosen, self.draws.uniform(count, high=BLUR_SIGMA), 0.0) + 0.05
-        steps = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=image.device)
-        kernel = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)
-        kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
-        blurred = image.flatten(0, 1)[None]  # every channel of every image has its own kernel
-        ends = [BLUR_REACH] * 2
-        blurred = F.pad(blurred, (0, 0, *ends), mode="replicate")
-        blurred = F.conv2d(blurred, kernel[..., None], groups=3 * count)
-        blurred = F.pad(blurred, (*ends, 0, 0), mode="replicate")
-        return F.conv2d(blurred, kernel[:, :, None], groups=3 * count).reshape(image.shape)
+        return blurred(image, torch.where(chosen, self.draws.uniform(count, high=BLUR_SIGMA), 0.0) + 0.05)
 
     def _change_light(self, image: Tensor, dark: Tensor) -> Tensor:
         """Gamma and uneven light; on a dark ground also a glow, and another structure that shines through."""
@@ -244,6 +235,24 @@ class RandomLooks:
         gain, offset = (self.draws.normal(len(image), 1, 1, 1) for _ in range(2))
         image = image * (1 + gain * GAIN_SPREAD) + offset * OFFSET_SPREAD
         return (image * 2 - 1).clamp(-CLIP, CLIP)
+
+
+def blurred(image: Tensor, sigma: Tensor) -> Tensor:
+    """Images under a Gaussian.
+
+    Args:
+        image: (b, c, h, w).
+        sigma: of each, in pixels, (b,), 0.05 to :data:`BLUR_SIGMA`.
+    """
+    steps = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=image.device)
+    kernel = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(image.shape[1], 0)[:, None]
+    result = image.flatten(0, 1)[None]  # every channel of every image has its own kernel
+    ends = [BLUR_REACH] * 2
+    result = F.pad(result, (0, 0, *ends), mode="replicate")
+    result = F.conv2d(result, kernel[..., None], groups=len(kernel))
+    result = F.pad(result, (*ends, 0, 0), mode="replicate")
+    return F.conv2d(result, kernel[:, :, None], groups=len(kernel)).reshape(image.shape)
 
 
 def _mean(image: Tensor, reach: int) -> Tensor:

@@ -64,13 +64,7 @@ class Complexity:
 
 
 def paper_network(task: Task, system: str, options: Mapping[str, object]) -> nn.Module:
-    """A system of the tables for the paper's channels, classes and crops of a task, with its heads.
-
-    Args:
-        task: task of the network.
-        system: a key of :data:`~swinumamba_monai.networks.SYSTEMS`.
-        options: options of the network in place of the paper's.
-    """
+    """A system for the paper's channels, classes and crops of a task, with its heads and ``options`` of its own."""
     sizes = {"in_channels": task.in_channels, "out_channels": task.num_classes, "roi_size": task.roi_size}
     return build_network(system, **sizes, deep_supervision=True, **options)
 
@@ -134,28 +128,22 @@ def complexity_rows(
             continue
         seen.add(key)
         title = SYSTEMS[published.system].title
-        counted = _count_system(published, _options(structure) if structure else {})
-        rows.append(_row(published, published.row if structure else title, counted))
-        if SYSTEMS[published.system].vmamba and not structure:
-            for encoder in encoders:
-                counted = _count_system(published, {"encoder": encoder})
-                row = _row(published, f"{title}, {encoder}", counted)
-                rows.append(row | {"table": None, "paper_parameters": None, "paper_flops": None})
+        if structure:
+            overlay = json.loads(overlay_path(structure).read_text(encoding="utf-8"))
+            options = {name.removeprefix("network_def#"): value for name, value in overlay.items()}
+            rows.append(_row(published, published.row, options))
+            continue
+        rows.append(_row(published, title, {}))
+        for encoder in encoders if SYSTEMS[published.system].vmamba else ():
+            row = _row(published, f"{title}, {encoder}", {"encoder": encoder})
+            rows.append(row | {"table": None, "paper_parameters": None, "paper_flops": None})
     return rows
 
 
-def _count_system(published: PublishedRow, options: Mapping[str, object]) -> Complexity:
+def _row(published: PublishedRow, name: str, options: Mapping[str, object]) -> dict:
+    """A system with options of its network, counted, and beside what the paper prints."""
     task = TASKS[published.task]
-    return count(paper_network(task, published.system, options), task.in_channels, *task.roi_size)
-
-
-def _options(overlay: str) -> dict:
-    """The network's own options in an overlay."""
-    config = json.loads(overlay_path(overlay).read_text(encoding="utf-8"))
-    return {name.removeprefix("network_def#"): value for name, value in config.items()}
-
-
-def _row(published: PublishedRow, name: str, counted: Complexity) -> dict:
+    counted = count(paper_network(task, published.system, options), task.in_channels, *task.roi_size)
     row = {
         "table": published.table,
         "task": published.task,

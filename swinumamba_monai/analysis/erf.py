@@ -32,7 +32,7 @@ DECADES = 4  # below a map's maximum, which the colours show
 def load_inputs(
     images: PathLike | None, num_images: int, in_channels: int, size: tuple[int, int], seed: int = 0
 ) -> list[Tensor]:
-    """Images as a network gets them: zero mean and unit variance in each channel, cut or padded around the centre.
+    """Images (in_channels, h, w) as a network gets them: zero mean, unit variance, cut or padded around the centre.
 
     Args:
         images: an image, a folder of images or a prepared dataset; None for normally distributed random input.
@@ -41,16 +41,11 @@ def load_inputs(
         size: size (h, w) of the inputs in pixels.
         seed: seed of random input.
 
-    Returns:
-        tensors (in_channels, h, w).
-
     Raises:
         InputError: there is no image, one that cannot be read, or a number that cannot be.
     """
     if num_images < 1 or in_channels < 1 or (images is not None and in_channels not in (1, 3)):
-        raise InputError(
-            f"{num_images} images of {in_channels} channels are not possible; give at least 1, and 1 or 3."
-        )
+        raise InputError(f"{num_images} images of {in_channels} channels are impossible; give at least 1, and 1 or 3.")
     if images is None:
         generator = torch.Generator().manual_seed(seed)
         return [torch.randn(in_channels, *size, generator=generator) for _ in range(num_images)]
@@ -64,14 +59,11 @@ def load_inputs(
 
 
 def effective_receptive_field(network: nn.Module, inputs: Sequence[Tensor]) -> np.ndarray:
-    """Mean over the inputs of |d sum of the central logits / d input|, summed over channels.
+    """Mean over the inputs of |d sum of the central logits / d input|, summed over channels: (h, w), float64.
 
     Args:
         network: network that maps (1, c, h, w) to logits (1, classes, h, w); it is put into evaluation mode.
         inputs: tensors (c, h, w), all of one size.
-
-    Returns:
-        (h, w), float64, not scaled.
 
     Raises:
         InputError: the gradient is 0 everywhere, or not finite.
@@ -91,14 +83,11 @@ def effective_receptive_field(network: nn.Module, inputs: Sequence[Tensor]) -> n
 
 
 def energy_within(field: np.ndarray, num_radii: int = 32) -> list[tuple[float, float]]:
-    """Share of a field's sum within circles around its centre.
+    """Pairs of the radius in pixels of a circle around a field's centre and the share of the field's sum within it.
 
     Args:
         field: field of shape (h, w), not negative.
         num_radii: number of circles, evenly spaced, the last of which holds everything.
-
-    Returns:
-        pairs of a radius in pixels and a share from 0 to 1.
     """
     distances = np.hypot(*np.meshgrid(*(np.arange(n) - n // 2 for n in field.shape), indexing="ij"))
     radii = np.linspace(0, distances.max(), num_radii + 1)[1:]

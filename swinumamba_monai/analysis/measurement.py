@@ -28,15 +28,8 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 def summarize_samples(samples: list[float]) -> dict:
     """Median and spread of ``samples``, which are kept too."""
     low, q1, median, q3, high = (float(q) for q in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
-    return {
-        "median": median,
-        "min": low,
-        "q1": q1,
-        "q3": q3,
-        "max": high,
-        "n": len(samples),
-        "samples": [float(f"{sample:.6g}") for sample in samples],
-    }
+    rounded = [float(f"{sample:.6g}") for sample in samples]
+    return {"median": median, "min": low, "q1": q1, "q3": q3, "max": high, "n": len(samples), "samples": rounded}
 
 
 def reason(error: BaseException) -> str:

@@ -63,9 +63,7 @@ def speed_rows(
         device: device of the networks; it holds all systems of a task at a time.
         batch_size: number of crops in a training step.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
-        repeats: number of samples of each.
-        warmup: number of calls of each before its first sample.
-        sample_seconds: shortest duration of a sample, in seconds.
+        repeats, warmup, sample_seconds: see :func:`.measurement.measure`.
         options: options of the networks, by system, in place of the paper's.
 
     Returns:

@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from swinumamba_monai.commands.choices import check_systems
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, check_known
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +28,11 @@ def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import analysis
     from swinumamba_monai.atomic import check_output_folder
     from swinumamba_monai.devices import find_device
-    from swinumamba_monai.networks import build_network
+    from swinumamba_monai.networks import SYSTEMS, build_network
     from swinumamba_monai.pretrained import load_pretrained
 
-    names = check_systems(arguments.network_name)
+    names = arguments.network_name
+    check_known("network", names, SYSTEMS)
     files = arguments.ckpt_path or [None] * len(names)
     if len(files) != len(names):
         raise InputError(f"{len(names)} networks need as many files in ckpt_path, not {len(files)}.")

@@ -16,13 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test_fraction", type=float, default=0.2, help="of all images, where no split says")
     parser.add_argument("--seed", type=int, default=0, help="of these random choices")
     parser.add_argument("--fold", type=int, help="which of the folds in split.json, from 0; default: no fold")
+    parser.add_argument("--label_map", help="JSON file of classes and their numbers; default: the paper's classes")
     parser.add_argument(
-        "--label_map", help="JSON file of class names and their numbers in the labels; default: the paper's classes"
-    )
-    parser.add_argument(
-        "--mask_threshold",
-        type=float,
-        help="least value of a pixel of a black and white mask, such as 128; default: none",
+        "--mask_threshold", type=float, help="least value of a black and white mask, such as 128; default: none"
     )
     parser.add_argument("--series", help="of several DICOM series in a folder: number, UID or a part of the name")
     parser.add_argument("--nan", type=float, help="what takes the place of NaN in volumes, such as 0; default: refused")
@@ -38,17 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import data
 
-    names = (
-        "val_fraction",
-        "test_fraction",
-        "seed",
-        "fold",
-        "skip_bad",
-        "mask_threshold",
-        "series",
-        "nan",
-        "label_grid",
-    )
+    names = "val_fraction test_fraction seed fold skip_bad mask_threshold series nan label_grid".split()
     options = data.PrepareOptions(**{name: getattr(arguments, name) for name in names}, progress=_show_progress)
     task = find_task(arguments.task)
     made = task.prepare(arguments.source_dir, arguments.output_dir, options, arguments.label_map)

@@ -13,9 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_train", type=int, help="training images; default: the task's")
     parser.add_argument("--num_validation", type=int, help="validation images; default: the task's")
     parser.add_argument("--num_test", type=int, help="test images; default: the task's")
-    parser.add_argument(
-        "--image_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of images or slices; default: the task's"
-    )
+    parser.add_argument("--image_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the task's")
     parser.add_argument("--num_slices", type=int, help="of a volume; default: the task's")
     parser.add_argument("--seed", type=int, default=0)
 

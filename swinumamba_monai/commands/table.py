@@ -5,27 +5,22 @@
 import argparse
 from pathlib import Path
 
-from swinumamba_monai.commands.choices import check_encoders, check_systems
+from swinumamba_monai.errors import check_known
 from swinumamba_monai.tasks import TASKS, find_task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     tables = parser.add_subparsers(required=True, metavar="TABLE")
     defaults = argparse.ArgumentDefaultsHelpFormatter
-    complexity = tables.add_parser(
-        "complexity", help="parameters and FLOPs of every system, Tables I–IV", formatter_class=defaults
-    )
+    complexity = tables.add_parser("complexity", help="parameters and FLOPs, Tables I–IV", formatter_class=defaults)
     complexity.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
     complexity.add_argument("--systems", nargs="+", metavar="NETWORK_NAME", help="default: all")
     complexity.add_argument(
-        "--encoders",
-        nargs="*",
-        metavar="ENCODER",
-        help="of VMamba, besides the paper's; default: all, none without a name",
+        "--encoders", nargs="*", metavar="ENCODER", help="of VMamba, besides the paper's; default: all; none by no name"
     )
     complexity.add_argument("--output_dir", default=".", help="where complexity.md, .csv and what is measured go")
     complexity.add_argument(
-        "--measure", action="store_true", help="also time and memory, side by side, and Fig. 1 with time for FLOPs"
+        "--measure", action="store_true", help="time and memory too, and Fig. 1 with time for FLOPs"
     )
     complexity.add_argument("--device", help="to measure on, as cuda:0 or cpu; default: a GPU if there is one")
     complexity.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
@@ -33,15 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     complexity.add_argument("--repeats", type=int, default=5, help="samples of each")
     complexity.set_defaults(table=_complexity)
 
-    results = tables.add_parser(
-        "results", help="evaluations of runs in the layout of Tables I–III and V", formatter_class=defaults
-    )
-    results.add_argument(
-        "dirs", nargs="+", metavar="DIR", help="what an evaluation wrote; NAME=DIR to call its row NAME, else by itself"
-    )
-    results.add_argument(
-        "--reading", choices=["published", "corrected"], default="published", help="how scores are computed"
-    )
+    results = tables.add_parser("results", help="evaluations as Tables I–III and V", formatter_class=defaults)
+    results.add_argument("dirs", nargs="+", metavar="DIR", help="what an evaluation wrote; NAME=DIR calls its row NAME")
+    results.add_argument("--reading", choices=["published", "corrected"], default="published", help="of the scores")
     results.add_argument("--output_dir", default=".", help="where results.md and results.csv go")
     results.set_defaults(table=_results)
 
@@ -54,9 +43,13 @@ def _complexity(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import analysis
     from swinumamba_monai.atomic import check_output_folder
     from swinumamba_monai.devices import find_device
+    from swinumamba_monai.networks import ENCODERS, SYSTEMS
     from swinumamba_monai.reports import write_table
 
-    systems, encoders = check_systems(arguments.systems), check_encoders(arguments.encoders)
+    systems = arguments.systems or list(SYSTEMS)
+    encoders = list(ENCODERS)[1:] if arguments.encoders is None else arguments.encoders
+    check_known("network", systems, SYSTEMS)
+    check_known("encoder", encoders, ENCODERS)
     check_output_folder(arguments.output_dir)
     rows = analysis.complexity_rows(arguments.tasks, systems, encoders)
     columns, notes = analysis.COMPLEXITY_COLUMNS, analysis.COMPLEXITY_NOTES

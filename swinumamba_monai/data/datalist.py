@@ -30,17 +30,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from monai.config import PathLike
 
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.atomic import write_file
 from swinumamba_monai.data.files.label_map import IGNORE_NAME, IGNORED
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.data.prepare.inspection import check_pairs
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.tasks import Task, find_task
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ DATALIST_NAME = "datalist.json"
 
 SECTIONS = ("training", "validation", "test")
 
+_NO_DATALIST = "not a datalist with images and labels"
 _PREPARE = "python -m swinumamba_monai prepare {} --source_dir ... --output_dir ..."
 
 
@@ -63,7 +65,7 @@ def write_datalist(
     regions: Mapping[str, Sequence[int]] | None = None,
     linked_dir: str | None = None,
 ) -> Path:
-    """Write ``datalist.json``, whole or not at all.
+    """Write ``datalist.json``, whole or not at all; its path is returned.
 
     Args:
         dataset_dir: existing folder that the file is written into.
@@ -75,9 +77,6 @@ def write_datalist(
         class_names: what the numbers in the labels mean, background first, "ignore" last; none for cells.
         regions: unions of classes that are scored instead of them, by name the numbers of the classes.
         linked_dir: folder outside of ``source_dir`` that images and labels in it may be links into.
-
-    Returns:
-        The path of the file.
 
     Raises:
         InputError: The folder has a ``datalist.json`` with other content.
@@ -98,8 +97,7 @@ def write_datalist(
         if path.read_text(encoding="utf-8") != text:
             raise InputError(f"{path} exists and describes other data; give another output_dir.")
         return path
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(path, text)
     return path
 
 
@@ -136,22 +134,22 @@ def load_datalist(
             f"--num_classes {len(names)}."
         )
     task = _task_of(content, path)
-    try:
+    malformed = AttributeError, KeyError, TypeError
+    with explained(f"{path} is {_NO_DATALIST}", f"run `{_PREPARE.format(task.name)}`", *malformed):
         entries = [(entry["image"], entry["label"]) for entry in content.get(section, [])]
         image_dir = path.parent / content.get("source_dir", ".")
         label_dir = path.parent / content.get("label_dir", content.get("source_dir", "."))
         linked = [path.parent / content["linked_dir"]] if "linked_dir" in content else []
+        image_path, label_path = (
+            partial(_inside, (folder, *linked), datalist=path, task=task) for folder in (image_dir, label_dir)
+        )
         pairs = [
             {
-                "image": _channels((image_dir, *linked), image, path, task),
-                "label": _inside((label_dir, *linked), label, path, task),
+                "image": tuple(map(image_path, image)) if isinstance(image, list) and image else image_path(image),
+                "label": label_path(label),
             }
             for image, label in entries
         ]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a datalist with images and labels ({quoted(error)}); run `{_PREPARE.format(task.name)}`."
-        ) from error
     items = Inputs(pairs, f"the {section} section of {path.parent}")
     if not items:
         raise InputError(f"{path} has no {section!r} images; its sections are {', '.join(SECTIONS)}.")
@@ -219,14 +217,10 @@ def _read(dataset_dir: PathLike) -> tuple[dict, Path]:
     prepare = _PREPARE.format("TASK")
     if not path.is_file():
         raise InputError(f"{dataset_dir} is no prepared dataset (it has no {DATALIST_NAME}); run `{prepare}`.")
-    try:
+    with explained(f"{path} is {_NO_DATALIST}", f"run `{prepare}`"):
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not a datalist with images and labels ({quoted(error)}); run `{prepare}`."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a datalist with images and labels (it is a {type(content).__name__}).")
+        if not isinstance(content, dict):
+            raise TypeError(f"it is a {type(content).__name__}")
     return content, path
 
 
@@ -236,13 +230,6 @@ def _task_of(content: Mapping, path: Path) -> Task:
         return find_task(content.get("name", "microscopy"))
     except InputError as error:
         raise InputError(f"{path} has the name '{shown(content['name'])}', but {error}") from error
-
-
-def _channels(folders: Sequence[Path], image: str | list[str], datalist: Path, task: Task) -> str | tuple[str, ...]:
-    """The absolute path of an image, or those of its channels."""
-    if isinstance(image, list) and image:
-        return tuple(_inside(folders, channel, datalist, task) for channel in image)
-    return _inside(folders, image, datalist, task)
 
 
 def leads_outside(path: Path, folder: Path) -> bool:
@@ -259,9 +246,7 @@ def _inside(folders: Sequence[Path], relative: str, datalist: Path, task: Task) 
         outside = any(all(leads_outside(end, folder) for folder in folders) for end in (path, file))
         resolved, is_image = path.resolve(), task.files.is_image(path)
     except (OSError, RuntimeError, ValueError) as error:  # no name of a file, or a circle of links
-        raise InputError(
-            f"{datalist} names {shown(ascii(relative))}, which is no path ({type(error).__name__})."
-        ) from error
+        raise InputError(f"{datalist}: {shown(ascii(relative))} is no path ({type(error).__name__}).") from error
     name = shown(repr(relative))
     if outside:
         raise InputError(f"{datalist} names {name}, which is outside of {folders[0]}; name only files inside of it.")

@@ -19,7 +19,7 @@ SYNTHETIC = "synthetic"  # the dataset_dir that asks for it by name
 def dataset_dir_or_synthetic(
     dataset_dir: str | None, synthetic_dir: str, task: str = "microscopy", default: bool = True
 ) -> str:
-    """``dataset_dir``, or the synthetic dataset of a task where that is asked for.
+    """The folder ``dataset_dir``, or that of the synthetic dataset of a task where that is asked for.
 
     Args:
         dataset_dir: folder of a dataset; None, or ``"synthetic"`` where no folder has this name, for the synthetic one.
@@ -28,17 +28,12 @@ def dataset_dir_or_synthetic(
         default: whether None asks for it. Inference says no: its user has images, and a forgotten option would give
             predictions of others.
 
-    Returns:
-        The folder to read.
-
     Raises:
         InputError: ``dataset_dir`` is None and ``default`` is False, or it is no path; ``synthetic_dir`` holds
             something else; there is no such task.
     """
     if dataset_dir is None and not default:
-        raise InputError(
-            f"--dataset_dir is missing: give the folder of your images, or {SYNTHETIC} for images that are made up."
-        )
+        raise InputError(f"--dataset_dir is missing: give the folder of your images, or {SYNTHETIC} for made-up ones.")
     if dataset_dir is not None and not isinstance(dataset_dir, (str, os.PathLike)):
         raise InputError(f"dataset_dir must be the path of a folder, got {shown(repr(dataset_dir))}.")
     if not _is_synthetic(dataset_dir):
@@ -48,12 +43,7 @@ def dataset_dir_or_synthetic(
 
 
 def remind_of_synthetic(dataset_dir: str | None, data_dir: str) -> None:
-    """The last line of a run says again that what it used was made up.
-
-    Args:
-        dataset_dir: as given by the user.
-        data_dir: the folder that was read.
-    """
+    """Say at the end of a run that what it read in ``data_dir`` was made up, if ``dataset_dir`` asked for that."""
     if _is_synthetic(dataset_dir):
         logger.warning("This run used the synthetic dataset in %s; --dataset_dir takes your own.", data_dir)
 

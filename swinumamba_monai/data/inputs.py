@@ -11,14 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from swinumamba_monai.data.files.hidden import is_hidden
-from swinumamba_monai.errors import InputError, shown
-
-__all__ = ["Inputs", "not_taken_of", "refuse_or_leave_out"]
+from swinumamba_monai.errors import InputError, listed, shown
 
 logger = logging.getLogger(__name__)
 
 MAX_THREADS = 4  # that decode at a time: each holds a whole file
-MAX_NAMED = 3  # files of one reason
 
 
 class Inputs(list):
@@ -55,16 +52,12 @@ class Inputs(list):
 
     def summary(self) -> str:
         """One line: how many are taken, and how many are not, by reason."""
-        reasons = [f"{len(names)} {reason} ({_some(names)})" for reason, names in self.not_taken.items()]
+        reasons = [f"{len(names)} {reason} ({listed(names)})" for reason, names in self.not_taken.items()]
         reasons += [f"{len(self.bad)} bad"] if self.bad else []
         return f"{len(self.all)} taken from {self.source}; not taken: {', '.join(reasons) or 'none'}"
 
     def leave_out(self, problems: Sequence[str | None], skip_bad: bool) -> None:
-        """Drop what has a problem.
-
-        Args:
-            problems: a sentence, or None, for every item.
-            skip_bad: drop it; False refuses.
+        """Drop the items that have a problem, a sentence for each, or None.
 
         Raises:
             InputError: there is a problem and not ``skip_bad``, or there is nothing without.
@@ -76,15 +69,7 @@ class Inputs(list):
         self[:] = good
 
     def check(self, read: Callable[[str], object], skip_bad: bool) -> None:
-        """Read every image once, so that a bad one is found before there is work to lose.
-
-        Args:
-            read: decodes an image by its name.
-            skip_bad: as in :meth:`leave_out`.
-
-        Raises:
-            InputError: as in :meth:`leave_out`.
-        """
+        """Read every image once by its name and :meth:`leave_out` bad ones, before there is work to lose."""
 
         def problem_of(item: Mapping[str, str]) -> str | None:
             try:
@@ -97,11 +82,7 @@ class Inputs(list):
             self.leave_out(list(pool.map(problem_of, self)), skip_bad)
 
     def finish(self) -> None:
-        """Say it all again, and end the run with an error if something was bad.
-
-        Raises:
-            InputError: something was left out because it was bad; everything else is done.
-        """
+        """Say it all again; what was left out because it was bad is an InputError, when everything else is done."""
         self.log()
         if self.bad:
             raise InputError(f"all but {len(self.bad)} are done; these were left out:\n" + "\n".join(self.bad))
@@ -134,7 +115,3 @@ def not_taken_of(paths: Iterable[Path]) -> dict[str, list[str]]:
             reason = f"{shown(path.suffix.lower())} files" if path.suffix else "files without a suffix"
         reasons.setdefault(reason, []).append(path.name)
     return reasons
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(shown(name) for name in names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")

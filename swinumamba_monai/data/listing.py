@@ -18,7 +18,7 @@ from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
-from swinumamba_monai.data.files.dicom_series import find_files
+from swinumamba_monai.data.files.hidden import find_files
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
@@ -26,8 +26,6 @@ from swinumamba_monai.data.files.volume_listing import find_volumes, result_name
 from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
 from swinumamba_monai.errors import InputError
-
-__all__ = ["load_frames", "load_images", "load_volumes"]
 
 Reader = ImageReader | type[ImageReader]
 Need = Callable[[object, np.ndarray, Mapping], None]  # of the name, the array and the metadata of an image
@@ -70,9 +68,11 @@ def load_images(
         InputError: There is nothing at ``path``, or no image of a kind that can be read; or a bad one and not
             ``skip_bad``.
     """
-    found = _list(
-        path, lambda file: image_names(file) if is_image_file(file) else [], "image", IMAGE_SUFFIXES, skip_bad
-    )
+
+    def images(file: Path) -> list[str]:
+        return image_names(file) if is_image_file(file) else []
+
+    found = _list(path, images, "image", "an image, a folder of images", IMAGE_SUFFIXES, skip_bad)
     return _checked(found, reader, skip_bad, memory, blocks)
 
 
@@ -85,8 +85,7 @@ def load_frames(
         path: an image or video file, a folder of both (its subfolders are not searched), or a prepared dataset, of
             which the test section is taken.
         reader: as for :func:`load_images`; the frames of a video are decoded to count them, and not once more.
-        skip_bad: as for :func:`load_images`.
-        memory: as for :func:`load_images`.
+        skip_bad, memory: as for :func:`load_images`.
 
     Returns:
         Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video or of a
@@ -99,8 +98,9 @@ def load_frames(
     def frames(file: Path) -> list[str]:
         return image_names(file) if is_image_file(file) else frame_names(file)
 
-    suffixes, wanted = IMAGE_SUFFIXES + VIDEO_SUFFIXES, "a frame, a video, a folder of both"
-    return _checked(_list(path, frames, "frame", suffixes, skip_bad, wanted), reader, skip_bad, memory)
+    suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    found = _list(path, frames, "frame", "a frame, a video, a folder of both", suffixes, skip_bad)
+    return _checked(found, reader, skip_bad, memory)
 
 
 def load_volumes(
@@ -118,9 +118,7 @@ def load_volumes(
             taken.
         series: of DICOM series, which to take: a UID, a number, a part of the description, or "all".
         channels: of an image; see :func:`~swinumamba_monai.data.files.volume_listing.find_volumes`.
-        reader: as for :func:`load_images`.
-        skip_bad: as for :func:`load_images`.
-        memory: as for :func:`load_images`.
+        reader, skip_bad, memory: as for :func:`load_images`.
 
     Returns:
         Dictionaries with "image", sorted by name: the absolute path of a file, those of the
@@ -138,7 +136,7 @@ def load_volumes(
             raise InputError(problems.pop(0))
         return found
 
-    found = _list(path, volumes, "volume", kinds, skip_bad, whole_folder=lambda folder: True)
+    found = _list(path, volumes, "volume", "a volume, a folder of volumes", kinds, skip_bad, by_entry=False)
     found.bad += refuse_or_leave_out(problems, skip_bad, path)
     if Path(path).is_dir() and not (Path(path) / DATALIST_NAME).is_file():
         taken = {file for item in found for name in ensure_tuple(item["image"]) for file in volume_files(name)}
@@ -184,21 +182,19 @@ def _list(
     path: PathLike,
     names_of: Callable[[Path], list[str]],
     kind: str,
+    wanted: str,
     readable: tuple[str, ...],
     skip_bad: bool,
-    wanted: str = "",
-    whole_folder: Callable[[Path], bool] = lambda folder: False,
+    by_entry: bool = True,
 ) -> Inputs:
-    """What ``names_of`` finds in a file, or in each entry of a folder that is not itself ``whole_folder``."""
+    """What ``names_of`` finds in a file, and in a folder or, with ``by_entry``, in each of its entries."""
     path = Path(path)
     if (path / DATALIST_NAME).is_file():
         items = load_datalist(path, "test", check=False)
         return Inputs(({"image": item["image"]} for item in items), f"the test section of {path}")
     if not path.exists():
-        article = "an" if kind[0] in "aeiou" else "a"
-        wanted = wanted or f"{article} {kind}, a folder of {kind}s"
         raise InputError(f"{path} does not exist; give {wanted} or a prepared dataset.")
-    entries = sorted(path.iterdir()) if path.is_dir() and not whole_folder(path) else [path]
+    entries = sorted(path.iterdir()) if path.is_dir() and by_entry else [path]
     names, others, problems = [], [], []
     written = result_names([entry.stem for entry in entries])
     results = [entry for entry in entries if entry.is_file() and entry.stem in written]

@@ -22,17 +22,10 @@ _UNIX = 3
 
 
 def write_archive(path: str | PathLike, files: Mapping[str, bytes]) -> Path:
-    """Write a zip whose bytes depend on the names and contents alone.
+    """Write a zip whose bytes depend on the names and contents alone, whole or not at all; its path is returned.
 
     The files are sorted, dated 1980 and readable by all. They are stored as they are: what a compressor makes depends
     on its version, and weights do not compress.
-
-    Args:
-        path: archive to write, whole or not at all.
-        files: contents by their names in the archive.
-
-    Returns:
-        ``path``.
     """
     path = Path(path)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -45,16 +38,13 @@ def write_archive(path: str | PathLike, files: Mapping[str, bytes]) -> Path:
 
 
 def unpack(path: str | PathLike, folder: str | PathLike) -> Path:
-    """Take a bundle out of its archive, if everything in it stays below one new folder and is of bearable size.
+    """A bundle's folder, out of its archive, if all in it stays below one new folder and is of bearable size.
 
     Everything is looked at before anything is written.
 
     Args:
         path: zip to unpack.
         folder: existing folder, in which the bundle's folder is made.
-
-    Returns:
-        the bundle's folder.
 
     Raises:
         InputError: no zip; a path that is absolute or leads out; a symbolic link or device; files beside the folder;

@@ -31,14 +31,12 @@ from pathlib import Path
 
 import torch
 
-from swinumamba_monai.atomic import remove_unfinished, replacing
+from swinumamba_monai.atomic import remove_unfinished, write_file
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.archive import write_archive
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.weight_files import find_checkpoint, read_weights
-
-__all__ = ["Package", "check_version", "package_bundle", "read_metadata"]
 
 PARTS = ("LICENSE", "configs", "docs")  # of a bundle; the rest of its folder is what runs leave there
 WEIGHTS = "models/model.pt"
@@ -91,13 +89,16 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
             raise InputError(f"{folder} would be written, but {bundle} is what is packed; give another output_dir.")
     files = _collect(bundle)
     weights = _weights(bundle)
-    info = _read_model_info(output / MODEL_INFO)
+    with explained(f"{output / MODEL_INFO} cannot be read", "give another output_dir"):
+        file = output / MODEL_INFO
+        info = {**json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}
 
     stem = f"{bundle.name}_v{version}"
     address = f"{release_url.rstrip('/')}/" if release_url else ""
     asset = output / f"{stem}_model.pt"
     if weights is not None:
-        files[LARGE_FILES] = _large_files(f"{address}{asset.name}", weights).encode()
+        entry = f'- path: "{WEIGHTS}"\n  url: "{address}{asset.name}"\n  hash_val: "{_sha256(weights)}"'
+        files[LARGE_FILES] = f'large_files:\n{entry}\n  hash_type: "sha256"\n'.encode()
     whole = files | ({} if weights is None else {WEIGHTS: weights})
     contents = {"models": files, "huggingface": whole}
     packed = _packed_before(output, bundle.name)
@@ -106,15 +107,13 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
         _write_folder(folder, contents[name], stale[name])
     if weights is not None:
         _write(asset, weights)
-    archive = write_archive(
-        output / f"{stem}.zip", {f"{bundle.name}/{name}": content for name, content in whole.items()}
-    )
+    archive = write_archive(output / f"{stem}.zip", {f"{bundle.name}/{name}": file for name, file in whole.items()})
     content = archive.read_bytes()
     info[stem] = {"checksum": hashlib.sha1(content).hexdigest(), "source": f"{address}{archive.name}"}  # as in the zoo
     _write(output / MODEL_INFO, (json.dumps(dict(sorted(info.items())), indent=4) + "\n").encode())
     return Package(
         archive=archive,
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=_sha256(content),
         weights=None if weights is None else asset,
         huggingface_dir=output / "huggingface",
     )
@@ -123,13 +122,8 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
 def read_metadata(bundle: Path) -> dict:
     """The content of ``configs/metadata.json``; an :class:`InputError` when there is no such thing."""
     path = bundle / "configs" / "metadata.json"
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{bundle} is no bundle: {path} cannot be read ({quoted(error)}).") from error
-    if not isinstance(metadata, dict):
-        raise InputError(f"{bundle} is no bundle: {path} is a {type(metadata).__name__}.")
-    return metadata
+    with explained(f"{path} cannot be read", f"{bundle} is no bundle"):
+        return {**json.loads(path.read_text(encoding="utf-8"))}  # a TypeError for what is no object
 
 
 def check_version(metadata: Mapping, bundle: Path) -> str:
@@ -193,32 +187,16 @@ def _weights(bundle: Path) -> bytes | None:
     return stream.getvalue()
 
 
-def _large_files(url: str, weights: bytes) -> str:
-    sha256 = hashlib.sha256(weights).hexdigest()
-    return f'large_files:\n- path: "{WEIGHTS}"\n  url: "{url}"\n  hash_val: "{sha256}"\n  hash_type: "sha256"\n'
-
-
-def _read_model_info(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({error}); give another output_dir.") from error
-    if not isinstance(info, dict):
-        raise InputError(f"{path} is no list of bundles; give another output_dir.")
-    return info
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _packed_before(output: Path, name: str) -> set[str]:
     """SHA-256 of every file in the archives of this bundle that earlier packages have left in ``output``."""
     digests = set()
     for path in output.glob(f"{name}_v*.zip"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                digests |= {hashlib.sha256(archive.read(entry)).hexdigest() for entry in archive.infolist()}
-        except Exception as error:  # zipfile, zlib and struct each have their own for what is damaged
-            raise InputError(f"{path} is no archive that can be read ({quoted(error)}); move it away.") from error
+        with explained(f"{path} is no archive that can be read", "move it away"), zipfile.ZipFile(path) as archive:
+            digests |= {_sha256(archive.read(entry)) for entry in archive.infolist()}
     return digests
 
 
@@ -238,10 +216,8 @@ def _stale_files(folder: Path, files: Mapping[str, bytes], packed: set[str]) -> 
         if not path.is_file():
             continue
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()
-        if content != files.get(name) and hashlib.sha256(content).hexdigest() not in packed:
-            raise InputError(
-                f"{path} is not as a package of this bundle left it; move it away or give another output_dir."
-            )
+        if content != files.get(name) and _sha256(content) not in packed:
+            raise InputError(f"{path} is not as a package left it; move it away or give another output_dir.")
         if name not in files:
             stale.append(path)
     return stale
@@ -260,5 +236,4 @@ def _write_folder(folder: Path, files: Mapping[str, bytes], stale: list[Path]) -
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_file(path, content)

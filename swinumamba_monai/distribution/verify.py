@@ -24,15 +24,7 @@ from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.tasks import TASKS
 from swinumamba_monai.weight_files import find_checkpoint
 
-__all__ = ["verify_bundle"]
-
-FILES = (
-    "LICENSE",
-    "docs/README.md",
-    "configs/metadata.json",
-    "configs/train.json",
-    "configs/inference.json",
-)
+FILES = ("LICENSE", "docs/README.md", "configs/metadata.json", "configs/train.json", "configs/inference.json")
 # Required by meta_schema_20240725.json, which the metadata names; it is not fetched, so that no network is needed.
 FIELDS = (
     "schema version monai_version pytorch_version numpy_version required_packages_version task description authors "

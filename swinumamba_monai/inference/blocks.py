@@ -30,8 +30,6 @@ from swinumamba_monai.inference.memory import MemoryNeed
 from swinumamba_monai.inference.one_image import ImageInference, as_loaded
 from swinumamba_monai.inference.writers import LABEL_TILE, write_label_rows
 
-__all__ = ["Block", "BlockInference"]
-
 logger = logging.getLogger(__name__)
 
 MARGIN = 256  # pixels that a block sees of its neighbours: half a window, and four of the largest cells that are known
@@ -90,11 +88,7 @@ class BlockInference:
             raise InputError(f"block_size is {block_size}, but blocks need margins: {least} or more, or 0 for none.")
 
     def open(self, name: str | PathLike | Sequence[str | PathLike]) -> TiffRows | None:
-        """The image, if it is to be predicted by blocks; to be closed.
-
-        Args:
-            name: path of an image, or of its channels, which are not read by blocks.
-        """
+        """The image of a path, to be closed, if it goes by blocks; the paths of several channels never do."""
         image = open_rows(name) if self.block_size and isinstance(name, (str, PathLike)) else None
         if image is None or math.prod(image.shape) > 2 * self.block_size**2:
             return image
@@ -102,11 +96,7 @@ class BlockInference:
         return None
 
     def check(self, image: TiffRows) -> None:
-        """Refuse before the work what blocks cannot do, and what they cannot do with the memory there is.
-
-        Raises:
-            InputError: see above.
-        """
+        """Refuse, by an InputError before the work, what blocks cannot do, or not with the memory there is."""
         if self.diameter == "auto":
             raise InputError(
                 f"{image.path} is so large that it is predicted in blocks, in which diameter=auto would find cells of "
@@ -124,21 +114,12 @@ class BlockInference:
         self.need.refuse(image.path, image.shape, needed, "give a smaller block_size")
 
     def read_once(self, image: TiffRows) -> np.ndarray:
-        """Every n-th pixel, (H, W) or (H, W, C), as many as its look is made of; all of the image is read for it.
-
-        Raises:
-            InputError: a part of the file is damaged.
-        """
+        """Every n-th pixel, (H, W) or (H, W, C), as many as its look is made of; all of the image is read for it."""
         step = sampling_step(math.prod(image.shape))
         return np.concatenate([band[-start % step :: step, ::step] for start, band in image.bands(self.block_size)])
 
     def blocks(self, image: TiffRows, overview: np.ndarray) -> Iterator[Block]:
-        """Predict an image.
-
-        Args:
-            image: see :meth:`open`.
-            overview: see :meth:`read_once`.
-        """
+        """Predict an image of :meth:`open`, whose look is that of what :meth:`read_once` gives."""
         prepare = _fitted(self.inference.prepare, overview)
         bands, columns = self._spans(image.height), self._spans(image.width)
         labels, cells = np.zeros((0, image.width), np.int32), 0
@@ -163,11 +144,7 @@ class BlockInference:
                 labels = labels[final:].copy()
 
     def run(self, items: Sequence[Mapping[str, str]]) -> None:
-        """Predict images and write their cells, as the bundle's ``inference`` does.
-
-        Args:
-            items: dictionaries with "image".
-        """
+        """Predict the "image" of each item and write its cells, as the bundle's ``inference`` does."""
         for item in items:
             with self.open(item["image"]) as image:
                 self.check(image)

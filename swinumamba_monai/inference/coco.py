@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.atomic import write_file
 from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.polygons import CELL, class_names, outlines, regions
@@ -54,16 +54,13 @@ def to_coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | 
 def write_coco(
     predictions: PathLike, images: PathLike, output_file: PathLike, metadata: PathLike | None = None
 ) -> tuple[int, int]:
-    """One COCO file of a folder of predictions.
+    """One COCO file of a folder of predictions; the numbers of images and of annotations are returned.
 
     Args:
         predictions: folder with NAME_instances or NAME_classes files, as the bundles' inference writes them.
         images: images, as the inference took them; those without a prediction are left out.
         output_file: ``.json`` file to write, whole or not at all.
         metadata: ``metadata.json`` of the bundle, which names the classes; not needed for cells.
-
-    Returns:
-        the numbers of images and of annotations.
 
     Raises:
         InputError: no prediction is there, predictions of two kinds, classes without ``metadata``, or a class that it
@@ -96,8 +93,7 @@ def write_coco(
             raise InputError(f"{path} holds class {min(unknown)}, which {metadata} does not name.")
         items.append((name, numbers))
     content = to_coco(items, class_of)
-    with replacing(output_file) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_file(output_file, json.dumps(content))
     return len(content["images"]), len(content["annotations"])
 
 

@@ -29,10 +29,7 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList([network])
 
     def load(self, ckpt_path: str | PathLike | Sequence[str | PathLike]) -> None:
-        """Give every checkpoint a member of its own.
-
-        Args:
-            ckpt_path: checkpoint, or several, of trained networks like the first member.
+        """Give every checkpoint, of trained networks like the first member, a member of its own.
 
         Raises:
             InputError: there is no checkpoint, or one that cannot be read or does not fit.

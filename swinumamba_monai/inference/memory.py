@@ -22,8 +22,6 @@ try:
 except ImportError:  # Windows
     resource = None
 
-__all__ = ["MemoryHandler", "MemoryNeed", "free_memory"]
-
 _CGROUPS = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
 
 
@@ -76,31 +74,12 @@ class MemoryNeed:
         return int(voxels * (7 + self.saved) + resampled * (8 + 4 * self.num_classes))
 
     def check(self, name: object, image: np.ndarray, meta: Mapping) -> None:
-        """Refuse what does not fit.
-
-        Args:
-            name: of the image, for the sentence.
-            image: as in :meth:`estimate`.
-            meta: what the reader knows of it.
-
-        Raises:
-            InputError: less memory is free than the prediction takes.
-        """
+        """Refuse by an InputError an image, as in :meth:`estimate`, whose prediction takes more memory than is free."""
         self.refuse(name, image.shape[: 2 if self.spacing is None else 3], self.estimate(image, meta), self.advice)
 
     @staticmethod
     def refuse(name: object, shape: Sequence[int], needed: float, advice: str) -> None:
-        """Refuse what takes more than there is.
-
-        Args:
-            name: of the image, for the sentence.
-            shape: of the image, for the sentence.
-            needed: bytes.
-            advice: what to do, the end of the sentence.
-
-        Raises:
-            InputError: less memory is free.
-        """
+        """Refuse by an InputError, which ends in ``advice``, an image that needs more bytes than are free."""
         free = free_memory()
         if free is not None and needed > free:
             size = " x ".join(map(str, shape))

@@ -41,14 +41,7 @@ class MirrorInferer(Inferer):
         self.flips = [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """Logits of the shape that ``inferer`` gives.
-
-        Args:
-            inputs: images (b, c, ...), as ``inferer`` takes them.
-            network: network that maps windows to logits of their size.
-            args: further arguments of the network.
-            kwargs: further keyword arguments of the network.
-        """
+        """Logits of images (b, c, ...), as ``inferer`` gives them; ``network`` maps windows to logits."""
 
         def mean(window: Tensor, *args: object, **kwargs: object) -> Tensor:
             total = network(window, *args, **kwargs)

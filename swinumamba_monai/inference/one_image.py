@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from swinumamba_monai.data.files.images import ImageFileReader
 
-__all__ = ["ImageInference", "as_loaded"]
-
 Around = Callable[[nn.Module, torch.Size], AbstractContextManager[Callable[..., Tensor]]]
 
 
@@ -61,16 +59,13 @@ class ImageInference:
     def __call__(
         self, loaded: MetaTensor, prepare: Compose | None = None, around: Around | None = None
     ) -> tuple[dict[Hashable, object], dict[Hashable, object]]:
-        """What the network gives for an image, and what the postprocessing makes of it.
+        """The item of an image, with "image" and "pred", before and after the postprocessing.
 
         Args:
             loaded: image as ``load`` gives it; it may be changed.
             prepare: instead of the transforms of the bundle.
             around: gives a context in which there is another network, such as one that counts its windows, for the
                 network and the spatial shape of what the inferer will get.
-
-        Returns:
-            the item before and after the postprocessing, with "image" and "pred".
         """
         batch = list_data_collate([(prepare or self.prepare)({"image": loaded})])
         batch["image"] = inputs = batch["image"].to(self.device)

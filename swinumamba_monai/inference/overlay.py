@@ -49,15 +49,7 @@ class Overlayd(MapTransform):
 
 
 def class_overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Classes painted over an image.
-
-    Args:
-        image: gray or RGB image of shape (C, H, W).
-        classes: class of every pixel, shape (H, W); 0 is not painted.
-
-    Returns:
-        picture of shape (3, H, W), uint8.
-    """
+    """Classes (H, W), of which 0 is not painted, over a gray or RGB image (C, H, W): a picture (3, H, W), uint8."""
     channels = image[:3] if image.shape[0] >= 3 else np.repeat(image[:1], 3, axis=0)
     low, span = (0, 255) if image.min() >= 0 and image.max() <= 255 else display_range(channels)
     picture = np.moveaxis(np.clip((channels - low) * (255 / span), 0, 255), 0, -1)

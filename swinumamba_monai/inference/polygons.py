@@ -16,7 +16,7 @@ import numpy as np
 from monai.config import PathLike
 from scipy import ndimage
 
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import explained
 from swinumamba_monai.inference.writers import RowsFirstWriter
 
 CELL = "cell"
@@ -119,22 +119,11 @@ class PolygonWriter(RowsFirstWriter):
 
 
 def class_names(metadata: PathLike) -> dict[int, str]:
-    """Names of the classes of a prediction by number, without the background.
-
-    Args:
-        metadata: ``metadata.json`` of a bundle.
-
-    Raises:
-        InputError: there is no such file, or it names no classes.
-    """
-    try:
+    """Names of the classes by number, without the background, in a bundle's ``metadata.json``; else an InputError."""
+    with explained(f"{metadata} does not name the classes of the polygons", "give that of a bundle"):
         content = json.loads(Path(metadata).read_text(encoding="utf-8"))
         channels = content["network_data_format"]["outputs"]["pred"]["channel_def"]
         return {int(number): name for number, name in channels.items() if int(number) > 0}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{metadata} does not name the classes of the polygons ({quoted(error)}); give that of a bundle."
-        ) from error
 
 
 def _polygon(piece: np.ndarray, top: int, left: int) -> list[list[list[int]]]:

@@ -16,8 +16,6 @@ from torch import Tensor
 from swinumamba_monai.errors import InputError, shown
 from swinumamba_monai.instances import find_cells
 
-__all__ = ["KNOWN_DIAMETERS", "RescalingInferer", "diameter_of", "median_diameter"]
-
 logger = logging.getLogger(__name__)
 
 KNOWN_DIAMETERS = (9.0, 64.0)  # pixels; nuclei from 7 to 64 pixels across were in the training
@@ -50,14 +48,7 @@ class RescalingInferer(Inferer):
         self.diameter = diameter
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """The output of the network, of the size of the image; the mean size of a batch decides.
-
-        Args:
-            inputs: images (b, c, h, w).
-            network: network that maps windows to outputs of their size.
-            args: further arguments of the network.
-            kwargs: further keyword arguments of the network.
-        """
+        """The output of the network, of the size of the images (b, c, h, w); the mean size of a batch decides."""
 
         def output_at(zoom: float) -> Tensor:
             return self.inferer(_resized(inputs, zoom), network, *args, **kwargs)
@@ -85,11 +76,7 @@ def wanted_zoom(diameter: float | None) -> float:
 
 
 def median_diameter(ids: np.ndarray) -> float | None:
-    """The median of the diameters of circles that are as large as the cells, in pixels; None without cells.
-
-    Args:
-        ids: instance ids (H, W), 0 background.
-    """
+    """The median diameter in pixels of circles as large as the cells (H, W), 0 background; None without cells."""
     return diameter_of(np.bincount(ids.ravel())[1:])
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
 
 import torch
 from monai.config import KeysCollection
@@ -54,7 +55,7 @@ class RestoreVolumed(MapTransform):
         affine = torch.as_tensor(convert_to_numpy(image.meta[MetaKeys.ORIGINAL_AFFINE]))
 
         for key in self.keys:
-            made = {key: _argmax, self.probabilities_key: _softmax, self.entropy_key: entropy_map}
+            made = {key: _argmax, self.probabilities_key: partial(torch.softmax, dim=0), self.entropy_key: entropy_map}
             made.pop(None, None)
             whole: dict[Hashable, Tensor] = {}
             for place, slab in self._slabs(result[key], image, affine):
@@ -113,10 +114,6 @@ def _slices_of_file(image: MetaTensor, affine: Tensor, count: int) -> tuple[int 
 def _shape_of_file(image: MetaTensor) -> list[int]:
     """(X, Y, Z) as the reader noted it; zeros where nobody did."""
     return [int(size) for size in image.meta.get(MetaKeys.SPATIAL_SHAPE, (0, 0, 0))]
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(0)
 
 
 def _argmax(channels: Tensor) -> Tensor:

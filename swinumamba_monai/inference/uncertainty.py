@@ -36,13 +36,10 @@ def entropy_map(logits: Tensor) -> Tensor:
 
 
 def class_scores(logits: Tensor) -> np.ndarray:
-    """How sure the network is of each class: the mean of its probability over the pixels where it is the highest.
+    """How sure the network is of each class, (classes,) float32: its mean probability where it is the highest, or NaN.
 
     Args:
         logits: logits (classes, ...) of images or volumes.
-
-    Returns:
-        scores (classes,) float32; NaN for a class that is nowhere the highest.
     """
     total, area = np.zeros(len(logits)), np.zeros(len(logits))
     for part in logits.unbind(1):

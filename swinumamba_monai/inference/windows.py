@@ -11,8 +11,6 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
-__all__ = ["FittingWindowInferer"]
-
 
 class FittingWindowInferer(SlidingWindowInferer):
     """MONAI's ``SlidingWindowInferer``, which pads an image to the size of a window, without that padding.
@@ -29,14 +27,7 @@ class FittingWindowInferer(SlidingWindowInferer):
         self.fit = fit
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """As MONAI's.
-
-        Args:
-            inputs: images (b, c, h, w).
-            network: network that maps windows to outputs of their size.
-            args: further arguments of the network.
-            kwargs: further keyword arguments of the network.
-        """
+        """As MONAI's, for images (b, c, h, w) and a network that maps windows to outputs of their size."""
         if not self.fit:
             return super().__call__(inputs, network, *args, **kwargs)
         fitting = copy.copy(self)

@@ -39,9 +39,7 @@ def _writing(filename: PathLike) -> Iterator[Path]:
         with replacing(filename) as temporary:
             yield temporary
     except OSError as error:
-        raise InputError(
-            f"{filename} could not be written ({error.strerror or error}); nothing is left of it."
-        ) from error
+        raise InputError(f"{filename} could not be written ({error.strerror or error}); nothing is left.") from error
 
 
 class RowsFirstWriter(ImageWriter):
@@ -62,9 +60,7 @@ class RowsFirstWriter(ImageWriter):
     def __init__(self, output_dtype: object = None, scale: int | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
         if scale is not None:
-            raise InputError(
-                f"{type(self).__name__} writes {self.content}, which cannot be scaled: leave 'scale' of SaveImaged out."
-            )
+            raise InputError(f"{type(self).__name__} writes {self.content}, which cannot be scaled: leave 'scale' out.")
 
     def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
         self.data_obj = self.pixels(convert_to_numpy(data_array))
@@ -207,18 +203,15 @@ class VolumeWriter(ImageWriter):
     A volume (C, X, Y, Z) of one channel becomes (X, Y, Z), also where it has one slice; several channels become the
     last axis of the file. A NIfTI file gets both forms of the NIfTI file that the image came from, with their codes.
 
-    Args:
-        output_dtype: of the file; by default that of the data.
-        scale: part of the interface of ``SaveImaged``; None.
+    Attributes:
+        output_dtype: of the file; None for that of the data.
 
     Raises:
         InputError: the volume would have to be resampled, or the file cannot be written.
     """
 
     check_suffix = staticmethod(check_writable)
-
-    def __init__(self, output_dtype: object = None, scale: int | None = None, **kwargs: object) -> None:
-        super().__init__(output_dtype=output_dtype, scale=scale, **kwargs)
+    output_dtype: object = None
 
     def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: object) -> None:
         volume = convert_to_numpy(data_array)

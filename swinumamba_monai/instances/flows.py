@@ -35,8 +35,6 @@ from torch import Tensor, nn
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.instances.whole_cells import finish_cells, weighted_mean
 
-__all__ = ["FLOW_CHANNELS", "FlowLoss", "FlowsToInstancesd", "InstancesToFlowsd", "flow_targets", "flows_to_instances"]
-
 FLOW_CHANNELS = 4  # of a network: background, cell, rows, columns
 FLOW_WEIGHT = 12.5  # of the squared error of the flow, as in Cellpose: half of the error of five times the flow
 STEPS = 4  # pixels walked one by one before the distances are doubled
@@ -223,16 +221,10 @@ class FlowLoss(nn.Module):
     """Cellpose's loss: binary cross-entropy of the foreground, and 12.5 times the squared error of the flow."""
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """
-        Args:
-            output: (b, 4, h, w), a network's output.
-            target: (b, 3, h, w) targets; a fourth channel, if there is one, weighs the pixels (0: nothing is known).
+        """The loss, a scalar, of a network's output (b, 4, h, w) and targets (b, 3, h, w).
 
-        Returns:
-            the loss, a scalar.
-
-        Raises:
-            ValueError: other numbers of channels.
+        A fourth channel of the targets, if there is one, weighs the pixels (0: nothing is known). Other numbers of
+        channels are a ValueError.
         """
         if output.shape[1] != FLOW_CHANNELS or target.shape[1] not in (3, 4):
             raise ValueError(f"Flows have 4 channels and their targets 3, not {output.shape[1]} and {target.shape[1]}.")
@@ -272,10 +264,7 @@ class FlowsToInstancesd(MapTransform):
 
     Args:
         keys: keys of the predictions.
-        foreground: see :func:`flows_to_instances`.
-        merge: see :func:`flows_to_instances`, pixels.
-        min_size: see :func:`flows_to_instances`, pixels.
-        min_score: see :func:`flows_to_instances`.
+        foreground, merge, min_size, min_score: see :func:`flows_to_instances`.
         scores_key: when given, the scores of the cells 1 to n, (n,) float32, are stored under it.
         allow_missing_keys: do not fail when a key is absent.
 

@@ -11,17 +11,12 @@ from swinumamba_monai.cells import class_map, classes_to_instances
 from swinumamba_monai.errors import InputError, shown
 from swinumamba_monai.instances.flows import FLOW_CHANNELS, flows_to_instances
 
-__all__ = ["cell_channels", "find_cells"]
-
 # The channels of a network's output; they differ, so that weights for one are refused where the other is wanted.
 _CHANNELS = {"flows": FLOW_CHANNELS, "classes": 3}
 
 
 def cell_channels(target: str) -> int:
-    """The number of channels that a network needs for a target.
-
-    Raises:
-        InputError: there is no such target.
+    """The number of channels that a network needs for a target; an InputError if there is no such target.
 
     >>> cell_channels("flows"), cell_channels("classes")
     (4, 3)
@@ -32,14 +27,7 @@ def cell_channels(target: str) -> int:
 
 
 def find_cells(output: Tensor) -> np.ndarray:
-    """The cells in a network's output, whichever its target, with the usual settings.
-
-    Args:
-        output: flows (4, H, W) or logits of three classes (3, H, W).
-
-    Returns:
-        instance ids of shape (H, W), int32, 0 background.
-    """
+    """The cells (H, W), int32, in a network's output, flows (4, H, W) or logits (3, H, W), with the usual settings."""
     if output.shape[0] == FLOW_CHANNELS:
         return flows_to_instances(output)[0]
     return classes_to_instances(class_map(output), min_size=12, grow=1)

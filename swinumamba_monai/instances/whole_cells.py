@@ -8,15 +8,9 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
-__all__ = ["finish_cells", "split_pieces", "weighted_mean"]
-
 
 def finish_cells(
-    ids: np.ndarray,
-    probability: np.ndarray,
-    min_size: int,
-    min_score: float,
-    agreement: np.ndarray | None = None,
+    ids: np.ndarray, probability: np.ndarray, min_size: int, min_score: float, agreement: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Make each cell one piece without holes, drop what is too small or too doubtful, and number the rest.
 
@@ -51,10 +45,7 @@ def _cell_means(ids: np.ndarray, values: np.ndarray, area: np.ndarray) -> np.nda
 
 
 def split_pieces(ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the 4-connected pieces of cells: pieces of one cell get different numbers, and cells that touch stay two.
-
-    Args:
-        ids: instance ids of shape (H, W), integers, 0 background.
+    """Number the 4-connected pieces of cells, ids (H, W): pieces of one cell differ, and cells that touch stay two.
 
     Returns:
         numbers of shape (H, W), int32, 0 background, and how many there are.
@@ -97,15 +88,7 @@ def _fill_holes(ids: np.ndarray) -> np.ndarray:
 
 
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
-    """Mean of a loss over pixels.
-
-    Args:
-        loss: (b, h, w).
-        weight: of the pixels, (b, 1, h, w), or (b, 0, h, w) for the plain mean.
-
-    Returns:
-        the mean, a scalar; 0 where all weights are 0.
-    """
+    """Mean of a loss (b, h, w) by weights (b, 1, h, w), 0 if all are 0; the plain mean by weights (b, 0, h, w)."""
     if weight.shape[1] == 0:
         return loss.mean()
     return (loss * weight[:, 0]).sum() / weight.sum().clamp_min(1)

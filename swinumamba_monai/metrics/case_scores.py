@@ -15,7 +15,7 @@ from ignite.metrics.metric import reinit__is_reduced
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, check_known
 
 PUBLISHED, CORRECTED = "published", "corrected"
 MEAN = "mean"  # label of the mean over classes
@@ -59,8 +59,7 @@ class CaseScores(CumulativeIterationMetric):
         super().__init__()
         self.columns = tuple(columns)
         self.names = [column.name for column in self.columns]
-        if key not in self.names:
-            raise InputError(f"There is no score '{key}'; choose one of {', '.join(self.names)}.")
+        check_known("score", [key], self.names)
         self.key = key
 
     @abstractmethod
@@ -88,11 +87,7 @@ class CaseScores(CumulativeIterationMetric):
         return torch.tensor(rows, dtype=torch.float64)  # float32 would change digits that the published scripts print
 
     def means(self) -> dict[str, float]:
-        """Mean of every column over the cases of all ranks, leaving out nan.
-
-        Raises:
-            InputError: no case was scored yet.
-        """
+        """Mean of every column over the cases of all ranks, leaving out nan; an InputError before the first case."""
         rows = self.get_buffer()
         if rows is None:
             raise InputError(f"There is no mean {self.key} of no images: call the metric before aggregate().")

@@ -12,7 +12,7 @@ RESAMPLES = 9999
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
-    """95 % percentile interval of the mean when cases are drawn again, with replacement, 9999 times.
+    """Ends of the 95 % percentile interval of the mean when cases are drawn again 9999 times; None for under two.
 
     It says how far the mean would move with other cases of the same kind, not with other seeds of the training; with
     fewer than about 20 cases it comes out too narrow.
@@ -20,9 +20,6 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
     Args:
         values: one number per case, all finite.
         seed: seed of the draws.
-
-    Returns:
-        Low and high end; None for fewer than two cases.
     """
     if len(values) < 2:
         return None
@@ -62,11 +59,5 @@ def summarize_cases(values: np.ndarray, seed: int = 0) -> dict[str, object]:
 
 def bootstrap_settings(seed: int = 0) -> dict[str, object]:
     """How the intervals were made, for a report."""
-    return {
-        "statistic": "mean",
-        "drawn_with_replacement": "cases",
-        "method": "percentile",
-        "confidence": CONFIDENCE,
-        "resamples": RESAMPLES,
-        "seed": seed,
-    }
+    how = {"statistic": "mean", "drawn_with_replacement": "cases", "method": "percentile"}
+    return {**how, "confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": seed}

@@ -41,7 +41,7 @@ class Boundary:
 
 
 def find_boundaries(truth: np.ndarray, pred: np.ndarray, spacing: Sequence[float]) -> tuple[Boundary, Boundary]:
-    """The boundaries of two masks.
+    """The boundaries of truth and prediction.
 
     Outside of the image is background: a mask that touches the border of the image has a boundary there.
 
@@ -49,9 +49,6 @@ def find_boundaries(truth: np.ndarray, pred: np.ndarray, spacing: Sequence[float
         truth: boolean mask of shape (H, W) or (H, W, D).
         pred: predicted boolean mask of the same shape.
         spacing: distance of neighbouring pixels along each axis, in mm or any other unit.
-
-    Returns:
-        The boundaries of truth and prediction.
     """
     box = ndimage.find_objects((truth | pred).astype(np.uint8))
     if not box:

@@ -12,14 +12,12 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
-from torch import Tensor
+from torch import Tensor, nn
 
-from swinumamba_monai.errors import InputError, is_bundle_command, report_plainly
+from swinumamba_monai.errors import InputError, is_bundle_command, listed, report_plainly
 from swinumamba_monai.ops.backends import is_exporting
 
 from .cuda_graphs import CUDAGraphs
-
-__all__ = ["BaseNetwork", "continued", "next_multiple"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +39,14 @@ def continued(x: Tensor, size: Sequence[int]) -> Tensor:
     """An image (b, c, *spatial) continued at the ends by its last pixels to ``size``, the sides of *spatial."""
     ends = [whole - side for whole, side in zip(size, x.shape[2:])]
     return F.pad(x, [n for end in reversed(ends) for n in (0, end)], mode="replicate")
+
+
+def init_conv(module: nn.Module) -> None:
+    """nnU-Net's initialisation of a convolution of maps or volumes; of another module nothing changes."""
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=1e-2)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class BaseNetwork:
@@ -97,13 +103,8 @@ class BaseNetwork:
             name for name, tensor in state_dict.items() if _place_of(tensor) and _place_of(tensor) == places.get(name)
         ]
         if kept:
-            names = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
-            logger.warning(
-                "%d of %d tensors stay as they were, because none of their name and size was given: %s",
-                len(kept),
-                len(places),
-                names,
-            )
+            why = f"none of their name and size was given: {listed(kept)}"
+            logger.warning("%d of %d tensors stay as they were, because %s", len(kept), len(places), why)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:

@@ -19,8 +19,6 @@ from swinumamba_monai.nnunet_pooling import plan_strides
 
 from .base import BaseNetwork
 
-__all__ = ["NNUNet", "SegResNet", "SwinUNETR", "UNETR"]
-
 
 class _PlannedUNet(nets.DynUNet):
     """DynUNet whose heads keep their own resolutions, and which holds each of its layers once."""

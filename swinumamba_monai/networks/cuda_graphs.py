@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.func import functional_call
 
-__all__ = ["CUDAGraphs"]
-
 logger = logging.getLogger(__name__)
 
 MAX_GRAPHS = 4  # kept at a time of each kind; each holds the memory of one forward, or of one forward and backward

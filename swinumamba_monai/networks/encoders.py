@@ -28,9 +28,6 @@ from swinumamba_monai.checks import require_one_of
 
 from .vmamba import FIRST, LATER, LaterVMambaClassifier, Layers, VMambaClassifier
 
-__all__ = ["ENCODERS", "RELEASED", "Encoder", "build_vmamba", "encoder_options", "name_encoder"]
-
-
 RELEASED = "released"  # what stands for an argument of which an encoder has its own
 
 
@@ -64,14 +61,10 @@ ENCODERS = {
 
 
 def encoder_options(name: str, **changes: object) -> dict:
-    """The arguments of :class:`.vmamba.VMambaEncoder` that make a released encoder.
+    """The arguments of :class:`.vmamba.VMambaEncoder` that make a released encoder, a key of :data:`ENCODERS`.
 
-    Args:
-        name: a key of :data:`ENCODERS`.
-        changes: arguments in place of the released ones, unless they are :data:`RELEASED`.
-
-    Raises:
-        ValueError: no such name.
+    Those of ``changes`` take the place of the released ones, unless they are :data:`RELEASED`. Other names are a
+    ValueError.
     """
     require_one_of("encoder", name, ENCODERS)
     kept = {key: value for key, value in changes.items() if not (isinstance(value, str) and value == RELEASED)}
@@ -107,11 +100,7 @@ _BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
 
 
 def name_encoder(weights: Mapping[str, Tensor]) -> str | None:
-    """The released encoder that weights belong to by their names and shapes, or None.
-
-    Args:
-        weights: tensors by the names of :class:`.vmamba.VMambaEncoder`; others are of no matter.
-    """
+    """The released encoder that :class:`.vmamba.VMambaEncoder` weights are of, by names and shapes; or None."""
     depths: dict[int, int] = {}
     for found in filter(None, map(_BLOCK.match, weights)):
         stage, block = map(int, found.groups())

@@ -25,8 +25,6 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from swinumamba_monai.ops import selective_scan
 from swinumamba_monai.ops.backends import BackendChoice
 
-__all__ = ["Mamba", "MambaScan", "init_scan"]
-
 
 @torch.no_grad()
 def init_scan(

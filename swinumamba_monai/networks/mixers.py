@@ -31,8 +31,6 @@ from .mamba import Mamba, MambaScan
 from .norm import make_norm
 from .vss import SS2D
 
-__all__ = ["MIXERS", "ConvMixer", "MambaMixer", "VimMixer"]
-
 
 class MambaMixer(nn.Module):
     """Mamba (:class:`.mamba.Mamba`) over the pixels of a map in row-major order.
@@ -118,12 +116,9 @@ def depthwise_conv_by_fft(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     The product of spectra is a circular convolution; with k // 2 zeros behind the map nothing comes round.
 
     Args:
-        x: (b, c, h, w).
+        x: (b, c, h, w); in half precision it is computed in float32 and cast back.
         weight: (c, 1, k, k), k odd.
         bias: (c,).
-
-    Returns:
-        (b, c, h, w), computed in float32 where ``x`` is of half precision.
     """
     *_, height, width = x.shape
     side = weight.shape[-1]

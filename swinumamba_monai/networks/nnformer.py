@@ -24,8 +24,6 @@ from swinumamba_monai.checks import is_counts, require, require_counts, require_
 from .base import BaseNetwork
 from .nnformer_attention import TransformerBlock
 
-__all__ = ["NNFormer"]
-
 MERGED = 8  # patches of the finest map along a side to one of the coarsest
 DEFAULTS = {2: {"patch_size": (4, 4), "roi_size": (320, 320)}, 3: {"patch_size": (2, 4, 4), "roi_size": (64, 128, 128)}}
 

@@ -17,8 +17,6 @@ from monai.networks.layers import DropPath
 from monai.networks.nets.swin_unetr import window_partition, window_reverse
 from torch import Tensor
 
-__all__ = ["TransformerBlock"]
-
 APART = -100.0  # added to the logits of pairs that only the cyclic shift brought together
 
 
@@ -132,11 +130,7 @@ class TransformerBlock(nn.Module):
         self.mlp = MLP(dim)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """
-        Args:
-            x: map, (b, *spatial, dim).
-            skip: map of the encoder of this size, for a skip connection.
-        """
+        """Map (b, *spatial, dim) to the same shape; for a skip connection with the encoder's map of this size."""
         spatial, axes = x.shape[1:-1], tuple(range(1, x.ndim - 1))
         fill = [n for side in reversed(spatial) for n in (0, -side % self.window)]
 

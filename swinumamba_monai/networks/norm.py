@@ -9,8 +9,6 @@ from torch import Tensor
 
 from swinumamba_monai.ops.backends import BackendChoice
 
-__all__ = ["NORMS", "LayerNorm", "make_norm"]
-
 
 class LayerNorm(nn.LayerNorm):
     """``nn.LayerNorm`` over the last axis, eps 1e-5, by the layer norm of a backend.

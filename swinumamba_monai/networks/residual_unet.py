@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import Tensor
 
-__all__ = ["ConvBlock", "ResidualBlock", "ResidualDecoder", "ResidualEncoder", "ResidualStage", "Stages"]
-
 BLOCKS = 2  # residual blocks of a stage, of the encoder and of the decoder
 
 
@@ -161,14 +159,7 @@ class ResidualDecoder(nn.Module):
         self.seg_layers = nn.ModuleList(conv(c, out_channels, kernel_size=1) for c in skips)
 
     def forward(self, maps: list[Tensor], all_heads: bool) -> list[Tensor]:
-        """
-        Args:
-            maps: maps of the encoder, finest first.
-            all_heads: whether the logits at coarser scales are wanted too.
-
-        Returns:
-            logits (b, out_channels, ...), finest first, or the first alone.
-        """
+        """Logits (b, out_channels, ...) of the encoder's maps, both finest first; or the finest alone."""
         x, *skips = reversed(maps)
         heads = []
         for i, (up, stage, skip) in enumerate(zip(self.transpconvs, self.stages, skips)):

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from swinumamba_monai.checks import is_counts, require, require_counts, require_one_of, require_rate
 from swinumamba_monai.ops.backends import check_backend_name
 
-from .base import BaseNetwork
+from .base import BaseNetwork, init_conv
 from .cuda_graphs import CUDAGraphs
 from .encoders import RELEASED, encoder_options
 from .mixers import MIXERS
@@ -30,13 +30,9 @@ from .norm import NORMS
 from .vmamba import FIRST, VMambaEncoder
 from .vss import PatchExpanding, VSSStage
 
-__all__ = ["SwinUMambaD", "SwinUMamba"]
-
 HEAD_PARTS = 4  # with an encoder of VMamba's final version; the paper's is as it was released
 STRIDE = 32  # pixels of the image to a pixel of the coarsest map
-CHUNK_PIXELS = (
-    1024  # pixels of the decoder's last map that are expanded at once on a CPU: the result stays in its cache
-)
+CHUNK_PIXELS = 1024  # of the decoder's last map, expanded at once on a CPU: the result stays in its cache
 
 
 class MambaDecoder(nn.Module):
@@ -80,13 +76,9 @@ class MambaDecoder(nn.Module):
         self.seg_layers = nn.ModuleList(nn.Conv2d(c, out_channels, kernel_size=1) for c in (*skips, skips[-1]))
 
     def forward(self, features: list[Tensor], all_heads: bool) -> list[Tensor]:
-        """
-        Args:
-            features: maps of the encoder, finest first, channels last.
-            all_heads: whether the logits at coarser scales are wanted too.
+        """Logits (b, out_channels, ...) of the encoder's maps, finest first, channels last.
 
-        Returns:
-            logits (b, out_channels, ...), finest first: at 1, 1/4, 1/8 and 1/16 of the image, or the first alone.
+        They are at 1, 1/4, 1/8 and 1/16 of the image; the first alone unless ``all_heads``.
         """
         x, *skips = reversed(features)
         maps = []
@@ -215,18 +207,11 @@ class SwinUMambaD(_SwinUMamba):
             head_parts=1 if first else HEAD_PARTS,
             block=options["layers"].block, d_state=options["d_state"], expand=options["expand"],
         )  # fmt: skip
-        self.apply(self._init_conv)
+        self.apply(init_conv)
         self.deep_supervision = deep_supervision
 
     def coarse_heads(self) -> Sequence[nn.Module]:
         return self.decoder.seg_layers[:-1]
-
-    @staticmethod
-    def _init_conv(module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, a=1e-2)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits at 1, 1/4, 1/8 and 1/16 of the image, or the first alone."""

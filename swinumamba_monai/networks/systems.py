@@ -19,8 +19,6 @@ from .nnformer import NNFormer
 from .swin_umamba import SwinUMamba, SwinUMambaD
 from .umamba import UMambaBot, UMambaEnc
 
-__all__ = ["SYSTEMS", "System", "build_network"]
-
 
 class System(NamedTuple):
     """One row of the tables.

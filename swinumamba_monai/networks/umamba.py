@@ -25,13 +25,11 @@ from swinumamba_monai.checks import is_count, is_counts, require, require_counts
 from swinumamba_monai.nnunet_pooling import plan_strides
 from swinumamba_monai.ops.backends import check_backend_name
 
-from .base import BaseNetwork
+from .base import BaseNetwork, init_conv
 from .cuda_graphs import CUDAGraphs
 from .mamba import Mamba
 from .norm import make_norm
 from .residual_unet import ResidualBlock, ResidualDecoder, ResidualEncoder, Stages
-
-__all__ = ["UMambaBot", "UMambaEnc", "first_name"]
 
 # nnU-Net's, by spatial_dims: the channels at which doubling ends, and a size of crops whose plan is the default
 MAX_CHANNELS = {2: 512, 3: 320}
@@ -44,11 +42,8 @@ def first_name(name: str) -> str:
     The decoder of the release also holds the encoder, and each convolution block holds its layers a second time, in a
     sequence.
 
-    Args:
-        name: any of the tensor's names, such as ``decoder.encoder.stem.convs.0.all_modules.0.weight``.
-
-    Returns:
-        the first, ``encoder.stem.convs.0.conv.weight``.
+    >>> first_name("decoder.encoder.stem.convs.0.all_modules.0.weight")
+    'encoder.stem.convs.0.conv.weight'
     """
     name = re.sub(r"^decoder\.encoder\.", "encoder.", name)
     return re.sub(r"\.all_modules\.([01])\.", lambda place: (".conv.", ".norm.")[int(place[1])], name)
@@ -151,7 +146,7 @@ class _UMamba(BaseNetwork, nn.Module):
         raise NotImplementedError
 
     def _init_weights(self) -> None:
-        self.apply(_init_conv)
+        self.apply(init_conv)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         """What the decoder gets, finest first."""
@@ -228,13 +223,6 @@ class UMambaEnc(_UMamba):
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         return self.encoder(x)
-
-
-def _init_conv(module: nn.Module) -> None:
-    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        nn.init.kaiming_normal_(module.weight, a=1e-2)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _plan(roi_size: Sequence[int] | None, spatial_dims: int) -> list[tuple[int, ...]]:

@@ -26,17 +26,6 @@ from .norm import make_norm
 from .vss import PatchEmbed, PatchMerging, VSSBlock, VSSStage
 from .vss_later import ConvDownsample, ConvPatchEmbed, VSSMLPBlock
 
-__all__ = [
-    "FIRST",
-    "LATER",
-    "LaterVMambaClassifier",
-    "Layers",
-    "VMambaClassifier",
-    "VMambaEncoder",
-    "as_linear",
-    "find_encoder",
-]
-
 
 class Layers(NamedTuple):
     """The layers of one version of VMamba.
@@ -111,13 +100,9 @@ class VMambaEncoder(nn.Module):
             module.reset_scan_parameters()
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """
-        Args:
-            x: image of any size, (b, in_channels, h, w). What is short of multiples of ``stride`` is continued at the
-                ends by its last pixels, as by the segmentation networks.
+        """The stages' maps of an image of any size, (b, in_channels, h, w): finest first, channels last.
 
-        Returns:
-            the stages' maps of the continued image, finest first, channels last: (b, h / p, w / p, feature_size), ...
+        What is short of multiples of ``stride`` is continued at the ends by its last pixels.
         """
         size = [next_multiple(side, self.stride) for side in x.shape[2:]]
         # inside a network there is nothing to continue, and the gradient of that on a GPU would be summed in any order
@@ -126,14 +111,7 @@ class VMambaEncoder(nn.Module):
         return self.forward_stages(self.patch_embed(x))
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """What follows the patch embedding, so that masked image modelling can replace patches after it.
-
-        Args:
-            x: embedded patches, (b, h / p, w / p, feature_size).
-
-        Returns:
-            as :meth:`forward`.
-        """
+        """The stages' maps of embedded patches (b, h / p, w / p, feature_size), some of them replaced perhaps."""
         if isinstance(x, MetaTensor):  # the scan's kernels take plain tensors
             x = x.as_tensor()
         features = []
@@ -188,16 +166,7 @@ class VMambaClassifier(VMambaEncoder):
         return super().forward(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """
-        Args:
-            x: image, (b, in_channels, h, w), sides multiples of ``stride``.
-
-        Returns:
-            logits, (b, num_classes).
-
-        Raises:
-            ValueError: an input of another shape.
-        """
+        """Logits (b, classes) of an image (b, in_channels, h, w), sides multiples of ``stride``; or a ValueError."""
         fits = x.ndim == 4 and x.shape[1] == self.in_channels and 0 not in x.shape
         if not fits or any(side % self.stride for side in x.shape[2:]):
             shape = f"(b, {self.in_channels}, h, w) with sides that divide by {self.stride}"
@@ -236,12 +205,5 @@ def as_linear(weight: Tensor, own: Tensor) -> Tensor:
 
 
 def find_encoder(network: nn.Module) -> VMambaEncoder | None:
-    """The VMamba encoder of a segmentation network, which a foundation model or pretraining gives its weights.
-
-    Args:
-        network: any network.
-
-    Returns:
-        the encoder, or None where the network has none.
-    """
+    """The VMamba encoder of a network, which a foundation model or pretraining gives its weights; or None."""
     return getattr(network, "vssm_encoder", None)

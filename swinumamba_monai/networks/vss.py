@@ -27,8 +27,6 @@ from swinumamba_monai.ops.ss2d import ss2d
 from .mamba import init_scan
 from .norm import make_norm
 
-__all__ = ["SS2D", "PatchEmbed", "PatchExpanding", "PatchMerging", "VSSBlock", "VSSStage"]
-
 
 class SS2D(nn.Module):
     """2D selective scan: gate, depthwise convolution and the four-direction scan (paper, fig. 3 and eqs. (5)-(7)).

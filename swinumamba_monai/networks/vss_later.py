@@ -19,8 +19,6 @@ from swinumamba_monai.ops.mlp import mlp
 from .norm import make_norm
 from .vss import SS2D
 
-__all__ = ["ConvDownsample", "ConvPatchEmbed", "VSSMLPBlock"]
-
 MLP_RATIO = 4  # of the channels between the two layers of an MLP to those around it
 
 
@@ -96,11 +94,8 @@ class ConvPatchEmbed(nn.Sequential):
     ) -> None:
         layers = []
         if patch_size == 4:
-            layers = [
-                *_halving_conv(in_channels, channels // 2, norm_name, scan_backend),
-                Permute(0, 3, 1, 2),
-                nn.GELU(),
-            ]
+            first = _halving_conv(in_channels, channels // 2, norm_name, scan_backend)
+            layers = [*first, Permute(0, 3, 1, 2), nn.GELU()]
             in_channels = channels // 2
         super().__init__(*layers, *_halving_conv(in_channels, channels, norm_name, scan_backend))
 

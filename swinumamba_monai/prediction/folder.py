@@ -22,10 +22,10 @@ from monai.transforms import Compose
 from monai.utils import ensure_tuple
 from PIL import Image
 
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.atomic import replacing, write_file
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.tiff_rows import TiffRows
-from swinumamba_monai.errors import InputError, find_input_error, plain_errors, quoted, shown
+from swinumamba_monai.errors import InputError, check_known, find_input_error, plain_errors, quoted
 from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.folders import keep_folders, result_names
 from swinumamba_monai.inference.polygons import geojson
@@ -35,8 +35,6 @@ from swinumamba_monai.prediction.large import predict_large
 from swinumamba_monai.prediction.predictor import Prediction, Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
-
-__all__ = ["FORMATS", "Report", "predict_images"]
 
 FORMATS = ("masks", "geojson", "coco", "roi")
 SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
@@ -99,8 +97,7 @@ def predict_images(
     number, count = share
     if not 1 <= number <= count:
         raise InputError(f"share {number}/{count} is none; the shares of 8 are 1/8 to 8/8.")
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise InputError(f"there is no format '{shown(unknown[0])}'; choose from {', '.join(FORMATS)}.")
+    check_known("format", formats, FORMATS)
     if any(Path(path).is_dir() and Path(path).resolve() == Path(output_dir).resolve() for path in images):
         raise InputError(
             f"{output_dir} holds the images; give another output folder, or results become images next time."
@@ -175,8 +172,7 @@ class _Job:
                     f"{self.folder} holds results of {row['image']}, and {self.names[name]} would have the same names; "
                     "give another output folder, or --overwrite."
                 )
-        with replacing(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_file(file, text)
 
     def run(self, names: Sequence[str], progress: bool) -> Report:
         """Predict the images of these names that are not finished, and gather."""
@@ -280,8 +276,8 @@ class _Job:
         outlines = outlined(found.image, found.labels, self.predictor.class_names is None)
         self._write_table(name, found.table, outlines)
         if "geojson" in self.formats:
-            with replacing(self._path(name, FURTHER["geojson"])) as temporary:
-                temporary.write_text(json.dumps(geojson(found.labels, self.predictor.class_names)), encoding="utf-8")
+            polygons = geojson(found.labels, self.predictor.class_names)
+            write_file(self._path(name, FURTHER["geojson"]), json.dumps(polygons))
         if "roi" in self.formats:
             write_rois(self._path(name, FURTHER["roi"]), found.labels)
         with plain_errors():
@@ -290,14 +286,11 @@ class _Job:
 
     def _write_coco(self, names: Sequence[str]) -> str:
         """One file of all images; its name."""
-        items = ((f"{name}{Path(self.names[name]).suffix}", self._read_mask(name)) for name in names)
+        masks = (read_image(self._path(name, self.saved[0])).astype(np.int64) for name in names)
+        items = zip((f"{name}{Path(self.names[name]).suffix}" for name in names), masks)
         file = self.folder / f"{COCO}{self.suffix}.json"
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps(to_coco(items, self.predictor.class_names)), encoding="utf-8")
+        write_file(file, json.dumps(to_coco(items, self.predictor.class_names)))
         return file.name
-
-    def _read_mask(self, name: str) -> np.ndarray:
-        return read_image(self._path(name, self.saved[0])).astype(np.int64)
 
 
 def _read_summary(path: Path) -> dict[str, dict[str, str]]:

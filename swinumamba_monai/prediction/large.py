@@ -19,8 +19,6 @@ from swinumamba_monai.inference.writers import write_label_rows
 from swinumamba_monai.painting import MAX_PICTURE, outlined
 from swinumamba_monai.prediction.objects import object_table
 
-__all__ = ["LargePrediction", "predict_large"]
-
 
 @dataclass(frozen=True)
 class LargePrediction:

@@ -12,8 +12,6 @@ import torch
 from swinumamba_monai.errors import InputError, shown
 from swinumamba_monai.tasks import TASKS
 
-__all__ = ["find_bundle"]
-
 CONFIG = Path("configs") / "inference.json"
 
 

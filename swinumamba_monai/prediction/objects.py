@@ -13,8 +13,6 @@ from skimage.measure import regionprops_table
 from swinumamba_monai.data.sampling.intensity import Look, has_bright_ground, look_of
 from swinumamba_monai.inference.rescaling import KNOWN_DIAMETERS, diameter_of
 
-__all__ = ["find_doubts", "join_tables", "object_table"]
-
 PROPERTIES = ("label", "area", "centroid", "bbox", "intensity_mean")
 
 

@@ -37,8 +37,6 @@ from swinumamba_monai.prediction.location import CONFIG, find_bundle
 from swinumamba_monai.prediction.objects import find_doubts, join_tables, object_table
 from swinumamba_monai.prediction.progress import count_windows, counting
 
-__all__ = ["Prediction", "Predictor"]
-
 logger = logging.getLogger(__name__)
 
 Paths = str | PathLike | Sequence[str | PathLike]

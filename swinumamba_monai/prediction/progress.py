@@ -17,20 +17,12 @@ from tqdm import tqdm
 from swinumamba_monai.inference.mirroring import MirrorInferer
 from swinumamba_monai.inference.rescaling import RescalingInferer
 
-__all__ = ["bar_of", "count_windows", "counting"]
-
 PATIENCE = 3  # seconds that an image may take before a bar appears for it
 SECONDS_IN_A_FILE = 30  # between two states of a bar that goes into a log
 
 
 def bar_of(total: int, unit: str, **options: object) -> tqdm:
-    """A bar on the terminal, or lines now and then in a log.
-
-    Args:
-        total: how many units there are.
-        unit: what is counted.
-        options: further options of tqdm.
-    """
+    """A bar of so many units on the terminal, or lines now and then in a log; ``options`` are those of tqdm."""
     return tqdm(total=total, unit=unit, mininterval=0.1 if sys.stderr.isatty() else SECONDS_IN_A_FILE, **options)
 
 

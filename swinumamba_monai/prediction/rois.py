@@ -20,8 +20,6 @@ import numpy as np
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.inference.polygons import geojson
 
-__all__ = ["write_rois"]
-
 POLYGON, RECTANGLE = 0, 1
 MOVE, LINE, CLOSE = 0, 1, 4
 VERSION = 227

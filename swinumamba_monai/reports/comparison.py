@@ -13,7 +13,7 @@ import numpy as np
 from monai.config import PathLike
 from scipy import stats
 
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, listed, shown
 from swinumamba_monai.metrics.statistics import bootstrap_interval
 
 FEWEST = 6  # unequal cases from which on a two-sided p can be below 0.05: 2 / 2^6
@@ -47,7 +47,7 @@ class Difference:
 
 
 def compare(a: PathLike, b: PathLike, columns: Sequence[str] | None = None, seed: int = 0) -> list[Difference]:
-    """Compare the scores of two ``metrics.csv``, case by case.
+    """Compare the scores of two ``metrics.csv``, case by case; an item per column that both have values in.
 
     The test asks whether the differences lie symmetrically around 0. Cases, matched by name, have to be independent of
     each other: frames of one video or slices of one patient are not, and make p too small. It knows nothing of how two
@@ -59,15 +59,12 @@ def compare(a: PathLike, b: PathLike, columns: Sequence[str] | None = None, seed
         columns: names of the columns to compare; None for all that the files share.
         seed: seed of the bootstrap.
 
-    Returns:
-        One item per column that has at least one case with a value in both files.
-
     Raises:
         InputError: the files are no such tables, hold different cases, or do not share a column that is asked for.
     """
     table_a, table_b = read_cases(Path(a)), read_cases(Path(b))
     only = {a: [name for name in table_a if name not in table_b], b: [name for name in table_b if name not in table_a]}
-    if parts := [f"only {path} has {_few(names)}" for path, names in only.items() if names]:
+    if parts := [f"only {path} has {listed(names)}" for path, names in only.items() if names]:
         raise InputError(f"The files hold different cases: {'; '.join(parts)}. Evaluate both runs on the same section.")
     shared = [column for column in next(iter(table_a.values())) if column in next(iter(table_b.values()))]
     missing = [column for column in columns or () if column not in shared]
@@ -139,14 +136,12 @@ def _difference(column: str, pairs: np.ndarray, seed: int) -> Difference:
 
 def read_cases(path: Path) -> dict[str, dict[str, float]]:
     """The rows of a ``metrics.csv`` by the names of their cases; an ``InputError`` for any other file."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns, rows = reader.fieldnames or (), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a table ({quoted(error)}).") from error
+    advice = "give the metrics.csv that an evaluation wrote"
+    with explained(f"{path} cannot be read as a table", advice), path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, strict=True)
+        columns, rows = reader.fieldnames or (), list(reader)
     if "name" not in columns or not rows:
-        raise InputError(f"{path} is no table of cases: give the metrics.csv that an evaluation wrote.")
+        raise InputError(f"{path} is no table of cases: {advice}.")
     table: dict[str, dict[str, float]] = {}
     for row in rows:
         name = row.pop("name")
@@ -155,11 +150,5 @@ def read_cases(path: Path) -> dict[str, dict[str, float]]:
         try:
             table[name] = {column: float(value) for column, value in row.items()}
         except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{path} has something other than one number per column for case '{shown(name)}'."
-            ) from error
+            raise InputError(f"{path} has not one number per column for case '{shown(name)}'.") from error
     return table
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, convert_to_numpy, string_list_all_gather
 
 from swinumamba_monai import __version__
-from swinumamba_monai.atomic import check_output_folder, replacing
+from swinumamba_monai.atomic import check_output_folder, replacing, write_file
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.metrics.case_scores import CaseMetric, Column
 from swinumamba_monai.metrics.statistics import bootstrap_settings, summarize_cases
@@ -153,8 +153,7 @@ class EvaluationReport:
                 for column, numbers in summary.items()
             },
         }
-        with replacing(self.output_dir / "summary.json") as path:
-            path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_file(self.output_dir / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def _draw(self, columns: Columns, worst: Sequence[ShownCase]) -> None:
         scores = self.metric.metric_fn

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.atomic import write_file
 from swinumamba_monai.errors import InputError, shown
 from swinumamba_monai.metrics.case_scores import PUBLISHED
 from swinumamba_monai.metrics.statistics import summarize_cases
@@ -242,6 +242,5 @@ def write_results(output_dir: PathLike, tables: Mapping[str, Sequence[Mapping]],
     rows = [{"table": heading, **row} for heading, rows in tables.items() for row in rows]
     write_csv(output_dir, "results", rows)
     text = "\n".join(sections)
-    with replacing(Path(output_dir) / "results.md") as path:
-        path.write_text(text, encoding="utf-8")
+    write_file(Path(output_dir) / "results.md", text)
     return text

@@ -10,16 +10,11 @@ from pathlib import Path
 
 from monai.config import PathLike
 
-from swinumamba_monai.atomic import replacing
+from swinumamba_monai.atomic import replacing, write_file
 
 
 def markdown_lines(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table without a line break at its end.
-
-    Args:
-        heading: text above every column.
-        rows: texts of the cells, row by row.
-    """
+    """A Markdown table of texts, with a heading above every column, without a line break at its end."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rows))
 
 
@@ -46,8 +41,7 @@ def write_table(
     """Write ``NAME.md``, what :func:`markdown` returns, and ``NAME.csv``, every key of every row; return the former."""
     write_csv(output_dir, name, rows)
     text = markdown(columns, rows, notes)
-    with replacing(Path(output_dir) / f"{name}.md") as path:
-        path.write_text(text, encoding="utf-8")
+    write_file(Path(output_dir) / f"{name}.md", text)
     return text
 
 

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinumamba_monai.errors import InputError, shown
+from swinumamba_monai.errors import InputError, check_known
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from swinumamba_monai.data.files.label_map import LabelMap
     from swinumamba_monai.data.prepare.dataset import PreparedDataset, PrepareOptions
     from swinumamba_monai.data.prepare.inspection import PairReport
-
-__all__ = ["TASKS", "Task", "TaskFiles", "find_task"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ class Task:
 
         Args:
             source_dir: folder of the downloaded dataset, which stays as it is.
-            output_dir: folder of the prepared one.
-            options: what may be asked of preparing; None for the defaults.
+            output_dir: folder of the prepared one, which may be the same.
+            options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
             label_map: the classes and their numbers in the labels, or the JSON file of them; None for the paper's, or
                 those of the dataset.
 
@@ -115,23 +113,18 @@ class Task:
         return self.files.prepare(source_dir, output_dir, options, label_map)
 
     def synthesize(self, output_dir: PathLike | str, **given: object) -> Path:
-        """Write a synthetic dataset.
+        """Write a synthetic dataset; ``output_dir`` is returned.
 
         Args:
             output_dir: new or empty folder, or one that holds this very dataset.
             given: ``num_train``, ``num_validation``, ``num_test``, ``image_size``, ``seed``, and what the task adds.
-
-        Returns:
-            ``output_dir``.
 
         Raises:
             InputError: an argument that the task does not have, or values that are not possible.
         """
         known = inspect.signature(self.files.synthesize).parameters
         if unknown := [name for name in given if name not in known]:
-            raise InputError(
-                f"Images of {self.name} have no {unknown[0].removeprefix('num_')}; leave {unknown[0]} out."
-            )
+            raise InputError(f"{self.name} images have no {unknown[0].removeprefix('num_')}; leave {unknown[0]} out.")
         return self.files.synthesize(output_dir, **given)
 
 
@@ -146,11 +139,6 @@ TASKS = {
 
 
 def find_task(name: object) -> Task:
-    """The task of that name.
-
-    Raises:
-        InputError: there is none; the sentence lists them.
-    """
-    if not isinstance(name, str) or name not in TASKS:
-        raise InputError(f"there is no task '{shown(name)}'; choose from {', '.join(TASKS)}.")
+    """The task of that name; else an InputError that lists them."""
+    check_known("task", [name], TASKS)
     return TASKS[name]

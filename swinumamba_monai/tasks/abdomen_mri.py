@@ -12,31 +12,14 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
+from swinumamba_monai.data.files import volumes
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, as_label_map
 from swinumamba_monai.data.files.nifti import NIFTI_SUFFIXES, read_nifti_grid
 from swinumamba_monai.data.files.volume_listing import list_volumes
 from swinumamba_monai.data.files.volume_writing import write_volume
-from swinumamba_monai.data.files.volumes import (
-    SAME_PLACE,
-    VolumeReader,
-    corners_apart,
-    is_volume_name,
-    put_on_grid,
-    read_channels,
-    read_volume_label,
-    reoriented,
-    volume_name,
-)
 from swinumamba_monai.data.listing import load_volumes
-from swinumamba_monai.data.prepare.dataset import (
-    FoundPairs,
-    PreparedDataset,
-    PrepareOptions,
-    check_and_write,
-    label_folder,
-    open_source,
-)
-from swinumamba_monai.data.prepare.inspection import PairReport, inspect_volumes
+from swinumamba_monai.data.prepare import dataset
+from swinumamba_monai.data.prepare.inspection import inspect_volumes
 from swinumamba_monai.data.prepare.layouts import FURTHER_CHANNEL, choose_label_map, find_pairs, read_dataset_json
 from swinumamba_monai.data.prepare.volume_layouts import find_chaos, find_totalsegmentator
 from swinumamba_monai.data.synthetic.abdomen_mri import synthesize_abdomen_mri
@@ -52,9 +35,9 @@ _KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM se
 def prepare_abdomen_mri(
     source_dir: PathLike,
     output_dir: PathLike,
-    options: PrepareOptions | None = None,
+    options: dataset.PrepareOptions | None = None,
     label_map: LabelMap | PathLike | None = None,
-) -> PreparedDataset:
+) -> dataset.PreparedDataset:
     """Find volumes and label volumes, check every pair, divide them into three sections and write the datalist.
 
     Six layouts are known; orientation and spacing may be any:
@@ -71,31 +54,25 @@ def prepare_abdomen_mri(
     themselves, or a label is not stored on the grid of its image, label volumes that have the classes on these grids
     are written to ``output_dir/labels``.
 
-    Args:
-        source_dir: the downloaded dataset.
-        output_dir: where the datalist is written; it may be ``source_dir``.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
+    Args: those of :meth:`~swinumamba_monai.tasks.Task.prepare`.
         label_map: the classes and their numbers in the files, or the JSON file of them. Default: the paper's 13 organs,
             by their names in ``dataset.json`` where there is one; the classes of that file where it lacks one of them.
-
-    Returns:
-        What was made.
 
     Raises:
         InputError: The layout is unknown; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
-    label_map, options = as_label_map(label_map), options or PrepareOptions()
-    source = open_source(source_dir)
+    label_map, options = as_label_map(label_map), options or dataset.PrepareOptions()
+    source = dataset.open_source(source_dir)
     if options.mask_threshold is not None:
         raise InputError("mask_threshold is for masks of images; the labels of volumes have class numbers.")
-    with label_folder() as made:
+    with dataset.label_folder() as made:
         pieces = find_chaos(source, made, label_map, options.series)
         pieces = pieces or find_totalsegmentator(source, made, label_map, ABDOMEN_CLASSES)
         if pieces:
             found, labels = pieces
         else:
-            found = find_pairs(source, partial(list_volumes, series=options.series), volume_name, _KINDS, True)
+            found = find_pairs(source, partial(list_volumes, series=options.series), volumes.volume_name, _KINDS, True)
             _leave_out_ct(found)
             labels = choose_label_map(source, label_map, ABDOMEN_CLASSES, found)
         channels = _count_channels(found, source)
@@ -105,10 +82,12 @@ def prepare_abdomen_mri(
             inspect_volumes, label_map=LabelMap.of_names(labels.all_names), channels=channels, nan=options.nan
         )
         names, regions = labels.all_names, dict(labels.regions)
-        return check_and_write("abdomen_mri", found, source, output_dir, options, inspect, made, names, regions=regions)
+        return dataset.check_and_write(
+            "abdomen_mri", found, source, output_dir, options, inspect, made, names, regions=regions
+        )
 
 
-def _leave_out_ct(found: FoundPairs) -> None:
+def _leave_out_ct(found: dataset.FoundPairs) -> None:
     """Drop the CT volumes of AMOS 2022."""
     numbers = {name: int(match[1]) for name in found.pairs if (match := _AMOS.match(name))}
     ct = {name for name, number in numbers.items() if number <= _LAST_AMOS_CT}
@@ -119,7 +98,7 @@ def _leave_out_ct(found: FoundPairs) -> None:
         found.split = {part: names for part, names in found.split.items() if names}
 
 
-def _count_channels(found: FoundPairs, source: Path) -> int:
+def _count_channels(found: dataset.FoundPairs, source: Path) -> int:
     """The channels of the images: those in files of their own, or that ``dataset.json`` names; what differs goes."""
     if not found.pairs:
         return 1
@@ -137,7 +116,9 @@ def _count_channels(found: FoundPairs, source: Path) -> int:
     return max(channels, len(named)) if channels == 1 else channels
 
 
-def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path, channels: int, options: PrepareOptions) -> None:
+def _write_classes(
+    found: dataset.FoundPairs, labels: LabelMap, folder: Path, channels: int, options: dataset.PrepareOptions
+) -> None:
     """Write the labels of all pairs as class numbers on the grids of their images, unless all are so already.
 
     A label may be stored in another orientation at the same place, as converters of DICOM files do, or for a part of
@@ -149,17 +130,17 @@ def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path, channels: 
         try:
             shape, affine = _grid(found.images(name), channels, options.nan)
             label_shape, label_affine = _label_grid(label)
-            same = label_shape == shape and corners_apart(affine, label_affine, shape) <= SAME_PLACE
+            same = label_shape == shape and volumes.corners_apart(affine, label_affine, shape) <= volumes.SAME_PLACE
             if same:
                 continue
-            ids, label_affine = read_volume_label(label)
+            ids, label_affine = volumes.read_volume_label(label)
             if options.label_grid == "image" and ids.shape == shape:
                 turned[name] = ids, affine
             else:
-                ids, turned_affine = reoriented(ids, label_affine, affine)
-                if ids.shape == shape and corners_apart(affine, turned_affine, shape) <= SAME_PLACE:
+                ids, turned_affine = volumes.reoriented(ids, label_affine, affine)
+                if ids.shape == shape and volumes.corners_apart(affine, turned_affine, shape) <= volumes.SAME_PLACE:
                     turned[name] = ids, affine
-                elif (whole := put_on_grid(ids, turned_affine, affine, shape)) is not None:
+                elif (whole := volumes.put_on_grid(ids, turned_affine, affine, shape)) is not None:
                     turned[name] = whole, affine
         except InputError:
             continue  # the inspection says what is wrong
@@ -170,7 +151,7 @@ def _write_classes(found: FoundPairs, labels: LabelMap, folder: Path, channels: 
     folder.mkdir()
     for name, (image, label) in list(found.pairs.items()):
         try:
-            ids, affine = turned.get(name) or read_volume_label(label)
+            ids, affine = turned.get(name) or volumes.read_volume_label(label)
             made = folder / f"{name}.nii.gz"
             write_volume(made, labels.to_classes(ids, label), affine)
         except InputError as error:
@@ -186,7 +167,7 @@ def _grid(paths: Sequence[Path], channels: int, nan: float | None) -> tuple[tupl
     if first.name.lower().endswith(NIFTI_SUFFIXES):
         shape, affine = read_nifti_grid(first)
         return (*shape, 1, 1)[:3], affine
-    voxels, affine = read_channels(paths, channels, nan)
+    voxels, affine = volumes.read_channels(paths, channels, nan)
     return voxels.shape[:3], affine
 
 
@@ -194,26 +175,18 @@ def _label_grid(label: Path) -> tuple[tuple[int, ...], np.ndarray]:
     """The same of a label."""
     if label.name.lower().endswith(NIFTI_SUFFIXES):
         return _grid((label,), 1, None)
-    ids, affine = read_volume_label(label)
+    ids, affine = volumes.read_volume_label(label)
     return ids.shape, affine
-
-
-def _inspect(
-    image: PathLike | Sequence[PathLike],
-    label: PathLike,
-    class_names: Sequence[str],
-    channels: int = 1,
-    nan: float | None = None,
-) -> PairReport:
-    return inspect_volumes(image, label, LabelMap.of_names(class_names), channels, nan)
 
 
 FILES = TaskFiles(
     class_names=ABDOMEN_CLASSES,
-    reader=VolumeReader,
-    is_image=is_volume_name,
+    reader=volumes.VolumeReader,
+    is_image=volumes.is_volume_name,
     list_images=load_volumes,
-    inspect=_inspect,
+    inspect=lambda image, label, class_names, channels=1, nan=None: inspect_volumes(
+        image, label, LabelMap.of_names(class_names), channels, nan
+    ),
     prepare=prepare_abdomen_mri,
     synthesize=synthesize_abdomen_mri,
 )

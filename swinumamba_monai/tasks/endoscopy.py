@@ -16,36 +16,12 @@ from monai.config import PathLike
 from PIL import Image
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes, read_image
-from swinumamba_monai.data.files.label_map import (
-    ENDOSCOPY_CLASSES,
-    LabelMap,
-    as_label_map,
-    select_classes,
-    simple_name,
-)
+from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, as_label_map, select_classes, simple_name
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import FrameReader
 from swinumamba_monai.data.listing import load_frames
-from swinumamba_monai.data.prepare.dataset import (
-    FoundPairs,
-    PreparedDataset,
-    PrepareOptions,
-    check_and_write,
-    label_folder,
-    open_source,
-)
+from swinumamba_monai.data.prepare import dataset, label_forms
 from swinumamba_monai.data.prepare.inspection import inspect_frames
-from swinumamba_monai.data.prepare.label_forms import (
-    Colours,
-    as_outlines,
-    class_ids_of,
-    is_image_name,
-    read_colours,
-    read_cvat_colours,
-    size_of,
-    values_of,
-    write_numbers,
-)
 from swinumamba_monai.data.prepare.layouts import choose_label_map
 from swinumamba_monai.data.prepare.matching import Matched, match_pictures
 from swinumamba_monai.data.synthetic.endoscopy import synthesize_endoscopy
@@ -66,9 +42,9 @@ _BLACK_AND_WHITE = ({0, 255}, {255})
 def prepare_endoscopy(
     source_dir: PathLike,
     output_dir: PathLike,
-    options: PrepareOptions | None = None,
+    options: dataset.PrepareOptions | None = None,
     label_map: LabelMap | PathLike | None = None,
-) -> PreparedDataset:
+) -> dataset.PreparedDataset:
     """Find frames and masks, check every pair, divide them into three sections and write the datalist.
 
     Two kinds of layouts are known:
@@ -89,28 +65,22 @@ def prepare_endoscopy(
     suffix, or several such divisions. What it leaves open is divided by folder, and else by sequence, because the
     frames of one surgery look alike. Originals are referred to and never copied.
 
-    Args:
-        source_dir: the downloaded dataset.
-        output_dir: where the datalist is written; it may be ``source_dir``.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
+    Args: those of :meth:`~swinumamba_monai.tasks.Task.prepare`.
         label_map: the classes and their numbers in the masks, or the JSON file of them or of their colours. Default:
             see above for EndoVis 2017; the names of outlines; and else the paper's seven instruments, by their names in
             ``dataset.json`` where there is one.
-
-    Returns:
-        What was made.
 
     Raises:
         InputError: The layout is unknown, or the instruments of EndoVis 2017 have no numbers; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
-    source, output = open_source(source_dir), Path(output_dir).resolve()
-    in_colours = read_cvat_colours(source) if label_map is None else read_colours(label_map)
+    source, output = dataset.open_source(source_dir), Path(output_dir).resolve()
+    in_colours = label_forms.read_cvat_colours(source) if label_map is None else label_forms.read_colours(label_map)
     label_map, colours = in_colours or (as_label_map(label_map), None)
-    options = options or PrepareOptions()
+    options = options or dataset.PrepareOptions()
     sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
     groups: dict[str, str] = {}
-    with label_folder() as made:
+    with dataset.label_folder() as made:
         made.mkdir()
         if sequences:
             labels = label_map or _read_mappings(source, sequences)
@@ -126,7 +96,9 @@ def prepare_endoscopy(
                 _write_classes(matched, labels, options.mask_threshold, colours, made)
         names, regions = labels.all_names, dict(labels.regions)
         inspect = partial(inspect_frames, label_map=LabelMap.of_names(names))
-        return check_and_write("endoscopy", found, source, output, options, inspect, made, names, True, groups, regions)
+        return dataset.check_and_write(
+            "endoscopy", found, source, output, options, inspect, made, names, True, groups, regions
+        )
 
 
 def _labels_of(matched: Matched, source: Path, threshold: float | None) -> LabelMap:
@@ -138,7 +110,7 @@ def _labels_of(matched: Matched, source: Path, threshold: float | None) -> Label
         if names:
             available = LabelMap.of_names(["background", *names])
             return select_classes(available, ENDOSCOPY_CLASSES) or available
-        if threshold is not None or values_of(labels[:_LOOKED_AT]) in _BLACK_AND_WHITE:
+        if threshold is not None or label_forms.values_of(labels[:_LOOKED_AT]) in _BLACK_AND_WHITE:
             return LabelMap.of_names(["background", "foreground"])
     return choose_label_map(source, None, ENDOSCOPY_CLASSES, matched.found)
 
@@ -146,7 +118,7 @@ def _labels_of(matched: Matched, source: Path, threshold: float | None) -> Label
 def _outlines_or_none(label: Path | Annotations) -> Annotations | None:
     """The outlines that a label is, if it is a file of them that can be read."""
     with suppress(InputError):
-        outlines = as_outlines(label)
+        outlines = label_forms.as_outlines(label)
         return outlines if isinstance(outlines, Annotations) else None
     return None
 
@@ -154,25 +126,25 @@ def _outlines_or_none(label: Path | Annotations) -> Annotations | None:
 def _are_numbers(matched: Matched, labels: LabelMap) -> bool:
     """Whether every label is an image of class numbers already; of two classes 255 may stand for the other."""
     masks = [label for _, label in matched.labels.values()]
-    if not labels.is_identity or not all(isinstance(mask, Path) and is_image_name(mask) for mask in masks):
+    if not labels.is_identity or not all(isinstance(mask, Path) and label_forms.is_image_name(mask) for mask in masks):
         return False
     if len(labels.names) > 2:
         return True
-    values = values_of(masks[:_LOOKED_AT])
+    values = label_forms.values_of(masks[:_LOOKED_AT])
     if values in _BLACK_AND_WHITE:
         matched.found.warnings.append(f"masks of 0 and 255: 255 is taken for {labels.names[1]}.")
     return values <= {0, 1}
 
 
 def _write_classes(
-    matched: Matched, labels: LabelMap, threshold: float | None, colours: Colours | None, made: Path
+    matched: Matched, labels: LabelMap, threshold: float | None, colours: label_forms.Colours | None, made: Path
 ) -> None:
     """Write every label as a mask of class numbers into the folder ``made``."""
     for name, (image, label) in matched.labels.items():
         try:
-            ids = class_ids_of(label, size_of(image, label), labels, threshold, colours)
+            ids = label_forms.class_ids_of(label, label_forms.size_of(image, label), labels, threshold, colours)
             source = label.source if isinstance(label, Annotations) else label
-            matched.found.pairs[name] = (image, write_numbers(labels.to_classes(ids, source), made / name))
+            matched.found.pairs[name] = (image, label_forms.write_numbers(labels.to_classes(ids, source), made / name))
         except InputError as error:
             matched.found.problems.append(str(error))
 
@@ -184,9 +156,9 @@ def instrument_of(folder: str) -> str:
 
 def _find_sequences(
     source: Path, sequences: Sequence[Path], labels: LabelMap, made: Path, threshold: float | None
-) -> FoundPairs:
+) -> dataset.FoundPairs:
     """Join the masks of every frame of EndoVis 2017 into one in the folder ``made``."""
-    found = FoundPairs("EndoVis 2017, sequences with left_frames")
+    found = dataset.FoundPairs("EndoVis 2017, sequences with left_frames")
     found.used.update(file for name in _MAPPINGS for file in source.rglob(name))
     class_of = {instrument_of(name): number for number, name in enumerate(labels.names)}
     sections: dict[str, list[str]] = {"training": [], "test": []}
@@ -225,7 +197,7 @@ def _join(
     frame: Path,
     masks: Sequence[tuple[Path, LabelMap | int]],
     made: Path,
-    found: FoundPairs,
+    found: dataset.FoundPairs,
     threshold: float | None,
 ) -> bool:
     """Write one mask of class numbers for a frame, from masks of numbers or of one instrument each."""

@@ -11,13 +11,7 @@ from monai.config import PathLike
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.listing import load_images
-from swinumamba_monai.data.prepare.dataset import (
-    PreparedDataset,
-    PrepareOptions,
-    check_and_write,
-    label_folder,
-    open_source,
-)
+from swinumamba_monai.data.prepare import dataset
 from swinumamba_monai.data.prepare.inspection import inspect_cells
 from swinumamba_monai.data.prepare.label_forms import cells_of, is_image_name, size_of, write_numbers
 from swinumamba_monai.data.prepare.matching import match_pictures
@@ -27,8 +21,8 @@ from swinumamba_monai.tasks import TaskFiles
 
 
 def prepare_microscopy(
-    source_dir: PathLike, output_dir: PathLike, options: PrepareOptions | None = None
-) -> PreparedDataset:
+    source_dir: PathLike, output_dir: PathLike, options: dataset.PrepareOptions | None = None
+) -> dataset.PreparedDataset:
     """Find images and instance maps, check every pair, divide them into three sections and write the datalist.
 
     Layouts and forms of labels are those of :mod:`~swinumamba_monai.data.prepare.pictures` and
@@ -46,20 +40,14 @@ def prepare_microscopy(
     the first one. Originals are referred to and never copied. ``split.json`` may give ``train`` and ``test`` (and
     ``validation``), lists of names without suffix. The planes of a stack stay in one section.
 
-    Args:
-        source_dir: the downloaded dataset.
-        output_dir: where the datalist is written; it may be ``source_dir``.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`.
-
-    Returns:
-        What was made.
+    Args: those of :meth:`~swinumamba_monai.tasks.Task.prepare`, without a label map.
 
     Raises:
         InputError: The layout is unknown; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
-    source, output = open_source(source_dir), Path(output_dir).resolve()
-    options = options or PrepareOptions()
+    source, output = dataset.open_source(source_dir), Path(output_dir).resolve()
+    options = options or dataset.PrepareOptions()
     matched = match_pictures(source, output, masks_of_cells=True)
     found = matched.found
     of_cells = [not isinstance(label, (Path, Annotations)) for _, label in matched.labels.values()]
@@ -68,7 +56,7 @@ def prepare_microscopy(
             "mask_threshold is for masks of one cell each, but labels here number the cells; leave it out."
         )
     stacks = {name: group for name, group in matched.groups.items() if "#" in name}
-    with label_folder() as maps:
+    with dataset.label_folder() as maps:
         if all(isinstance(label, Path) and is_image_name(label) for _, label in matched.labels.values()):
             found.pairs = dict(matched.labels)
         else:
@@ -79,7 +67,7 @@ def prepare_microscopy(
                     found.pairs[name] = (image, write_numbers(cells, maps / name))
                 except InputError as error:
                     found.problems.append(str(error))
-        return check_and_write("microscopy", found, source, output, options, inspect_cells, maps, groups=stacks)
+        return dataset.check_and_write("microscopy", found, source, output, options, inspect_cells, maps, groups=stacks)
 
 
 FILES = TaskFiles(

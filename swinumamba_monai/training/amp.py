@@ -8,8 +8,6 @@ import torch
 
 from swinumamba_monai.errors import InputError
 
-__all__ = ["autocast_dtype", "default_amp"]
-
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 
@@ -20,14 +18,11 @@ def default_amp(device: torch.device | str) -> str:
 
 
 def autocast_dtype(amp: str, device: torch.device | str) -> torch.dtype | None:
-    """The dtype that ``amp`` stands for.
+    """The dtype that ``amp`` stands for, or None for no autocast.
 
     Args:
         amp: ``"bf16"``, ``"fp16"`` or ``"off"``.
         device: device of the network.
-
-    Returns:
-        the dtype for autocast, or None for no autocast.
 
     Raises:
         InputError: another name, or mixed precision without a GPU (MONAI's trainer casts on CUDA devices alone).

@@ -20,12 +20,10 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from swinumamba_monai.atomic import RunLock, remove_unfinished, replacing
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.atomic import RunLock, remove_unfinished, write_file
+from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.weight_files import read_checkpoint
-
-__all__ = ["TrainingCheckpoint", "run_record", "save_atomically"]
 
 RECORD_NAME = "run.json"
 
@@ -42,10 +40,6 @@ _STATE = {"model": Mapping, "optimizer": Mapping, "epoch": int, "best_metric": f
 def save_atomically(content: dict, path: Path) -> None:
     """``torch.save`` that leaves either the old file or the whole new one, whatever stops it.
 
-    Args:
-        content: tensors and plain Python values.
-        path: file to write or replace.
-
     Raises:
         InputError: the file could not be written (full disk, read-only folder); the old one is as it was.
     """
@@ -53,8 +47,7 @@ def save_atomically(content: dict, path: Path) -> None:
     torch.save(content, stream)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(stream.getbuffer())
+        write_file(path, stream.getbuffer())
     except OSError as error:
         kept = "the one before it is intact" if path.exists() else "there was none before it"
         reason = error.strerror or type(error).__name__
@@ -81,12 +74,8 @@ def run_record(ckpt_path: str | PathLike | Sequence[str | PathLike], **facts) ->
 def _read_record(path: Path) -> dict | None:
     if not path.is_file():
         return None
-    try:
+    with explained(f"{path} cannot be read", "remove it, for it is only kept with scores"):
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be read ({quoted(error)}); remove it, for it is only kept with scores."
-        ) from error
 
 
 class TrainingCheckpoint:
@@ -233,20 +222,14 @@ class TrainingCheckpoint:
             save_atomically(self.network.state_dict(), self.best_path)
 
     def _write_record(self, state: Mapping) -> None:
-        record = {
-            **json.loads(self.settings),
-            **{name: state[name] for name in ("epoch", "best_metric_epoch", "seconds")},
-        }
+        record = json.loads(self.settings) | {name: state[name] for name in ("epoch", "best_metric_epoch", "seconds")}
         record["parameters"] = sum(p.numel() for p in self.network.parameters())
         if torch.cuda.is_available():
             record |= {"gpu": torch.cuda.get_device_name(), "gpu_bytes": torch.cuda.max_memory_reserved()}
         try:
-            with replacing(self.record_path) as path:
-                path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_file(self.record_path, json.dumps(record, indent=2) + "\n")
         except OSError as error:
-            raise InputError(
-                f"{self.record_path} could not be written ({error}); {self.last_path} is whole."
-            ) from error
+            raise InputError(f"{self.record_path} cannot be written ({error}); {self.last_path} is whole.") from error
 
     def _restore(self, trainer: Engine, evaluator: Engine) -> None:
         state = read_checkpoint(self.last_path)
@@ -262,14 +245,9 @@ class TrainingCheckpoint:
         evaluator.state.best_metric = state["best_metric"]
         evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         trainer.add_event_handler(Events.STARTED, self._restore_scaler, state.get("scaler"))
-        self._compare_settings(self._settings_of(state))
-        logger.info(
-            "resumed after epoch %d of %d, best metric %.4f of epoch %d",
-            state["epoch"],
-            trainer.state.max_epochs,
-            state["best_metric"],
-            state["best_metric_epoch"],
-        )
+        self._compare_settings(state)
+        best = f"best metric {state['best_metric']:.4f} of epoch {state['best_metric_epoch']}"
+        logger.info("resumed after epoch %d of %d, %s", state["epoch"], trainer.state.max_epochs, best)
         if state["epoch"] >= trainer.state.max_epochs:
             logger.warning("the run has its %d epochs, there is nothing left to train", trainer.state.max_epochs)
             self._lock.release()
@@ -280,19 +258,13 @@ class TrainingCheckpoint:
         if trainer.scaler and state:
             trainer.scaler.load_state_dict(state)
 
-    def _settings_of(self, state: Mapping) -> dict:
-        try:
-            return dict(json.loads(state.get("settings", "{}")))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"{self.last_path} has unreadable settings ({error}), it cannot be resumed.") from error
-
-    def _compare_settings(self, before: dict) -> None:
+    def _compare_settings(self, state: Mapping) -> None:
+        with explained(f"{self.last_path} has unreadable settings", "it cannot be resumed"):
+            before = dict(json.loads(state.get("settings", "{}")))
         now = json.loads(self.settings)
         others = [f"{name} {now[name]!r} (was {old!r})" for name, old in before.items() if now.get(name, old) != old]
         if others:
-            logger.warning(
-                "resumed with %s; it will not end where the run as it was begun would have ended", ", ".join(others)
-            )
+            logger.warning("resumed with %s; it will not end where the run as begun would have", ", ".join(others))
 
     def _restore_optimizer(self, saved: dict, epoch: int) -> None:
         """The state of each parameter; options stay those of this run, and the schedule is replayed, not restored, so
@@ -305,7 +277,8 @@ class TrainingCheckpoint:
         rates = self.lr_scheduler.get_last_lr()
         groups = self.optimizer.state_dict()["param_groups"]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        try:
+        problem, advice = f"{self.last_path} holds the state of another optimizer", "it cannot be resumed"
+        with explained(problem, advice, AttributeError, LookupError, OverflowError, TypeError, ValueError):
             if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
                 raise ValueError("of other parameters")
             like = _state_like(self.optimizer)
@@ -314,10 +287,6 @@ class TrainingCheckpoint:
                     raise ValueError(f"not with {', '.join(sorted(like))}")
                 _check_state(state, parameters[index], like)
             self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.last_path} holds the state of another optimizer ({quoted(error)}), it cannot be resumed."
-            ) from error
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from monai.losses import DeepSupervisionLoss
 from torch import Tensor
 
-__all__ = ["HalvingDeepSupervisionLoss"]
-
 
 class HalvingDeepSupervisionLoss(DeepSupervisionLoss):
     """Loss over a network's heads, finest first: each weighs half of the one before, the coarsest nothing; sum 1.
@@ -25,14 +23,7 @@ class HalvingDeepSupervisionLoss(DeepSupervisionLoss):
     """
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
-        """
-        Args:
-            input: heads (b, channels, ...), finest first, or one.
-            target: label (b, 1, ...) at the size of the finest.
-
-        Returns:
-            the weighted sum of the heads' losses.
-        """
+        """The weighted sum of the losses of heads (b, channels, ...), finest first, or of one; target (b, 1, ...)."""
         if isinstance(input, Tensor):
             return self.loss(input, target)
         return sum(weight * self.get_loss(head, target) for weight, head in zip(self.get_weights(len(input)), input))

@@ -14,8 +14,6 @@ from torch import Tensor
 from swinumamba_monai.ops.backends import BackendChoice
 from swinumamba_monai.ops.cuda.class_sums import MAX_CLASSES
 
-__all__ = ["FusedDiceCELoss", "in_single_precision"]
-
 # Options of MONAI's loss that the sums are enough for, besides a softmax and classes that are numbers.
 _KNOWN = {"include_background", "to_onehot_y", "softmax", "batch", "smooth_nr", "smooth_dr", "lambda_dice", "lambda_ce"}
 
@@ -45,14 +43,7 @@ class FusedDiceCELoss(DiceCELoss):
         self._backend = BackendChoice()
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """
-        Args:
-            input: logits (b, classes, ...).
-            target: classes (b, 1, ...), or what else MONAI's loss takes.
-
-        Returns:
-            the loss.
-        """
+        """The loss of logits (b, classes, ...) and classes (b, 1, ...), or what else MONAI's loss takes."""
         sums = self.sums(input, target)
         return super().forward(in_single_precision(input), target) if sums is None else self.of_sums(sums)
 

@@ -9,8 +9,6 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-__all__ = ["GlobalBatchLoss"]
-
 
 class GlobalBatchLoss(nn.Module):
     """A loss over the batches of all processes, for a loss that is not the mean of its images' losses.
@@ -30,14 +28,7 @@ class GlobalBatchLoss(nn.Module):
         self.loss = loss
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """
-        Args:
-            prediction: prediction of this process, (b, ...), with the same b in all.
-            target: target of the prediction, (b, ...).
-
-        Returns:
-            the loss of all parts, with the gradient that makes DDP's mean right.
-        """
+        """The loss of all parts (b, ...), with the same b, and with the gradient that makes DDP's mean right."""
         processes = idist.get_world_size()
         if processes == 1:
             return self.loss(prediction, target)

@@ -11,8 +11,6 @@ from torch import nn
 
 from swinumamba_monai.networks import find_encoder
 
-__all__ = ["EarlyStop", "FreezeEncoder", "GradientClip"]
-
 
 class EarlyStop:
     """Stop after so many validations without a better key metric.
@@ -30,12 +28,7 @@ class EarlyStop:
         self.val_interval = val_interval
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
-        """Look after every validation, and before a resumed run's first epoch.
-
-        Args:
-            trainer: trainer to stop.
-            evaluator: evaluator with the key metric.
-        """
+        """Look after every validation of the evaluator, and before a resumed run's first epoch; stop the trainer."""
         trainer.add_event_handler(Events.STARTED, self._look, trainer, evaluator)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._look, trainer, evaluator)
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from swinumamba_monai.data.files.label_map import IGNORED
 from swinumamba_monai.training.dice_ce import FusedDiceCELoss, in_single_precision
 
-__all__ = ["IgnoredToBackgroundd", "PartialDiceCELoss"]
-
 _CERTAIN = 50.0  # a logit: its softmax against the negative is 1 to the last bit of float32
 
 
@@ -37,14 +35,7 @@ class PartialDiceCELoss(FusedDiceCELoss):
             self.ignored = IGNORED
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """
-        Args:
-            input: logits (b, classes, ...).
-            target: classes (b, 1, ...), :data:`~swinumamba_monai.data.files.label_map.IGNORED` where there is none.
-
-        Returns:
-            the loss.
-        """
+        """The loss of logits (b, classes, ...) and classes (b, 1, ...), 255 where there is none."""
         if not self.partial:
             return super().forward(input, target)
         if (sums := self.sums(input, target)) is not None:

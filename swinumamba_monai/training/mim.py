@@ -19,8 +19,6 @@ from torch import Tensor
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import find_encoder
 
-__all__ = ["MaskedBatch", "MaskedImageModel", "MaskedL1Loss", "random_patch_mask"]
-
 
 def random_patch_mask(
     batch_size: int,
@@ -29,7 +27,7 @@ def random_patch_mask(
     mask_patch_size: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Choose the same number of square patches in every image of a batch.
+    """As many square patches in every image of a batch: (batch_size, 1, height, width) bool, True where masked.
 
     Args:
         batch_size: number of images.
@@ -37,9 +35,6 @@ def random_patch_mask(
         mask_ratio: share of the patches that are masked, rounded to whole patches: 22 of 36 for 0.6 at 192×192.
         mask_patch_size: side of a patch in pixels.
         generator: source of the choice, on the CPU; torch's own by default.
-
-    Returns:
-        (batch_size, 1, height, width) bool, True where masked.
 
     Raises:
         InputError: the patches do not tile the image, or none or all of them would be masked.
@@ -81,16 +76,11 @@ class MaskedBatch:
     def __call__(
         self, batch: Mapping[str, Tensor], device: torch.device | None = None, non_blocking: bool = False, **kwargs
     ) -> tuple[Tensor, Tensor, tuple[Tensor], dict]:
-        """
-        Args:
-            batch: batch with "image", (b, c, h, w).
-            device: device of the results.
-            non_blocking: see ``torch.Tensor.to``.
-            kwargs: further arguments of ``torch.Tensor.to``.
+        """What the engines want of a batch with "image", (b, c, h, w), on a device.
 
         Returns:
             the image; the target, which is the image where it is masked and NaN elsewhere; the mask (b, 1, h, w) as
-            further argument of the network; no keyword arguments.
+                further argument of the network; no keyword arguments.
         """
         image = batch["image"].to(device=device, non_blocking=non_blocking, **kwargs)
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
@@ -124,9 +114,7 @@ class MaskedImageModel(nn.Module):
         super().__init__()
         encoder = find_encoder(network)
         if encoder is None:
-            raise InputError(
-                f"{type(network).__name__} has no VMamba encoder to pretrain; choose SwinUMambaD or SwinUMamba."
-            )
+            raise InputError(f"{type(network).__name__} has no VMamba encoder; choose SwinUMambaD or SwinUMamba.")
         self.stride = stride
         self.vssm_encoder = encoder
         if hasattr(network, "stem"):
@@ -139,16 +127,11 @@ class MaskedImageModel(nn.Module):
         )
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """
+        """The image (b, c, h, w) that is predicted, whose pixels that were seen carry no meaning.
+
         Args:
-            image: images (b, c, h, w) of mean 0, whose sides are multiples of ``stride``.
+            image: images (b, c, h, w) of mean 0, whose sides are multiples of ``stride``; else an InputError.
             mask: mask (b, 1, h, w) bool, True where nothing is to be seen.
-
-        Returns:
-            the predicted image (b, c, h, w); its pixels that were seen carry no meaning.
-
-        Raises:
-            InputError: ``stride`` does not divide the sides.
         """
         height, width = image.shape[2:]
         if height % self.stride or width % self.stride:
@@ -169,14 +152,7 @@ class MaskedL1Loss(nn.Module):
     """Mean absolute difference over the masked pixels and the channels (paper, eq. (11))."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """
-        Args:
-            prediction: predicted images (b, c, h, w).
-            target: images of the same shape, NaN where a pixel is not masked and does not count.
-
-        Returns:
-            a number, in float32 at least.
-        """
+        """The loss of images (b, c, h, w), in float32 at least; the target is NaN where a pixel does not count."""
         counts = ~target.isnan()
         difference = torch.where(counts, prediction.to(target.dtype) - target, 0)  # autocast's dtype is too coarse here
         return difference.abs().sum() / counts.sum()

@@ -17,8 +17,6 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd, worker_init_fn
 
-__all__ = ["SeedEveryEpoch", "StopOnSigterm", "init_worker"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -78,9 +76,7 @@ class StopOnSigterm:
     def run(self, trainer: Engine, evaluator: Engine) -> None:
         """Run the trainer, and end the process with exit code 143 (Ctrl-C: 130) if it was stopped.
 
-        Args:
-            trainer: trainer, which ends after its iteration.
-            evaluator: evaluator within the trainer's epochs; it ends too, and that validation does not count.
+        It ends after its iteration, and so does the evaluator within its epochs: that validation does not count.
         """
         if threading.current_thread() is not threading.main_thread():
             trainer.run()
@@ -102,13 +98,11 @@ class StopOnSigterm:
                 signal.signal(number, handler)
         if stopped:
             if idist.get_rank() == 0:
+                place = f"epoch {trainer.state.epoch} of {trainer.state.max_epochs}"
                 logger.warning(
-                    "stopped by %s in epoch %d of %d; --resume true goes on from the last whole epoch, and ends "
-                    "where an uninterrupted run ends",
-                    signal.Signals(self.received).name,
-                    trainer.state.epoch,
-                    trainer.state.max_epochs,
-                )
+                    "stopped by %s in %s; --resume true goes on from the last whole epoch, and ends where an "
+                    "uninterrupted run ends", signal.Signals(self.received).name, place
+                )  # fmt: skip
             sys.exit(128 + self.received)
 
     def _receive(self, number: int, _: object) -> None:
@@ -131,11 +125,8 @@ class StopOnSigterm:
 def init_worker(worker_id: int) -> None:
     """``worker_init_fn`` of a loader: MONAI's, and the worker heeds SIGTERM from its own parent alone, SIGINT never.
 
-    Slurm, torchrun and Ctrl-C reach every process of a job, but the run needs its workers until it has stopped.
-    Who sent a signal is known on Linux only; elsewhere the workers are as MONAI has them.
-
-    Args:
-        worker_id: number of the worker.
+    Slurm, torchrun and Ctrl-C reach every process of a job, but the run needs its workers until it has stopped. Who
+    sent a signal is known on Linux only; elsewhere the workers are as MONAI has them.
     """
     worker_init_fn(worker_id)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -13,8 +13,6 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["RunLog"]
-
 
 class RunLog:
     """Write the hyper-parameters when a run starts, and the learning rate of every epoch.
@@ -42,7 +40,7 @@ class RunLog:
 
         Args:
             trainer: trainer of the run.
-            handlers: handlers of the trainer; ``--tracking mlflow`` has put MLflow's among them.
+            handlers: its handlers; ``--tracking mlflow`` has put MLflow's among them.
         """
         if idist.get_rank() > 0:
             return

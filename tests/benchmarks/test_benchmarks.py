@@ -9,6 +9,7 @@ import json
 import tarfile
 from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,14 @@ def check_times(rows: list[dict]) -> None:
         ms = row["ms"]
         assert 0 < ms["min"] <= ms["q1"] <= ms["median"] <= ms["q3"] <= ms["max"]
         assert ms["n"] == len(ms["samples"]) == 2
+
+
+@pytest.fixture(scope="module")
+def loss_curves(tmp_path_factory) -> Path:
+    """The folder of a run of ``loss_curve``, which is slow because of the reference's scans."""
+    folder = tmp_path_factory.mktemp("loss_curves")
+    run("loss_curve", folder, "--scan_backends", "portable", "reference")
+    return folder
 
 
 class TestScripts:
@@ -90,12 +99,12 @@ class TestScripts:
         assert {row["network"] for row in failed} == {"Swin-UMamba†, mamba_ssm"}, "and its reason stands in the row"
         check_times([row for row in rows if "error" not in row])
 
-    def test_loss_curve(self, tmp_path):
-        record = run("loss_curve", tmp_path, "--scan_backends", "portable", "reference")
+    def test_loss_curve(self, loss_curves):
+        record = json.loads((loss_curves / "loss_curve.json").read_text())
         assert [len(row["losses"]) for row in record["rows"]] == [6, 6, 6]
         assert record["verdict"]["first_steps_agree"] is True
         assert record["rows"][0]["losses"] != record["rows"][2]["losses"], "another seed, other losses"
-        assert (tmp_path / "loss_curve.png").stat().st_size > 1000
+        assert (loss_curves / "loss_curve.png").stat().st_size > 1000
 
     def test_data_parallel(self, tmp_path):
         rows = run("data_parallel", tmp_path, "--repeats", "1", "--augmentations", "crops")["rows"]
@@ -200,19 +209,19 @@ def test_verdict_can_be_no():
     assert verdict["mean_distance_of_seeds"] == pytest.approx(0.05 / 3)
 
 
-def test_records_of_one_kind_are_judged_together(tmp_path, capsys):
+def test_records_of_one_kind_are_judged_together(loss_curves, tmp_path, capsys):
     """The runs of both, each once; another commit's are refused."""
-    record = run("loss_curve", tmp_path / "a", "--scan_backends", "portable", "reference")
+    record = json.loads((loss_curves / "loss_curve.json").read_text())
     other = {**record, "rows": [{**record["rows"][1], "seed": 1}, record["rows"][0]]}
     (tmp_path / "other.json").write_text(json.dumps(other))
-    files = (str(tmp_path / "a" / "loss_curve.json"), str(tmp_path / "other.json"))
+    files = (str(loss_curves / "loss_curve.json"), str(tmp_path / "other.json"))
     united = run("loss_curve", tmp_path, "--scan_backends", "portable", "reference", "--judge", *files)
     runs = [(row["backend"], row["seed"]) for row in united["rows"]]
     assert runs == [("portable", 0), ("portable", 1), ("reference", 0), ("reference", 1)]
     assert len(united["verdict"]["distances_of_backends"]) == 2
     (tmp_path / "other.json").write_text(json.dumps({**other, "git_commit": "another"}))
     with pytest.raises(InputError, match="another machine, commit or kind of run"):
-        loss_curve.unite([tmp_path / "a" / "loss_curve.json", tmp_path / "other.json"])
+        loss_curve.unite([loss_curves / "loss_curve.json", tmp_path / "other.json"])
 
 
 def test_throughput_counts_the_last_epoch_after_what_was_prepared():

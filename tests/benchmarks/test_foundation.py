@@ -20,6 +20,7 @@ from benchmarks.foundation import pack, probe, train
 from benchmarks.foundation.packed import Images, Pack, load_images, load_pack, save_pack
 from benchmarks.foundation.student import Student, dense_loss
 from benchmarks.foundation.teacher import EfficientNetLite2
+from benchmarks.foundation.training import rate_factor
 from benchmarks.foundation.views import (
     GRAY,
     Batch,
@@ -279,10 +280,10 @@ class TestLosses:
         assert alone.tolist() == pytest.approx([np.log(2), 0, 0], abs=1e-6)
 
     def test_learning_rate(self):
-        assert train.rate_factor(0) == pytest.approx(0.001, rel=0.01)
-        assert train.rate_factor(0.05) == pytest.approx(1, abs=0.01)
-        assert train.rate_factor(0.5) == pytest.approx(0.505)
-        assert train.rate_factor(1) == pytest.approx(0.01)
+        assert rate_factor(0) == pytest.approx(0.001, rel=0.01)
+        assert rate_factor(0.05) == pytest.approx(1, abs=0.01)
+        assert rate_factor(0.5) == pytest.approx(0.505)
+        assert rate_factor(1) == pytest.approx(0.01)
 
 
 def run(packed: Path, out: Path, *more: str) -> int:
@@ -338,7 +339,7 @@ class TestTraining:
     def test_a_stopped_run_goes_on_to_the_same_end(self, packed, tmp_path, monkeypatch, capsys):
         options = "--encoder", "vmamba_tiny_s1l8", "--save_seconds", "0"
         assert run(packed, tmp_path / "whole", *options) == 0
-        learn, count = train.Training._learn, 0
+        learn, count = train.EncoderTraining._learn, 0
 
         def stop_at_the_eighth(self):
             nonlocal count
@@ -348,7 +349,7 @@ class TestTraining:
             return learn(self)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(train.Training, "_learn", stop_at_the_eighth)
+            patch.setattr(train.EncoderTraining, "_learn", stop_at_the_eighth)
             run(packed, tmp_path / "stopped", *options)
         assert not (tmp_path / "stopped" / "classifier.safetensors").exists()
         assert run(packed, tmp_path / "stopped", *options) == 0
@@ -367,7 +368,9 @@ class TestTraining:
         views = RandomViews(images, 0, 4)
         parser = train.make_parser()
         given = ["--packed", "p", "--output_dir", "o", "--epochs", "10", "--minutes", "2", "--image_size", "32", "64"]
-        training = train.Training(Student("vmamba_tiny_s1l8", 3, **train.TOY), views, parser.parse_args(given), None)
+        training = train.EncoderTraining(
+            Student("vmamba_tiny_s1l8", 3, **train.TOY), views, parser.parse_args(given), None
+        )
         assert (training.progress, training.side) == (0, 32)
         training.step = 30  # of 60
         assert (training.progress, training.side) == (0.5, 64)
@@ -389,7 +392,7 @@ class TestTraining:
         arguments = train.make_parser().parse_args([*given, "--learning_rate", "0.01", "--save_seconds", "1e9"])
         torch.manual_seed(0)
         student = Student("vmamba_tiny_s1l8", 2, drop_path_rate=0.0, **train.TOY)
-        training = train.Training(student, RandomViews(images, 0, 8), arguments, None)
+        training = train.EncoderTraining(student, RandomViews(images, 0, 8), arguments, None)
         lines = []
         training.save = lambda path: None
         training.run(Path("unused"), lines.append)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import run_forked
 from monai.bundle import ConfigWorkflow
 
 from swinumamba_monai.errors import find_input_error
@@ -117,11 +118,14 @@ def command(bundle: str, kind: str, out: Path, *further: str, processes: int = 1
     return [sys.executable, *launcher, *arguments]
 
 
-def run_processes(*arguments, processes: int = 2, **override) -> subprocess.CompletedProcess:
-    """Run :func:`command` on CPU processes, and expect that it succeeds."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    line = command(*arguments, processes=processes, **override)
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
+def run_processes(*arguments, processes: int = 2, launcher: bool = False, **override) -> subprocess.CompletedProcess:
+    """Run :func:`command` on CPU processes, and expect that it succeeds; by torch's launcher, or by forks."""
+    if launcher:
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        line = command(*arguments, processes=processes, **override)
+        done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
+    else:
+        done = run_forked(command(*arguments, **override), processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

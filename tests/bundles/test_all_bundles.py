@@ -262,10 +262,12 @@ def test_inference_of_two_checkpoints_needs_both(trained_in, dataset_of, tmp_pat
 
 
 class TestProcesses:
-    @pytest.mark.parametrize("bundle, kind", [("abdomen_mri", "train"), ("microscopy", "pretrain")])
-    def test_two_train(self, bundle, kind, dataset_of, tmp_path):
+    @pytest.mark.parametrize(
+        "bundle, kind, launcher", [("abdomen_mri", "train", True), ("microscopy", "pretrain", False)]
+    )
+    def test_two_train(self, bundle, kind, launcher, dataset_of, tmp_path):
         options = {"dataset_dir": str(dataset_of(bundle)), **STAGES[kind][1]}
-        done = run_processes(bundle, kind, tmp_path, "multi_gpu_train", **options)
+        done = run_processes(bundle, kind, tmp_path, "multi_gpu_train", launcher=launcher, **options)
         assert load_weights(tmp_path / "models" / RUN_FILES[kind][1])["epoch"] == 1
         assert done.stdout.count("Iter: 1/") == 1, "only the first process reports"
 

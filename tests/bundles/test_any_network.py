@@ -101,7 +101,7 @@ class TestWrongNames:
         assert "SwinUMambaD" in refusal("endoscopy", "train", tmp_path, **options)
 
     def test_no_encoder_to_pretrain(self, dataset_of, tmp_path):
-        with pytest.raises(InputError, match="Tenth has no VMamba encoder to pretrain; choose SwinUMambaD or"):
+        with pytest.raises(InputError, match="Tenth has no VMamba encoder; choose SwinUMambaD or"):
             MaskedImageModel(Tenth(1, 2))
         options = {"dataset_dir": str(dataset_of("endoscopy")), "network_name": "SegResNet", "num_workers": 0}
         assert "SegResNet cannot be built" in refusal("endoscopy", "pretrain", tmp_path, **options)

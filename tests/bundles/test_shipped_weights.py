@@ -8,7 +8,6 @@ import csv
 import hashlib
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import ROOT
+from forked import run_forked
 from PIL import Image
 from scipy import ndimage
 from skimage.draw import ellipse
@@ -60,7 +60,7 @@ def scores(tmp_path_factory) -> dict[str, float]:
         command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
         command += ["--config_file", str(BUNDLE / "configs" / "inference.json"), "--bundle_root", str(BUNDLE)]
         command += ["--dataset_dir", "images", "--output_dir", target, "--roi_size", "[256,256]", "--num_workers", "0"]
-        done = subprocess.run([*command, "--target", target], capture_output=True, text=True, cwd=folder)
+        done = run_forked([*command, "--target", target], folder)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         found = {name: np.asarray(Image.open(folder / target / f"{name}_instances.png")) for name in truths}
         scores[target] = {name: cell_counts(truth, found[name].astype(np.int32)).f1 for name, truth in truths.items()}

@@ -7,12 +7,15 @@ Tolerance: float32 sums of other orders through some ten layers differ by about 
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import run_forked
 
 from swinumamba_monai import export
 from swinumamba_monai.cli import main
@@ -174,16 +177,23 @@ class TestCommand:
         assert not (tmp_path / "model.pt2").exists()
 
     @needs_export
-    def test_program(self, tmp_path, monkeypatch, capsys, network_of, program_of):
+    def test_program(self, tmp_path, monkeypatch, capsys):
+        """Of nnU-Net, because that takes seconds; programs of the others are made above."""
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(export, "make_program", lambda network: program_of("SwinUMamba"))  # for its time
-        arguments = {**self.write_bundle(tmp_path, network_of), "--filepath": "model.pt2"}
+        torch.manual_seed(0)
+        network = build_network("nnUNet", in_channels=2, out_channels=3, roi_size=(64, 64), base_channels=4).eval()
+        torch.save(network.state_dict(), "model.pt")
+        definition = {"_target_": "swinumamba_monai.networks.build_network", "name": "nnUNet", "base_channels": 4}
+        definition |= {"in_channels": "@in_channels", "out_channels": "@num_classes", "roi_size": [64, 64]}
+        config = {"in_channels": 2, "num_classes": 3, "network_def": definition}
+        Path("inference.json").write_text(json.dumps(config))
+        arguments = {"--config_file": "inference.json", "--ckpt_file": "model.pt", "--filepath": "model.pt2"}
         assert main(["export", "program", *(word for pair in arguments.items() for word in pair)]) == 0
         assert "ready: model.pt2" in capsys.readouterr().out
         x = torch.rand(1, 2, 50, 77)
         with torch.no_grad():
             actual = torch.export.load("model.pt2").module()(x)
-            torch.testing.assert_close(actual, network_of["SwinUMamba"](x), **TOLERANCE)
+            torch.testing.assert_close(actual, network(x), **TOLERANCE)
 
     @staticmethod
     def write_bundle(folder, network_of) -> dict[str, str]:
@@ -242,8 +252,6 @@ def test_onnx_export_of_monai_names_our_command(tmp_path):
     command = f"--config_file {root}/configs/inference.json --bundle_root {root} --net_id network_def"
     command += f" --ckpt_file {tmp_path}/model.pt --filepath {tmp_path}/model.onnx --input_shape [1,3,64,64]"
     small = ["--network_def#feature_size", "8", "--network_def#depths", "[1,1,1,1]"]
-    done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "onnx_export", *command.split(), *small], capture_output=True, text=True
-    )
+    done = run_forked([sys.executable, "-m", "monai.bundle", "onnx_export", *command.split(), *small])
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "use python -m swinumamba_monai export onnx" in done.stderr.splitlines()[-1]

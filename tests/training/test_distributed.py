@@ -9,6 +9,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import pytest
 import torch
+from forked import START_METHOD
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
@@ -98,7 +99,9 @@ def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     # They meet through a file: ignite's port is the same in every run, and two runs on one machine would fight over it.
     meeting = (folder / "meeting").as_uri()
-    idist.spawn("gloo", in_each_process, (str(folder),), nproc_per_node=2, init_method=meeting)
+    idist.spawn(
+        "gloo", in_each_process, (str(folder),), nproc_per_node=2, init_method=meeting, start_method=START_METHOD
+    )
     return folder
 
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from swinumamba_monai.data.files.labelme import read_labelme
 from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ring, decode_runs
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, shown
 
 __all__ = ["read_annotations", "read_outlines"]
 
@@ -30,7 +30,8 @@ def read_outlines(path: Path) -> Annotations:
     Raises:
         InputError: the file is of another form, or has a point or a line.
     """
-    try:
+    problem = f"{path} has no outlines of QuPath (GeoJSON) or labelme that can be read"
+    with explained(problem, "export again", *_MALFORMED):
         content = _read_json(path)
         if isinstance(content, dict) and "shapes" in content:
             return read_labelme(content, path)
@@ -39,12 +40,6 @@ def read_outlines(path: Path) -> Annotations:
         kinds = {_type_of(feature) for feature in features}
         wanted = next((kind for kind in _OBJECT_TYPES if kind in kinds), None)
         shapes = [_feature(f, path) for f in features if wanted is None or _type_of(f) == wanted]
-    except InputError:
-        raise
-    except _MALFORMED as error:
-        raise InputError(
-            f"{path} has no outlines of QuPath (GeoJSON) or labelme that can be read ({quoted(error)}); export again."
-        ) from error
     return Annotations(path, shapes, names=tuple(dict.fromkeys(shape.name for shape in shapes)))
 
 
@@ -77,19 +72,13 @@ def read_annotations(path: Path) -> dict[str, Annotations] | None:
     Raises:
         InputError: the file cannot be read, or has shapes without an area.
     """
-    try:
+    with explained(f"{path} has annotations that cannot be read", "export it again", *_MALFORMED):
         return _coco(path) if path.suffix.lower() == ".json" else _cvat(path)
-    except InputError:
-        raise
-    except _MALFORMED as error:
-        raise InputError(f"{path} has annotations that cannot be read ({quoted(error)}); export it again.") from error
 
 
 def _read_json(path: Path) -> object:
-    try:
+    with explained(f"{path} is no JSON that can be read", "export it again", OSError, ValueError, RecursionError):
         return json.loads(path.read_bytes())  # UTF-8 or 16, with a mark or without
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON that can be read ({quoted(error)}); export it again.") from error
 
 
 def _coco(path: Path) -> dict[str, Annotations] | None:
@@ -102,13 +91,9 @@ def _coco(path: Path) -> dict[str, Annotations] | None:
     for annotation in annotations.values() if isinstance(annotations, dict) else annotations:  # LIVECell has them by id
         if annotation["image_id"] not in shapes:
             raise InputError(f"{path} has an annotation of image {shown(annotation['image_id'])}, which it lacks.")
-        try:
+        problem = f"{path} has an annotation, id {shown(annotation.get('id'))}, that cannot be read"
+        with explained(problem, "correct or remove it", *_MALFORMED):
             shapes[annotation["image_id"]].append(_coco_shape(annotation, names, path))
-        except InputError:
-            raise
-        except _MALFORMED as error:
-            where = f"{path} has an annotation, id {shown(annotation.get('id'))},"
-            raise InputError(f"{where} that cannot be read ({quoted(error)}); correct or remove it.") from error
     return {
         str(image["file_name"]): Annotations(
             path, shapes[image["id"]], (int(image["height"]), int(image["width"])), tuple(names.values())
@@ -137,10 +122,8 @@ def _cvat(path: Path) -> dict[str, Annotations] | None:
         raise InputError(
             f"{path} declares entities, which may unfold without end and which CVAT does not; remove them."
         )
-    try:
+    with explained(f"{path} is no XML that can be read", "export it again", ElementTree.ParseError):
         root = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path} is no XML that can be read ({quoted(error)}); export it again.") from error
     if root.tag != "annotations":
         return None
     names = tuple(dict.fromkeys(name.text or "" for label in root.iter("label") for name in label.findall("name")))

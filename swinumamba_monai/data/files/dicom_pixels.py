@@ -12,7 +12,7 @@ import numpy as np
 from monai.utils import optional_import
 
 from swinumamba_monai.data.files.limits import check_unfolding
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,19 +42,15 @@ _GRAY = ("MONOCHROME1", "MONOCHROME2")
 # What decodes a frame of a compressed file, by the end of its transfer syntax. pydicom decodes the others, which are
 # not compressed, deflated or run-length encoded; for these it needs plugins, and before version 3 it fails on signed
 # JPEG 2000.
-_JPEG = "1.2.840.10008.1.2.4."
 DECODERS = {
-    _JPEG + "50": imagecodecs.jpeg_decode,
-    _JPEG + "51": imagecodecs.jpeg_decode,
-    _JPEG + "57": imagecodecs.ljpeg_decode,
-    _JPEG + "70": imagecodecs.ljpeg_decode,
-    _JPEG + "80": imagecodecs.jpegls_decode,
-    _JPEG + "81": imagecodecs.jpegls_decode,
-    _JPEG + "90": imagecodecs.jpeg2k_decode,
-    _JPEG + "91": imagecodecs.jpeg2k_decode,
-    _JPEG + "201": imagecodecs.jpeg2k_decode,
-    _JPEG + "202": imagecodecs.jpeg2k_decode,
-    _JPEG + "203": imagecodecs.jpeg2k_decode,
+    f"1.2.840.10008.1.2.4.{end}": decode
+    for decode, ends in (
+        (imagecodecs.jpeg_decode, (50, 51)),
+        (imagecodecs.ljpeg_decode, (57, 70)),
+        (imagecodecs.jpegls_decode, (80, 81)),
+        (imagecodecs.jpeg2k_decode, (90, 91, 201, 202, 203)),
+    )
+    for end in ends
 }
 
 
@@ -121,7 +117,7 @@ def read_frames(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
     Raises:
         InputError: The file cannot be decoded, has colours, or claims too much.
     """
-    try:
+    with explained(f"{file} is a slice that cannot be decoded", "replace it, or convert the series to NIfTI"):
         dataset = read_header(file)
         frames = int(getattr(dataset, "NumberOfFrames", None) or 1)
         rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -152,12 +148,6 @@ def read_frames(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
             pixels = np.stack([decode(part) for part in parts])
         pixels = pixels.reshape(frames, rows, columns)
         return dataset, _meant_values(pixels, dataset, kind == "MONOCHROME1", decode is not None)
-    except InputError:
-        raise
-    except Exception as error:  # pydicom and its decoders have no common class for a broken file
-        raise InputError(
-            f"{file} is a slice that cannot be decoded ({quoted(error)}); replace it, or convert the series to NIfTI."
-        ) from error
 
 
 def rescale(pixels: np.ndarray, dataset: pydicom.Dataset, slope: object, intercept: object, file: Path) -> np.ndarray:
@@ -166,16 +156,12 @@ def rescale(pixels: np.ndarray, dataset: pydicom.Dataset, slope: object, interce
     Raises:
         InputError: The slope or the intercept is no number, or the table is broken.
     """
-    try:
+    with explained(f"{file} has a rescale slope or intercept that is no number", "replace it"):
         if getattr(dataset, "ModalityLUTSequence", None):
             return _apply_modality_lut(pixels, dataset).astype(np.float32)
         slope, intercept = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
         if not np.isfinite([slope, intercept]).all():
             raise ValueError("not finite")
-    except Exception as error:  # see above; float raises three classes alone
-        raise InputError(
-            f"{file} has a rescale slope or intercept that is no number ({quoted(error)}); replace it."
-        ) from error
     if (slope, intercept) == (1, 0):
         return pixels
     return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ from monai.utils import optional_import
 
 from swinumamba_monai.data.files.dicom_parts import NO_NAME, PART_TAGS, copies_in, parts_of
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
-from swinumamba_monai.data.files.hidden import is_hidden
-from swinumamba_monai.errors import InputError, shown
+from swinumamba_monai.data.files.hidden import find_files
+from swinumamba_monai.errors import InputError, listed, shown
 
 if TYPE_CHECKING:
     import pydicom
@@ -67,17 +67,6 @@ class Series:
     def is_called(self, wanted: str) -> bool:
         """Whether ``wanted`` is the UID or the number, or is in the description."""
         return wanted in (self.key, self.number) or wanted.lower() in self.description.lower()
-
-
-def find_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder but hidden ones, by name; links to folders are followed, once."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
-        if real not in seen:
-            yield from (Path(place, name) for name in sorted(files) if not is_hidden(name))
-        seen.add(real)
 
 
 def is_dicom_folder(folder: Path) -> bool:
@@ -133,8 +122,10 @@ def find_series(folder: Path) -> list[Series]:
             broken.append(file)
     aside |= copies_in(images)
     images = {file: header for file, header in images.items() if file not in aside}
-    for reason, is_it in (("secondary capture", _is_capture), ("localizer", _is_localizer)):
-        kind = [file for file, header in images.items() if is_it(header)]
+    captures = [f for f, h in images.items() if str(getattr(h, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)]
+    localizers = [file for file, header in images.items() if _LOCALIZERS & set(_words(header))]
+    for reason, found in (("secondary capture", captures), ("localizer", localizers)):
+        kind = [file for file in found if file in images]
         if len(kind) < len(images):
             aside |= dict.fromkeys(kind, reason)
             images = {file: header for file, header in images.items() if file not in aside}
@@ -147,9 +138,8 @@ def find_series(folder: Path) -> list[Series]:
             aside |= dict.fromkeys(group, "slices in other directions, like a localizer's")
             del groups[key]
     if aside:
-        names = ", ".join(f"{file.name} ({reason})" for file, reason in list(aside.items())[:_MAX_LISTED])
-        more = ", ..." if len(aside) > _MAX_LISTED else ""
-        logger.warning("%s: %d of %d DICOM files are set aside: %s%s", folder, len(aside), len(files), names, more)
+        names = listed((f"{file.name} ({reason})" for file, reason in aside.items()), _MAX_LISTED)
+        logger.warning("%s: %d of %d DICOM files are set aside: %s", folder, len(aside), len(files), names)
     series = [
         _series(key, group, broken, words)
         for name, whole in groups.items()
@@ -178,10 +168,10 @@ def choose_series(folder: Path, found: Sequence[Series], wanted: str | None = No
         return chosen
     if not found:
         raise InputError(f"{folder} has no DICOM file of an image; give a NIfTI file or the folder of a DICOM series.")
-    listed = ", ".join(map(str, found[:_MAX_LISTED])) + (", ..." if len(found) > _MAX_LISTED else "")
+    series = listed(found, _MAX_LISTED)
     none = f", but none is {shown(wanted)}" if wanted is not None else ""
     raise InputError(
-        f"{folder} has slices of {len(found)} series: {listed}{none}; choose with --series, by number, UID or a "
+        f"{folder} has slices of {len(found)} series: {series}{none}; choose with --series, by number, UID or a "
         "part of the name, or take --series all."
     )
 
@@ -222,11 +212,7 @@ def list_series(folder: Path, wanted: str | None = None, problems: list[str] | N
 
 
 def find_named(path: Path) -> Series:
-    """The series of a folder, or the one of several, that :func:`list_series` calls so.
-
-    Raises:
-        InputError: There is none, or there are several.
-    """
+    """The series of a folder, or the one of several, that :func:`list_series` calls so; else an InputError."""
     if path.is_dir():
         return choose_series(path, find_series(path))[0]
     key = path.name.removesuffix(SERIES_SUFFIX)
@@ -254,14 +240,6 @@ def _no_image(header: pydicom.Dataset) -> str:
     if getattr(header, "Rows", None) and str(getattr(header, "Modality", "")) not in _NO_IMAGES:
         return ""
     return shown(UID(header.SOPClassUID).name)
-
-
-def _is_capture(header: pydicom.Dataset) -> bool:
-    return str(getattr(header, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
-
-
-def _is_localizer(header: pydicom.Dataset) -> bool:
-    return bool(_LOCALIZERS & set(_words(header)))
 
 
 def _words(header: pydicom.Dataset) -> Sequence[str]:

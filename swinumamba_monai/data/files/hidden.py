@@ -1,8 +1,12 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What systems put beside the files of people: hidden files, thumbnails, bins."""
+"""The files of people, without what systems put beside them: hidden files, thumbnails, bins."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
 # Of macOS's archives, of Synology's and other network disks, of Windows and of Linux.
 _FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
@@ -11,3 +15,19 @@ _FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Inf
 def is_hidden(name: str) -> bool:
     """Whether a file or a folder of this name is none of a dataset (macOS puts ``._a.png`` next to ``a.png``)."""
     return name.startswith(".") or name in _FOLDERS
+
+
+def find_files(folder: Path, skipped: Collection[Path] = ()) -> Iterator[Path]:
+    """All files below a folder but hidden ones, by name; links to folders are followed, once.
+
+    Args:
+        folder: where to begin.
+        skipped: folders that are not searched where they lie below it.
+    """
+    seen = {os.path.realpath(path) for path in skipped} - {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
+        if real not in seen:
+            yield from (Path(place, name) for name in sorted(files) if not is_hidden(name))
+        seen.add(real)

@@ -13,8 +13,6 @@ import numpy as np
 from swinumamba_monai.data.files.shapes import Annotations, Shape
 from swinumamba_monai.errors import InputError, quoted, shown
 
-__all__ = ["read_rois"]
-
 MAX_ROIS, MAX_ROI_BYTES = 1 << 17, 1 << 22
 
 # The kinds that have an area, by the number at byte 6; the rest are lines, angles and points.

@@ -22,7 +22,7 @@ from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
 from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES, JPEG_SUFFIXES, TIFF_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.tiff import decode_tiff, plane_names, tiff_orientation
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained
 
 MAX_NUMBER = 1 << 24  # whole numbers beyond it are not all exact in float32
 MAX_SCANS = 100  # of a progressive JPEG, which is decoded as often; encoders make about ten
@@ -34,7 +34,7 @@ _PILLOW_FILES = {".png": PngImageFile, **dict.fromkeys(JPEG_SUFFIXES, JpegImageF
 _PILLOW_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB"}
 
 
-def read_image(path: PathLike) -> np.ndarray:
+def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
     """Read one 2D image from a PNG, JPEG, BMP or TIFF file.
 
     The alpha of a gray image is dropped, that of a colour image is the fourth channel. Palettes become RGB without
@@ -45,6 +45,7 @@ def read_image(path: PathLike) -> np.ndarray:
     Args:
         path: the file; its suffix, in any case, is one of ``IMAGE_SUFFIXES``; what is in it
             decides how it is read. A plane of a TIFF stack as :func:`image_names` calls it.
+        indices: whether the numbers of a palette's colours are read instead of the colours.
 
     Returns:
         (H, W) or (H, W, C) with 2 to 4 channels, rows first, in the data type of the file.
@@ -53,40 +54,29 @@ def read_image(path: PathLike) -> np.ndarray:
         InputError: The file is missing, of another format, damaged or truncated, is a stack of images, has more than
             ``MAX_PIXELS`` pixels or ``MAX_CHANNELS`` channels, or has NaN or infinite pixels.
     """
-    return _read(path)
-
-
-def _read(path: PathLike, indices: bool = False) -> np.ndarray:
-    """:func:`read_image`; with ``indices`` the numbers of the palette's colours instead of the colours."""
     path, plane = file_and_number(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path} is not an image that can be read here; use one of {', '.join(IMAGE_SUFFIXES)}.")
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
-    try:
+    advice = f"it is damaged, truncated or not a {path.suffix.lower()} file, so replace it"
+    with explained(f"{path} cannot be decoded", advice):
         suffix = suffix_of(path)
         image = decode_tiff(path, plane, indices) if suffix in TIFF_SUFFIXES else _decode_pillow(path, suffix, indices)
-    except InputError:
-        raise
-    except Exception as error:  # there is no common class for what decoders raise on a broken file
-        raise InputError(
-            f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or not a "
-            f"{path.suffix.lower()} file, so replace it."
-        ) from error
     if image.ndim not in (2, 3):
         raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
     return check_pixels(image, path)
 
 
 def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
-    """What every image must hold, wherever it comes from; it is returned, with 0 and 255 for booleans.
+    """The image, with 0 and 255 for booleans, if it has pixels and all are finite numbers, wherever it comes from.
 
     Args:
         image: array of any shape.
         source: where it comes from, as the sentence names it.
 
     Raises:
-        InputError: There is no pixel, or pixels are no finite numbers.
+        InputError: there is no pixel, or pixels are no finite numbers.
     """
     if image.size == 0:
         raise InputError(f"{source} has {image.shape} pixels, which is none; it is damaged.")
@@ -130,38 +120,22 @@ def list_image_files(folder: Path) -> list[Path]:
 
 
 def read_instances(path: PathLike) -> np.ndarray:
-    """Read an instance map: 0 is background, every cell has its own positive number.
-
-    Args:
-        path: the file, as for :func:`read_image`.
-
-    Returns:
-        (H, W) int32.
+    """Read an instance map, (H, W) int32: 0 is background, every cell has its own positive number.
 
     Raises:
-        InputError: As for :func:`read_image`, and when the file has colours or numbers that are no cell numbers.
+        InputError: as for :func:`read_image`, and when the file has colours or numbers that are no cell numbers.
     """
     return _read_numbers(path, "instance map", "cell numbers", np.int32, "16-bit gray PNG or TIFF")
 
 
 def read_classes(path: PathLike) -> np.ndarray:
-    """Read a mask whose pixels are class numbers.
-
-    Args:
-        path: the file, as for :func:`read_image`.
-
-    Returns:
-        (H, W) int32.
-
-    Raises:
-        InputError: As for :func:`read_image`, and when the file has colours or numbers that are no class numbers.
-    """
+    """Read a mask whose pixels are class numbers, (H, W) int32, as :func:`read_instances` reads those of cells."""
     return _read_numbers(path, "mask", "class numbers", np.uint16, "8-bit gray PNG")
 
 
 def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: str) -> np.ndarray:
     """Read an image (H, W) of whole numbers that ``dtype`` holds; errors say what such a file is and how to save it."""
-    image = _read(path, indices=True)
+    image = read_image(path, indices=True)
     if suffix_of(file_and_number(path)[0]) in JPEG_SUFFIXES:  # 144 cells come back as 852
         other = "; prepare takes black and white ones with --mask_threshold 128" if kind == "mask" else ""
         raise InputError(
@@ -191,10 +165,11 @@ class ImageFileReader(ImageReader):
     """
 
     decode = staticmethod(read_image)
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every file has a suffix in ``IMAGE_SUFFIXES``."""
-        return all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in ensure_tuple(filename))
+        """Whether every name is that of a file with one of ``suffixes``, or of a part of one."""
+        return all(file_and_number(name)[0].suffix.lower() in self.suffixes for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike) -> list[Path]:
         """The paths alone; decoding waits for :meth:`get_data`.
@@ -263,9 +238,7 @@ def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
         depth = _png_bit_depth(path) if isinstance(file, PngImageFile) else 8
         check_unfolding(path, file.height * file.width * len(file.getbands()) * (1 if depth <= 8 else 2))
         if isinstance(file, JpegImageFile) and path.read_bytes().count(b"\xff\xda") > MAX_SCANS:
-            raise InputError(
-                f"{path} is a progressive JPEG of over {MAX_SCANS} scans; save it as another kind of file."
-            )
+            raise InputError(f"{path} is a progressive JPEG of over {MAX_SCANS} scans; save it in another format.")
         if file.height * file.width // 8 > path.stat().st_size * MAX_DEFLATE:
             raise InputError(
                 f"{path} claims {file.height} x {file.width} pixels, which no file of its size holds; replace it."

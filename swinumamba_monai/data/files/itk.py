@@ -12,7 +12,7 @@ import numpy as np
 from monai.utils import optional_import
 
 from swinumamba_monai.data.files.limits import MAX_DEFLATE
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, shown
 
 sitk, _has_sitk = optional_import("SimpleITK")
 
@@ -51,7 +51,7 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
     data_file = _data_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    try:
+    with explained(f"{path} cannot be decoded", "it is damaged, so replace it"):
         reader.ReadImageInformation()
         shape, channels = reader.GetSize(), reader.GetNumberOfComponents()
         # The bytes of a number are not known before it is read: one at least.
@@ -62,21 +62,14 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
             raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
         image = reader.Execute()
         voxels = sitk.GetArrayFromImage(image)
-    except InputError:
-        raise
-    except Exception as error:  # SimpleITK raises RuntimeError, with more than one line
-        raise InputError(f"{path} cannot be decoded ({quoted(error)}); it is damaged, so replace it.") from error
     voxels = np.moveaxis(voxels, -1, 0).T if channels > 1 else voxels.T
     return voxels, _affine(image)
 
 
 def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Write voxels (X, Y, Z), or (X, Y, Z, C) with several numbers each, compressed.
+    """Write voxels (X, Y, Z), or (X, Y, Z, C) with several numbers each, compressed, header and voxels in one file.
 
-    Args:
-        path: the file, with one of ``ITK_SUFFIXES`` that holds header and voxels.
-        voxels: of a type that ITK has.
-        affine: (4, 4) to mm, RAS+, with axes at right angles.
+    The affine (4, 4) to mm, RAS+, has axes at right angles.
     """
     check_itk(path)
     image = sitk.GetImageFromArray(np.moveaxis(voxels.T, 0, -1) if voxels.ndim == 4 else voxels.T, voxels.ndim == 4)

@@ -13,35 +13,19 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, listed, shown
 
 # The classes of the paper's AbdomenMRI and Endoscopy data, in its order; 0 is background.
 ABDOMEN_CLASSES = (
-    "background",
-    "liver",
-    "right kidney",
-    "spleen",
-    "pancreas",
-    "aorta",
-    "inferior vena cava",
-    "right adrenal gland",
-    "left adrenal gland",
-    "gallbladder",
-    "esophagus",
-    "stomach",
-    "duodenum",
-    "left kidney",
+    *("background", "liver", "right kidney", "spleen", "pancreas", "aorta", "inferior vena cava"),
+    *("right adrenal gland", "left adrenal gland", "gallbladder", "esophagus", "stomach", "duodenum", "left kidney"),
 )
 ENDOSCOPY_CLASSES = (
-    "background",
-    "large needle driver",
-    "prograsp forceps",
-    "monopolar curved scissors",
-    "cadiere forceps",
-    "bipolar forceps",
-    "vessel sealer",
-    "drop-in ultrasound probe",
+    *("background", "large needle driver", "prograsp forceps", "monopolar curved scissors", "cadiere forceps"),
+    *("bipolar forceps", "vessel sealer", "drop-in ultrasound probe"),
 )
+
+_EXAMPLE = 'write {"background": 0, "liver": 1, ...}'
 
 # The class of what is neither learnt nor scored, and its name, which is nnU-Net's.
 IGNORED, IGNORE_NAME = 255, "ignore"
@@ -92,24 +76,19 @@ class LabelMap:
         return (self.ids, self.ignored) == (plain.ids, plain.ignored)
 
     def to_classes(self, label: np.ndarray, name: object) -> np.ndarray:
-        """The classes, uint8 of the shape of ``label``, :data:`IGNORED` where nothing is known.
-
-        Args:
-            label: whole numbers, as in the file.
-            name: of the file, for the sentence.
+        """The classes, uint8, of the whole numbers of the label file ``name``, :data:`IGNORED` where nothing is known.
 
         Raises:
-            InputError: A number of ``label`` is not in the map.
+            InputError: a number of ``label`` is not in the map.
         """
         found = np.unique(label)
         class_of = {number: index for index, ids in enumerate(self.ids) for number in ids}
         class_of |= dict.fromkeys(self.ignored, IGNORED)
         if unknown := [number for number in found.tolist() if number not in class_of]:
-            shown = ", ".join(f"{number:g}" for number in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            known = ", ".join(str(number) for number in sorted(class_of))
+            known = ", ".join(map(str, sorted(class_of)))
             raise InputError(
-                f"{name} has the label ids {shown}, but the label map has {known}; give them a class, or list them "
-                'under "background", in the label map.'
+                f"{name} has the label ids {listed(unknown, 5)}, but the label map has {known}; give them a class, or "
+                'list them under "background", in the label map.'
             )
         classes = np.array([class_of[number] for number in found.tolist()], dtype=np.uint8)
         return classes[np.searchsorted(found, label)]
@@ -131,15 +110,11 @@ def read_label_map(path: PathLike) -> LabelMap:
         InputError: The file is missing or of another form, names no background, or uses a name or number twice.
     """
     path = Path(path)
-    try:
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the JSON file of the label map.")
+    with explained(f"{path} is no label map", _EXAMPLE):
         content = json.loads(path.read_bytes())
         return parse_label_map(content.get("labels", content), path, "regions_class_order" in content)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; give the JSON file of the label map.") from error
-    except InputError:
-        raise
-    except (AttributeError, OSError, ValueError, RecursionError) as error:
-        raise _no_label_map(path, error) from error
 
 
 def as_label_map(given: LabelMap | PathLike | None) -> LabelMap | None:
@@ -147,13 +122,9 @@ def as_label_map(given: LabelMap | PathLike | None) -> LabelMap | None:
     return given if given is None or isinstance(given, LabelMap) else read_label_map(given)
 
 
-def _no_label_map(source: object, error: Exception) -> InputError:
-    return InputError(f'{source} is no label map ({quoted(error)}); write {{"background": 0, "liver": 1, ...}}.')
-
-
 def parse_label_map(content: Mapping[str, object], source: object, with_regions: bool = False) -> LabelMap:
     """The map of one of the forms that :func:`read_label_map` names; ``source`` is named in its sentences."""
-    try:
+    with explained(f"{source} is no label map", _EXAMPLE):
         by_number = all(str(key).lstrip("-").isdigit() for key in content)
         pairs = [(str(name), (int(key),)) for key, name in content.items()] if by_number else None
         if pairs is None:
@@ -161,8 +132,6 @@ def parse_label_map(content: Mapping[str, object], source: object, with_regions:
                 (str(name), tuple(int(v) for v in (value if isinstance(value, list) else [value])))
                 for name, value in content.items()
             ]
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise _no_label_map(source, error) from error
     regions = [pair for pair in pairs if 0 not in pair[1] and pair[0].lower() != IGNORE_NAME] if with_regions else []
     if regions:
         pairs = [pair for pair in pairs if pair not in regions] + _combinations(regions)

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from swinumamba_monai.data.files.limits import MAX_DEFLATE
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 PAIR_SUFFIX = ".hdr"  # of a header that has its voxels beside it, in a file .img or .img.gz
@@ -49,47 +49,29 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
     Raises:
         InputError: The file is damaged or of another format, has colours, or claims more than it can hold.
     """
-    try:
-        with _opened(path) as (image, held):
-            shape, header, dtype = image.shape, image.header, image.get_data_dtype()
-            is_nifti = isinstance(image, nib.Nifti1Pair)
-            affine = affine_of(header) if is_nifti else np.asarray(image.affine, dtype=np.float64)
-            forms = _forms(header) if is_nifti else None
-            if min(shape) < 1 or math.prod(shape) > max_voxels:
-                raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
-            if dtype.fields or dtype.kind not in "uif":
-                raise InputError(f"{path} has voxels of type {dtype}; convert it to one number per voxel.")
-            # Where the voxels begin is in the header too; what lies before them are notes, which are short.
-            offset = int(getattr(image.dataobj, "offset", 0))
-            if offset > _MAX_OFFSET:
-                raise InputError(
-                    f"{path} says that its voxels begin at byte {offset}; its header is damaged, so replace it."
-                )
-            claimed = offset + math.prod(shape) * dtype.itemsize
-            if claimed > held:
-                raise InputError(
-                    f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it."
-                )
-            return np.asanyarray(image.dataobj), affine, forms
-    except InputError:
-        raise
-    except Exception as error:  # nibabel and gzip have no common class for a broken file
-        raise _undecodable(path, error) from error
+    with _opened(path) as (image, held):
+        shape, header, dtype = image.shape, image.header, image.get_data_dtype()
+        is_nifti = isinstance(image, nib.Nifti1Pair)
+        affine = affine_of(header) if is_nifti else np.asarray(image.affine, dtype=np.float64)
+        forms = _forms(header) if is_nifti else None
+        if min(shape) < 1 or math.prod(shape) > max_voxels:
+            raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
+        if dtype.fields or dtype.kind not in "uif":
+            raise InputError(f"{path} has voxels of type {dtype}; convert it to one number per voxel.")
+        # Where the voxels begin is in the header too; what lies before them are notes, which are short.
+        offset = int(getattr(image.dataobj, "offset", 0))
+        if offset > _MAX_OFFSET:
+            raise InputError(f"{path} says that its voxels begin at byte {offset}; it is damaged, so replace it.")
+        claimed = offset + math.prod(shape) * dtype.itemsize
+        if claimed > held:
+            raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
+        return np.asanyarray(image.dataobj), affine, forms
 
 
 def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """The dimensions of a NIfTI file and its affine (4, 4) to mm, without its voxels.
-
-    Raises:
-        InputError: The file is damaged or of another format.
-    """
-    try:
-        with _opened(path) as (image, _):
-            return image.shape, affine_of(image.header)
-    except InputError:
-        raise
-    except Exception as error:  # see above
-        raise _undecodable(path, error) from error
+    """The dimensions of a NIfTI file and its affine (4, 4) to mm, without voxels; an InputError if it is damaged."""
+    with _opened(path) as (image, _):
+        return image.shape, affine_of(image.header)
 
 
 def affine_of(header: nib.Nifti1Header) -> np.ndarray:
@@ -115,16 +97,11 @@ def _forms(header: nib.Nifti1Header) -> np.ndarray:
     )
 
 
-def _undecodable(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path} cannot be decoded ({quoted(error)}); it is damaged, truncated or no NIfTI file, so replace it."
-    )
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[nib.spatialimages.SpatialImage, int]]:
     """The image in a file, whose voxels can be read as long as it is open, and how many bytes it can hold."""
-    with _stream(path) as stream:
+    advice = "it is damaged, truncated or no NIfTI file, so replace it"
+    with explained(f"{path} cannot be decoded", advice), _stream(path) as stream:
         header = stream.read(348)
         stream.seek(0)
         is_second = header[:4] in _NIFTI_2
@@ -143,11 +120,7 @@ def _opened(path: Path) -> Iterator[tuple[nib.spatialimages.SpatialImage, int]]:
 
 
 def voxels_beside(path: Path) -> Path:
-    """The file with the voxels of a header that is called alike.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The file with the voxels of a header that is called alike; an InputError if there is none."""
     places = [path.with_suffix(suffix) for suffix in (".img", ".img.gz", ".IMG")]
     found = next((place for place in places if place.is_file()), None)
     if found is None:

@@ -17,23 +17,14 @@ UPRIGHT = 1
 _PNG_MARKS = (b"eXIf", b"adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1")
 
 # Whether rows and columns change places, and the steps along both after that.
-_TURNS = {
-    2: (False, 1, -1),
-    3: (False, -1, -1),
-    4: (False, -1, 1),
-    5: (True, 1, 1),
-    6: (True, 1, -1),
-    7: (True, -1, -1),
-    8: (True, -1, 1),
-}
+_TURNS = {2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1)}
+_TURNS |= {5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1)}
 
 
 def exif_orientation(file: ImageFile, path: Path) -> int:
-    """What the EXIF data of an opened picture says; 1, which is upright, where there is none that can be read.
+    """What the EXIF data of a picture that Pillow has opened says; 1, which is upright, where there is none to be read.
 
-    Args:
-        file: as Pillow opens it.
-        path: of the file. PNG may have the data behind its pixels, which Pillow decodes to get there.
+    PNG may have the data behind its pixels, which Pillow decodes to get there, so ``path`` is looked through before.
     """
     if isinstance(file, PngImageFile) and not any(mark in path.read_bytes() for mark in _PNG_MARKS):
         return UPRIGHT
@@ -48,15 +39,7 @@ def valid(orientation: object) -> int:
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and flip pixels as they are to be seen.
-
-    Args:
-        image: (H, W) or (H, W, C), as stored.
-        orientation: 1 to 8.
-
-    Returns:
-        (H, W) or (W, H), and C, as seen.
-    """
+    """Turn and flip pixels (H, W) or (H, W, C) as an orientation from 1 to 8 says that they are to be seen."""
     if orientation == UPRIGHT:
         return image
     swap, rows, columns = _TURNS[orientation]

@@ -61,22 +61,11 @@ def _full_size(file: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     return [series for series in file.series if not (series.keyframe.is_reduced or series.keyframe.is_mask)]
 
 
-def _has_values(file: tifffile.TiffFile) -> bool:
-    """Whether ImageJ or tifffile wrote a file: their pixels are values whatever the screen shows, even inverted."""
-    return bool(file.is_imagej) or file.pages[0].software.startswith("tifffile")
-
-
-def _white_as_highest(image: np.ndarray, bits: int) -> np.ndarray:
-    """Whole numbers of so many bits, of which 0 is white, turned over: bright is bright."""
-    if image.dtype == bool:
-        return ~image
-    return ((1 << bits) - 1 - image).astype(image.dtype) if image.dtype.kind == "u" else image
-
-
 def decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:
+    """The whole file as an image, or a plane of it; see :class:`TiffPlane`."""
     with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name other files, which are not opened
         tiff = TiffPlane(path, file, plane)
-        return tiff.as_seen(_plane(tiff.series, tiff.shape, tiff.own, plane or 0), indices)
+        return tiff.as_seen(tiff.decode(), indices)
 
 
 class TiffPlane:
@@ -89,11 +78,9 @@ class TiffPlane:
         max_pixels: that the image may have; None for ``MAX_PIXELS``.
 
     Attributes:
-        series: what tifffile calls the image with its stack, in full size.
         page: the page that says how all of them are stored.
-        shape: the sizes of all axes with more than one entry, rows and columns.
-        own: which of them are the image's: rows, columns, channels.
-        axes: the same as tifffile's letters.
+        axes: the image's own axes, rows, columns, channels, as tifffile's letters.
+        own_shape: their sizes.
         upright: whether it is stored as it is to be seen.
 
     Raises:
@@ -107,13 +94,13 @@ class TiffPlane:
         found = _full_size(file)
         if len(found) != 1:
             raise InputError(f"{path} holds {len(found)} separate images; save each as a file of its own.")
-        self.series, self.page = series, page = found[0], found[0].keyframe
+        self._series, self.page = series, page = found[0], found[0].keyframe
         # tifffile names every axis with a letter: S are samples of a pixel, C channels, Z, T, Q, ... stacks.
         shown = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "YX"]
-        axes, self.shape = "".join(axis for axis, _ in shown), tuple(size for _, size in shown)
-        self.own = [place for place, axis in enumerate(axes) if axis in _PLANE_AXES]
-        self.axes = "".join(axes[place] for place in self.own)
-        planes = math.prod(self.shape) // max(1, math.prod(self.own_shape))
+        self._shape = tuple(size for _, size in shown)
+        self.axes = "".join(axis for axis, _ in shown if axis in _PLANE_AXES)
+        self.own_shape = tuple(size for axis, size in shown if axis in _PLANE_AXES)
+        planes = math.prod(self._shape) // max(1, math.prod(self.own_shape))
         if self.axes not in ("YX", "YXS", "YXC", "SYX", "CYX") or (plane is None and planes > 1):
             raise InputError(
                 f"{path} is a stack with axes {series.axes} and shape {series.shape}, but one 2D image is needed; save "
@@ -129,7 +116,7 @@ class TiffPlane:
             )
         check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1), max_pixels)
         check_size(path, page.tilelength, page.tilewidth, 1)
-        check_unfolding(path, math.prod(self.shape) * page.dtype.itemsize if page.dtype else 0)
+        check_unfolding(path, math.prod(self._shape) * page.dtype.itemsize if page.dtype else 0)
         if (parts := math.prod(page.chunked)) > len(page.dataoffsets):
             raise InputError(f"{path} has {len(page.dataoffsets)} of its {parts} strips or tiles; it is damaged.")
         as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it
@@ -140,14 +127,32 @@ class TiffPlane:
         )
         if page.photometric not in _TIFF_COLOURS and not as_rgb and not self._is_cmyk:
             raise InputError(f"{path} has colours of the kind {page.photometric!r}; convert it to gray or RGB.")
-        self._has_values = _has_values(file)
+        # Pixels that ImageJ or tifffile wrote are values whatever the screen shows, even inverted.
+        self._has_values = bool(file.is_imagej) or file.pages[0].software.startswith("tifffile")
+        stack = {place: size for place, (axis, size) in enumerate(shown) if axis not in _PLANE_AXES}
+        self._position = dict(zip(stack, np.unravel_index(plane or 0, list(stack.values())) if stack else ()))
         self._orientation = valid(page.tags.valueof(ORIENTATION_TAG))
         self.upright = self._orientation == UPRIGHT
 
-    @property
-    def own_shape(self) -> tuple[int, ...]:
-        """The sizes of the image's own axes, in the order of ``axes``."""
-        return tuple(self.shape[place] for place in self.own)
+    def decode(self) -> np.ndarray:
+        """What is stored, in the order of ``axes``; where every page has one plane, only its pages are decoded."""
+        if self._position and (pages := self.pages()):
+            return np.stack([page.asarray() for page in pages])
+        return self._series.asarray().reshape(self._shape)[self._place(len(self._shape))]
+
+    def pages(self) -> list[tifffile.TiffPage]:
+        """The pages of the plane, each a channel or all; none where a page has several planes or is missing."""
+        pages, shape = self._series.pages, self._shape
+        leading = next((n for n in range(len(shape)) if math.prod(shape[:n]) == len(pages)), None)
+        if leading is None or max(self._position, default=-1) >= leading:
+            return []
+        numbers = np.arange(len(pages)).reshape(shape[:leading])[self._place(leading)]
+        found = [pages[number] for number in numbers.ravel().tolist()]
+        return [] if None in found else found  # an OME file may say that it has pages that it lacks
+
+    def _place(self, axes: int) -> tuple[int | slice, ...]:
+        """The index of the plane along so many of the first axes."""
+        return tuple(self._position.get(axis, slice(None)) for axis in range(axes))
 
     def as_seen(self, pixels: np.ndarray, indices: bool = False, rows: int | None = None) -> np.ndarray:
         """Decoded pixels, or some of their rows, as :func:`~swinumamba_monai.data.files.images.read_image` gives them.
@@ -162,7 +167,10 @@ class TiffPlane:
         image = pixels.reshape(shape)
         is_bit = image.dtype == bool
         if page.photometric == PHOTOMETRIC.MINISWHITE and (is_bit or not indices) and not self._has_values:
-            image = _white_as_highest(image, page.bitspersample)
+            if is_bit:  # bright is bright
+                image = ~image
+            elif image.dtype.kind == "u":
+                image = ((1 << page.bitspersample) - 1 - image).astype(image.dtype)
         alpha = page.extrasamples and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
         image = np.moveaxis(image, 0, -1) if self.axes in ("SYX", "CYX") else image
         image = image[..., 0] if image.shape[2:] == (2,) and alpha else image
@@ -175,29 +183,3 @@ class TiffPlane:
                 bits = 0 if 0 < page.colormap.max() < 256 else 8
                 image = (page.colormap.T[image] >> bits).astype(np.uint8)
         return np.ascontiguousarray(turn(image, self._orientation))
-
-
-def _plane(series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[int], number: int) -> np.ndarray:
-    """One plane, with the axes ``own`` of ``shape``; where every page has one plane, only its pages are decoded."""
-    stack = [place for place in range(len(shape)) if place not in own]
-    if not stack:
-        return series.asarray().reshape(shape)
-    if pages := pages_of_plane(series, shape, own, number):
-        return np.stack([page.asarray() for page in pages])
-    position = dict(zip(stack, np.unravel_index(number, [shape[place] for place in stack])))
-    return series.asarray().reshape(shape)[tuple(position.get(place, slice(None)) for place in range(len(shape)))]
-
-
-def pages_of_plane(
-    series: tifffile.TiffPageSeries, shape: tuple[int, ...], own: list[int], number: int
-) -> list[tifffile.TiffPage]:
-    """The pages of one plane, each a channel or all channels; none where a page has several planes or is missing."""
-    stack = [place for place in range(len(shape)) if place not in own]
-    position = dict(zip(stack, np.unravel_index(number, [shape[place] for place in stack]) if stack else ()))
-    leading = next((n for n in range(len(shape)) if math.prod(shape[:n]) == len(series.pages)), None)
-    if leading is None or max(stack, default=-1) >= leading:
-        return []
-    numbers = np.arange(len(series.pages)).reshape(shape[:leading])
-    numbers = numbers[tuple(position.get(place, slice(None)) for place in range(leading))]
-    pages = [series.pages[number] for number in numbers.ravel().tolist()]
-    return [] if None in pages else pages  # an OME file may say that it has pages that it lacks

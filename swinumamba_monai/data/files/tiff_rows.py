@@ -15,10 +15,8 @@ from tifffile import COMPRESSION
 from swinumamba_monai.data.files.images import check_pixels
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import TIFF_SUFFIXES, suffix_of
-from swinumamba_monai.data.files.tiff import TiffPlane, pages_of_plane
-from swinumamba_monai.errors import InputError, quoted
-
-__all__ = ["TiffRows", "open_rows"]
+from swinumamba_monai.data.files.tiff import TiffPlane
+from swinumamba_monai.errors import explained
 
 MAX_PIXELS = 1 << 36  # of an image that is never in memory as a whole; that its file can hold them is asked elsewhere
 MAX_PART = 1 << 28  # bytes of a tile or strip, which is decoded as a whole
@@ -26,11 +24,9 @@ _JPEGS = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
 
 
 def open_rows(path: PathLike) -> TiffRows | None:
-    """The image for reading rows; None where that cannot be done, and :func:`read_image` may say why.
+    """An image file, or a plane of a TIFF stack, for reading rows; None where that cannot be done.
 
-    Args:
-        path: of an image file, or a plane of a TIFF stack as
-            :func:`~swinumamba_monai.data.files.images.image_names` calls it.
+    Why not :func:`~swinumamba_monai.data.files.images.read_image` may say.
     """
     file, plane = file_and_number(path)
     if not file.is_file() or suffix_of(file) not in TIFF_SUFFIXES:
@@ -65,7 +61,7 @@ class TiffRows:
         self._file = tifffile.TiffFile(path, _multifile=False)
         try:
             self._tiff = tiff = TiffPlane(path, self._file, plane, MAX_PIXELS)
-            self._pages = pages_of_plane(tiff.series, tiff.shape, tiff.own, plane or 0)
+            self._pages = tiff.pages()
             sizes = dict(zip(tiff.axes, tiff.own_shape))
             self.height, self.width = sizes["Y"], sizes["X"]
             part = np.prod(tiff.page.chunks) * tiff.page.dtype.itemsize
@@ -94,26 +90,19 @@ class TiffRows:
         return self.height, self.width
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows of the image.
+        """Rows of the image, (stop - start, W) or (stop - start, W, C), in the data type of the file.
 
         Args:
             start: the first.
             stop: the one behind the last.
 
-        Returns:
-            (stop - start, W) or (stop - start, W, C), in the data type of the file.
-
         Raises:
             InputError: a tile or strip is damaged, or holds NaN or infinite pixels.
         """
-        try:
+        problem = f"{self.path} cannot be decoded between the rows {start} and {stop}"
+        with explained(problem, "it is damaged or truncated, so replace it"):
             pages = [self._read_page(page, start, stop) for page in self._pages]
             pixels = self._tiff.as_seen(pages[0] if len(pages) == 1 else np.stack(pages), rows=stop - start)
-        except Exception as error:  # there is no common class for what decoders raise on a broken file
-            raise InputError(
-                f"{self.path} cannot be decoded between the rows {start} and {stop} ({quoted(error)}); it is damaged "
-                "or truncated, so replace it."
-            ) from error
         return check_pixels(pixels, self.path)
 
     def bands(self, height: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
-from monai.utils import ImageMetaKey, ensure_tuple, optional_import
+from monai.utils import ImageMetaKey, optional_import
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.numbered import numbered as frame_name
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained, quoted
 
 av, _has_av = optional_import("av")
 VideoReformatter, _ = optional_import("av.video.reformatter", name="VideoReformatter")
@@ -62,11 +62,7 @@ def read_frames(path: PathLike) -> Iterator[np.ndarray]:
 
 
 def count_frames(path: PathLike) -> int:
-    """The number of frames that :func:`read_frames` gives; a warning says where some of the file did not decode.
-
-    Raises:
-        InputError: As for :func:`read_frames`, and when there is no frame.
-    """
+    """The number of frames of :func:`read_frames`, one at least; a warning says where some did not decode."""
     path = Path(path)
     lost: list[str] = []
     count = 0
@@ -77,9 +73,7 @@ def count_frames(path: PathLike) -> int:
     if count == 0:
         raise InputError(f"{path} is a video without frames that can be decoded; replace it.")
     if lost:
-        logger.warning(
-            "%s has %d frames that decode; %d parts of it do not, the first: %s", path, count, len(lost), lost[0]
-        )
+        logger.warning("%s has %d frames that decode; %d parts do not, the first: %s", path, count, len(lost), lost[0])
     return count
 
 
@@ -96,20 +90,19 @@ def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
         packets, seen, last = container.demux(stream), 0, 0.0
         ended = False
         while not ended:
+            packet, frames = None, []
             try:
                 packet = next(packets, None)  # the last one is empty, and asks for the frames that are still held
             except av.FFmpegError as error:
                 lost.append(quoted(error))
-                packet = None
             ended = packet is None
             seen += packet is not None and packet.size > 0
             try:
                 frames = stream.codec_context.decode(packet)
             except EOFError:
-                frames = []
+                pass
             except av.FFmpegError as error:
                 lost.append(quoted(error))
-                frames = []
             for frame in frames:
                 last = frame.time or last
                 yield frame
@@ -123,10 +116,8 @@ def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
 
 def _to_rgb(frame: av.VideoFrame, path: Path) -> np.ndarray:
     """The pixels of a frame (H, W, 3), as they are to be seen."""
-    try:
+    with explained(f"{path} cannot be converted to RGB", "convert or replace it"):
         pixels = VideoReformatter().reformat(frame, format="rgb24").to_ndarray()
-    except Exception as error:  # of FFmpeg, and of PyAV on what it cannot convert
-        raise InputError(f"{path} cannot be converted to RGB ({quoted(error)}); convert or replace it.") from error
     turns, rest = divmod(round(frame.rotation), 90)
     if rest:
         raise InputError(f"{path} is to be turned by {frame.rotation} degrees; save it upright.")
@@ -134,11 +125,7 @@ def _to_rgb(frame: av.VideoFrame, path: Path) -> np.ndarray:
 
 
 def frame_names(video: Path) -> list[str]:
-    """What the frames of a video file are called, in their order; of another or a hidden file there are none.
-
-    Raises:
-        InputError: As for :func:`count_frames`.
-    """
+    """What the frames of a video file are called, in their order; of another or a hidden file there are none."""
     if video.suffix.lower() not in VIDEO_SUFFIXES or video.name.startswith("."):
         return []
     return [frame_name(video, number) for number in range(count_frames(video))]
@@ -146,6 +133,8 @@ def frame_names(video: Path) -> list[str]:
 
 class FrameReader(ImageFileReader):
     """:class:`~swinumamba_monai.data.files.images.ImageFileReader` that also reads frames of videos by their names."""
+
+    suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,11 +146,6 @@ class FrameReader(ImageFileReader):
     def __getstate__(self) -> dict:
         """Without the open decoder, which cannot be sent to a worker."""
         return {**self.__dict__, "_video": None, "_frames": None, "_next": 0}
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every name is that of an image file or of a frame."""
-        files = [file_and_number(name)[0] for name in ensure_tuple(filename)]
-        return all(file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES for file in files)
 
     def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
         """Decode what :meth:`read` returned: one frame, or image files as the parent class does.
@@ -194,12 +178,8 @@ def _open(path: Path):
         raise InputError(f"{path} does not exist; check the path.")
     if not _has_av:
         raise InputError(f"{path} is a video, which needs PyAV; install swinumamba-monai[video].")
-    try:
+    with explained(f"{path} cannot be opened as a video", "it is damaged or of another kind, so replace it"):
         container = av.open(f"file:{path.absolute()}", options=_ALONE)
-    except Exception as error:
-        raise InputError(
-            f"{path} cannot be opened as a video ({quoted(error)}); it is damaged or of another kind, so replace it."
-        ) from error
     if not container.streams.video:
         container.close()
         raise InputError(f"{path} is a video without frames (it has no picture stream); replace it.")

@@ -13,13 +13,13 @@ from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_series import (
     SERIES_SUFFIX,
     choose_series,
-    find_files,
     find_series,
     is_dicom_folder,
     list_series,
 )
+from swinumamba_monai.data.files.hidden import find_files
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,7 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 def list_volumes(folder: Path, series: str | None = None) -> list[Path]:
     """The files of a folder, and its folders with DICOM files in them or below, by name.
 
-    Args:
-        folder: one of the folders of a dataset.
-        series: of several in a folder, which to take; such a volume is ``NAME/UID.dicom``.
+    Where ``series`` says which of several in a folder to take, such a volume is called ``NAME/UID.dicom``.
     """
     volumes = sorted(filter(is_volume, folder.iterdir()))
     return volumes if series is None else [_chosen(volume, series) for volume in volumes]
@@ -73,7 +71,7 @@ def find_volumes(
     written = result_names([volume_name(file) for file in files] + [Path(name).stem for name in found])
     results = [file for file in files if volume_name(file) in written]
     if results:
-        names = ", ".join(file.name for file in results[:3]) + (", ..." if len(results) > 3 else "")
+        names = listed(file.name for file in results)
         logger.warning("%s: %d results of earlier runs are not taken: %s", path, len(results), names)
     grouped = _group_channels([file for file in files if file not in results], channels, problems)
     return sorted([*grouped, *found], key=lambda name: name if isinstance(name, str) else name[0])

@@ -20,9 +20,7 @@ WRITABLE_SUFFIXES = (*NIFTI_SUFFIXES, *FREESURFER_SUFFIXES, ".nrrd", ".mha")
 def check_writable(name: str) -> None:
     """Refuse the name or the suffix of a file that cannot be written, or not without what is not installed."""
     if not name.lower().endswith(WRITABLE_SUFFIXES):
-        raise InputError(
-            f"'{name}' is no volume that can be written: set output_ext to {', '.join(WRITABLE_SUFFIXES)}."
-        )
+        raise InputError(f"'{name}' is no writable volume: set output_ext to {', '.join(WRITABLE_SUFFIXES)}.")
     if not name.lower().endswith(NIFTI_SUFFIXES + FREESURFER_SUFFIXES):
         check_itk(name)
 

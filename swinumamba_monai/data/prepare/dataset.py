@@ -17,11 +17,11 @@ from pathlib import Path
 
 from monai.config import PathLike
 
-from swinumamba_monai.atomic import replacing, temporary_folder
+from swinumamba_monai.atomic import replacing, temporary_folder, write_file
 from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, leads_outside, write_datalist
 from swinumamba_monai.data.files.label_map import IGNORE_NAME
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
-from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint, write_fingerprint
+from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import divide, read_split
 from swinumamba_monai.errors import InputError
@@ -94,9 +94,7 @@ class FoundPairs:
             self.problems.append(f"{image} has the name of {self.pairs[name][0]}; rename one.")
             return
         self.pairs[name] = (image, label)
-        self.links[name] = tuple(
-            file.resolve().parent if leads_outside(file, source) else None for file in (image, label)
-        )
+        self.links[name] = tuple(f.resolve().parent if leads_outside(f, source) else None for f in (image, label))
 
     def linked_dir(self, source: Path) -> Path | None:
         """The folder of what links lead to: all images or all labels are some, for a single one is left out."""
@@ -167,24 +165,6 @@ def label_folder() -> Iterator[Path]:
         yield temporary / "labels"
 
 
-_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg")
-
-
-def match_by_name(
-    images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
-) -> None:
-    """Put images and labels with one name together; a label may have one of ``_LABEL_ENDS`` after it."""
-    image_of, label_of = (_by_name(files, found.problems, name_of) for files in (images, labels))
-    for name, image in image_of.items():
-        label = next((label_of.pop(name + end) for end in _LABEL_ENDS if name + end in label_of), None)
-        if label is None:
-            found.problems.append(f"{image} has no label.")
-        else:
-            found.add(name, image, label, source)
-    found.problems += [f"{label} has no image." for label in label_of.values()]
-    found.used.update(images, labels)
-
-
 def check_and_write(
     task: str,
     found: FoundPairs,
@@ -222,14 +202,7 @@ def check_and_write(
         raise InputError(
             f"val_fraction {options.val_fraction} and test_fraction {options.test_fraction} must be between 0 and 1."
         )
-    linked_dir = found.linked_dir(source)
-    split = read_split(source / "split.json", options.fold)
-    if split and "test" not in split:
-        split["test"] = found.split.get("test") or split["validation"]
-        if not found.split.get("test"):
-            found.warnings.append(f"fold {options.fold} has no test images: it is tested on what validates it.")
-    split = split or found.split
-    split = {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
+    linked_dir, split = found.linked_dir(source), _read_split(source, found, options.fold)
     items = [
         {"image": tuple(map(str, images)) if len(images := found.images(name)) > 1 else str(image), "label": str(label)}
         for name, (image, label) in found.pairs.items()
@@ -254,25 +227,34 @@ def check_and_write(
     # A single label without foreground is odd; a dataset without any cannot be learnt.
     if not any(number > 0 for name in used for number in good[name].class_counts):
         raise InputError(f"{source} has labels with nothing but background in them; check that these are the labels.")
+    prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
     warnings = found.warnings + [report.warning for report in good.values() if report.warning]
     if len(used) < len(good):
         warnings.append(f"{len(good) - len(used)} images are in no section of split.json and are not used.")
     taught = {number for name in sections["training"] for number in good[name].class_counts}
-    if missing := [name for number, name in enumerate(known_names) if number not in taught]:
-        warnings.append(f"no training image has {', '.join(missing)}; a network cannot learn what it does not see.")
-    prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
-    crop = prints["proposal"]["roi_size"]
+    warnings += _what_is_odd([name for number, name in enumerate(known_names) if number not in taught], prints)
     content = f"{prints['instances']} cells" if not class_names else f"{len(known_names) - 1} classes"
-    axcodes = prints["proposal"].get("axcodes", AXIAL)
-    if axcodes != AXIAL:
-        warnings.append(
-            f"the slices of most volumes are not axial: --axcodes {axcodes} --spacing "
-            f"{json.dumps(prints['proposal']['spacing'], separators=(',', ':'))} in every command takes them as they "
-            "were made; without, axial ones are cut."
-        )
     description = f"{content} in {len(used)} images of {source.name}"
-    _write(task, found, sections, description, source, output, made_labels, class_names, regions, linked_dir)
-    write_fingerprint(output, {"task": task, **prints})
+    _copy_labels(made_labels, output)
+    made, entries = made_labels.is_dir(), {}
+    for name, (_, label) in found.pairs.items():
+        images = [image.relative_to(source).as_posix() for image in found.images(name)]
+        place = label.relative_to(made_labels.parent if made else source)
+        entries[name] = {"image": images if len(images) > 1 else images[0], "label": place.as_posix()}
+    # After the labels, so that there is a datalist of whole labels or none, and the same command goes on from there.
+    write_datalist(
+        output,
+        {section: [entries[name] for name in names] for section, names in sections.items()},
+        description,
+        source_dir="." if source == output else str(source),
+        label_dir="." if made else None,
+        task=task,
+        class_names=class_names,
+        regions=regions,
+        linked_dir=None if linked_dir is None else str(linked_dir),
+    )
+    write_file(output / FINGERPRINT_NAME, json.dumps({"task": task, **prints}, indent=1) + "\n")
+    crop = prints["proposal"]["roi_size"]
     logger.info("%s: %d images (%s), crops of %s proposed", output, len(used), found.layout, crop)
     return PreparedDataset(
         layout=found.layout,
@@ -286,6 +268,30 @@ def check_and_write(
     )
 
 
+def _read_split(source: Path, found: FoundPairs, fold: int | None) -> dict[str, list[str]]:
+    """The names of the sections: those of a split file, else of the layout; a fold may be tested on what validates."""
+    split = read_split(source / "split.json", fold)
+    if split and "test" not in split:
+        split["test"] = found.split.get("test") or split["validation"]
+        if not found.split.get("test"):
+            found.warnings.append(f"fold {fold} has no test images: it is tested on what validates it.")
+    split = split or found.split
+    return {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
+
+
+def _what_is_odd(untaught: Sequence[str], prints: Mapping) -> Iterator[str]:
+    """A sentence on classes that no training image has, and on slices that are not axial."""
+    if untaught:
+        yield f"no training image has {', '.join(untaught)}; a network cannot learn what it does not see."
+    axcodes = prints["proposal"].get("axcodes", AXIAL)
+    if axcodes != AXIAL:
+        spacing = json.dumps(prints["proposal"]["spacing"], separators=(",", ":"))
+        yield (
+            f"the slices of most volumes are not axial: --axcodes {axcodes} --spacing {spacing} in every command takes "
+            "them as they were made; without, axial ones are cut."
+        )
+
+
 def _unused(source: Path, used: set[Path], made_here: set[Path]) -> list[Path]:
     """The files of the source that are no part of a pair, without those that are about it and what is made here."""
     unused = []
@@ -296,57 +302,15 @@ def _unused(source: Path, used: set[Path], made_here: set[Path]) -> list[Path]:
     return unused
 
 
-def _by_name(files: Sequence[Path], problems: list[str], name_of: Callable[[Path], str]) -> dict[str, Path]:
-    """The files by their names without suffix; of two with one name the second is a problem."""
-    by_name: dict[str, Path] = {}
-    for file in files:
-        if by_name.setdefault(name_of(file), file) != file:
-            problems.append(f"{file} has the name of {by_name[name_of(file)]}; rename one.")
-    return by_name
-
-
-def _write(
-    task: str,
-    found: FoundPairs,
-    sections: Mapping[str, Sequence[str]],
-    description: str,
-    source: Path,
-    output: Path,
-    made_labels: Path,
-    class_names: Sequence[str],
-    regions: Mapping[str, Sequence[int]] | None,
-    linked_dir: Path | None,
-) -> None:
-    """Write the datalist, and the labels that were made where there are any; replace no file by another."""
-    made = made_labels.is_dir()
-    labels_root = made_labels.parent if made else source
-    if made:
-        for file in made_labels.iterdir():
-            target = output / "labels" / file.name
-            if target.exists() and target.read_bytes() != file.read_bytes():
-                raise InputError(f"{target} exists and is another label; give another output_dir.")
-    items = {}
-    for name, (_, label) in found.pairs.items():
-        images = [image.relative_to(source).as_posix() for image in found.images(name)]
-        items[name] = {
-            "image": images if len(images) > 1 else images[0],
-            "label": label.relative_to(labels_root).as_posix(),
-        }
+def _copy_labels(made: Path, output: Path) -> None:
+    """Copy the labels that were made, if any, to where the datalist will be; replace no file by another."""
+    files = sorted(made.iterdir()) if made.is_dir() else []
+    targets = {file: output / "labels" / file.name for file in files}
+    for file, target in targets.items():
+        if target.exists() and target.read_bytes() != file.read_bytes():
+            raise InputError(f"{target} exists and is another label; give another output_dir.")
     output.mkdir(parents=True, exist_ok=True)
-    for file in sorted(made_labels.iterdir()) if made else ():
-        target = output / "labels" / file.name
+    for file, target in targets.items():
         target.parent.mkdir(exist_ok=True)
         with replacing(target) as temporary:
             shutil.copyfile(file, temporary)
-    # Last, so that there is a datalist of whole labels or none, and the same command goes on with what is there.
-    write_datalist(
-        output,
-        {section: [items[name] for name in names] for section, names in sections.items()},
-        description,
-        source_dir="." if source == output else str(source),
-        label_dir="." if made else None,
-        task=task,
-        class_names=class_names,
-        regions=regions,
-        linked_dir=None if linked_dir is None else str(linked_dir),
-    )

@@ -7,13 +7,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.prepare.inspection import PairReport
 from swinumamba_monai.data.prepare.plan import propose_2d
+from swinumamba_monai.errors import listed
 
 FINGERPRINT_NAME = "fingerprint.json"
 
@@ -89,25 +88,16 @@ def propose(reports: Sequence[PairReport], num_classes: int) -> dict:
     return {**proposal, "spacing": target_plane.round(4).tolist(), "axcodes": axcodes}
 
 
-def write_fingerprint(folder: Path, content: Mapping) -> Path:
-    """Write ``fingerprint.json``, whole or not at all; returns its path."""
-    path = Path(folder) / FINGERPRINT_NAME
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return path
-
-
 def describe_fingerprint(content: Mapping) -> str:
     """The fingerprint as text for people, some ten lines."""
 
     def joined(values: Sequence[float]) -> str:
         return " x ".join(f"{value:g}" for value in values)
 
-    sizes = ", ".join(f"{size} ({count})" for size, count in list(content["sizes"].items())[:3])
-    more = ", ..." if len(content["sizes"]) > 3 else ""
+    sizes = listed(f"{size} ({count})" for size, count in content["sizes"].items())
     lines = [
         f"training and validation: {content['cases']} images, median size {joined(content['size_median'])}",
-        f"sizes: {sizes}{more}; data types: {', '.join(content['dtypes'])}",
+        f"sizes: {sizes}; data types: {', '.join(content['dtypes'])}",
     ]
     if "axes" in content:
         axes = ", ".join(content["axes"])
@@ -136,17 +126,9 @@ def _intensities(reports: Sequence[PairReport]) -> list[dict[str, float]]:
     for channel in range(channels):
         values = np.concatenate([r.sample[:, channel] for r in reports if r.sample.shape[1] > channel]).astype(float)
         low, median, high = np.percentile(values, [0.5, 50, 99.5])
-        result.append(
-            {
-                "mean": float(values.mean()),
-                "std": float(values.std()),
-                "min": float(values.min()),
-                "percentile_00_5": float(low),
-                "median": float(median),
-                "percentile_99_5": float(high),
-                "max": float(values.max()),
-            }
-        )
+        numbers = {"mean": values.mean(), "std": values.std(), "min": values.min(), "percentile_00_5": low}
+        numbers |= {"median": median, "percentile_99_5": high, "max": values.max()}
+        result.append({name: float(number) for name, number in numbers.items()})
     return result
 
 

@@ -20,13 +20,7 @@ from skimage import measure
 
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import IGNORED, LabelMap
-from swinumamba_monai.data.files.volumes import (
-    SAME_PLACE,
-    corners_apart,
-    read_channels,
-    read_volume_label,
-    spacing_of,
-)
+from swinumamba_monai.data.files.volumes import SAME_PLACE, corners_apart, read_channels, read_volume_label, spacing_of
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -138,7 +132,13 @@ def inspect_volumes(
             raise InputError(
                 f"{label} has {ids.shape} voxels but its image {image} has {voxels.shape[:3]}; both need one size."
             )
-        _check_affines(image, affine, label, label_affine, ids.shape)
+        apart = corners_apart(affine, label_affine, ids.shape)
+        if apart > SAME_PLACE:
+            raise InputError(
+                f"{label} lies elsewhere than its image {Path(image).name}: the affines differ, and corners are "
+                f"{apart * min(spacing_of(affine)):.2f} mm apart; resample the label onto the image, or prepare "
+                "with --label_grid image if the voxels match."
+            )
         classes = label_map.to_classes(ids, label)
         classes[classes == IGNORED] = 0
     except InputError as error:
@@ -169,15 +169,12 @@ def inspect_pairs(
     inspect: Callable[[PathLike, PathLike], PairReport],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[PairReport]:
-    """Inspect many items, a few at a time; the decoders leave the Python lock.
+    """Inspect many items, a few at a time, for a report each; the decoders leave the Python lock.
 
     Args:
         items: dictionaries with the paths "image" and "label".
         inspect: one of the functions above.
         progress: called with the number of items done and of all items.
-
-    Returns:
-        One report per item, in their order.
     """
     reports = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -191,14 +188,9 @@ def inspect_pairs(
 def check_pairs(
     items: Sequence[Mapping[str, str]], inspect: Callable[[PathLike, PathLike], PairReport]
 ) -> list[str | None]:
-    """Decode every image and label; what is only odd about them is logged.
+    """Inspect items as :func:`inspect_pairs`: for each the sentence that says why it cannot be used, or None.
 
-    Args:
-        items: dictionaries with the paths "image" and "label".
-        inspect: one of the functions above.
-
-    Returns:
-        For every item the sentence that says why it cannot be used, or None.
+    What is only odd about them is logged.
     """
     reports = inspect_pairs(items, inspect)
     warnings = [report.warning for report in reports if report.warning]
@@ -211,19 +203,6 @@ def _check_sizes(image: PathLike, pixels: np.ndarray, label: PathLike, classes: 
     if pixels.shape[:2] != classes.shape:
         raise InputError(
             f"{label} has {classes.shape} pixels but its image {image} has {pixels.shape[:2]}; both need one size."
-        )
-
-
-def _check_affines(
-    image: PathLike, affine: np.ndarray, label: PathLike, label_affine: np.ndarray, shape: tuple[int, ...]
-) -> None:
-    """Compare where the corners of both volumes lie: small errors of an affine matter by how far they move a voxel."""
-    apart = corners_apart(affine, label_affine, shape)
-    if apart > SAME_PLACE:
-        raise InputError(
-            f"{label} lies elsewhere than its image {Path(image).name}: the affines differ, and corners are "
-            f"{apart * min(spacing_of(affine)):.2f} mm apart; resample the label onto the image, or prepare "
-            "with --label_grid image if the voxels match."
         )
 
 

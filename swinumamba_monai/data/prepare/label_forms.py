@@ -23,7 +23,7 @@ from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.shapes import Annotations, Shape, paint
 from swinumamba_monai.data.files.yolo import read_yolo
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, quoted, shown
 
 __all__ = [
     "LABEL_SUFFIXES",
@@ -277,14 +277,9 @@ def size_of(image: Path, label: Label) -> tuple[int, int]:
 
 
 def write_numbers(numbers: np.ndarray, place: Path) -> Path:
-    """Write a map of numbers as a PNG image of 8 or 16 bits, or as TIFF where they need more.
+    """Write a map of numbers (H, W), not negative, as a PNG image of 8 or 16 bits, or as TIFF where they need more.
 
-    Args:
-        numbers: (H, W), not negative.
-        place: path of the file without its suffix.
-
-    Returns:
-        The path of the file.
+    The path of the file, which is returned, is ``place`` with a suffix.
     """
     largest = numbers.max(initial=0)
     if largest > np.iinfo(np.uint16).max:
@@ -303,10 +298,8 @@ def _read_array(path: Path) -> np.ndarray:
             f"{path} is a project of Cellpose's window, a pickle that could run code and is not opened; save its masks "
             "(File, Save masks as PNG) and give the _cp_masks file."
         )
-    try:
+    with explained(f"{path} is no plain array", "save whole numbers with numpy.save"):
         array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except Exception as error:  # of a damaged header; NumPy reads it as Python's tokens
-        raise InputError(f"{path} is no plain array ({quoted(error)}); save whole numbers with numpy.save.") from error
     array = np.squeeze(array) if isinstance(array, np.ndarray) else np.empty(0)
     is_map = array.dtype.kind in "uibf" and array.ndim == 2 and 0 < array.size <= MAX_PIXELS
     whole = is_map and (array.dtype.kind != "f" or bool((array % 1 == 0).all()))

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from swinumamba_monai.data.files.label_map import LabelMap, parse_label_map, select_classes
-from swinumamba_monai.data.prepare.dataset import FoundPairs, match_by_name
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.data.prepare.dataset import FoundPairs
+from swinumamba_monai.errors import InputError, explained
 
 # The folders of a Decathlon-like dataset and the section that each is; AMOS 2022 alone has Va.
 _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 
 # The number of a channel that nnU-Net puts after the name of an image.
-_CHANNEL = re.compile(r"_(\d{4})$")
-
+_CHANNEL, _FURTHER = re.compile(r"_\d{4}$"), re.compile(r"_000[1-9]$")  # numbers of cases like _0507 are larger
+_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg")
 
 FURTHER_CHANNEL = "{} is a further channel of its image, but others have channels up to {:04d}; make them alike."
 
@@ -50,7 +50,11 @@ def find_pairs(
     if not (source / "imagesTr").is_dir():
         images, labels = (list_files(folder) if (folder := _called(source, words)) else [] for words in _PLAIN)
         if not images or not labels:
-            below = [place for place in sorted(source.iterdir()) if place.is_dir() and _has_layout(place)]
+            below = [
+                place
+                for place in sorted(source.iterdir())
+                if (place / "imagesTr").is_dir() or (place.is_dir() and all(_called(place, words) for words in _PLAIN))
+            ]
             hint = f" {below[0]} has them: give that folder." if below else ""
             raise InputError(
                 f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
@@ -79,14 +83,38 @@ _PLAIN = tuple(
 )
 
 
+def match_by_name(
+    images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
+) -> None:
+    """Put images and labels with one name together; a label may have an end like ``_seg`` after it.
+
+    Args:
+        images: files of images.
+        labels: files of labels.
+        source: folder that they lie in.
+        found: gets the pairs, and a problem for each file that is of none or has the name of another.
+        name_of: gives the name of a file without its suffix.
+    """
+    by_name: tuple[dict[str, Path], ...] = ({}, {})
+    for names, files in zip(by_name, (images, labels)):
+        for file in files:
+            if names.setdefault(name_of(file), file) != file:
+                found.problems.append(f"{file} has the name of {names[name_of(file)]}; rename one.")
+    image_of, label_of = by_name
+    for name, image in image_of.items():
+        label = next((label_of.pop(name + end) for end in _LABEL_ENDS if name + end in label_of), None)
+        if label is None:
+            found.problems.append(f"{image} has no label.")
+        else:
+            found.add(name, image, label, source)
+    found.problems += [f"{label} has no image." for label in label_of.values()]
+    found.used.update(images, labels)
+
+
 def _called(source: Path, words: re.Pattern) -> Path | None:
     """The only folder that is called by one of the words."""
     folders = [place for place in source.iterdir() if place.is_dir() and words.fullmatch(place.name)]
     return folders[0] if len(folders) == 1 else None
-
-
-def _has_layout(source: Path) -> bool:
-    return (source / "imagesTr").is_dir() or all(_called(source, words) for words in _PLAIN)
 
 
 def _match_channels(
@@ -107,7 +135,7 @@ def _match_channels(
         name = name_of(image)
         return name if name in label_names else _CHANNEL.sub("", name)
 
-    first = [image for image in images if name_of(image) in label_names or not _is_further_channel(name_of(image))]
+    first = [image for image in images if name_of(image) in label_names or not _FURTHER.search(name_of(image))]
     further: dict[str, list[Path]] = {}
     for image in images:
         if image not in first:
@@ -123,21 +151,13 @@ def _match_channels(
             found.problems.append(f"{channels[0]} is a channel of {name}, but there is no {name}_0000.")
 
 
-def _is_further_channel(name: str) -> bool:
-    """Whether nnU-Net's number of a channel is there and is not the first; case numbers like _0507 are larger."""
-    channel = _CHANNEL.search(name)
-    return channel is not None and 0 < int(channel[1]) < 10
-
-
 def read_dataset_json(source: Path) -> dict:
     """What ``dataset.json`` says, empty where there is none."""
     path = source / "dataset.json"
-    try:
+    with explained(f"{path} cannot be read", "correct it or give a label map"):
         content = json.loads(path.read_bytes()) if path.is_file() else {}
         if not isinstance(content, dict):
             raise TypeError("no object")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({quoted(error)}); correct it or give a label map.") from error
     return content
 
 

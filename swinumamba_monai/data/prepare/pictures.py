@@ -11,16 +11,15 @@ may be above or below them.
 from __future__ import annotations
 
 import json
-import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME
-from swinumamba_monai.data.files.hidden import is_hidden
+from swinumamba_monai.data.files.hidden import find_files, is_hidden
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
 from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, YOLO_SUFFIX
 
@@ -67,13 +66,9 @@ class Pictures(NamedTuple):
 
 
 def sort_files(source: Path, output: Path) -> Pictures:
-    """Sort the files of a dataset into images and labels.
+    """Sort the files of a dataset into images and labels, without those of ``output``, which is written into.
 
-    Where the folder itself has folders of images and of labels, only these are searched.
-
-    Args:
-        source: the dataset.
-        output: folder that is written into, which is not searched.
+    Where the dataset itself has folders of images and of labels, only these are searched.
     """
     skipped = {output, source / "labels"} if _made_here(source) else {output}
     folders = [
@@ -82,7 +77,7 @@ def sort_files(source: Path, output: Path) -> Pictures:
     own = [[p for p in folders if kind.fullmatch(p.name)] for kind in (_IMAGE_FOLDER, _LABEL_FOLDER)]
     roots = own[0] + own[1] if own[0] and own[1] else [source]
     files = sorted(
-        set().union(*(_walk(root, skipped) for root in roots))
+        set().union(*(find_files(root, skipped) for root in roots))
         | {p for p in source.iterdir() if p.is_file() and not is_hidden(p.name)}
     )
     kinds = {file: _kind(file, source) for file in files}
@@ -91,7 +86,9 @@ def sort_files(source: Path, output: Path) -> Pictures:
     images = [file for file in pictures if kinds[file] == "image"]
     if not images:
         others = [file for file in pictures if kinds[file] is None]
-        images = others if in_folders else [file for file in others if not _is_label_name(file.stem.lower())]
+        stems = {file: file.stem.lower() for file in ([] if in_folders else others)}
+        called = {file for file, stem in stems.items() if stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem)}
+        images = [file for file in others if file not in called]
     if in_folders:
         labels = [file for file in files if kinds[file] == "label" and file.suffix.lower() in LABEL_SUFFIXES]
     else:
@@ -150,27 +147,9 @@ def _kind(file: Path, source: Path) -> str | None:
     return None
 
 
-def _is_label_name(stem: str) -> bool:
-    return stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem) is not None
-
-
 def _made_here(source: Path) -> bool:
     """Whether a former preparation has written labels of its own into this very folder."""
     with suppress(OSError, ValueError, AttributeError, RecursionError):
         content = json.loads((source / DATALIST_NAME).read_text(encoding="utf-8"))
         return content.get("source_dir") == content.get("label_dir") == "."
     return False
-
-
-def _walk(root: Path, skipped: set[Path]) -> Iterator[Path]:
-    """The files below a folder that are not hidden, through links too, but into no folder twice."""
-    seen: set[Path] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        place = Path(folder)
-        seen.add(place.resolve())
-        folders[:] = [
-            name
-            for name in folders
-            if not is_hidden(name) and not {place / name, (place / name).resolve()} & (skipped | seen)
-        ]
-        yield from (place / name for name in files if not is_hidden(name))

@@ -22,7 +22,7 @@ _LARGEST_CROP = 2048
 def propose_2d(
     shape: Sequence[float], num_classes: int, num_pixels: float, spacing: Sequence[float] = (1.0, 1.0)
 ) -> dict[str, list[int] | int]:
-    """Crop and batch size by the rule of nnU-Net v2 (Isensee et al. 2021; ``ExperimentPlanner``, configuration 2d).
+    """Crop "roi_size" [H, W] and "batch_size" by the rule of nnU-Net v2 (Isensee et al. 2021; ``ExperimentPlanner``).
 
     1. The crop starts as the median image, cut to 2048 × 2048 pixels (in mm a square of that area).
     2. An axis is halved by pooling as long as it keeps 4 pixels and its pixels are less than twice as long as the
@@ -39,9 +39,6 @@ def propose_2d(
         num_classes: with background.
         num_pixels: of all training images together, after resampling.
         spacing: the size of a pixel along H and W after resampling.
-
-    Returns:
-        "roi_size" [H, W] and "batch_size".
     """
     shape, spacing = np.asarray(shape, dtype=float), np.asarray(spacing, dtype=float)
     square = 1 / spacing * np.sqrt(_LARGEST_CROP**2 / np.prod(1 / spacing))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from swinumamba_monai.data.datalist import SECTIONS
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained
 
 NNUNET_SPLITS = "splits_final.json"
 _SPLIT_KEYS = {"train": "training", "validation": "validation", "val": "validation", "test": "test"}
@@ -41,7 +41,7 @@ def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
         if fold is not None:
             raise InputError(f"{path} does not exist, so there is no fold {fold}; leave the fold out.")
         return {}
-    try:
+    with explained(f"{path} has no lists of names", "correct or remove it"):
         content = json.loads(path.read_bytes())
         if isinstance(content, list):
             content = {"folds": content}
@@ -53,10 +53,6 @@ def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
             content = content["default"]
         split = {section: list(content[key]) for key, section in _SPLIT_KEYS.items() if key in content}
         twice = [name for name, count in Counter(chain.from_iterable(split.values())).items() if count > 1]
-    except InputError:
-        raise
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} has no lists of names ({quoted(error)}); correct or remove it.") from error
     other = "test" if fold is None else "validation"
     if "training" not in split or not {"test", other} & set(split):
         kinds = "'train' and 'test'" if fold is None else "'train' and 'val' in every fold"

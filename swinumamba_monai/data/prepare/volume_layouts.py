@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from swinumamba_monai.data.files.dicom import read_dicom_files
-from swinumamba_monai.data.files.dicom_series import choose_series, find_files, find_series
+from swinumamba_monai.data.files.dicom_series import choose_series, find_series
+from swinumamba_monai.data.files.hidden import find_files
 from swinumamba_monai.data.files.images import read_classes
 from swinumamba_monai.data.files.label_map import LabelMap, select_classes
 from swinumamba_monai.data.files.volume_writing import write_volume
 from swinumamba_monai.data.files.volumes import read_volume_label
 from swinumamba_monai.data.prepare.dataset import FoundPairs
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, listed
 
 # The gray values of CHAOS's organs in MRI, each with those around it.
 _CHAOS_ORGANS = {"liver": (55, 70), "right kidney": (110, 135), "left kidney": (175, 200), "spleen": (240, 255)}
@@ -81,16 +82,13 @@ def find_chaos(
 def find_totalsegmentator(
     source: Path, made: Path, given: LabelMap | None, classes: Sequence[str]
 ) -> tuple[FoundPairs, LabelMap] | None:
-    """TotalSegmentator's datasets: a folder a subject with the image and ``segmentations``, a mask for each structure.
+    """TotalSegmentator's datasets, as :func:`find_chaos`: a folder a subject, with an image and ``segmentations``.
 
     Args:
         source: the folder of the subjects.
         made: folder that the label volumes are written into.
         given: the classes, by the names of structures; by default ``classes``, or all structures where one lacks.
         classes: the paper's.
-
-    Returns:
-        As :func:`find_chaos`.
     """
     subjects = [folder for folder in sorted(source.iterdir()) if (folder / "segmentations").is_dir()]
     if not subjects:
@@ -130,8 +128,8 @@ def _by_name(structures: Sequence[str], given: LabelMap) -> LabelMap:
     """The map of numbers from 1 on, in the order of ``structures``, to the classes of these names."""
     selected = select_classes(LabelMap.of_names(["background", *structures]), given.names)
     if selected is None:
-        listed = ", ".join(list(structures)[:5]) + (", ..." if len(structures) > 5 else "")
-        raise InputError(f"the label map has a name that is no structure of this dataset; it has {listed}.")
+        names = listed(structures, 5)
+        raise InputError(f"the label map has a name that is no structure of this dataset; it has {names}.")
     return selected
 
 

@@ -20,16 +20,6 @@ from torch import Tensor
 
 from swinumamba_monai.errors import InputError
 
-__all__ = [
-    "InvertLightd",
-    "Look",
-    "NormalizeLook",
-    "NormalizeLookd",
-    "has_bright_ground",
-    "look_of",
-    "sampling_step",
-]
-
 LOWER, UPPER = 0.5, 99.8  # percentiles that become -1 and 1
 CLIP = 3.0  # the largest value, and the least one with a minus: a few bright nuclei stand out, a speck does no harm
 BRIGHT = 0.5  # of the bright end: a colour image whose median lies higher is a stain on a bright ground
@@ -52,13 +42,10 @@ class Look(Enum):
 
 
 def look_of(image: NdarrayOrTensor) -> Look:
-    """The kind of an image.
+    """The kind of an image (C, H, W) of 1 to 3 channels.
 
     In all 478 training images of DSB-2018 the median of the brightest channel lies below 0.27 of its upper percentile
     in fluorescence, and above 0.88 in stained tissue.
-
-    Args:
-        image: (C, H, W) of 1 to 3 channels.
     """
     image = torch.as_tensor(image)
     if image.shape[0] == 1 or bool((image == image[:1]).all()):
@@ -72,11 +59,7 @@ def look_of(image: NdarrayOrTensor) -> Look:
 
 
 def has_bright_ground(image: NdarrayOrTensor) -> bool:
-    """Whether the median of an image lies nearer to its bright end than to its dark one.
-
-    Args:
-        image: (C, H, W); the brightest channel of each pixel counts.
-    """
+    """Whether the median of an image (C, H, W), its brightest channel, is nearer to the bright than to the dark end."""
     brightest = torch.as_tensor(image).amax(0, keepdim=True)
     low, middle, high = _percentiles(_sample(brightest), LOWER, 50, UPPER)[:, 0]
     return bool(middle - low > BRIGHT * (high - low))
@@ -107,23 +90,15 @@ class NormalizeLook(Transform):
         self._fitted: tuple[Look, Tensor, Tensor] | None = None
 
     def fitted(self, img: NdarrayOrTensor) -> NormalizeLook:
-        """The same for parts of one image: all get the look that this image, or its every n-th pixel, has as a whole.
-
-        Args:
-            img: as of a call.
-        """
+        """The same for parts of one image: all get the look that it, or its every n-th pixel, has as a whole."""
         like = copy.copy(self)
         like._fitted = self._measure(self._checked(img))
         return like
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
-        """
-        Args:
-            img: (C, H, W), 1 to 3 channels of any numeric type. Values that are not finite count as the least of the
-                others.
+        """The look of an image (C, H, W), 1 to 3 channels of any numeric type: (3, H, W), float32, with its metadata.
 
-        Returns:
-            (3, H, W), float32; a ``MetaTensor`` keeps its metadata. An image of one value becomes -1.
+        Values that are not finite count as the least of the others; an image of one value becomes -1.
 
         Raises:
             InputError: another number of dimensions or channels.
@@ -154,9 +129,7 @@ class NormalizeLook(Transform):
         if image.ndim != 3:
             raise InputError(f"An image has the shape (C, H, W), but this one has {tuple(image.shape)}.")
         if image.shape[0] not in (1, 2, 3):
-            raise InputError(
-                f"The image has {image.shape[0]} channels, but 1 to 3 are needed; name one with --channel."
-            )
+            raise InputError(f"The image has {image.shape[0]} channels, but 1 to 3 are needed; name one by --channel.")
         finite = image.isfinite()
         if not finite.all():
             least = image[finite].min() if finite.any() else 0.0
@@ -201,29 +174,20 @@ class NormalizeLookd(MapTransform):
 
     Args:
         keys: the images.
-        lower: see :class:`NormalizeLook`.
-        upper: see :class:`NormalizeLook`.
+        lower, upper: see :class:`NormalizeLook`.
         allow_missing_keys: skip keys that are not there.
     """
 
     backend = NormalizeLook.backend
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        lower: float = LOWER,
-        upper: float = UPPER,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, lower: float = LOWER, upper: float = UPPER, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.normalize = NormalizeLook(lower, upper)
 
     def fitted(self, data: Mapping[Hashable, NdarrayOrTensor]) -> NormalizeLookd:
-        """See :meth:`NormalizeLook.fitted`.
-
-        Args:
-            data: with one image.
-        """
+        """See :meth:`NormalizeLook.fitted`; ``data`` has one image."""
         like = copy.copy(self)
         like.normalize = self.normalize.fitted(data[self.keys[0]])
         return like
@@ -247,11 +211,7 @@ class InvertLightd(MapTransform):
     _largest: NdarrayOrTensor | None = None
 
     def fitted(self, data: Mapping[Hashable, NdarrayOrTensor]) -> InvertLightd:
-        """The same for parts of one image; see :meth:`NormalizeLook.fitted`.
-
-        Args:
-            data: with one image.
-        """
+        """See :meth:`NormalizeLook.fitted`; ``data`` has one image."""
         like = copy.copy(self)
         like._largest = data[self.keys[0]].max()
         return like

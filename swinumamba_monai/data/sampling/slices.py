@@ -95,15 +95,9 @@ class SliceDataset(Randomizable, Dataset):
         return self
 
     def __getitem__(self, index: int) -> Mapping:
-        """A random sample of a volume.
-
-        Returns:
-            "image" (C, H, W) float32, and "label" (1, H, W) uint8 where the volume has one; then ``transform``.
-        """
+        """A random sample of a volume, transformed: "image" (C, H, W) float32 and perhaps "label" (1, H, W) uint8."""
         folder = self.folders[index]
-        image = np.load(folder / "image.npy", mmap_mode="r")
-        labelled = (folder / "label.npy").exists()
-        label = np.load(folder / "label.npy", mmap_mode="r") if labelled else None
+        image, label = _open(folder)
         number, centre = self._draw(image.shape[0], label, folder)
         window = self._window(image.shape[2:], centre)
         sample = {"image": torch.from_numpy(_cut(image[number], window))}
@@ -151,7 +145,7 @@ class SliceDataset(Randomizable, Dataset):
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             list(pool.map(self._write, missing[start:] + missing[:start]))
         if self.roi_size is not None:
-            shapes = [np.load(folder / "image.npy", mmap_mode="r").shape[2:] for folder in self.folders]
+            shapes = [_open(folder)[0].shape[2:] for folder in self.folders]
             small = sum(any(s < w for s, w in zip(shape, self.roi_size)) for shape in shapes)
             if small:
                 logger.warning("slices of %d of %d volumes are smaller than the crop %s and are padded with zeros",
@@ -194,14 +188,7 @@ class EverySliceDataset(Dataset):
     """Every slice of some volumes once and whole, from the same cache as :class:`SliceDataset`.
 
     Args:
-        data: see :class:`SliceDataset`, as the next two.
-        volume_transform: preprocessing.
-        cache_dir: folder of the preprocessed volumes.
-        transform: what follows for a slice.
-        num_workers: volumes that are preprocessed at once.
-
-    Raises:
-        InputError: as for :class:`SliceDataset`.
+        data, volume_transform, cache_dir, transform, num_workers: see :class:`SliceDataset`.
     """
 
     def __init__(
@@ -214,8 +201,7 @@ class EverySliceDataset(Dataset):
     ) -> None:
         self.folders = SliceDataset(data, volume_transform, cache_dir, num_workers=num_workers).folders
         self.transform = transform
-        counts = [np.load(folder / "image.npy", mmap_mode="r").shape[0] for folder in self.folders]
-        self.places = [(volume, number) for volume, count in enumerate(counts) for number in range(count)]
+        self.places = [(i, number) for i, folder in enumerate(self.folders) for number in range(len(_open(folder)[0]))]
 
     def __len__(self) -> int:
         """The number of slices."""
@@ -224,11 +210,17 @@ class EverySliceDataset(Dataset):
     def __getitem__(self, index: int) -> Mapping:
         """The slice ``index``, counted through all volumes: see :meth:`SliceDataset.__getitem__`."""
         volume, number = self.places[index]
-        folder = self.folders[volume]
-        sample = {"image": torch.from_numpy(np.load(folder / "image.npy", mmap_mode="r")[number].copy())}
-        if (folder / "label.npy").exists():
-            sample["label"] = torch.from_numpy(np.load(folder / "label.npy", mmap_mode="r")[number][None].copy())
+        image, label = _open(self.folders[volume])
+        sample = {"image": torch.from_numpy(image[number].copy())}
+        if label is not None:
+            sample["label"] = torch.from_numpy(label[number][None].copy())
         return sample if self.transform is None else self.transform(sample)
+
+
+def _open(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """A preprocessed volume (S, C, H, W) and, where it has one, its label (S, H, W), memory-mapped."""
+    image, label = folder / "image.npy", folder / "label.npy"
+    return np.load(image, mmap_mode="r"), np.load(label, mmap_mode="r") if label.exists() else None
 
 
 def _slices_first(volume: torch.Tensor | np.ndarray, path: str) -> np.ndarray:
@@ -253,9 +245,7 @@ def _describe(transform: Callable) -> bytes:
     try:
         return b"".join(pickle.dumps(part) for part in transforms)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
-        raise InputError(
-            f"volume_transform must be of parts that can be pickled, without lambdas ({error})."
-        ) from error
+        raise InputError(f"volume_transform needs parts that can be pickled, without lambdas ({error}).") from error
 
 
 def _is_usable(folder: Path) -> bool:

@@ -15,8 +15,6 @@ from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.errors import InputError
 
-__all__ = ["load_unlabelled"]
-
 logger = logging.getLogger(__name__)
 
 Image = str | tuple[str, ...]  # a path, or those of channels
@@ -30,7 +28,7 @@ def load_unlabelled(
     extra_image_dir: PathLike | None = None,
     list_folder: Callable[[PathLike], Sequence[dict[str, str]]] = load_images,
 ) -> list[dict[str, str]]:
-    """The images of one section, without labels.
+    """The images of one section, without labels: dictionaries with the absolute path "image".
 
     Of a plain folder every tenth image is the validation section. One with fewer than ten images is validated on what
     it is trained on, which a warning says.
@@ -43,9 +41,6 @@ def load_unlabelled(
             and tests on is not trained on, not even without labels.
         list_folder: finds the images of a plain folder: :func:`~swinumamba_monai.data.load_images` or
             :func:`~swinumamba_monai.data.load_volumes`.
-
-    Returns:
-        Dictionaries with the absolute path "image".
 
     Raises:
         InputError: There are no such images.

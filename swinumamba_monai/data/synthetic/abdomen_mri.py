@@ -63,20 +63,10 @@ def synthesize_abdomen_mri(
 ) -> Path:
     """Write volumes, label volumes and datalist of a synthetic dataset with the paper's 13 organs.
 
-    Volumes are 16-bit NIfTI files of axial slices, about 190 mm high, in several orientations and spacings. How the
-    folder is written: :func:`~swinumamba_monai.data.synthetic.folder.write_synthetic`.
+    Volumes are 16-bit NIfTI files of axial slices, about 190 mm high, in several orientations and spacings.
 
-    Args:
-        output_dir: new or empty folder.
-        num_train: number of training volumes.
-        num_validation: number of validation volumes.
-        num_test: number of test volumes.
-        image_size: (H, W) of the slices in pixels, each at least 48.
-        num_slices: number of slices, at least 4.
-        seed: of the random numbers.
-
-    Returns:
-        ``output_dir``.
+    Args: those of :mod:`~swinumamba_monai.data.synthetic.folder`; the sides of ``image_size`` are at least 48, and
+        ``num_slices``, the number of slices, is at least 4.
 
     Raises:
         InputError: The folder holds something else, a number is negative or the volumes are too small.
@@ -99,9 +89,7 @@ def synthesize_abdomen_mri(
     size = f"{image_size[0]} x {image_size[1]} x {num_slices}"
     description = f"Synthetic abdominal MRI, {size} voxels, seed {seed}"
     counts = (num_train, num_validation, num_test)
-    return write_synthetic(
-        output_dir, "abdomen_mri", counts, ".nii.gz", description, make, seed, class_names=ABDOMEN_CLASSES
-    )
+    return write_synthetic(output_dir, "abdomen_mri", counts, ".nii.gz", description, make, seed, ABDOMEN_CLASSES)
 
 
 def synthesize_volume(

@@ -70,19 +70,9 @@ def synthesize_endoscopy(
 ) -> Path:
     """Write frames, masks and datalist of a synthetic dataset with the paper's seven instruments.
 
-    Frames are 8-bit RGB, masks have one class number per pixel. How the folder is written:
-    :func:`~swinumamba_monai.data.synthetic.folder.write_synthetic`.
+    Frames are 8-bit RGB, masks have one class number per pixel.
 
-    Args:
-        output_dir: new or empty folder.
-        num_train: number of training frames.
-        num_validation: number of validation frames.
-        num_test: number of test frames.
-        image_size: (H, W) in pixels, each at least 64.
-        seed: of the random numbers.
-
-    Returns:
-        ``output_dir``.
+    Args: those of :mod:`~swinumamba_monai.data.synthetic.folder`; the sides of ``image_size`` are at least 64.
 
     Raises:
         InputError: The folder holds something else, a number is negative or the frames are too small.
@@ -97,23 +87,18 @@ def synthesize_endoscopy(
 
     description = f"Synthetic endoscopy, {image_size[0]} x {image_size[1]} pixels, seed {seed}"
     counts = (num_train, num_validation, num_test)
-    return write_synthetic(
-        output_dir, "endoscopy", counts, ".png", description, make, seed, class_names=ENDOSCOPY_CLASSES
-    )
+    return write_synthetic(output_dir, "endoscopy", counts, ".png", description, make, seed, ENDOSCOPY_CLASSES)
 
 
 def synthesize_frame(
     rng: np.random.Generator, image_size: tuple[int, int], first: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One frame and its classes.
+    """One frame (H, W, 3) uint8 and its classes (H, W) uint8.
 
     Args:
         rng: source of every random choice.
         image_size: (H, W) in pixels.
         first: its remainder by seven is the kind of one of the instruments; the others are random.
-
-    Returns:
-        The frame (H, W, 3) uint8 and the classes (H, W) uint8.
     """
     scene = _draw_tissue(rng, image_size)
     classes = np.zeros(image_size, dtype=np.uint8)
@@ -181,19 +166,14 @@ def _draw_instrument(rng: np.random.Generator, scene: np.ndarray, kind: _Kind, p
     cover = np.zeros((height, width))
     shadow = np.zeros((height, width))
     for rod in rods:
-        _rod_distance(rod, shadow)
+        window, across, _ = _rod_coordinates(rod, shadow.shape)
+        shadow[window][np.abs(across) < 1] = 1
     shadow = gaussian_filter(shadow, size / 3)
     scene *= 1 - 0.5 * np.roll(shadow, (int(size / 4), int(size / 5)), (0, 1))[..., None]
     gleam = rng.uniform(0.5, 1.0)
     for rod in rods:
         _paint_rod(scene, cover, rod, gleam)
     return cover
-
-
-def _rod_distance(rod: tuple, mask: np.ndarray) -> None:
-    """Set ``mask`` to 1 where a rod lies."""
-    window, across, _ = _rod_coordinates(rod, mask.shape)
-    mask[window][np.abs(across) < 1] = 1
 
 
 def _paint_rod(scene: np.ndarray, cover: np.ndarray, rod: tuple, gleam: float) -> None:

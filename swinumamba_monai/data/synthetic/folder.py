@@ -1,6 +1,11 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a synthetic dataset: written whole, found again, and never in the way of other files."""
+"""The folder of a synthetic dataset: written whole, found again, and never in the way of other files.
+
+The generators beside this module have these arguments in common: ``output_dir``, a new or empty folder, which they
+return; ``num_train``, ``num_validation`` and ``num_test`` images; ``image_size`` (H, W) in pixels; ``seed`` of the
+random numbers. The same arguments give the same files.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +31,10 @@ def write_synthetic(
     seed: int,
     class_names: Sequence[str] = (),
 ) -> Path:
-    """Write images, labels and datalist of a synthetic dataset.
+    """Write images, labels and datalist of a synthetic dataset; ``output_dir`` is returned.
 
-    The same arguments give the same files. The folder appears as a whole, so that several processes may ask for it at
-    once, and one that exists with these very arguments is left as it is.
+    The folder appears as a whole, so that several processes may ask for it at once, and one that exists with these very
+    arguments is left as it is.
 
     Args:
         output_dir: new or empty folder.
@@ -40,9 +45,6 @@ def write_synthetic(
         make: writes an image and its label; called with a generator, the number of the image, and both paths.
         seed: of the random numbers.
         class_names: what the numbers in the labels mean, background first; none for cells.
-
-    Returns:
-        ``output_dir``.
 
     Raises:
         InputError: The folder holds something else, or a count is negative.

@@ -31,19 +31,9 @@ def synthesize_microscopy(
 ) -> Path:
     """Write images, instance maps and datalist of a synthetic dataset.
 
-    Three of four images are fluorescence (8-bit gray), the fourth is stained tissue (8-bit RGB). How the folder is
-    written: :func:`~swinumamba_monai.data.synthetic.folder.write_synthetic`.
+    Three of four images are fluorescence (8-bit gray), the fourth is stained tissue (8-bit RGB).
 
-    Args:
-        output_dir: new or empty folder.
-        num_train: number of training images.
-        num_validation: number of validation images.
-        num_test: number of test images.
-        image_size: (H, W) in pixels, each at least 64.
-        seed: of the random numbers.
-
-    Returns:
-        ``output_dir``.
+    Args: those of :mod:`~swinumamba_monai.data.synthetic.folder`; the sides of ``image_size`` are at least 64.
 
     Raises:
         InputError: The folder holds something else, a number is negative or the images are too small.
@@ -64,15 +54,12 @@ def synthesize_microscopy(
 def synthesize_image(
     rng: np.random.Generator, image_size: tuple[int, int], stained: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One image and its instance map.
+    """One image (H, W) or (H, W, 3) uint8, and its instance map (H, W) uint16 with the ids 1 to n.
 
     Args:
         rng: source of every random choice.
         image_size: (H, W) in pixels.
         stained: stained tissue in transmitted light instead of fluorescence.
-
-    Returns:
-        The image, (H, W) or (H, W, 3) uint8, and the map, (H, W) uint16 with the ids 1..N.
     """
     radius = rng.uniform(6, 9) if rng.random() < 0.4 else rng.uniform(9, 20)
     instances, thickness = _place_nuclei(rng, image_size, radius)
