@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import sys
@@ -124,16 +125,30 @@ def is_bundle_command() -> bool:
     return os.path.normpath(sys.argv[0]).split(os.sep)[-3:] == ["monai", "bundle", "__main__.py"]
 
 
+def _say_plainly(record: logging.LogRecord) -> bool:
+    """A filter of a log's handler: of an error that is an :class:`InputError`, the sentence alone is logged."""
+    if record.levelno >= logging.ERROR:
+        cause = find_input_error(record.exc_info[1]) if record.exc_info else None
+        if found := None if cause else _AS_TEXT.search(record.getMessage()):
+            cause = found[1]
+        if cause is not None:
+            record.msg, record.args, record.exc_info, record.exc_text = f"ended: {cause}", (), None, None
+    return True
+
+
 def report_plainly() -> None:
     """Let ``python -m monai.bundle`` end with the sentence alone when an :class:`InputError` is the cause.
 
     In any other process ``sys.excepthook`` belongs to the program that runs the bundle, and stays as it is.
 
     A MONAI bundle evaluates its config several calls deep and wraps every error on the way up, so the sentence that
-    matters would be printed in the middle of a long traceback. Every other error is shown as before.
+    matters would be printed in the middle of a long traceback; ignite and MONAI's handlers log that traceback besides,
+    where the sentence takes its place. Every other error is shown as before.
     """
     if not is_bundle_command():
         return
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_say_plainly)
     show_traceback = sys.__excepthook__
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -42,6 +42,7 @@ from swinumamba_monai.data.files.annotations import read_annotations, read_outli
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.shapes import Annotations, paint
+from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.data.prepare.label_forms import cells_of
 from swinumamba_monai.distribution import unpack, write_archive
 from swinumamba_monai.errors import InputError
@@ -238,7 +239,14 @@ def formats(folder: Path) -> Iterator[Format]:
         b'<annotations><image name="a" height="7" width="9"><polygon label="a" points="1,1;5,1;5,4"/>'
         b'<mask label="a" rle="1,2,3" left="1" top="1" width="3" height="2"/></image></annotations>'
     )
-    yield Format("cvat.xml", [cvat], all_painted, len(cvat))
+    tracks = (
+        b"<annotations><meta><task><size>3</size><original_size><width>9</width><height>7</height></original_size>"
+        b'</task></meta><track label="a"><box frame="1" outside="0" xtl="1" ytl="1" xbr="5" ybr="4"/></track>'
+        b"</annotations>"
+    )
+    yield Format("cvat.xml", [cvat, tracks], all_painted, len(cvat))
+    yolo = b"0 0.25 0.2 0.75 0.2 0.75 0.5\n1 0.5 0.8 1 0.8 1 1\n"
+    yield Format("a.txt", [yolo], lambda path: painted(read_yolo(path)), len(yolo))
     yield Format("a.roi", roi_files(), lambda path: painted(read_rois(path)), 100)
     array = io.BytesIO()
     np.save(array, pixels(7, 9))
@@ -286,7 +294,7 @@ def painted(found: Annotations) -> None:
 
 def all_painted(path: Path) -> None:
     for found in (read_annotations(path) or {}).values():
-        if min(found.size) > 0 and math.prod(found.size) < 1 << 24:  # an image of this size has to be there
+        if found.size and min(found.size) > 0 and math.prod(found.size) < 1 << 24:  # its image has to be there
             painted(found)
 
 

@@ -5,13 +5,18 @@
 from __future__ import annotations
 
 import errno
+import io
+import logging
 import os
 import sys
 from pathlib import Path
 
 import monai.bundle
 import pytest
+import torch
 from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.handlers import StatsHandler
 
 from swinumamba_monai.errors import MAX_QUOTED, InputError, find_input_error, quoted, report_plainly, shown
 
@@ -48,6 +53,27 @@ def test_hook_of_the_command(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: the sentence\n"
     sys.excepthook(KeyError, KeyError("other"), None)
     assert "KeyError: 'other'" in capsys.readouterr().err
+
+
+def test_the_log_of_the_command_has_the_sentence_and_no_traceback(monkeypatch):
+    """Of ignite's engine, which logs the text that comes out of a loader's worker, and of MONAI's StatsHandler."""
+    stream = io.StringIO()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(stream)])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", [monai.bundle.__file__.replace("__init__", "__main__"), "run"])
+    report_plainly()
+    evaluator = SupervisedEvaluator(
+        torch.device("cpu"),
+        DataLoader(Dataset([1], transform=refuse), num_workers=1),
+        torch.nn.Identity(),
+        val_handlers=[StatsHandler()],
+    )
+    with pytest.raises(RuntimeError):
+        evaluator.run()
+    lines = stream.getvalue().splitlines()
+    assert lines and set(lines) == {"ended: the sentence"}
+    logging.getLogger("a.b").error("other", exc_info=KeyError("more"))
+    assert "KeyError: 'more'" in stream.getvalue()
 
 
 def test_a_program_that_runs_a_bundle_keeps_its_hook(monkeypatch):

@@ -28,7 +28,6 @@ from swinumamba_monai.data.sampling.intensity import sampling_step
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.memory import MemoryNeed
 from swinumamba_monai.inference.one_image import ImageInference, as_loaded
-from swinumamba_monai.inference.rescaling import wanted_zoom
 from swinumamba_monai.inference.writers import LABEL_TILE, write_label_rows
 
 logger = logging.getLogger(__name__)
@@ -110,8 +109,7 @@ class BlockInference:
             )
         side = min(self.block_size, max(image.shape))
         first = image.read(0, 1)
-        zoomed = max(wanted_zoom(self.diameter), 1) ** 2
-        needed = self.need.estimate(np.broadcast_to(np.uint8(0), (side, side)), {}) * zoomed
+        needed = self.need.estimate(np.broadcast_to(np.uint8(0), (side, side)), {})
         needed += side * (2 * first.nbytes + 8 * image.width)  # a row of blocks, and its labels
         self.need.refuse(image.path, image.shape, needed, "give a smaller block_size")
 

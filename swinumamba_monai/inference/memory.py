@@ -15,6 +15,7 @@ from monai.data import decollate_batch
 from monai.utils import ImageMetaKey, MetaKeys
 
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference.rescaling import wanted_zoom
 
 try:
     import resource
@@ -30,13 +31,16 @@ class MemoryNeed:
     Images: 24 bytes a pixel, and 14 a pixel and class (measured from 2048 x 2048 to 4096 x 4096: 62 with 3 classes, 131
     with 8); and what the postprocessing says, which is 32 for flows (measured: 111 with their 4 channels).
     Volumes: 7 bytes a voxel of the file, while the next is read, and 8 and 4 a class for each on the network's grid.
-    Probabilities that are saved take 4 more a class.
+    Probabilities that are saved take 4 more a class. Images of cells that are so small that they are made larger take
+    24 bytes more for a pixel of the larger image, and 4 for each of its classes (measured at 16 times the pixels).
 
     Args:
         num_classes: channels of the network's output.
         spacing: mm of a pixel of a slice on the network's grid; None for images.
         probabilities: whether they are saved.
         postprocessing: more bytes that it takes a pixel of an image.
+        diameter: of the cells in pixels, as :class:`~swinumamba_monai.inference.RescalingInferer` has it; of "auto" as
+            if it left the image as it is.
         in_blocks: whether large TIFF files are predicted in blocks, which the sentence then says.
     """
 
@@ -46,6 +50,7 @@ class MemoryNeed:
         spacing: Sequence[float] | None = None,
         probabilities: bool = False,
         postprocessing: int = 0,
+        diameter: float | str | None = None,
         in_blocks: bool = False,
     ) -> None:
         self.num_classes = num_classes
@@ -53,12 +58,15 @@ class MemoryNeed:
         self.postprocessing = postprocessing
         blocks = "give a smaller block_size if it is a TIFF file, save it as one in tiles if not, " if in_blocks else ""
         self.advice = f"{blocks}cut it into parts, or use a machine with more memory"
+        self.zoomed = max(wanted_zoom(None if diameter == "auto" else diameter), 1) ** 2  # how many times the pixels
         self.saved = 4 * num_classes * probabilities
 
     def estimate(self, image: np.ndarray, meta: Mapping) -> int:
         """Bytes for an image (H, W) or (H, W, C), or a volume (X, Y, Z), as a reader of ``LoadImage`` gives it."""
         if self.spacing is None:
-            return math.prod(image.shape[:2]) * (24 + 14 * self.num_classes + self.saved + self.postprocessing)
+            larger = self.zoomed * (24 + 4 * self.num_classes) if self.zoomed > 1 else 0
+            a_pixel = 24 + 14 * self.num_classes + self.saved + self.postprocessing + larger
+            return int(math.prod(image.shape[:2]) * a_pixel)
         voxels = math.prod(image.shape[:3])
         sizes = np.linalg.norm(np.asarray(meta[MetaKeys.AFFINE])[:3, :3], axis=0)
         # which axis the slices lie along decides little; the two finest are those of a slice

@@ -16,7 +16,8 @@
 Their score of a case is the mean over the classes that are not nan.
 
 ``corrected`` scores every class in every case on all slices: 1 if neither image has it, 0 if only one has. Images of
-two dimensions, and volumes of one slice, are compared by their contours. A distance equal to the tolerance counts even
+two dimensions, and volumes of one slice, are compared by their contours. Leaning slices, as a tilted gantry makes them,
+are put where they lie before surfaces are compared in mm. A distance equal to the tolerance counts even
 where float32, in which NIfTI headers hold the spacing, makes it a little longer. The score of a case is the mean over
 the classes that one of both images has, and 1 if there are none: with the others, a frame whose two instruments of
 seven are both wrong would score 0.71.
@@ -32,9 +33,11 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_numpy, ensure_tuple_rep
 
 from swinumamba_monai.data.files.label_map import simple_name
+from swinumamba_monai.data.files.volumes import MIN_LEAN, lean_of
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.metrics.case_scores import CORRECTED, MEAN, PUBLISHED, CaseMetric, CaseScores, Column
 from swinumamba_monai.metrics.surface import find_boundaries, surface_dice
+from swinumamba_monai.metrics.upright import put_upright
 
 READINGS = PUBLISHED, CORRECTED
 FLOAT32_SLACK = 1 + 1e-6
@@ -176,6 +179,8 @@ class DiceNSDMetric(CaseScores):
     def score(self, pred: torch.Tensor, truth: torch.Tensor) -> list[float]:
         truth_labels, pred_labels = self.labels(pred, truth)
         spacing = self._spacing(truth, truth_labels.ndim)
+        affine = convert_to_numpy(truth.affine) if self.in_mm and truth_labels.ndim == 3 else np.eye(4)
+        is_leaning = lean_of(affine) > MIN_LEAN
         # What the scripts take for the labels of an image.
         found = {*np.unique(truth_labels)[1:], *np.unique(pred_labels)[1:]}
         published, corrected, pixels = [], [], []
@@ -185,7 +190,11 @@ class DiceNSDMetric(CaseScores):
                 published.append((np.nan, np.nan))
             else:
                 published.append(published_scores(*pair, tolerance, spacing, number in self.cut_slices))
-            corrected.append(corrected_scores(*pair, tolerance, spacing))
+            if is_leaning:
+                (*upright,), (sizes, _) = zip(*(put_upright(mask, affine) for mask in pair))
+                corrected.append(corrected_scores(*upright, tolerance, sizes))
+            else:
+                corrected.append(corrected_scores(*pair, tolerance, spacing))
             pixels.append([np.count_nonzero(mask) for mask in pair])
         scores = np.array([published, corrected])  # reading, class, score
         present = np.sum(pixels, axis=1) > 0

@@ -16,7 +16,8 @@ from swinumamba_monai.errors import InputError
 from swinumamba_monai.switches import is_on
 
 __all__ = [
-    "INFERENCE", "SAMPLING", "TRAINING", "check_data", "check_device", "check_fields", "check_file_name", "check_name",
+    "INFERENCE", "SAMPLING", "TRAINING", "check_bounds", "check_data", "check_device", "check_fields",
+    "check_file_name", "check_name",
 ]  # fmt: skip
 
 MAX_EPOCHS = 100_000
@@ -63,6 +64,13 @@ def check_device(field: str, value: object, known: Collection[str] = ()) -> str:
     value = value[0] if isinstance(value, list) and value else value
     if not isinstance(value, str) or not (_DEVICE.fullmatch(value) or value in known):
         raise InputError(f"{field} must be a device like cpu, cuda or cuda:0.")
+    return value
+
+
+def check_bounds(field: str, value: float) -> float:
+    """A number that JavaScript keeps whole, too: a larger one would not fit where MONAI Label puts it."""
+    if not abs(value) <= MAX_NUMBER:
+        raise InputError(f"{field} must be a number of at most {MAX_NUMBER}.")
     return value
 
 

@@ -4,8 +4,8 @@
 
 MONAI Label 0.8.5 hands the values of requests on as they come, and lets a page of any web site command the server of
 "this machine alone". Here each function behind an address gets checked values; addresses that a bundle has no use for
-(a proxy, upload and removal of models, a viewer of DICOM) are gone; and a browser is answered only where the page comes
-from the server itself or from an origin that ``MONAI_LABEL_CORS_ORIGINS`` names.
+(a proxy, upload and removal of models, a viewer of DICOM, a report of the GPU) are gone; and a browser is answered only
+where the page comes from the server itself or from an origin that ``MONAI_LABEL_CORS_ORIGINS`` names.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from swinumamba_monai.serving.requests import (
     INFERENCE,
     SAMPLING,
     TRAINING,
+    check_bounds,
     check_data,
     check_device,
     check_fields,
@@ -43,6 +44,7 @@ from monailabel.endpoints import (  # noqa: E402
     batch_infer,
     datastore,
     infer,
+    logs,
     scoring,
     session,
     train,
@@ -53,7 +55,7 @@ from monailabel.utils.others.generic import device_map  # noqa: E402
 
 __all__ = ["app"]
 
-REMOVED = ("/proxy", "/ohif", "/reload")  # addresses that begin so
+REMOVED = ("/proxy", "/ohif", "/reload", "/logs/gpu")  # addresses that begin so
 LOCAL_NAMES = {"localhost"}
 OWN_FILES = {"datastore_v2.json", ".lock"}  # of MONAI Label, in the studies folder
 
@@ -115,7 +117,7 @@ def _by_model(field: str, value: object) -> dict:
 
 
 # What each function behind an address gets, by the names of its arguments. A name with no check here is a number or a
-# switch, which FastAPI has checked.
+# switch, of which FastAPI has checked the kind; how large it is is looked at in each.
 _NAMES = dict.fromkeys(("model", "image", "id", "tag", "label", "session_id", "strategy", "method"), _name_or_nothing)
 _NAMES |= dict.fromkeys(("file", "files"), _upload)
 _WITH_NAMES_ALONE = (
@@ -128,6 +130,7 @@ _CHECKS: list[tuple[ModuleType, dict[str, dict[str, Callable]]]] = [
     (train, {"run_model": {"params": _fields(TRAINING)}, "run": {"params": _by_model}}),
     (activelearning, {"sample": {"params": _fields(SAMPLING)}}),
     (scoring, {"run": {"params": _fields(SAMPLING)}, "run_method": {"params": _fields(SAMPLING)}}),
+    (logs, {"get_logs": {}}),
     (session, {"get_session": {}, "remove_session": {}, "create_session": {"uncompress": _one_file}}),
     (
         datastore,
@@ -151,7 +154,8 @@ def _checked(function: Callable, checks: Mapping[str, Callable[[str, object], ob
         bound = signature.bind(*args, **kwargs)
         try:
             for name, value in bound.arguments.items():
-                if check := checks.get(name, _NAMES.get(name)):
+                check = checks.get(name, _NAMES.get(name, check_bounds if isinstance(value, (int, float)) else None))
+                if check:
                     bound.arguments[name] = check(name, value)
         except InputError as error:
             raise HTTPException(status_code=400, detail=str(error)) from error

@@ -121,14 +121,15 @@ def _write_classes(
 ) -> None:
     """Write the labels of all pairs as class numbers on the grids of their images, unless all are so already.
 
-    A label may be stored in another orientation at the same place, as converters of DICOM files do. With
+    A label may be stored in another orientation at the same place, as converters of DICOM files do, or for a part of
+    the image's grid alone, as 3D Slicer does. With
     ``label_grid="image"`` its place does not count.
     """
     turned: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, (_, label) in list(found.pairs.items()):
         try:
             shape, affine = _grid(found.images(name), channels, options.nan)
-            label_shape, label_affine = _grid((label,), 1, None)
+            label_shape, label_affine = _label_grid(label)
             same = label_shape == shape and volumes.corners_apart(affine, label_affine, shape) <= volumes.SAME_PLACE
             if same:
                 continue
@@ -139,6 +140,8 @@ def _write_classes(
                 ids, turned_affine = volumes.reoriented(ids, label_affine, affine)
                 if ids.shape == shape and volumes.corners_apart(affine, turned_affine, shape) <= volumes.SAME_PLACE:
                     turned[name] = ids, affine
+                elif (whole := volumes.put_on_grid(ids, turned_affine, affine, shape)) is not None:
+                    turned[name] = whole, affine
         except InputError:
             continue  # the inspection says what is wrong
     if labels.is_identity and not turned:
@@ -166,6 +169,14 @@ def _grid(paths: Sequence[Path], channels: int, nan: float | None) -> tuple[tupl
         return (*shape, 1, 1)[:3], affine
     voxels, affine = volumes.read_channels(paths, channels, nan)
     return voxels.shape[:3], affine
+
+
+def _label_grid(label: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """The same of a label."""
+    if label.name.lower().endswith(NIFTI_SUFFIXES):
+        return _grid((label,), 1, None)
+    ids, affine = volumes.read_volume_label(label)
+    return ids.shape, affine
 
 
 FILES = TaskFiles(

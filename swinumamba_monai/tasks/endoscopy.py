@@ -74,9 +74,9 @@ def prepare_endoscopy(
         InputError: The layout is unknown, or the instruments of EndoVis 2017 have no numbers; for the rest see
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
-    in_colours = label_forms.read_colours(label_map)
-    label_map, colours = in_colours or (as_label_map(label_map), None)
     source, output = dataset.open_source(source_dir), Path(output_dir).resolve()
+    in_colours = label_forms.read_cvat_colours(source) if label_map is None else label_forms.read_colours(label_map)
+    label_map, colours = in_colours or (as_label_map(label_map), None)
     options = options or dataset.PrepareOptions()
     sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
     groups: dict[str, str] = {}

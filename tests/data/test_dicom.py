@@ -210,14 +210,6 @@ def test_enhanced_files_read_as_their_slices(tmp_path):
         read_volume(tmp_path / "enhanced")
 
 
-def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path):
-    tilted = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
-    for number in range(4):
-        write_slice(tmp_path / f"{number}.dcm", PIXELS[0], (0, 2 * number, 7 * number), number, **tilted)
-    with pytest.raises(InputError, match=r"15\.9 degrees from right angles.*tilted gantry.*_Tilt"):
-        read_volume(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("depths", "words"),
     [

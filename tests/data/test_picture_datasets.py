@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import pickle
 import time
@@ -22,6 +24,7 @@ from swinumamba_monai.data.files.annotations import read_annotations, read_outli
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import read_instances
 from swinumamba_monai.data.files.shapes import Annotations, Shape, decode_runs, paint
+from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.polygons import geojson
@@ -398,7 +401,8 @@ def test_classes_of_outlines(tmp_path):
 
 def test_cvat_that_is_refused(tmp_path):
     for text, words in (
-        ("<annotations><track/></annotations>", "tracks of a video"),
+        ("<annotations><meta><task><size>9999999</size></task></meta><track/></annotations>", "9999999 frames"),
+        ('<annotations><track label="a"><polygon frame="x" points=""/></track></annotations>', "cannot be read"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotations/>", "declares entities"),
         ("<annotations><image", "no XML"),
         ('<annotations><image name="a" height="9" width="9"><polyline/></image></annotations>', "'polyline'"),
@@ -409,6 +413,224 @@ def test_cvat_that_is_refused(tmp_path):
             read_annotations(tmp_path / "a.xml")
     (tmp_path / "a.xml").write_text("<other/>")
     assert read_annotations(tmp_path / "a.xml") is None
+
+
+def labelme(source: Path, *shapes: dict) -> None:
+    for number in range(3):
+        save(source / "images" / f"{number}.png")
+        (source / "labels").mkdir(exist_ok=True)
+        content = {"shapes": shapes, "imagePath": f"{number}.png", "imageHeight": 10, "imageWidth": 12}
+        (source / "labels" / f"{number}.json").write_text(json.dumps(content))
+
+
+def square(left: int, group: int | None, label: str = "cell") -> dict:
+    points = [[left, 2], [left + 2, 2], [left + 2, 6], [left, 6]]
+    return {"label": label, "points": points, "group_id": group, "shape_type": "polygon", "flags": {}}
+
+
+def test_shapes_of_labelme(tmp_path):
+    """A circle whose middle and edge are given; a mask as letters; two parts of one cell; one number in two classes."""
+    mask = np.zeros((3, 4), bool)
+    mask[1:, 1:] = True
+    png = io.BytesIO()
+    Image.fromarray(mask).save(png, "PNG")
+    text = base64.b64encode(png.getvalue()).decode()
+    labelme(
+        tmp_path / "source",
+        {"label": "cell", "points": [[9, 7], [9, 9]], "shape_type": "circle"},
+        {"label": "cell", "points": [[6, 1], [9, 3]], "shape_type": "mask", "mask": text, "group_id": None},
+        square(0, 1),
+        square(4, 1),
+        square(10, 1, "other"),
+    )
+    report = prepare_microscopy(tmp_path / "source", tmp_path / "out")
+    assert report.instances == 3 * 4
+    made = np.asarray(Image.open(tmp_path / "out" / "labels" / "0.png"))
+    rows, columns = np.mgrid[:10, :12] + 0.5
+    circle = np.hypot(rows - 7, columns - 9) < 2
+    circle[:6, 10:] = False  # where the last square lies over it
+    np.testing.assert_array_equal(made == made[7, 9], circle)
+    np.testing.assert_array_equal(np.argwhere(made == made[2, 7]), np.argwhere(mask) + np.array([1, 6]))
+    assert made[3, 1] == made[3, 5] != made[3, 10] and (made == made[3, 1]).sum() == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mask": "no letters of base 64"}, "cannot|Error"),
+        ({"mask": base64.b64encode(b"no PNG").decode()}, "no PNG"),
+        ({"mask": None}, "TypeError"),
+        ({"shape_type": "linestrip"}, "'linestrip'"),
+        ({"shape_type": "circle", "points": [[1, 1], [1, None]]}, "Error"),
+    ],
+)
+def test_bad_shapes_of_labelme(change, words, tmp_path):
+    labelme(tmp_path / "source", {"label": "a", "points": [[1, 1], [2, 2]], "shape_type": "mask", **change})
+    with pytest.raises(InputError, match=words):
+        read_outlines(tmp_path / "source" / "labels" / "0.json")
+
+
+def test_detections_of_an_older_qupath(tmp_path):
+    """It says ``object_type``; the region around the detections is no cell."""
+    ring = [[0, 0], [12, 0], [12, 10], [0, 10]]
+    features = [{"geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"object_type": "annotation"}}]
+    for left in (1, 7):
+        ring = square(left, None)["points"]
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"geometry": geometry, "properties": {"object_type": "detection"}})
+    (tmp_path / "a.geojson").write_text(json.dumps(features))
+    assert len(read_outlines(tmp_path / "a.geojson").shapes) == 2
+
+
+TRACKS = """<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version>
+<meta><task><name>v</name><size>6</size><mode>interpolation</mode><start_frame>0</start_frame>
+<labels><label><name>grasper</name></label><label><name>hook</name></label></labels>
+<original_size><width>12</width><height>10</height></original_size></task></meta>
+<track id="0" label="grasper" source="manual">
+<polygon frame="0" keyframe="1" outside="0" points="1.00,1.00;5.00,1.00;5.00,4.00;1.00,4.00" z_order="0"></polygon>
+<polygon frame="1" keyframe="0" outside="0" points="2.00,1.00;6.00,1.00;6.00,4.00;2.00,4.00" z_order="0"></polygon>
+<polygon frame="2" keyframe="1" outside="1" points="2.00,1.00;6.00,1.00;6.00,4.00;2.00,4.00" z_order="0"></polygon>
+</track>
+<track id="1" label="hook" source="manual">
+<box frame="1" keyframe="1" outside="0" xtl="5" ytl="2" xbr="9" ybr="5" z_order="1"></box>
+<mask frame="3" keyframe="1" outside="0" rle="1, 2, 1" left="4" top="5" width="2" height="2" z_order="0"></mask>
+</track></annotations>"""
+
+
+def test_masks_of_cvat(tmp_path):
+    """CVAT's "Segmentation mask 1.1": colours, which labelmap.txt names; the pictures of objects are not taken."""
+    source = tmp_path / "source"
+    truth = np.zeros(SIZE, np.uint8)
+    truth[1:4, 1:5], truth[6:9, 2:9] = 1, 2
+    colours = np.array([(0, 0, 0), (250, 50, 83), (51, 221, 255)], np.uint8)
+    for number in range(3):
+        save(source / "JPEGImages" / f"{number}.png")
+        for folder in ("SegmentationClass", "SegmentationObject"):
+            save(source / folder / f"{number}.png", colours[truth])
+    lines = "# label:color_rgb:parts:actions\ngrasper:250,50,83::\nbackground:0,0,0::\nhook:51,221,255::\n"
+    (source / "labelmap.txt").write_text(lines)
+    prepare_endoscopy(source, tmp_path / "made")
+    assert list(json.loads((tmp_path / "made" / "datalist.json").read_text())["labels"].values()) == [
+        "background", "grasper", "hook",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "made" / "labels" / "0.png")), truth)
+    # Six numbers, all of them different, and no background with ids: these are colours.
+    (tmp_path / "map.json").write_text('{"grasper": [250, 50, 83], "hook": [51, 221, 255]}')
+    prepare_endoscopy(source, tmp_path / "named", None, tmp_path / "map.json")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "named" / "labels" / "0.png")), truth)
+    for text in ("grasper", "grasper:red::", "a:1,2,3::\nb:1,2,3::", "a:1,2::"):
+        (source / "labelmap.txt").write_text(text)
+        assert "labelmap.txt" in problems(source, "endoscopy")
+
+
+def test_annotations_by_their_ids(tmp_path):
+    """LIVECell's COCO file has an object of them, and no list."""
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "images" / f"{number}.png")
+    content = coco()
+    content["annotations"] = {str(annotation["id"]): annotation for annotation in content["annotations"]}
+    (source / "instances.json").write_text(json.dumps(content))
+    assert prepare_microscopy(source, tmp_path / "out").instances == 5
+
+
+def test_tracks_of_cvat(tmp_path):
+    """Of six frames, of which the last was not exported; a shape is gone where it is outside."""
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "images" / f"frame_{number:06d}.PNG")
+    (source / "annotations.xml").write_text(TRACKS)
+    report = prepare_endoscopy(source, tmp_path / "made")
+    assert sum(report.sizes.values()) == 5
+    assert json.loads((tmp_path / "made" / "datalist.json").read_text())["labels"] == {
+        "0": "background", "1": "grasper", "2": "hook",
+    }  # fmt: skip
+    expected = np.zeros((5, *SIZE), np.uint8)
+    expected[0, 1:4, 1:5], expected[1, 1:4, 2:6], expected[1, 2:5, 5:9] = 1, 1, 2
+    expected[3, 5, 5] = expected[3, 6, 4] = 2
+    for number, truth in enumerate(expected):
+        made = np.asarray(Image.open(tmp_path / "made" / "labels" / f"frame_{number:06d}.png"))
+        np.testing.assert_array_equal(made, truth)
+    (source / "images" / "frame_000001.PNG").unlink()
+    assert "names frame_000001, of which there are 0" in problems(source, "endoscopy")
+
+
+def test_cvat_for_images_of_a_video_has_names_without_suffix(tmp_path):
+    source = tmp_path / "source"
+    images, labels = "", "<meta><task><labels><label><name>hook</name></label></labels></task></meta>"
+    for number in range(3):
+        save(source / "images" / f"frame_{number:06d}.png")
+        box = '<box label="hook" xtl="5" ytl="2" xbr="9" ybr="5"/>'
+        images += f'<image id="{number}" name="frame_{number:06d}" width="12" height="10">{box}</image>'
+    (source / "annotations.xml").write_text(f"<annotations>{labels}{images}</annotations>")
+    assert sum(prepare_endoscopy(source, tmp_path / "made").sizes.values()) == 3
+
+
+def yolo(source: Path, number: int, text: str) -> None:
+    save(source / "images" / "train" / f"{number}.png")
+    (source / "labels" / "train").mkdir(parents=True, exist_ok=True)
+    (source / "labels" / "train" / f"{number}.txt").write_text(text)
+
+
+def test_labels_of_yolo(tmp_path):
+    """Parts of the width, 12, and the height, 10; the second image has nothing."""
+    source = tmp_path / "source"
+    for number in range(4):
+        yolo(
+            source, number, "" if number == 1 else "1 0.25 0.2 0.75 0.2 0.75 0.5 0.25 0.5\n0 0.5 0.8 1 0.8 1 1 0.5 1\n"
+        )
+    (source / "data.yaml").write_text("train: images/train\nnames:\n  0: grasper\n  1: hook\n")
+    prepare_endoscopy(source, tmp_path / "made")
+    expected = np.zeros(SIZE, np.uint8)
+    expected[2:5, 3:9], expected[8:, 6:] = 2, 1
+    for number in range(4):
+        made = np.asarray(Image.open(tmp_path / "made" / "labels" / f"{number}.png"))
+        np.testing.assert_array_equal(made, 0 * expected if number == 1 else expected)
+    report = prepare_microscopy(source, tmp_path / "cells")
+    assert report.instances == 6
+    (source / "data.yaml").unlink()
+    (source / "labels" / "classes.txt").write_text("tweezers\nscissors\n")
+    prepare_endoscopy(source, tmp_path / "other")
+    labels = json.loads((tmp_path / "other" / "datalist.json").read_text())["labels"]
+    assert labels == {"0": "background", "1": "tweezers", "2": "scissors"}
+    (source / "labels" / "classes.txt").unlink()
+    assert "a shape of 'class 1', which is no class of the label map" in problems(source, "endoscopy", TWO)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0 0.5 0.5 0.2 0.2", "has a box of 'class 0'"),
+        ("0 0.5 0.5 0.2 0.2 0.1", "no outlines of YOLO"),
+        ("0 50 50 20 20 10 10", "parts of width and height"),
+        ("0 nan 0.5 0.2 0.2 0.1 0.1", "no outlines of YOLO"),
+        ("some notes", "no outlines of YOLO"),
+        ("99999999999999999999999999999999999 0 0 1 0 1 1\n\xff", "no outlines of YOLO"),
+    ],
+)
+def test_bad_yolo(text, words, tmp_path):
+    source = tmp_path / "source"
+    for number in range(4):
+        yolo(source, number, "0 0.5 0.8 1 0.8 1 1 0.5 1")
+    (source / "labels" / "train" / "3.txt").write_bytes(text.encode("latin-1"))
+    assert words in problems(source) and "3.txt" in problems(source)
+
+
+@pytest.mark.parametrize("names", ["{", "5", "[[a, b]]", "&a [*a]", "{x: y}"])
+def test_bad_names_of_yolo(names, tmp_path):
+    yolo(tmp_path, 0, "0 0.5 0.8 1 0.8 1 1 0.5 1")
+    (tmp_path / "data.yaml").write_text(f"names: {names}")
+    with pytest.raises(InputError, match=r"data\.yaml has no names of classes"):
+        read_yolo(tmp_path / "labels" / "train" / "0.txt")
+
+
+def test_texts_beside_images_are_no_labels(tmp_path):
+    for number in range(3):
+        save(tmp_path / "source" / f"{number}.png")
+        save(tmp_path / "source" / f"{number}_masks.png", cells(number))
+        (tmp_path / "source" / f"{number}.txt").write_text("notes")
+    assert sum(prepare_microscopy(tmp_path / "source", tmp_path / "out").sizes.values()) == 3
 
 
 def test_what_lies_on_top_in_cvat_has_the_pixels(tmp_path):

@@ -180,6 +180,26 @@ def test_masks_become_instance_maps(kaggle, tmp_path):
     assert not (tmp_path / "taken" / "datalist.json").exists()
 
 
+@pytest.mark.parametrize("mask", ["{}", "mask{}", "mask_{}", "{:03d}", "{name}_{}"])
+@pytest.mark.parametrize("image", ["{}", "image{}", "image"])
+def test_names_of_masks_that_agree_with_that_of_the_image(tmp_path, image, mask):
+    """Each folder has an image and nine masks, of which one may have its name, or its number."""
+    source = tmp_path / "source"
+    for case in range(4):
+        name = image.format(case)
+        save(source / f"image{case}" / "images" / f"{name}.png", np.full((12, 12), 7, np.uint8))
+        for number in range(9):
+            cell = np.zeros((12, 12), np.uint8)
+            row, column = divmod(number, 3)
+            cell[4 * row : 4 * row + 3, 4 * column : 4 * column + 3] = 255
+            save(source / f"image{case}" / "masks" / f"{mask.format(number, name=name)}.png", cell)
+    report = prepare_microscopy(source, tmp_path / "out")
+    assert sum(report.sizes.values()) == 4 and report.instances == 36
+    for item in load_datalist(tmp_path / "out", "training"):
+        numbers, sizes = np.unique(read_instances(item["label"]), return_counts=True)
+        assert len(numbers) == 10 and set(sizes[1:]) == {9}
+
+
 def test_masks_may_be_prepared_in_place(kaggle):
     for _ in range(2):
         prepare_microscopy(kaggle, kaggle)

@@ -17,7 +17,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImage
 from PIL import Image
 
 from swinumamba_monai.data.files import limits
-from swinumamba_monai.data.files.images import ImageFileReader, read_image, read_instances
+from swinumamba_monai.data.files.images import ImageFileReader, image_names, read_image, read_instances
 from swinumamba_monai.errors import InputError, find_input_error
 
 # 2 x 3 pixels, so that rows and columns cannot be confused.
@@ -142,7 +142,10 @@ def test_pixels_that_cannot_be_used_are_refused(tmp_path):
     five = np.zeros((8, 9, 5), np.uint8)
     tifffile.imwrite(tmp_path / "five.tif", five, photometric="minisblack", planarconfig="contig")
     refused(tmp_path / "five.tif", "5 channels")
-    tifffile.imwrite(tmp_path / "cmyk.tif", RGBA, photometric="separated")
+    tifffile.imwrite(tmp_path / "last.tif", np.zeros((40, 50, 2), np.uint16))  # as if it were 40 planes
+    with pytest.raises(InputError, match="40 planes of 50 x 2 pixels, as if its channels came last"):
+        read_image(image_names(tmp_path / "last.tif")[0])
+    tifffile.imwrite(tmp_path / "cmyk.tif", RGBA.astype(np.uint16), photometric="separated")
     refused(tmp_path / "cmyk.tif", "SEPARATED")
 
 

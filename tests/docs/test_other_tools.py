@@ -19,7 +19,7 @@ from doc_commands import ROOT
 from swinumamba_monai.networks import SwinUMambaD
 
 TEXT = (ROOT / "docs" / "other_tools.md").read_text(encoding="utf-8")
-TRAINER, _ = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+TRAINER, FVCORE, THOP = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -58,3 +58,13 @@ def test_optimizer(trainer):
     optimizer, scheduler = trainer.configure_optimizers()
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(trainer.network.parameters()))
     assert scheduler.get_last_lr() == [1e-4]
+
+
+@pytest.mark.parametrize(("tool", "block"), [("fvcore", FVCORE), ("thop", THOP)])
+def test_counters_give_the_documented_numbers(tool, block):
+    pytest.importorskip(tool)
+    names = {}
+    exec(block, names)
+    assert round(names["flops"] / 1e9, 4) == 18.9137
+    assert round(names.get("parameters", 27_497_720) / 1e6, 4) == 27.4977
+    assert sum(p.numel() for p in names["network"].parameters()) == 27_497_720

@@ -133,6 +133,16 @@ def palette_tiff(folder: Path):
     return {"a.tif": AS_PALETTE, "b.tif": AS_PALETTE}
 
 
+def cmyk_tiff(folder: Path):
+    """As Pillow converts it, which wrote it."""
+    inks = np.random.default_rng(5).integers(0, 255, (*SIZE, 4), dtype=np.uint8)
+    inks[:2] = [(0, 0, 0, 0)], [(0, 0, 0, 255)]
+    Image.fromarray(inks, "CMYK").save(folder / "a.tif", compression="tiff_lzw")
+    expected = np.asarray(Image.open(folder / "a.tif").convert("RGB"))
+    assert (expected[0] == 255).all() and (expected[1] == 0).all()
+    return {"a.tif": expected}
+
+
 def composite(folder: Path):
     expected = {}
     for channels in (2, 3, 4):
@@ -194,6 +204,7 @@ PICTURES = {
     "TIFF, gray, with white as zero": white_as_zero,
     "TIFF, RGB, interleaved or planar": colour_tiff,
     "TIFF, palette, with or without alpha": palette_tiff,
+    "TIFF, CMYK of 8 bits": cmyk_tiff,
     "TIFF of two to four channels, ImageJ's or OME's": composite,
     "TIFF pyramid, or with a thumbnail": pyramid,
     "TIFF stack of planes in depth or time": stack,
@@ -263,6 +274,45 @@ def write_labelme(folder: Path, name: str) -> np.ndarray:
     numbers = numbers_of(name)
     numbers[4:6, 4 + shift : 7 + shift] = 1  # the hole
     return numbers
+
+
+def write_yolo(folder: Path, name: str) -> np.ndarray:
+    expected, lines = write_labelme(folder, name), []
+    for shape in json.loads((folder / f"{name}.json").read_text())["shapes"]:
+        points = np.array(shape["points"])
+        if len(points) == 2:
+            points = np.array([points[0], [points[1][0], points[0][1]], points[1], [points[0][0], points[1][1]]])
+        parts = (points / SIZE[::-1]).ravel()
+        lines.append(f"{list(CLASSES.values()).index(shape['label'])} {' '.join(f'{part:.6f}' for part in parts)}")
+    (folder / f"{name}.json").unlink()
+    (folder / f"{name}.txt").write_text("\n".join(lines))
+    (folder / "classes.txt").write_text("\n".join(CLASSES.values()))
+    return expected
+
+
+def one_cvat_video(folder: Path) -> dict[str, np.ndarray]:
+    """The polygons alone, a track for each class, under the names of a video's frames."""
+    maps = {}
+    elements: dict[str, str] = dict.fromkeys(CLASSES.values(), "")
+    for number, name in enumerate(NAMES):
+        frame = f"frame_{number:06d}"
+        (folder.parent / "images" / f"{name}.png").rename(folder.parent / "images" / f"{frame}.png")
+        maps[name] = write_labelme(folder, name)
+        content = json.loads((folder / f"{name}.json").read_text())
+        (folder / f"{name}.json").unlink()
+        for shape in content["shapes"]:
+            kind = "polygon" if shape["shape_type"] == "polygon" else "box"
+            low, high = np.min(shape["points"], axis=0), np.max(shape["points"], axis=0)
+            where = f'xtl="{low[0]}" ytl="{low[1]}" xbr="{high[0]}" ybr="{high[1]}"'
+            if kind == "polygon":
+                where = f'points="{";".join(f"{x},{y}" for x, y in shape["points"])}"'
+            elements[shape["label"]] += f'<{kind} frame="{number}" keyframe="1" outside="0" {where} z_order="0"/>'
+    tracks = "".join(f'<track id="0" label="{label}">{shapes}</track>' for label, shapes in elements.items())
+    labels = "".join(f"<label><name>{name}</name></label>" for name in CLASSES.values())
+    size = f"<original_size><width>{SIZE[1]}</width><height>{SIZE[0]}</height></original_size>"
+    meta = f"<meta><task><size>{len(NAMES)}</size><labels>{labels}</labels>{size}</task></meta>"
+    (folder / "annotations.xml").write_text(f"<annotations><version>1.1</version>{meta}{tracks}</annotations>")
+    return maps
 
 
 def one_coco_file(folder: Path) -> dict[str, np.ndarray]:
@@ -379,8 +429,13 @@ SHARED_FORMS: dict[str, Form] = {
     "`.npy`, whole numbers": write_array,
     "`.geojson`, `.json`: QuPath": write_geojson,
     "`.json`: labelme": write_labelme,
+    "`.txt`: YOLO segmentation": write_yolo,
 }
-FOR_MANY = {"`.json`: COCO": one_coco_file, "`.xml`: CVAT for images 1.1": one_cvat_file}
+FOR_MANY = {
+    "`.json`: COCO": one_coco_file,
+    "`.xml`: CVAT for images 1.1": one_cvat_file,
+    "`.xml`: CVAT for video 1.1": one_cvat_video,
+}
 CELLS: dict[str, Form] = {
     **SHARED_FORMS,
     "PNG or TIFF, a number for every cell": write_numbers,

@@ -195,6 +195,14 @@ def refused(words: str, make: Callable[[Path], Path], folder: Path) -> None:
         read_volume(make(folder))
 
 
+def tilted(folder: Path) -> None:
+    voxels, affine = read_volume(series(folder, ImageOrientationPatient=[1, 0, 0, 0, 0.96, -0.28]))
+    np.testing.assert_array_equal(voxels, VOXELS)
+    expected = AFFINE.copy()
+    expected[:3, 1] = 2 * np.array([0, -0.96, -0.28])
+    np.testing.assert_allclose(affine, expected, atol=1e-9)
+
+
 def uneven(folder: Path) -> None:
     series(folder)
     (folder / "2.dcm").unlink()
@@ -222,8 +230,8 @@ FILE_ROWS: dict[str, Callable[[Path], None]] = {
     "colours, complex numbers": partial(
         refused, "one number per voxel", lambda folder: save(folder / "a.nii", VOXELS.astype(np.complex64))
     ),
-    "axes that are not at right angles, as of a tilted gantry": partial(
-        refused, "right angles", lambda folder: save(folder / "a.nii", affine=AFFINE + np.eye(4, k=2) * 0.4)
+    "axes more than 45 degrees from right angles": partial(
+        refused, "right angles", lambda folder: save(folder / "a.nii", affine=AFFINE + np.eye(4, k=2) * 3)
     ),
     "a time series": partial(
         refused, "4 dimensions", lambda folder: save(folder / "a.nii", np.stack([VOXELS, VOXELS], -1))
@@ -284,7 +292,8 @@ PIXEL_ROWS: dict[str, Callable[[Path], None]] = {
     "frames of an enhanced file": enhanced,
     "slices of several echoes, times or kinds at one place in a series": echoes,
     "Siemens MOSAIC": mosaic,
-    "slices at uneven distances, or with one missing": uneven,
+    "slices that lean, of a tilted gantry": tilted,
+    "slices at uneven distances, with one missing, or one beside the others": uneven,
     "in colour": partial(refused, "in colour", partial(series, PhotometricInterpretation="RGB")),
 }
 
@@ -380,11 +389,75 @@ def regions(folder: Path) -> None:
     assert load_regions(folder / "out") == {"tumor": [1, 2], "core": [2]}
 
 
+def part_of_grid(folder: Path) -> None:
+    """Written by SimpleITK, whose axes are the other way round; the voxels around it are background."""
+    sitk = pytest.importorskip("SimpleITK")
+    for name in "abc":
+        save(folder / "source" / "images" / f"{name}.nii.gz")
+        (folder / "source" / "labels").mkdir(exist_ok=True)
+        part = np.zeros((3, 4, 2), np.uint8)
+        part[1:, :2], part[0, 3, 1] = 1, 2
+        image = sitk.GetImageFromArray(part.T)
+        corner = AFFINE @ [2, 1, 3, 1]
+        image.SetSpacing((1.5, 2.0, 1.25))
+        image.SetOrigin((-corner[0], -corner[1], corner[2]))
+        sitk.WriteImage(image, str(folder / "source" / "labels" / f"{name}.seg.nrrd"))
+    prepare_abdomen_mri(folder / "source", folder / "out", label_map=LABELS)
+    expected = np.zeros(SHAPE, np.uint8)
+    expected[2:5, 1:5, 3:5] = part
+    made, affine = read_volume_label(folder / "out" / "labels" / "a.nii.gz")
+    np.testing.assert_array_equal(made, expected)
+    np.testing.assert_allclose(affine, AFFINE)
+    larger = np.zeros((9, 9, 9), np.uint8)  # with background beyond the image
+    larger[3:6, 2:6, 4:6] = part
+    image = sitk.GetImageFromArray(larger.T)
+    corner = AFFINE @ [-1, -1, -1, 1]
+    image.SetSpacing((1.5, 2.0, 1.25))
+    image.SetOrigin((-corner[0], -corner[1], corner[2]))
+    sitk.WriteImage(image, str(folder / "source" / "labels" / "a.seg.nrrd"))
+    prepare_abdomen_mri(folder / "source", folder / "again", label_map=LABELS)
+    np.testing.assert_array_equal(read_volume_label(folder / "again" / "labels" / "a.nii.gz")[0], expected)
+    image.SetOrigin((-corner[0] + 0.4, -corner[1], corner[2]))  # between voxels
+    sitk.WriteImage(image, str(folder / "source" / "labels" / "b.seg.nrrd"))
+    image.SetOrigin((-corner[0] - 6, -corner[1], corner[2]))  # labels beyond the image
+    sitk.WriteImage(image, str(folder / "source" / "labels" / "c.seg.nrrd"))
+    with pytest.raises(InputError) as error:
+        prepare_abdomen_mri(folder / "source", folder / "other", label_map=LABELS)
+    assert str(error.value).count("both need one size") == 2
+
+
+def segmentation(folder: Path) -> None:
+    """A frame of dcmqi's that pydicom brings, and an image of that slice and one more."""
+    dataset = pydicom.dcmread(FILES / "liver_1frame.dcm")
+    del dataset.PerFrameFunctionalGroupsSequence[1:]
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    way = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, np.float64)
+    row, column = (float(mm) for mm in shared.PixelMeasuresSequence[0].PixelSpacing)
+    thickness = float(shared.PixelMeasuresSequence[0].SliceThickness)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = way[:3] * column, way[3:] * row
+    affine[:3, 2] = np.cross(way[:3], way[3:]) * thickness
+    affine[:3, 3] = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient
+    shape = (dataset.Columns, dataset.Rows, 2)
+    for name in "abc":
+        save(folder / "in" / "images" / f"{name}.nii.gz", np.ones(shape, np.int16), np.diag([-1, -1, 1, 1]) @ affine)
+        place = folder / "in" / "labels" / (f"{name}.dcm" if name < "c" else f"{name}/1/2.dcm")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        dataset.save_as(place)
+    prepare_abdomen_mri(folder / "in", folder / "out", label_map=LabelMap.of_names(["background", "liver"]))
+    for name in "abc":
+        made, _ = read_volume_label(folder / "out" / "labels" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(made[..., 0], dataset.pixel_array.T)
+        assert made[..., 0].any() and not made[..., 1].any()
+
+
 LABEL_ROWS: dict[str, Callable[[Path], None]] = {
     "a class number a voxel": partial(label_as, LABEL * np.float32(0.9999), AFFINE),
     "on the grid of the image in another orientation": partial(
         label_as, LABEL[::-1], AFFINE @ [[-1, 0, 0, 6], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     ),
+    "on a part of the image's grid": part_of_grid,
+    "a DICOM segmentation, `labels/a.dcm`, or in a folder": segmentation,
     "on the grid of the image but for the header": partial(label_as, LABEL, np.eye(4), label_grid="image"),
     '`"ignore": 3` in `dataset.json` or the label map': ignored,
     '`"tumor": [1, 2]`, `"core": 2` with `regions_class_order`': regions,

@@ -144,6 +144,20 @@ def test_the_estimate_is_not_below_what_an_image_takes(tmp_path, target, need):
 
 
 @linux
+def test_the_estimate_of_small_cells_is_not_below_what_they_take(tmp_path):
+    """Cells of 4 pixels: the network sees 16 times the pixels, which the estimate for the image alone does not hold."""
+    image = np.random.default_rng(0).integers(0, 255, (768, 1024, 3), np.uint8)
+    image[::5] = image[:, ::5] = 0
+    tifffile.imwrite(tmp_path / "small.tif", image, photometric="rgb")
+    bundle = Path(__file__).parents[2] / "bundles" / "microscopy"
+    code = WHOLE.replace("target=target,", "target=target, diameter=4,")
+    measured = grown(code, bundle, tmp_path / "small.tif", tmp_path / "out", "classes")
+    estimated = MemoryNeed(3, diameter=4).estimate(image, {})
+    assert estimated / 2 < measured < estimated + 300_000_000
+    assert MemoryNeed(3).estimate(image, {}) == MemoryNeed(3, diameter=20).estimate(image, {}) < estimated / 4
+
+
+@linux
 def test_an_image_in_blocks_takes_no_more_than_its_blocks(tmp_path):
     """1536 x 6144 pixels would take 1.06 GB as a whole; how little of a file is read at a time, test_blocks.py asks."""
     image = np.zeros((1536, 6144), np.uint8)

@@ -308,6 +308,10 @@ def test_a_client_cannot_get_in(tmp_path) -> None:
             assert ask(server, "PUT", "/datastore/image/info?image=rgb", data=info) == 400, number
         assert ask(server, "GET", "/datastore/?output=all") == 200
         assert ask(server, "PUT", "/session/?uncompress=true", files={"files": ("x.tar", b"")}) == 400
+        for number in (10**57, -(10**57), 2**63):
+            assert ask(server, "GET", f"/logs/?lines={number}") == 400, number
+        assert ask(server, "GET", "/logs/?lines=5") == 200
+        assert ask(server, "GET", "/logs/gpu") == 404  # NVIDIA's program may not be there
         for method, path in (("PUT", "/model/microscopy"), ("DELETE", "/model/microscopy"), ("GET", "/proxy/dicom/a")):
             assert ask(server, method, path) in (404, 405), path
 

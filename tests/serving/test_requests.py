@@ -10,6 +10,7 @@ from swinumamba_monai.errors import InputError
 from swinumamba_monai.serving.requests import (
     INFERENCE,
     TRAINING,
+    check_bounds,
     check_data,
     check_device,
     check_fields,
@@ -122,3 +123,10 @@ def test_data_is_bounded_and_no_code() -> None:
     assert check_data("info", {"a": [1, 2.5, None, "text", {"b": True}]})
     with pytest.raises(InputError, match="an object"):
         check_fields([1], TRAINING)
+
+
+@pytest.mark.parametrize("number", [10**57, -(10**57), float("nan"), float("inf")])
+def test_numbers_are_bounded(number):
+    with pytest.raises(InputError, match="lines must be a number of at most 9007199254740992"):
+        check_bounds("lines", number)
+    assert check_bounds("lines", 300) == 300 and check_bounds("html", True) is True

@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
-from swinumamba_monai.data.files.shapes import Annotations, Shape, decode_runs
+from swinumamba_monai.data.files.labelme import read_labelme
+from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ring, decode_runs
 from swinumamba_monai.errors import InputError, explained, shown
 
 __all__ = ["read_annotations", "read_outlines"]
@@ -19,7 +18,7 @@ __all__ = ["read_annotations", "read_outlines"]
 # Of QuPath's objects the ones that are taken, if there are any of them: regions around cells are no cells.
 _OBJECT_TYPES = ("cell", "detection")
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError)
-_NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
+_MAX_FRAMES = 1_000_000
 
 
 def read_outlines(path: Path) -> Annotations:
@@ -35,7 +34,7 @@ def read_outlines(path: Path) -> Annotations:
     with explained(problem, "export again", *_MALFORMED):
         content = _read_json(path)
         if isinstance(content, dict) and "shapes" in content:
-            return _labelme(content, path)
+            return read_labelme(content, path)
         single = isinstance(content, dict) and content.get("type") == "Feature"
         features = [content] if single else content["features"] if isinstance(content, dict) else content
         kinds = {_type_of(feature) for feature in features}
@@ -45,46 +44,24 @@ def read_outlines(path: Path) -> Annotations:
 
 
 def _type_of(feature: dict) -> str:
-    return (feature.get("properties") or {}).get("objectType", "annotation")
+    properties = feature.get("properties") or {}
+    return properties.get("objectType", properties.get("object_type", "annotation"))  # before QuPath 0.4 the second
 
 
 def _feature(feature: dict, path: Path) -> Shape:
     geometry = feature["geometry"]
     if geometry["type"] not in ("Polygon", "MultiPolygon"):
-        raise InputError(f"{path} {_NO_AREA.format('shape', shown(geometry['type']))}")
+        raise InputError(f"{path} {NO_AREA.format('shape', shown(geometry['type']))}")
     polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
     if not all(polygons):
         raise ValueError("a shape without outlines")
     classification = (feature.get("properties") or {}).get("classification") or {}
     name = classification if isinstance(classification, str) else classification.get("name", "")
-    return Shape(str(name), [[_ring(ring) for ring in polygon] for polygon in polygons])
-
-
-def _labelme(content: dict, path: Path) -> Annotations:
-    """The polygons and rectangles of labelme, the last drawn on top."""
-    shapes = []
-    for shape in reversed(content["shapes"]):
-        kind, points = shape.get("shape_type") or "polygon", shape["points"]
-        if kind == "rectangle":
-            (left, top), (right, bottom) = points
-            points = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        elif kind != "polygon":
-            raise InputError(f"{path} {_NO_AREA.format('shape', shown(kind))}")
-        shapes.append(Shape(str(shape["label"]), [[_ring(points)]] if len(points) > 2 else []))
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    size = (int(height), int(width)) if height and width else None
-    return Annotations(path, shapes, size, tuple(dict.fromkeys(shape.name for shape in shapes)))
-
-
-def _ring(points: Iterable) -> np.ndarray:
-    ring = np.array([point[:2] for point in points], dtype=np.float64)
-    if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all() or np.abs(ring).max() > 1 << 30:
-        raise ValueError("an outline needs three points or more, all of them numbers")
-    return ring
+    return Shape(str(name), [[as_ring(ring) for ring in polygon] for polygon in polygons])
 
 
 def read_annotations(path: Path) -> dict[str, Annotations] | None:
-    """Read a file for many images: COCO (``.json``) or "CVAT for images 1.1" (``.xml``).
+    """Read a file for many images: COCO (``.json``), "CVAT for images 1.1" or "CVAT for video 1.1" (``.xml``).
 
     Args:
         path: the file.
@@ -110,7 +87,8 @@ def _coco(path: Path) -> dict[str, Annotations] | None:
         return None
     names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
     shapes: dict[int, list[Shape]] = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
+    annotations = content["annotations"]
+    for annotation in annotations.values() if isinstance(annotations, dict) else annotations:  # LIVECell has them by id
         if annotation["image_id"] not in shapes:
             raise InputError(f"{path} has an annotation of image {shown(annotation['image_id'])}, which it lacks.")
         problem = f"{path} has an annotation, id {shown(annotation.get('id'))}, that cannot be read"
@@ -128,13 +106,13 @@ def _coco_shape(annotation: dict, names: dict[int, str], path: Path) -> Shape:
     number, segmentation = int(annotation["category_id"]), annotation.get("segmentation")
     if not segmentation:
         shape = f"shape, id {shown(annotation.get('id'))},"
-        raise InputError(f"{path} {_NO_AREA.format(shape, 'box')}")
+        raise InputError(f"{path} {NO_AREA.format(shape, 'box')}")
     if isinstance(segmentation, dict):
         height, width = (int(side) for side in segmentation["size"])
         mask = decode_runs(segmentation["counts"], height, width, "F", path)
         return Shape(names[number], mask=mask, number=number)
     # One or two points, as tools leave them behind, have no area.
-    polygons = [[_ring(zip(flat[::2], flat[1::2], strict=True))] for flat in segmentation if len(flat) > 4]
+    polygons = [[as_ring(zip(flat[::2], flat[1::2], strict=True))] for flat in segmentation if len(flat) > 4]
     return Shape(names[number], polygons, number=number)
 
 
@@ -148,17 +126,38 @@ def _cvat(path: Path) -> dict[str, Annotations] | None:
         root = ElementTree.fromstring(content)
     if root.tag != "annotations":
         return None
-    if root.find("track") is not None:
-        raise InputError(f"{path} has tracks of a video; export it as 'CVAT for images 1.1'.")
     names = tuple(dict.fromkeys(name.text or "" for label in root.iter("label") for name in label.findall("name")))
+    if root.find("track") is not None:
+        return _cvat_tracks(root, names, path)
     result = {}
     for image in root.iter("image"):
-        # What lies on top comes first: later shapes and those of a higher z_order.
-        shapes = sorted(enumerate(image), key=lambda item: (int(item[1].get("z_order", 0)), item[0]), reverse=True)
-        found = [shape for _, element in shapes if (shape := _cvat_shape(element, path)) is not None]
         size = int(image.attrib["height"]), int(image.attrib["width"])
-        result[image.attrib["name"]] = Annotations(path, found, size, names)
+        result[image.attrib["name"]] = Annotations(path, _cvat_shapes(image, path), size, names)
     return result
+
+
+def _cvat_tracks(root: ElementTree.Element, names: Sequence[str], path: Path) -> dict[str, Annotations]:
+    """What tracks have in each frame; the frames are called as CVAT exports them, ``frame_000012``."""
+    count = int(root.findtext("meta/task/size") or root.findtext("meta/job/size") or 0)
+    if count > _MAX_FRAMES:
+        raise InputError(f"{path} claims {count} frames, but {_MAX_FRAMES} is the limit; export a part of the video.")
+    size = tuple(int(root.findtext(f"meta//original_size/{side}") or 0) for side in ("height", "width"))
+    frames: dict[int, list[ElementTree.Element]] = {number: [] for number in range(count)}
+    for track in root.iter("track"):
+        for element in track:
+            if element.get("outside") != "1":
+                element.set("label", track.get("label", ""))
+                frames.setdefault(int(element.attrib["frame"]), []).append(element)
+    return {
+        f"frame_{number:06d}": Annotations(path, _cvat_shapes(elements, path), size if all(size) else None, names)
+        for number, elements in sorted(frames.items())
+    }
+
+
+def _cvat_shapes(elements: Iterable[ElementTree.Element], path: Path) -> list[Shape]:
+    """What lies on top comes first: later shapes and those of a higher z_order."""
+    shapes = sorted(enumerate(elements), key=lambda item: (int(item[1].get("z_order", 0)), item[0]), reverse=True)
+    return [shape for _, element in shapes if (shape := _cvat_shape(element, path)) is not None]
 
 
 def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:
@@ -168,12 +167,12 @@ def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:
     name, given = element.attrib.get("label", ""), element.attrib
     if element.tag == "polygon":
         points = [[float(value) for value in point.split(",")] for point in given["points"].split(";")]
-        return Shape(name, [[_ring(points)]])
+        return Shape(name, [[as_ring(points)]])
     if element.tag == "box" and not float(given.get("rotation", 0)):
         left, top, right, bottom = (float(given[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
-        return Shape(name, [[_ring([(left, top), (right, top), (right, bottom), (left, bottom)])]])
+        return Shape(name, [[as_ring([(left, top), (right, top), (right, bottom), (left, bottom)])]])
     if element.tag == "mask":
         runs = [int(count) for count in given["rle"].split(",")]
         mask = decode_runs(runs, int(given["height"]), int(given["width"]), "C", path)
         return Shape(name, mask=mask, corner=(int(given["top"]), int(given["left"])))
-    raise InputError(f"{path} {_NO_AREA.format('shape', shown(element.tag))}")
+    raise InputError(f"{path} {NO_AREA.format('shape', shown(element.tag))}")

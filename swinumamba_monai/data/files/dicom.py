@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # How much the distances of neighbouring slices may differ, relative to their median: positions are rounded in files.
 _SPACING_TOLERANCE = 0.05
 MAX_VOXELS = 1 << 31
+_ASIDE = 0.5  # how many pixels a slice may lie beside its place
 _DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4  # of direction cosines, and of mm: numbers are rounded in files
 # DICOM's patient axes are left, posterior, superior; NIfTI's are right, anterior, superior.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -217,7 +218,15 @@ def _geometry(place: Path, slices: Sequence[Slice]) -> tuple[list[int], tuple[np
         )
     if np.abs(gaps - typical).max() > _SPACING_TOLERANCE * typical:
         raise InputError(_why_uneven(place, [Path(slices[index].name).name for index in order], gaps, typical))
-    return order, axes, (positions[order[-1]] - positions[order[0]]) / (len(order) - 1)
+    step = (positions[order[-1]] - positions[order[0]]) / (len(order) - 1)
+    aside = positions[order] - positions[order[0]] - np.arange(len(order))[:, None] * step
+    index = int(np.linalg.norm(aside, axis=1).argmax())
+    if np.linalg.norm(aside[index]) > max(_ASIDE * min(slices[0].spacing), 2 * _SPACING_TOLERANCE * typical):
+        raise InputError(
+            f"{slices[order[index]].name} lies {np.linalg.norm(aside[index]):.2f} mm beside the line through the other "
+            "slices, but the slices of a volume are over each other or lean evenly; give a folder with one volume."
+        )
+    return order, axes, step
 
 
 def _why_uneven(place: Path, names: Sequence[str], gaps: np.ndarray, typical: float) -> str:

@@ -74,6 +74,17 @@ def is_dicom_folder(folder: Path) -> bool:
     return folder.is_dir() and any(map(is_dicom_file, find_files(folder)))
 
 
+def holds_volume(file: Path) -> bool:
+    """Whether a file with the suffix ``.dcm`` holds all slices of a volume itself, or a segmentation."""
+    if file.suffix.lower() != ".dcm" or not has_pydicom or not is_dicom_file(file):
+        return False
+    try:
+        header = read_header(file, ("NumberOfFrames", "ImageType", "Modality"))
+        return _frames(header) > 1 or "MOSAIC" in _words(header) or str(header.get("Modality")) == "SEG"
+    except Exception:  # pydicom has no common class for a broken file
+        return False
+
+
 def find_series(folder: Path) -> list[Series]:
     """The series of images in a folder and below; what is none is set aside, by name, in the log.
 

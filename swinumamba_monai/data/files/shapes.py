@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,9 @@ MAX_CUTS = (
     1 << 26
 )  # of the outline of one part with the rows of pixels; a jagged one around a large image has thousands
 
-__all__ = ["Annotations", "Shape", "decode_runs", "paint"]
+__all__ = ["NO_AREA", "Annotations", "Shape", "as_ring", "decode_runs", "paint"]
+
+NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,22 @@ class Annotations:
         shapes: what was marked, in the order in which they take their pixels.
         size: height and width of the image in pixels, as the file has them, or None.
         names: of all classes of the file, in its order.
+        relative: whether the numbers of the polygons are parts of width and height and no pixels.
     """
 
     source: Path
     shapes: Sequence[Shape]
     size: tuple[int, int] | None = None
     names: Sequence[str] = ()
+    relative: bool = False
+
+
+def as_ring(points: Iterable) -> np.ndarray:
+    """The corners of an outline (N, 2) float64; a ValueError where there are less than three, or other than numbers."""
+    ring = np.array([point[:2] for point in points], dtype=np.float64)
+    if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all() or np.abs(ring).max() > 1 << 30:
+        raise ValueError("an outline needs three points or more, all of them numbers")
+    return ring
 
 
 def paint(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:
@@ -77,11 +89,12 @@ def paint(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int
     source = annotations.source
     if annotations.size is not None and annotations.size != size:
         raise InputError(f"{source} is for an image of {annotations.size} pixels, but its image has {size}.")
+    scale = np.array(size[::-1] if annotations.relative else (1, 1))
     result = np.zeros(size, np.int32)
     empty = 0
     for position, (shape, number) in enumerate(zip(annotations.shapes, numbers, strict=True), start=1):
         masks = [(shape.mask, shape.corner)] if shape.mask is not None else []
-        parts = masks or [_fill(rings, size) for rings in shape.polygons]
+        parts = masks or [_fill([ring * scale for ring in rings], size) for rings in shape.polygons]
         if not parts:
             empty += 1
             continue

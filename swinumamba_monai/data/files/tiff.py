@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
-from swinumamba_monai.data.files.limits import check_size, check_unfolding
+from swinumamba_monai.data.files.limits import MAX_CHANNELS, check_size, check_unfolding
 from swinumamba_monai.data.files.numbered import numbered
 from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, turn, valid
 from swinumamba_monai.errors import InputError
@@ -21,6 +22,7 @@ from swinumamba_monai.errors import InputError
 MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages that form a circle would be followed on
 _PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
+_CMYK = 1  # of the inks that a file with separated colours may have, the default
 
 
 def plane_names(file: Path) -> list[str]:
@@ -107,13 +109,23 @@ class TiffPlane:
         if plane is not None and plane >= planes:
             raise InputError(f"{path} has {planes} planes, but none with the number {plane}.")
         sizes = dict(zip(self.axes, self.own_shape))
+        if sizes["X"] <= MAX_CHANNELS < min(planes, sizes["Y"]) / 2:
+            raise InputError(
+                f"{path} is a stack of {planes} planes of {sizes['Y']} x {sizes['X']} pixels, as if its channels came "
+                "last; save it with the channels first, as ImageJ or OME do, or as RGB."
+            )
         check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1), max_pixels)
         check_size(path, page.tilelength, page.tilewidth, 1)
         check_unfolding(path, math.prod(self._shape) * page.dtype.itemsize if page.dtype else 0)
         if (parts := math.prod(page.chunked)) > len(page.dataoffsets):
             raise InputError(f"{path} has {len(page.dataoffsets)} of its {parts} strips or tiles; it is damaged.")
         as_rgb = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG  # tifffile does it
-        if page.photometric not in _TIFF_COLOURS and not as_rgb:
+        self._is_cmyk = (
+            page.photometric == PHOTOMETRIC.SEPARATED
+            and page.tags.valueof("InkSet", _CMYK) == _CMYK
+            and (sizes.get("S"), page.bitspersample) == (4, 8)
+        )
+        if page.photometric not in _TIFF_COLOURS and not as_rgb and not self._is_cmyk:
             raise InputError(f"{path} has colours of the kind {page.photometric!r}; convert it to gray or RGB.")
         # Pixels that ImageJ or tifffile wrote are values whatever the screen shows, even inverted.
         self._has_values = bool(file.is_imagej) or file.pages[0].software.startswith("tifffile")
@@ -162,6 +174,8 @@ class TiffPlane:
         alpha = page.extrasamples and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
         image = np.moveaxis(image, 0, -1) if self.axes in ("SYX", "CYX") else image
         image = image[..., 0] if image.shape[2:] == (2,) and alpha else image
+        if self._is_cmyk:
+            image = np.asarray(Image.fromarray(np.ascontiguousarray(image), "CMYK").convert("RGB"))
         # The palette of a file with several channels is the colour that ImageJ shows the first in.
         if page.photometric == PHOTOMETRIC.PALETTE and image.ndim == 2:
             image = image.astype(np.uint8) if is_bit else image

@@ -11,6 +11,7 @@ import numpy as np
 
 from swinumamba_monai.data.files.itk import check_itk, write_itk
 from swinumamba_monai.data.files.nifti import FREESURFER_SUFFIXES, NIFTI_SUFFIXES, affine_of, put_forms
+from swinumamba_monai.data.files.volumes import MIN_LEAN, lean_of, spacing_of
 from swinumamba_monai.errors import InputError
 
 WRITABLE_SUFFIXES = (*NIFTI_SUFFIXES, *FREESURFER_SUFFIXES, ".nrrd", ".mha")
@@ -41,6 +42,8 @@ def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray, forms: np.n
     elif name.endswith(NIFTI_SUFFIXES):
         image = nib.Nifti1Image(voxels, affine)
         image.header.set_xyzt_units("mm")
+        if lean_of(affine) > MIN_LEAN:  # of leaning slices programs expect their distance there, as dcm2niix has it
+            image.header.set_zooms((*spacing_of(affine), *(1.0 for _ in range(voxels.ndim - 3))))
         if forms is not None:
             header = image.header.copy()
             put_forms(header, forms)

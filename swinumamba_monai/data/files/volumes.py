@@ -17,7 +17,8 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
 from swinumamba_monai.data.files.dicom import MAX_VOXELS, read_dicom_files
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
-from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, is_dicom_folder
+from swinumamba_monai.data.files.dicom_seg import find_segmentation, read_segmentation
+from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, holds_volume, is_dicom_folder
 from swinumamba_monai.data.files.itk import ITK_SUFFIXES, read_itk
 from swinumamba_monai.data.files.nifti import (
     FORMS_KEY,
@@ -29,9 +30,11 @@ from swinumamba_monai.data.files.nifti import (
 )
 from swinumamba_monai.errors import InputError
 
+DICOM_SUFFIX = ".dcm"  # of a file, which is a volume where it holds all slices
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
-# How much of its length an axis may lean towards another, as the slices of a tilted gantry do; rounding gives less.
-_MAX_SHEAR = 0.02
+# The cosine of the angle between two axes, 0 for right angles: from where on it is more than rounding, and up to where
+# it may be that of a tilted gantry (30 degrees at most).
+MIN_LEAN, _MAX_LEAN = 1e-3, 0.7
 # Grids are one when their corners are closer than this part of a voxel.
 SAME_PLACE = 0.05
 
@@ -42,13 +45,13 @@ def is_volume_file(path: Path) -> bool:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a path is that of a file that can be read here, or of a folder with DICOM files in it or below."""
-    return is_dicom_folder(path) if path.is_dir() else is_volume_file(path)
+    """Whether a path is that of a file that can be read here and holds a volume, or of a folder with DICOM files."""
+    return is_dicom_folder(path) if path.is_dir() else is_volume_file(path) or holds_volume(path)
 
 
 def is_volume_name(path: Path) -> bool:
     """Whether a path is that of a file, of a folder, or of one of several series in a folder, by its name alone."""
-    return path.is_dir() or is_volume_file(path) or path.suffix == SERIES_SUFFIX
+    return path.is_dir() or is_volume_file(path) or path.suffix.lower() in (SERIES_SUFFIX, DICOM_SUFFIX)
 
 
 def volume_path(name: PathLike) -> Path:
@@ -71,7 +74,7 @@ def volume_name(path: Path) -> str:
     if path.suffix == SERIES_SUFFIX and not path.exists():
         return path.parent.name
     lower = path.name.lower()
-    suffixes = sorted(VOLUME_SUFFIXES, key=len, reverse=True)
+    suffixes = sorted((*VOLUME_SUFFIXES, DICOM_SUFFIX), key=len, reverse=True)
     return next((path.name[: -len(suffix)] for suffix in suffixes if lower.endswith(suffix)), path.name)
 
 
@@ -164,6 +167,36 @@ def reoriented(voxels: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tupl
     )
 
 
+def put_on_grid(
+    labels: np.ndarray, affine: np.ndarray, grid: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray | None:
+    """Labels of a part of a grid on the whole of it, 0 around them, as 3D Slicer cuts what it saves.
+
+    Args:
+        labels: (X, Y, Z), with the axes of the grid in their order and direction.
+        affine: (4, 4) of the labels.
+        grid: (4, 4) of the grid.
+        shape: of the grid.
+
+    Returns:
+        The labels in ``shape``; None where their voxels are no voxels of the grid, or as many as it has, or where a
+        label lies beyond it.
+    """
+    first = np.rint(np.linalg.solve(grid, affine)[:3, 3]).astype(int)
+    place = grid.copy()
+    place[:3, 3] += grid[:3, :3] @ first
+    if labels.shape == tuple(shape) or corners_apart(place, affine, labels.shape) > SAME_PLACE:
+        return None
+    starts, stops = np.maximum(first, 0), np.minimum(first + labels.shape, shape)
+    part = labels[tuple(map(slice, np.maximum(starts - first, 0), np.maximum(stops - first, 0)))]
+    if np.count_nonzero(part) < np.count_nonzero(labels):
+        return None
+    whole = np.zeros(shape, labels.dtype)
+    if part.size:
+        whole[tuple(map(slice, starts, stops))] = part
+    return whole
+
+
 def _with_channels(voxels: np.ndarray, channels: int, path: Path) -> np.ndarray:
     """The voxels with three dimensions, and one more for several channels."""
     shape = voxels.shape if voxels.ndim != 2 else (*voxels.shape, 1)  # a file of one slice
@@ -194,19 +227,17 @@ def _check(voxels: np.ndarray, affine: np.ndarray, path: Path, nan: float | None
             )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"{path} has no usable geometry (the affine is singular); correct its header.")
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    leaning = np.abs(axes.T @ axes - np.eye(3)).max()
-    if leaning > _MAX_SHEAR:
+    leaning = lean_of(affine)
+    if leaning > _MAX_LEAN:
         raise InputError(
-            f"{path} has axes that are {math.degrees(math.asin(min(leaning, 1))):.1f} degrees from right angles, as "
-            "with a tilted gantry; resample it to right angles, as dcm2niix does (its file with _Tilt), and give that "
-            "file."
+            f"{path} has axes that are {math.degrees(math.asin(min(leaning, 1))):.1f} degrees from right angles, more "
+            "than any scanner tilts its slices; correct its header."
         )
     return voxels, affine
 
 
 def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Read a label volume: whole numbers, one for each class.
+    """Read a label volume: whole numbers, one for each class, or for each segment of a DICOM segmentation.
 
     Returns:
         The numbers (X, Y, Z), int32, and the affine (4, 4).
@@ -214,6 +245,8 @@ def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: As for :func:`read_volume`, and when a voxel is no whole number.
     """
+    if (segmentation := find_segmentation(volume_path(path))) is not None:
+        return read_segmentation(segmentation, MAX_VOXELS)
     voxels, affine = read_volume(path)
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)
@@ -228,9 +261,19 @@ def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     return voxels.astype(np.int32), affine
 
 
+def lean_of(affine: np.ndarray) -> float:
+    """The largest cosine of the angle between two axes of a grid: 0 where all are right angles."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.abs(axes.T @ axes - np.eye(3)).max())
+
+
 def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
-    """The distance of neighbouring voxels along each array axis, in mm."""
-    return tuple(float(round(value, 5)) for value in np.linalg.norm(affine[:3, :3], axis=0))
+    """The distance of neighbouring voxels along each array axis, in mm; of planes along the third where it leans."""
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if lean_of(affine) > MIN_LEAN:
+        plane = np.cross(affine[:3, 0], affine[:3, 1])
+        sizes[2] = abs(plane @ affine[:3, 2]) / np.linalg.norm(plane)
+    return tuple(float(round(value, 5)) for value in sizes)
 
 
 class VolumeReader(ImageReader):

@@ -29,7 +29,7 @@ from swinumamba_monai.errors import InputError
 logger = logging.getLogger(__name__)
 
 # Files that are about a dataset; read where they are needed.
-_ABOUT = {"dataset.json", "split.json", "splits_final.json", DATALIST_NAME, FINGERPRINT_NAME}
+_ABOUT = {"dataset.json", "split.json", "splits_final.json", "labelmap.txt", DATALIST_NAME, FINGERPRINT_NAME}
 
 
 @dataclass(frozen=True)

@@ -22,25 +22,30 @@ from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.shapes import Annotations, Shape, paint
-from swinumamba_monai.errors import InputError, explained, shown
+from swinumamba_monai.data.files.yolo import read_yolo
+from swinumamba_monai.errors import InputError, explained, quoted, shown
 
 __all__ = [
     "LABEL_SUFFIXES",
+    "YOLO_SUFFIX",
     "Label",
     "as_outlines",
     "cells_of",
     "class_ids_of",
     "is_image_name",
     "read_colours",
+    "read_cvat_colours",
     "size_of",
     "values_of",
     "write_numbers",
 ]
 
+YOLO_SUFFIX = ".txt"
+
 # The label of one image: a file (or a plane of one), a mask for every cell, or its part of a file for many images.
 Label = Path | Sequence[Path] | Annotations
 
-_OUTLINE_SUFFIXES = (".geojson", ".json", ".zip", ".roi")
+_OUTLINE_SUFFIXES = (".geojson", ".json", ".zip", ".roi", YOLO_SUFFIX)
 LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", *_OUTLINE_SUFFIXES)
 _PICKLED = "_seg.npy"  # what Cellpose's window saves
 
@@ -138,7 +143,8 @@ def as_outlines(label: Label) -> Label:
     """
     if not isinstance(label, Path) or label.suffix.lower() not in _OUTLINE_SUFFIXES:
         return label
-    return read_rois(label) if label.suffix.lower() in (".zip", ".roi") else read_outlines(label)
+    readers = {".zip": read_rois, ".roi": read_rois, YOLO_SUFFIX: read_yolo}
+    return readers.get(label.suffix.lower(), read_outlines)(label)
 
 
 def values_of(labels: Sequence[Label]) -> set[int]:
@@ -155,7 +161,8 @@ def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] |
     """The classes of a label map that gives colours, ``{"grasper": [255, 0, 0]}``, and the class of every colour.
 
     A class may have several colours, in a list. The background is black where the map does not name it. Lists of three
-    numbers that could be ids, because none comes twice, are taken for ids; ``[[10, 20, 30]]`` is always a colour.
+    numbers that could be ids, because none comes twice and the background has its own, are taken for ids;
+    ``[[10, 20, 30]]`` is always a colour.
 
     Args:
         path: the JSON file; with anything else, or in a file that has no colours, the result is None.
@@ -175,8 +182,35 @@ def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] |
     triples = [value for value in given.values() if _is_colour(value)]
     numbers = [number for value in triples for number in value]
     nested = any(isinstance(value, list) and value and isinstance(value[0], list) for value in given.values())
-    if not nested and (len(triples) < len(given) or len(set(numbers)) == len(numbers)):
+    of_background = content.get(background)
+    has_ids = of_background is not None and not (_is_colour(of_background) and len(set(of_background)) < 3)
+    if not given or (not nested and (len(triples) < len(given) or (has_ids and len(set(numbers)) == len(numbers)))):
         return None
+    return _classes_of_colours(content, path)
+
+
+def read_cvat_colours(source: Path) -> tuple[LabelMap, Colours] | None:
+    """The same of the ``labelmap.txt`` that CVAT puts beside its "Segmentation mask 1.1"; None where there is none.
+
+    Raises:
+        InputError: a line is no ``name:red,green,blue::``, or a colour is there twice.
+    """
+    path = source / "labelmap.txt"
+    if not path.is_file():
+        return None
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+        content = {line.split(":")[0]: [int(part) for part in line.split(":")[1].split(",")] for line in lines}
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{path} has a line that is no name:red,green,blue:: ({quoted(error)}); correct it."
+        ) from error
+    return _classes_of_colours(content, path)
+
+
+def _classes_of_colours(content: Mapping[str, object], path: PathLike) -> tuple[LabelMap, Colours]:
+    background = next((name for name in content if name.lower() == "background"), "background")
+    given = {name: value for name, value in content.items() if name != background}
     black = content.get(background, 0)
     by_class = [black if isinstance(black, list) else [0, 0, 0], *given.values()]
     colours: dict[tuple[int, int, int], int] = {}

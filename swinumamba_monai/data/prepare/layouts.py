@@ -18,7 +18,7 @@ _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 
 # The number of a channel that nnU-Net puts after the name of an image.
 _CHANNEL, _FURTHER = re.compile(r"_\d{4}$"), re.compile(r"_000[1-9]$")  # numbers of cases like _0507 are larger
-_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask")
+_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg")
 
 FURTHER_CHANNEL = "{} is a further channel of its image, but others have channels up to {:04d}; make them alike."
 

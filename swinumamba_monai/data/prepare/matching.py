@@ -203,7 +203,8 @@ def _samples(
 ) -> dict[Key, tuple[list[Path], list[Path]]]:
     """For every sample folder its images and masks; none at all where names say what belongs together.
 
-    A sample folder has an image and masks of other names. Where there is one, folders without a pair are all such.
+    A sample folder has an image and masks of other names. Where there is one, folders without a pair are all such; and
+    all folders are, even if the names of an image and of a mask agree by chance (``0.png``), where each has one image.
     """
     images, labels = defaultdict(list), defaultdict(list)
     for of_folder, several, keys_of in ((images, files.images, image_keys), (labels, files.labels, label_keys)):
@@ -211,7 +212,11 @@ def _samples(
             section, folders, _ = keys_of(file, source)[0]
             if folders:
                 of_folder[Key(section, folders[:-1], folders[-1])].append(file)
-    samples = {key: (several, labels[key]) for key, several in images.items() if not set(several) & pairs.keys()}
+    of_one = all(len(several) == 1 for several in images.values()) and any(
+        len(labels[key]) > 1 and not set(labels[key]) <= set(pairs.get(image, (key, []))[1])
+        for key, (image,) in images.items()
+    )
+    samples = {key: (all_, labels[key]) for key, all_ in images.items() if of_one or not set(all_) & pairs.keys()}
     is_there = any(len(several) == 1 and masks for several, masks in samples.values())
     return samples if is_there and files.in_folders else {}
 
@@ -236,13 +241,16 @@ def _match_annotations(
     by_name: dict[str, list[Path]] = defaultdict(list)
     for image in files.images:
         by_name[same_text(image.name)].append(image)
+        by_name[same_text(image.stem)].append(image)  # CVAT calls the frames of a video so
     for path, named in for_many.items():
         found.used.add(path)
         section = label_keys(path, source)[0].section or section_in(path.stem)
         for name, label in named.items():
             place = same_text(name.replace("\\", "/"))
             images = by_name[place.rsplit("/", 1)[-1]]
-            near = [image for image in images if f"/{same_text(image.as_posix())}".endswith(f"/{place.lstrip('/')}")]
+            if not images and not label.shapes:
+                continue  # a frame of a video that nothing was marked in, and that was not exported
+            near = [image for image in images if _is_at(image, place)]
             images = near or images
             if len(images) > 1:
                 images = [image for image in images if image_keys(image, source)[0].section == section] or images
@@ -255,6 +263,12 @@ def _match_annotations(
         if image not in found.used:
             found.problems.append(f"{image} has no label.")
             found.used.add(image)
+
+
+def _is_at(image: Path, place: str) -> bool:
+    """Whether a path ends with a place, with the image's suffix or without."""
+    ends = (f"/{same_text(path.as_posix())}" for path in (image, image.with_suffix("")))
+    return any(end.endswith(f"/{place.lstrip('/')}") for end in ends)
 
 
 def _set_sections(found: FoundPairs) -> None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from swinumamba_monai.data.datalist import DATALIST_NAME
 from swinumamba_monai.data.files.hidden import find_files, is_hidden
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
-from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES
+from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, YOLO_SUFFIX
 
 __all__ = ["LABEL_ENDS", "Key", "Pictures", "image_keys", "label_keys", "same_text", "section_in", "sort_files"]
 
@@ -93,7 +93,9 @@ def sort_files(source: Path, output: Path) -> Pictures:
         labels = [file for file in files if kinds[file] == "label" and file.suffix.lower() in LABEL_SUFFIXES]
     else:
         taken = set(images)
+        # A text beside an image, and not in a folder of labels, may say anything.
         labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES and file not in taken]
+        labels = [file for file in labels if file.suffix.lower() != YOLO_SUFFIX]
     return Pictures(images, labels, [f for f in files if f.suffix.lower() in (".json", ".xml")], in_folders)
 
 

@@ -8,12 +8,14 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Orientationd, Spacingd, Transform
-from monai.utils import TransformBackends, convert_to_tensor
+from monai.utils import TransformBackends, convert_to_numpy, convert_to_tensor
 
+from swinumamba_monai.data.files.volumes import MIN_LEAN
 from swinumamba_monai.errors import InputError, shown
 
 MAX_SLAB = 1 << 22  # voxels that are resampled at once, or one slice
@@ -129,9 +131,10 @@ class SliceOrientationd(Orientationd):
 class SliceSpacingd(Spacingd):
     """Resample volumes (C, H, W, S) in the planes of their slices; the slices stay where they are.
 
-    MONAI's transform with two differences. It sees nothing but the keys, because from 1.6 on it takes every item whose
-    name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has beside "image". And
-    it gets a few slices at a time, because it makes a grid of four float64 for every voxel.
+    MONAI's transform with three differences. Slices that lean, as those of a tilted gantry, stay too: MONAI puts a grid
+    at right angles through them, whose slices are others. It sees nothing but the keys, because from 1.6 on it takes
+    every item whose name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has
+    beside "image". And it gets a few slices at a time, because it makes a grid of four float64 for every voxel.
 
     Args:
         keys: the volumes, slices along the last axis.
@@ -155,19 +158,24 @@ class SliceSpacingd(Spacingd):
         self, data: Mapping[Hashable, NdarrayOrTensor], lazy: bool | None = None
     ) -> dict[Hashable, NdarrayOrTensor]:
         volumes = {key: data[key] for key in self.keys if key in data}
-        planned = super().__call__(volumes, lazy=True)
+        upright = {key: _put_upright(volume) for key, volume in volumes.items()}
+        planned = super().__call__(upright, lazy=True)
         shapes = [volume.peek_pending_shape() for volume in (*volumes.values(), *planned.values())]
-        if lazy or self.lazy or max(map(math.prod, shapes), default=0) <= MAX_SLAB:
+        leaning = any(upright[key] is not volume for key, volume in volumes.items())
+        if lazy or self.lazy or (max(map(math.prod, shapes), default=0) <= MAX_SLAB and not leaning):
             return {**data, **super().__call__(volumes, lazy)}
-        return {**data, **{key: self._resample(volume, planned[key]) for key, volume in volumes.items()}}
+        resampled = {key: self._resample(volume, upright[key], planned[key]) for key, volume in volumes.items()}
+        return {**data, **resampled}
 
-    def _resample(self, volume: MetaTensor, planned: MetaTensor) -> MetaTensor:
+    def _resample(self, volume: MetaTensor, upright: MetaTensor, planned: MetaTensor) -> MetaTensor:
         """A volume on the grid of what MONAI would make of it lazily, a few slices at a time."""
         affine, shape = planned.peek_pending_affine(), tuple(planned.peek_pending_shape())
+        if upright is not volume:
+            affine = volume.affine @ torch.linalg.solve(upright.affine, affine.to(upright.affine))
         options = {name: planned.pending_operations[-1]["extra_info"][name] for name in ("mode", "padding_mode")}
         resample = partial(self.spacing_transform.sp_resample, dst_affine=affine, **options)
         count = volume.shape[-1]
-        if shape[-1] != count or not slices_stay(volume.affine, affine):  # sheared
+        if shape[-1] != count or not slices_stay(volume.affine, affine):  # axes that are not quite at right angles
             return resample(volume, spatial_size=shape)
         size = max(MAX_SLAB // max(math.prod(volume.shape[1:-1]), math.prod(shape[:-1])), 1)
         result = None
@@ -180,6 +188,19 @@ class SliceSpacingd(Spacingd):
                 result.applied_operations[-1]["orig_size"] = tuple(volume.shape[1:])
             result[..., start : start + size] = part
         return result
+
+
+def _put_upright(volume: MetaTensor) -> MetaTensor:
+    """The volume with its slices over each other, at their distance, where they lean; else the volume itself."""
+    affine = convert_to_numpy(volume.affine).astype(np.float64)
+    first, second, step = affine[:3, :3].T
+    normal = np.cross(first, second)
+    normal /= np.linalg.norm(normal)
+    distance = float(normal @ step)
+    if np.linalg.norm(step - distance * normal) <= MIN_LEAN * np.linalg.norm(step):
+        return volume
+    affine[:3, 2] = distance * normal
+    return MetaTensor(volume.as_tensor(), affine=torch.from_numpy(affine))
 
 
 def slices_stay(before: torch.Tensor, after: torch.Tensor) -> bool:

@@ -1,0 +1,121 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM segmentations as label volumes: frames of segments with their positions, as dcmqi and highdicom write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from swinumamba_monai.data.files.dicom_pixels import is_dicom_file, read_header
+from swinumamba_monai.data.files.dicom_series import find_files
+from swinumamba_monai.data.files.limits import check_unfolding
+from swinumamba_monai.errors import InputError, quoted, shown
+
+__all__ = ["find_segmentation", "read_segmentation"]
+
+_MODALITY = "SEG"
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_OFF_GRID = 0.05  # of the distance of slices
+
+
+def find_segmentation(path: Path) -> Path | None:
+    """The file of a segmentation: the file itself, or the only one in a folder and below; None where there is none.
+
+    Raises:
+        InputError: There are several.
+    """
+    files = [path] if path.is_file() else find_files(path) if path.is_dir() else []
+    found = [file for file in files if is_dicom_file(file) and _modality(file) == _MODALITY]
+    if len(found) > 1:
+        raise InputError(f"{path} has {len(found)} DICOM segmentations, but a label is one; take the others out.")
+    return found[0] if found else None
+
+
+def _modality(file: Path) -> str:
+    try:
+        return str(read_header(file, ["Modality"]).get("Modality", ""))
+    except Exception:  # pydicom has no common class for a broken file, which reading it says is one
+        return ""
+
+
+def read_segmentation(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read the numbers of the segments; slices without a frame are background, and the first of two segments counts.
+
+    Args:
+        file: a segmentation of the kinds BINARY (a bit or a byte a pixel), FRACTIONAL (half of the maximum or more is
+            the segment) or LABELMAP, not compressed.
+        max_voxels: what may be read.
+
+    Returns:
+        The numbers (columns, rows, slices), int32, from the first slice with a frame to the last, and the affine (4, 4)
+        to mm, RAS+.
+
+    Raises:
+        InputError: The file is damaged, claims too much, or its frames are no slices of one grid.
+    """
+    try:
+        return _read(file, max_voxels)
+    except InputError:
+        raise
+    except Exception as error:  # see above
+        raise InputError(
+            f"{file} is a DICOM segmentation that cannot be decoded ({quoted(error)}); convert it to NIfTI."
+        ) from error
+
+
+def _read(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+    dataset = read_header(file)
+    rows, columns, count = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
+    bits, kind = int(dataset.BitsAllocated), str(dataset.get("SegmentationType", "BINARY"))
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed or not syntax.is_little_endian or bits not in (1, 8, 16):
+        raise InputError(f"{file} is a segmentation that is compressed, or of {bits} bits; store it as it is.")
+    if rows * columns * count > max_voxels:
+        raise InputError(f"{file} claims {rows * columns * count} pixels, but {max_voxels} is the limit; replace it.")
+    check_unfolding(file, rows * columns * count)
+    pixels = np.frombuffer(dataset.PixelData, f"<u{max(bits // 8, 1)}")
+    pixels = np.unpackbits(pixels, bitorder="little") if bits == 1 else pixels
+    pixels = pixels[: rows * columns * count].reshape(count, rows, columns)
+    groups = [(frame, dataset.SharedFunctionalGroupsSequence[0]) for frame in dataset.PerFrameFunctionalGroupsSequence]
+    if len(groups) != count:
+        raise ValueError(f"{len(groups)} descriptions of {count} frames")
+    orientation = np.array([_value(group, "PlaneOrientationSequence", "ImageOrientationPatient") for group in groups])
+    positions = np.array([_value(group, "PlanePositionSequence", "ImagePositionPatient") for group in groups])
+    spacing = np.array(_value(groups[0], "PixelMeasuresSequence", "PixelSpacing"), dtype=np.float64)
+    orientation, positions = orientation.astype(np.float64), positions.astype(np.float64)
+    if np.ptp(orientation, axis=0).max() > 1e-3:
+        raise InputError(f"{file} has frames in several directions; convert it to NIfTI.")
+    along_row, along_column = orientation[0, :3], orientation[0, 3:]
+    normal = np.cross(along_row, along_column)
+    depths = (positions - positions[0]) @ normal
+    measures = groups[0][0] if "PixelMeasuresSequence" in groups[0][0] else groups[0][1]
+    measures = measures.PixelMeasuresSequence[0]
+    gaps = np.diff(np.unique(depths.round(3)))
+    stated = float(measures.get("SpacingBetweenSlices") or 0)
+    step = stated or (float(gaps.min()) if gaps.size else float(measures.get("SliceThickness") or 1))
+    places = (depths - depths.min()) / step
+    numbers = np.rint(places).astype(int)
+    if not step > 0 or np.abs(places - numbers).max() > _OFF_GRID or rows * columns * (numbers.max() + 1) > max_voxels:
+        raise InputError(f"{file} has frames at uneven distances; convert it to NIfTI.")
+    ids = np.zeros((numbers.max() + 1, rows, columns), np.int32)
+    for plane, group, place in zip(pixels, groups, numbers):
+        part = plane.astype(np.int32)
+        if kind != "LABELMAP":
+            number = int(_value(group, "SegmentIdentificationSequence", "ReferencedSegmentNumber"))
+            least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
+            part = np.where(plane >= least, number, 0)
+        ids[place][ids[place] == 0] = part[ids[place] == 0]
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([along_row * spacing[1], along_column * spacing[0], normal * step], axis=1)
+    affine[:3, 3] = positions[depths.argmin()]
+    return ids.T, _LPS_TO_RAS @ affine
+
+
+def _value(group: tuple, sequence: str, attribute: str) -> object:
+    """What the group of a frame, or the one of all, says."""
+    for holder in group:
+        if getattr(holder, sequence, None):
+            return getattr(getattr(holder, sequence)[0], attribute)
+    raise ValueError(f"no {shown(attribute)}")
