@@ -38,6 +38,7 @@ from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.instances.flows import FLOW_CHANNELS, FlowLoss
 from swinumamba_monai.networks import build_network
+from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.training import HalvingDeepSupervisionLoss, autocast_dtype, default_amp
 from swinumamba_monai.weight_files import save_half_precision
 
@@ -162,6 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=["training"],
         help="of the dataset, to learn from; both once nothing is left to be chosen",
     )
+    parser.add_argument("--pretrained", type=Path, default=None, help="weights to begin from, such as a stage 1's")
     parser.add_argument("--steps", type=at_least(1), default=6400)
     parser.add_argument("--batch_size", type=at_least(1), default=24)
     parser.add_argument("--roi_size", type=at_least(1), default=256, help="side of the crops")
@@ -200,6 +202,8 @@ def run(arguments: argparse.Namespace, report: Callable[[str], object]) -> None:
         deep_supervision=True,
         **(TOY if arguments.quick else {}),
     ).to(device)
+    if arguments.pretrained:
+        report(str(load_pretrained(network, arguments.pretrained)))
     samples = read_samples(arguments.dataset_dir, arguments.sections, arguments.num_workers)
     report(f"{len(samples)} images with {sum(len(sample.centres) for sample in samples)} cells")
     crops = RandomCrops(Atlas(samples, device), arguments.roi_size, arguments.seed)
