@@ -350,6 +350,10 @@ def coco(**changes) -> dict:
             {"annotations": [{"image_id": 0, "category_id": 3, "segmentation": {"size": [10, 12], "counts": [5, 9]}}]},
             "runs of 14 pixels",
         ),
+        (  # github.com/cvat-ai/cvat/issues/6014
+            {"annotations": [{"image_id": 0, "category_id": 3, "segmentation": [5, 9, 106]}]},
+            "must be a list of outlines",
+        ),
         (
             {
                 "annotations": [

@@ -111,6 +111,8 @@ def _coco_shape(annotation: dict, names: dict[int, str], path: Path) -> Shape:
         height, width = (int(side) for side in segmentation["size"])
         mask = decode_runs(segmentation["counts"], height, width, "F", path)
         return Shape(names[number], mask=mask, number=number)
+    if not all(isinstance(flat, list) for flat in segmentation):
+        raise ValueError("segmentation must be a list of outlines, [[x1, y1, x2, y2, ...]], or run lengths with a size")
     # One or two points, as tools leave them behind, have no area.
     polygons = [[as_ring(zip(flat[::2], flat[1::2], strict=True))] for flat in segmentation if len(flat) > 4]
     return Shape(names[number], polygons, number=number)
