@@ -88,26 +88,6 @@ def test_noise_does_not_take_most_cells_away(nuclei: np.ndarray) -> None:
     assert cell_counts(nuclei, found, 0.5, True, "corrected").f1 > 0.7
 
 
-def test_a_rough_outline_is_smoothed_where_it_is_and_not_moved() -> None:
-    ids = np.zeros((80, 80), np.int32)
-    rows, columns = np.mgrid[:80, :80] - 40
-    ids[rows**2 + columns**2 <= 12**2] = 1
-    output = perfect(ids)
-    slope = torch.from_numpy(12.5 - np.hypot(rows, columns)).float()  # a network that is unsure near the edge
-    noise = torch.randn(ids.shape, generator=torch.Generator().manual_seed(0)) * 2
-
-    def found(smooth: float, noise: torch.Tensor | float = 0.0) -> np.ndarray:
-        output[0], output[1] = 0, slope + noise
-        return flows_to_instances(output, smooth=smooth)[0] > 0
-
-    def iou(mask: np.ndarray) -> float:
-        return (mask & (ids > 0)).sum() / (mask | (ids > 0)).sum()
-
-    assert iou(found(0, noise)) < 0.95
-    assert iou(found(1, noise)) > 0.98
-    np.testing.assert_array_equal(found(1), ids > 0)
-
-
 def test_doubtful_and_small_cells_are_dropped() -> None:
     ids = np.zeros((60, 60), np.int32)
     ids[5:25, 5:25], ids[35:55, 35:55], ids[5:8, 50:53] = 1, 2, 3
