@@ -127,9 +127,20 @@ def build(
 
 def recipe(network: nn.Module, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Loss and optimizer of train.json, of the microscopy bundle and for classes; other bundles have the same."""
-    config = ConfigParser(ConfigParser.load_config_file(TRAIN_CONFIG))
-    config["target"], config["device"], config["network"] = "classes", device, network
+    config = _train_config()
+    config["device"], config["network"] = device, network
     return config.get_parsed_content("loss"), config.get_parsed_content("optimizer")
+
+
+def classes_loss() -> nn.Module:
+    """The loss of :func:`recipe` alone."""
+    return _train_config().get_parsed_content("loss")
+
+
+def _train_config() -> ConfigParser:
+    config = ConfigParser(ConfigParser.load_config_file(TRAIN_CONFIG))
+    config["target"] = "classes"
+    return config
 
 
 def plain_recipe(network: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:

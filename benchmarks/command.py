@@ -4,15 +4,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from swinumamba_monai.errors import InputError
 
-__all__ = ["logging_to", "run_plainly"]
+__all__ = ["logging_to", "main_of", "run_plainly"]
 
 
 def run_plainly(run: Callable[[], object]) -> int:
@@ -42,3 +43,30 @@ def logging_to(file: Path, mode: str) -> Iterator[Callable[[str], None]]:
                 print(f"[{time.perf_counter() - begin:.0f} s] {line}", file=target, flush=True)
 
         yield report
+
+
+def main_of(
+    parser: argparse.ArgumentParser,
+    quick: Mapping[str, object],
+    run: Callable[[argparse.Namespace, Callable[[str], object]], object],
+    argv: Sequence[str] | None,
+    mode: str = "a",
+) -> int:
+    """A training as a command; returns its exit code.
+
+    Args:
+        parser: of its options.
+        quick: options that ``--quick`` replaces.
+        run: reads, trains and writes what the parsed arguments say; it is given a function for the log's lines too.
+        argv: words of the command line, None for the process's own.
+        mode: of ``log.txt`` in the output folder, see :func:`logging_to`.
+    """
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        vars(arguments).update(quick)
+
+    def run_with_log() -> None:
+        with logging_to(arguments.output_dir / "log.txt", mode) as report:
+            run(arguments, report)
+
+    return run_plainly(run_with_log)

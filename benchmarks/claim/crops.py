@@ -47,9 +47,8 @@ class RandomCrops:
         self.images = [z_scored(picture, device) for picture in pictures]
         self.classes = [torch.from_numpy(picture.classes).to(device)[None].float() for picture in pictures]
         self.places = [self._places(picture.classes) for picture in pictures]
-        height, width = size
         rows, columns = (torch.arange(side, device=device) - (side - 1) / 2 for side in size)
-        self.offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).view(height, width, 2)
+        self.offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
 
     def _places(self, classes: np.ndarray) -> np.ndarray:
         places = np.argwhere(classes > 0)

@@ -56,7 +56,7 @@ class Picture(NamedTuple):
     truth: np.ndarray
 
 
-def microscopy(dataset_dir: Path, reduce: int) -> list[Picture]:
+def microscopy(dataset_dir: Path) -> list[Picture]:
     """The test images are part 0, those for validation part 1, the others part 2."""
     pictures = []
     for section, part in zip(SECTIONS, (2, 1, 0)):
@@ -67,21 +67,20 @@ def microscopy(dataset_dir: Path, reduce: int) -> list[Picture]:
     return pictures
 
 
-def endoscopy(dataset_dir: Path, reduce: int) -> list[Picture]:
+def endoscopy(dataset_dir: Path) -> list[Picture]:
     """A part is a surgery, which the file's name has: ``op`` and a number."""
     pictures = []
     for item in _all_items(dataset_dir):
         name = Path(item["image"]).stem
         if not (found := SURGERY.search(name)):
             raise InputError(f"the name {name} has no surgery in it; call it op1_{name}, or by its surgery's number.")
-        image, label = (Image.open(item[key]) for key in ("image", "label"))
-        label = np.asarray(label.resize([side // reduce for side in label.size], Image.Resampling.NEAREST))
-        pictures.append(Picture(name, int(found[0][2:]), _rgb(np.asarray(image.reduce(reduce))), label, label))
+        image, label = (np.asarray(Image.open(item[key])) for key in ("image", "label"))
+        pictures.append(Picture(name, int(found[0][2:]), _rgb(image), label, label))
     numbers = sorted({picture.part for picture in pictures})
     return [picture._replace(part=numbers.index(picture.part)) for picture in pictures]
 
 
-def abdomen_mri(dataset_dir: Path, reduce: int) -> list[Picture]:
+def abdomen_mri(dataset_dir: Path) -> list[Picture]:
     """A part is three patients, in the order of their names; pictures are the slices across the last axis."""
     pictures = []
     for number, item in enumerate(sorted(_all_items(dataset_dir), key=lambda item: item["image"])):
@@ -109,6 +108,14 @@ def _rgb(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(
         np.broadcast_to(image[..., None], (*image.shape, 3)) if image.ndim == 2 else image[..., :3]
     )
+
+
+def reduced(picture: Picture, factor: int) -> Picture:
+    """A picture of which so many pixels of a side are one: the image's mean, the labels' in the middle."""
+    image = np.asarray(Image.fromarray(picture.image).reduce(factor))
+    size = [side // factor for side in picture.classes.shape[::-1]]
+    labels = [np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST)) for label in picture[3:]]
+    return Picture(picture.case, picture.part, image, *labels)
 
 
 def save_pack(pictures: Sequence[Picture], path: Path) -> None:
@@ -170,11 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("task", choices=MAKERS)
     parser.add_argument("--dataset_dir", type=Path, required=True, help="what `prepare` wrote")
     parser.add_argument("--output_dir", type=Path, required=True, help="for TASK.safetensors")
-    parser.add_argument("--reduce", type=int, default=1, help="so many pixels of a side become one (endoscopy)")
+    parser.add_argument("--reduce", type=int, default=1, help="so many pixels of a side become one")
     arguments = parser.parse_args(argv)
 
     def run() -> None:
-        pictures = MAKERS[arguments.task](arguments.dataset_dir, arguments.reduce)
+        pictures = MAKERS[arguments.task](arguments.dataset_dir)
+        if arguments.reduce > 1:
+            pictures = [reduced(picture, arguments.reduce) for picture in pictures]
         arguments.output_dir.mkdir(parents=True, exist_ok=True)
         path = arguments.output_dir / f"{arguments.task}.safetensors"
         save_pack(pictures, path)

@@ -20,6 +20,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
 
+from benchmarks.cases import classes_loss
 from benchmarks.foundation.training import rate_factor
 from benchmarks.nuclei.train import parameter_groups
 from swinumamba_monai.cells import classes_to_instances
@@ -28,8 +29,7 @@ from swinumamba_monai.metrics.cells import cell_counts
 from swinumamba_monai.metrics.segmentation import dice
 from swinumamba_monai.networks import build_network
 from swinumamba_monai.pretrained import load_pretrained
-from swinumamba_monai.training import HalvingDeepSupervisionLoss, autocast_dtype, default_amp
-from swinumamba_monai.training.dice_ce import FusedDiceCELoss
+from swinumamba_monai.training import autocast_dtype, default_amp
 from swinumamba_monai.training.mim import MaskedBatch, MaskedImageModel, MaskedL1Loss
 
 from .arms import ADAPTATION_STEPS, BATCH_SIZE, Arm, ClaimTask
@@ -92,10 +92,7 @@ def train_network(
         optimizer = torch.optim.SGD(parameters, recipe.rate, MOMENTUM, nesterov=True, weight_decay=SGD_DECAY)
         factor = lambda step: (1 - step / recipe.steps) ** POWER  # noqa: E731
     crops = RandomCrops(pictures, task.crop, device, recipe.seed)
-    dice_ce = FusedDiceCELoss(
-        include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
-    )
-    loss_function = HalvingDeepSupervisionLoss(dice_ce)
+    loss_function = classes_loss()
 
     def segment() -> torch.Tensor:
         image, classes = crops.batch(BATCH_SIZE)

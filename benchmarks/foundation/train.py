@@ -24,13 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.command import main_of
 from benchmarks.nuclei.train import at_least
 from swinumamba_monai.errors import InputError
 
 from .packed import Images, load_images
 from .student import Student, dense_loss, export_encoder, save_weights
 from .teacher import TEACHERS
-from .training import Training, add_options, main_of, prepare, write_result
+from .training import Training, add_options, prepare, write_result
 from .views import Batch, RandomViews, middle_views, normalized
 
 LABEL_SMOOTHING = 0.1

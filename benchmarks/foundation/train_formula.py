@@ -20,13 +20,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from benchmarks.cases import classes_loss
+from benchmarks.command import main_of
 from benchmarks.nuclei.train import at_least
 from swinumamba_monai.networks import build_network
-from swinumamba_monai.training import FusedDiceCELoss, HalvingDeepSupervisionLoss
 
 from .formula import NUM_CLASSES, make_images
 from .student import save_weights
-from .training import Training, add_options, main_of, prepare, write_result
+from .training import Training, add_options, prepare, write_result
 from .views import SEEDS
 
 HELD_OUT = 8  # batches, the same for every seed
@@ -48,12 +49,7 @@ class FormulaTraining(Training):
 
     def __init__(self, student: torch.nn.Module, arguments: argparse.Namespace) -> None:
         super().__init__(student, arguments, arguments.steps)
-        # as train.json has it
-        self.loss = HalvingDeepSupervisionLoss(
-            FusedDiceCELoss(
-                include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
-            )
-        )
+        self.loss = classes_loss()
 
     def losses(self) -> Tensor:
         image, mask = self.make(self.arguments.seed * SEEDS + self.step, self.side)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from benchmarks.command import logging_to, run_plainly
 from benchmarks.nuclei.train import at_least, parameter_groups
 from benchmarks.record import hardware, versions
 from swinumamba_monai.atomic import replacing
@@ -29,7 +28,7 @@ from swinumamba_monai.networks import ENCODERS
 from swinumamba_monai.training import autocast_dtype, default_amp
 from swinumamba_monai.weight_files import read_checkpoint
 
-__all__ = ["Training", "add_options", "main_of", "prepare", "rate_factor", "write_result"]
+__all__ = ["Training", "add_options", "prepare", "rate_factor", "write_result"]
 
 WARM_UP, LAST_RATE = 0.05, 0.01  # share of the way on which the learning rate grows, and what is left of it at the end
 BETAS, EPSILON = (0.9, 0.99), 1e-6  # of AdamW
@@ -231,28 +230,3 @@ def write_result(training: Training, **scores: object) -> None:
     result = {**scores, "steps": training.step, "seconds": training.seconds, "settings": training.settings()}
     with replacing(training.arguments.output_dir / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
-
-
-def main_of(
-    parser: argparse.ArgumentParser,
-    quick: Mapping[str, object],
-    run: Callable[[argparse.Namespace, Callable[[str], object]], object],
-    argv: Sequence[str] | None,
-) -> int:
-    """A training as a command; returns its exit code.
-
-    Args:
-        parser: of its options.
-        quick: options that ``--quick`` replaces.
-        run: reads, trains and writes what the parsed arguments say; it is given a function for the log's lines too.
-        argv: words of the command line, None for the process's own.
-    """
-    arguments = parser.parse_args(argv)
-    if arguments.quick:
-        vars(arguments).update(quick)
-
-    def run_with_log() -> None:
-        with logging_to(arguments.output_dir / "log.txt", "a") as report:
-            run(arguments, report)
-
-    return run_plainly(run_with_log)

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from benchmarks.command import logging_to, run_plainly
+from benchmarks.command import main_of
 from benchmarks.record import hardware, versions
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_class_names, load_datalist
@@ -215,15 +215,7 @@ def run(arguments: argparse.Namespace, report: Callable[[str], object]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = make_parser().parse_args(argv)
-    if arguments.quick:
-        vars(arguments).update(QUICK)
-
-    def run_with_log() -> None:
-        with logging_to(arguments.output_dir / "log.txt", "w") as report:
-            run(arguments, report)
-
-    return run_plainly(run_with_log)
+    return main_of(make_parser(), QUICK, run, argv, mode="w")
 
 
 if __name__ == "__main__":
