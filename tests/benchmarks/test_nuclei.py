@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from skimage.color import rgb2hed
 from torch import nn
 
-from benchmarks.nuclei import train
+from benchmarks.nuclei import stains, train
 from benchmarks.nuclei.crops import Atlas, RandomCrops, Views, make_sample
-from benchmarks.nuclei.looks import BRIGHTFIELD, CLIP, FLUORESCENCE, STAINED, Draws, RandomLooks
+from benchmarks.nuclei.draws import Draws
+from benchmarks.nuclei.looks import BRIGHTFIELD, CLIP, FLUORESCENCE, STAINED, RandomLooks
+from benchmarks.nuclei.stains import DAB, EOSIN, HEMATOXYLIN, Stains
 from swinumamba_monai.data import synthesize_microscopy
 from swinumamba_monai.data.synthetic.microscopy import synthesize_image
 from swinumamba_monai.instances.flows import FLOW_CHANNELS
@@ -194,6 +197,45 @@ class TestLooks:
         assert 0.09 < darker[~coloured].float().mean() < 0.3
 
 
+class TestStains:
+    def absorb(self, amounts: torch.Tensor, *dyes: tuple[float, float, float]) -> torch.Tensor:
+        """Tissue with two dyes by Beer and Lambert: amounts (b, 2, s, s), the largest 1, with black at 0."""
+        colours = nn.functional.normalize(torch.tensor(dyes), dim=1)
+        light = torch.exp(-torch.einsum("bdhw,dc->bchw", amounts, colours))
+        return (light - stains.DARKEST) / (1 - stains.DARKEST)
+
+    @pytest.mark.parametrize("antibody, other", [(0.0, EOSIN), (1.0, DAB)])
+    def test_a_dye_is_changed_for_another_and_the_amounts_stay(self, monkeypatch, antibody, other):
+        for name, value in (("ANTIBODY", antibody), ("DYE_SPREAD", 0.0), ("AMOUNT_SPREAD", (0.0, 0.0, 0.0))):
+            monkeypatch.setattr(stains, name, value)
+        amounts = torch.rand(5, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.2
+        image = Stains(Draws(CPU, 0)).redye(self.absorb(amounts, HEMATOXYLIN, EOSIN))
+        torch.testing.assert_close(image, self.absorb(amounts, HEMATOXYLIN, other), atol=1e-4, rtol=0)
+
+    def test_other_dyes_keep_nuclei_darker_in_red(self):
+        """All dyes but hematoxylin let red through, so that it is red light that shows nuclei."""
+        amounts = torch.zeros(64, 2, 8, 8)
+        amounts[:, 0, 2:6, 2:6], amounts[:, 1] = 1.5, 0.4
+        image = Stains(Draws(CPU, 0)).redye(self.absorb(amounts, HEMATOXYLIN, EOSIN))
+        assert image.isfinite().all()
+        red = image[:, 0]
+        assert (red[:, 2:6, 2:6].amax((1, 2)) < red[:, 0].amin(1)).all()
+        assert len(image.mean((2, 3)).round(decimals=3).unique(dim=0)) == 64
+
+    def test_painted_nuclei_hold_the_hematoxylin(self):
+        """As scikit-image takes colours apart."""
+        instances = torch.zeros(32, 96, 96, dtype=torch.int32)
+        for number, (row, column) in enumerate(((10, 12), (40, 60), (70, 20)), start=1):
+            instances[:, row : row + 16, column : column + 20] = number
+        image = Stains(Draws(CPU, 1)).paint((instances[:, None] > 0).float() * 0.8, instances)
+        assert image.shape == (32, 3, 96, 96)
+        assert image.min() > 0 and image.max() <= 1
+        hematoxylin = torch.from_numpy(rgb2hed(image.movedim(1, -1).numpy())[..., 0])
+        inside = instances[0] > 0
+        more = hematoxylin[:, inside].mean(1) > hematoxylin[:, ~inside].mean(1)
+        assert more.float().mean() > 0.9
+
+
 class TestTraining:
     def test_quick_run_writes_weights_that_fit(self, tmp_path, capsys):
         data, out = tmp_path / "data", tmp_path / "out"
@@ -207,7 +249,17 @@ class TestTraining:
         assert any(not torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
         half = safetensors.torch.load_file(out / "model.safetensors")
         assert {weight.dtype for weight in half.values()} == {torch.float16}
-        assert "step 6: loss" in (out / "log.txt").read_text()
+        log = (out / "log.txt").read_text()
+        assert "step 6: loss" in log
+        assert "] 4 images with" in log
+
+    def test_more_datasets(self, tmp_path):
+        folders = [tmp_path / name for name in ("first", "second")]
+        for number, folder in enumerate(folders):
+            synthesize_microscopy(folder, num_train=2 + number, num_validation=1, num_test=1, image_size=(64, 64))
+        options = ["--dataset_dir", str(folders[0]), "--extra_dir", str(folders[1]), "--output_dir", str(tmp_path)]
+        assert train.main([*options, "--quick", "--steps", "1", "--device", "cpu"]) == 0
+        assert "] 5 images with" in (tmp_path / "log.txt").read_text()
 
     def test_classes_are_refused(self, tmp_path, capsys):
         content = {"name": "endoscopy", "labels": {"0": "background", "1": "shaft"}, "training": []}
