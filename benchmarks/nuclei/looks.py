@@ -37,7 +37,7 @@ OWN_PERCENTILES = 0.4  # the crop's instead of the image's; of synthetic stains 
 COLOUR_DRIFT = 0.06  # standard deviation of each number of the matrix that mixes the channels
 BLUR_SIGMA, BLUR_REACH = 2.5, 6  # pixels; the first at most
 GAMMA_SPREAD = 0.35  # standard deviation of its logarithm
-LIGHT_SPREAD = 0.3
+LIGHT_SPREAD, SLIDE_LIGHT_SPREAD = 0.3, 0.12
 GLOW_HEIGHT, SECOND_HEIGHT = 0.35, 0.25  # at most
 NOISE_SIGMA = 0.12  # at most; small ones are more frequent
 LEVEL_BITS = (3, 7)
@@ -74,11 +74,11 @@ class RandomLooks:
         synthetic = (modality == FLUORESCENCE) & self._coin(image, SYNTHETIC_STAIN)
         image = self._stain_some(image, instances, synthetic)
         redyed = (modality == STAINED) & self._coin(image, OTHER_DYES)
-        image = torch.where(redyed, self.stains.redye(image), image)
+        image = torch.where(redyed, self.stains.redye(image, instances), image)
         stained = synthetic | (modality == STAINED)
         image = self._change_colours(image, stained)
         image = self._blur(image)
-        image = self._change_light(image, ~stained & (modality == FLUORESCENCE))
+        image = self._change_light(image, ~stained & (modality == FLUORESCENCE), stained)
         image = self._photograph(image, stained)
         image = self._add_specks(image)
         image = self._invert(image, stained)
@@ -115,11 +115,14 @@ class RandomLooks:
         chosen = self.draws.coin(BLURRED, count)
         return blurred(image, torch.where(chosen, self.draws.uniform(count, high=BLUR_SIGMA), 0.0) + 0.05)
 
-    def _change_light(self, image: Tensor, dark: Tensor) -> Tensor:
-        """Gamma and uneven light; on a dark ground also a glow, and another structure that shines through."""
+    def _change_light(self, image: Tensor, dark: Tensor, stained: Tensor) -> Tensor:
+        """Gamma and uneven light, less uneven of stained slides; on a dark ground also a glow, and another structure
+        that shines through.
+        """
         gamma = torch.exp(self.draws.normal(len(image), 1, 1, 1) * GAMMA_SPREAD)
         image = torch.where(self._coin(image, OTHER_GAMMA), image.clamp_min(0) ** gamma, image)
-        ramp = (1 + LIGHT_SPREAD * self._clouds(image, 2, 3)).clamp(0.2, 2)
+        spread = torch.where(stained, SLIDE_LIGHT_SPREAD, LIGHT_SPREAD)
+        ramp = (1 + spread * self._clouds(image, 2, 3)).clamp(0.2, 2)
         image = torch.where(self._coin(image, UNEVEN_LIGHT), image * ramp, image)
         glow = self._each(image, high=GLOW_HEIGHT) * self._clouds(image, 2, 4, 8).clamp_min(0)
         image = torch.where(dark & self._coin(image, GLOW), image + glow, image)
@@ -158,8 +161,9 @@ class RandomLooks:
         return torch.where(self._coin(image, INVERTED_STAIN) & stained, inverted, image)
 
     def _normalize(self, image: Tensor, other_range: Tensor) -> Tensor:
-        """Dark and bright end by the crop's percentiles, which those of another range than the image need, or as they
-        are; both a little wrong."""
+        """Dark and bright end by the crop's percentiles, always where the image's are no longer true, or as they are;
+        both a little wrong.
+        """
         ends = torch.tensor([LOW, HIGH], device=image.device)
         low, high = torch.quantile(image[:, :, ::2, ::2].flatten(2), ends, dim=2)[..., None, None]
         spread = high - low

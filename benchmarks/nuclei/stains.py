@@ -21,14 +21,15 @@ __all__ = ["Stains"]
 # absorption of red, green and blue, from Ruifrok and Johnston, Anal Quant Cytol Histol 23, 291 (2001)
 HEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
 DYE_SPREAD = 0.08  # standard deviation of each number
-ANTIBODY = 0.25  # share of images in which brown DAB takes the place of eosin, as in immunohistochemistry
+ANTIBODY = 0.3  # share of images in which brown DAB takes the place of eosin, as in immunohistochemistry,
+COUNTERSTAIN = (0.25, 1.0)  # and of hematoxylin there is so much of what there would be
 AMOUNT_SPREAD = (0.25, 0.4, 0.3)  # standard deviations of its logarithm: of hematoxylin, the other dye and the rest
 DARKEST = 0.08  # of the light is left at an image's dark end
 
 NUMBERS = 4096  # that many nuclei of an image differ from each other
 SHELL = 4  # pixels between a nucleus and the middle of the membrane around it
 FIBRES = (3.0, 24.0)  # across a crop
-BEND = (2.0, 8.0)  # radians by which fibres are bent
+BEND = (0.5, 4.0)  # radians by which fibres are bent
 
 
 class Stains:
@@ -41,21 +42,25 @@ class Stains:
     def __init__(self, draws: Draws) -> None:
         self.draws = draws
 
-    def redye(self, image: Tensor) -> Tensor:
+    def redye(self, image: Tensor, instances: Tensor) -> Tensor:
         """Real tissue as other dyes, in other amounts, would show it.
 
         The image is taken apart into hematoxylin, eosin and what neither explains, and put together again.
 
         Args:
             image: (b, 3, s, s).
+            instances: the nuclei's ids (b, s, s), 0 background.
         """
-        usual = _basis(image.new_tensor([[HEMATOXYLIN, EOSIN]]))
-        brown = self.draws.coin(ANTIBODY, len(image), 1)
-        spread = image.new_tensor(AMOUNT_SPREAD)
-        gain = torch.exp(self.draws.normal(len(image), 3) * spread)[:, :, None]
-        change = torch.linalg.inv(usual) @ (gain * _basis(self._draw_dyes(brown)))
+        brown, mask, own = self._draw_nuclei(instances)
+        usual = torch.linalg.inv(_basis(image.new_tensor([[HEMATOXYLIN, EOSIN]])))[0]
         absorbed = -torch.log(DARKEST + (1 - DARKEST) * image.clamp_min(0))
-        light = torch.exp(-torch.einsum("bchw,bcd->bdhw", absorbed, change))
+        gain = torch.exp(self.draws.normal(len(image), 3) * image.new_tensor(AMOUNT_SPREAD))[:, :, None, None]
+        blue, pink, rest = (torch.einsum("bchw,cd->bdhw", absorbed, usual) * gain).split(1, 1)
+        blue = torch.where(brown, blue.clamp_min(0) * self._each(image, *COUNTERSTAIN), blue)
+        other = torch.where(brown, self._bind(absorbed.mean(1, keepdim=True).clamp_min(0), mask, own), pink)
+        rest = torch.where(brown, 0.1 * rest, rest)  # of eosin's own colours little is left
+        basis = _basis(self._draw_dyes(brown.flatten(1)))
+        light = torch.exp(-torch.einsum("bdhw,bdc->bchw", torch.cat([blue, other, rest], 1), basis))
         return (light - DARKEST) / (1 - DARKEST)
 
     def paint(self, gray: Tensor, instances: Tensor) -> Tensor:
@@ -68,18 +73,21 @@ class Stains:
         Returns:
             (b, 3, s, s).
         """
-        mask = (instances > 0)[:, None].float()
-        brown = self.draws.coin(ANTIBODY, len(gray), 1, 1, 1)
-        own = self.draws.uniform(len(gray), NUMBERS)
-        own = torch.gather(own, 1, (instances % NUMBERS).flatten(1).long()).view(gray.shape)  # of each nucleus
-        strength = self._each(gray, 0.5, 1.6)
+        brown, mask, own = self._draw_nuclei(instances)
+        strength = self._each(gray, 0.5, 1.6) * torch.where(brown, self._each(gray, *COUNTERSTAIN), 1.0)
         nuclei = strength * self._paint_nuclei(gray, mask, own)
         tissue = self._paint_tissue(gray, mask)
         haze = self._each(gray, high=0.35) * strength * tissue  # hematoxylin outside of the nuclei
-        found = self._paint_antibody(gray, mask, own)
-        other = torch.where(brown, found + self._each(gray, high=0.2) * tissue, self._paint_eosin(gray, mask, tissue))
+        other = torch.where(brown, self._bind(tissue, mask, own), self._paint_eosin(gray, mask, tissue))
         first, second = self._draw_dyes(brown.flatten(1))[..., None, None].unbind(1)
         return torch.exp(-((nuclei + haze) * first * 1.2 + other * second))
+
+    def _draw_nuclei(self, instances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether an antibody is seen (b, 1, 1, 1), where nuclei are and a number of each, both (b, 1, s, s)."""
+        brown = self.draws.coin(ANTIBODY, len(instances), 1, 1, 1)
+        numbers = self.draws.uniform(len(instances), NUMBERS)
+        own = torch.gather(numbers, 1, (instances % NUMBERS).flatten(1).long()).view(instances.shape)
+        return brown, (instances > 0)[:, None].float(), own[:, None]
 
     def _each(self, image: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
         """A number for each image, (b, 1, 1, 1)."""
@@ -123,13 +131,16 @@ class Stains:
         blood = torch.sigmoid(6 * (self._clouds(gray, 12, 24) - 1.6)) * self._each(gray, high=0.8)
         return (self._each(gray, 0.1, 1.1) * tissue + blood) * (1 - 0.5 * _mean(mask, 1))
 
-    def _paint_antibody(self, gray: Tensor, mask: Tensor, own: Tensor) -> Tensor:
-        """Amount of brown: in some nuclei, in the membranes around them or in the cytoplasm, here and there."""
+    def _bind(self, tissue: Tensor, mask: Tensor, own: Tensor) -> Tensor:
+        """Amount of an antibody's brown in tissue of that density: here and there in the cytoplasm, which spares nuclei
+        more or less, and in the membranes around them; or in some of the nuclei.
+        """
+        here = torch.sigmoid(4 * self._clouds(mask, 2, 5, 12) + self._each(mask, -3, 3))
+        cytoplasm = self._each(mask, -0.5, 3.5).clamp_min(0) * tissue * (1 - self._each(mask) * _mean(mask, 1))
         around = _mean(F.max_pool2d(mask, 2 * SHELL + 1, 1, SHELL), SHELL)
-        membrane = self._each(gray, -0.8, 1.2).clamp_min(0) * (4 * around * (1 - around)) ** 2
-        cytoplasm = self._each(gray, -0.8, 0.8).clamp_min(0) * around * (1 - mask)
-        positive = (own * 7 % 1 < self._each(gray, -0.5, 0.8)).float() * _mean(mask, 1) * self._each(gray, 0.3, 1.5)
-        return (membrane + cytoplasm) * torch.sigmoid(4 * self._clouds(gray, 2, 5, 12)) + positive
+        membrane = self._each(mask, -1.5, 2.0).clamp_min(0) * (4 * around * (1 - around)) ** 2
+        positive = (own * 7 % 1 < self._each(mask, -0.5, 0.8)).float() * _mean(mask, 1) * self._each(mask, 0.3, 1.5)
+        return here * (cytoplasm + membrane) + positive
 
 
 def _basis(dyes: Tensor) -> Tensor:

@@ -204,26 +204,48 @@ class TestStains:
         light = torch.exp(-torch.einsum("bdhw,dc->bchw", amounts, colours))
         return (light - stains.DARKEST) / (1 - stains.DARKEST)
 
-    @pytest.mark.parametrize("antibody, other", [(0.0, EOSIN), (1.0, DAB)])
-    def test_a_dye_is_changed_for_another_and_the_amounts_stay(self, monkeypatch, antibody, other):
+    def redye(self, monkeypatch, antibody: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Amounts of hematoxylin and eosin, and the tissue in which others have taken their place."""
         for name, value in (("ANTIBODY", antibody), ("DYE_SPREAD", 0.0), ("AMOUNT_SPREAD", (0.0, 0.0, 0.0))):
             monkeypatch.setattr(stains, name, value)
-        amounts = torch.rand(5, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.2
-        image = Stains(Draws(CPU, 0)).redye(self.absorb(amounts, HEMATOXYLIN, EOSIN))
-        torch.testing.assert_close(image, self.absorb(amounts, HEMATOXYLIN, other), atol=1e-4, rtol=0)
+        amounts = torch.rand(5, 2, 16, 16, generator=torch.Generator().manual_seed(0)) * 1.2
+        none = torch.zeros(5, 16, 16, dtype=torch.int32)
+        return amounts, Stains(Draws(CPU, 0)).redye(self.absorb(amounts, HEMATOXYLIN, EOSIN), none)
 
-    def test_other_dyes_keep_nuclei_darker_in_red(self):
-        """All dyes but hematoxylin let red through, so that it is red light that shows nuclei."""
+    def test_the_same_dyes_and_amounts_give_the_same_image(self, monkeypatch):
+        amounts, image = self.redye(monkeypatch, antibody=0)
+        torch.testing.assert_close(image, self.absorb(amounts, HEMATOXYLIN, EOSIN), atol=1e-4, rtol=0)
+
+    def test_brown_takes_the_place_of_eosin(self, monkeypatch):
+        """All that light loses is explained by hematoxylin, a share of what was there, and DAB."""
+        amounts, image = self.redye(monkeypatch, antibody=1)
+        colours = nn.functional.normalize(torch.tensor([HEMATOXYLIN, DAB]), dim=1)
+        absorbed = -torch.log(stains.DARKEST + (1 - stains.DARKEST) * image)
+        found = torch.einsum("bchw,cd->bdhw", absorbed, torch.linalg.pinv(colours))
+        torch.testing.assert_close(absorbed, torch.einsum("bdhw,dc->bchw", found, colours), atol=1e-3, rtol=0)
+        shares = found[:, 0] / amounts[:, 0].clamp_min(0.1)
+        there = amounts[:, 0] > 0.1
+        for share, where in zip(shares, there):
+            assert share[where].std() < 0.01
+            low, high = stains.COUNTERSTAIN
+            assert low <= share[where].mean() <= high
+        assert found[:, 1].min() > -1e-3
+        assert found[:, 1].amax() > 0.3
+
+    def test_other_dyes_keep_nuclei_darker_in_red(self, monkeypatch):
+        """Eosin lets red through, so that it is red light that shows nuclei."""
+        monkeypatch.setattr(stains, "ANTIBODY", 0.0)
         amounts = torch.zeros(64, 2, 8, 8)
         amounts[:, 0, 2:6, 2:6], amounts[:, 1] = 1.5, 0.4
-        image = Stains(Draws(CPU, 0)).redye(self.absorb(amounts, HEMATOXYLIN, EOSIN))
+        image = Stains(Draws(CPU, 0)).redye(self.absorb(amounts, HEMATOXYLIN, EOSIN), torch.zeros(64, 8, 8).int())
         assert image.isfinite().all()
         red = image[:, 0]
         assert (red[:, 2:6, 2:6].amax((1, 2)) < red[:, 0].amin(1)).all()
         assert len(image.mean((2, 3)).round(decimals=3).unique(dim=0)) == 64
 
-    def test_painted_nuclei_hold_the_hematoxylin(self):
-        """As scikit-image takes colours apart."""
+    def test_painted_nuclei_hold_the_hematoxylin(self, monkeypatch):
+        """As scikit-image takes colours apart; an antibody's brown may hide it."""
+        monkeypatch.setattr(stains, "ANTIBODY", 0.0)
         instances = torch.zeros(32, 96, 96, dtype=torch.int32)
         for number, (row, column) in enumerate(((10, 12), (40, 60), (70, 20)), start=1):
             instances[:, row : row + 16, column : column + 20] = number
