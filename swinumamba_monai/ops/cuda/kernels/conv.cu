@@ -115,6 +115,9 @@ struct Team {
     }
 };
 
+// Blocks of a multiprocessor: three hide the most latency, and float32 has registers for two alone.
+constexpr int CONV_BLOCKS = ELEMENT == 0 ? 2 : 3;
+
 template <bool SILU>
 DEVICE void convolve(const ConvParams& p) {
     const Team team(p);
@@ -133,9 +136,9 @@ DEVICE void convolve(const ConvParams& p) {
     });
 }
 
-KERNEL LAUNCH_BOUNDS(256, 2) conv_silu(const GRID_CONSTANT ConvParams p) { convolve<true>(p); }
+KERNEL LAUNCH_BOUNDS(256, CONV_BLOCKS) conv_silu(const GRID_CONSTANT ConvParams p) { convolve<true>(p); }
 // With the weights turned around and without the bias: the gradient of the map.
-KERNEL LAUNCH_BOUNDS(256, 2) conv_transposed(const GRID_CONSTANT ConvParams p) { convolve<false>(p); }
+KERNEL LAUNCH_BOUNDS(256, CONV_BLOCKS) conv_transposed(const GRID_CONSTANT ConvParams p) { convolve<false>(p); }
 
 // The gradient before SiLU, and of the parameters. A team takes one patch after another; at the end the teams of a block
 // add up what they found.
