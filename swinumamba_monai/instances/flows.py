@@ -121,8 +121,8 @@ def flows_to_instances(
     output: Tensor,
     foreground: float = 0.5,
     merge: int = 5,
-    min_size: int = 20,
-    min_score: float = 0.3,
+    min_size: int = 30,
+    min_score: float = 0.4,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Number the cells: pixels whose walks along the flow end at one place are one cell.
 
@@ -277,8 +277,8 @@ class FlowsToInstancesd(MapTransform):
         keys: KeysCollection,
         foreground: float = 0.5,
         merge: int = 5,
-        min_size: int = 20,
-        min_score: float = 0.3,
+        min_size: int = 30,
+        min_score: float = 0.4,
         scores_key: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
