@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from swinumamba_monai.data.files.hidden import is_hidden
+from swinumamba_monai.data.files.walk import is_hidden
 from swinumamba_monai.errors import InputError, listed, shown
 
 logger = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
-from swinumamba_monai.data.files.hidden import find_files
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
-from swinumamba_monai.data.files.volume_listing import find_volumes, result_names
+from swinumamba_monai.data.files.volume_listing import find_volumes, names_of_results
 from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
+from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
 from swinumamba_monai.errors import InputError
 
@@ -196,7 +196,7 @@ def _list(
         raise InputError(f"{path} does not exist; give {wanted} or a prepared dataset.")
     entries = sorted(path.iterdir()) if path.is_dir() and by_entry else [path]
     names, others, problems = [], [], []
-    written = result_names([entry.stem for entry in entries])
+    written = names_of_results([entry.stem for entry in entries])
     results = [entry for entry in entries if entry.is_file() and entry.stem in written]
     for entry in entries:
         if entry in results:

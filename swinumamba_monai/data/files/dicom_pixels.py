@@ -101,7 +101,7 @@ def _transfer_syntax(file: Path) -> str | None:
     return getattr(meta, "TransferSyntaxUID", None)
 
 
-def read_frames(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarray]:
+def read_pixels(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarray]:
     """The header of a file and its pixels; what the header claims is checked before they are read.
 
     Bits beyond those that are stored (overlays are kept there) are cleared, and of MONOCHROME1, where the highest

@@ -17,7 +17,7 @@ from monai.utils import optional_import
 
 from swinumamba_monai.data.files.dicom_parts import NO_NAME, PART_TAGS, copies_in, parts_of
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
-from swinumamba_monai.data.files.hidden import find_files
+from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.errors import InputError, listed, shown
 
 if TYPE_CHECKING:

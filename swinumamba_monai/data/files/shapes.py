@@ -20,7 +20,7 @@ MAX_CUTS = (
     1 << 26
 )  # of the outline of one part with the rows of pixels; a jagged one around a large image has thousands
 
-__all__ = ["NO_AREA", "Annotations", "Shape", "as_ring", "decode_runs", "paint"]
+__all__ = ["NO_AREA", "Annotations", "Shape", "as_ring", "decode_runs", "rasterize"]
 
 NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 
@@ -72,7 +72,7 @@ def as_ring(points: Iterable) -> np.ndarray:
     return ring
 
 
-def paint(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     """Put a number into the pixels of every shape; a pixel of two shapes stays with the first.
 
     Args:
