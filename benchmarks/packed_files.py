@@ -25,7 +25,7 @@ def save_files(path: Path, files: Sequence[bytes], arrays: Mapping[str, np.ndarr
         path: the pack; its folder must exist.
         files: content of each file.
         arrays: numbers of each file by name, of shape (n,).
-        about: what else is kept, as JSON takes it.
+        about: anything else that is to be kept, as JSON takes it.
     """
     packed = {
         FILES: np.frombuffer(b"".join(files), np.uint8),

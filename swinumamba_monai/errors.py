@@ -90,8 +90,8 @@ def explained(problem: str, advice: str, *kinds: type[Exception]) -> Iterator[No
     """Make one sentence of what a library raises in a block on bad input: "PROBLEM (its error); ADVICE."
 
     Args:
-        problem: what cannot be used, and why as far as it is known.
-        advice: what to do about it.
+        problem: words that say what cannot be used, and why as far as it is known.
+        advice: words that say what to do about it.
         kinds: errors that bad input causes; all, where a library has no common class for them. An :class:`InputError`
             always comes out as it is.
 

@@ -142,12 +142,12 @@ def split(
     """What is learnt from and what is scored.
 
     Args:
-        pictures: of a pack.
+        pictures: the pictures of a pack.
         part: part that is left out.
         is_choice: whether the next part is scored, in a training without both, to choose a learning rate by; else the
             part itself is scored.
-        share: of the cases that is learnt from, at least one.
-        seed: of the choice of these.
+        share: share of the cases that is learnt from, at least one case.
+        seed: seed of the choice of these.
     """
     parts = max(picture.part for picture in pictures) + 1
     scored_part = (part + 1) % parts if is_choice else part

@@ -46,8 +46,8 @@ def find_images(folder: Path, per_class: int | None = None, held_out_per_class: 
 
     Args:
         folder: the source.
-        per_class: so many of a class for training at the most, spread evenly over their names.
-        held_out_per_class: and so many held out.
+        per_class: largest number of images of a class for training, spread evenly over their names.
+        held_out_per_class: largest number of images of a class that are held out.
 
     Raises:
         InputError: no folder, no images, or a class without one for training.

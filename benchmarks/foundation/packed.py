@@ -116,7 +116,7 @@ def load_images(paths: Sequence[Path], side: int, num_workers: int) -> Images:
 
     Args:
         paths: packs, or folders of them.
-        side: of the decoded images, in pixels.
+        side: side of the decoded images, in pixels.
         num_workers: threads that decode.
 
     Raises:

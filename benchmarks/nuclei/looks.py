@@ -52,7 +52,7 @@ class Draws:
     """Random numbers on a device.
 
     Args:
-        device: of the numbers.
+        device: device of the numbers.
         seed: the same one gives the same numbers on the same kind of device; or a generator there, to go on with.
     """
 
@@ -242,7 +242,7 @@ def blurred(image: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         image: (b, c, h, w).
-        sigma: of each, in pixels, (b,), 0.05 to :data:`BLUR_SIGMA`.
+        sigma: standard deviation of each, in pixels, (b,), 0.05 to :data:`BLUR_SIGMA`.
     """
     steps = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=image.device)
     kernel = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)

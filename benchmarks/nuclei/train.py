@@ -59,7 +59,7 @@ def read_samples(dataset_dir: Path, sections: Sequence[str], num_workers: int) -
 
     Args:
         dataset_dir: folder with a ``datalist.json``.
-        sections: of the datalist.
+        sections: sections of the datalist.
         num_workers: number of processes, 0: this one.
 
     Raises:
@@ -108,8 +108,9 @@ def train(
     """Train a network, and leave it with the moving averages of its weights.
 
     Args:
-        network: on the crops' device, with :data:`~swinumamba_monai.instances.flows.FLOW_CHANNELS` channels.
-        crops: what it learns from.
+        network: the network, on the crops' device, with :data:`~swinumamba_monai.instances.flows.FLOW_CHANNELS`
+            channels.
+        crops: the crops that it learns from.
         steps: number of batches.
         batch_size: number of crops in each.
         learning_rate: the largest.

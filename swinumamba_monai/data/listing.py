@@ -53,7 +53,8 @@ def load_images(
     Args:
         path: an image file, a folder of images (its subfolders are not searched), or a prepared dataset, of which the
             test section is taken.
-        reader: of ``LoadImage``, which reads every one first, so that a bad one is found before there is work to lose.
+        reader: reader of ``LoadImage``, which reads every image first, so that a bad one is found before there is work
+            to lose.
         skip_bad: leave bad ones out, instead of refusing them all.
         memory: refuses what was read and is too large to be predicted, such as ``MemoryNeed(...).check`` of
             :mod:`swinumamba_monai.inference.memory`.
@@ -84,8 +85,8 @@ def load_frames(
     Args:
         path: an image or video file, a folder of both (its subfolders are not searched), or a prepared dataset, of
             which the test section is taken.
-        reader: as for :func:`load_images`; the frames of a video are decoded to count them, and not once more.
-        skip_bad, memory: as for :func:`load_images`.
+        reader: the same as for :func:`load_images`; the frames of a video are decoded to count them, and not once more.
+        skip_bad, memory: the same as for :func:`load_images`.
 
     Returns:
         Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video or of a
@@ -116,9 +117,9 @@ def load_volumes(
     Args:
         path: a file; a folder, of which all folders are searched; or a prepared dataset, of which the test section is
             taken.
-        series: of DICOM series, which to take: a UID, a number, a part of the description, or "all".
-        channels: of an image; see :func:`~swinumamba_monai.data.files.volume_listing.find_volumes`.
-        reader, skip_bad, memory: as for :func:`load_images`.
+        series: the DICOM series to be taken: a UID, a number, a part of the description, or "all".
+        channels: number of channels of an image; see :func:`~swinumamba_monai.data.files.volume_listing.find_volumes`.
+        reader, skip_bad, memory: the same as for :func:`load_images`.
 
     Returns:
         Dictionaries with "image", sorted by name: the absolute path of a file, those of the

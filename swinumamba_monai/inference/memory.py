@@ -39,8 +39,8 @@ class MemoryNeed:
         spacing: mm of a pixel of a slice on the network's grid; None for images.
         probabilities: whether they are saved.
         postprocessing: more bytes that it takes a pixel of an image.
-        diameter: of the cells in pixels, as :class:`~swinumamba_monai.inference.RescalingInferer` has it; of "auto" as
-            if it left the image as it is.
+        diameter: diameter of the cells in pixels, as :class:`~swinumamba_monai.inference.RescalingInferer` has it; of
+            "auto" as if it left the image as it is.
         in_blocks: whether large TIFF files are predicted in blocks, which the sentence then says.
     """
 
@@ -93,7 +93,7 @@ class MemoryHandler:
     """Handler of an evaluator that checks every image before the network sees it, for images that nobody has looked at.
 
     Args:
-        need: what an image takes.
+        need: the memory that an image takes.
     """
 
     def __init__(self, need: MemoryNeed) -> None:

@@ -112,7 +112,7 @@ class DiceNSDMetric(CaseScores):
             by name; names of other classes may be among them.
         only_present: whether the published reading scores only classes that truth or prediction has.
         key: name of the column that counts as the metric's value.
-        regions: what is scored instead of the classes: by name the labels that it is the union of. Tolerances and
+        regions: labels by name, whose unions are scored instead of the classes. Tolerances and
             ``cut_slices`` are then those of the regions, in this order.
 
     Raises:

@@ -89,7 +89,7 @@ def scan_orders(height: int, width: int, device: torch.device | str | None = Non
     Args:
         height: rows of the map.
         width: columns of the map.
-        device: where to make the table.
+        device: device of the table.
 
     Returns:
         int64, (4, height * width), indices into the row-major map: along the rows, the columns, and both reversed.

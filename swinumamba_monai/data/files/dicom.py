@@ -61,7 +61,7 @@ def read_dicom_files(
 
     Args:
         place: the folder or file that sentences name.
-        files: of the series, one at least.
+        files: the files of the series, one at least.
         planes: (rows, columns) in the place of the pixels, in the order of the files: a label of each slice.
 
     Returns:

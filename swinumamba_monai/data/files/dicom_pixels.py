@@ -109,7 +109,7 @@ def read_pixels(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
 
     Args:
         file: a file with gray pixels.
-        max_pixels: what may be read.
+        max_pixels: largest number of pixels that is read.
 
     Returns:
         The header and the pixels (frames, rows, columns).

@@ -157,7 +157,7 @@ def decode_runs(counts: str | Sequence[int], height: int, width: int, order: str
 
     Args:
         counts: lengths, or COCO's text of them.
-        height, width: of the mask in pixels.
+        height, width: size of the mask in pixels.
         order: "F" for runs down the columns, as in COCO; "C" for runs along the rows, as in CVAT.
         source: the file, for the sentence.
 

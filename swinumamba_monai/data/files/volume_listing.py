@@ -53,8 +53,9 @@ def find_volumes(
 
     Args:
         path: a file or a folder.
-        series: of DICOM, which to take: see :func:`~swinumamba_monai.data.files.dicom_series.choose_series`.
-        channels: of an image; with several, files ``NAME_0000``, ``NAME_0001``, ... are those of one.
+        series: the DICOM series to be taken: see :func:`~swinumamba_monai.data.files.dicom_series.choose_series`.
+        channels: number of channels of an image; with several, files ``NAME_0000``, ``NAME_0001``, ... are those of
+            one.
         problems: gets a sentence for each place that cannot be used; None raises the first.
 
     Returns:

@@ -85,7 +85,7 @@ def read_volume(path: PathLike, channels: int = 1, nan: float | None = None) -> 
         path: a file with one of ``VOLUME_SUFFIXES``; a folder with the slices of one series; or what
             :func:`~swinumamba_monai.data.files.dicom_series.list_series` calls one of several.
         channels: numbers that each voxel has.
-        nan: what takes the place of NaN; None refuses it.
+        nan: number that takes the place of NaN; None refuses it.
 
     Returns:
         The voxels (X, Y, Z) in the order of the file, or (X, Y, Z, C) of several channels, and the affine (4, 4) from
@@ -176,7 +176,7 @@ def put_on_grid(
         labels: (X, Y, Z), with the axes of the grid in their order and direction.
         affine: (4, 4) of the labels.
         grid: (4, 4) of the grid.
-        shape: of the grid.
+        shape: number of voxels of the grid along each axis.
 
     Returns:
         The labels in ``shape``; None where their voxels are no voxels of the grid, or as many as it has, or where a
@@ -282,7 +282,7 @@ class VolumeReader(ImageReader):
     Several paths are the channels of one image, on one grid.
 
     Args:
-        channels: of an image.
+        channels: number of channels of an image.
         nan: see :func:`read_volume`.
     """
 

@@ -56,7 +56,7 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
     """The cells of an image, numbered.
 
     Args:
-        label: in any form; of several files each is the mask of one cell, a single one may number them.
+        label: the label in any form; of several files each is the mask of one cell, a single one may number them.
         size: height and width of the image in pixels, which outlines are painted into.
         threshold: the least value of a pixel that belongs to the cell of a mask; None for every value but 0.
 
