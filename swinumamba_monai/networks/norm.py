@@ -34,5 +34,11 @@ NORMS = {"layer": LayerNorm, "rms": lambda channels, scan_backend: nn.RMSNorm(ch
 
 
 def make_norm(norm_name: str, channels: int, scan_backend: str = "auto") -> nn.Module:
-    """Norm over the last axis, eps 1e-5; ``norm_name`` is a key of :data:`NORMS`, the backend that of the network."""
+    """Norm over the last axis, eps 1e-5; ``norm_name`` is a key of :data:`NORMS`, the backend that of the network.
+
+    Args:
+        norm_name: key of :data:`NORMS`.
+        channels: length of the last axis.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+    """
     return NORMS[norm_name](channels, scan_backend)

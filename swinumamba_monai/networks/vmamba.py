@@ -179,7 +179,10 @@ class LaterVMambaClassifier(VMambaClassifier):
 
     ``load_state_dict`` takes linear layers as convolutions of one pixel too, (out, in, 1, 1), as some files have them.
 
-    Args: as those of :class:`VMambaClassifier`, without ``layers``.
+    Args:
+        in_channels: number of channels of the image.
+        num_classes: number of classes.
+        encoder: keyword arguments of :class:`VMambaEncoder` but ``layers``.
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 1000, **encoder) -> None:

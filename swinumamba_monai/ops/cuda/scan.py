@@ -43,7 +43,13 @@ LOG2_E = math.log2(math.e)
 
 
 def why_cuda_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -> str | None:
-    """The reason why the kernels cannot run on such tensors, or None if they can."""
+    """The reason why the kernels cannot run on such tensors, or None if they can.
+
+    Args:
+        device_type: type of the tensors' device, such as "cuda".
+        dtype: dtype of the tensors.
+        d_state: number of states of each channel.
+    """
     if device_type != "cuda":
         return f"the kernels need a CUDA device, not '{device_type}'"
     if dtype not in ELEMENTS:
