@@ -57,7 +57,13 @@ def listed(names: Iterable[object], most: int = 3) -> str:
 
 
 def check_known(kind: str, names: Iterable[object], known: Iterable[str]) -> None:
-    """Refuse, by an :class:`InputError` that lists the known ones, a name that is not among them."""
+    """Refuse, by an :class:`InputError` that lists the known ones, a name that is not among them.
+
+    Args:
+        kind: kind of what is named, for the sentence.
+        names: names that were given.
+        known: names that there are.
+    """
     known = list(known)
     for name in names:
         if name not in known:

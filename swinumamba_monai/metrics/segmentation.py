@@ -44,7 +44,12 @@ FLOAT32_SLACK = 1 + 1e-6
 
 
 def dice(truth: np.ndarray, pred: np.ndarray) -> float:
-    """DSC of two boolean masks; nan if both are empty."""
+    """DSC of two boolean masks; nan if both are empty.
+
+    Args:
+        truth: boolean mask.
+        pred: boolean mask of the same shape.
+    """
     total = np.count_nonzero(truth) + np.count_nonzero(pred)
     return 2 * np.count_nonzero(truth & pred) / total if total else float("nan")
 

@@ -26,7 +26,7 @@ class LayerNorm(nn.LayerNorm):
         self.backend = BackendChoice(scan_backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (..., channels) to the same shape; the errors are those of :func:`.backends.choose_backend`."""
+        """Features (..., channels) to the same shape; the errors are those of :mod:`swinumamba_monai.ops.backends`."""
         return self.backend.find(x).norm(x, self.weight, self.bias, self.eps)
 
 

@@ -228,7 +228,12 @@ class Predictor:
         return Prediction(labels, table, doubts, image, data)
 
     def doubts(self, image: np.ndarray, table: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-        """See :func:`~swinumamba_monai.prediction.objects.find_doubts`."""
+        """See :func:`~swinumamba_monai.prediction.objects.find_doubts`.
+
+        Args:
+            image: the image as it was read.
+            table: columns of :func:`~swinumamba_monai.prediction.objects.object_table` by name.
+        """
         return tuple(find_doubts(image, table, self.class_names is None, self._given))
 
 

@@ -40,6 +40,10 @@ _STATE = {"model": Mapping, "optimizer": Mapping, "epoch": int, "best_metric": f
 def save_atomically(content: dict, path: Path) -> None:
     """``torch.save`` that leaves either the old file or the whole new one, whatever stops it.
 
+    Args:
+        content: anything that ``torch.save`` takes.
+        path: path of the file; its folder is made if absent.
+
     Raises:
         InputError: the file could not be written (full disk, read-only folder); the old one is as it was.
     """

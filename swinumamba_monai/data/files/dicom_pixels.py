@@ -153,6 +153,13 @@ def read_pixels(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
 def rescale(pixels: np.ndarray, dataset: pydicom.Dataset, slope: object, intercept: object, file: Path) -> np.ndarray:
     """Pixels in the unit of the device: by the table of the file where it has one, else by slope and intercept.
 
+    Args:
+        pixels: numbers as they are stored, (frames, rows, columns).
+        dataset: header of the file.
+        slope: factor of the header; None for 1.
+        intercept: offset of the header; None for 0.
+        file: path of the file, for the sentence.
+
     Raises:
         InputError: The slope or the intercept is no number, or the table is broken.
     """

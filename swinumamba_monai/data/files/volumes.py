@@ -127,6 +127,11 @@ def read_channels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """:func:`read_volume` of one file with all channels, or of a file for each of them, which have one grid.
 
+    Args:
+        image: path of the file, or of one for each channel.
+        channels: number of channels.
+        nan: number that takes the place of NaN; None refuses it.
+
     Raises:
         InputError: As for :func:`read_volume`; there are more or fewer files than channels, or they differ in size or
             place.
@@ -153,13 +158,25 @@ def _read_all(
 
 
 def corners_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """How far apart two affines put the corners of a volume, in voxels of the first; a small error moves them most."""
+    """How far apart two affines put the corners of a volume, in voxels of the first; a small error moves them most.
+
+    Args:
+        affine: affine of the volume, (4, 4).
+        other: affine that it is compared with, (4, 4).
+        shape: number of voxels along each axis.
+    """
     corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
     return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max()) / min(spacing_of(affine))
 
 
 def reoriented(voxels: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels with their axes in the order and direction of another affine, where they stay, and their affine then."""
+    """Voxels with their axes in the order and direction of another affine, where they stay, and their affine then.
+
+    Args:
+        voxels: volume (X, Y, Z) or (X, Y, Z, C).
+        affine: affine of the volume, (4, 4).
+        like: affine whose axes are wanted, (4, 4).
+    """
     turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(like))
     return (
         nib.orientations.apply_orientation(voxels, turn),

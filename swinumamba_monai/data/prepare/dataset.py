@@ -181,7 +181,7 @@ def check_and_write(
     """Check every pair, divide them into three sections, and write datalist, fingerprint and the labels made here.
 
     Args:
-        task: one of :data:`~swinumamba_monai.data.datalist.TASKS`.
+        task: one of :data:`~swinumamba_monai.tasks.TASKS`.
         found: the pairs.
         source: the folder that the originals lie in.
         output_dir: folder that the files are written into; it may be ``source``.

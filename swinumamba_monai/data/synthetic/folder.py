@@ -38,7 +38,7 @@ def write_synthetic(
 
     Args:
         output_dir: new or empty folder.
-        task: one of :data:`~swinumamba_monai.data.datalist.TASKS`.
+        task: one of :data:`~swinumamba_monai.tasks.TASKS`.
         counts: the number of training, validation and test images.
         suffix: suffix of the files.
         description: one line that differs when the arguments of the maker differ.

@@ -132,13 +132,26 @@ class _Scan:
 
 
 def samples_that_fill(groups: int, channels: int, d_state: int, device: torch.device) -> int:
-    """Samples that are enough to keep the GPU busy without cutting sequences."""
+    """Samples that are enough to keep the GPU busy without cutting sequences.
+
+    Args:
+        groups: number of groups.
+        channels: number of channels of a group.
+        d_state: number of states of each channel.
+        device: the GPU.
+    """
     warps = groups * -(-channels * (1 if d_state == 1 else STATE_LANES) // 32)
     return -(-TUNING.forward_busy * count_multiprocessors(device) // warps)
 
 
 def count_chunks(length: int, d_state: int, device: torch.device) -> int:
-    """States that are kept of a sequence for the backward."""
+    """States that are kept of a sequence for the backward.
+
+    Args:
+        length: number of positions.
+        d_state: number of states of each channel.
+        device: the GPU.
+    """
     return -(-length // (scan_one.CHUNK if d_state == 1 else find_chunk(count_shared_kib(device))))
 
 
