@@ -11,7 +11,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from test_faces import loaded_by
 
 import swinumamba_monai
 
@@ -100,13 +99,3 @@ def test_the_page_says_what_a_room_uses():
     for names, uses in rows():
         if names != ["commands"]:
             assert set().union(*(used[name] for name in names)) == uses, f"{' and '.join(names)} in {PAGE.name}"
-
-
-def test_networks_import_no_reader_and_their_face_nothing_heavy():
-    reached, todo = set(), ["swinumamba_monai.networks.systems"]
-    while todo:
-        reached.add(name := todo.pop())
-        todo += imports()[name] - reached
-    assert {room(name) for name in reached} - EVERYWHERE == {"networks", "ops", "nnunet_pooling"}
-    heavy = {"torch", "monai", "matplotlib", "skimage", "PIL", "tifffile", "pydicom", "nibabel"}
-    assert not heavy & loaded_by("swinumamba_monai.networks")

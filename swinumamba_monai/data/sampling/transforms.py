@@ -33,6 +33,9 @@ class ToRGB(Transform):
     3           unchanged
     4           the first three: RGB without its alpha
     ==========  ======================================================================================
+
+    >>> ToRGB()(torch.zeros(1, 4, 5)).shape
+    torch.Size([3, 4, 5])
     """
 
     backend = (TransformBackends.TORCH,)
