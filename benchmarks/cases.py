@@ -34,6 +34,7 @@ __all__ = [
     "MeasuredStep",
     "NETWORKS",
     "QUICK_BATCHES",
+    "TOY",
     "TRAIN_CONFIG",
     "WAYS",
     "build",

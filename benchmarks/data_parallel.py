@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images a second of the microscopy bundle's training, on one GPU and on several of one host.
+"""Images a second of the bundles' training, on one GPU and on several of one host, beside the bare step's.
 
 Starts what a user starts, ``python -m monai.bundle run training`` with train.json, and the same under torchrun with
 multi_gpu_train.json, with a third config that shortens the run and adds the clock below to the trainer's handlers.
@@ -8,12 +8,14 @@ multi_gpu_train.json, with a third config that shortens the run and adds the clo
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -21,18 +23,20 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from swinumamba_monai.analysis.measurement import reason, summarize_samples
-from swinumamba_monai.data import synthesize_microscopy
+from swinumamba_monai.analysis.measurement import free, measure, reason, summarize_samples
+from swinumamba_monai.training import default_amp
 
+from .cases import BATCHES, TOY, Batch, MeasuredStep
 from .record import ROOT, Record, make_parser, start
 
-CONFIGS = ROOT / "bundles" / "microscopy" / "configs"
 COLUMNS = {
+    "batch": "batch",
     "augmentation": "augmentation",
     "GPUs": "processes",
     "images/s": "images_per_second",
     "× one GPU": "speedup",
     "iteration, ms": "iteration_ms",
+    "bare step, images/s": "bare_images_per_second",
     "waiting for data": lambda row: "data_share" in row and f"{100 * row['data_share']:.0f} %",
     "failed": "error",
 }
@@ -43,7 +47,8 @@ NOTES = [
     "each iteration, as the bundle's own loss log does. 'waiting for data' is its time between asking for a batch and "
     "having it: far above zero, the loader is what is measured.",
     "augmentation full: all of train.json's transforms; crops: its random crops alone. The deterministic "
-    "transforms are cached (cache_rate 1). The images are synthetic cells.",
+    "transforms are cached (cache_rate 1). The images are the bundle's synthetic ones, of the size of the crops.",
+    "bare step: benchmarks.training_step's of the same network and batch, of one process, which has its batch already.",
 ]
 
 
@@ -87,8 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=1)
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--augmentations", nargs="+", default=["full", "crops"], choices=["full", "crops"])
-    parser.add_argument("--batch_size", type=int, default=12, help="of each process")
-    parser.add_argument("--roi_size", type=int, default=512)
+    names = [batch.task.name for batch in BATCHES]
+    parser.add_argument("--tasks", nargs="+", choices=names, default=names, help="whose bundles are trained")
     parser.add_argument("--iterations", type=int, default=60, help="of the epoch that is timed")
     parser.add_argument(
         "--num_workers", type=int, default=None, help="of each process; default: its share of the cores"
@@ -99,42 +104,81 @@ def main(argv: list[str] | None = None) -> None:
     device = start(arguments)
     if arguments.num_workers is None:
         arguments.num_workers = max(1, min(16, (os.cpu_count() or 1) // max(arguments.processes) - 1))
+    record = Record("data_parallel", arguments, COLUMNS, NOTES)
+    for batch in BATCHES:
+        if batch.task.name in arguments.tasks:
+            measure_bundle(batch, arguments, device, record)
+
+
+def measure_bundle(batch: Batch, arguments: argparse.Namespace, device: torch.device, record: Record) -> None:
+    """Add the rows of one bundle to the record.
+
+    Args:
+        batch: the batch of each process.
+        arguments: those of the command line.
+        device: device that the bare step runs on.
+        record: what is added to.
+    """
+    if arguments.quick:
+        batch = Batch(replace(batch.task, roi_size=(64, 64)), 1)
     overrides = {
         "max_epochs": 2,
         "val_interval": 1000,
-        "iterations_per_epoch": arguments.iterations,
-        "batch_size": arguments.batch_size,
-        "roi_size": [arguments.roi_size] * 2,
-        "num_workers": arguments.num_workers,
-        "cache_rate": 1.0,
+        "iterations_per_epoch": 3 if arguments.quick else arguments.iterations,
+        "batch_size": batch.batch_size,
+        "roi_size": list(batch.task.roi_size),
+        "num_workers": 0 if arguments.quick else arguments.num_workers,
         "seed": arguments.seed,
     }
+    if batch.task.name != "abdomen_mri":  # which keeps its slices in files
+        overrides["cache_rate"] = 1.0
+    if batch.task.name == "microscopy":
+        overrides["target"] = "classes"
     if arguments.quick:
-        overrides |= {"iterations_per_epoch": 3, "batch_size": 1, "roi_size": [64, 64], "num_workers": 0}
-        overrides |= {"network_def#feature_size": 8, "network_def#depths": [1, 1, 1, 1]}
-        overrides |= {"network_def#decoder_depths": [1, 1, 1], "network_def#d_state": 2}
-    record = Record("data_parallel", arguments, COLUMNS, NOTES)
-    record.content["overrides"] = overrides
+        overrides |= {f"network_def#{name}": value for name, value in TOY.items()}
+    bare = {"bare_images_per_second": bare_rate(batch, arguments.quick, device)}
     with tempfile.TemporaryDirectory() as work:
-        side = max(overrides["roi_size"][0], 64)
-        number = 4 if arguments.quick else arguments.num_images
-        data = synthesize_microscopy(Path(work) / "data", number, max(arguments.processes), 1, (side, side))
+        given = {"num_train": 4 if arguments.quick else arguments.num_images, "image_size": batch.task.roi_size}
+        data = batch.task.synthesize(Path(work) / "data", num_validation=max(arguments.processes), num_test=1, **given)
         for repeat in range(arguments.repeats):
             for augmentation in arguments.augmentations:
                 single = None
                 for processes in arguments.processes:
                     folder = Path(work) / f"{augmentation}_{processes}_{repeat}"
-                    row = {"augmentation": augmentation, "processes": processes, "repeat": repeat}
+                    row = {"batch": str(batch), "augmentation": augmentation, "processes": processes, "repeat": repeat}
                     try:
-                        row |= run(folder, data, overrides, augmentation, processes, device, arguments.timeout)
+                        row |= run(
+                            folder, batch.task.name, data, overrides, augmentation, processes, device, arguments.timeout
+                        )
                     except Exception as error:
                         record.add({**row, "error": reason(error)})
                         continue
                     single = row["images_per_second"] if processes == 1 else single
-                    record.add({**row, "speedup": row["images_per_second"] / single if single else None})
+                    record.add({**row, **bare, "speedup": row["images_per_second"] / single if single else None})
 
 
-def run(folder: Path, data: Path, overrides: dict, augmentation: str, processes: int, device, timeout: float) -> dict:
+def bare_rate(batch: Batch, quick: bool, device: torch.device) -> float:
+    """Images a second of a step that has its batch."""
+    precision = "bf16" if default_amp(device) == "bf16" else "fp32"
+    step = MeasuredStep("Swin-UMamba†", batch, device, quick, precision=precision)
+    result = measure({"step": step}, device, repeats=3, warmup=1, sample_seconds=0 if quick else 0.3)["step"]
+    del step
+    free(device)
+    if "error" in result:
+        raise RuntimeError(result["error"])
+    return 1000 * batch.batch_size / result["ms"]["median"]
+
+
+def run(
+    folder: Path,
+    bundle: str,
+    data: Path,
+    overrides: dict,
+    augmentation: str,
+    processes: int,
+    device: torch.device,
+    timeout: float,
+) -> dict:
     """One training of the bundle; returns what its clock says.
 
     Raises:
@@ -143,12 +187,13 @@ def run(folder: Path, data: Path, overrides: dict, augmentation: str, processes:
     """
     folder.mkdir()
     paths = {"bundle_root": folder, "dataset_dir": data, "ckpt_dir": folder / "models", "output_dir": folder / "eval"}
-    config = overrides | {"target": "classes"} | {name: str(path) for name, path in paths.items()}
+    config = overrides | {name: str(path) for name, path in paths.items()}
     config["+train#handlers"] = [{"_target_": "benchmarks.data_parallel.IterationClock", "path": str(folder / "clock")}]
     if augmentation == "crops":
         config |= {"train#spatial_transforms": [], "train#intensity_transforms": []}
     (folder / "benchmark.json").write_text(json.dumps(config))
-    files = [CONFIGS / "train.json", *([CONFIGS / "multi_gpu_train.json"] if processes > 1 else [])]
+    configs = ROOT / "bundles" / bundle / "configs"
+    files = [configs / "train.json", *([configs / "multi_gpu_train.json"] if processes > 1 else [])]
     files = "[" + ",".join(f"'{file}'" for file in (*files, folder / "benchmark.json")) + "]"
     launcher = [sys.executable, "-m"]
     if processes > 1:

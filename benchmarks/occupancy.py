@@ -19,7 +19,7 @@ import torch
 
 from swinumamba_monai.ops.cuda import scan_one
 from swinumamba_monai.ops.cuda.device import ELEMENTS
-from swinumamba_monai.ops.cuda.fused import RUN, THREADS, WARPS
+from swinumamba_monai.ops.cuda.fused import ROWS, RUN, THREADS, WARPS
 from swinumamba_monai.ops.cuda.nvrtc import read_source
 from swinumamba_monai.ops.cuda.scan_layout import TUNING, make_layout
 from swinumamba_monai.reports.tables import markdown_lines
@@ -84,8 +84,8 @@ def launches(dtype: torch.dtype, shared_kib: int) -> list[Launch]:
             warps = macros[f"{way.upper()}_WARPS"]
             shared = scan_one.shared_bytes(warps)
             found.append(Launch(f"one state: scan_{way}", f"scan_{way}", "scan_one.cu", macros, warps, shared))
-    found.append(Launch("conv_silu", "conv_silu", "conv.cu", own | {"RUN": RUN}, THREADS // 32, 0))
-    macros = own | {"RUN": RUN, "VECTOR": BACKWARD_VECTOR}
+    found.append(Launch("conv_silu", "conv_silu", "conv.cu", own | {"RUN": RUN, "ROWS": ROWS[0]}, THREADS // 32, 0))
+    macros = own | {"RUN": RUN, "ROWS": ROWS[0], "VECTOR": BACKWARD_VECTOR}
     shared = 4 * THREADS * BACKWARD_VECTOR
     found.append(Launch("conv_silu_backward", "conv_silu_backward", "conv.cu", macros, THREADS // 32, shared))
     for channels in (CHANNELS, DEEPEST):

@@ -111,9 +111,10 @@ def plan() -> list[Job]:
     names = list(ARMS)
     first, papers, others, decoder = names[:3], names[3:5], names[5:8], names[8:]
     jobs = _with_choice(first)
-    jobs += [job for share in (0.1, 0.3) for arm in first for job in test_jobs(arm, 0, share)]
+    jobs += [job for arm in first for job in test_jobs(arm, 0, share=0.1)]
     jobs += [job for seed in (1, 2) for arm in first for job in test_jobs(arm, seed)]
     jobs += _with_choice(papers) + _with_choice(others) + _with_choice(decoder)
+    jobs += [job for arm in first for job in test_jobs(arm, 0, share=0.3)]
     jobs += test_jobs("nnU-Net", seed=0, steps=2.0)  # does it still rise?
     jobs += [job for seed in (1, 2) for arm in papers for job in test_jobs(arm, seed)]
     return jobs

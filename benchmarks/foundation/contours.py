@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.nuclei.looks import Draws
+from benchmarks.nuclei.draws import Draws
 
 __all__ = [
     "CONTOURS",

@@ -19,7 +19,8 @@ import math
 import torch
 from torch import Tensor
 
-from benchmarks.nuclei.looks import Draws, blurred
+from benchmarks.nuclei.draws import Draws
+from benchmarks.nuclei.looks import blurred
 
 from .contours import (
     KINDS,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.nuclei.looks import Draws
+from benchmarks.nuclei.draws import Draws
 
 from .packed import Images
 

@@ -8,8 +8,8 @@
 The weights in ``bundles/microscopy/models`` came from the experiment that this code was made of, on one H200 with seed
 0. It had three channels at the network's heads, one logit of the cell instead of two (the file has 0 for the
 background's), and a time instead of steps: 7.2 minutes, 0.8 of them to prepare the images, in which it made 6,400 steps
-in bf16 with 7 GB of memory. From one seed both give the same crops and looks, but for rounding; the weights will differ
-as those of two seeds do.
+in bf16 with 7 GB of memory. Commit a0913d9 gives the same crops and looks from that seed, but for rounding, and weights
+that differ as those of two seeds do; later ones have other stains, and ``--extra_dir`` for more images of tissue.
 
 Only the section "training" is read. ``model.pt`` and ``model.safetensors``, the same in half precision, are the moving
 averages of the weights after the last step; ``log.txt`` says how it went.
@@ -54,27 +54,28 @@ QUICK = {"steps": 6, "batch_size": 2, "roi_size": 64, "num_workers": 0}
 TOY = {"feature_size": 8, "d_state": 2, "depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1)}
 
 
-def read_samples(dataset_dir: Path, sections: Sequence[str], num_workers: int) -> list[Sample]:
-    """Images of a prepared microscopy dataset with the flows of their cells; most of the time goes into these.
+def read_samples(dataset_dirs: Sequence[Path], sections: Sequence[str], num_workers: int) -> list[Sample]:
+    """Images of prepared microscopy datasets with the flows of their cells; most of the time goes into these.
 
     Args:
-        dataset_dir: folder with a ``datalist.json``.
-        sections: sections of the datalist.
+        dataset_dirs: folders with a ``datalist.json``.
+        sections: sections of the datalists.
         num_workers: number of processes, 0: this one.
 
     Raises:
-        InputError: it is no such dataset, or has no cells.
+        InputError: one is no such dataset, or they have no cells.
     """
-    if load_class_names(dataset_dir):
-        raise InputError(f"{dataset_dir} is a dataset of classes, but cells are needed; run `prepare microscopy`.")
-    items = [item for section in sections for item in load_datalist(dataset_dir, section)]
+    for folder in dataset_dirs:
+        if load_class_names(folder):
+            raise InputError(f"{folder} is a dataset of classes, but cells are needed; run `prepare microscopy`.")
+    items = [item for folder in dataset_dirs for section in sections for item in load_datalist(folder, section)]
     if num_workers == 0:
         samples = list(map(read_sample, items))
     else:
         with ProcessPoolExecutor(num_workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
             samples = list(pool.map(read_sample, items))
     if not any(len(sample.centres) for sample in samples):
-        raise InputError(f"the images of {dataset_dir} have no cells; look at their labels.")
+        raise InputError(f"the images of {', '.join(map(str, dataset_dirs))} have no cells; look at their labels.")
     return samples
 
 
@@ -108,9 +109,8 @@ def train(
     """Train a network, and leave it with the moving averages of its weights.
 
     Args:
-        network: the network, on the crops' device, with :data:`~swinumamba_monai.instances.flows.FLOW_CHANNELS`
-            channels.
-        crops: the crops that it learns from.
+        network: network with :data:`~swinumamba_monai.instances.flows.FLOW_CHANNELS` channels, on the crops' device.
+        crops: crops that it learns from.
         steps: number of batches.
         batch_size: number of crops in each.
         learning_rate: the largest.
@@ -156,13 +156,16 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--dataset_dir", type=Path, required=True, help="what `prepare microscopy` wrote")
+    parser.add_argument(
+        "--extra_dir", type=Path, nargs="+", default=[], help="more prepared datasets, to learn from beside the first"
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="for the weights and the log")
     parser.add_argument(
         "--sections",
         nargs="+",
         choices=["training", "validation"],
         default=["training"],
-        help="of the dataset, to learn from; both once nothing is left to be chosen",
+        help="of the datasets, to learn from; both once nothing is left to be chosen",
     )
     parser.add_argument("--pretrained", type=Path, default=None, help="weights to begin from, such as a stage 1's")
     parser.add_argument("--steps", type=at_least(1), default=6400)
@@ -205,7 +208,7 @@ def run(arguments: argparse.Namespace, report: Callable[[str], object]) -> None:
     ).to(device)
     if arguments.pretrained:
         report(str(load_pretrained(network, arguments.pretrained)))
-    samples = read_samples(arguments.dataset_dir, arguments.sections, arguments.num_workers)
+    samples = read_samples([arguments.dataset_dir, *arguments.extra_dir], arguments.sections, arguments.num_workers)
     report(f"{len(samples)} images with {sum(len(sample.centres) for sample in samples)} cells")
     crops = RandomCrops(Atlas(samples, device), arguments.roi_size, arguments.seed)
     train(network, crops, arguments.steps, arguments.batch_size, arguments.learning_rate, report)

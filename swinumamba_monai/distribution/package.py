@@ -6,6 +6,7 @@ What is made, for a bundle NAME of version X::
 
     NAME_vX.zip             everything with the weights, an asset of a release: for ``download``
     NAME_vX_model.pt        the weights alone, another asset: for ``download_large_files``
+    NAME_vX_encoder.safetensors  a pretrained encoder, where one is given: an asset for ``download_large_files`` alone
     models/model_info.json  what versions there are, committed at the tag of the release: for ``--source github``
     models/NAME/            everything without the weights, committed beside it, as the model zoo keeps its bundles
     huggingface/NAME/       everything with the weights: for ``push_to_hf_hub``
@@ -35,11 +36,14 @@ from swinumamba_monai.atomic import remove_unfinished, write_file
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.archive import write_archive
 from swinumamba_monai.errors import InputError, explained
+from swinumamba_monai.networks import SwinUMambaD
+from swinumamba_monai.networks.encoders import name_encoder
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.weight_files import find_checkpoint, read_weights
 
 PARTS = ("LICENSE", "configs", "docs")  # of a bundle; the rest of its folder is what runs leave there
 WEIGHTS = "models/model.pt"
+ENCODER_WEIGHTS = "models/encoder.safetensors"
 MODEL_INFO = "models/model_info.json"
 LARGE_FILES = "large_files.yml"
 
@@ -54,16 +58,23 @@ class Package:
         archive: zip of the bundle.
         sha256: SHA-256 of the zip, in hexadecimal digits.
         weights: file of the weights alone, or None for a bundle without any.
+        encoder: file of the pretrained encoder, or None where none was given.
         huggingface_dir: folder that ``push_to_hf_hub`` takes as ``bundle_dir``.
     """
 
     archive: Path
     sha256: str
     weights: Path | None
+    encoder: Path | None
     huggingface_dir: Path
 
 
-def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, release_url: str | None = None) -> Package:
+def package_bundle(
+    bundle_dir: str | PathLike,
+    output_dir: str | PathLike,
+    release_url: str | None = None,
+    encoder_weights: str | PathLike | None = None,
+) -> Package:
     """Make everything that the module's text lists; nothing is written before all of the bundle is found to be good.
 
     Args:
@@ -75,11 +86,15 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
         release_url: address below which the two assets will lie, such as
             ``https://github.com/OWNER/REPOSITORY/releases/download/TAG``. Without it the files name each other without
             an address.
+        encoder_weights: safetensors file of a pretrained encoder to release with the bundle, such as stage 1 or 2 of
+            the pretraining writes. It is no part of the archive: ``download_large_files`` fetches it as
+            ``models/encoder.safetensors``, for ``--pretrained``.
 
     Raises:
         InputError: the bundle lacks a file or has a link; its version is not in its changelog, or MONAI would not take
-            it for the latest; its weights do not fit its network; ``model_info.json`` is damaged; a folder that would
-            be written is the bundle's own, or holds a file that no package made.
+            it for the latest; its weights do not fit its network, or those of the encoder none of VMamba's;
+            ``model_info.json`` is damaged; a folder that would be written is the bundle's own, or holds a file that no
+            package made.
     """
     bundle, output = Path(bundle_dir).resolve(), Path(output_dir)
     version = check_version(read_metadata(bundle), bundle)
@@ -89,24 +104,32 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
             raise InputError(f"{folder} would be written, but {bundle} is what is packed; give another output_dir.")
     files = _collect(bundle)
     weights = _weights(bundle)
+    encoder = None if encoder_weights is None else _encoder(Path(encoder_weights))
     with explained(f"{output / MODEL_INFO} cannot be read", "give another output_dir"):
         file = output / MODEL_INFO
         info = {**json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}
 
     stem = f"{bundle.name}_v{version}"
     address = f"{release_url.rstrip('/')}/" if release_url else ""
-    asset = output / f"{stem}_model.pt"
-    if weights is not None:
-        entry = f'- path: "{WEIGHTS}"\n  url: "{address}{asset.name}"\n  hash_val: "{_sha256(weights)}"'
-        files[LARGE_FILES] = f'large_files:\n{entry}\n  hash_type: "sha256"\n'.encode()
+    contents_of = {WEIGHTS: weights, ENCODER_WEIGHTS: encoder}
+    assets = {
+        name: output / f"{stem}_{Path(name).name}" for name, content in contents_of.items() if content is not None
+    }
+    if assets:
+        entries = [
+            f'- path: "{name}"\n  url: "{address}{asset.name}"\n  hash_val: "{_sha256(contents_of[name])}"\n'
+            '  hash_type: "sha256"\n'
+            for name, asset in assets.items()
+        ]
+        files[LARGE_FILES] = "".join(["large_files:\n", *entries]).encode()
     whole = files | ({} if weights is None else {WEIGHTS: weights})
     contents = {"models": files, "huggingface": whole}
     packed = _packed_before(output, bundle.name)
     stale = {name: _stale_files(folder, contents[name], packed) for name, folder in folders.items()}
     for name, folder in folders.items():
         _write_folder(folder, contents[name], stale[name])
-    if weights is not None:
-        _write(asset, weights)
+    for name, asset in assets.items():
+        _write(asset, contents_of[name])
     archive = write_archive(output / f"{stem}.zip", {f"{bundle.name}/{name}": file for name, file in whole.items()})
     content = archive.read_bytes()
     info[stem] = {"checksum": hashlib.sha1(content).hexdigest(), "source": f"{address}{archive.name}"}  # as in the zoo
@@ -114,7 +137,8 @@ def package_bundle(bundle_dir: str | PathLike, output_dir: str | PathLike, relea
     return Package(
         archive=archive,
         sha256=_sha256(content),
-        weights=None if weights is None else asset,
+        weights=assets.get(WEIGHTS),
+        encoder=assets.get(ENCODER_WEIGHTS),
         huggingface_dir=output / "huggingface",
     )
 
@@ -185,6 +209,20 @@ def _weights(bundle: Path) -> bytes | None:
     stream = io.BytesIO()  # torch.save puts the name of a file into it
     torch.save({name: weight.clone() for name, weight in sorted(read_weights(path).items())}, stream)
     return stream.getvalue()
+
+
+def _encoder(path: Path) -> bytes:
+    """A file of a pretrained encoder, after it went into a network with that encoder."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no .safetensors file, which is how an encoder is released; stage 1 writes one.")
+    weights = read_weights(path)
+    names = {name.removeprefix("vssm_encoder."): weight for name, weight in weights.items()}
+    if (encoder := name_encoder(names)) is None:
+        raise InputError(
+            f"{path} holds none of VMamba's encoders whole; give what stage 1 or 2 of the pretraining wrote."
+        )
+    load_pretrained(SwinUMambaD(3, 2, encoder=encoder), path)
+    return path.read_bytes()
 
 
 def _sha256(content: bytes) -> str:

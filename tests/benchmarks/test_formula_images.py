@@ -24,7 +24,7 @@ from benchmarks.foundation.contours import (
 )
 from benchmarks.foundation.formula import _noise, make_images
 from benchmarks.foundation.train_formula import FormulaTraining
-from benchmarks.nuclei.looks import Draws
+from benchmarks.nuclei.draws import Draws
 from swinumamba_monai.networks import build_network
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.training import MaskedImageModel

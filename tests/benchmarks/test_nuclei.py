@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from skimage.color import rgb2hed
 from torch import nn
 
-from benchmarks.nuclei import train
+from benchmarks.nuclei import stains, train
 from benchmarks.nuclei.crops import Atlas, RandomCrops, Views, make_sample
-from benchmarks.nuclei.looks import BRIGHTFIELD, CLIP, FLUORESCENCE, STAINED, Draws, RandomLooks
+from benchmarks.nuclei.draws import Draws
+from benchmarks.nuclei.looks import BRIGHTFIELD, CLIP, FLUORESCENCE, STAINED, RandomLooks
+from benchmarks.nuclei.stains import DAB, EOSIN, HEMATOXYLIN, Stains
 from swinumamba_monai.data import synthesize_microscopy
 from swinumamba_monai.data.synthetic.microscopy import synthesize_image
 from swinumamba_monai.instances.flows import FLOW_CHANNELS
@@ -194,6 +197,67 @@ class TestLooks:
         assert 0.09 < darker[~coloured].float().mean() < 0.3
 
 
+class TestStains:
+    def absorb(self, amounts: torch.Tensor, *dyes: tuple[float, float, float]) -> torch.Tensor:
+        """Tissue with two dyes by Beer and Lambert: amounts (b, 2, s, s), the largest 1, with black at 0."""
+        colours = nn.functional.normalize(torch.tensor(dyes), dim=1)
+        light = torch.exp(-torch.einsum("bdhw,dc->bchw", amounts, colours))
+        return (light - stains.DARKEST) / (1 - stains.DARKEST)
+
+    def redye(self, monkeypatch, antibody: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Amounts of hematoxylin and eosin, and the tissue in which others have taken their place."""
+        for name, value in (("ANTIBODY", antibody), ("DYE_SPREAD", 0.0), ("AMOUNT_SPREAD", (0.0, 0.0, 0.0))):
+            monkeypatch.setattr(stains, name, value)
+        amounts = torch.rand(5, 2, 16, 16, generator=torch.Generator().manual_seed(0)) * 1.2
+        none = torch.zeros(5, 16, 16, dtype=torch.int32)
+        return amounts, Stains(Draws(CPU, 0)).redye(self.absorb(amounts, HEMATOXYLIN, EOSIN), none)
+
+    def test_the_same_dyes_and_amounts_give_the_same_image(self, monkeypatch):
+        amounts, image = self.redye(monkeypatch, antibody=0)
+        torch.testing.assert_close(image, self.absorb(amounts, HEMATOXYLIN, EOSIN), atol=1e-4, rtol=0)
+
+    def test_brown_takes_the_place_of_eosin(self, monkeypatch):
+        """All that light loses is explained by hematoxylin, a share of what was there, and DAB."""
+        amounts, image = self.redye(monkeypatch, antibody=1)
+        colours = nn.functional.normalize(torch.tensor([HEMATOXYLIN, DAB]), dim=1)
+        absorbed = -torch.log(stains.DARKEST + (1 - stains.DARKEST) * image)
+        found = torch.einsum("bchw,cd->bdhw", absorbed, torch.linalg.pinv(colours))
+        torch.testing.assert_close(absorbed, torch.einsum("bdhw,dc->bchw", found, colours), atol=1e-3, rtol=0)
+        shares = found[:, 0] / amounts[:, 0].clamp_min(0.1)
+        there = amounts[:, 0] > 0.1
+        for share, where in zip(shares, there):
+            assert share[where].std() < 0.01
+            low, high = stains.COUNTERSTAIN
+            assert low <= share[where].mean() <= high
+        assert found[:, 1].min() > -1e-3
+        assert found[:, 1].amax() > 0.3
+
+    def test_other_dyes_keep_nuclei_darker_in_red(self, monkeypatch):
+        """Eosin lets red through, so that it is red light that shows nuclei."""
+        monkeypatch.setattr(stains, "ANTIBODY", 0.0)
+        amounts = torch.zeros(64, 2, 8, 8)
+        amounts[:, 0, 2:6, 2:6], amounts[:, 1] = 1.5, 0.4
+        image = Stains(Draws(CPU, 0)).redye(self.absorb(amounts, HEMATOXYLIN, EOSIN), torch.zeros(64, 8, 8).int())
+        assert image.isfinite().all()
+        red = image[:, 0]
+        assert (red[:, 2:6, 2:6].amax((1, 2)) < red[:, 0].amin(1)).all()
+        assert len(image.mean((2, 3)).round(decimals=3).unique(dim=0)) == 64
+
+    def test_painted_nuclei_hold_the_hematoxylin(self, monkeypatch):
+        """As scikit-image takes colours apart; an antibody's brown may hide it."""
+        monkeypatch.setattr(stains, "ANTIBODY", 0.0)
+        instances = torch.zeros(32, 96, 96, dtype=torch.int32)
+        for number, (row, column) in enumerate(((10, 12), (40, 60), (70, 20)), start=1):
+            instances[:, row : row + 16, column : column + 20] = number
+        image = Stains(Draws(CPU, 1)).paint((instances[:, None] > 0).float() * 0.8, instances)
+        assert image.shape == (32, 3, 96, 96)
+        assert image.min() > 0 and image.max() <= 1
+        hematoxylin = torch.from_numpy(rgb2hed(image.movedim(1, -1).numpy())[..., 0])
+        inside = instances[0] > 0
+        more = hematoxylin[:, inside].mean(1) > hematoxylin[:, ~inside].mean(1)
+        assert more.float().mean() > 0.9
+
+
 class TestTraining:
     def test_quick_run_writes_weights_that_fit(self, tmp_path, capsys):
         data, out = tmp_path / "data", tmp_path / "out"
@@ -207,7 +271,17 @@ class TestTraining:
         assert any(not torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
         half = safetensors.torch.load_file(out / "model.safetensors")
         assert {weight.dtype for weight in half.values()} == {torch.float16}
-        assert "step 6: loss" in (out / "log.txt").read_text()
+        log = (out / "log.txt").read_text()
+        assert "step 6: loss" in log
+        assert "] 4 images with" in log
+
+    def test_more_datasets(self, tmp_path):
+        folders = [tmp_path / name for name in ("first", "second")]
+        for number, folder in enumerate(folders):
+            synthesize_microscopy(folder, num_train=2 + number, num_validation=1, num_test=1, image_size=(64, 64))
+        options = ["--dataset_dir", str(folders[0]), "--extra_dir", str(folders[1]), "--output_dir", str(tmp_path)]
+        assert train.main([*options, "--quick", "--steps", "1", "--device", "cpu"]) == 0
+        assert "] 5 images with" in (tmp_path / "log.txt").read_text()
 
     def test_classes_are_refused(self, tmp_path, capsys):
         content = {"name": "endoscopy", "labels": {"0": "background", "1": "shaft"}, "training": []}

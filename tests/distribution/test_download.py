@@ -8,6 +8,7 @@ import json
 import runpy
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +18,14 @@ import torch
 from monai.apps.utils import HashCheckError
 from monai.bundle import download, download_large_files, get_bundle_versions, load, push_to_hf_hub, scripts
 from PIL import Image
+from safetensors.torch import save_file as save_safetensors
 from small_bundles import BUNDLES, DATA, ROOT
 
 from swinumamba_monai.data import load_images
 from swinumamba_monai.distribution import package_bundle
+from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD
+from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.tasks import find_task
 from swinumamba_monai.weight_files import read_weights, save_half_precision
 
@@ -121,6 +125,38 @@ def test_large_files_are_checked(small_bundle, serve, tmp_path, empty):
     with pytest.raises(HashCheckError):
         download_large_files(str(fetched))
     assert not (fetched / "models" / "model.pt").exists()
+
+
+def test_a_pretrained_encoder_is_fetched_by_its_hash(small_bundle, serve, tmp_path, empty):
+    """Beside the weights or without any, and no part of the archive; a training takes it."""
+    given = SwinUMambaD(3, 2, encoder="vmamba_tiny_s1l8")
+    encoder = {name: t.half() for name, t in given.state_dict().items() if name.startswith("vssm_encoder.")}
+    file = tmp_path / "stage1" / "encoder.safetensors"
+    file.parent.mkdir()
+    save_safetensors(encoder, file)
+    for name in ("microscopy", "endoscopy"):
+        dist = tmp_path / name
+        package = package_bundle(small_bundle(name, weights=name == "microscopy"), dist, serve(dist), file)
+        assert "encoder" not in " ".join(zipfile.ZipFile(package.archive).namelist())
+        assert (package.weights is None) == (name == "endoscopy")
+        fetched = empty / name
+        shutil.copytree(dist / "models" / name, fetched)
+        download_large_files(str(fetched))
+        assert (fetched / "models" / "encoder.safetensors").read_bytes() == file.read_bytes()
+    net = SwinUMambaD(3, 5, encoder="vmamba_tiny_s1l8")
+    report = load_pretrained(net, fetched / "models" / "encoder.safetensors")
+    assert report.kind == "pretrained encoder" and set(report.loaded) == set(encoder)
+
+
+def test_what_is_no_encoder_is_not_released(small_bundle, tmp_path):
+    bundle, dist = small_bundle(), tmp_path / "dist"
+    torch.save({}, tmp_path / "encoder.pt")
+    with pytest.raises(InputError, match=r"no \.safetensors file"):
+        package_bundle(bundle, dist, encoder_weights=tmp_path / "encoder.pt")
+    save_safetensors({"conv.weight": torch.zeros(3)}, tmp_path / "encoder.safetensors")
+    with pytest.raises(InputError, match="none of VMamba's encoders whole"):
+        package_bundle(bundle, dist, encoder_weights=tmp_path / "encoder.safetensors")
+    assert not dist.exists()
 
 
 def test_from_github(small_bundle, serve, tmp_path, empty, monkeypatch):

@@ -50,6 +50,22 @@ def test_convolution(sizes):
     check_convolution(sizes, torch.float32)
 
 
+@pytest.mark.parametrize("rows", cuda_fused.ROWS)
+@pytest.mark.parametrize("sizes", [(2, 3, 5, 5), (2, 9, 7, 20)], ids=str)
+def test_convolution_by_patches(emulator, monkeypatch, sizes, rows):
+    """Patches that a map holds a whole number of, does not, and that are higher than it."""
+    monkeypatch.setattr(cuda_fused, "ROWS", (rows,))
+    check_convolution(sizes, torch.bfloat16)
+    assert set(emulator.macros("conv.cu", "ROWS")) == {rows}
+
+
+@pytest.mark.parametrize("height, rows", [(20, 1), (40, 2), (80, 4)])
+def test_patches_are_as_high_as_keeps_the_gpu_busy(emulator, height, rows):
+    """A multiprocessor wants 512 threads; each patch of 20 channels has five."""
+    cuda_fused.conv_silu(torch.zeros(1, height, 24, 20), torch.zeros(10, 20))
+    assert emulator.macros("conv.cu", "ROWS") == [rows]
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_convolution_in_half_precision(dtype):
     check_convolution((2, 3, 5, 20), dtype)

@@ -29,7 +29,7 @@ def layer_norm_reference(x, weight, bias):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 3, 20), (2, 2, 3, 36), (1, 1, 1, 1, 33)], ids=str)
 def test_float32(emulator, shape):
     assert_like_float64(layer_norm, layer_norm_reference, inputs(*shape), TOLERANCES[torch.float32])
-    assert len(emulator.launched) == 2
+    assert [name for name, _ in emulator.launched if name != "sum_rows"] == ["layer_norm", "layer_norm_backward"]
 
 
 @pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -19,7 +19,7 @@ import torch
 
 from swinumamba_monai.ops.cuda import nvrtc, scan_one
 from swinumamba_monai.ops.cuda.device import ELEMENTS
-from swinumamba_monai.ops.cuda.fused import RUN
+from swinumamba_monai.ops.cuda.fused import ROWS, RUN
 from swinumamba_monai.ops.cuda.scan_layout import TUNING, make_layout
 
 
@@ -298,7 +298,8 @@ def real_nvrtc():
 FILES = [
     ("merge.cu", {}),
     ("pack.cu", {}),
-    ("conv.cu", {"RUN": RUN}),
+    *(("conv.cu", {"RUN": RUN, "ROWS": rows}) for rows in ROWS),
+    ("row_sums.cu", {}),
     ("norm.cu", {"ITEMS": 1}),
     ("norm.cu", {"ITEMS": 12}),
     ("scan_one.cu", scan_one.make_macros(2, 6400, 132, True)),

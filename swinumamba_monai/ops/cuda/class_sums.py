@@ -19,6 +19,7 @@ from swinumamba_monai.ops.autograd import register_backward
 
 from .device import ELEMENTS, count_multiprocessors
 from .nvrtc import load_kernels, on_its_device, params_type
+from .row_sums import sum_rows
 
 __all__ = ["MAX_CLASSES", "class_sums_cuda"]
 
@@ -82,7 +83,7 @@ def _forward(logits: Tensor, target: Tensor, ignored: float) -> Tensor:
     width, blocks = 3 * classes + 1, _count_blocks(logits)
     sums = target.new_empty(blocks, batch, width)
     _launch("class_sums", logits, target, ignored, blocks, 4 * THREADS // 32 * width, sums=sums)
-    return sums.sum(0)
+    return sum_rows(sums)
 
 
 @on_its_device

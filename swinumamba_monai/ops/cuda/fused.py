@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .device import ELEMENTS, alignment, count_multiprocessors
 from .nvrtc import load_kernels, params_type
+from .row_sums import sum_rows
 
 __all__ = [
     "NormGradients",
@@ -27,9 +28,10 @@ __all__ = [
 THREADS = 256
 WARPS = 8
 RUN = 4  # pixels of a row that a thread of conv.cu has
+ROWS = (4, 2, 1)  # rows that it may have of them
 
 
-_ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width channels runs lanes")
+_ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width channels patches lanes")
 _NormParams = params_type(
     "NormParams", "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
 )
@@ -40,18 +42,26 @@ _PackParams = params_type(
 )
 
 
-def _conv_kernels(x: Tensor, vector: int):
-    return load_kernels("conv.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "RUN": RUN})
+def _conv_kernels(x: Tensor, vector: int, least: int):
+    """The kernels for patches of as many rows as leave ``least`` patches of a map (b, h, w, c); how many there are."""
+    batch, height, width, _ = x.shape
+    for rows in ROWS:
+        patches = batch * -(-height // rows) * -(-width // RUN)
+        if patches >= least:
+            break
+    return load_kernels("conv.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "RUN": RUN, "ROWS": rows}), patches
 
 
 def _convolve(kernel: str, x: Tensor, y: Tensor, taps: Tensor) -> None:
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     vector = alignment(channels, x, y)
-    runs = batch * height * -(-width // RUN)
+    vectors = channels // vector
+    kernels, patches = _conv_kernels(x, vector, 2 * THREADS * count_multiprocessors(x.device) // vectors)
     params = _ConvParams(
-        x=x.data_ptr(), taps=taps.data_ptr(), y=y.data_ptr(), height=height, width=width, channels=channels, runs=runs,
+        x=x.data_ptr(), taps=taps.data_ptr(), y=y.data_ptr(), height=height, width=width, channels=channels,
+        patches=patches,
     )  # fmt: skip
-    _conv_kernels(x, vector).launch(kernel, (-(-runs * (channels // vector) // THREADS), 1, 1), THREADS, 0, params)
+    kernels.launch(kernel, (-(-patches * vectors // THREADS), 1, 1), THREADS, 0, params)
 
 
 def conv_silu(x: Tensor, taps: Tensor) -> Tensor:
@@ -79,25 +89,24 @@ def conv_silu_backward(dy: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Ten
     Returns:
         gradient of x; that of taps, (10, c) float32, which :func:`split_conv_parameters` takes apart.
     """
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     vector = min(2, alignment(channels, x, dy))  # the sums take the registers of the other two
     dsum = dy.new_empty(dy.shape)
     lanes = min(channels // vector, 32)
     teams = THREADS // lanes
-    runs = batch * height * -(-width // RUN)
     columns = -(-channels // (vector * lanes))
-    blocks = min(-(-runs // teams), max(1, 4 * count_multiprocessors(x.device) // columns))
+    blocks = max(1, 4 * count_multiprocessors(x.device) // columns)
+    kernels, patches = _conv_kernels(x, vector, 4 * blocks * teams)  # so that the teams have nearly as much to do
+    blocks = min(-(-patches // teams), blocks)
     dparameters = taps.new_empty(blocks, 10, channels)
     params = _ConvParams(
         x=x.data_ptr(), dy=dy.data_ptr(), taps=taps.data_ptr(), y=dsum.data_ptr(), dparameters=dparameters.data_ptr(),
-        height=height, width=width, channels=channels, runs=runs, lanes=lanes,
+        height=height, width=width, channels=channels, patches=patches, lanes=lanes,
     )  # fmt: skip
-    _conv_kernels(x, vector).launch(
-        "conv_silu_backward", (blocks, columns, 1), lanes * teams, 4 * lanes * teams * vector, params
-    )
+    kernels.launch("conv_silu_backward", (blocks, columns, 1), lanes * teams, 4 * lanes * teams * vector, params)
     dx = torch.empty_like(x)
     _convolve("conv_transposed", dsum, dx, taps)
-    return dx, dparameters.sum(0)
+    return dx, sum_rows(dparameters)
 
 
 def split_conv_parameters(dparameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +174,7 @@ def layer_norm_backward(
         "_backward", blocks, x, gate, weight=weight, bias=bias, dy=dy, statistics=statistics, dx=dx, dgate=dgate, y=y,
         dparameters=dparameters,
     )  # fmt: skip
-    return NormGradients(dx, dgate, y, dparameters.sum(0))
+    return NormGradients(dx, dgate, y, sum_rows(dparameters))
 
 
 def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: float = 0.0, **tensors) -> None:

@@ -23,6 +23,7 @@ from swinumamba_monai.ops.autograd import register_backward
 from . import scan_one
 from .device import ELEMENTS, alignment, count_multiprocessors, count_shared_kib
 from .nvrtc import load_kernels, on_its_device, params_type, why_nvrtc_is_unavailable
+from .row_sums import sum_rows
 from .scan_layout import FIRST_PASS, STATE_LANES, TUNING, TWO_LAUNCHES, choose_segments, find_chunk, make_layout
 
 __all__ = [
@@ -216,8 +217,7 @@ def scan_backward(
     scan.give(du=du, ddelta=ddelta, dBC=parts, dparameters=dparameters)
     scan.launch("scan_backward", "backward")
     torch.sum(parts[..., : scan.d_state], 0, out=dBC)
-    dparameters = dparameters.squeeze(0) if len(dparameters) == 1 else dparameters.sum(0)
-    return du, dparameters
+    return du, sum_rows(dparameters)
 
 
 def split_parameters(dparameters: Tensor, d_state: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .device import ELEMENTS, alignment, count_multiprocessors
 from .nvrtc import load_kernels, params_type
+from .row_sums import sum_rows
 
 __all__ = ["CHUNK", "backward", "forward", "make_macros", "shared_bytes"]
 
@@ -100,4 +101,4 @@ def backward(dy: Tensor, states: Tensor, inputs, size, delta_softplus: bool, dde
         dparameters=dparameters,
     )  # fmt: skip
     dBC.copy_(parts.sum(0))
-    return du, dparameters.sum(0)
+    return du, sum_rows(dparameters)

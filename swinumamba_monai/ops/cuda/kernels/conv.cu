@@ -1,8 +1,9 @@
 // Copyright (c) the swinumamba_monai authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Depthwise 3x3 convolution of a channels-last map, with SiLU, and its backward. A thread has VECTOR channels of RUN
-// pixels of a row. RUN is defined by the compiling side, besides what common.cuh names.
+// Depthwise 3x3 convolution of a channels-last map, with SiLU, and its backward. A thread has VECTOR channels of a patch
+// of ROWS x RUN pixels: the more rows, the fewer pixels are loaded twice. ROWS and RUN are defined by the compiling side,
+// besides what common.cuh names.
 
 struct ConvParams {
     const element *x;       // (b, h, w, c)
@@ -11,34 +12,46 @@ struct ConvParams {
     element *y;             // (b, h, w, c); in the backward the gradient before SiLU
     float *dparameters;     // (blocks, 10, c): of the nine weights and the bias
     long long height, width, channels;
-    long long runs;         // b * h * ceil(w / RUN)
+    long long patches;      // b * ceil(h / ROWS) * ceil(w / RUN)
     long long lanes;        // of a block in the backward that have different channels
 };
 
-// The pixels around a run, all loaded before the first is used.
-struct Window {
-    float v[3][RUN + 2][VECTOR];  // row, column
+// Where a patch lies.
+struct Patch {
+    int line, row, column;  // of its first pixel; `line` counts the rows of all images
 
-    // `line` counts the rows of all images.
-    DEVICE_MEMBER void load(const ConvParams& p, int line, int first, int channel) {
-        const int row = line % int(p.height), width = int(p.width), channels = int(p.channels);
-        elements raw[3][RUN + 2];
+    DEVICE_MEMBER Patch(const ConvParams& p, int number) {
+        const int across = (int(p.width) + RUN - 1) / RUN, down = (int(p.height) + ROWS - 1) / ROWS;
+        const int strip = number / across;
+        row = strip % down * ROWS;
+        line = strip / down * int(p.height) + row;
+        column = number % across * RUN;
+    }
+};
+
+// The pixels around a patch, all loaded before the first is used.
+struct Window {
+    elements raw[ROWS + 2][RUN + 2];
+    float v[ROWS + 2][RUN + 2][VECTOR];
+
+    DEVICE_MEMBER Window(const ConvParams& p, const Patch& patch, int channel) {
+        const int width = int(p.width), channels = int(p.channels);
 #pragma unroll
-        for (int r = 0; r < 3; ++r) {
-            const bool row_inside = row + r >= 1 && row + r <= p.height;
-            const Column<const element> from(p.x, (long long)(line + r - 1) * width * channels + channel, channels);
+        for (int r = 0; r < ROWS + 2; ++r) {
+            const int row = patch.row + r - 1;
+            const bool row_inside = row >= 0 && row < p.height;
+            const Column<const element> from(p.x, (long long)(patch.line + r - 1) * width * channels + channel, channels);
 #pragma unroll
             for (int j = 0; j < RUN + 2; ++j) {
-                const int column = first + j - 1;
+                const int column = patch.column + j - 1;
                 raw[r][j] = elements{};
                 if (row_inside && column >= 0 && column < width) raw[r][j] = ::load(from.at(column));
             }
         }
+    }
+    DEVICE_MEMBER void convert(int r) {
 #pragma unroll
-        for (int r = 0; r < 3; ++r)
-#pragma unroll
-            for (int j = 0; j < RUN + 2; ++j)
-                to_floats(raw[r][j], v[r][j]);
+        for (int j = 0; j < RUN + 2; ++j) to_floats(raw[r][j], v[r][j]);
     }
 };
 
@@ -60,41 +73,47 @@ struct Weights {
         for (int c = 0; c < VECTOR; ++c) bias[c] = transposed ? 0.f : last.v[c];
     }
 
-    // at pixel j of the run
-    DEVICE_MEMBER float apply(const Window& window, int j, int c) const {
+    // at pixel j of row r of the patch
+    DEVICE_MEMBER float apply(const Window& window, int r, int j, int c) const {
         float sum = bias[c];
 #pragma unroll
-        for (int k = 0; k < 9; ++k) sum = fmaf(v[k][c], window.v[k / 3][j + k % 3][c], sum);
+        for (int k = 0; k < 9; ++k) sum = fmaf(v[k][c], window.v[r + k / 3][j + k % 3][c], sum);
         return sum;
     }
 };
 
-// Go along the run with number `run`; `use` gets the window, the place in the run and where its channels begin.
+// Go through the patch with number `number`; `use` gets the window, row and column in the patch and where the pixel's
+// channels begin.
 template <typename Use>
-DEVICE void for_each_pixel(const ConvParams& p, int run, int channel, const Use& use) {
-    const int width = int(p.width), runs_per_line = (width + RUN - 1) / RUN;
-    const int line = run / runs_per_line, first = run % runs_per_line * RUN;
-    const long long start = ((long long)line * width + first) * p.channels + channel;
-    Window window;
-    window.load(p, line, first, channel);
+DEVICE void for_each_pixel(const ConvParams& p, int number, int channel, const Use& use) {
+    const Patch patch(p, number);
+    Window window(p, patch, channel);
+    window.convert(0);
+    window.convert(1);
 #pragma unroll
-    for (int j = 0; j < RUN; ++j)
-        if (first + j < width) use(window, j, start + j * int(p.channels));
+    for (int r = 0; r < ROWS; ++r) {
+        window.convert(r + 2);
+        if (patch.row + r >= p.height) return;
+        const long long start = ((long long)(patch.line + r) * p.width + patch.column) * p.channels + channel;
+#pragma unroll
+        for (int j = 0; j < RUN; ++j)
+            if (patch.column + j < p.width) use(window, r, j, start + j * int(p.channels));
+    }
 }
 
-// A thread for each run of each VECTOR channels.
+// A thread for each patch of each VECTOR channels.
 template <bool SILU>
 DEVICE void convolve(const ConvParams& p) {
     const int vectors = int(p.channels) / VECTOR, e = blockIdx.x * blockDim.x + threadIdx.x;
-    if (e >= p.runs * vectors) return;
+    if (e >= p.patches * vectors) return;
     const int channel = e % vectors * VECTOR;
     Weights weights;
     weights.load(p, channel, !SILU);
-    for_each_pixel(p, e / vectors, channel, [&](const Window& window, int j, long long place) {
+    for_each_pixel(p, e / vectors, channel, [&](const Window& window, int r, int j, long long place) {
         float y[VECTOR];
 #pragma unroll
         for (int c = 0; c < VECTOR; ++c) {
-            const float sum = weights.apply(window, j, c);
+            const float sum = weights.apply(window, r, j, c);
             y[c] = SILU ? silu(sum) : sum;
         }
         store(p.y + place, y);
@@ -105,7 +124,7 @@ KERNEL LAUNCH_BOUNDS(256, 2) conv_silu(const GRID_CONSTANT ConvParams p) { convo
 // With the weights turned around and without the bias: the gradient of the map.
 KERNEL LAUNCH_BOUNDS(256, 2) conv_transposed(const GRID_CONSTANT ConvParams p) { convolve<false>(p); }
 
-// The gradient before SiLU, and of the parameters. A block has `teams` of `lanes` threads: a team takes one run after
+// The gradient before SiLU, and of the parameters. A block has `teams` of `lanes` threads: a team takes one patch after
 // another, a lane VECTOR channels; at the end the teams add up what they found.
 KERNEL LAUNCH_BOUNDS(256, 2) conv_silu_backward(const GRID_CONSTANT ConvParams p) {
     SHARED_MEMORY(shared);
@@ -117,17 +136,17 @@ KERNEL LAUNCH_BOUNDS(256, 2) conv_silu_backward(const GRID_CONSTANT ConvParams p
     if (inside) {
         Weights weights;
         weights.load(p, channel, false);
-        for (int run = blockIdx.x * teams + team; run < p.runs; run += gridDim.x * teams)
-            for_each_pixel(p, run, channel, [&](const Window& window, int j, long long place) {
+        for (int patch = blockIdx.x * teams + team; patch < p.patches; patch += gridDim.x * teams)
+            for_each_pixel(p, patch, channel, [&](const Window& window, int r, int j, long long place) {
                 const elements dy = load(p.dy + place);
                 float dsum[VECTOR];
 #pragma unroll
                 for (int c = 0; c < VECTOR; ++c) {
-                    const float sum = weights.apply(window, j, c), gate = reciprocal_fast(1.f + exp_(-sum));
+                    const float sum = weights.apply(window, r, j, c), gate = reciprocal_fast(1.f + exp_(-sum));
                     dsum[c] = to_float(dy.v[c]) * gate * fmaf(sum, 1.f - gate, 1.f);
                     sums[9][c] += dsum[c];
 #pragma unroll
-                    for (int k = 0; k < 9; ++k) sums[k][c] = fmaf(dsum[c], window.v[k / 3][j + k % 3][c], sums[k][c]);
+                    for (int k = 0; k < 9; ++k) sums[k][c] = fmaf(dsum[c], window.v[r + k / 3][j + k % 3][c], sums[k][c]);
                 }
                 store(p.y + place, dsum);
             });
