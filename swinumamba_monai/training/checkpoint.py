@@ -20,9 +20,10 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from swinumamba_monai.atomic import RunLock, remove_unfinished, write_file
+from swinumamba_monai.atomic import remove_unfinished, write_file
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.pretrained import load_pretrained
+from swinumamba_monai.training.run_lock import RunLock
 from swinumamba_monai.weight_files import read_checkpoint
 
 RECORD_NAME = "run.json"
