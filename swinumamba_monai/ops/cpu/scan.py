@@ -53,7 +53,7 @@ def why_jit_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -
 
 @cache
 def _kernels() -> tuple[Callable, Callable]:
-    """The loops of the forward and of the backward."""
+    """The loops of the forward and of the backward, imported when they are wanted: Numba need not be there."""
     from .scan_backward_kernels import backward
     from .scan_forward_kernels import forward
 
