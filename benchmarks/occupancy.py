@@ -19,7 +19,7 @@ import torch
 
 from swinumamba_monai.ops.cuda import scan_one
 from swinumamba_monai.ops.cuda.device import ELEMENTS
-from swinumamba_monai.ops.cuda.fused import ROWS, RUN, THREADS, WARPS
+from swinumamba_monai.ops.cuda.fused import CONV_VECTOR, ROWS, RUN, THREADS, WARPS
 from swinumamba_monai.ops.cuda.nvrtc import read_source
 from swinumamba_monai.ops.cuda.scan_layout import TUNING, make_layout
 from swinumamba_monai.reports.tables import markdown_lines
@@ -29,7 +29,7 @@ DEEPEST = 1536  # channels of the last stage, and of the widest norm
 LARGE, SMALL = 1000, 2  # blocks of a scan of channels with one state, which takes few warps a block or many
 MULTIPROCESSORS = 108
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-VECTOR, BACKWARD_VECTOR = 4, 2  # channels that a thread moves at once; the second in the convolution's backward
+VECTOR = 4  # channels that a thread moves at once, but for the convolution's
 
 
 class Architecture(NamedTuple):
@@ -84,9 +84,9 @@ def launches(dtype: torch.dtype, shared_kib: int) -> list[Launch]:
             warps = macros[f"{way.upper()}_WARPS"]
             shared = scan_one.shared_bytes(warps)
             found.append(Launch(f"one state: scan_{way}", f"scan_{way}", "scan_one.cu", macros, warps, shared))
-    found.append(Launch("conv_silu", "conv_silu", "conv.cu", own | {"RUN": RUN, "ROWS": ROWS[0]}, THREADS // 32, 0))
-    macros = own | {"RUN": RUN, "ROWS": ROWS[0], "VECTOR": BACKWARD_VECTOR}
-    shared = 4 * THREADS * BACKWARD_VECTOR
+    macros = own | {"VECTOR": CONV_VECTOR, "RUN": RUN, "ROWS": ROWS[0]}
+    found.append(Launch("conv_silu", "conv_silu", "conv.cu", macros, THREADS // 32, 0))
+    shared = 4 * THREADS * CONV_VECTOR
     found.append(Launch("conv_silu_backward", "conv_silu_backward", "conv.cu", macros, THREADS // 32, shared))
     for channels in (CHANNELS, DEEPEST):
         macros = own | {"ITEMS": -(-channels // (32 * VECTOR))}

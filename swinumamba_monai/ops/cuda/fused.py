@@ -27,8 +27,11 @@ __all__ = [
 
 THREADS = 256
 WARPS = 8
-RUN = 4  # pixels of a row that a thread of conv.cu has
+CONV_VECTOR = 2  # channels that a thread of conv.cu has at the most; more take too many registers
+RUN = 4  # pixels of a row that it has
 ROWS = (4, 2, 1)  # rows that it may have of them
+CONV_BLOCKS = 2  # of a multiprocessor
+LANES = 32  # threads of a block of it with different channels, at the most
 
 
 _ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width channels patches lanes")
@@ -42,26 +45,44 @@ _PackParams = params_type(
 )
 
 
-def _conv_kernels(x: Tensor, vector: int, least: int):
-    """The kernels for patches of as many rows as leave ``least`` patches of a map (b, h, w, c); how many there are."""
-    batch, height, width, _ = x.shape
-    for rows in ROWS:
-        patches = batch * -(-height // rows) * -(-width // RUN)
-        if patches >= least:
-            break
-    return load_kernels("conv.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "RUN": RUN, "ROWS": rows}), patches
+class _Conv:
+    """How the work of kernels/conv.cu is laid out for maps (b, h, w, c): see Team and Patch there.
+
+    Args:
+        maps: maps that are read or written, the first of them being the input.
+        rounds: number of patches that each team of a full GPU shall have, or more, unless patches of one row are fewer.
+    """
+
+    def __init__(self, *maps: Tensor, rounds: int) -> None:
+        batch, height, width, channels = maps[0].shape
+        vector = min(CONV_VECTOR, alignment(channels, *maps))
+        self.lanes = min(channels // vector, LANES)
+        self.teams = THREADS // self.lanes
+        self.columns = -(-channels // (vector * self.lanes))
+        multiprocessors = count_multiprocessors(maps[0].device)
+        self.most_blocks = max(1, CONV_BLOCKS * multiprocessors // self.columns)  # that run at a time, in each column
+        for rows in ROWS:
+            patches = batch * -(-height // rows) * -(-width // RUN)
+            if patches >= rounds * self.most_blocks * self.teams:
+                break
+        self.blocks = -(-patches // self.teams)
+        defines = {"ELEMENT": ELEMENTS[maps[0].dtype], "VECTOR": vector, "RUN": RUN, "ROWS": rows}
+        self.kernels = load_kernels("conv.cu", defines)
+        self.shared_bytes = 4 * self.lanes * self.teams * vector  # that the backward takes
+        self.sizes = {
+            "height": height, "width": width, "channels": channels, "patches": patches, "lanes": self.lanes
+        }  # fmt: skip
+
+    def launch(self, kernel: str, blocks: int, shared_bytes: int = 0, **tensors: Tensor) -> None:
+        params = _ConvParams(**{name: t.data_ptr() for name, t in tensors.items()}, **self.sizes)
+        self.kernels.launch(kernel, (blocks, self.columns, 1), self.lanes * self.teams, shared_bytes, params)
 
 
-def _convolve(kernel: str, x: Tensor, y: Tensor, taps: Tensor) -> None:
-    _, height, width, channels = x.shape
-    vector = alignment(channels, x, y)
-    vectors = channels // vector
-    kernels, patches = _conv_kernels(x, vector, 2 * THREADS * count_multiprocessors(x.device) // vectors)
-    params = _ConvParams(
-        x=x.data_ptr(), taps=taps.data_ptr(), y=y.data_ptr(), height=height, width=width, channels=channels,
-        patches=patches,
-    )  # fmt: skip
-    kernels.launch(kernel, (-(-patches * vectors // THREADS), 1, 1), THREADS, 0, params)
+def _convolve(kernel: str, x: Tensor, taps: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    conv = _Conv(x, y, rounds=1)
+    conv.launch(kernel, conv.blocks, x=x, taps=taps, y=y)
+    return y
 
 
 def conv_silu(x: Tensor, taps: Tensor) -> Tensor:
@@ -74,9 +95,7 @@ def conv_silu(x: Tensor, taps: Tensor) -> Tensor:
     Returns:
         (b, h, w, c), contiguous.
     """
-    y = x.new_empty(x.shape)
-    _convolve("conv_silu", x, y, taps)
-    return y
+    return _convolve("conv_silu", x, taps)
 
 
 def conv_silu_backward(dy: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,24 +108,12 @@ def conv_silu_backward(dy: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Ten
     Returns:
         gradient of x; that of taps, (10, c) float32, which :func:`split_conv_parameters` takes apart.
     """
-    _, height, width, channels = x.shape
-    vector = min(2, alignment(channels, x, dy))  # the sums take the registers of the other two
-    dsum = dy.new_empty(dy.shape)
-    lanes = min(channels // vector, 32)
-    teams = THREADS // lanes
-    columns = -(-channels // (vector * lanes))
-    blocks = max(1, 4 * count_multiprocessors(x.device) // columns)
-    kernels, patches = _conv_kernels(x, vector, 4 * blocks * teams)  # so that the teams have nearly as much to do
-    blocks = min(-(-patches // teams), blocks)
-    dparameters = taps.new_empty(blocks, 10, channels)
-    params = _ConvParams(
-        x=x.data_ptr(), dy=dy.data_ptr(), taps=taps.data_ptr(), y=dsum.data_ptr(), dparameters=dparameters.data_ptr(),
-        height=height, width=width, channels=channels, patches=patches, lanes=lanes,
-    )  # fmt: skip
-    kernels.launch("conv_silu_backward", (blocks, columns, 1), lanes * teams, 4 * lanes * teams * vector, params)
-    dx = torch.empty_like(x)
-    _convolve("conv_transposed", dsum, dx, taps)
-    return dx, sum_rows(dparameters)
+    dsum = torch.empty_like(dy)
+    conv = _Conv(x, dy, dsum, rounds=8)  # so that the teams, which go on and on, have nearly as much to do
+    blocks = min(conv.blocks, 2 * conv.most_blocks)
+    dparameters = taps.new_empty(blocks, 10, x.shape[-1])
+    conv.launch("conv_silu_backward", blocks, conv.shared_bytes, x=x, dy=dy, taps=taps, y=dsum, dparameters=dparameters)
+    return _convolve("conv_transposed", dsum, taps), sum_rows(dparameters)
 
 
 def split_conv_parameters(dparameters: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ struct ConvParams {
     float *dparameters;     // (blocks, 10, c): of the nine weights and the bias
     long long height, width, channels;
     long long patches;      // b * ceil(h / ROWS) * ceil(w / RUN)
-    long long lanes;        // of a block in the backward that have different channels
+    long long lanes;        // of a block that have different channels
 };
 
 // Where a patch lies.
@@ -101,15 +101,31 @@ DEVICE void for_each_pixel(const ConvParams& p, int number, int channel, const U
     }
 }
 
-// A thread for each patch of each VECTOR channels.
+// The threads of a block that have one patch after another, or one: a lane has VECTOR channels. Teams side by side have
+// patches side by side, whose edges they find in the cache of their multiprocessor.
+struct Team {
+    int lane, number, count, channel;
+
+    DEVICE_MEMBER explicit Team(const ConvParams& p) {
+        const int lanes = int(p.lanes);
+        lane = threadIdx.x % lanes;
+        number = threadIdx.x / lanes;
+        count = blockDim.x / lanes;
+        channel = (blockIdx.y * lanes + lane) * VECTOR;
+    }
+};
+
+// Blocks of a multiprocessor: three hide the most latency, and float32 has registers for two alone.
+constexpr int CONV_BLOCKS = ELEMENT == 0 ? 2 : 3;
+
 template <bool SILU>
 DEVICE void convolve(const ConvParams& p) {
-    const int vectors = int(p.channels) / VECTOR, e = blockIdx.x * blockDim.x + threadIdx.x;
-    if (e >= p.patches * vectors) return;
-    const int channel = e % vectors * VECTOR;
+    const Team team(p);
+    const int patch = blockIdx.x * team.count + team.number;
+    if (team.channel >= p.channels || patch >= p.patches) return;
     Weights weights;
-    weights.load(p, channel, !SILU);
-    for_each_pixel(p, e / vectors, channel, [&](const Window& window, int r, int j, long long place) {
+    weights.load(p, team.channel, !SILU);
+    for_each_pixel(p, patch, team.channel, [&](const Window& window, int r, int j, long long place) {
         float y[VECTOR];
 #pragma unroll
         for (int c = 0; c < VECTOR; ++c) {
@@ -120,23 +136,22 @@ DEVICE void convolve(const ConvParams& p) {
     });
 }
 
-KERNEL LAUNCH_BOUNDS(256, 2) conv_silu(const GRID_CONSTANT ConvParams p) { convolve<true>(p); }
+KERNEL LAUNCH_BOUNDS(256, CONV_BLOCKS) conv_silu(const GRID_CONSTANT ConvParams p) { convolve<true>(p); }
 // With the weights turned around and without the bias: the gradient of the map.
-KERNEL LAUNCH_BOUNDS(256, 2) conv_transposed(const GRID_CONSTANT ConvParams p) { convolve<false>(p); }
+KERNEL LAUNCH_BOUNDS(256, CONV_BLOCKS) conv_transposed(const GRID_CONSTANT ConvParams p) { convolve<false>(p); }
 
-// The gradient before SiLU, and of the parameters. A block has `teams` of `lanes` threads: a team takes one patch after
-// another, a lane VECTOR channels; at the end the teams add up what they found.
+// The gradient before SiLU, and of the parameters. A team takes one patch after another; at the end the teams of a block
+// add up what they found.
 KERNEL LAUNCH_BOUNDS(256, 2) conv_silu_backward(const GRID_CONSTANT ConvParams p) {
     SHARED_MEMORY(shared);
-    const int lanes = int(p.lanes);
-    const int lane = threadIdx.x % lanes, team = threadIdx.x / lanes, teams = blockDim.x / lanes;
-    const int channel = (blockIdx.y * lanes + lane) * VECTOR;
+    const Team team(p);
+    const int channel = team.channel, lanes = int(p.lanes);
     const bool inside = channel < p.channels;
     float sums[10][VECTOR] = {};
     if (inside) {
         Weights weights;
         weights.load(p, channel, false);
-        for (int patch = blockIdx.x * teams + team; patch < p.patches; patch += gridDim.x * teams)
+        for (int patch = blockIdx.x * team.count + team.number; patch < p.patches; patch += gridDim.x * team.count)
             for_each_pixel(p, patch, channel, [&](const Window& window, int r, int j, long long place) {
                 const elements dy = load(p.dy + place);
                 float dsum[VECTOR];
@@ -155,13 +170,13 @@ KERNEL LAUNCH_BOUNDS(256, 2) conv_silu_backward(const GRID_CONSTANT ConvParams p
     for (int k = 0; k < 10; ++k) {
         __syncthreads();
 #pragma unroll
-        for (int c = 0; c < VECTOR; ++c) shared[(team * lanes + lane) * VECTOR + c] = sums[k][c];
+        for (int c = 0; c < VECTOR; ++c) shared[(team.number * lanes + team.lane) * VECTOR + c] = sums[k][c];
         __syncthreads();
-        if (team == 0 && inside) {
+        if (team.number == 0 && inside) {
 #pragma unroll
             for (int c = 0; c < VECTOR; ++c) {
                 float sum = 0.f;
-                for (int t = 0; t < teams; ++t) sum += shared[(t * lanes + lane) * VECTOR + c];
+                for (int t = 0; t < team.count; ++t) sum += shared[(t * lanes + team.lane) * VECTOR + c];
                 p.dparameters[((long long)blockIdx.x * 10 + k) * p.channels + channel + c] = sum;
             }
         }
