@@ -89,9 +89,8 @@ class ConvPatchEmbed(nn.Sequential):
     Each halving is a convolution and a norm; GELU stands between two of them, and the first has half of the channels.
 
     Args:
-        in_channels: number of channels of the image.
-        channels: number of features of a patch.
-        patch_size: side p of a patch in pixels.
+        in_channels, channels: number of channels of the image, and of features of a patch.
+        patch_size: side p of a patch in pixels, 2 or 4.
         norm_name: norm, a key of :data:`.norm.NORMS`.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
     """

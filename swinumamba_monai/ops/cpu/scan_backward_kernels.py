@@ -9,18 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import scan_buffers as buffers
 from .math import LN2, LOG2E, apart, entry, exp2, exp2_falling, inner, inner_summing, sigmoid
-from .scan_buffers import (
-    add_delta,
-    coordinates,
-    discretise,
-    load_matrix,
-    load_rows,
-    load_vector,
-    multiply,
-    store_rows,
-    visits,
-)
 from .scan_layout import CHANNELS, POSITIONS, STATES
 
 __all__ = ["backward"]
@@ -180,8 +170,9 @@ def _backward_task(
     n, rank, dtype = A.shape[1], delta_weight.shape[1], A.dtype
     falling = delta_softplus and A.max() <= 0
     lanes = min(n, STATES) * CHANNELS
-    A = load_matrix(A, first) * dtype.type(LOG2E)
-    weight, D, bias = load_matrix(delta_weight, first), load_vector(D, first), load_vector(delta_bias, first)
+    A = buffers.load_matrix(A, first) * dtype.type(LOG2E)
+    weight = buffers.load_matrix(delta_weight, first)
+    D, bias = buffers.load_vector(D, first), buffers.load_vector(delta_bias, first)
     h = np.zeros(n * CHANNELS, dtype)
     from_right = np.zeros(n * CHANNELS, dtype)
     dA_block = np.zeros(n * CHANNELS, dtype)
@@ -198,19 +189,19 @@ def _backward_task(
     dinflow = np.zeros((POSITIONS, CHANNELS), dtype)
     states = np.zeros((POSITIONS + 1, lanes), dtype)
     for i in range(len(chunk_states) - 1, -1, -1):
-        where = visits(direction, i * POSITIONS, height, width)
+        where = buffers.visits(direction, i * POSITIONS, height, width)
         length = len(where)
         _load_states(chunk_states[i], first, h)
-        load_rows(u, b, where, g % u.shape[2], first, u_c)
-        load_rows(dy, b, where, g % u.shape[2], first, dy_c)
-        load_rows(projected, b, where, g, 0, rows)
+        buffers.load_rows(u, b, where, g % u.shape[2], first, u_c)
+        buffers.load_rows(dy, b, where, g % u.shape[2], first, dy_c)
+        buffers.load_rows(projected, b, where, g, 0, rows)
         step[:] = 0
         if rank == 0:
-            load_rows(delta, b, where, g, first, step)
-        add_delta(rows, weight, step)
+            buffers.load_rows(delta, b, where, g, first, step)
+        buffers.add_delta(rows, weight, step)
         _differentiate_discretisation(step, bias, delta_softplus, slope)
-        discretise(step, bias, delta_softplus)
-        multiply(step, u_c, inflow)
+        buffers.discretise(step, bias, delta_softplus)
+        buffers.multiply(step, u_c, inflow)
         dstep[:] = 0
         dinflow[:] = 0
         chunk = rows[:length]
@@ -239,8 +230,8 @@ def _backward_task(
         for t in range(length):
             dBC[where[t], g] = dBC_c[t]
         _differentiate_inputs(length, u_c, dy_c, step, slope, D, dstep, dinflow, dbias_block, dD_block)
-        store_rows(dstep, where, first, ddelta, False)
-        store_rows(dinflow, where, first, du, adds)
+        buffers.store_rows(dstep, where, first, ddelta, False)
+        buffers.store_rows(dinflow, where, first, du, adds)
     for j in range(min(CHANNELS, len(dA) - first)):
         dD[first + j] = dD_block[j]
         dbias[first + j] = dbias_block[j]
@@ -268,7 +259,7 @@ def backward(
     groups, channels, _ = A.shape
     parts = len(du)
     for task in range(start, stop):
-        b, part, k = coordinates(task, parts, channels)
+        b, part, k = buffers.coordinates(task, parts, channels)
         for g in range(part, groups, parts):
             direction = g if parts < groups else 0
             _backward_task(

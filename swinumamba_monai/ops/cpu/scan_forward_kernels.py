@@ -9,18 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import scan_buffers as buffers
 from .math import LOG2E, apart, entry, exp2, exp2_falling, inner
-from .scan_buffers import (
-    add_delta,
-    coordinates,
-    discretise,
-    load_matrix,
-    load_rows,
-    load_vector,
-    multiply,
-    store_rows,
-    visits,
-)
 from .scan_layout import CHANNELS, POSITIONS, STATES
 
 __all__ = ["forward"]
@@ -94,8 +84,9 @@ def _forward_task(
 ):  # fmt: skip
     n, rank, dtype = A.shape[1], delta_weight.shape[1], A.dtype
     falling = delta_softplus and A.max() <= 0  # no decay is above 1
-    A = load_matrix(A, first) * dtype.type(LOG2E)
-    weight, D, bias = load_matrix(delta_weight, first), load_vector(D, first), load_vector(delta_bias, first)
+    A = buffers.load_matrix(A, first) * dtype.type(LOG2E)
+    weight = buffers.load_matrix(delta_weight, first)
+    D, bias = buffers.load_vector(D, first), buffers.load_vector(delta_bias, first)
     h = np.zeros(n * CHANNELS, dtype)
     rows = np.zeros((POSITIONS, max(rank + 2 * n, len(weight) // CHANNELS)), dtype)
     u_c = np.zeros((POSITIONS, CHANNELS), dtype)
@@ -103,18 +94,18 @@ def _forward_task(
     inflow = np.zeros((POSITIONS, CHANNELS), dtype)
     y_c = np.zeros((POSITIONS, CHANNELS), dtype)
     for i in range(-(-height * width // POSITIONS)):
-        where = visits(direction, i * POSITIONS, height, width)
+        where = buffers.visits(direction, i * POSITIONS, height, width)
         length = len(where)
         if len(chunk_states) > 0:
             _store_states(h, first, chunk_states[i])
-        load_rows(u, b, where, g % u.shape[2], first, u_c)
-        load_rows(projected, b, where, g, 0, rows)
+        buffers.load_rows(u, b, where, g % u.shape[2], first, u_c)
+        buffers.load_rows(projected, b, where, g, 0, rows)
         step[:] = 0
         if rank == 0:
-            load_rows(delta, b, where, g, first, step)
-        add_delta(rows, weight, step)
-        discretise(step, bias, delta_softplus)
-        multiply(step, u_c, inflow)
+            buffers.load_rows(delta, b, where, g, first, step)
+        buffers.add_delta(rows, weight, step)
+        buffers.discretise(step, bias, delta_softplus)
+        buffers.multiply(step, u_c, inflow)
         _skip(D, u_c, y_c)
         for s in range(0, n, STATES):
             h_s, A_s = (
@@ -129,7 +120,7 @@ def _forward_task(
                 _scan_falling_states(rows[:length], rank + s, rank + n + s, h_s, A_s, step, inflow, y_c)
             else:
                 _scan_states(rows[:length], rank + s, rank + n + s, h_s, A_s, step, inflow, y_c)
-        store_rows(y_c, where, first, y, adds)
+        buffers.store_rows(y_c, where, first, y, adds)
 
 
 @entry
@@ -150,7 +141,7 @@ def forward(
     groups, channels, _ = A.shape
     parts = len(y)
     for task in range(start, stop):
-        b, part, k = coordinates(task, parts, channels)
+        b, part, k = buffers.coordinates(task, parts, channels)
         for g in range(part, groups, parts):
             direction = g if parts < groups else 0
             _forward_task(
