@@ -14,7 +14,9 @@ ORDER = ("training_step", "loss", "inference", "ss2d_block", "growth", "loss_cur
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, epilog="Every other option is handed to each script.")
-    parser.add_argument("--only", nargs="+", default=list(ORDER), choices=[*ORDER, "cpu", "data_parallel"])
+    parser.add_argument(
+        "--only", nargs="+", default=list(ORDER), choices=[*ORDER, "step_profile", "cpu", "data_parallel"]
+    )
     parser.add_argument("--timeout", type=float, default=300, help="of a script, in seconds")
     arguments, shared = parser.parse_known_args(argv)
     failed = []

@@ -85,6 +85,12 @@ class TestScripts:
         check_times(rows)
         assert [row["part"] for row in rows] == ["block"] * 2 + ["scan"] * 4
 
+    def test_step_profile(self, tmp_path):
+        record = run("step_profile", tmp_path)
+        assert {row["work"] for row in record["rows"]} >= {"matrix products", "others"}
+        assert all(row["ms"] > 0 and row["launches"] >= 0 for row in record["rows"])
+        assert (tmp_path / "step_profile.png").stat().st_size > 1000
+
     def test_growth(self, tmp_path):
         record = run("growth", tmp_path)
         check_times(record["rows"])
