@@ -55,11 +55,11 @@ def main_of(
     """A training as a command; returns its exit code.
 
     Args:
-        parser: of its options.
+        parser: parser of its options.
         quick: options that ``--quick`` replaces.
         run: reads, trains and writes what the parsed arguments say; it is given a function for the log's lines too.
         argv: words of the command line, None for the process's own.
-        mode: of ``log.txt`` in the output folder, see :func:`logging_to`.
+        mode: mode of ``log.txt`` in the output folder, see :func:`logging_to`.
     """
     arguments = parser.parse_args(argv)
     if arguments.quick:

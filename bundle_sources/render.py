@@ -16,6 +16,7 @@ put its two files there. Then render. The placeholders:
 - A list in the place of an item of a list is put in item by item.
 - ``"@": ["seed", "amp"]`` in an object stands for ``"seed": "@seed", "amp": "@amp"``, MONAI's references to options.
 - ``{options}`` are the names at the top of the config, before ``network_def``.
+- ``{package_version}`` is the version of the Python package, ``{task}`` the bundle's name.
 
 A name that a task does not have is refused, and so is a value that no source asks for.
 """
@@ -26,6 +27,8 @@ import json
 import re
 from itertools import takewhile
 from pathlib import Path
+
+import swinumamba_monai
 
 SOURCES = Path(__file__).parent
 ROOT = SOURCES.parent
@@ -142,10 +145,11 @@ def render() -> dict[Path, str]:
         ValueError: a task, or what is shared, says what no source asks for.
     """
     shared = read_values(SOURCES / "shared")
+    given = {"package_version": swinumamba_monai.__version__}
     everywhere, files = Values(), {}
     for task in sorted(path.stem for path in (SOURCES / "tasks").glob("*.json")):
         bundle, own = ROOT / "bundles" / task, read_values(SOURCES / "tasks" / task)
-        values = Values(own, shared, {"task": task})
+        values = Values(own, shared, given | {"task": task})
         for source in sorted((SOURCES / "bundle").glob("*/*")):
             files[bundle / source.relative_to(SOURCES / "bundle")] = _fill_file(values, source)
         files[bundle / "LICENSE"] = (ROOT / "LICENSE").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a file or folder whole or not at all, and a folder for one run at a time.
+"""Writing a file or folder whole or not at all.
 
 What is written lies beside its place under a name that begins with a dot and 32 random digits, so processes never meet
 there, be they of one machine, of several, or of containers that all call themselves process 1. Its writer holds a lock
@@ -10,14 +10,11 @@ process that writes into the folder removes it.
 
 from __future__ import annotations
 
-import atexit
 import errno
-import json
 import multiprocessing
 import os
 import re
 import shutil
-import socket
 import tempfile
 import time
 import uuid
@@ -26,11 +23,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.util import Finalize
 from os import PathLike
 from pathlib import Path
-from typing import ClassVar
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: leftovers are known by their age there, and runs are not kept apart
+except ImportError:  # Windows has no such locks: leftovers are known by their age there
     fcntl = None
 
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
@@ -195,73 +191,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-class RunLock:
-    """A folder's lock for one run, kept until :meth:`release` or the end of the process, however it ends.
-
-    It is a lock of the process: the workers that it forks, which may outlive it for seconds, do not share it, and a
-    later run of the same process takes it over.
-
-    Args:
-        path: the lock's file; it says who holds it, and is gone when the run has ended in good order.
-
-    Attributes:
-        was_left: whether the file was there when the lock was taken: the run before this one was killed.
-    """
-
-    was_left = False
-    _held: ClassVar[dict[tuple[int, Path], RunLock]] = {}  # by process, for forks take a copy of it along
-
-    def __init__(self, path: str | PathLike) -> None:
-        self.path = Path(path).absolute()
-        self._descriptor: int | None = None
-        self._made_folder = False
-
-    def acquire(self) -> str | None:
-        """Take the lock; None, or who holds it already: "process 12 on HOST, since 2026-11-28 10:00:00"."""
-        if fcntl is None or self._descriptor is not None:
-            return None
-        if other := self._held.pop((os.getpid(), self.path), None):
-            other.release()
-        self._made_folder = not self.path.parent.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(descriptor).st_nlink:  # else its holder has just removed it
-                    break
-            except (BlockingIOError, PermissionError):
-                holder = os.read(descriptor, 1000)
-                os.close(descriptor)
-                return _describe_holder(holder)
-            os.close(descriptor)
-        holder = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        self.was_left = os.fstat(descriptor).st_size > 0
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps(holder).encode())
-        self._descriptor = descriptor
-        self._held[os.getpid(), self.path] = self
-        atexit.register(self.release)
-        return None
-
-    def release(self) -> None:
-        """Let the next run in."""
-        if self._descriptor is not None:
-            self.path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = None
-            self._held.pop((os.getpid(), self.path), None)
-            if self._made_folder:
-                with suppress(OSError):  # the run has written something
-                    self.path.parent.rmdir()
-            atexit.unregister(self.release)
-
-
-def _describe_holder(content: bytes) -> str:
-    try:
-        holder = json.loads(content)
-        return f"process {int(holder['process'])} on {str(holder['host'])[:100]}, since {str(holder['since'])[:40]}"
-    except (ValueError, KeyError, TypeError):  # it has not written it yet
-        return "another process"

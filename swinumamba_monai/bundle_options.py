@@ -76,7 +76,7 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
 
     Args:
         name: name of the option, such as ``min_size`` or ``network_def#depths``.
-        value: what it is to be.
+        value: value of the option.
         config: content of the config.
     """
     _check_name(name, config)

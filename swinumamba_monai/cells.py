@@ -54,6 +54,10 @@ class InstancesToClasses(Transform):
 
     Raises:
         ValueError: An argument is negative.
+
+    >>> two = np.repeat([[[1] * 5 + [2] * 5]], 4, axis=1)  # two cells side by side, (1, 4, 10)
+    >>> print(InstancesToClasses(min_interior=0)(two)[0, 1])
+    [1 1 1 1 2 2 1 1 1 1]
     """
 
     backend = (TransformBackends.NUMPY,)
@@ -170,6 +174,9 @@ def classes_to_instances(classes: np.ndarray, min_size: int = 0, grow: int = 0) 
 
     Returns:
         instance ids of shape (H, W), int32: 0 background, 1 to n in the order of the cells' first pixels.
+
+    >>> print(classes_to_instances(np.array([[0, 1, 1, 2, 2, 1, 1]]), grow=1))
+    [[0 1 1 1 2 2 2]]
     """
     ids = np.empty(classes.shape, np.int32)
     count = ndimage.label(classes == INTERIOR, structure=np.ones((3, 3)), output=ids)

@@ -44,7 +44,13 @@ def require_counts(**arguments: object) -> None:
 
 
 def require_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
-    """The argument must be one of some words, or a ``ValueError`` lists them."""
+    """The argument must be one of some words, or a ``ValueError`` lists them.
+
+    Args:
+        name: name of the argument.
+        value: value that was given.
+        allowed: the words.
+    """
     words = list(allowed)
     require(name, value, value in words, f"one of {', '.join(words)}")
 

@@ -57,7 +57,13 @@ def listed(names: Iterable[object], most: int = 3) -> str:
 
 
 def check_known(kind: str, names: Iterable[object], known: Iterable[str]) -> None:
-    """Refuse, by an :class:`InputError` that lists the known ones, a name that is not among them."""
+    """Refuse, by an :class:`InputError` that lists the known ones, a name that is not among them.
+
+    Args:
+        kind: kind of what is named, for the sentence.
+        names: names that were given.
+        known: names that there are.
+    """
     known = list(known)
     for name in names:
         if name not in known:
@@ -90,8 +96,8 @@ def explained(problem: str, advice: str, *kinds: type[Exception]) -> Iterator[No
     """Make one sentence of what a library raises in a block on bad input: "PROBLEM (its error); ADVICE."
 
     Args:
-        problem: what cannot be used, and why as far as it is known.
-        advice: what to do about it.
+        problem: words that say what cannot be used, and why as far as it is known.
+        advice: words that say what to do about it.
         kinds: errors that bad input causes; all, where a library has no common class for them. An :class:`InputError`
             always comes out as it is.
 

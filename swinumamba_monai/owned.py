@@ -48,7 +48,12 @@ def why_not_own(path: Path) -> str | None:
 
 
 def refuse(path: Path, reason: str) -> None:
-    """Say in the log that what was kept is not used, and remove it if this user can."""
+    """Say in the log that what was kept is not used, and remove it if this user can.
+
+    Args:
+        path: file or folder that was kept.
+        reason: words that follow the path in the sentence.
+    """
     logger.warning("%s %s: it is not used, and made again", path, reason)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -77,6 +82,10 @@ def load_kept(path: Path) -> bytes | None:
 
 def keep(path: Path, content: bytes) -> None:
     """Write a file for :func:`load_kept`, and its folder when needed; nobody else may read or write it.
+
+    Args:
+        path: path of the file.
+        content: bytes of the file.
 
     Raises:
         OSError: the folder cannot be written or is not this user's.

@@ -185,6 +185,10 @@ def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
 def find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint, without what other tools put around it, before its names and beside its weights.
 
+    Args:
+        content: content of the file.
+        source: name of the file, for the sentence.
+
     Raises:
         InputError: there are no weights, something else lies among them, or two names become one.
     """

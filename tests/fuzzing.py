@@ -41,7 +41,7 @@ from swinumamba_monai.data import load_datalist, load_images, read_label_map, re
 from swinumamba_monai.data.files.annotations import read_annotations, read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import read_image
-from swinumamba_monai.data.files.shapes import Annotations, paint
+from swinumamba_monai.data.files.shapes import Annotations, rasterize
 from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.data.prepare.label_forms import cells_of
 from swinumamba_monai.distribution import unpack, write_archive
@@ -289,7 +289,7 @@ def roi_files() -> list[bytes]:
 
 
 def painted(found: Annotations) -> None:
-    paint(found, range(1, len(found.shapes) + 1), found.size or (7, 9))
+    rasterize(found, range(1, len(found.shapes) + 1), found.size or (7, 9))
 
 
 def all_painted(path: Path) -> None:

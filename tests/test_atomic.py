@@ -18,13 +18,13 @@ import pytest
 
 from swinumamba_monai import atomic
 from swinumamba_monai.atomic import (
-    RunLock,
     check_output_folder,
     remove_unfinished,
     replacing,
     temporary_folder,
     writing_folder,
 )
+from swinumamba_monai.training.run_lock import RunLock
 
 WRITE = """
 import os, sys, time
@@ -36,7 +36,8 @@ for round in range(50):
 """
 HOLD = """
 import sys, time
-from swinumamba_monai.atomic import RunLock, replacing, writing_folder
+from swinumamba_monai.atomic import replacing, writing_folder
+from swinumamba_monai.training.run_lock import RunLock
 {block}
     print("ready", flush=True)
     time.sleep(60)
@@ -143,7 +144,8 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path, start) -> None:
 
 
 def test_the_lock_is_gone_when_the_process_ends(tmp_path) -> None:
-    code = "import sys; from swinumamba_monai.atomic import RunLock; RunLock(sys.argv[1]).acquire(); sys.exit(3)"
+    take = "from swinumamba_monai.training.run_lock import RunLock; RunLock(sys.argv[1]).acquire()"
+    code = f"import sys; {take}; sys.exit(3)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")])
     assert done.returncode == 3 and not Path(tmp_path / "lock").exists()
 

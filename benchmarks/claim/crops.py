@@ -34,10 +34,10 @@ class RandomCrops:
     """Batches of crops, the same for the same seed.
 
     Args:
-        pictures: what is learnt from.
+        pictures: the pictures that are learnt from.
         size: height and width of the crops in pixels.
-        device: where they are cut.
-        seed: of all that is random.
+        device: device that they are cut on.
+        seed: seed of all that is random.
     """
 
     def __init__(self, pictures: Sequence[Picture], size: tuple[int, int], device: torch.device, seed: int) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import random
 import re
 import sys
@@ -22,12 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.numpy
 from PIL import Image
-from safetensors import safe_open
 
 from benchmarks.command import run_plainly
-from swinumamba_monai.atomic import replacing
+from benchmarks.packed_files import load_files, save_files
 from swinumamba_monai.cells import InstancesToClasses
 from swinumamba_monai.data import load_datalist, read_image, read_instances
 from swinumamba_monai.data.files.volumes import read_volume, read_volume_label
@@ -121,24 +118,15 @@ def reduced(picture: Picture, factor: int) -> Picture:
 def save_pack(pictures: Sequence[Picture], path: Path) -> None:
     """Write pictures, whole or not at all; the folder must exist."""
     files = [_encoded(array) for picture in pictures for array in picture[2:]]
-    cases = {"case": [picture.case for picture in pictures], "part": [picture.part for picture in pictures]}
-    arrays = {
-        "bytes": np.frombuffer(b"".join(files), np.uint8),
-        "ends": np.cumsum([len(file) for file in files], dtype=np.int64),
-    }
-    with replacing(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(arrays, {"pictures": json.dumps(cases)}))
+    save_files(path, files, {}, [picture[:2] for picture in pictures])
 
 
 def load_pack(path: Path) -> list[Picture]:
     """The pictures of a file of :func:`save_pack`."""
-    with safe_open(path, "np") as file:
-        cases = json.loads(file.metadata()["pictures"])
-        data, ends = file.get_tensor("bytes").tobytes(), file.get_tensor("ends").tolist()
-    files = [data[start:end] for start, end in zip([0, *ends], ends)]
+    files, _, about = load_files(path, "benchmarks.claim.packs")
     with ThreadPoolExecutor() as pool:
         arrays = list(pool.map(lambda file: np.array(Image.open(io.BytesIO(file))), files))
-    return [Picture(*at, *arrays[3 * n : 3 * n + 3]) for n, at in enumerate(zip(cases["case"], cases["part"]))]
+    return [Picture(*case_and_part, *arrays[3 * n : 3 * n + 3]) for n, case_and_part in enumerate(about)]
 
 
 def _encoded(array: np.ndarray) -> bytes:
@@ -154,12 +142,12 @@ def split(
     """What is learnt from and what is scored.
 
     Args:
-        pictures: of a pack.
+        pictures: the pictures of a pack.
         part: part that is left out.
         is_choice: whether the next part is scored, in a training without both, to choose a learning rate by; else the
             part itself is scored.
-        share: of the cases that is learnt from, at least one.
-        seed: of the choice of these.
+        share: share of the cases that is learnt from, at least one case.
+        seed: seed of the choice of these.
     """
     parts = max(picture.part for picture in pictures) + 1
     scored_part = (part + 1) % parts if is_choice else part

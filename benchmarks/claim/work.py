@@ -5,7 +5,9 @@
     python -m benchmarks.claim.work --packs packs --weights weights --output_dir runs --seconds 500
 
 A job that is done has a file ``runs/NAME.json`` with the score of every case; one that somebody does, or that failed,
-has ``NAME.claim`` with the process or the reason. Begin no job in the last ``--margin`` seconds of ``--seconds``.
+has ``NAME.claim`` with the process or the reason. A worker begins no job in the last ``--margin`` seconds of
+``--seconds``, and ends when every job is done, somebody's or failed, or waits for a choice that failed. Weights and
+packs that are not there are waited for: somebody may be making them; ``--only`` leaves the arms without out.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from .arms import ARMS, CLAIM_TASKS, Job, plan, rate_jobs
 from .packs import load_pack, split
 from .train import Recipe, score_cases, train_network
 
+FAILED = "Traceback"  # what the claim of a job that failed begins with
+
 
 def claim(job: Job, output_dir: Path, weights_dir: Path, packs: Path) -> float | None:
     """Take a job if it is free and can be done now; its learning rate, or None."""
@@ -51,6 +55,15 @@ def claim(job: Job, output_dir: Path, weights_dir: Path, packs: Path) -> float |
     with os.fdopen(file, "w") as text:
         text.write(f"process {os.getpid()}")
     return rate
+
+
+def may_begin_later(job: Job, output_dir: Path) -> bool:
+    """Whether a job that cannot be done now is free, and nothing that it needs has failed."""
+    if (output_dir / f"{job.name}.claim").exists():
+        return False
+    needed = rate_jobs(job.task, job.arm) if job.rate is None else []
+    claims = [output_dir / f"{other.name}.claim" for other in needed]
+    return not any(path.exists() and path.read_text().startswith(FAILED) for path in claims)
 
 
 def do(job: Job, rate: float, packs: dict, arguments: argparse.Namespace, device: torch.device) -> dict:
@@ -91,6 +104,8 @@ def work(arguments: argparse.Namespace) -> None:
             if rate is not None:
                 break
         else:
+            if not any(may_begin_later(job, arguments.output_dir) for job in jobs):
+                break
             time.sleep(1)  # until weights or the choices of others are there
             continue
         if job.task not in packs:

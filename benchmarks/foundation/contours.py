@@ -176,9 +176,9 @@ def locate(shapes: Shapes, number: Tensor, places: Tensor) -> tuple[Tensor, Tens
     """Places in the planes of shapes.
 
     Args:
-        shapes: they.
+        shapes: the shapes.
         number: which shape is meant at each pixel, (b, h, w); or (b, k, 1, 1) for the same k shapes at all pixels.
-        places: of :func:`draw_places`, (b, h, w, 2); or (b, 1, h, w, 2).
+        places: result of :func:`draw_places`, (b, h, w, 2); or (b, 1, h, w, 2).
 
     Returns:
         the places (..., h, w, 2), and how far out they are (..., h, w): 0 in the middle, 1 on the contour.

@@ -54,9 +54,10 @@ def make_images(batch: int, size: int, generator: torch.Generator, device: torch
 
     Args:
         batch: number of images.
-        size: of their sides, in pixels.
-        generator: of the random numbers, on the device; the same state gives the same images on the same kind of it.
-        device: of the results.
+        size: length of their sides, in pixels.
+        generator: generator of the random numbers, on the device; the same state gives the same images on the same kind
+            of it.
+        device: device of the results.
 
     Returns:
         images (batch, 3, size, size), float32, of mean 0 and standard deviation 1 in each channel of each; and the

@@ -46,8 +46,8 @@ def find_images(folder: Path, per_class: int | None = None, held_out_per_class: 
 
     Args:
         folder: the source.
-        per_class: so many of a class for training at the most, spread evenly over their names.
-        held_out_per_class: and so many held out.
+        per_class: largest number of images of a class for training, spread evenly over their names.
+        held_out_per_class: largest number of images of a class that are held out.
 
     Raises:
         InputError: no folder, no images, or a class without one for training.
@@ -133,8 +133,7 @@ def make_pack(found: Sequence[Found], side: int, quality: int, num_workers: int)
     classes = tuple(sorted({image.name for image, *_ in read}))
     return Pack(
         classes,
-        np.frombuffer(b"".join(content for _, content, _ in read), np.uint8),
-        np.cumsum([len(content) for _, content, _ in read]),
+        [content for _, content, _ in read],
         np.array([classes.index(image.name) for image, *_ in read]),
         np.array([aspect for *_, aspect in read], np.float32),
         np.array([image.held_out for image, *_ in read]),
@@ -170,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
         save_pack(pack, target)
         kept = int(pack.held_out.sum())
         print(
-            f"{target}: {len(pack.ends) - kept} images for training and {kept} held out, {len(pack.classes)} classes, "
+            f"{target}: {len(pack.files) - kept} images for training and {kept} held out, {len(pack.classes)} classes, "
             f"{target.stat().st_size / 1e6:.1f} MB, {len(complaints)} left out",
             flush=True,
         )

@@ -2,27 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed images: those of one source in one file, small enough to carry and quick to read.
 
-A pack is a safetensors file. Every image lies in it as a WebP of a square, whatever its sides were; its aspect is kept
-beside it, and :mod:`.views` cuts crops in the image's own proportions.
+Every image lies in a pack as a WebP of a square, whatever its sides were; its aspect is kept beside it, and
+:mod:`.views` cuts crops in the image's own proportions.
 """
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.numpy
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 
-from swinumamba_monai.atomic import replacing
+from benchmarks.packed_files import load_files, save_files
 from swinumamba_monai.errors import InputError, quoted
 
 __all__ = ["Images", "Pack", "find_packs", "load_images", "load_pack", "save_pack"]
@@ -36,16 +33,14 @@ class Pack(NamedTuple):
 
     Args:
         classes: names of the classes.
-        webp: the images' bytes, one file after the other, (bytes,) uint8.
-        ends: where each image's bytes end, (n,) int64.
+        files: content of each image's WebP file.
         labels: number of each image's class, (n,) int64.
         aspects: width over height of each image as it was, (n,) float32.
-        held_out: whether it is kept out of the training, (n,) bool.
+        held_out: whether each image is kept out of the training, (n,) bool.
     """
 
     classes: tuple[str, ...]
-    webp: np.ndarray
-    ends: np.ndarray
+    files: Sequence[bytes]
     labels: np.ndarray
     aspects: np.ndarray
     held_out: np.ndarray
@@ -53,9 +48,7 @@ class Pack(NamedTuple):
 
 def save_pack(pack: Pack, path: Path) -> None:
     """Write a pack, whole or not at all; its folder must exist."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in pack._asdict().items() if name != "classes"}
-    with replacing(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(arrays, {"classes": json.dumps(pack.classes)}))
+    save_files(path, pack.files, {name: getattr(pack, name) for name in Pack._fields[2:]}, pack.classes)
 
 
 def load_pack(path: Path) -> Pack:
@@ -64,18 +57,11 @@ def load_pack(path: Path) -> Pack:
     Raises:
         InputError: the file cannot be read, or is no pack.
     """
-    try:
-        with safe_open(path, "numpy") as file:
-            classes = tuple(map(str, json.loads(file.metadata()["classes"])))
-            pack = Pack(classes, *(file.get_tensor(name) for name in Pack._fields[1:]))
-    except Exception as error:  # a damaged file fails anywhere in the reader
-        sentence = f"{path} is no pack of images ({quoted(error)}); make one by benchmarks.foundation.pack."
-        raise InputError(sentence) from error
-    n, last = len(pack.ends), pack.ends[-1] if len(pack.ends) else 0
-    starts_before_ends = (np.diff(pack.ends, prepend=0) > 0).all()
-    known = ((pack.labels >= 0) & (pack.labels < len(classes))).all()
-    if not (n and {array.shape for array in pack[2:]} == {(n,)} and starts_before_ends and last == len(pack.webp)):
-        raise InputError(f"{path} is no pack of images: what it counts is not what it holds.")
+    files, arrays, about = load_files(path, "benchmarks.foundation.pack")
+    if not isinstance(about, list) or set(arrays) != set(Pack._fields[2:]):
+        raise InputError(f"{path} is a pack of other images; make one by benchmarks.foundation.pack.")
+    pack = Pack(tuple(map(str, about)), files, **arrays)
+    known = ((pack.labels >= 0) & (pack.labels < len(pack.classes))).all()
     if not (known and np.isfinite(pack.aspects).all() and (pack.aspects > 0).all()):
         raise InputError(f"{path} is no pack of images: it has labels without a class, or images without a shape.")
     return pack
@@ -130,7 +116,7 @@ def load_images(paths: Sequence[Path], side: int, num_workers: int) -> Images:
 
     Args:
         paths: packs, or folders of them.
-        side: of the decoded images, in pixels.
+        side: side of the decoded images, in pixels.
         num_workers: threads that decode.
 
     Raises:
@@ -140,24 +126,19 @@ def load_images(paths: Sequence[Path], side: int, num_workers: int) -> Images:
     packs = [load_pack(file) for file in files]
     classes = tuple(dict.fromkeys(name for pack in packs for name in pack.classes))
     number = {name: index for index, name in enumerate(classes)}
-    pixels = torch.empty(sum(len(pack.ends) for pack in packs), 3, side, side, dtype=torch.uint8)
-    first = 0
+    pixels = torch.empty(sum(len(pack.files) for pack in packs), 3, side, side, dtype=torch.uint8)
+    places = [(path, index, content) for path, pack in zip(files, packs) for index, content in enumerate(pack.files)]
+
+    def decode(row: int) -> None:
+        path, index, content = places[row]
+        try:
+            picture = _decode(content, side)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"image {index} of {path} cannot be read ({quoted(error)}).") from error
+        pixels[row] = torch.from_numpy(picture).movedim(-1, 0)
+
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        for file, pack in zip(files, packs):
-            starts = [0, *pack.ends[:-1].tolist()]
-
-            def decode(
-                index: int, file: Path = file, pack: Pack = pack, starts: list = starts, first: int = first
-            ) -> None:
-                content = pack.webp[starts[index] : pack.ends[index]].tobytes()
-                try:
-                    picture = _decode(content, side)
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                    raise InputError(f"image {index} of {file} cannot be read ({quoted(error)}).") from error
-                pixels[first + index] = torch.from_numpy(picture).movedim(-1, 0)
-
-            list(pool.map(decode, range(len(starts))))
-            first += len(starts)
+        list(pool.map(decode, range(len(places))))
 
     def joined(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays)).to(dtype)
@@ -167,7 +148,7 @@ def load_images(paths: Sequence[Path], side: int, num_workers: int) -> Images:
         joined([np.array([number[name] for name in pack.classes])[pack.labels] for pack in packs], torch.int64),
         joined([pack.aspects for pack in packs], torch.float32),
         joined([pack.held_out for pack in packs], torch.bool),
-        joined([np.full(len(pack.ends), index) for index, pack in enumerate(packs)], torch.int64),
+        joined([np.full(len(pack.files), index) for index, pack in enumerate(packs)], torch.int64),
         classes,
         tuple(file.stem for file in files),
     )

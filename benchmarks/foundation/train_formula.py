@@ -41,8 +41,8 @@ class FormulaTraining(Training):
     """The training of a network from pictures that are made for each step.
 
     Args:
-        student: for images of three channels and :data:`~.formula.NUM_CLASSES` classes, on the device.
-        arguments: of :func:`make_parser`.
+        student: network for images of three channels and :data:`~.formula.NUM_CLASSES` classes, on the device.
+        arguments: options of :func:`make_parser`.
     """
 
     terms, weights = ("Dice and cross-entropy",), (1.0,)

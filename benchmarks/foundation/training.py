@@ -42,7 +42,7 @@ class Training(ABC):
     """A training and its state, which :meth:`save` keeps and :meth:`load` brings back.
 
     Args:
-        student: what learns, on the device.
+        student: the network that learns, on the device.
         arguments: parsed, with the options of :func:`add_options`.
         steps: number of steps of the whole way.
     """
@@ -129,7 +129,7 @@ class Training(ABC):
         """Train to the end, from where a run before was stopped.
 
         Args:
-            path: of the checkpoint.
+            path: path of the checkpoint.
             report: is given lines.
 
         Raises:
@@ -196,7 +196,7 @@ def add_options(parser: argparse.ArgumentParser, **defaults: object) -> None:
 
     Args:
         parser: gets them.
-        defaults: of those that differ: ``batch_size``, ``image_size``, ``drop_path_rate``.
+        defaults: values of the options that differ: ``batch_size``, ``image_size``, ``drop_path_rate``.
     """
     parser.add_argument("--output_dir", type=Path, required=True, help="for the weights, the log and the checkpoint")
     parser.add_argument("--encoder", choices=ENCODERS, default="vmamba_tiny_v0")

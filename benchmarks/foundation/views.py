@@ -38,9 +38,9 @@ def cut(pixels: Tensor, centre: Tensor, extent: Tensor, side: int) -> Tensor:
 
     Args:
         pixels: (b, 3, s, s) uint8.
-        centre: of each crop, across and down, (b, 2), -1 to 1.
+        centre: centre of each crop, across and down, (b, 2), -1 to 1.
         extent: width and height of each crop as a share of the image's, (b, 2); a negative width mirrors it.
-        side: of the crops, in pixels.
+        side: side of the crops, in pixels.
 
     Returns:
         (b, 3, side, side), 0 to 1.
@@ -54,9 +54,9 @@ def middle_views(images: Images, numbers: Tensor, side: int) -> Tensor:
     """The largest square in the middle of each image, but for a rim.
 
     Args:
-        images: they.
+        images: the images.
         numbers: which of them, (b,).
-        side: of the views, in pixels.
+        side: side of the views, in pixels.
     """
     aspect = images.aspects[numbers]
     extent = MIDDLE * torch.stack([(1 / aspect).clamp_max(1), aspect.clamp_max(1)], 1)
@@ -89,8 +89,8 @@ class RandomViews:
     """Batches of random views of the images for training; each epoch shows every image once.
 
     Args:
-        images: on the device.
-        seed: of the random numbers; a seed and a step's number decide on its batch.
+        images: the images, on the device.
+        seed: seed of the random numbers; a seed and a step's number decide on its batch.
         batch_size: number of views.
     """
 

@@ -112,8 +112,8 @@ class Atlas:
     """Samples of all sizes on a device, each kind of their pixels one after the other.
 
     Args:
-        samples: at least one, with at least one cell among them.
-        device: that they are put on.
+        samples: one at least, with at least one cell among them.
+        device: device that they are put on.
     """
 
     def __init__(self, samples: Sequence[Sample], device: torch.device) -> None:
@@ -211,9 +211,9 @@ class RandomCrops:
     """Batches of random crops with random looks.
 
     Args:
-        atlas: what they are cut from.
-        side: of the crops, in pixels.
-        seed: of the random numbers.
+        atlas: the images that they are cut from.
+        side: side of the crops, in pixels.
+        seed: seed of the random numbers.
     """
 
     def __init__(self, atlas: Atlas, side: int, seed: int) -> None:

@@ -15,7 +15,7 @@ class Draws:
     """Random numbers on a device.
 
     Args:
-        device: of the numbers.
+        device: device of the numbers.
         seed: the same one gives the same numbers on the same kind of device; or a generator there, to go on with.
     """
 

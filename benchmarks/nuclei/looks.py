@@ -180,7 +180,7 @@ def blurred(image: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         image: (b, c, h, w).
-        sigma: of each, in pixels, (b,), 0.05 to :data:`BLUR_SIGMA`.
+        sigma: standard deviation of each, in pixels, (b,), 0.05 to :data:`BLUR_SIGMA`.
     """
     steps = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=image.device)
     kernel = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)

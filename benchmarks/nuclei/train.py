@@ -59,7 +59,7 @@ def read_samples(dataset_dirs: Sequence[Path], sections: Sequence[str], num_work
 
     Args:
         dataset_dirs: folders with a ``datalist.json``.
-        sections: of the datalists.
+        sections: sections of the datalists.
         num_workers: number of processes, 0: this one.
 
     Raises:
@@ -109,8 +109,8 @@ def train(
     """Train a network, and leave it with the moving averages of its weights.
 
     Args:
-        network: on the crops' device, with :data:`~swinumamba_monai.instances.flows.FLOW_CHANNELS` channels.
-        crops: what it learns from.
+        network: network with :data:`~swinumamba_monai.instances.flows.FLOW_CHANNELS` channels, on the crops' device.
+        crops: crops that it learns from.
         steps: number of batches.
         batch_size: number of crops in each.
         learning_rate: the largest.

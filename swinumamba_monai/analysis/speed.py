@@ -32,7 +32,14 @@ CIRCLE = 12  # area in Fig. 1, square points a million parameters
 
 
 def speed_notes(device: torch.device, batch_size: int, precision: str, repeats: int) -> list[str]:
-    """How :func:`speed_rows` measured, in sentences."""
+    """How :func:`speed_rows` measured, in sentences.
+
+    Args:
+        device: device that was measured on.
+        batch_size: number of images of a training step.
+        precision: "bf16" or "fp32".
+        repeats: number of samples.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return [
         f"{name}, torch {torch.__version__}, {precision}, {repeats} samples of each in turn: median (least–most). "

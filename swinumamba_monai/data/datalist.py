@@ -69,12 +69,12 @@ def write_datalist(
 
     Args:
         dataset_dir: existing folder that the file is written into.
-        sections: for each of ``SECTIONS``, items with the relative paths "image" and "label".
+        sections: the items of each of ``SECTIONS``, with the relative paths "image" and "label".
         description: one line about the data.
         source_dir: folder of the files, absolute or relative to ``dataset_dir``.
         label_dir: folder of the labels when it is another one.
         task: a key of :data:`~swinumamba_monai.tasks.TASKS`.
-        class_names: what the numbers in the labels mean, background first, "ignore" last; none for cells.
+        class_names: names of the numbers in the labels, background first, "ignore" last; none for cells.
         regions: unions of classes that are scored instead of them, by name the numbers of the classes.
         linked_dir: folder outside of ``source_dir`` that images and labels in it may be links into.
 
@@ -115,7 +115,7 @@ def load_datalist(
         dataset_dir: folder with a ``datalist.json``.
         section: one of ``SECTIONS``.
         check: decode every file first (:func:`check_pairs`), so that a bad one is found before the training starts.
-        num_classes: what a network can tell apart, background included.
+        num_classes: number of classes of the network, background included; None compares nothing.
         skip_bad: leave out what ``check`` finds to be bad, instead of refusing it.
         reading: options of the task's :attr:`~swinumamba_monai.tasks.TaskFiles.inspect`, as its reader gets them.
 

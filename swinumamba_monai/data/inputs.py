@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from swinumamba_monai.data.files.hidden import is_hidden
+from swinumamba_monai.data.files.walk import is_hidden
 from swinumamba_monai.errors import InputError, listed, shown
 
 logger = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ class Inputs(list):
 
     Args:
         items: dictionaries with paths, as MONAI's datasets take them.
-        source: what was asked for, a path or words.
-        not_taken: for each reason the names of what is passed over for it.
+        source: the path that was asked for, or words for it.
+        not_taken: names of what is passed over, by the reason.
 
     Attributes:
         large: items that are not in the list, because they are too large to go the way of the others.

@@ -18,12 +18,12 @@ from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
-from swinumamba_monai.data.files.hidden import find_files
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
-from swinumamba_monai.data.files.volume_listing import find_volumes, result_names
+from swinumamba_monai.data.files.volume_listing import find_volumes, names_of_results
 from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
+from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
 from swinumamba_monai.errors import InputError
 
@@ -53,7 +53,8 @@ def load_images(
     Args:
         path: an image file, a folder of images (its subfolders are not searched), or a prepared dataset, of which the
             test section is taken.
-        reader: of ``LoadImage``, which reads every one first, so that a bad one is found before there is work to lose.
+        reader: reader of ``LoadImage``, which reads every image first, so that a bad one is found before there is work
+            to lose.
         skip_bad: leave bad ones out, instead of refusing them all.
         memory: refuses what was read and is too large to be predicted, such as ``MemoryNeed(...).check`` of
             :mod:`swinumamba_monai.inference.memory`.
@@ -84,8 +85,8 @@ def load_frames(
     Args:
         path: an image or video file, a folder of both (its subfolders are not searched), or a prepared dataset, of
             which the test section is taken.
-        reader: as for :func:`load_images`; the frames of a video are decoded to count them, and not once more.
-        skip_bad, memory: as for :func:`load_images`.
+        reader: the same as for :func:`load_images`; the frames of a video are decoded to count them, and not once more.
+        skip_bad, memory: the same as for :func:`load_images`.
 
     Returns:
         Dictionaries with the name "image": the absolute path of an image, or the name of a frame of a video or of a
@@ -116,9 +117,9 @@ def load_volumes(
     Args:
         path: a file; a folder, of which all folders are searched; or a prepared dataset, of which the test section is
             taken.
-        series: of DICOM series, which to take: a UID, a number, a part of the description, or "all".
-        channels: of an image; see :func:`~swinumamba_monai.data.files.volume_listing.find_volumes`.
-        reader, skip_bad, memory: as for :func:`load_images`.
+        series: the DICOM series to be taken: a UID, a number, a part of the description, or "all".
+        channels: number of channels of an image; see :func:`~swinumamba_monai.data.files.volume_listing.find_volumes`.
+        reader, skip_bad, memory: the same as for :func:`load_images`.
 
     Returns:
         Dictionaries with "image", sorted by name: the absolute path of a file, those of the
@@ -196,7 +197,7 @@ def _list(
         raise InputError(f"{path} does not exist; give {wanted} or a prepared dataset.")
     entries = sorted(path.iterdir()) if path.is_dir() and by_entry else [path]
     names, others, problems = [], [], []
-    written = result_names([entry.stem for entry in entries])
+    written = names_of_results([entry.stem for entry in entries])
     results = [entry for entry in entries if entry.is_file() and entry.stem in written]
     for entry in entries:
         if entry in results:

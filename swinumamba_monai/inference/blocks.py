@@ -65,7 +65,7 @@ class BlockInference:
     """Find cells in large images by blocks.
 
     Args:
-        inference: what is done with a block.
+        inference: the prediction of a block.
         need: memory that an image takes.
         block_size: pixels of the sides of a block with its margins, made a multiple of 256. Images with more than twice
             the pixels of a block go by blocks, if they can be read so; 0 lets none.

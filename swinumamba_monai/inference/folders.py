@@ -24,7 +24,7 @@ class ResultLayout(FolderLayout):
     """MONAI's layout with a name for every image; other images are named as MONAI names them.
 
     Args:
-        names: what the results of an image are called, below the folder of the results, by the path of the image.
+        names: name of an image's results, below their folder, by the path of the image.
         options: options of MONAI's ``FolderLayout``.
     """
 

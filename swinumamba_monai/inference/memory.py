@@ -39,8 +39,8 @@ class MemoryNeed:
         spacing: mm of a pixel of a slice on the network's grid; None for images.
         probabilities: whether they are saved.
         postprocessing: more bytes that it takes a pixel of an image.
-        diameter: of the cells in pixels, as :class:`~swinumamba_monai.inference.RescalingInferer` has it; of "auto" as
-            if it left the image as it is.
+        diameter: diameter of the cells in pixels, as :class:`~swinumamba_monai.inference.RescalingInferer` has it; of
+            "auto" as if it left the image as it is.
         in_blocks: whether large TIFF files are predicted in blocks, which the sentence then says.
     """
 
@@ -62,7 +62,12 @@ class MemoryNeed:
         self.saved = 4 * num_classes * probabilities
 
     def estimate(self, image: np.ndarray, meta: Mapping) -> int:
-        """Bytes for an image (H, W) or (H, W, C), or a volume (X, Y, Z), as a reader of ``LoadImage`` gives it."""
+        """Bytes for an image (H, W) or (H, W, C), or a volume (X, Y, Z), as a reader of ``LoadImage`` gives it.
+
+        Args:
+            image: image (H, W) or (H, W, C), or volume (X, Y, Z), as a reader of ``LoadImage`` gives it.
+            meta: metadata of the image, with the affine of a volume.
+        """
         if self.spacing is None:
             larger = self.zoomed * (24 + 4 * self.num_classes) if self.zoomed > 1 else 0
             a_pixel = 24 + 14 * self.num_classes + self.saved + self.postprocessing + larger
@@ -79,7 +84,14 @@ class MemoryNeed:
 
     @staticmethod
     def refuse(name: object, shape: Sequence[int], needed: float, advice: str) -> None:
-        """Refuse by an InputError, which ends in ``advice``, an image that needs more bytes than are free."""
+        """Refuse by an InputError, which ends in ``advice``, an image that needs more bytes than are free.
+
+        Args:
+            name: name of the image.
+            shape: its size in pixels or voxels.
+            needed: bytes that its prediction takes.
+            advice: end of the sentence.
+        """
         free = free_memory()
         if free is not None and needed > free:
             size = " x ".join(map(str, shape))
@@ -93,7 +105,7 @@ class MemoryHandler:
     """Handler of an evaluator that checks every image before the network sees it, for images that nobody has looked at.
 
     Args:
-        need: what an image takes.
+        need: the memory that an image takes.
     """
 
     def __init__(self, need: MemoryNeed) -> None:

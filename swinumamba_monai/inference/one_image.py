@@ -28,8 +28,8 @@ class ImageInference:
         network: maps windows (b, c, h, w) to outputs.
         inferer: cuts the image into windows.
         postprocessing: transforms; those that write are in ``savers``.
-        device: of the network.
-        amp_dtype: of autocast; None without.
+        device: device of the network.
+        amp_dtype: dtype of autocast; None without.
 
     Attributes:
         load: the transform that reads the file.

@@ -31,7 +31,7 @@ def geojson(
         numbers: map of numbers (H, W), 0 is background.
         names: names of the classes by number; None where the numbers are those of cells.
         corner: row and column of the map's upper left pixel, of a map that is a part of an image.
-        before: how much higher the number of a cell is in the image.
+        before: number to be added to a cell's to get that in the image.
 
     Returns:
         A FeatureCollection with a feature for every number: a Polygon, or a MultiPolygon where its pixels lie in

@@ -30,8 +30,8 @@ class RescalingInferer(Inferer):
 
     Args:
         inferer: inferer that gives an output (b, c, h, w) for an image (b, c, h, w).
-        diameter: of the cells, in pixels; ``"auto"`` measures it in the output for the image as it is; None leaves
-            every image as it is, and so do diameters from 9 to 64.
+        diameter: diameter of the cells, in pixels; ``"auto"`` measures it in the output for the image as it is; None
+            leaves every image as it is, and so do diameters from 9 to 64.
 
     Raises:
         InputError: ``diameter`` is something else.

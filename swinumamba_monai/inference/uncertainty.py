@@ -57,6 +57,9 @@ class Probabilitiesd(MapTransform):
         probabilities_key: key of the probabilities, which have the shape and the metadata of the logits.
         num_classes: how many of the channels, from the first on, are logits; None for all.
         allow_missing_keys: whether absent logits are passed over, instead of being an error.
+
+    >>> Probabilitiesd("pred")({"pred": torch.zeros(2, 1, 1)})["probabilities"].flatten()
+    tensor([0.5000, 0.5000])
     """
 
     def __init__(
@@ -85,6 +88,9 @@ class Entropyd(MapTransform):
         entropy_key: key of the entropy, (1, ...) float32 with the metadata of the logits.
         num_classes: how many of the channels, from the first on, are logits; None for all.
         allow_missing_keys: whether absent logits are passed over, instead of being an error.
+
+    >>> Entropyd("pred")({"pred": torch.zeros(2, 1, 1)})["entropy"]  # two classes that are equally likely
+    tensor([[[1.]]])
     """
 
     def __init__(

@@ -16,7 +16,7 @@ def finish_cells(
 
     Args:
         ids: instance ids of shape (H, W), integers, 0 background; a cell may be in several pieces.
-        probability: that a pixel belongs to a cell, shape (H, W).
+        probability: probability that a pixel belongs to a cell, shape (H, W).
         min_size: cells with fewer pixels are dropped.
         min_score: cells with a lower score are dropped.
         agreement: another reason for a cell to be one, between 0 and 1, shape (H, W).

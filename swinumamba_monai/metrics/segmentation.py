@@ -44,7 +44,12 @@ FLOAT32_SLACK = 1 + 1e-6
 
 
 def dice(truth: np.ndarray, pred: np.ndarray) -> float:
-    """DSC of two boolean masks; nan if both are empty."""
+    """DSC of two boolean masks; nan if both are empty.
+
+    Args:
+        truth: boolean mask.
+        pred: boolean mask of the same shape.
+    """
     total = np.count_nonzero(truth) + np.count_nonzero(pred)
     return 2 * np.count_nonzero(truth & pred) / total if total else float("nan")
 
@@ -112,7 +117,7 @@ class DiceNSDMetric(CaseScores):
             by name; names of other classes may be among them.
         only_present: whether the published reading scores only classes that truth or prediction has.
         key: name of the column that counts as the metric's value.
-        regions: what is scored instead of the classes: by name the labels that it is the union of. Tolerances and
+        regions: labels by name, whose unions are scored instead of the classes. Tolerances and
             ``cut_slices`` are then those of the regions, in this order.
 
     Raises:

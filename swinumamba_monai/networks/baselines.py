@@ -59,6 +59,9 @@ class NNUNet(BaseNetwork, _PlannedUNet):
 
     Raises:
         ValueError: a ``roi_size`` too small to be pooled twice.
+
+    >>> NNUNet(1, 2, roi_size=(32, 32), base_channels=4).eval()(torch.zeros(1, 1, 32, 32)).shape
+    torch.Size([1, 2, 32, 32])
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class CUDAGraphs:
             forward: function of one tensor that returns a list of tensors, in each mode of the network and for each
                 ``kind`` computed the same way for all inputs of a shape.
             x: input of ``forward``.
-            kind: what else decides on what ``forward`` computes; hashable.
+            kind: anything hashable that also decides on what ``forward`` computes.
         """
         if self._failed or self._is_recording or not self._can_replay(network, x):
             return forward(x)

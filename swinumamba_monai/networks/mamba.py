@@ -25,33 +25,24 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from swinumamba_monai.ops import selective_scan
 from swinumamba_monai.ops.backends import BackendChoice
 
+STEP_SIZES = 1e-3, 1e-1  # Δ at the beginning, from and to
+
 
 @torch.no_grad()
-def init_scan(
-    A_log: Tensor,
-    D: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    dt_min: float = 1e-3,
-    dt_max: float = 1e-1,
-    dt_floor: float = 1e-4,
-) -> None:
-    """Mamba's initialisation: A = -(1..n), D = 1, and a bias that puts Δ log-uniformly between two step sizes.
+def init_scan(A_log: Tensor, D: Tensor, dt_weight: Tensor, dt_bias: Tensor) -> None:
+    """Mamba's initialisation: A = -(1..n), D = 1, and a bias that puts Δ log-uniformly between 0.001 and 0.1.
 
     Args:
         A_log: logarithm of -A, (..., d_state); filled, as are the next three.
         D: skip weights, (...).
         dt_weight: weight of the linear function that gives Δ, (..., dt_rank).
         dt_bias: bias of that function, (...).
-        dt_min: smallest step size drawn.
-        dt_max: largest step size drawn.
-        dt_floor: lower bound on what was drawn.
     """
     A_log.copy_(torch.arange(1, A_log.shape[-1] + 1).log().expand_as(A_log))
     D.fill_(1.0)
     bound = dt_weight.shape[-1] ** -0.5
     nn.init.uniform_(dt_weight, -bound, bound)
-    dt = torch.empty_like(dt_bias).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=dt_floor)
+    dt = torch.empty_like(dt_bias).uniform_(*map(math.log, STEP_SIZES)).exp()
     dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
 

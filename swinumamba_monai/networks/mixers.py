@@ -35,7 +35,12 @@ from .vss import SS2D
 class MambaMixer(nn.Module):
     """Mamba (:class:`.mamba.Mamba`) over the pixels of a map in row-major order.
 
-    Args: as those of :class:`.vss.SS2D`; ``norm_name`` is of no effect, as Mamba has no norm before its gate.
+    Args:
+        d_model: number of channels of the map.
+        d_state: number of states of each scanned channel.
+        expand: ratio of scanned channels to ``d_model``.
+        norm_name: of no effect: Mamba has no norm before its gate.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
     """
 
     def __init__(
@@ -54,7 +59,11 @@ class VimMixer(MambaMixer):
 
     Each direction has a convolution and a scan of its own; the projections and the gate are shared.
 
-    Args: as those of :class:`MambaMixer`.
+    Args:
+        d_model: number of channels of the map.
+        d_state: number of states of each scanned channel.
+        expand: ratio of scanned channels to ``d_model``.
+        options: ``norm_name``, of no effect, and ``scan_backend``.
     """
 
     def __init__(self, d_model: int, d_state: int = 16, expand: int = 2, **options) -> None:
@@ -77,8 +86,13 @@ class ConvMixer(nn.Module):
     learned; its FLOPs are 22 % fewer. On Endoscopy's maps it spans an eighth of the width of the finest and reaches
     from any pixel of the coarsest, 12×20, over the whole height.
 
-    Args: as those of :class:`.vss.SS2D`, of which ``d_state`` is of no effect; and the odd ``kernel_size`` of the
-    convolution.
+    Args:
+        d_model: number of channels of the map.
+        d_state: of no effect: a convolution has no states.
+        expand: ratio of mixed channels to ``d_model``.
+        norm_name: norm after the convolution, a key of :data:`.norm.NORMS`.
+        scan_backend: backend of the norm, one of :data:`swinumamba_monai.ops.BACKENDS`.
+        kernel_size: odd side of the convolution's kernel in pixels.
     """
 
     def __init__(

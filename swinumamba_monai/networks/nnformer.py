@@ -37,7 +37,15 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 class Projection(nn.Module):
-    """Two 3-wide convolutions, the first with a stride, each with GELU and LayerNorm, the last one bare if asked."""
+    """Two 3-wide convolutions, the first with a stride, each with GELU and LayerNorm, the last one bare if asked.
+
+    Args:
+        in_channels: number of channels of the input.
+        channels: number of channels of the output.
+        stride: stride of the first convolution along each axis.
+        spatial_dims: number of axes of the map, 2 or 3.
+        last: whether GELU and LayerNorm are left out after the second convolution.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: Sequence[int], spatial_dims: int, last: bool) -> None:
         super().__init__()
@@ -53,7 +61,14 @@ class Projection(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Convolutions that bring the image to the patches' resolution: (b, in, *spatial) to (b, *patches, dim)."""
+    """Convolutions that bring the image to the patches' resolution: (b, in, *spatial) to (b, *patches, dim).
+
+    Args:
+        in_channels: number of channels of the image.
+        dim: number of channels of a patch.
+        patch_size: sides of a patch in pixels, each 1, 2 or 4.
+        spatial_dims: number of axes of the map, 2 or 3.
+    """
 
     def __init__(self, in_channels: int, dim: int, patch_size: Sequence[int], spatial_dims: int) -> None:
         super().__init__()
@@ -68,7 +83,12 @@ class PatchEmbedding(nn.Module):
 
 
 class Downsample(nn.Module):
-    """GELU, LayerNorm and a convolution with stride 2: (b, *spatial, dim) to (b, *spatial / 2, 2 dim)."""
+    """GELU, LayerNorm and a convolution with stride 2: (b, *spatial, dim) to (b, *spatial / 2, 2 dim).
+
+    Args:
+        dim: number of channels before.
+        spatial_dims: number of axes of the map, 2 or 3.
+    """
 
     def __init__(self, dim: int, spatial_dims: int) -> None:
         super().__init__()
@@ -80,7 +100,12 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """LayerNorm and a transposed convolution: (b, *spatial, 2 dim) to (b, *2 spatial, dim)."""
+    """LayerNorm and a transposed convolution: (b, *spatial, 2 dim) to (b, *2 spatial, dim).
+
+    Args:
+        dim: number of channels after.
+        spatial_dims: number of axes of the map, 2 or 3.
+    """
 
     def __init__(self, dim: int, spatial_dims: int) -> None:
         super().__init__()
@@ -92,7 +117,14 @@ class Upsample(nn.Module):
 
 
 class Head(nn.Module):
-    """A transposed convolution over patches: (b, *patches, dim) to logits (b, out_channels, *spatial)."""
+    """A transposed convolution over patches: (b, *patches, dim) to logits (b, out_channels, *spatial).
+
+    Args:
+        dim: number of channels of a patch.
+        out_channels: number of classes, background included.
+        patch_size: sides of a patch in pixels.
+        spatial_dims: number of axes of the map, 2 or 3.
+    """
 
     def __init__(self, dim: int, out_channels: int, patch_size: Sequence[int], spatial_dims: int) -> None:
         super().__init__()
@@ -148,7 +180,13 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Patch embedding, stages and a norm for each map that leaves: image to maps (b, *spatial, dim), finest first."""
+    """Patch embedding, stages and a norm for each map that leaves: image to maps (b, *spatial, dim), finest first.
+
+    Args:
+        patch_embed: layer from the image to the first stage's map.
+        stages: the stages, finest first.
+        dims: number of channels of each stage.
+    """
 
     def __init__(self, patch_embed: nn.Module, stages: Sequence[Stage], dims: Sequence[int]) -> None:
         super().__init__()
@@ -167,7 +205,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Stages, stored finest first, that go up from the encoder's coarsest map."""
+    """Stages, stored finest first, that go up from the encoder's coarsest map.
+
+    Args:
+        stages: the stages, finest first.
+    """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ class LayerNorm(nn.LayerNorm):
         self.backend = BackendChoice(scan_backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (..., channels) to the same shape; the errors are those of :func:`.backends.choose_backend`."""
+        """Features (..., channels) to the same shape; the errors are those of :mod:`swinumamba_monai.ops.backends`."""
         return self.backend.find(x).norm(x, self.weight, self.bias, self.eps)
 
 
@@ -34,5 +34,11 @@ NORMS = {"layer": LayerNorm, "rms": lambda channels, scan_backend: nn.RMSNorm(ch
 
 
 def make_norm(norm_name: str, channels: int, scan_backend: str = "auto") -> nn.Module:
-    """Norm over the last axis, eps 1e-5; ``norm_name`` is a key of :data:`NORMS`, the backend that of the network."""
+    """Norm over the last axis, eps 1e-5; ``norm_name`` is a key of :data:`NORMS`, the backend that of the network.
+
+    Args:
+        norm_name: key of :data:`NORMS`.
+        channels: length of the last axis.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+    """
     return NORMS[norm_name](channels, scan_backend)

@@ -60,7 +60,12 @@ class ConvBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolution blocks and a residual connection, which is pooled and projected where the map changes (ResNet-D).
 
-    Args: the first five of :class:`ConvBlock`.
+    Args:
+        spatial_dims: number of axes, 2 or 3.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
+        kernel_size: odd side of the kernels along each axis.
+        strides: stride of the first convolution along each axis.
     """
 
     def __init__(
@@ -80,7 +85,15 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualStage(nn.Module):
-    """Residual blocks at one resolution, of which the first changes channels and resolution; arguments as theirs."""
+    """Residual blocks at one resolution, of which the first changes channels and resolution; arguments as theirs.
+
+    Args:
+        spatial_dims: number of axes, 2 or 3.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
+        kernel_size: odd side of the kernels along each axis.
+        strides: stride of the first convolution along each axis.
+    """
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, kernel_size, strides) -> None:
         super().__init__()

@@ -57,7 +57,13 @@ def _take_released_names(module: nn.Module, state_dict: dict[str, Tensor], prefi
 
 
 class MambaLayer(nn.Module):
-    """LayerNorm and Mamba over the pixels of a map in row-major order: (b, channels, ...) to the same shape."""
+    """LayerNorm and Mamba over the pixels of a map in row-major order: (b, channels, ...) to the same shape.
+
+    Args:
+        channels: number of channels of the map.
+        d_state: number of states of each scanned channel.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+    """
 
     def __init__(self, channels: int, d_state: int, scan_backend: str) -> None:
         super().__init__()
@@ -84,7 +90,11 @@ def _scan_map(norm: nn.Module, mamba: Mamba, x: Tensor) -> Tensor:
 class MambaEncoder(ResidualEncoder):
     """Residual encoder in which each stage's map goes through Mamba before anything else sees it.
 
-    Args: as those of :class:`.residual_unet.ResidualEncoder`, and those of :class:`MambaLayer` after the channels.
+    Args:
+        spatial_dims: number of axes of the image, 2 or 3.
+        in_channels: number of channels of the image.
+        stages: channels, kernels and strides of the stages.
+        mamba: ``d_state`` and ``scan_backend`` of every :class:`MambaLayer`.
     """
 
     def __init__(self, spatial_dims: int, in_channels: int, stages: Stages, **mamba) -> None:

@@ -141,6 +141,9 @@ class VMambaClassifier(VMambaEncoder):
 
     Raises:
         ValueError: ``in_channels`` or ``num_classes`` is not a positive integer.
+
+    >>> VMambaClassifier(3, 10, depths=(1, 1, 1, 1), feature_size=8)(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 10])
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 1000, **encoder) -> None:
@@ -179,7 +182,10 @@ class LaterVMambaClassifier(VMambaClassifier):
 
     ``load_state_dict`` takes linear layers as convolutions of one pixel too, (out, in, 1, 1), as some files have them.
 
-    Args: as those of :class:`VMambaClassifier`, without ``layers``.
+    Args:
+        in_channels: number of channels of the image.
+        num_classes: number of classes.
+        encoder: keyword arguments of :class:`VMambaEncoder` but ``layers``.
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 1000, **encoder) -> None:

@@ -157,7 +157,15 @@ class VSSStage(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches of side p to feature vectors: (b, in_channels, h, w) to (b, h / p, w / p, channels)."""
+    """Non-overlapping patches of side p to feature vectors: (b, in_channels, h, w) to (b, h / p, w / p, channels).
+
+    Args:
+        in_channels: number of channels of the image.
+        channels: number of features of a patch.
+        patch_size: side p of a patch in pixels.
+        norm_name: norm, a key of :data:`.norm.NORMS`.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+    """
 
     def __init__(
         self, in_channels: int, channels: int, patch_size: int = 4, norm_name: str = "layer", scan_backend: str = "auto"
@@ -174,6 +182,11 @@ class PatchMerging(nn.Module):
     """Halve the resolution and double the channels: (b, h, w, channels) to (b, h / 2, w / 2, 2 * channels).
 
     The four pixels of a 2×2 patch are concatenated in the order (0, 0), (1, 0), (0, 1), (1, 1), row offset first.
+
+    Args:
+        channels: number of channels before.
+        norm_name: norm, a key of :data:`.norm.NORMS`.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
     """
 
     def __init__(self, channels: int, norm_name: str = "layer", scan_backend: str = "auto") -> None:
@@ -190,6 +203,13 @@ class PatchExpanding(nn.Module):
     """Raise the resolution by a factor s, the scale: (b, h, w, in_channels) to (b, s * h, s * w, out_channels).
 
     A linear layer makes s² vectors of each pixel, and they take its place as in a pixel shuffle.
+
+    Args:
+        in_channels: number of channels before.
+        out_channels: number of channels after.
+        scale: factor s of both sides of the map.
+        norm_name: norm, a key of :data:`.norm.NORMS`.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
     """
 
     def __init__(

@@ -87,6 +87,12 @@ class ConvPatchEmbed(nn.Sequential):
     """Image to feature vectors of 2×2 or 4×4 pixels: (b, in_channels, h, w) to (b, h / p, w / p, channels).
 
     Each halving is a convolution and a norm; GELU stands between two of them, and the first has half of the channels.
+
+    Args:
+        in_channels, channels: number of channels of the image, and of features of a patch.
+        patch_size: side p of a patch in pixels, 2 or 4.
+        norm_name: norm, a key of :data:`.norm.NORMS`.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
     """
 
     def __init__(
@@ -101,7 +107,13 @@ class ConvPatchEmbed(nn.Sequential):
 
 
 class ConvDownsample(nn.Sequential):
-    """Halve the resolution and double the channels: (b, h, w, channels) to (b, h / 2, w / 2, 2 * channels)."""
+    """Halve the resolution and double the channels: (b, h, w, channels) to (b, h / 2, w / 2, 2 * channels).
+
+    Args:
+        channels: number of channels before.
+        norm_name: norm, a key of :data:`.norm.NORMS`.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+    """
 
     def __init__(self, channels: int, norm_name: str = "layer", scan_backend: str = "auto") -> None:
         super().__init__(Permute(0, 3, 1, 2), *_halving_conv(channels, 2 * channels, norm_name, scan_backend))

@@ -26,7 +26,13 @@ __all__ = ["selective_scan_ref", "cross_scan_2d_ref", "scan_orders", "state_dtyp
 
 
 def state_dtype(u: Tensor, delta: Tensor, A: Tensor) -> torch.dtype:
-    """The precision every backend computes and keeps the state in: float64 when one of these is, else float32."""
+    """The precision every backend computes and keeps the state in: float64 when one of these is, else float32.
+
+    Args:
+        u: inputs of the scan.
+        delta: step sizes of the scan.
+        A: state matrices of the scan.
+    """
     return torch.float64 if torch.float64 in (u.dtype, delta.dtype, A.dtype) else torch.float32
 
 
@@ -89,7 +95,7 @@ def scan_orders(height: int, width: int, device: torch.device | str | None = Non
     Args:
         height: rows of the map.
         width: columns of the map.
-        device: where to make the table.
+        device: device of the table.
 
     Returns:
         int64, (4, height * width), indices into the row-major map: along the rows, the columns, and both reversed.
@@ -102,7 +108,17 @@ def scan_orders(height: int, width: int, device: torch.device | str | None = Non
 def cross_scan_2d_ref(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """Four-direction scan of a 2D map (SS2D, eqs. (5)-(7)); the shapes are those of :func:`.scan.cross_scan_2d`."""
+    """Four-direction scan of a 2D map (SS2D, eqs. (5)-(7)); the shapes are those of :func:`.scan.cross_scan_2d`.
+
+    Args:
+        x: feature map, (b, h, w, d), channels last.
+        delta: step sizes Δ before bias and softplus of each direction, (b, h, w, 4, d).
+        A: state matrices, (4, d, n).
+        B: input matrices, (b, h, w, 4, n).
+        C: output matrices, (b, h, w, 4, n).
+        D: skip weights, (4, d).
+        delta_bias: offsets of ``delta``, (4, d).
+    """
     batch, height, width, channels = x.shape
     merged = torch.zeros_like(x).flatten(1, 2)
     for k, order in enumerate(scan_orders(height, width, x.device)):

@@ -42,8 +42,16 @@ def selective_scan(
     The state is float64 when ``u``, ``delta`` or ``A`` is, else float32; the result has the dtype of ``u``.
     Differentiable once.
 
-    Args: as those of :func:`.reference.selective_scan_ref`, and ``backend``, a record or one of
-        :data:`.backends.BACKENDS`.
+    Args:
+        u: input sequence, (b, d, l).
+        delta: step sizes, (b, d, l).
+        A: state matrix, (d, n).
+        B: input matrix, (b, g, n, l) or (b, n, l).
+        C: output matrix, shaped like ``B``.
+        D: skip weight, (d,).
+        delta_bias: offset of ``delta``, (d,).
+        delta_softplus: whether ``delta`` passes through softplus.
+        backend: record, or one of :data:`.backends.BACKENDS`.
 
     Returns:
         output sequence, (b, d, l).
@@ -129,9 +137,14 @@ def projected_scan_2d(
 ) -> Tensor:
     """:func:`cross_scan_2d` of what one projection of the map makes: Δ as a low rank, B and C of each direction.
 
-    Args: as those of :func:`cross_scan_2d`, but ``delta``, ``B`` and ``C`` are made from:
+    Args:
+        x: feature map, (b, h, w, d), channels last.
         projected: r numbers for Δ, then B, then C, (b, h, w, 4, r + 2n).
         delta_weight: weight that makes Δ before bias and softplus from the r numbers, (4, d, r).
+        A: state matrices, (4, d, n).
+        D: skip weights, (4, d).
+        delta_bias: offsets of ``delta``, (4, d).
+        backend: record, or one of :data:`.backends.BACKENDS`.
     """
     found = _find(backend, x, A.shape[2])
     if found.projected_scan is not None:

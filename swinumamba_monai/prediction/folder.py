@@ -82,8 +82,8 @@ def predict_images(
     Args:
         bundle: see :class:`~swinumamba_monai.prediction.predictor.Predictor`.
         images: files, folders and prepared datasets, as the bundle's inference takes them.
-        output_dir: where the results go; images in several folders have theirs in folders of the same names.
-        formats: in which forms the objects are written; the masks always are.
+        output_dir: folder of the results; images in several folders have theirs in folders of the same names.
+        formats: forms that the objects are written in; the masks always are.
         overwrite: whether to predict images that are finished, too.
         share: ``(i, n)``: the i-th of n equal shares of the images is predicted.
         progress: whether to show how far the run is.

@@ -41,8 +41,8 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
     """Predict an image by blocks.
 
     Args:
-        blocks: which predicts them.
-        image: as ``blocks.open`` gives it.
+        blocks: the inference by blocks.
+        image: an image that ``blocks.open`` gave.
         file: ``.tif`` file to write, whole or not at all: the cells.
         polygons: GeoJSON file to write likewise, or none.
 

@@ -25,7 +25,7 @@ def object_table(
     Args:
         labels: number of the object at every pixel (H, W) or voxel (X, Y, Z), 0 is background.
         image: image of that shape, perhaps with channels as a last axis; of four channels the last is an alpha.
-        scores: how sure each object is, shape (n,) for the numbers 1 to n.
+        scores: certainty of each object, 0 to 1, shape (n,) for the numbers 1 to n.
         names: names of the classes, where the numbers are classes and not cells.
 
     Returns:

@@ -74,7 +74,7 @@ class Predictor:
         bundle: ``microscopy``, ``endoscopy``, ``abdomen_mri``, or the folder of a bundle.
         checkpoint: weights, or several files for the mean of their logits; with None those of the bundle.
         device: such as ``cuda:1`` or ``cpu``; with None a GPU if there is one.
-        bundle_dir: where the bundle lies, see :func:`~swinumamba_monai.prediction.location.find_bundle`.
+        bundle_dir: folder of the bundle, or its name, see :func:`~swinumamba_monai.prediction.location.find_bundle`.
         progress: whether to show how far the network is within an image that takes long.
         options: values of entries of the bundle's ``inference.json``, such as ``min_size=0``, or
             ``**{"network_def#feature_size": 32}``.
@@ -228,7 +228,12 @@ class Predictor:
         return Prediction(labels, table, doubts, image, data)
 
     def doubts(self, image: np.ndarray, table: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-        """See :func:`~swinumamba_monai.prediction.objects.find_doubts`."""
+        """See :func:`~swinumamba_monai.prediction.objects.find_doubts`.
+
+        Args:
+            image: the image as it was read.
+            table: columns of :func:`~swinumamba_monai.prediction.objects.object_table` by name.
+        """
         return tuple(find_doubts(image, table, self.class_names is None, self._given))
 
 

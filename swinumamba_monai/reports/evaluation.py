@@ -52,7 +52,8 @@ class EvaluationReport:
 
     Args:
         output_dir: folder to write into; made if absent.
-        metric: the evaluator's :class:`CellF1` or :class:`DiceNSD`, which knows what it compared and how.
+        metric: the evaluator's :class:`~swinumamba_monai.metrics.CellF1` or :class:`~swinumamba_monai.metrics.DiceNSD`,
+            which knows what it compared and how.
         class_names: names of the classes of any other metric that has one value per class, by the metric's name; they
             become part of the column names ("val_dice_interior"). Without them classes are numbered from 0.
         num_figures: number of cases in a picture; with 0 there is none.

@@ -14,7 +14,12 @@ from swinumamba_monai.atomic import replacing, write_file
 
 
 def markdown_lines(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of texts, with a heading above every column, without a line break at its end."""
+    """A Markdown table of texts, with a heading above every column, without a line break at its end.
+
+    Args:
+        heading: headings of the columns.
+        rows: texts of the cells, row by row.
+    """
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rows))
 
 
@@ -38,7 +43,15 @@ def markdown(columns: Mapping[str, str], rows: Sequence[Mapping], notes: Sequenc
 def write_table(
     output_dir: PathLike, name: str, columns: Mapping[str, str], rows: Sequence[Mapping], notes: Sequence[str] = ()
 ) -> str:
-    """Write ``NAME.md``, what :func:`markdown` returns, and ``NAME.csv``, every key of every row; return the former."""
+    """Write ``NAME.md``, what :func:`markdown` returns, and ``NAME.csv``, every key of every row; return the former.
+
+    Args:
+        output_dir: folder of both files, which is made if absent.
+        name: name of both files without suffix.
+        columns: headings of the columns by the keys of the cells that they show.
+        rows: cells by key; None and absent ones stay empty.
+        notes: sentences below the table.
+    """
     write_csv(output_dir, name, rows)
     text = markdown(columns, rows, notes)
     write_file(Path(output_dir) / f"{name}.md", text)
@@ -49,6 +62,11 @@ def write_csv(output_dir: PathLike, name: str, rows: Sequence[Mapping]) -> None:
     """Write ``NAME.csv`` with every key of every row, into a folder that is made if absent.
 
     Text that a spreadsheet would take for a formula gets an apostrophe before it.
+
+    Args:
+        output_dir: folder of the file.
+        name: name of the file without suffix.
+        rows: cells by key; absent ones stay empty.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)

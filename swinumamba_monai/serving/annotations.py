@@ -21,7 +21,7 @@ def elements(collection: Mapping) -> list[dict]:
     """The ``elements`` of an annotation of MONAI Label.
 
     Args:
-        collection: of :func:`~swinumamba_monai.inference.geojson`.
+        collection: result of :func:`~swinumamba_monai.inference.geojson`.
 
     Returns:
         for each feature its ``label`` and ``contours``, lists of x, y. These have no holes, so they are the outer
@@ -42,7 +42,7 @@ def read_asap(path: PathLike, shape: tuple[int, int], names: Mapping[int, str] |
     Args:
         path: the file.
         shape: rows and columns of the image.
-        names: of the classes, in any case; None where every polygon is a cell.
+        names: names of the classes, in upper or lower case; None where every polygon is a cell.
 
     Returns:
         (H, W) uint16, the number of a pixel's class or cell, 0 outside; where polygons overlap, that of the last.

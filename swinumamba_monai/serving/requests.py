@@ -36,8 +36,8 @@ def check_name(field: str, value: object, optional: bool = False) -> str:
     """A name that is part of a file's: of an image, a label's tag, a model, a session.
 
     Args:
-        field: what it is called in the request.
-        value: what the client gave.
+        field: name of the value in the request.
+        value: the client's value.
         optional: whether it may be empty.
 
     Raises:
@@ -211,7 +211,7 @@ def check_fields(given: object, checks: Mapping[str, Check]) -> dict[str, object
     """The fields of a request as its checks return them.
 
     Args:
-        given: what the client sent; None counts as nothing.
+        given: the client's fields; None counts as nothing.
         checks: :data:`TRAINING`, :data:`INFERENCE` or :data:`SAMPLING`.
 
     Raises:

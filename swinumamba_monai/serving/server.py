@@ -214,7 +214,7 @@ class Doorkeeper:
 
     Args:
         app: the application behind it.
-        origins: that are allowed beside the server's own.
+        origins: origins that are allowed beside the server's own.
         local: whether the server answers this machine alone.
     """
 

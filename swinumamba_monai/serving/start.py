@@ -35,7 +35,7 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
             trains the first alone, so it is made from the second where it is missing.
         studies: folder of the images; labels are saved in its ``labels``.
         host: address that clients reach; the default is for clients on this machine alone.
-        port: of the server.
+        port: port of the server.
 
     Raises:
         InputError: MONAI Label is not installed, a folder or the weights are missing, or the environment variable

@@ -65,7 +65,10 @@ def prepare_endoscopy(
     suffix, or several such divisions. What it leaves open is divided by folder, and else by sequence, because the
     frames of one surgery look alike. Originals are referred to and never copied.
 
-    Args: those of :meth:`~swinumamba_monai.tasks.Task.prepare`.
+    Args:
+        source_dir: folder of the downloaded dataset, which stays as it is.
+        output_dir: folder of the prepared one, which may be the same.
+        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
         label_map: the classes and their numbers in the masks, or the JSON file of them or of their colours. Default:
             see above for EndoVis 2017; the names of outlines; and else the paper's seven instruments, by their names in
             ``dataset.json`` where there is one.

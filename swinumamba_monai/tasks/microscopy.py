@@ -40,7 +40,10 @@ def prepare_microscopy(
     the first one. Originals are referred to and never copied. ``split.json`` may give ``train`` and ``test`` (and
     ``validation``), lists of names without suffix. The planes of a stack stay in one section.
 
-    Args: those of :meth:`~swinumamba_monai.tasks.Task.prepare`, without a label map.
+    Args:
+        source_dir: folder of the downloaded dataset, which stays as it is.
+        output_dir: folder of the prepared one, which may be the same.
+        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
 
     Raises:
         InputError: The layout is unknown; for the rest see

@@ -20,9 +20,10 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from swinumamba_monai.atomic import RunLock, remove_unfinished, write_file
+from swinumamba_monai.atomic import remove_unfinished, write_file
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.pretrained import load_pretrained
+from swinumamba_monai.training.run_lock import RunLock
 from swinumamba_monai.weight_files import read_checkpoint
 
 RECORD_NAME = "run.json"
@@ -39,6 +40,10 @@ _STATE = {"model": Mapping, "optimizer": Mapping, "epoch": int, "best_metric": f
 
 def save_atomically(content: dict, path: Path) -> None:
     """``torch.save`` that leaves either the old file or the whole new one, whatever stops it.
+
+    Args:
+        content: anything that ``torch.save`` takes.
+        path: path of the file; its folder is made if absent.
 
     Raises:
         InputError: the file could not be written (full disk, read-only folder); the old one is as it was.

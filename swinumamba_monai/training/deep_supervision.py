@@ -20,6 +20,11 @@ class HalvingDeepSupervisionLoss(DeepSupervisionLoss):
     Args:
         loss: loss of one head and the label at the head's size. It gets heads as the network gave them, under autocast
             in half precision; MONAI's DeepSupervisionLoss would make float32 of them, which takes as long as a loss.
+
+    >>> loss = HalvingDeepSupervisionLoss(torch.nn.L1Loss())
+    >>> heads = [torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 2, 2)]
+    >>> loss(heads, torch.ones(1, 1, 8, 8)), loss.get_weights(3)
+    (tensor(1.), [0.6666666666666666, 0.3333333333333333, 0.0])
     """
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:

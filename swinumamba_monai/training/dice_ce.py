@@ -33,6 +33,11 @@ class FusedDiceCELoss(DiceCELoss):
 
     Args:
         options: options of MONAI's ``DiceCELoss``.
+
+    >>> loss = FusedDiceCELoss(softmax=True, to_onehot_y=True)
+    >>> sure = 50 * torch.eye(2)[None, :, :, None]  # logits of two classes (1, 2, 2, 1), right everywhere
+    >>> round(loss(sure, torch.tensor([0, 1]).view(1, 1, 2, 1)).item(), 4)
+    0.0
     """
 
     ignored = math.nan  # target of pixels that count for nothing; NaN is none

@@ -52,6 +52,10 @@ class IgnoredToBackgroundd(MapTransform):
     Args:
         keys: keys of predictions, logits (classes, ...) or class numbers (1, ...).
         label_key: key of the label (1, ...) on the same grid.
+
+    >>> data = {"label": torch.tensor([[[1, IGNORED]]]), "pred": torch.tensor([[[1, 1]]])}
+    >>> IgnoredToBackgroundd("pred")(data)
+    {'label': tensor([[[1, 0]]]), 'pred': tensor([[[1, 0]]])}
     """
 
     def __init__(self, keys: KeysCollection, label_key: str = "label") -> None:

@@ -38,6 +38,10 @@ def random_patch_mask(
 
     Raises:
         InputError: the patches do not tile the image, or none or all of them would be masked.
+
+    >>> mask = random_patch_mask(4, (192, 192), mask_ratio=0.6, mask_patch_size=32)
+    >>> mask.shape, mask.sum((1, 2, 3)).unique() / 32**2
+    (torch.Size([4, 1, 192, 192]), tensor([22.]))
     """
     height, width = spatial_size
     if height % mask_patch_size or width % mask_patch_size:
@@ -149,7 +153,12 @@ class MaskedImageModel(nn.Module):
 
 
 class MaskedL1Loss(nn.Module):
-    """Mean absolute difference over the masked pixels and the channels (paper, eq. (11))."""
+    """Mean absolute difference over the masked pixels and the channels (paper, eq. (11)).
+
+    >>> target = torch.tensor([2.0, torch.nan]).view(1, 1, 1, 2)  # the second pixel does not count
+    >>> MaskedL1Loss()(torch.zeros(1, 1, 1, 2), target)
+    tensor(2.)
+    """
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of images (b, c, h, w), in float32 at least; the target is NaN where a pixel does not count."""

@@ -101,13 +101,12 @@ def test_a_worker_does_what_nobody_has_begun(pictures, tmp_path, monkeypatch):
         (runs / f"{job.name}.claim").touch()
     arguments = {"packs": tmp_path, "weights": tmp_path, "output_dir": runs, "seconds": 60, "margin": 0, "steps": 1}
 
-    def stop(seconds):
-        raise KeyboardInterrupt  # nothing is left to be done
+    def wait(seconds):
+        raise AssertionError("nothing is left to be waited for")
 
-    monkeypatch.setattr(work.time, "sleep", stop)
+    monkeypatch.setattr(work.time, "sleep", wait)
     monkeypatch.setattr("benchmarks.claim.train.BATCH_SIZE", 2)
-    with pytest.raises(KeyboardInterrupt):
-        work.work(argparse.Namespace(**arguments, only=None, device="cpu"))
+    work.work(argparse.Namespace(**arguments, only=None, device="cpu"))
     third, tested = (
         json.loads((runs / f"{job.name}.json").read_text()) for job in (rates[2], Job("endoscopy", "nnU-Net", 2))
     )
@@ -122,6 +121,18 @@ def test_weights_that_are_not_there_are_waited_for(tmp_path):
     assert work.claim(Job("endoscopy", "†, stage 1", rate=0.1), tmp_path, tmp_path, tmp_path) is None
     assert work.claim(Job("endoscopy", "†", rate=0.1), tmp_path, tmp_path, tmp_path) == 0.1
     assert work.claim(Job("endoscopy", "†", rate=0.1), tmp_path, tmp_path, tmp_path) is None  # somebody's
+
+
+def test_a_choice_is_waited_for_until_it_fails(tmp_path):
+    rates = rate_jobs("endoscopy", "nnU-Net")
+    tested = Job("endoscopy", "nnU-Net")
+    assert work.may_begin_later(tested, tmp_path)
+    for job in rates:
+        (tmp_path / f"{job.name}.claim").write_text("process 1")
+    assert work.may_begin_later(tested, tmp_path)  # somebody tries the rates
+    assert not work.may_begin_later(rates[0], tmp_path)
+    (tmp_path / f"{rates[1].name}.claim").write_text("Traceback (most recent call last): ...")
+    assert not work.may_begin_later(tested, tmp_path)
 
 
 def test_the_report_compares_case_by_case():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from dicom_files import write_compressed, write_slice
 
-from swinumamba_monai.data.files.dicom_pixels import DECODERS, read_frames
+from swinumamba_monai.data.files.dicom_pixels import DECODERS, read_pixels
 from swinumamba_monai.data.files.dicom_series import find_series
 from swinumamba_monai.data.files.volumes import read_volume
 from swinumamba_monai.data.listing import load_volumes
@@ -118,7 +118,7 @@ def test_files_of_others(name):
     folder = Path(pydicom.__file__).parent / "data" / "test_files"
     if not (folder / name).exists():
         pytest.skip("this pydicom has no such file")
-    dataset, frames = read_frames(folder / name, 1 << 24)
+    dataset, frames = read_pixels(folder / name, 1 << 24)
     assert frames.shape == (1, dataset.Rows, dataset.Columns) and len(np.unique(frames)) > 50
     assert frames.max() < 1 << dataset.BitsStored
 

@@ -23,7 +23,7 @@ from swinumamba_monai.data.datalist import load_datalist
 from swinumamba_monai.data.files.annotations import read_annotations, read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import read_instances
-from swinumamba_monai.data.files.shapes import Annotations, Shape, decode_runs, paint
+from swinumamba_monai.data.files.shapes import Annotations, Shape, decode_runs, rasterize
 from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
 from swinumamba_monai.errors import InputError
@@ -647,7 +647,7 @@ def test_what_lies_on_top_in_cvat_has_the_pixels(tmp_path):
             f'<annotations><image name="i" height="5" width="6">{shapes}</image></annotations>'
         )
         annotations = read_annotations(tmp_path / "a.xml")["i"]
-        painted = paint(annotations, [1 if shape.name == top else 2 for shape in annotations.shapes], (5, 6))
+        painted = rasterize(annotations, [1 if shape.name == top else 2 for shape in annotations.shapes], (5, 6))
         assert set(np.unique(painted)) == {0, 1} and painted.sum() == 6
 
 
@@ -718,7 +718,7 @@ def test_overlaps_and_runs():
         Shape("b", [[square + 2]]),
         Shape("c", mask=np.ones((2, 2), bool), corner=(-1, -1)),
     ]
-    painted = paint(Annotations(Path("x"), shapes), [1, 2, 3], (6, 6))
+    painted = rasterize(Annotations(Path("x"), shapes), [1, 2, 3], (6, 6))
     assert (painted[:4, :4] == 1).all() and (painted == 2).sum() == 12 and (painted == 3).sum() == 0
     assert decode_runs([1, 2, 1], 2, 2, "F", "x").tolist() == [[False, True], [True, False]]
     assert decode_runs([1, 2], 2, 2, "C", "x").tolist() == [[False, True], [True, False]]
@@ -736,7 +736,7 @@ def test_a_pixel_belongs_to_the_outline_that_its_middle_lies_in(corners):
             (np.arange(corners) + random.random(corners) / 2) * 2 * np.pi / corners,
         )
         ring = random.uniform(0, 30, 2) + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
-        painted = paint(
+        painted = rasterize(
             Annotations(Path("x"), [Shape("", [[ring]]), Shape("", mask=np.ones((30, 40), bool))]), [1, 2], (30, 40)
         )
         inside = Outline(np.concatenate([ring, ring[:1]])).contains_points(middles).reshape(30, 40)
@@ -747,7 +747,7 @@ def test_a_jagged_outline_of_a_slide_takes_no_minutes():
     angles = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
     ring = 1000 + (900 + 5 * np.sin(5000 * angles))[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
     start = time.process_time()
-    painted = paint(Annotations(Path("x"), [Shape("", [[ring]])]), [1], (2000, 2000))
+    painted = rasterize(Annotations(Path("x"), [Shape("", [[ring]])]), [1], (2000, 2000))
     assert time.process_time() - start < 5  # each of four million pixels against each corner is a quarter of an hour
     assert painted.sum() == pytest.approx(np.pi * 900**2, rel=0.01)
 
@@ -755,7 +755,7 @@ def test_a_jagged_outline_of_a_slide_takes_no_minutes():
 def test_shapes_smaller_than_a_pixel_are_said(caplog):
     sliver = np.array([(3.6, 1.0), (3.8, 1.0), (3.7, 4.0)])
     shapes = [Shape("", [[sliver]]), Shape("", [[sliver * 0 + 3]]), Shape("", mask=np.ones((1, 1), bool))]
-    painted = paint(Annotations(Path("x.json"), shapes), [1, 2, 3], (6, 6))
+    painted = rasterize(Annotations(Path("x.json"), shapes), [1, 2, 3], (6, 6))
     assert painted.sum() == 3 and "x.json has 2 shapes that are smaller than a pixel" in caplog.text
 
 
@@ -766,7 +766,7 @@ def test_geojson_there_and_back(tmp_path):
         (tmp_path / "a.geojson").write_text(json.dumps(geojson(numbers)))
         annotations = read_outlines(tmp_path / "a.geojson")
         present = np.unique(numbers[numbers > 0]).tolist()
-        np.testing.assert_array_equal(paint(annotations, present, numbers.shape), numbers)
+        np.testing.assert_array_equal(rasterize(annotations, present, numbers.shape), numbers)
 
 
 def test_annotations_without_an_area_and_bad_ones_are_named(tmp_path, caplog):
@@ -781,7 +781,7 @@ def test_annotations_without_an_area_and_bad_ones_are_named(tmp_path, caplog):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
     annotations = read_annotations(path)["a.png"]
-    painted = paint(annotations, [1, 2], (6, 6))
+    painted = rasterize(annotations, [1, 2], (6, 6))
     assert set(np.unique(painted)) == {0, 1} and "has 1 shapes that are smaller than a pixel" in caplog.text
     for change, words in (({"category_id": 7}, "id 17, that cannot be read"), ({"segmentation": []}, "id 17, of the")):
         path.write_text(json.dumps({**content, "annotations": [{**annotation, **change}]}))
@@ -809,9 +809,9 @@ def test_labelme(tmp_path):
     numbers = [{"under": 1, "over": 2, "left behind": 3}[shape.name] for shape in annotations.shapes]
     expected = np.zeros((6, 6), int)
     expected[:4, :4], expected[2:, 2:] = 1, 2  # the later shape lies on top
-    np.testing.assert_array_equal(paint(annotations, numbers, (6, 6)), expected)
+    np.testing.assert_array_equal(rasterize(annotations, numbers, (6, 6)), expected)
     with pytest.raises(InputError, match="is for an image of"):
-        paint(annotations, numbers, (6, 7))
+        rasterize(annotations, numbers, (6, 7))
     path.write_text(json.dumps({"shapes": [{"label": "x", "points": [[1, 1]], "shape_type": "point"}]}))
     with pytest.raises(InputError, match="kind 'point', which has no pixels"):
         read_outlines(path)

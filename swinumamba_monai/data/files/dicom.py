@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swinumamba_monai.data.files.dicom_pixels import read_frames, rescale
+from swinumamba_monai.data.files.dicom_pixels import read_pixels, rescale
 from swinumamba_monai.errors import InputError, quoted
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def read_dicom_files(
     The order of the files and of their instance numbers does not matter: slices are sorted by the position along
     their normal. A file may hold one slice, all of them as frames (enhanced DICOM), or a Siemens mosaic of them.
     Rescale slope and intercept are applied; for the meaning of the pixels see
-    :func:`~swinumamba_monai.data.files.dicom_pixels.read_frames`.
+    :func:`~swinumamba_monai.data.files.dicom_pixels.read_pixels`.
 
     Args:
         place: the folder or file that sentences name.
-        files: of the series, one at least.
+        files: the files of the series, one at least.
         planes: (rows, columns) in the place of the pixels, in the order of the files: a label of each slice.
 
     Returns:
@@ -97,7 +97,7 @@ def read_dicom_files(
 
 def _read_slices(file: Path, max_pixels: int) -> list[Slice]:
     """The slices of one file."""
-    dataset, frames = read_frames(file, max_pixels)
+    dataset, frames = read_pixels(file, max_pixels)
     try:
         if "MOSAIC" in (getattr(dataset, "ImageType", None) or ()):
             return _cut_mosaic(file, dataset, frames[0])

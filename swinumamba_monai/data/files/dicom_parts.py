@@ -40,7 +40,7 @@ def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, di
     """The volumes of a series.
 
     Args:
-        key: of the series.
+        key: key of the series.
         group: its files with their headers.
 
     Returns:

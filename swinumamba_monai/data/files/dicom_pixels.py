@@ -101,7 +101,7 @@ def _transfer_syntax(file: Path) -> str | None:
     return getattr(meta, "TransferSyntaxUID", None)
 
 
-def read_frames(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarray]:
+def read_pixels(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarray]:
     """The header of a file and its pixels; what the header claims is checked before they are read.
 
     Bits beyond those that are stored (overlays are kept there) are cleared, and of MONOCHROME1, where the highest
@@ -109,7 +109,7 @@ def read_frames(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
 
     Args:
         file: a file with gray pixels.
-        max_pixels: what may be read.
+        max_pixels: largest number of pixels that is read.
 
     Returns:
         The header and the pixels (frames, rows, columns).
@@ -152,6 +152,13 @@ def read_frames(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
 
 def rescale(pixels: np.ndarray, dataset: pydicom.Dataset, slope: object, intercept: object, file: Path) -> np.ndarray:
     """Pixels in the unit of the device: by the table of the file where it has one, else by slope and intercept.
+
+    Args:
+        pixels: numbers as they are stored, (frames, rows, columns).
+        dataset: header of the file.
+        slope: factor of the header; None for 1.
+        intercept: offset of the header; None for 0.
+        file: path of the file, for the sentence.
 
     Raises:
         InputError: The slope or the intercept is no number, or the table is broken.

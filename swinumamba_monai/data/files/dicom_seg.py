@@ -46,7 +46,7 @@ def read_segmentation(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarr
     Args:
         file: a segmentation of the kinds BINARY (a bit or a byte a pixel), FRACTIONAL (half of the maximum or more is
             the segment) or LABELMAP, not compressed.
-        max_voxels: what may be read.
+        max_voxels: largest number of voxels that is read.
 
     Returns:
         The numbers (columns, rows, slices), int32, from the first slice with a frame to the last, and the affine (4, 4)

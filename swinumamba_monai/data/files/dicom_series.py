@@ -17,7 +17,7 @@ from monai.utils import optional_import
 
 from swinumamba_monai.data.files.dicom_parts import NO_NAME, PART_TAGS, copies_in, parts_of
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
-from swinumamba_monai.data.files.hidden import find_files
+from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.errors import InputError, listed, shown
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def find_series(folder: Path) -> list[Series]:
     directions than those of a stack.
 
     Args:
-        folder: what it holds beside DICOM files is passed over.
+        folder: the folder; other files in it are passed over.
 
     Returns:
         The series by folder and number; none where there are no images.
@@ -155,7 +155,7 @@ def choose_series(folder: Path, found: Sequence[Series], wanted: str | None = No
     """The series of a folder that are asked for.
 
     Args:
-        folder: for the sentence.
+        folder: the folder that the sentence names.
         found: its series.
         wanted: a UID, a number, a part of the description, or "all"; None where there is one alone.
 
@@ -183,7 +183,7 @@ def list_series(folder: Path, wanted: str | None = None, problems: list[str] | N
     with a suffix, because writers cut names at the last dot. These are texts, as MONAI's ``LoadImage`` wants them.
 
     Args:
-        folder: with DICOM files, or folders of them.
+        folder: a folder with DICOM files, or with folders of them.
         wanted: see :func:`choose_series`; where folders have a series each, None takes all of them.
         problems: gets a sentence for each folder of which no series is chosen; None raises the first.
 

@@ -73,7 +73,7 @@ def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
 
     Args:
         image: array of any shape.
-        source: where it comes from, as the sentence names it.
+        source: origin of the pixels, as the sentence names it.
 
     Raises:
         InputError: there is no pixel, or pixels are no finite numbers.

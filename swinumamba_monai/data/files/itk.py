@@ -39,7 +39,7 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         path: the file; of a header with its voxels in another file, which is in the same folder, the header.
-        max_voxels: what may be read.
+        max_voxels: largest number of voxels that is read.
 
     Returns:
         The voxels (X, Y, Z), or (X, Y, Z, C) where each has several numbers, and the affine (4, 4) to mm, RAS+.

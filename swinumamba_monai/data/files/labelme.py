@@ -24,8 +24,8 @@ def read_labelme(content: dict, path: Path) -> Annotations:
     """The shapes of labelme's JSON, the last drawn on top; those with one label and one ``group_id`` are one.
 
     Args:
-        content: of the file.
-        path: of the file, for sentences.
+        content: parsed JSON of the file.
+        path: path of the file, for sentences.
 
     Raises:
         InputError: a shape has no area. Malformed ones raise ValueError, KeyError or TypeError.

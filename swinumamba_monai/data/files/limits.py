@@ -20,7 +20,15 @@ MAX_UNFOLDED_BYTES, MAX_UNFOLDING = 1 << 30, 50
 
 
 def check_size(path: Path, height: int, width: int, channels: int, max_pixels: int | None = None) -> None:
-    """Refuse what the header claims before any memory is reserved for it; ``max_pixels`` is ``MAX_PIXELS`` if None."""
+    """Refuse what the header claims before any memory is reserved for it; ``max_pixels`` is ``MAX_PIXELS`` if None.
+
+    Args:
+        path: path of the file, for the sentence.
+        height: rows of pixels that the header claims.
+        width: pixels of a row that it claims.
+        channels: numbers of a pixel that it claims.
+        max_pixels: largest number of pixels that is read; None for ``MAX_PIXELS``.
+    """
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     if height * width > limit:
         raise InputError(f"{path} claims {height} x {width} pixels, but {limit} is the limit; cut it into parts.")

@@ -40,7 +40,7 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
 
     Args:
         path: a file with one of ``NIFTI_SUFFIXES``, ``FREESURFER_SUFFIXES`` or ``PAIR_SUFFIX``.
-        max_voxels: what may be read.
+        max_voxels: largest number of voxels that is read.
 
     Returns:
         The voxels with the dimensions of the file, scaled as the header says; the affine (4, 4) to mm, RAS+; and both

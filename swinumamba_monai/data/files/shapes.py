@@ -20,7 +20,7 @@ MAX_CUTS = (
     1 << 26
 )  # of the outline of one part with the rows of pixels; a jagged one around a large image has thousands
 
-__all__ = ["NO_AREA", "Annotations", "Shape", "as_ring", "decode_runs", "paint"]
+__all__ = ["NO_AREA", "Annotations", "Shape", "as_ring", "decode_runs", "rasterize"]
 
 NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 
@@ -72,7 +72,7 @@ def as_ring(points: Iterable) -> np.ndarray:
     return ring
 
 
-def paint(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     """Put a number into the pixels of every shape; a pixel of two shapes stays with the first.
 
     Args:
@@ -157,7 +157,7 @@ def decode_runs(counts: str | Sequence[int], height: int, width: int, order: str
 
     Args:
         counts: lengths, or COCO's text of them.
-        height, width: of the mask in pixels.
+        height, width: size of the mask in pixels.
         order: "F" for runs down the columns, as in COCO; "C" for runs along the rows, as in CVAT.
         source: the file, for the sentence.
 

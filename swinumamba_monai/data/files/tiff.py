@@ -72,10 +72,10 @@ class TiffPlane:
     """One 2D image of a TIFF file, before any pixel is decoded.
 
     Args:
-        path: of the file.
+        path: path of the file.
         file: the file, opened.
         plane: the number of the plane of a stack; None where the file has one image.
-        max_pixels: that the image may have; None for ``MAX_PIXELS``.
+        max_pixels: largest number of pixels that the image may have; None for ``MAX_PIXELS``.
 
     Attributes:
         page: the page that says how all of them are stored.
@@ -158,7 +158,7 @@ class TiffPlane:
         """Decoded pixels, or some of their rows, as :func:`~swinumamba_monai.data.files.images.read_image` gives them.
 
         Args:
-            pixels: what is stored, in the order of ``axes``.
+            pixels: the stored numbers, in the order of ``axes``.
             indices: whether the numbers of a palette's colours stay.
             rows: how many there are; None for all.
         """

@@ -17,8 +17,8 @@ from swinumamba_monai.data.files.dicom_series import (
     is_dicom_folder,
     list_series,
 )
-from swinumamba_monai.data.files.hidden import find_files
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
+from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.errors import InputError, listed
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,9 @@ def find_volumes(
 
     Args:
         path: a file or a folder.
-        series: of DICOM, which to take: see :func:`~swinumamba_monai.data.files.dicom_series.choose_series`.
-        channels: of an image; with several, files ``NAME_0000``, ``NAME_0001``, ... are those of one.
+        series: the DICOM series to be taken: see :func:`~swinumamba_monai.data.files.dicom_series.choose_series`.
+        channels: number of channels of an image; with several, files ``NAME_0000``, ``NAME_0001``, ... are those of
+            one.
         problems: gets a sentence for each place that cannot be used; None raises the first.
 
     Returns:
@@ -68,7 +69,7 @@ def find_volumes(
         return [str(path)] if is_volume_file(path) or is_dicom_file(path) else []
     files = list(filter(is_volume_file, find_files(path)))
     found = list_series(path, series, problems) if is_dicom_folder(path) else []
-    written = result_names([volume_name(file) for file in files] + [Path(name).stem for name in found])
+    written = names_of_results([volume_name(file) for file in files] + [Path(name).stem for name in found])
     results = [file for file in files if volume_name(file) in written]
     if results:
         names = listed(file.name for file in results)
@@ -96,7 +97,7 @@ def case_names(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def result_names(names: Sequence[str]) -> set[str]:
+def names_of_results(names: Sequence[str]) -> set[str]:
     """What inference calls what it writes for images of these names, all without suffix."""
     cases = {*names, *case_names(names).values()}
     return {f"{case}_{kind}" for case in cases for kind in _RESULTS}

@@ -29,7 +29,7 @@ def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray, forms: np.n
     """Write voxels of uint8, int16, int32 or float32.
 
     Args:
-        path: with one of ``WRITABLE_SUFFIXES``.
+        path: path of the file, with one of ``WRITABLE_SUFFIXES``.
         voxels: (X, Y, Z), or (X, Y, Z, C) of several channels.
         affine: (4, 4) to mm, RAS+.
         forms: both forms of the NIfTI file on whose grid the voxels are, see

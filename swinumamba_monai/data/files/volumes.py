@@ -85,7 +85,7 @@ def read_volume(path: PathLike, channels: int = 1, nan: float | None = None) -> 
         path: a file with one of ``VOLUME_SUFFIXES``; a folder with the slices of one series; or what
             :func:`~swinumamba_monai.data.files.dicom_series.list_series` calls one of several.
         channels: numbers that each voxel has.
-        nan: what takes the place of NaN; None refuses it.
+        nan: number that takes the place of NaN; None refuses it.
 
     Returns:
         The voxels (X, Y, Z) in the order of the file, or (X, Y, Z, C) of several channels, and the affine (4, 4) from
@@ -127,6 +127,11 @@ def read_channels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """:func:`read_volume` of one file with all channels, or of a file for each of them, which have one grid.
 
+    Args:
+        image: path of the file, or of one for each channel.
+        channels: number of channels.
+        nan: number that takes the place of NaN; None refuses it.
+
     Raises:
         InputError: As for :func:`read_volume`; there are more or fewer files than channels, or they differ in size or
             place.
@@ -159,7 +164,13 @@ def corners_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
 
 
 def reoriented(voxels: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels with their axes in the order and direction of another affine, where they stay, and their affine then."""
+    """Voxels with their axes in the order and direction of another affine, where they stay, and their affine then.
+
+    Args:
+        voxels: volume (X, Y, Z) or (X, Y, Z, C).
+        affine: affine of the volume, (4, 4).
+        like: affine whose axes are wanted, (4, 4).
+    """
     turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(like))
     return (
         nib.orientations.apply_orientation(voxels, turn),
@@ -176,7 +187,7 @@ def put_on_grid(
         labels: (X, Y, Z), with the axes of the grid in their order and direction.
         affine: (4, 4) of the labels.
         grid: (4, 4) of the grid.
-        shape: of the grid.
+        shape: number of voxels of the grid along each axis.
 
     Returns:
         The labels in ``shape``; None where their voxels are no voxels of the grid, or as many as it has, or where a
@@ -282,7 +293,7 @@ class VolumeReader(ImageReader):
     Several paths are the channels of one image, on one grid.
 
     Args:
-        channels: of an image.
+        channels: number of channels of an image.
         nan: see :func:`read_volume`.
     """
 

@@ -181,14 +181,14 @@ def check_and_write(
     """Check every pair, divide them into three sections, and write datalist, fingerprint and the labels made here.
 
     Args:
-        task: one of :data:`~swinumamba_monai.data.datalist.TASKS`.
+        task: one of :data:`~swinumamba_monai.tasks.TASKS`.
         found: the pairs.
         source: the folder that the originals lie in.
-        output_dir: where the files are written; it may be ``source``.
+        output_dir: folder that the files are written into; it may be ``source``.
         options: see :class:`PrepareOptions`.
         inspect: see :func:`~swinumamba_monai.data.prepare.inspection.inspect_pairs`.
         made_labels: the folder of :func:`label_folder`, with labels that were made, if any; all labels are then in it.
-        class_names: what the numbers in the labels mean, background first; none for cells.
+        class_names: names of the numbers in the labels, background first; none for cells.
         by_sequence: see :func:`~swinumamba_monai.data.prepare.split.divide`.
         groups: likewise.
         regions: see :func:`~swinumamba_monai.data.datalist.write_datalist`.

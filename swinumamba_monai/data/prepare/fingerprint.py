@@ -27,7 +27,7 @@ def fingerprint(reports: Sequence[PairReport], class_names: Sequence[str] = ()) 
     """Describe the images that a network is developed on (training and validation; a test section is not looked at).
 
     Args:
-        reports: of the images, without problems.
+        reports: the images' reports, without problems.
         class_names: background first; none for cells.
 
     Returns:

@@ -123,7 +123,7 @@ def inspect_volumes(
         label: its path.
         label_map: the classes.
         channels: see :func:`~swinumamba_monai.data.files.volumes.read_channels`, as the next.
-        nan: what takes the place of NaN.
+        nan: number that takes the place of NaN; None refuses it.
     """
     try:
         (voxels, affine), (ids, label_affine) = read_channels(image, channels, nan), read_volume_label(label)

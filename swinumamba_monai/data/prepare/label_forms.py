@@ -21,7 +21,7 @@ from swinumamba_monai.data.files.label_map import LabelMap, simple_name
 from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
-from swinumamba_monai.data.files.shapes import Annotations, Shape, paint
+from swinumamba_monai.data.files.shapes import Annotations, Shape, rasterize
 from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.errors import InputError, explained, quoted, shown
 
@@ -56,7 +56,7 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
     """The cells of an image, numbered.
 
     Args:
-        label: in any form; of several files each is the mask of one cell, a single one may number them.
+        label: the label in any form; of several files each is the mask of one cell, a single one may number them.
         size: height and width of the image in pixels, which outlines are painted into.
         threshold: the least value of a pixel that belongs to the cell of a mask; None for every value but 0.
 
@@ -68,7 +68,7 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
-        return paint(label, range(1, len(label.shapes) + 1), size)
+        return rasterize(label, range(1, len(label.shapes) + 1), size)
     if isinstance(label, Path):
         return read_instances(label) if is_image_name(label) else _read_array(label)
     if len(label) == 1 and threshold is None:
@@ -111,7 +111,7 @@ def class_ids_of(
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
-        return paint(label, [_class_id(shape, labels, label.source) for shape in label.shapes], size)
+        return rasterize(label, [_class_id(shape, labels, label.source) for shape in label.shapes], size)
     if not is_image_name(label):
         return _read_array(label)
     if threshold is not None:

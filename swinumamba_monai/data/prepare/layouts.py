@@ -41,7 +41,7 @@ def find_pairs(
         source: the downloaded dataset.
         list_files: gives the images of a folder, sorted.
         name_of: the name of a file without its suffix.
-        kind: of the files, in words.
+        kind: kind of the files, in words.
         with_channels: whether an image may have further channels, ``_0001`` and so on; else they are problems.
 
     Raises:

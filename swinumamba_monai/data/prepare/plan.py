@@ -36,8 +36,8 @@ def propose_2d(
 
     Args:
         shape: the median size (H, W) of the images, after resampling, in pixels.
-        num_classes: with background.
-        num_pixels: of all training images together, after resampling.
+        num_classes: number of classes, background included.
+        num_pixels: number of pixels of all training images together, after resampling.
         spacing: the size of a pixel along H and W after resampling.
     """
     shape, spacing = np.asarray(shape, dtype=float), np.asarray(spacing, dtype=float)

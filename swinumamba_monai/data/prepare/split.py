@@ -85,13 +85,15 @@ def divide(
 
     Args:
         shapes: the size of every usable image by its name.
-        split: of :func:`read_split`.
+        split: result of :func:`read_split`.
         val_fraction: the part of the training names that becomes the validation section.
         test_fraction: the part of all names that becomes the test section.
-        seed: of the random choices. They are spread over the image sizes, in which scanners and microscopes differ.
+        seed: seed of the random choices. They are spread over the image sizes, in which scanners and microscopes
+            differ.
         by_sequence: names that differ in their last number only (``op1_07``, ``op1_08``) are frames of one recording,
             which look alike: whole recordings are chosen. Of a single one the last frames are taken.
-        groups: for names that are known to belong together, such as the planes of a stack, of what; the same holds.
+        groups: name of the stack, or of what else they are parts of, for names that belong together; these are not
+            divided either.
 
     Raises:
         InputError: A section would be empty.

@@ -78,6 +78,11 @@ class NormalizeLook(Transform):
 
     Raises:
         InputError: percentiles that are not 0 <= lower < upper <= 100.
+
+    >>> ramp = torch.linspace(0, 200, 1001).view(1, 7, 143)
+    >>> look = NormalizeLook(lower=0, upper=100)(ramp)
+    >>> look.shape, look.min().item(), look.max().item()
+    (torch.Size([3, 7, 143]), -1.0, 1.0)
     """
 
     backend = (TransformBackends.TORCH,)

@@ -55,7 +55,7 @@ class SliceDataset(Randomizable, Dataset):
             must be the same every time: load, orient, resample in the plane, normalise.
         cache_dir: folder for the preprocessed volumes, made when needed.
         roi_size: (H, W) of the crops; smaller slices are padded with zeros. None gives whole slices.
-        transform: what follows for a sample, for instance augmentation.
+        transform: transforms of a sample after the cached ones, for instance augmentation.
         foreground_fraction: the probability of a sample with a foreground class, of volumes that have one.
         num_workers: volumes that are preprocessed at once, when the dataset is made.
 

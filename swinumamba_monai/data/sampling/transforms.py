@@ -33,6 +33,9 @@ class ToRGB(Transform):
     3           unchanged
     4           the first three: RGB without its alpha
     ==========  ======================================================================================
+
+    >>> ToRGB()(torch.zeros(1, 4, 5)).shape
+    torch.Size([3, 4, 5])
     """
 
     backend = (TransformBackends.TORCH,)
@@ -64,7 +67,7 @@ class ToRGBd(MapTransform):
 
     Args:
         keys: the images.
-        in_channels: of the network that will see them.
+        in_channels: number of channels that the network takes.
         channel: the number of the one channel that is looked at, from 0; None for all of them.
         allow_missing_keys: skip keys that are not there.
 
@@ -109,7 +112,7 @@ class SliceOrientationd(Orientationd):
 
     Args:
         keys: the volumes.
-        axcodes: where the three axes lead, a letter of R or L, A or P, S or I each. "PLS" gives axial slices as
+        axcodes: directions of the three axes, a letter of R or L, A or P, S or I each. "PLS" gives axial slices as
             radiologists see them, "ILA" coronal and "IPR" sagittal ones.
         allow_missing_keys: skip keys that are not there.
 
@@ -138,8 +141,8 @@ class SliceSpacingd(Spacingd):
 
     Args:
         keys: the volumes, slices along the last axis.
-        spacing: of the pixels of a slice along H and W, in mm.
-        mode: of the interpolation, one for all keys or one each.
+        spacing: distance of the pixels of a slice along H and W, in mm.
+        mode: mode of the interpolation, one for all keys or one each.
         allow_missing_keys: skip keys that are not there.
     """
 

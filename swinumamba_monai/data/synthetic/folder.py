@@ -38,13 +38,13 @@ def write_synthetic(
 
     Args:
         output_dir: new or empty folder.
-        task: one of :data:`~swinumamba_monai.data.datalist.TASKS`.
+        task: one of :data:`~swinumamba_monai.tasks.TASKS`.
         counts: the number of training, validation and test images.
-        suffix: of the files.
+        suffix: suffix of the files.
         description: one line that differs when the arguments of the maker differ.
         make: writes an image and its label; called with a generator, the number of the image, and both paths.
-        seed: of the random numbers.
-        class_names: what the numbers in the labels mean, background first; none for cells.
+        seed: seed of the random numbers.
+        class_names: names of the numbers in the labels, background first; none for cells.
 
     Raises:
         InputError: The folder holds something else, or a count is negative.

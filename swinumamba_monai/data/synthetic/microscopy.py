@@ -33,7 +33,13 @@ def synthesize_microscopy(
 
     Three of four images are fluorescence (8-bit gray), the fourth is stained tissue (8-bit RGB).
 
-    Args: those of :mod:`~swinumamba_monai.data.synthetic.folder`; the sides of ``image_size`` are at least 64.
+    Args:
+        output_dir: new or empty folder, or one that holds this very dataset.
+        num_train: number of training images.
+        num_validation: number of validation images.
+        num_test: number of test images.
+        image_size: height and width in pixels, 64 at least.
+        seed: seed of the random numbers; the same arguments give the same files.
 
     Raises:
         InputError: The folder holds something else, a number is negative or the images are too small.

@@ -20,7 +20,7 @@ __all__ = ["norm_gate_jit"]
 
 
 def _kernels():
-    from . import norm_gate_kernels
+    from . import norm_gate_kernels  # imports Numba, which need not be there
 
     return norm_gate_kernels
 

@@ -57,7 +57,19 @@ def _apply_gate(weight, bias, gate, out):
 
 @entry
 def norm_gate(start, stop, y, gate, gate_distance, weight, bias, eps, out):
-    """LayerNorm(y) * SiLU(gate) of rows ``start`` to ``stop``; y and out are (b, h, w, c), gate is flat."""
+    """LayerNorm(y) * SiLU(gate) of rows ``start`` to ``stop``; y and out are (b, h, w, c), gate is flat.
+
+    Args:
+        start: first row.
+        stop: the row to stop before.
+        y: maps, (b, h, w, c).
+        gate: gates, flat.
+        gate_distance: distance of two pixels' gates.
+        weight: scale of the norm, (c,).
+        bias: offset of the norm, (c,).
+        eps: added to the variance.
+        out: written, (b, h, w, c).
+    """
     _, height, width, c = out.shape
     for task in range(start, stop):
         for column in range(width):

@@ -1,17 +1,19 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The selective scan on the CPU by loops that Numba compiles (:mod:`.scan_kernels`), where that is installed.
+"""The selective scan on the CPU by loops that Numba compiles, where that is installed: :mod:`.scan_forward_kernels`
+and :mod:`.scan_backward_kernels`.
 
 One operator, ``swinumamba::scan_jit``, serves sequences and maps. A map is (b, h, w, g, ...) with its four directions
 as groups, which are read where they lie; a sequence is a map of one row. Where the groups share one u, they are the
 directions of a map, and their outputs are summed. As in
-:mod:`swinumamba_monai.ops.portable` only the state before each chunk is kept for
-the backward, and not even that where there will be none.
+:mod:`swinumamba_monai.ops.portable` only the state before each chunk is kept for the backward, and not even that where
+there will be none.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -21,13 +23,12 @@ from torch import Tensor
 from swinumamba_monai.ops.autograd import register_backward
 from swinumamba_monai.ops.reference import state_dtype
 
+from .scan_layout import chunk_states_shape, count_blocks, count_missing, count_parts
 from .threads import run_tasks
 
 __all__ = ["cross_scan_2d_jit", "selective_scan_jit", "why_jit_is_unavailable"]
 
 logger = logging.getLogger(__name__)
-
-STATES = 4  # the loops take so many states of a channel at once, or its only one
 
 
 @cache
@@ -40,18 +41,26 @@ def _import_error() -> str | None:
 
 
 def why_jit_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -> str | None:
-    """The reason why the loops cannot run on such tensors, or None if they can; any dtype and d_state will do."""
+    """The reason why the loops cannot run on such tensors, or None if they can; any dtype and d_state will do.
+
+    Args:
+        device_type: type of the tensors' device, such as "cpu".
+        dtype: dtype of the tensors.
+        d_state: number of states of each channel.
+    """
     return _import_error() if device_type == "cpu" else f"numba compiles for the CPU, not for '{device_type}'"
 
 
 @cache
-def _kernels():
-    from . import scan_kernels
+def _kernels() -> tuple[Callable, Callable]:
+    """The loops of the forward and of the backward, imported when they are wanted: Numba need not be there."""
+    from .scan_backward_kernels import backward
+    from .scan_forward_kernels import forward
 
     logger.info(
         "the first scan in each dtype on this machine compiles its loops: ten seconds, half a minute for training"
     )
-    return scan_kernels
+    return forward, backward
 
 
 def _check_shapes(u, delta, projected, delta_weight, A, D, delta_bias) -> None:
@@ -74,21 +83,6 @@ def _check_shapes(u, delta, projected, delta_weight, A, D, delta_bias) -> None:
             raise ValueError(f"{name} must be {shape} for u {tuple(u.shape)}, got {tuple(t.shape)}.")
 
 
-def _count_parts(u: Tensor, A: Tensor) -> int:
-    """Independent outputs: one a group, or the pair along the rows and the pair along the columns of a map."""
-    return 2 if u.shape[3] < len(A) else len(A)
-
-
-def _count_blocks(channels: int) -> int:
-    return -(-channels // _kernels().CHANNELS)
-
-
-def _chunk_states_shape(u: Tensor, A: Tensor, keep_states: bool) -> tuple[int, ...]:
-    batch, height, width, _, channels = u.shape
-    chunks = -(-height * width // _kernels().POSITIONS) if keep_states else 0
-    return len(A), batch, chunks, A.shape[-1], channels
-
-
 def _merge(parts: Tensor, u: Tensor) -> Tensor:
     """(parts, b, l, d) to the shape of ``u``."""
     merged = parts[0] + parts[1] if u.shape[3] < len(parts) else parts.permute(1, 2, 0, 3)
@@ -106,12 +100,13 @@ def _forward(u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus
     inputs = [t.contiguous() for t in (u, delta, projected, delta_weight, A, D, delta_bias)]
     _check_shapes(*inputs)
     batch, height, width, _, channels = u.shape
-    parts = _count_parts(u, A)
+    parts = count_parts(u, A)
     y = u.new_empty((parts, batch, height * width, channels))
-    chunk_states = u.new_empty(_chunk_states_shape(u, A, keep_states))
+    chunk_states = u.new_empty(chunk_states_shape(u, A, keep_states))
     flat = [t.flatten(1, 2) for t in inputs[:3]]
+    forward, _ = _kernels()
     run_tasks(
-        _kernels().forward, batch * parts * _count_blocks(channels), *flat, *inputs[3:], delta_softplus, height, width,
+        forward, batch * parts * count_blocks(channels), *flat, *inputs[3:], delta_softplus, height, width,
         y, chunk_states,
     )  # fmt: skip
     return _merge(y, u), chunk_states
@@ -119,7 +114,7 @@ def _forward(u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus
 
 @_forward.register_fake
 def _(u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus, keep_states):
-    return u.new_empty(u.shape), u.new_empty(_chunk_states_shape(u, A, keep_states))
+    return u.new_empty(u.shape), u.new_empty(chunk_states_shape(u, A, keep_states))
 
 
 @torch.library.custom_op(
@@ -134,14 +129,15 @@ def _backward(dy, chunk_states, u, delta, projected, delta_weight, A, D, delta_b
     dy, *inputs = (t.contiguous() for t in (dy, u, delta, projected, delta_weight, A, D, delta_bias))
     batch, height, width, _, channels = u.shape
     groups, _, n = A.shape
-    rank, parts, blocks = delta_weight.shape[-1], _count_parts(u, A), _count_blocks(channels)
+    rank, parts, blocks = delta_weight.shape[-1], count_parts(u, A), count_blocks(channels)
     du = u.new_empty((parts, batch, height * width, channels))
     ddelta = u.new_empty((groups, batch, height * width, channels))
     dBC = u.new_empty((blocks, batch, height * width, groups, 2 * n))
     dA, dD, dbias = (t.new_empty((batch, *t.shape)) for t in (A, D, delta_bias))
     flat = [t.flatten(1, 2) for t in inputs[:3]]
+    _, backward = _kernels()
     run_tasks(
-        _kernels().backward, batch * parts * blocks, dy.flatten(1, 2), chunk_states, *flat, *inputs[3:],
+        backward, batch * parts * blocks, dy.flatten(1, 2), chunk_states, *flat, *inputs[3:],
         delta_softplus, height, width, du, ddelta, dBC, dA, dD, dbias,
     )  # fmt: skip
     dprojected = projected.new_empty(projected.shape)
@@ -169,13 +165,9 @@ def _scan(u, delta, projected, delta_weight, A, D, delta_bias, delta_softplus) -
     return _forward(*inputs, delta_softplus, keep_states)[0].to(u.dtype)
 
 
-def _count_missing(n: int) -> int:
-    return 0 if n == 1 else -n % STATES
-
-
 def _pad_states(A: Tensor, *matrices: Tensor) -> list[Tensor]:
     """Add states of zeros, of which the output knows nothing, up to what the loops take at once: 1 or a multiple."""
-    missing = _count_missing(A.shape[-1])
+    missing = count_missing(A.shape[-1])
     return [F.pad(t, (0, missing)) if missing else t for t in (A, *matrices)]
 
 
@@ -197,7 +189,7 @@ def cross_scan_2d_jit(x, delta, A, B, C, D, delta_bias) -> Tensor:
 def projected_scan_2d_jit(x, projected, delta_weight, A, D, delta_bias) -> Tensor:
     """:func:`swinumamba_monai.ops.scan.projected_scan_2d`, which makes delta from its low rank on the way."""
     rank, n = delta_weight.shape[-1], A.shape[-1]
-    if _count_missing(n):
+    if count_missing(n):
         low_rank, B, C = projected.split([rank, n, n], dim=-1)
         A, B, C = _pad_states(A, B, C)
         projected = torch.cat([low_rank, B, C], dim=-1)

@@ -44,7 +44,13 @@ LOG2_E = math.log2(math.e)
 
 
 def why_cuda_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -> str | None:
-    """The reason why the kernels cannot run on such tensors, or None if they can."""
+    """The reason why the kernels cannot run on such tensors, or None if they can.
+
+    Args:
+        device_type: type of the tensors' device, such as "cuda".
+        dtype: dtype of the tensors.
+        d_state: number of states of each channel.
+    """
     if device_type != "cuda":
         return f"the kernels need a CUDA device, not '{device_type}'"
     if dtype not in ELEMENTS:
@@ -127,13 +133,26 @@ class _Scan:
 
 
 def samples_that_fill(groups: int, channels: int, d_state: int, device: torch.device) -> int:
-    """Samples that are enough to keep the GPU busy without cutting sequences."""
+    """Samples that are enough to keep the GPU busy without cutting sequences.
+
+    Args:
+        groups: number of groups.
+        channels: number of channels of a group.
+        d_state: number of states of each channel.
+        device: the GPU.
+    """
     warps = groups * -(-channels * (1 if d_state == 1 else STATE_LANES) // 32)
     return -(-TUNING.forward_busy * count_multiprocessors(device) // warps)
 
 
 def count_chunks(length: int, d_state: int, device: torch.device) -> int:
-    """States that are kept of a sequence for the backward."""
+    """States that are kept of a sequence for the backward.
+
+    Args:
+        length: number of positions.
+        d_state: number of states of each channel.
+        device: the GPU.
+    """
     return -(-length // (scan_one.CHUNK if d_state == 1 else find_chunk(count_shared_kib(device))))
 
 

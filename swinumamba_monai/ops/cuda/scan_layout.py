@@ -110,13 +110,13 @@ def choose_segments(
     through all of these meanwhile. The other pass goes over the later segment alone, in the backward.
 
     Args:
-        blocks: of uncut sequences.
-        warps: of a block.
+        blocks: number of thread blocks of uncut sequences.
+        warps: number of warps of a block.
         busy: warps of a multiprocessor below which fewer take as long.
         first_pass: the work of the other pass, relative to the main one.
-        launches: what its launches cost, in positions of a warp.
+        launches: cost of its launches, in positions of a warp.
         length: positions.
-        multiprocessors: of the GPU.
+        multiprocessors: number of the GPU's multiprocessors.
         fitting: blocks that a multiprocessor has room for; 0 where segments must be alike.
     """
     best, best_cost = Segments(length), math.inf
@@ -145,7 +145,7 @@ class Layout(NamedTuple):
 
     Args:
         states: of a channel, with surplus ones.
-        warps: of a block.
+        warps: number of warps of a block.
         blocks: for the channels of a sequence.
         fitting: blocks that a multiprocessor has room for.
         shared_bytes: of a block.
@@ -168,9 +168,9 @@ def make_layout(
     """Choose the warps of a block: as many as keep a multiprocessor full, idle as few as possible.
 
     Args:
-        channels: of a group.
+        channels: number of channels of a group.
         d_state: states of a channel.
-        dtype: of the maps.
+        dtype: dtype of the maps.
         vector: neighbouring channels that a thread may load at a time.
         matrix_vector: the same for B and C.
         delta_softplus: whether delta passes through softplus.

@@ -43,7 +43,7 @@ def make_macros(blocks: int, length: int, multiprocessors: int, delta_softplus: 
     Args:
         blocks: number of blocks.
         length: positions of a sequence.
-        multiprocessors: of the GPU.
+        multiprocessors: number of the GPU's multiprocessors.
         delta_softplus: whether delta passes through softplus.
     """
     macros = {"DELTA_SOFTPLUS": int(delta_softplus)}

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The selective scan inside a program of ``torch.export``: an operator whose only output has the shape of ``u``.
 
-The operator of :mod:`.portable` also returns states, as many as there are chunks, and that number would tie an exported
-program to some sizes. A file with this one loads where ``swinumamba_monai.ops`` is imported; :mod:`.onnx` has its
-translation.
+The operator of :mod:`swinumamba_monai.ops.portable` also returns states, as many as there are chunks, and that number
+would tie an exported program to some sizes. A file with this one loads where ``swinumamba_monai.ops`` is imported;
+:mod:`.onnx` has its translation.
 """
 
 from __future__ import annotations

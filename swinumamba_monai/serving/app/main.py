@@ -97,8 +97,8 @@ class TrainTask(BundleTrainTask):
 
     Args:
         bundle: its folder.
-        conf: of the server.
-        names: of the classes; None where labels are cells.
+        conf: options of the server.
+        names: names of the classes; None where labels are cells.
     """
 
     def __init__(self, bundle: str, conf: dict, names: dict[int, str] | None) -> None:

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The files of people, without what systems put beside them: hidden files, thumbnails, bins."""
+"""The walk through a folder: all files of people, without what systems put beside them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-# Of macOS's archives, of Synology's and other network disks, of Windows and of Linux.
+# Thumbnails and bins of macOS's archives, of Synology's and other network disks, of Windows and of Linux.
 _FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
 
@@ -21,8 +21,8 @@ def find_files(folder: Path, skipped: Collection[Path] = ()) -> Iterator[Path]:
     """All files below a folder but hidden ones, by name; links to folders are followed, once.
 
     Args:
-        folder: where to begin.
-        skipped: folders that are not searched where they lie below it.
+        folder: the folder to be searched.
+        skipped: folders below it that are not searched.
     """
     seen = {os.path.realpath(path) for path in skipped} - {os.path.realpath(folder)}
     for place, folders, files in os.walk(folder, followlinks=True):
