@@ -185,16 +185,20 @@ def choose_series(folder: Path, found: Sequence[Series], wanted: str | None = No
     )
 
 
-def list_series(folder: Path, wanted: str | None = None, problems: list[str] | None = None) -> list[str]:
+def list_series(
+    folder: Path, wanted: str | None = None, problems: list[str] | None = None, beside_others: bool = False
+) -> list[str]:
     """What the series in a folder and below are called, for :func:`find_named`.
 
     A series that is alone in its folder is called after it, ``FOLDER.dicom``, and one of several ``FOLDER/UID.dicom``:
-    with a suffix, because writers cut names at the last dot. These are texts, as MONAI's ``LoadImage`` wants them.
+    with a suffix, because writers cut names at the last dot. Beside other volumes it is ``FOLDER/FOLDER.dicom``, so
+    that results are in one folder. These are texts, as MONAI's ``LoadImage`` wants them.
 
     Args:
         folder: with DICOM files, or folders of them.
         wanted: see :func:`choose_series`; where folders have a series each, None takes all of them.
         problems: gets a sentence for each folder of which no series is chosen; None raises the first.
+        beside_others: whether ``folder`` holds volumes in files too.
 
     Raises:
         InputError: as :func:`choose_series`.
@@ -216,7 +220,8 @@ def list_series(folder: Path, wanted: str | None = None, problems: list[str] | N
                 raise
             problems.append(str(error))
             continue
-        names += [f"{place if len(below) == 1 else place / one.key}{SERIES_SUFFIX}" for one in chosen]
+        own = place / place.name if beside_others and place == folder else place
+        names += [f"{own if len(below) == 1 else place / one.key}{SERIES_SUFFIX}" for one in chosen]
     return names
 
 
@@ -227,7 +232,10 @@ def find_named(path: Path) -> Series:
     key = path.name.removesuffix(SERIES_SUFFIX)
     if (folder := path.with_name(key)).is_dir():
         return choose_series(folder, find_series(folder))[0]
-    return choose_series(path, [one for one in find_series(path.parent) if one.key == key])[0]
+    found = find_series(path.parent)
+    if key == path.parent.name and len(found) == 1:
+        return found[0]
+    return choose_series(path, [one for one in found if one.key == key])[0]
 
 
 def _series(key: str, group: dict[Path, pydicom.Dataset], broken: Sequence[Path], words: str = "") -> Series:
