@@ -4,7 +4,7 @@
 
 MONAI takes every ``--name value``: a name that no config has changes nothing and is obeyed in silence, and a value that
 looks like Python is read as Python, so that the folder ``plate#3`` becomes ``plate`` and ``20241125`` a number. A value
-of another kind than the config's own fails many calls later.
+of another kind than the config's own fails many calls later. In a config every ``#`` becomes ``::``, in paths too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 import torch
 
@@ -26,6 +26,7 @@ _OF_TRACKING = "output_dir tracking_uri experiment_name run_name save_execute_co
 _PATH_ENDINGS = ("_dir", "_path", "_root", "_file", "_uri")
 _LISTS = ("ckpt_path", "config_file", "meta_file")  # these may be several files
 _MACROS = ("$", "@", "%")  # a value that begins with one is an expression of MONAI
+_SEPARATOR = "#"  # of ids, which MONAI writes as ::
 # Whole numbers that cannot be 0, and sizes.
 _COUNTS = "max_epochs iterations_per_epoch batch_size sw_batch_size val_interval log_interval".split()
 _COUNTS += "picture_interval mask_patch_size in_channels num_classes".split()
@@ -34,7 +35,7 @@ _SIZES = ("roi_size", "spatial_size")
 _FLAG = re.compile("--|-[a-zA-Z]")
 
 
-def check_options(arguments: Sequence[str] | None = None) -> None:
+def check_options(arguments: Sequence[str] | None = None, resolved: MutableMapping[str, object] | None = None) -> None:
     """Refuse options that no config has, paths that the command line would change, and values of a wrong kind.
 
     An option is looked for at the top of the configs: in ``--network_def#depths``, ``network_def`` is.
@@ -42,6 +43,8 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: what stands behind ``run``; by default what this process was started with, and nothing is done in
             one that was not started as ``python -m monai.bundle run``.
+        resolved: what MONAI has made of the entries of the config so far; gets the paths that it would change, as they
+            were typed, before anything asks for them.
 
     Raises:
         InputError: the option is in no config, with the nearest one that is; a path is not read as it was typed; a
@@ -56,6 +59,10 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
 
     typed = _typed_options(arguments)
     for name, text in typed.items():
+        if text is None and _is_path(name):
+            raise InputError(f"--{name} needs a path behind it.")
+    typed = {name: "True" if text is None else text for name, text in typed.items()}
+    for name, text in typed.items():
         _check_path(name, text, DefaultParseValue(text))
     options = {name: DefaultParseValue(text) for name, text in typed.items()}
     if "args_file" in options:
@@ -69,6 +76,19 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
         _check_name(name, config, not_of_config)
         if name in typed:
             _check_kind(name, options[name], config.get(name))
+        text = str(options[name])
+        if resolved is not None and _is_path(name) and _SEPARATOR in text and not text.startswith(_MACROS):
+            resolved[name] = options[name]
+
+
+def as_literal(text: str) -> str:
+    """What MONAI's configs read as this very text: they turn ``#`` into ``::``, and macros have a meaning of theirs."""
+    if _SEPARATOR not in text and not text.startswith(_MACROS):
+        return text
+    escaped = repr(text)
+    for mark in (_SEPARATOR, *_MACROS):
+        escaped = escaped.replace(mark, f"\\x{ord(mark):02x}")
+    return f"${escaped}"
 
 
 def check_option(name: str, value: object, config: Mapping[str, object]) -> None:
@@ -119,8 +139,8 @@ def _check_kind(name: str, value: object, default: object) -> None:
             raise InputError(f"--{name} must be [height,width] in pixels, or one number; got {shown(repr(value))}.")
 
 
-def _typed_options(arguments: Sequence[str]) -> dict[str, str]:
-    """Names and texts, as Fire tells them apart: ``--name text``, ``--name=text``, ``--name`` for True."""
+def _typed_options(arguments: Sequence[str]) -> dict[str, str | None]:
+    """Names and texts, as Fire tells them apart: ``--name text``, ``--name=text``; None for ``--name`` alone."""
     options, rest = {}, list(arguments)
     while rest:
         word = rest.pop(0)
@@ -130,15 +150,18 @@ def _typed_options(arguments: Sequence[str]) -> dict[str, str]:
             continue  # the id to run
         name, equals, text = word.lstrip("-").partition("=")
         if not equals:
-            text = rest.pop(0) if rest and not _FLAG.match(rest[0]) else "True"
+            text = rest.pop(0) if rest and not _FLAG.match(rest[0]) else None
         options[name.replace("-", "_")] = text
     return options
 
 
+def _is_path(name: str) -> bool:
+    return name == "pretrained" or name.endswith(_PATH_ENDINGS)
+
+
 def _check_path(name: str, text: str, value: object) -> None:
     """Refuse a path that would not arrive as it was typed."""
-    is_path = name == "pretrained" or name.endswith(_PATH_ENDINGS)
-    if not is_path or value is None or value == text or text.startswith(_MACROS):
+    if not _is_path(name) or value is None or value == text or text.startswith(_MACROS):
         return
     if isinstance(value, str) and text[:1] in ("'", '"'):
         return  # quotes that reached Python: this very text is wanted

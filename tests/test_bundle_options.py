@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from forked import run_forked
+from monai.bundle import ConfigParser
 
-from swinumamba_monai.bundle_options import check_options
+from swinumamba_monai.bundle_options import as_literal, check_options
 from swinumamba_monai.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "microscopy" / "configs"
@@ -79,6 +80,26 @@ def test_a_path_that_python_reads_otherwise(name, path):
     check(config, f"--{name}", f"'{path}'")
 
 
+def test_paths_that_monai_would_change_arrive_as_they_were_typed():
+    resolved = {}
+    typed = ["--dataset_dir", "./plate#3", "--output_dir", "$@bundle_root + '/#'", "--ckpt_path", "['a#1.pt','b.pt']"]
+    check_options(["inference", "--config_file", str(CONFIGS / "inference.json"), *typed], resolved)
+    assert resolved == {"dataset_dir": "./plate#3", "ckpt_path": ["a#1.pt", "b.pt"]}
+
+
+@pytest.mark.parametrize("text", ["plate", "plate#3", "#", "$a", "@a", "%a#b", 'it\'s \\ #1 "@b"', "ü#\n", "C:\\x23"])
+def test_a_literal_is_read_as_its_text(text):
+    config = ConfigParser({"given": as_literal(text), "used": "$@given + '/eval'"})
+    assert config.get_parsed_content("given") == text
+    assert config.get_parsed_content("used") == f"{text}/eval"
+
+
+@pytest.mark.parametrize("further", [[], ["--output_dir", "out"]])
+def test_a_path_that_was_forgotten(further):
+    with pytest.raises(InputError, match="--dataset_dir needs a path behind it"):
+        check("inference", "--dataset_dir", *further)
+
+
 @pytest.mark.parametrize(
     ("name", "wrong", "right"),
     [
@@ -115,6 +136,7 @@ def test_other_programs_are_left_alone(monkeypatch):
     [
         (["--dataset_path", "images"], "error: --dataset_path is no option of this config; did you mean --dataset_dir"),
         (["--dataset_dir", "plate#3"], "error: --dataset_dir plate#3 would be read as 'plate'; write ./plate#3"),
+        (["--dataset_dir", "./plate#3"], "error: plate#3 does not exist"),
         ([], "error: --dataset_dir is missing"),
     ],
 )
@@ -122,7 +144,7 @@ def test_a_run_ends_with_the_sentence_alone(tmp_path, typed, sentence):
     command = [sys.executable, "-m", "monai.bundle", "run", "inference", "--bundle_root", str(tmp_path)]
     command += ["--config_file", str(CONFIGS / "inference.json"), "--network_def#feature_size", "8", *typed]
     command += ["--ckpt_path", str(CONFIGS.parent / "models" / "model.safetensors")]
-    if not typed:
+    if not typed or typed[1] == "./plate#3":
         command += ["--checkpointloader", "null"]  # a small network: only the images are missing
     done = run_forked(command)
     assert done.returncode == 1

@@ -23,6 +23,7 @@ from monai.utils import ensure_tuple
 from PIL import Image
 
 from swinumamba_monai.atomic import replacing, write_file
+from swinumamba_monai.bundle_options import as_literal
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.errors import InputError, check_known, find_input_error, plain_errors, quoted
@@ -103,7 +104,8 @@ def predict_images(
             f"{output_dir} holds the images; give another output folder, or results become images next time."
         )
     options = dict(options or {})
-    predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": str(output_dir)})
+    place = as_literal(str(output_dir))
+    predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": place})
     if predictor.of_volumes and set(formats) - {"masks"}:
         raise InputError(f"{predictor.bundle_dir.name} writes volumes, which have no outlines; leave --format out.")
     inputs, problems = [], []

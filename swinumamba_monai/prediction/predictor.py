@@ -23,7 +23,7 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_numpy, ensure_tuple
 from torch import nn
 
-from swinumamba_monai.bundle_options import check_option
+from swinumamba_monai.bundle_options import as_literal, check_option
 from swinumamba_monai.data.files.images import check_pixels
 from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.data.files.tiff_rows import TiffRows
@@ -109,9 +109,10 @@ class Predictor:
         config.read_config(str(self.bundle_dir / CONFIG))
         for name, value in options.items():
             check_option(name, value, config.get())
-        given = {"bundle_root": str(self.bundle_dir), "device": str(self.device), "num_workers": 0, **options}
+        root = as_literal(str(self.bundle_dir))
+        given = {"bundle_root": root, "device": str(self.device), "num_workers": 0, **options}
         if checkpoint is not None:
-            paths = [str(path) for path in ensure_tuple(checkpoint)]
+            paths = [as_literal(str(path)) for path in ensure_tuple(checkpoint)]
             given["ckpt_path"] = paths[0] if len(paths) == 1 else paths
         config.update(given)
         self._config, self._given = config, tuple(options)
@@ -153,7 +154,7 @@ class Predictor:
             InputError: there is nothing that the bundle can read.
         """
         with plain_errors():
-            listing = {"dataset_dir": str(path), "check_images": False, "skip_bad": True}
+            listing = {"dataset_dir": as_literal(str(path)), "check_images": False, "skip_bad": True}
             self._config.update(listing | ({"blocks": None} if self.blocks else {}))  # large ones are not told apart
             return self._config.get_parsed_content("dataset#data")
 

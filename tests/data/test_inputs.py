@@ -10,14 +10,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import write_slice
 from PIL import Image
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.data.files.images import ImageFileReader
 from swinumamba_monai.data.files.video import FrameReader
-from swinumamba_monai.data.files.volumes import VolumeReader
+from swinumamba_monai.data.files.volumes import VolumeReader, read_volume
 from swinumamba_monai.data.listing import load_frames, load_images, load_volumes
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference.folders import result_names
 
 
 def picture(path: Path, value: int = 9) -> None:
@@ -77,10 +79,13 @@ def test_a_stray_dicom_file_does_not_hide_the_volumes(tmp_path, caplog):
     folder.mkdir()
     for name in ("a.nii.gz", "b.nii"):
         nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), folder / name)
-    dicom(folder / "stray.dcm")
+    pixels = np.arange(20).reshape(4, 5)
+    write_slice(folder / "stray.dcm", pixels, (1, 2, 3), 1)
     (folder / "notes.txt").write_text("none")
     items = load_volumes(folder)
-    assert names(items) == ["data.dicom", "a.nii.gz", "b.nii"]
+    assert names(items) == ["a.nii.gz", "b.nii", "data.dicom"]
+    assert result_names([item["image"] for item in items])[0] == str(folder)  # results are side by side
+    np.testing.assert_array_equal(read_volume(items[2]["image"])[0][..., 0], pixels.T)
     assert items.not_taken == {".txt files": ["notes.txt"]}
     assert "1 .txt files (notes.txt)" in caplog.text
 

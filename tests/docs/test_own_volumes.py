@@ -134,6 +134,27 @@ def echoes(folder: Path) -> None:
     check(item["image"], VOXELS + 1)
 
 
+def directions(folder: Path) -> None:
+    """A coronal stack of three slices, then its first alone, in the series and at the place of the axial one."""
+    series(folder / "one")
+    series(folder / "other", VOXELS[..., :3] + 1, ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    for number in range(3):
+        dataset = pydicom.dcmread(folder / "other" / f"{number}.dcm")
+        dataset.ImagePositionPatient = [-40, 30 - 1.25 * number, 7]
+        dataset.save_as(folder / "one" / f"coronal{number}.dcm")
+    with pytest.raises(InputError, match=r"2 series: .*'axial' .*'coronal'.*choose with --series"):
+        load_volumes(folder / "one")
+    (item,) = load_volumes(folder / "one", "axial")
+    check(item["image"])
+    (item,) = load_volumes(folder / "one", "coronal")
+    voxels, affine = read_volume(item["image"])
+    np.testing.assert_array_equal(voxels, VOXELS[..., 2::-1] + 1)  # the normal leads to the back
+    np.testing.assert_allclose(affine[:3, 2], [0, -1.25, 0], atol=1e-9)
+    for number in (1, 2):
+        (folder / "one" / f"coronal{number}.dcm").unlink()
+    check(folder / "one")
+
+
 def numbered(folder: Path) -> None:
     save(folder / "a_0000.nii.gz"), save(folder / "a_0001.nii.gz", LABEL)
     ((item,),) = (load_volumes(folder, channels=2),)
@@ -291,6 +312,7 @@ PIXEL_ROWS: dict[str, Callable[[Path], None]] = {
     "a rescale slope or a table": rescaled,
     "frames of an enhanced file": enhanced,
     "slices of several echoes, times or kinds at one place in a series": echoes,
+    "stacks in several directions in a series": directions,
     "Siemens MOSAIC": mosaic,
     "slices that lean, of a tilted gantry": tilted,
     "slices at uneven distances, with one missing, or one beside the others": uneven,

@@ -36,14 +36,16 @@ def times(folder) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def small(small_bundle):
-    return small_bundle("microscopy")
+def small(small_bundle, tmp_path_factory):
+    small = small_bundle("microscopy")
+    folder = tmp_path_factory.mktemp("images") / "plate#3"  # MONAI's configs write # as ::
+    return replace(small, folder=shutil.copytree(small.folder, folder))
 
 
 @pytest.fixture(scope="module")
 def done(small, tmp_path_factory):
     """The output folder of a run with every format; nothing is to be changed in it."""
-    out = tmp_path_factory.mktemp("done") / "out"
+    out = tmp_path_factory.mktemp("done") / "out#1"
     assert main(small.words(out, "--format", "masks", "geojson", "coco", "roi")) == 0
     return out
 

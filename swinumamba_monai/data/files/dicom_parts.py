@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The files of one DICOM series that are copies, and the volumes in it: echoes and times have slices at one place."""
+"""The files of one DICOM series that are copies, and the volumes in it: echoes, times and directions of slices."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from swinumamba_monai.errors import shown
 
@@ -21,6 +23,9 @@ NO_NAME = r"[^0-9A-Za-z.-]"  # what no part of a path made of a UID has
 PART_TAGS = (
     "EchoTime EchoNumbers AcquisitionNumber TemporalPositionIdentifier DiffusionBValue TriggerTime ImageType".split()
 )
+
+PARALLEL = 1e-2  # how far direction cosines of parallel slices may differ
+_PLANES = ("sagittal", "coronal", "axial")  # by the axis that the normal of a slice is next to
 
 
 def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
@@ -45,8 +50,13 @@ def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, di
 
     Returns:
         For each volume its key, its files, and what tells it from the others; the series itself where it is one, or
-        where nothing in the headers tells slices at one place apart.
+        where nothing in the headers tells slices at one place apart. Stacks in several directions are volumes each.
     """
+    stacks = by_direction(group)
+    if len(stacks) > 1 and all(len(stack) > 1 for stack in stacks):
+        named = [(plane_of(next(iter(stack.values()))), stack) for stack in stacks]
+        if len({plane for plane, _ in named}) == len(named):
+            return [(f"{key}-{plane}", stack, plane) for plane, stack in named]
     if _has_places_once(group):
         return [(key, group, "")]
     for tag in PART_TAGS:
@@ -58,6 +68,40 @@ def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, di
                 (re.sub(NO_NAME, "_", f"{key}-{tag}-{value}"), part, f"{tag} {value}") for value, part in parts.items()
             ]
     return [(key, group, "")]
+
+
+def by_direction(group: dict[Path, pydicom.Dataset]) -> list[dict[Path, pydicom.Dataset]]:
+    """The files whose slices are parallel together; those that state no direction are with the first."""
+    stacks: list[tuple[np.ndarray | None, dict[Path, pydicom.Dataset]]] = []
+    for file, header in group.items():
+        way = direction_of(header)
+        fits = (stack for first, stack in stacks if way is None or first is None or is_parallel(way, first))
+        stack = next(fits, None)
+        if stack is None:
+            stacks.append((way, {file: header}))
+        else:
+            stack[file] = header
+    return [stack for _, stack in stacks]
+
+
+def is_parallel(way: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two orientations (6) are one but for rounding."""
+    return bool(np.abs(way - other).max() <= PARALLEL)
+
+
+def direction_of(header: pydicom.Dataset) -> np.ndarray | None:
+    """The direction cosines of a slice along its row and its column (6), or None."""
+    try:
+        way = np.asarray(header.ImageOrientationPatient, dtype=np.float64)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return way if way.shape == (6,) else None
+
+
+def plane_of(header: pydicom.Dataset) -> str:
+    """Which plane a slice is in, nearly; "" where it does not say."""
+    way = direction_of(header)
+    return "" if way is None else _PLANES[int(np.abs(np.cross(way[:3], way[3:])).argmax())]
 
 
 def _has_places_once(group: dict[Path, pydicom.Dataset]) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from monai.utils import optional_import
 
-from swinumamba_monai.data.files.dicom_parts import NO_NAME, PART_TAGS, copies_in, parts_of
+from swinumamba_monai.data.files.dicom_parts import (
+    NO_NAME,
+    PART_TAGS,
+    by_direction,
+    copies_in,
+    direction_of,
+    is_parallel,
+    parts_of,
+)
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.errors import InputError, listed, shown
@@ -34,7 +42,6 @@ _TAGS = (
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_IMAGES = ("SEG", "RTDOSE", "PR", "SR", "KO", "REG", "RTSTRUCT", "RTPLAN")  # modalities
 _LOCALIZERS = {"LOCALIZER", "SCOUT"}
-_PARALLEL = 1e-2  # of direction cosines
 
 SERIES_SUFFIX = ".dicom"
 _MAX_LISTED = 8
@@ -132,11 +139,13 @@ def find_series(folder: Path) -> list[Series]:
     groups: dict[str, dict[Path, pydicom.Dataset]] = {}
     for file, header in images.items():
         groups.setdefault(_key(header), {})[file] = header
-    stacks = {key: way for key, group in groups.items() if (way := _stack_direction(group.values())) is not None}
-    for key, group in list(groups.items()):
-        if stacks and key not in stacks and not _is_parallel(group.values(), stacks.values()):
-            aside |= dict.fromkeys(group, "slices in other directions, like a localizer's")
-            del groups[key]
+    parallel = [part for group in groups.values() for part in by_direction(group)]
+    stacks = [way for part in parallel if (way := _stack_direction(part.values())) is not None]
+    for part in parallel:
+        if stacks and _stack_direction(part.values()) is None and not _lies_in(part.values(), stacks):
+            aside |= dict.fromkeys(part, "slices in other directions, like a localizer's")
+    groups = {key: {f: h for f, h in group.items() if f not in aside} for key, group in groups.items()}
+    groups = {key: group for key, group in groups.items() if group}
     if aside:
         names = listed((f"{file.name} ({reason})" for file, reason in aside.items()), _MAX_LISTED)
         logger.warning("%s: %d of %d DICOM files are set aside: %s", folder, len(aside), len(files), names)
@@ -176,16 +185,20 @@ def choose_series(folder: Path, found: Sequence[Series], wanted: str | None = No
     )
 
 
-def list_series(folder: Path, wanted: str | None = None, problems: list[str] | None = None) -> list[str]:
+def list_series(
+    folder: Path, wanted: str | None = None, problems: list[str] | None = None, beside_others: bool = False
+) -> list[str]:
     """What the series in a folder and below are called, for :func:`find_named`.
 
     A series that is alone in its folder is called after it, ``FOLDER.dicom``, and one of several ``FOLDER/UID.dicom``:
-    with a suffix, because writers cut names at the last dot. These are texts, as MONAI's ``LoadImage`` wants them.
+    with a suffix, because writers cut names at the last dot. Beside other volumes it is ``FOLDER/FOLDER.dicom``, so
+    that results are in one folder. These are texts, as MONAI's ``LoadImage`` wants them.
 
     Args:
         folder: a folder with DICOM files, or with folders of them.
         wanted: see :func:`choose_series`; where folders have a series each, None takes all of them.
         problems: gets a sentence for each folder of which no series is chosen; None raises the first.
+        beside_others: whether ``folder`` holds volumes in files too.
 
     Raises:
         InputError: as :func:`choose_series`.
@@ -207,7 +220,8 @@ def list_series(folder: Path, wanted: str | None = None, problems: list[str] | N
                 raise
             problems.append(str(error))
             continue
-        names += [f"{place if len(below) == 1 else place / one.key}{SERIES_SUFFIX}" for one in chosen]
+        own = place / place.name if beside_others and place == folder else place
+        names += [f"{own if len(below) == 1 else place / one.key}{SERIES_SUFFIX}" for one in chosen]
     return names
 
 
@@ -218,7 +232,10 @@ def find_named(path: Path) -> Series:
     key = path.name.removesuffix(SERIES_SUFFIX)
     if (folder := path.with_name(key)).is_dir():
         return choose_series(folder, find_series(folder))[0]
-    return choose_series(path, [one for one in find_series(path.parent) if one.key == key])[0]
+    found = find_series(path.parent)
+    if key == path.parent.name and len(found) == 1:
+        return found[0]
+    return choose_series(path, [one for one in found if one.key == key])[0]
 
 
 def _series(key: str, group: dict[Path, pydicom.Dataset], broken: Sequence[Path], words: str = "") -> Series:
@@ -254,29 +271,20 @@ def _frames(header: pydicom.Dataset) -> int:
         return 1
 
 
-def _direction(header: pydicom.Dataset) -> np.ndarray | None:
-    try:
-        way = np.asarray(header.ImageOrientationPatient, dtype=np.float64)
-    except (AttributeError, TypeError, ValueError):
-        return None
-    return way if way.shape == (6,) else None
-
-
-def _stack_direction(headers: Sequence[pydicom.Dataset]) -> np.ndarray | bool | None:
+def _stack_direction(headers: Iterable[pydicom.Dataset]) -> np.ndarray | bool | None:
     """The orientation that several slices share, or None; False for a file that holds several itself."""
     headers = list(headers)
     if any(_frames(header) > 1 or "MOSAIC" in _words(header) for header in headers):
         return False
-    ways = [_direction(header) for header in headers]
-    if len(ways) < 2 or any(way is None for way in ways) or np.ptp(ways, axis=0).max() > _PARALLEL:
+    ways = [direction_of(header) for header in headers]
+    if len(ways) < 2 or any(way is None or not is_parallel(way, ways[0]) for way in ways):
         return None
     return ways[0]
 
 
-def _is_parallel(headers: Sequence[pydicom.Dataset], stacks: Sequence[np.ndarray | bool]) -> bool:
+def _lies_in(headers: Iterable[pydicom.Dataset], stacks: Sequence[np.ndarray | bool]) -> bool:
     """Whether all slices have the orientation of a stack, and may be a part of it that was named otherwise."""
-    ways = [_direction(header) for header in headers]
+    ways = [direction_of(header) for header in headers]
     return any(
-        stack is not False and all(way is not None and np.abs(way - stack).max() <= _PARALLEL for way in ways)
-        for stack in stacks
+        stack is not False and all(way is not None and is_parallel(way, stack) for way in ways) for stack in stacks
     )

@@ -68,7 +68,7 @@ def find_volumes(
     if path.is_file():
         return [str(path)] if is_volume_file(path) or is_dicom_file(path) else []
     files = list(filter(is_volume_file, find_files(path)))
-    found = list_series(path, series, problems) if is_dicom_folder(path) else []
+    found = list_series(path, series, problems, bool(files)) if is_dicom_folder(path) else []
     written = names_of_results([volume_name(file) for file in files] + [Path(name).stem for name in found])
     results = [file for file in files if volume_name(file) in written]
     if results:
