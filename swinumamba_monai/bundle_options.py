@@ -145,14 +145,18 @@ def explain_by_options(
     if failure is None or cause is None:
         return None
     target, arguments = failure[1], failure[2].split(",")
-    behind = set(arguments)
+    behind = set()
     for component in _components(config):
         if target.endswith(str(component.get("_target_"))):
             texts = [json.dumps(component[name]) for name in arguments if name in component]
             behind |= {found for text in texts for found in _MENTION.findall(text)}
-    guilty = [name for name in options if re.split("#|::", name)[-1] in behind]
+    last = {name: re.split("#|::", name)[-1] for name in options}
+    guilty = [name for name in options if last[name] in arguments]
+    guilty = guilty or [name for name in options if last[name] in behind]
     if not guilty:
         return None
+    named = [name for name in guilty if re.search(rf"\b{re.escape(last[name])}\b", str(cause))]
+    guilty = named or guilty
     given = listed(f"--{name} {options[name]}" for name in guilty)
     return InputError(f"{target.rpartition('.')[2]} cannot be made with {given} ({quoted(cause)}).")
 

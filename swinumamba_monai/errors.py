@@ -132,15 +132,19 @@ def is_bundle_command() -> bool:
     return os.path.normpath(sys.argv[0]).split(os.sep)[-3:] == ["monai", "bundle", "__main__.py"]
 
 
-def _say_plainly(record: logging.LogRecord) -> bool:
-    """A filter of a log's handler: of an error that is an :class:`InputError`, the sentence alone is logged."""
+def _make_record(*parts: object, **more: object) -> logging.LogRecord:
+    """A record of any log: of an error that is an :class:`InputError`, the sentence alone.
+
+    MONAI's handlers have loggers with outputs of their own, which are made later, so no filter would reach them all.
+    """
+    record = logging.LogRecord(*parts, **more)
     if record.levelno >= logging.ERROR:
         cause = find_input_error(record.exc_info[1]) if record.exc_info else None
         if found := None if cause else _AS_TEXT.search(record.getMessage()):
             cause = found[1]
         if cause is not None:
             record.msg, record.args, record.exc_info, record.exc_text = f"ended: {cause}", (), None, None
-    return True
+    return record
 
 
 def report_plainly(explain: Callable[[BaseException], InputError | None] = lambda error: None) -> None:
@@ -157,8 +161,7 @@ def report_plainly(explain: Callable[[BaseException], InputError | None] = lambd
     """
     if not is_bundle_command():
         return
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_say_plainly)
+    logging.setLogRecordFactory(_make_record)
     show_traceback = sys.__excepthook__
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -40,14 +40,15 @@ class _Number(NamedTuple):
         return least and most and math.isfinite(value)
 
     def __str__(self) -> str:
-        least = f"{'above' if 'least' in self.open else 'from'} {self.least}" if math.isfinite(self.least) else ""
+        to_most = math.isfinite(self.most) and "most" not in self.open
+        bounds = []
+        if math.isfinite(self.least):
+            least = f"from {self.least}" if to_most else f"from {self.least} on"
+            bounds.append(f"above {self.least}" if "least" in self.open else least)
         if math.isfinite(self.most):
-            most = f"{'below' if 'most' in self.open else 'to'} {self.most}"
-            bounds = f"{least} {'and ' if 'most' in self.open or 'least' in self.open else ''}{most}"
-        else:
-            bounds = f"{least} on" if least.startswith("from") else least
-        words = ["a whole number" if self.whole else "a number", bounds, *(f"or {other}" for other in self.others)]
-        return " ".join(filter(None, words))
+            bounds.append(f"to {self.most}" if to_most else f"and below {self.most}")
+        words = ["a whole number" if self.whole else "a number", *bounds, *(f"or {other}" for other in self.others)]
+        return " ".join(words)
 
 
 _COUNT = _Number(1, whole=True)
