@@ -20,8 +20,8 @@ class MirrorInferer(Inferer):
 
     Args:
         inferer: inferer that cuts an image into windows (b, c, h, w) and puts their logits together.
-        mirror_axes: axis or axes to mirror, 0 for top and bottom, 1 for left and right. With both there are four passes,
-            with none there is one, and this is ``inferer`` itself.
+        mirror_axes: axis or axes to mirror, 0 for top and bottom, 1 for left and right. Both make four passes,
+            none makes one, and this is ``inferer`` itself.
         vector_channels: the two channels, if there are any, that are the parts of a direction along rows and along
             columns: their signs change where the image is mirrored along that axis.
 
