@@ -10,35 +10,36 @@ of another kind than the config's own fails many calls later. In a config every 
 from __future__ import annotations
 
 import difflib
-import math
+import json
 import re
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
 
-import torch
+from swinumamba_monai.errors import InputError, is_bundle_command, listed, quoted, report_plainly, shown
+from swinumamba_monai.option_values import check_value
 
-from swinumamba_monai.errors import InputError, is_bundle_command, shown
-from swinumamba_monai.switches import is_on
-
-# The arguments of monai.bundle.run, and those that `--tracking` adds.
+# The arguments of monai.bundle's commands, and those that `--tracking` adds.
 _OF_MONAI = "run_id init_id final_id meta_file config_file logging_file tracking args_file".split()
+_OF_MONAI += "workflow_name workflow_type properties_path".split()
 _OF_TRACKING = "output_dir tracking_uri experiment_name run_name save_execute_config".split()
+_COMMANDS = (["run"], ["run_workflow"])
 _PATH_ENDINGS = ("_dir", "_path", "_root", "_file", "_uri")
 _LISTS = ("ckpt_path", "config_file", "meta_file")  # these may be several files
 _MACROS = ("$", "@", "%")  # a value that begins with one is an expression of MONAI
 _SEPARATOR = "#"  # of ids, which MONAI writes as ::
-# Whole numbers that cannot be 0, and sizes.
-_COUNTS = "max_epochs iterations_per_epoch batch_size sw_batch_size val_interval log_interval".split()
-_COUNTS += "picture_interval mask_patch_size in_channels num_classes".split()
-_WHOLE = (*_COUNTS, "min_size")  # whole numbers, also where the config computes its own
-_SIZES = ("roi_size", "spatial_size")
 _FLAG = re.compile("--|-[a-zA-Z]")
+_REFERENCE = re.compile(r"@(\w+)")
+_MENTION = re.compile(r"@(\w+)")
+_NOT_MADE = re.compile(r"Failed to instantiate component '([\w.]+)' with keywords: (\S*)")
 
 
 def check_options(arguments: Sequence[str] | None = None, resolved: MutableMapping[str, object] | None = None) -> None:
     """Refuse options that no config has, paths that the command line would change, and values of a wrong kind.
 
-    An option is looked for at the top of the configs: in ``--network_def#depths``, ``network_def`` is.
+    An option is looked for in the configs: of ``--network_def#depths``, ``network_def`` must be there, for it may be
+    given any argument of its class; of ``--train#max_epochs``, all, for nothing would read it.
+    Where all are right, what fails later because of one of them is reported in one sentence, too.
 
     Args:
         arguments: what stands behind ``run``; by default what this process was started with, and nothing is done in
@@ -51,20 +52,16 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
             value is not of the kind of the config's own.
     """
     if arguments is None:
-        if not is_bundle_command() or sys.argv[1:2] != ["run"]:
+        if not is_bundle_command() or sys.argv[1:2] not in _COMMANDS:
             return
         arguments = sys.argv[2:]
     from fire.parser import DefaultParseValue
     from monai.bundle import ConfigParser
 
     typed = _typed_options(arguments)
+    options = {name: True if text is None else DefaultParseValue(text) for name, text in typed.items()}
     for name, text in typed.items():
-        if text is None and _is_path(name):
-            raise InputError(f"--{name} needs a path behind it.")
-    typed = {name: "True" if text is None else text for name, text in typed.items()}
-    for name, text in typed.items():
-        _check_path(name, text, DefaultParseValue(text))
-    options = {name: DefaultParseValue(text) for name, text in typed.items()}
+        _check_path(name, text, options[name])
     if "args_file" in options:
         options = {**ConfigParser.load_config_file(options["args_file"]), **options}
     files = options.get("config_file")
@@ -72,13 +69,14 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
         return  # MONAI says so itself
     config = ConfigParser.load_config_files(files)
     not_of_config = [*_OF_MONAI, *(_OF_TRACKING if "tracking" in options else ())]
-    for name in options:
-        _check_name(name, config, not_of_config)
-        if name in typed:
-            _check_kind(name, options[name], config.get(name))
-        text = str(options[name])
+    for name, value in options.items():
+        if name not in not_of_config or name in config:
+            check_option(name, value, config)
+        text = str(value)
         if resolved is not None and _is_path(name) and _SEPARATOR in text and not text.startswith(_MACROS):
-            resolved[name] = options[name]
+            resolved[name] = value
+    _check_learning_rates({**config, **options})
+    report_plainly(partial(explain_by_options, options=options, config=config))
 
 
 def as_literal(text: str) -> str:
@@ -98,45 +96,95 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
         name: name of the option, such as ``min_size`` or ``network_def#depths``.
         value: value of the option.
         config: content of the config.
+
+    Raises:
+        InputError: there is no such option, with the nearest that there is; or what the value must be.
     """
-    _check_name(name, config)
-    _check_kind(name, value, config.get(name))
+    top, *rest = name.replace("::", "#").split("#")
+    options = {entry.lstrip("+"): entry for entry in config}
+    if top.lstrip("+") not in options:
+        values = sorted(entry for entry in config if not isinstance(config[entry], dict))
+        raise _unknown(name, top.lstrip("+"), values, "its options stand at the top of the file")
+    default = config[options[top.lstrip("+")]]
+    for part in rest:
+        if isinstance(default, dict) and part not in default:
+            if "_target_" in default or isinstance(value, dict):
+                return  # an argument that the class knows, or not; a component with a name of its own
+            names = [f"{name.rpartition('#')[0]}#{key}" for key in default]
+            raise _unknown(name, name.replace("::", "#"), names, f"there are {listed(default)}")
+        if not isinstance(default, (dict, list)):
+            return  # MONAI says that there is nothing in it
+        default = default[part] if isinstance(default, dict) else None
+    top = rest[-1] if rest else top
+    while isinstance(default, str) and (found := _REFERENCE.fullmatch(default)) and found[1] in config:
+        top, rest, default = found[1], [], config[found[1]]
+    is_expression = isinstance(value, str) and value.startswith(_MACROS)
+    if not rest and not is_expression:
+        check_value(top, value, default, name)
 
 
-def _check_name(name: str, config: Mapping[str, object], not_of_config: Sequence[str] = ()) -> None:
-    """Refuse a name that the config does not have at its top, with the nearest one that it has."""
-    top = name.replace("::", "#").split("#")[0].lstrip("+")
-    if top in not_of_config or top in {entry.lstrip("+") for entry in config}:
-        return
-    values = sorted(entry for entry in config if not isinstance(config[entry], dict))
-    near = difflib.get_close_matches(top, values, n=2, cutoff=0.5)
-    hint = f"did you mean --{' or --'.join(near)}?" if near else "its options stand at the top of the file."
-    raise InputError(f"--{shown(name)} is no option of this config; {hint}")
+def _unknown(name: str, word: str, known: Sequence[str], otherwise: str) -> InputError:
+    """The sentence for an option that is not there, with the nearest of those that are."""
+    near = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    hint = f"did you mean --{' or --'.join(near)}?" if near else f"{otherwise}."
+    return InputError(f"--{shown(name)} is no option of this config; {hint}")
 
 
-def _check_kind(name: str, value: object, default: object) -> None:
-    """Refuse a value that is not of the kind of the config's own."""
-    if isinstance(value, str) and value.startswith(_MACROS):
-        return
-    if name == "device":
-        try:
-            torch.device(value)
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"--device must be one like cpu, cuda or cuda:1, got {shown(value)}.") from error
-    elif isinstance(default, bool):
-        is_on(value)
-    elif isinstance(default, (int, float)) or name in _WHOLE:
-        whole = not isinstance(default, float)
-        kind = "a whole number" if whole else "a number"
-        least = 1 if name in _COUNTS else 0
-        is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        example = f", such as {default}" if isinstance(default, (int, float)) else ""
-        if not (is_number and least <= value < math.inf):
-            raise InputError(f"--{name} must be {kind} from {least} on{example}; got {shown(repr(value))}.")
-    elif name in _SIZES:
-        sides = value if isinstance(value, (list, tuple)) else [value] * len(default)
-        if len(sides) != len(default) or not all(type(side) is int and side > 0 for side in sides):
-            raise InputError(f"--{name} must be [height,width] in pixels, or one number; got {shown(repr(value))}.")
+def _check_learning_rates(values: Mapping[str, object]) -> None:
+    """Refuse a learning rate that would rise from what was asked for to the one at the end."""
+    first, last = (values.get(name) for name in ("learning_rate", "min_learning_rate"))
+    if isinstance(first, (int, float)) and isinstance(last, (int, float)) and first < last:
+        raise InputError(
+            f"--learning_rate {first} is below --min_learning_rate {last}, at which the training ends: it would rise; "
+            "give both."
+        )
+
+
+def explain_by_options(
+    error: BaseException, options: Mapping[str, object], config: Mapping[str, object]
+) -> InputError | None:
+    """The sentence for a component that could not be made of the options that were given for it, or None.
+
+    MONAI says of such a component its class and the names of its arguments; an option is behind one of them if it has
+    its name, or if the config's own value of the argument mentions it.
+
+    Args:
+        error: what ended the run.
+        options: names and values that were given.
+        config: content of the config.
+    """
+    failure = cause = None
+    while error is not None:
+        if found := _NOT_MADE.match(str(error)):
+            failure, cause = found, error.__cause__
+        error = error.__cause__ or error.__context__
+    if failure is None or cause is None:
+        return None
+    target, arguments = failure[1], failure[2].split(",")
+    behind = set()
+    for component in _components(config):
+        if target.endswith(str(component.get("_target_"))):
+            texts = [json.dumps(component[name]) for name in arguments if name in component]
+            behind |= {found for text in texts for found in _MENTION.findall(text)}
+    last = {name: re.split("#|::", name)[-1] for name in options}
+    guilty = [name for name in options if last[name] in arguments]
+    guilty = guilty or [name for name in options if last[name] in behind]
+    if not guilty:
+        return None
+    named = [name for name in guilty if re.search(rf"\b{re.escape(last[name])}\b", str(cause))]
+    guilty = named or guilty
+    given = listed(f"--{name} {options[name]}" for name in guilty)
+    return InputError(f"{target.rpartition('.')[2]} cannot be made with {given} ({quoted(cause)}).")
+
+
+def _components(config: object) -> Iterator[Mapping[str, object]]:
+    """Everything in a config that has a class."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config
+        config = list(config.values())
+    for part in config if isinstance(config, list) else ():
+        yield from _components(part)
 
 
 def _typed_options(arguments: Sequence[str]) -> dict[str, str | None]:
@@ -159,9 +207,13 @@ def _is_path(name: str) -> bool:
     return name == "pretrained" or name.endswith(_PATH_ENDINGS)
 
 
-def _check_path(name: str, text: str, value: object) -> None:
+def _check_path(name: str, text: str | None, value: object) -> None:
     """Refuse a path that would not arrive as it was typed."""
-    if not _is_path(name) or value is None or value == text or text.startswith(_MACROS):
+    if not _is_path(name):
+        return
+    if text is None:
+        raise InputError(f"--{name} needs a path behind it.")
+    if value is None or value == text or text.startswith(_MACROS):
         return
     if isinstance(value, str) and text[:1] in ("'", '"'):
         return  # quotes that reached Python: this very text is wanted

@@ -13,7 +13,7 @@ def find_device(name: str | int | torch.device | None) -> torch.device:
     """The device of that name; for None a GPU if there is one, else the CPU. An InputError if it cannot be used."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name in (None, "") else name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which a meta device cannot
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device '{name}' cannot be used: {str(error).splitlines()[0].partition('. ')[0]}") from error
     return device

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -73,11 +73,14 @@ def check_known(kind: str, names: Iterable[object], known: Iterable[str]) -> Non
 # What is left of the error after a DataLoader's worker or MONAI's SaveImage has turned its traceback into text.
 _AS_TEXT = re.compile(rf"^{re.escape(InputError.__module__)}\.InputError: (.+)$", re.MULTILINE)
 
+# What torch says of it, for a CPU and a GPU.
+_NO_MEMORY = re.compile("can't allocate memory|out of memory")
+
 
 def find_input_error(error: BaseException | None) -> InputError | None:
     """The :class:`InputError` in the chain of causes of ``error``, or None.
 
-    An output that cannot be written is one too, wherever it is noticed.
+    An output that cannot be written is one too, wherever it is noticed, and so is memory that does not suffice.
     """
     while error is not None:
         if isinstance(error, InputError):
@@ -87,6 +90,10 @@ def find_input_error(error: BaseException | None) -> InputError | None:
             return InputError(f"{shown(place or 'an output')} cannot be written or opened: {error.strerror}.")
         if found := _AS_TEXT.search(str(error)):
             return InputError(found[1])
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            return InputError(
+                f"the memory is not enough ({quoted(error)}); take a smaller batch_size, sw_batch_size or roi_size."
+            )
         error = error.__cause__ or error.__context__
     return None
 
@@ -131,18 +138,22 @@ def is_bundle_command() -> bool:
     return os.path.normpath(sys.argv[0]).split(os.sep)[-3:] == ["monai", "bundle", "__main__.py"]
 
 
-def _say_plainly(record: logging.LogRecord) -> bool:
-    """A filter of a log's handler: of an error that is an :class:`InputError`, the sentence alone is logged."""
+def _make_record(*parts: object, **more: object) -> logging.LogRecord:
+    """A record of any log: of an error that is an :class:`InputError`, the sentence alone.
+
+    MONAI's handlers have loggers with outputs of their own, which are made later, so no filter would reach them all.
+    """
+    record = logging.LogRecord(*parts, **more)
     if record.levelno >= logging.ERROR:
         cause = find_input_error(record.exc_info[1]) if record.exc_info else None
         if found := None if cause else _AS_TEXT.search(record.getMessage()):
             cause = found[1]
         if cause is not None:
             record.msg, record.args, record.exc_info, record.exc_text = f"ended: {cause}", (), None, None
-    return True
+    return record
 
 
-def report_plainly() -> None:
+def report_plainly(explain: Callable[[BaseException], InputError | None] = lambda error: None) -> None:
     """Let ``python -m monai.bundle`` end with the sentence alone when an :class:`InputError` is the cause.
 
     In any other process ``sys.excepthook`` belongs to the program that runs the bundle, and stays as it is.
@@ -150,15 +161,17 @@ def report_plainly() -> None:
     A MONAI bundle evaluates its config several calls deep and wraps every error on the way up, so the sentence that
     matters would be printed in the middle of a long traceback; ignite and MONAI's handlers log that traceback besides,
     where the sentence takes its place. Every other error is shown as before.
+
+    Args:
+        explain: gives the sentence for what no :class:`InputError` is behind, or None.
     """
     if not is_bundle_command():
         return
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_say_plainly)
+    logging.setLogRecordFactory(_make_record)
     show_traceback = sys.__excepthook__
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        cause = find_input_error(error)
+        cause = find_input_error(error) or explain(error)
         if cause is None:
             show_traceback(kind, error, traceback)
         else:

@@ -31,6 +31,7 @@ PRETRAINING_ONLY = ("head.", "mask_token")  # the rest of a masked image model
 # of VMamba's first version, which the paper took, and of its final one
 VMAMBA_KEYS = {"patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs", "layers.0.downsample.norm.weight"}
 LATER_KEYS = {"patch_embed.0.weight", "layers.0.blocks.0.op.A_logs", "layers.0.downsample.1.weight"}
+LANDMARKS = (f"{ENCODER}patch_embed.norm.weight", "patch_embed.proj.weight", "patch_embed.0.weight")
 LATER_BLOCK = "layers.0.blocks.0.op."
 
 OTHER_VMAMBA = re.compile(r"^layers\.\d+\.blocks\.\d+\.(op|norm|mlp)\.|^classifier\.head\.")
@@ -89,7 +90,9 @@ def load_pretrained(
     source = str(path_or_state_dict) if is_path else "the state dict"
     weights = find_weights(read_checkpoint(path_or_state_dict) if is_path else path_or_state_dict, source)
     own = net.state_dict()
+    weights, strangers = _of_network(weights, own, source)
     kind, whole, weights, skipped = _recognise(source, weights, own)
+    skipped |= dict.fromkeys(strangers, "not of the network")
     if decoder:
         weights = {**weights, **_decoder_weights(weights, own, source, kind, whole)}
         kind += ", for the decoder too"
@@ -110,6 +113,29 @@ def load_pretrained(
     report = LoadReport(kind, tuple(weights), skipped, tuple(name for name in own if name not in weights))
     logger.info("%s: %s", source, report)
     return report
+
+
+def _of_network(weights: dict[str, Tensor], own: Mapping, source: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of the network in a larger model, by the network's own names, and the names of all others.
+
+    A larger model is one whose part the network is, under any name, or one that has all of the network and more beside
+    it, such as the weights of a loss.
+    """
+    for landmark in LANDMARKS if any(name.startswith(ENCODER) for name in own) else [next(iter(own))]:
+        found = (name.removesuffix(landmark) for name in weights if f".{name}".endswith(f".{landmark}"))
+        places = {place for place in found if landmark in LANDMARKS or all(place + name in weights for name in own)}
+        if "" in places:
+            break
+        if len(places) > 1 and landmark in LANDMARKS:
+            raise InputError(f"{source} holds several networks ({listed(places)}); save the one that is wanted alone.")
+        for place in places if len(places) == 1 else ():
+            inside = {name.removeprefix(place): w for name, w in weights.items() if name.startswith(place)}
+            return inside, [name for name in weights if not name.startswith(place)]
+    tops = {name.partition(".")[0] for name in own}
+    strangers = [name for name in weights if name.partition(".")[0] not in tops]
+    if not own.keys() <= weights.keys():
+        strangers = []
+    return {name: weight for name, weight in weights.items() if name not in strangers}, strangers
 
 
 def _recognise(

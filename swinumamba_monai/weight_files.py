@@ -33,7 +33,17 @@ MAX_NAMES = 16  # of a tensor; released U-Mamba checkpoints name most of them fo
 # averaged models), and what they count beside it (averaged models, thop).
 WRAPPERS = ("network_weights", "model", "state_dict", "model_state_dict", "net", "network", "model_ema", "ema")
 PREFIXES = re.compile(r"^((module|_orig_mod|model|net|network|ema_model|ema)\.)+")
+SHARD = re.compile(r"-\d+-of-\d+\.")  # of a checkpoint in several files
 COUNTERS = re.compile(r"(^|\.)(n_averaged|total_ops|total_params)$")
+
+# How files begin that are no weights, though they were downloaded or saved as such, with what to do.
+_BEGINNINGS = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; fetch that with git lfs pull",
+    b"<!doctype": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+    b"\x89hdf": "an HDF5 file, as Keras writes; a torch or safetensors file is needed",
+    b"\x1f\x8b": "compressed; unpack it first",
+}
 
 # nnU-Net stores its log beside the weights: numpy numbers, which torch's safe unpickler takes when told that it may.
 # Files from NumPy 1 and NumPy 2 name the same function differently, and either may be installed here.
@@ -86,16 +96,34 @@ def read_checkpoint(path: str | PathLike) -> dict:
 
 
 def _what_it_is(path: Path) -> str | None:
-    """What a file of weights under a wrong name is, with what to do; None where nothing is wrong with the name."""
+    """What a file is that holds no weights, or has a wrong name, with what to do; None for one that may be right."""
     if path.suffix == ".json":
         return "no file of weights but a list, perhaps of the parts that they lie in; join those into one file"
+    if SHARD.search(path.name):
+        return "a part of a checkpoint in several files; join those into one file"
+    if path.suffix == ".onnx":
+        return "an ONNX file, which does not keep the network's names; give the checkpoint that it was made of"
     with path.open("rb") as file:
-        start = file.read(9)
-    is_safetensors = start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+        start = file.read(32)
+    if not start:
+        return "corrupt: it is empty; copy or download it again"
+    for beginning, kind in _BEGINNINGS.items():
+        if start.lstrip().lower().startswith(beginning):
+            return kind
+    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
     if is_safetensors and path.suffix != ".safetensors":
         return "a safetensors file; rename it to end in .safetensors"
     if path.suffix == ".safetensors" and zipfile.is_zipfile(path):
         return "a torch file; rename it to end in .pt"
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        return "corrupt: it ends too early; copy or download it again"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in names:
+            return "TorchScript; save the state_dict() of what torch.jit.load gives"
+        if "data.pkl" not in names:
+            return "an archive of other files; unpack it first"
     return None
 
 
@@ -190,12 +218,15 @@ def find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
         source: name of the file, for the sentence.
 
     Raises:
-        InputError: there are no weights, something else lies among them, or two names become one.
+        InputError: there are no weights, those of several networks, something else lies among them, or two names
+            become one.
     """
-    for key in WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    known = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+    others = [key for key, value in content.items() if _has_tensors(value)]
+    if not known and len(others) > 1:
+        raise InputError(f"{source} holds several networks ({listed(others)}); save the one that is wanted alone.")
+    for key in (known or others)[:1]:
+        content = content[key]
     found = {str(name): value for name, value in content.items() if not COUNTERS.search(str(name))}
     weights = {PREFIXES.sub("", name): value for name, value in found.items()}
     if len(weights) < len(found):
@@ -205,3 +236,10 @@ def find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
         found = f" (found {listed(strangers)})" if strangers else ""
         raise InputError(f"{source} holds no weights of a network{found}.")
     return weights
+
+
+def _has_tensors(content: object) -> bool:
+    """Whether something is a mapping of names to tensors, as a state dict is; what an optimizer keeps has numbers."""
+    return isinstance(content, Mapping) and any(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )

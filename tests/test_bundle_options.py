@@ -105,19 +105,112 @@ def test_a_path_that_was_forgotten(further):
     [
         ("max_epochs", ["0", "-1", "1.5", "many", "True", "[3]"], ["1"]),
         ("batch_size", ["0", "2,3"], ["2"]),
-        ("learning_rate", ["-1", "fast", "1e400"], ["1e-3", "1", "0"]),
+        ("learning_rate", ["-1", "0", "fast", "1e400"], ["1e-3", "1"]),
+        ("gradient_clip", ["0", "-1", "off"], ["0.5"]),
+        ("weight_decay", ["-1", "some"], ["0", "0.1"]),
+        ("early_stop_patience", ["0", "-3", "1.5", "abc"], ["1", "None"]),
+        ("cache_rate", ["2", "-1", "all"], ["0", "0.5", "1"]),
+        ("overlap", ["1", "1.0", "-0.1", "half"], ["0", "0.75"]),
+        ("channel", ["-1", "1.5", "red"], ["0", "None"]),
+        ("train#trainer#max_epochs", ["0", "many"], ["2"]),
+        ("optimizer#lr", ["0", "fast"], ["1e-3"]),
+        ("network_def#in_channels", ["0"], ["1"]),
         ("num_workers", ["-1", "None"], ["0"]),
         ("roi_size", ["0", "64.0", "[64]", "[64,64,64]", "[64,-1]", "big"], ["64", "[64,96]", "64,96"]),
         ("resume", ["yes", "1"], ["true", "False"]),
-        ("device", ["gpu", "3.5", "cuda:x"], ["cpu", "cuda:1"]),
+        ("device", ["gpu", "3.5", "cuda:x", "cuda:99", "meta"], ["cpu"]),
     ],
 )
 def test_values_are_of_the_kind_of_the_configs_own(name, wrong, right):
     for text in wrong:
-        with pytest.raises(InputError, match="must be"):
+        with pytest.raises(InputError, match=r"must be|cannot be used"):
             check("train", f"--{name}={text}")
     for text in [*right, "$1 + 1"]:
         check("train", f"--{name}", text)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "wrong", "right"),
+    [
+        ("inference", "diameter", ["0", "-3", "small"], ["auto", "12", "7.5"]),
+        ("inference", "min_score", ["2", "-0.1"], ["0", "1"]),
+        ("pretrain", "mask_ratio", ["0", "1", "2"], ["0.5"]),
+        ("../../abdomen_mri/configs/train", "nan", ["nan", "none", "True"], ["0", "-1000"]),
+        ("../../abdomen_mri/configs/train", "foreground_fraction", ["2"], ["0", "1"]),
+    ],
+)
+def test_bounds_of_single_tasks(config, name, wrong, right):
+    for text in wrong:
+        with pytest.raises(InputError, match=f"--{name} must be a"):
+            check(config, f"--{name}={text}")
+    for text in right:
+        check(config, f"--{name}", text)
+
+
+def test_tolerances_in_pixels_need_not_be_whole():
+    files = [str(CONFIGS.parents[1] / "endoscopy" / "configs" / f"{name}.json") for name in ("train", "evaluate")]
+    check_options(["evaluating", "--config_file", ",".join(files), "--nsd_tolerances", "1.5"])
+    with pytest.raises(InputError, match="--nsd_tolerances must be a number from 0 on, such as 2; got -1"):
+        check_options(["evaluating", "--config_file", ",".join(files), "--nsd_tolerances", "-1"])
+
+
+def test_what_a_refusal_says():
+    with pytest.raises(InputError, match=r"^--save_polygons must be True or False, got 'maybe'\.$"):
+        check("inference", "--save_polygons", "maybe")
+    with pytest.raises(InputError, match=r"^--overlap must be a number from 0 on and below 1, such as 0.5; got 1.5\.$"):
+        check("inference", "--overlap", "1.5")
+    with pytest.raises(InputError, match=r"^--cache_rate must be a number from 0 to 1, such as 0.0; got 2\.$"):
+        check("train", "--cache_rate", "2")
+    with pytest.raises(InputError, match=r"^--dataset_dir needs a path behind it\.$"):
+        check("train", "--dataset_dir", "--max_epochs", "3")
+    with pytest.raises(InputError, match=r"^--train#max_epochs is no option of this config; did you mean --train#"):
+        check("train", "--train#max_epochs", "3")
+
+
+def test_a_learning_rate_that_would_rise():
+    with pytest.raises(InputError, match=r"--learning_rate 1e-07 is below --min_learning_rate 1e-06, .* give both"):
+        check("train", "--learning_rate", "1e-7")
+    check("train", "--learning_rate", "1e-7", "--min_learning_rate", "0")
+
+
+def test_values_of_an_args_file(tmp_path):
+    file = tmp_path / "args.json"
+    file.write_text(json.dumps({"config_file": str(CONFIGS / "train.json"), "batch_size": "two"}))
+    with pytest.raises(InputError, match="--batch_size must be a whole number from 1 on, such as 12; got 'two'"):
+        check_options(["training", "--args_file", str(file)])
+    check_options(["training", "--args_file", str(file), "--batch_size", "2"])  # what is typed counts
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["--mirror_axes", "5"], "error: mirror_axes can hold 0 (top and bottom) and 1 (left and right), not 5."),
+        (["--output_ext", "5"], "error: SaveImaged cannot be made with --output_ext 5 (AttributeError: "),
+        (
+            ["--network_def#depths", "3"],
+            "error: build_network cannot be made with --network_def#depths 3 (V",
+        ),
+        (
+            ["--dataloader#batchsize", "3"],
+            "error: DataLoader cannot be made with --dataloader#batchsize 3 (T",
+        ),
+    ],
+)
+def test_what_a_component_cannot_be_made_of(tmp_path, typed, sentence):
+    command = [sys.executable, "-m", "monai.bundle", "run", "inference", "--bundle_root", str(tmp_path)]
+    command += ["--config_file", str(CONFIGS / "inference.json"), "--dataset_dir", "synthetic"]
+    command += ["--ckpt_path", str(CONFIGS.parent / "models" / "model.safetensors")]
+    done = run_forked([*command, *typed])
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_other_command_of_monai(tmp_path):
+    command = [sys.executable, "-m", "monai.bundle", "run_workflow", "--bundle_root", str(tmp_path)]
+    done = run_forked([*command, "--config_file", str(CONFIGS / "train.json"), "--learning_rte", "0.5"])
+    assert done.returncode == 1
+    assert "error: --learning_rte is no option of this config; did you mean --learning_rate" in done.stderr
 
 
 def test_several_checkpoints_are_a_list():

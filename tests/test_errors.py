@@ -63,12 +63,16 @@ def test_the_log_of_the_command_has_the_sentence_and_no_traceback(monkeypatch):
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(sys, "argv", [monai.bundle.__file__.replace("__init__", "__main__"), "run"])
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)  # put back after the test
     report_plainly()
+    logger = logging.getLogger("with_an_output_of_its_own")  # as MONAI gives its handlers, and later than the filter
+    logger.addHandler(handler)
+    logger.propagate = False
     evaluator = SupervisedEvaluator(
         torch.device("cpu"),
         DataLoader(Dataset([1], transform=refuse), num_workers=1),
         torch.nn.Identity(),
-        val_handlers=[StatsHandler()],
+        val_handlers=[StatsHandler(), StatsHandler(name=logger.name)],
     )
     with pytest.raises(RuntimeError):
         evaluator.run()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import zipfile
@@ -313,6 +314,48 @@ class TestTransfer:
         with refused(net := build(), "several networks under one name"):
             load_pretrained(net, {**state, **{f"ema.{name}": w for name, w in state.items()}})
 
+    @pytest.mark.parametrize("prefix", ["backbone.", "student.net.", "self.net.", "segmentor."])
+    @pytest.mark.parametrize("wrapper", ["params", "weights", "module", "generator"])
+    def test_a_part_of_a_larger_model(self, prefix, wrapper):
+        """Whatever it is called there; what else the model has is listed."""
+        state = weights()
+        content = {prefix + name: w for name, w in state.items()} | {"aux.0.weight": torch.ones(3)}
+        net = build()
+        optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+        report = load_pretrained(net, {wrapper: content, "optimizer": optimizer}, strict=True)
+        assert report.missing == () and report.skipped == {"aux.0.weight": "not of the network"}
+        assert_holds(net, state)
+
+    def test_the_encoder_of_vmamba_in_another_segmenter(self):
+        """As mmsegmentation saves it, with its own decoder."""
+        vmamba = as_vmamba(weights())
+        content = {f"backbone.{name}": w for name, w in vmamba.items()} | {"decode_head.conv.weight": torch.ones(3)}
+        net, same = build(), build()
+        report = load_pretrained(net, {"meta": {"epoch": 3}, "state_dict": content})
+        load_pretrained(same, {"model": vmamba})
+        assert report.kind == "VMamba checkpoint" and "decode_head.conv.weight" in report.skipped
+        assert_holds(net, same.state_dict())
+
+    def test_the_weights_of_a_loss_beside_the_network(self):
+        """Lightning keeps those of the whole module."""
+        state = weights()
+        content = {f"net.{name}": w for name, w in state.items()} | {"criterion.weight": torch.ones(3)}
+        net = build()
+        report = load_pretrained(net, {"state_dict": content, "pytorch-lightning_version": "2.4.0"}, strict=True)
+        assert report.skipped == {"criterion.weight": "not of the network"}
+        assert_holds(net, state)
+        with refused(net, "the network has no vssm_encoder.lora"):
+            load_pretrained(net, {**state, "vssm_encoder.lora": torch.ones(3)})
+
+    def test_several_networks(self):
+        state = weights()
+        for content in (
+            {"params": state, "params_ema": state},
+            {f"{name}.{key}": w for name in ("student", "teacher") for key, w in state.items()},
+        ):
+            with refused(net := build(), "holds several networks (", "save the one that is wanted alone"):
+                load_pretrained(net, content)
+
     def test_vmamba_of_another_version(self):
         state = {"layers.0.blocks.0.op.A_logs": torch.zeros(3, 1), "classifier.head.weight": torch.zeros(3, 3)}
         with refused(net := build(), "a VMamba checkpoint of another version"):
@@ -323,11 +366,25 @@ class TestTransfer:
         state = {name: w.contiguous() for name, w in weights().items()}
         safetensors.torch.save_file(state, tmp_path / "model.pt")
         torch.save(state, tmp_path / "model.safetensors")
+        safetensors.torch.save_file(state, tmp_path / "model-00001-of-00002.safetensors")
+        (tmp_path / "lfs.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        (tmp_path / "page.pt").write_bytes(b"\n<!DOCTYPE html><html><body>404</body></html>")
+        (tmp_path / "keras.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
+        (tmp_path / "model.pt.gz").write_bytes(gzip.compress((tmp_path / "model.safetensors").read_bytes()))
+        np.savez(tmp_path / "arrays.npz", **{name: w.numpy() for name, w in state.items()})
+        torch.jit.save(torch.jit.trace(torch.nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2)), tmp_path / "script.pt")
         (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001.safetensors"}}')
         for name, words in (
             ("model.pt", "is a safetensors file; rename it to end in .safetensors"),
             ("model.safetensors", "is a torch file; rename it to end in .pt"),
             ("model.safetensors.index.json", "a list, perhaps of the parts"),
+            ("model-00001-of-00002.safetensors", "a part of a checkpoint in several files"),
+            ("lfs.safetensors", "a pointer of Git LFS"),
+            ("page.pt", "a web page"),
+            ("keras.h5", "an HDF5 file"),
+            ("model.pt.gz", "compressed; unpack it"),
+            ("arrays.npz", "an archive of other files"),
+            ("script.pt", "TorchScript; save the state_dict()"),
         ):
             with refused(net, words):
                 load_pretrained(net, tmp_path / name)

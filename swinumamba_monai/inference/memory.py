@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from ignite.engine import Engine, Events
 from monai.data import decollate_batch
-from monai.utils import ImageMetaKey, MetaKeys
+from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple_rep
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.rescaling import wanted_zoom
@@ -36,7 +36,7 @@ class MemoryNeed:
 
     Args:
         num_classes: channels of the network's output.
-        spacing: mm of a pixel of a slice on the network's grid; None for images.
+        spacing: mm of a pixel of a slice on the network's grid, of both sides or one number for both; None for images.
         probabilities: whether they are saved.
         postprocessing: more bytes that it takes a pixel of an image.
         diameter: diameter of the cells in pixels, as :class:`~swinumamba_monai.inference.RescalingInferer` has it; of
@@ -47,14 +47,14 @@ class MemoryNeed:
     def __init__(
         self,
         num_classes: int,
-        spacing: Sequence[float] | None = None,
+        spacing: Sequence[float] | float | None = None,
         probabilities: bool = False,
         postprocessing: int = 0,
         diameter: float | str | None = None,
         in_blocks: bool = False,
     ) -> None:
         self.num_classes = num_classes
-        self.spacing = spacing
+        self.spacing = None if spacing is None else ensure_tuple_rep(spacing, 2)
         self.postprocessing = postprocessing
         blocks = "give a smaller block_size if it is a TIFF file, save it as one in tiles if not, " if in_blocks else ""
         self.advice = f"{blocks}cut it into parts, or use a machine with more memory"

@@ -9,9 +9,10 @@ from itertools import combinations
 
 import torch
 from monai.inferers import Inferer
+from monai.utils import ensure_tuple
 from torch import Tensor
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, listed
 
 
 class MirrorInferer(Inferer):
@@ -19,8 +20,8 @@ class MirrorInferer(Inferer):
 
     Args:
         inferer: inferer that cuts an image into windows (b, c, h, w) and puts their logits together.
-        mirror_axes: axes to mirror, 0 for top and bottom, 1 for left and right. With both there are four passes, with
-            none there is one, and this is ``inferer`` itself.
+        mirror_axes: axis or axes to mirror, 0 for top and bottom, 1 for left and right. Both make four passes,
+            none makes one, and this is ``inferer`` itself.
         vector_channels: the two channels, if there are any, that are the parts of a direction along rows and along
             columns: their signs change where the image is mirrored along that axis.
 
@@ -32,9 +33,14 @@ class MirrorInferer(Inferer):
     tensor([[[[3.0000, 3.5000, 4.0000, 4.5000]]]])
     """
 
-    def __init__(self, inferer: Inferer, mirror_axes: Sequence[int] = (), vector_channels: Sequence[int] = ()) -> None:
+    def __init__(
+        self, inferer: Inferer, mirror_axes: Sequence[int] | int = (), vector_channels: Sequence[int] = ()
+    ) -> None:
+        mirror_axes = ensure_tuple(mirror_axes)
         if not set(mirror_axes) <= {0, 1}:
-            raise InputError(f"mirror_axes can hold 0 (top and bottom) and 1 (left and right), not {mirror_axes}.")
+            raise InputError(
+                f"mirror_axes can hold 0 (top and bottom) and 1 (left and right), not {listed(mirror_axes)}."
+            )
         self.inferer = inferer
         axes = [axis + 2 for axis in sorted(set(mirror_axes))]
         self.vector_channels = tuple(vector_channels)

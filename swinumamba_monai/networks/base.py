@@ -66,6 +66,7 @@ class BaseNetwork:
     """
 
     in_channels: int
+    out_channels: int | None = None  # where the class says so
     spatial_dims = 2
     step: Sequence[int]
     heads_in_eval = False  # whether deep_supervision goes on in evaluation mode, as nnU-Net's validation wants it
@@ -93,19 +94,42 @@ class BaseNetwork:
         return self.deep_supervision and (self.training or self.heads_in_eval)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
-        """As of every module, with a warning where some of what is loaded is this network's own.
+        """As of every module, but not where some of what is loaded is this network's own, left as it was.
 
-        That is how ``monai.bundle.load(..., model=net)`` and ``monai.networks.utils.copy_model_state`` leave what has
-        another size in the file, or is not in it.
+        ``monai.bundle.load(..., model=net)`` and ``monai.networks.utils.copy_model_state`` leave what has another size
+        in the file, or is not in it, and hand over the network's own. Taken with a warning is what
+        :func:`~swinumamba_monai.pretrained.load_pretrained` takes: a network for other classes or channels, and an
+        encoder alone.
+
+        Raises:
+            ValueError: of any other network's weights a part would be loaded, or nothing; it stays as it was.
         """
-        places = {name: tensor.data_ptr() for name, tensor in self.state_dict().items()}
-        kept = [
-            name for name, tensor in state_dict.items() if _place_of(tensor) and _place_of(tensor) == places.get(name)
-        ]
-        if kept:
+        own = self.state_dict()
+        places = {name: _place_of(tensor) for name, tensor in state_dict.items()}
+        kept = [name for name, place in places.items() if place and place == _place_of(own.get(name))]
+        if kept and not hasattr(state_dict, "_metadata"):  # which torch's own have, and MONAI's copies do not
+            counted = f"{len(kept)} of {len(own)} tensors"
             why = f"none of their name and size was given: {listed(kept)}"
-            logger.warning("%d of %d tensors stay as they were, because %s", len(kept), len(places), why)
+            if not self._may_keep(kept, own):
+                raise ValueError(
+                    f"{counted} would stay as they were, because {why}; make the network that the weights are of, or "
+                    "give those that are to be taken to load_state_dict(..., strict=False)."
+                )
+            logger.warning("%s stay as they were, because %s", counted, why)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _may_keep(self, kept: Sequence[str], own: Mapping[str, Tensor]) -> bool:
+        """Whether tensors all depend on the classes or channels, or are all that lie beside the encoder."""
+        if self.out_channels is None:
+            return True  # cannot be told
+
+        def depends(tensor: Tensor) -> bool:
+            of_classes = tensor.ndim in (1, 4, 5) and tensor.shape[0] == self.out_channels
+            return of_classes or (tensor.ndim in (4, 5) and tensor.shape[1] == self.in_channels)
+
+        rest = [name for name in kept if not depends(own[name])]
+        beside = [name for name in own if not name.startswith("vssm_encoder.") and not depends(own[name])]
+        return not rest or (len(beside) < len(own) - len(kept) and rest == beside)
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         """Logits for an image of :meth:`padded_size`, (b, in_channels, *spatial): a list of (b, out_channels, ...).

@@ -289,7 +289,7 @@ class NNFormer(BaseNetwork, nn.Module):
             )
         require_rate("drop_path_rate", drop_path_rate)
         super().__init__()
-        self.in_channels, self.spatial_dims = in_channels, spatial_dims
+        self.in_channels, self.out_channels, self.spatial_dims = in_channels, out_channels, spatial_dims
         self.step = [MERGED * side for side in patch_size]
         coarsest = min(-(-side // stride) for side, stride in zip(roi_size, self.step))
         finest = min(-(-side // stride) * MERGED for side, stride in zip(roi_size, self.step))

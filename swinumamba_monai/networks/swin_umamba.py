@@ -131,7 +131,7 @@ class _SwinUMamba(BaseNetwork, nn.Module):
         require_rate("drop_path_rate", options["drop_path_rate"])
         check_backend_name(scan_backend, "scan_backend")
         super().__init__()
-        self.in_channels = in_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.encoder_options = options
         # a recomputation restores the state of the random numbers, which cannot be recorded
         self._graphs = CUDAGraphs(training=not use_checkpoint) if cuda_graphs else None

@@ -136,7 +136,7 @@ class _UMamba(BaseNetwork, nn.Module):
         odd = all(side % 2 for sides in kernel_sizes for side in sides)
         require("kernel_size", kernel_size, odd and len(kernel_sizes) == len(strides), "odd, and one for each stage")
         super().__init__()
-        self.in_channels = in_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.spatial_dims = spatial_dims
         self.step = [math.prod(axis) for axis in zip(*strides)]  # pixels to one of the coarsest map
         self.channels = [min(base_channels * 2**i, MAX_CHANNELS[spatial_dims]) for i in range(len(strides))]

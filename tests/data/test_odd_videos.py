@@ -144,12 +144,16 @@ def test_damage_within(tmp_path, caplog):
         (".mkv", "libx264"),
         (".wmv", "wmv2"),
         (".asf", "mpeg4"),
+        (".divx", "mpeg4"),
+        (".flv", "flv"),
+        (".f4v", "libx264"),
+        (".mxf", "mpeg2video"),
     ],
 )
 def test_containers(suffix, codec, tmp_path):
     assert suffix in VIDEO_SUFFIXES
     pixels = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
-    formats = {".mts": "mpegts", ".m2ts": "mpegts", ".m4v": "mp4", ".asf": "asf"}
+    formats = {".mts": "mpegts", ".m2ts": "mpegts", ".m4v": "mp4", ".asf": "asf", ".divx": "avi", ".f4v": "mp4"}
     path = tmp_path / f"clip{suffix}"
     with av.open(str(path), "w", format=formats.get(suffix)) as container:
         rate = 25 if codec.startswith(("mpeg1", "mpeg2")) else 10

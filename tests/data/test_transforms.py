@@ -155,9 +155,11 @@ def test_slices_are_resampled_and_stay_where_they_are():
     assert done["image_path"] == "a.nii" and done["image_of_file"] is volume and done["label"] == 3
     same = SliceSpacingd("image", spacing=[2.0, 4.0])(items)["image"]
     torch.testing.assert_close(same.as_tensor(), volume.as_tensor())
+    one, both = (SliceSpacingd("image", spacing=spacing)(items)["image"] for spacing in (3, [3.0, 3.0]))
+    torch.testing.assert_close(one.as_tensor(), both.as_tensor(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("spacing", [[1.0], [0.0, 1.0], [1.0, 1.0, 1.0]], ids=str)
+@pytest.mark.parametrize("spacing", [[1.0], [0.0, 1.0], [1.0, 1.0, 1.0], 0, "fine", ["1", "2"]], ids=str)
 def test_a_spacing_is_of_two_axes(spacing):
     with pytest.raises(InputError, match="spacing holds the mm"):
         SliceSpacingd("image", spacing)

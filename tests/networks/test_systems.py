@@ -184,3 +184,26 @@ def test_what_monai_leaves_as_it_was_is_said(tmp_path, caplog):
     (record,) = (record for record in caplog.records if record.name.startswith("swinumamba"))
     assert different and record.getMessage().startswith(f"{len(different)} of {len(shapes)} tensors stay as they were")
     assert different[0] in record.getMessage()
+    load(model=SwinUMambaD(3, 3, **small))  # for images of other channels
+    encoder = {name: tensor for name, tensor in saved.state_dict().items() if name.startswith("vssm_encoder.")}
+    torch.save(encoder, tmp_path / "mine" / "models" / "model.pt")
+    load(model=same)
+    assert len([record for record in caplog.records if record.name.startswith("swinumamba")]) == 3
+    assert f"of {len(shapes)} tensors stay" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize("change", [{"depths": (1, 1, 1, 2)}, {"d_state": 3}, {"feature_size": 8}], ids=str)
+def test_monai_does_not_load_a_part_of_another_network(tmp_path, change):
+    """``--pretrained`` refuses such a file as well."""
+    small = {"feature_size": 4, "depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1), "d_state": 2}
+    saved, other = SwinUMambaD(1, 3, **small), SwinUMambaD(1, 3, **{**small, **change})
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    (tmp_path / "mine" / "models").mkdir(parents=True)
+    torch.save(saved.state_dict(), tmp_path / "mine" / "models" / "model.pt")
+    with pytest.raises(ValueError, match=r"tensors would stay as they were.*make the network that the weights are of"):
+        monai.bundle.load("mine", model=other, bundle_dir=tmp_path, device="cpu")
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    other.load_state_dict(other.state_dict())  # which changes nothing, as in every module
+    other.load_state_dict({"decoder.seg_layers.0.bias": torch.ones(3)}, strict=False)
+    assert other.decoder.seg_layers[0].bias.tolist() == [1, 1, 1]

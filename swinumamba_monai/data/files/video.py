@@ -28,6 +28,7 @@ VideoReformatter, _ = optional_import("av.video.reformatter", name="VideoReforma
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".asf", ".gif")
+VIDEO_SUFFIXES += (".divx", ".flv", ".f4v", ".mxf")  # other names of these, and what recorders write
 VIDEO_SUFFIXES += (".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts")  # MPEG program and transport streams
 
 _EARLY = 1.0  # seconds; the last frame is shown for a part of one
@@ -35,7 +36,7 @@ _EARLY = 1.0  # seconds; the last frame is shown for a part of one
 # FFmpeg knows formats that are lists of other files, anywhere on the disk or the network, and takes a file for one
 # whatever its name is. These hold their own pictures, and of protocols there is that of files alone.
 _ALONE = {
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,asf,m4v,h264,hevc,gif",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,asf,m4v,h264,hevc,gif,flv,mxf",
     "protocol_whitelist": "file",
 }
 

@@ -13,7 +13,7 @@ import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Orientationd, Spacingd, Transform
-from monai.utils import TransformBackends, convert_to_numpy, convert_to_tensor
+from monai.utils import TransformBackends, convert_to_numpy, convert_to_tensor, ensure_tuple
 
 from swinumamba_monai.data.files.volumes import MIN_LEAN
 from swinumamba_monai.errors import InputError, shown
@@ -141,7 +141,7 @@ class SliceSpacingd(Spacingd):
 
     Args:
         keys: the volumes, slices along the last axis.
-        spacing: distance of the pixels of a slice along H and W, in mm.
+        spacing: distance of the pixels of a slice along H and W, in mm; one number for both.
         mode: mode of the interpolation, one for all keys or one each.
         allow_missing_keys: skip keys that are not there.
     """
@@ -149,13 +149,14 @@ class SliceSpacingd(Spacingd):
     def __init__(
         self,
         keys: KeysCollection,
-        spacing: Sequence[float],
+        spacing: Sequence[float] | float,
         mode: Sequence[str] | str = "bilinear",
         allow_missing_keys: bool = False,
     ) -> None:
-        if len(spacing) != 2 or not all(mm > 0 for mm in spacing):
+        sides = ensure_tuple(spacing) if isinstance(spacing, Sequence) else (spacing, spacing)
+        if len(sides) != 2 or not all(isinstance(mm, (int, float)) and 0 < mm < math.inf for mm in sides):
             raise InputError(f"spacing holds the mm of a pixel along the rows and columns of a slice, not {spacing}.")
-        super().__init__(keys, (*spacing, -1.0), mode=mode, allow_missing_keys=allow_missing_keys)
+        super().__init__(keys, (*sides, -1.0), mode=mode, allow_missing_keys=allow_missing_keys)
 
     def __call__(
         self, data: Mapping[Hashable, NdarrayOrTensor], lazy: bool | None = None
