@@ -156,8 +156,9 @@ def _place_named(temporary: Path, path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is None and error.errno in _FULL:
             error.filename = str(path)
-        elif error.filename2 is None and error.filename is not None:
-            error.filename = os.fsdecode(error.filename).replace(str(temporary), str(path))
+        for name in ("filename", "filename2"):  # the second of a copy
+            if isinstance(named := getattr(error, name), (str, bytes)):
+                setattr(error, name, os.fsdecode(named).replace(str(temporary), str(path)))
         raise
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -125,15 +126,22 @@ def is_bundle_command() -> bool:
     return os.path.normpath(sys.argv[0]).split(os.sep)[-3:] == ["monai", "bundle", "__main__.py"]
 
 
-def _say_plainly(record: logging.LogRecord) -> bool:
-    """A filter of a log's handler: of an error that is an :class:`InputError`, the sentence alone is logged."""
+def _plain_record(*args: object, **kwargs: object) -> logging.LogRecord:
+    """A record of the log; of an error that is an :class:`InputError`, the sentence alone is logged."""
+    record = logging.LogRecord(*args, **kwargs)
     if record.levelno >= logging.ERROR:
         cause = find_input_error(record.exc_info[1]) if record.exc_info else None
         if found := None if cause else _AS_TEXT.search(record.getMessage()):
             cause = found[1]
         if cause is not None:
             record.msg, record.args, record.exc_info, record.exc_text = f"ended: {cause}", (), None, None
-    return True
+    return record
+
+
+def _thread_hook(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands its error on to the main one, which says the sentence."""
+    if find_input_error(args.exc_value) is None:
+        threading.__excepthook__(args)
 
 
 def report_plainly() -> None:
@@ -147,8 +155,8 @@ def report_plainly() -> None:
     """
     if not is_bundle_command():
         return
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_say_plainly)
+    logging.setLogRecordFactory(_plain_record)  # and no filter of handlers: MONAI adds some when an engine is made
+    threading.excepthook = _thread_hook
     show_traceback = sys.__excepthook__
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

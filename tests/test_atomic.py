@@ -215,6 +215,9 @@ def test_an_error_names_the_place_that_was_asked_for(tmp_path):
     with pytest.raises(OSError) as caught, replacing(place):
         raise OSError(errno.EIO, "of an input, perhaps")
     assert caught.value.filename is None
+    with pytest.raises(OSError) as caught, replacing(place) as temporary:
+        raise OSError(errno.ENOSPC, "full", "in.csv", None, str(temporary))  # as shutil.copyfile
+    assert (caught.value.filename, caught.value.filename2) == ("in.csv", str(place))
     assert not any(tmp_path.iterdir())
 
 
