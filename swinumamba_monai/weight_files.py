@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 SAFE_TORCH = "2.10"  # from which on no memory is known to be overwritten by what weights_only=True reads
 MAX_DEPTH = 20  # of what lies in a checkpoint
+MAX_HEADER = 1 << 21  # bytes of a safetensors file; 20,000 tensors have as many
 MAX_NAMES = 16  # of a tensor; released U-Mamba checkpoints name most of them four times
 DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16}
 DTYPES |= {torch.int8, torch.uint8, torch.bool}  # of tensors that torch can compute with everywhere
@@ -62,13 +63,7 @@ def read_checkpoint(path: str | PathLike) -> dict:
     try:
         if misnamed := _what_it_is(path):
             raise InputError(f"{path} is {misnamed}.")
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        _warn_of_old_torch()
-        _check_records(path)
-        check_pickles(path)
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is corrupt, or holds Python objects besides weights; such files are not opened, because "
@@ -87,6 +82,22 @@ def read_checkpoint(path: str | PathLike) -> dict:
     if size > MAX_NAMES * path.stat().st_size:
         raise InputError(f"{path} claims {size} bytes of numbers, which no file of its size holds; it is not used.")
     return content
+
+
+def _load_safetensors(path: Path) -> dict:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < length <= path.stat().st_size:
+        raise InputError(f"{path} names its tensors in {length} bytes, more than any network needs; it is not opened.")
+    return safetensors.torch.load_file(path)
+
+
+def _load_torch_file(path: Path) -> object:
+    _warn_of_old_torch()
+    _check_records(path)
+    check_pickles(path)
+    with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _what_it_is(path: Path) -> str | None:

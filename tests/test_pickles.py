@@ -1,10 +1,11 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Torch files whose pickles would take memory or hours, though torch takes them for safe."""
+"""Files of weights that would take memory or hours, though torch and safetensors take them for safe."""
 
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import struct
 import time
@@ -154,6 +155,29 @@ def test_tensors_that_no_network_has(tensor, tmp_path):
     torch.save({"a": tensor}, tmp_path / "a.pt")
     with pytest.raises(InputError, match="holds what no checkpoint has"):
         read_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "C64", "F4"])
+def test_safetensors_of_kinds_that_no_network_has(kind, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(
+        safetensors_file({"a": (kind, [2], [0, {"C64": 16, "F4": 1}.get(kind, 2)])})
+    )
+    with pytest.raises(InputError, match="holds what no checkpoint has"):
+        read_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_safetensors_of_a_million_tensors_are_not_waited_for(tmp_path):
+    names = {f"w{number}": ("F32", [0], [0, 0]) for number in range(100_000)}
+    (tmp_path / "a.safetensors").write_bytes(safetensors_file(names))
+    with pytest.raises(InputError, match="more than any network needs"):
+        read_checkpoint(tmp_path / "a.safetensors")
+
+
+def safetensors_file(tensors: dict) -> bytes:
+    entries = {name: dict(zip(("dtype", "shape", "data_offsets"), value)) for name, value in tensors.items()}
+    header = json.dumps(entries).encode()
+    end = max(offsets[1] for *_, offsets in tensors.values())
+    return struct.pack("<Q", len(header)) + header + bytes(end)
 
 
 def test_tensors_in_another_order(tmp_path):
