@@ -152,8 +152,9 @@ def _place_named(temporary: Path, path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is None and error.errno in _FULL:
             error.filename = str(path)
-        elif error.filename2 is None and error.filename is not None:
-            error.filename = os.fsdecode(error.filename).replace(str(temporary), str(path))
+        for name in ("filename", "filename2"):  # the second of a copy
+            if isinstance(named := getattr(error, name), (str, bytes)):
+                setattr(error, name, os.fsdecode(named).replace(str(temporary), str(path)))
         raise
 
 
@@ -162,7 +163,7 @@ def _lock(path: Path) -> int | None:
     if fcntl is None:
         return os.open(os.devnull, os.O_RDONLY)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of that name would have nobody to wait for
     except FileNotFoundError:
         return None
     try:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -153,6 +154,12 @@ def _make_record(*parts: object, **more: object) -> logging.LogRecord:
     return record
 
 
+def _thread_hook(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands its error on to the main one, which says the sentence."""
+    if find_input_error(args.exc_value) is None:
+        threading.__excepthook__(args)
+
+
 def report_plainly(explain: Callable[[BaseException], InputError | None] = lambda error: None) -> None:
     """Let ``python -m monai.bundle`` end with the sentence alone when an :class:`InputError` is the cause.
 
@@ -168,6 +175,7 @@ def report_plainly(explain: Callable[[BaseException], InputError | None] = lambd
     if not is_bundle_command():
         return
     logging.setLogRecordFactory(_make_record)
+    threading.excepthook = _thread_hook
     show_traceback = sys.__excepthook__
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -22,12 +22,16 @@ from torch.torch_version import TorchVersion
 
 from .atomic import write_file
 from .errors import InputError, explained, listed
+from .pickles import check_pickles, is_archive
 
 logger = logging.getLogger(__name__)
 
 SAFE_TORCH = "2.10"  # from which on no memory is known to be overwritten by what weights_only=True reads
 MAX_DEPTH = 20  # of what lies in a checkpoint
+MAX_HEADER = 1 << 21  # bytes of a safetensors file; 20,000 tensors have as many
 MAX_NAMES = 16  # of a tensor; released U-Mamba checkpoints name most of them four times
+DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16}
+DTYPES |= {torch.int8, torch.uint8, torch.bool}  # of tensors that torch can compute with everywhere
 
 # What other tools call the state dict in a checkpoint, what they put before its names (DDP, torch.compile, Lightning,
 # averaged models), and what they count beside it (averaged models, thop).
@@ -69,12 +73,7 @@ def read_checkpoint(path: str | PathLike) -> dict:
     try:
         if misnamed := _what_it_is(path):
             raise InputError(f"{path} is {misnamed}.")
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        _warn_of_old_torch()
-        _check_records(path)
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is corrupt, or holds Python objects besides weights; such files are not opened, because "
@@ -93,6 +92,22 @@ def read_checkpoint(path: str | PathLike) -> dict:
     if size > MAX_NAMES * path.stat().st_size:
         raise InputError(f"{path} claims {size} bytes of numbers, which no file of its size holds; it is not used.")
     return content
+
+
+def _load_safetensors(path: Path) -> dict:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < length <= path.stat().st_size:
+        raise InputError(f"{path} names its tensors in {length} bytes, more than any network needs; it is not opened.")
+    return safetensors.torch.load_file(path)
+
+
+def _load_torch_file(path: Path) -> object:
+    _warn_of_old_torch()
+    _check_records(path)
+    check_pickles(path)
+    with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _what_it_is(path: Path) -> str | None:
@@ -155,15 +170,27 @@ def _count_bytes(content: object, depth: int = 0, seen: set[int] | None = None) 
     plain = type(content) in (Tensor, nn.Parameter) and content.layout == torch.strided and not content.is_nested
     if not plain or content.is_quantized or content.device.type != "cpu":
         raise ValueError("a tensor that is sparse, nested, quantized or on no device")
+    if content.dtype not in DTYPES:
+        raise ValueError(f"a tensor of {content.dtype}")
     size = content.numel() * content.element_size()
-    if size > content.untyped_storage().nbytes():
+    if size > content.untyped_storage().nbytes() or _overlaps(content):
         raise ValueError("a tensor that names its elements more than once")
     return size
 
 
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two elements may lie at one place; kernels that go along the memory would leave such a tensor's."""
+    reach = 1
+    for stride, length in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape) if n > 1):
+        if stride < reach:
+            return tensor.numel() > 0
+        reach += stride * (length - 1)
+    return False
+
+
 def _check_records(path: Path) -> None:
     """Refuse what only claims to be large: torch.save never compresses, so a record is as long as it is in the file."""
-    if zipfile.is_zipfile(path):
+    if is_archive(path):
         with zipfile.ZipFile(path) as archive:
             if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
                 raise InputError(f"{path} holds compressed records, which torch.save does not write; it is not opened.")

@@ -75,7 +75,7 @@ def strange_value(random: Random) -> object:
 def strange_tensor(random: Random) -> object:
     """What a checkpoint may hold in the place of a tensor."""
     shape = tuple(random.integers(0, 4, random.integers(0, 5)))
-    match random.integers(0, 14):
+    match random.integers(0, 16):
         case 0:
             return torch.zeros(shape, dtype=random.choice([torch.int64, torch.bool, torch.complex64, torch.float64]))
         case 1:
@@ -96,6 +96,10 @@ def strange_tensor(random: Random) -> object:
             return torch.sparse_coo_tensor(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0), (10**12,))
         case 9:
             return torch.zeros(shape).to(random.choice([torch.bfloat16, torch.float16, torch.uint8]))
+        case 10:  # of the shape of the network's own, all of it one place at the end of enough memory
+            return torch.zeros(6).as_strided((2, 3), (0, 0), 5)
+        case 11:
+            return torch.zeros(2, 3).to(torch.float8_e4m3fn)
     if random.random() < 0.5:
         return torch.zeros(shape)
     return strange_value(random)

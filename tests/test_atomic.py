@@ -131,6 +131,23 @@ def test_one_run_at_a_time(tmp_path, start) -> None:
     third.release()
 
 
+def test_a_lock_that_leads_elsewhere_empties_nothing(tmp_path) -> None:
+    """As a stranger's folder may hold it."""
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError):
+        RunLock(tmp_path / "run" / ".lock").acquire()
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_among_what_is_swept_is_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / f".{'0' * 32}-a.csv")
+    remove_unfinished(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_forked_worker_does_not_keep_the_lock(tmp_path, start) -> None:
     fork = "import os\nlock = RunLock(sys.argv[1])\nlock.acquire()\nif not os.fork(): time.sleep(10)\nelse:"
     path = tmp_path / "lock"
@@ -217,6 +234,9 @@ def test_an_error_names_the_place_that_was_asked_for(tmp_path):
     with pytest.raises(OSError) as caught, replacing(place):
         raise OSError(errno.EIO, "of an input, perhaps")
     assert caught.value.filename is None
+    with pytest.raises(OSError) as caught, replacing(place) as temporary:
+        raise OSError(errno.ENOSPC, "full", "in.csv", None, str(temporary))  # as shutil.copyfile
+    assert (caught.value.filename, caught.value.filename2) == ("in.csv", str(place))
     assert not any(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import monai.bundle
@@ -45,14 +46,30 @@ def test_other_errors_are_not_taken_for_it():
     assert find_input_error(RuntimeError("an InputError: somewhere in a text")) is None
 
 
+def keep_hooks(monkeypatch):
+    """What the command changes in its process is as before after the test."""
+    for place, name in ((sys, "excepthook"), (threading, "excepthook"), (logging, "_logRecordFactory")):
+        monkeypatch.setattr(place, name, getattr(place, name))
+
+
 def test_hook_of_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    keep_hooks(monkeypatch)
     monkeypatch.setattr(sys, "argv", [monai.bundle.__file__.replace("__init__", "__main__"), "run"])
     report_plainly()
     sys.excepthook(InputError, InputError("the sentence"), None)
     assert capsys.readouterr().err == "error: the sentence\n"
     sys.excepthook(KeyError, KeyError("other"), None)
     assert "KeyError: 'other'" in capsys.readouterr().err
+    for error, said in ((OSError(errno.ENOSPC, "full"), ""), (KeyError("other"), "KeyError: 'other'")):
+        thread = threading.Thread(target=raise_it, args=[error])
+        thread.start()
+        thread.join()
+        told = capsys.readouterr().err
+        assert said in told and bool(told) == bool(said)
+
+
+def raise_it(error):
+    raise error
 
 
 def test_the_log_of_the_command_has_the_sentence_and_no_traceback(monkeypatch):
@@ -60,8 +77,8 @@ def test_the_log_of_the_command_has_the_sentence_and_no_traceback(monkeypatch):
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setLevel(logging.ERROR)  # how far an engine came is said too, where another test has let it
-    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    keep_hooks(monkeypatch)
     monkeypatch.setattr(sys, "argv", [monai.bundle.__file__.replace("__init__", "__main__"), "run"])
     monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)  # put back after the test
     report_plainly()

@@ -27,6 +27,7 @@ from swinumamba_monai.bundle_options import as_literal
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.errors import InputError, check_known, find_input_error, plain_errors, quoted
+from swinumamba_monai.formulas import as_cell, from_cell
 from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.folders import keep_folders, result_names
 from swinumamba_monai.inference.polygons import geojson
@@ -191,7 +192,7 @@ class _Job:
                 row = self._predict(name)
                 mine[name] = row
                 with summary.open("a", newline="", encoding="utf-8") as file:
-                    csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+                    csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(_cells(row))
                 if row["error"]:
                     report.failed.append(row["error"])
                 bar.update()
@@ -270,7 +271,7 @@ class _Job:
         ):
             table = csv.writer(file, lineterminator="\n")
             table.writerow(objects)
-            table.writerows([_text(value) for value in row] for row in zip(*objects.values()))
+            table.writerows([_text(as_cell(value)) for value in row] for row in zip(*objects.values()))
         with replacing(self._path(name, OUTLINES)) as temporary:
             Image.fromarray(outlines).save(temporary)
 
@@ -300,15 +301,20 @@ def _read_summary(path: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {row["name"]: row for row in rows if set(row) == set(COLUMNS) and None not in row.values()}
+        rows = [row for row in csv.DictReader(file) if set(row) == set(COLUMNS) and None not in row.values()]
+    rows = [{column: from_cell(text) for column, text in row.items()} for row in rows]
+    return {row["name"]: row for row in rows}
 
 
 def _write_summary(path: Path, rows: Mapping[str, Mapping[str, object]]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
-        table.writerows(rows.values())
+        table.writerows(map(_cells, rows.values()))
+
+
+def _cells(row: Mapping[str, object]) -> dict[str, object]:
+    return {column: as_cell(value) for column, value in row.items()}
 
 
 def _summary_of(table: Mapping[str, np.ndarray], doubts: Sequence[str]) -> dict[str, object]:

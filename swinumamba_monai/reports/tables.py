@@ -11,6 +11,7 @@ from pathlib import Path
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing, write_file
+from swinumamba_monai.formulas import as_cell
 
 
 def markdown_lines(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -74,12 +75,7 @@ def write_csv(output_dir: PathLike, name: str, rows: Sequence[Mapping]) -> None:
     with replacing(folder / f"{name}.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, keys, lineterminator="\n")
         table.writeheader()
-        table.writerows({key: _no_formula(cell) for key, cell in row.items()} for row in rows)
-
-
-def _no_formula(cell: object) -> object:
-    """A cell that no spreadsheet takes for a formula: names of files and classes may begin like one."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+        table.writerows({key: as_cell(cell) for key, cell in row.items()} for row in rows)
 
 
 def _text(cell: object) -> str:

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from xml.etree import ElementTree
+from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
-from skimage.draw import polygon
 
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.data.files.shapes import Annotations, Shape, as_ring, paint
+from swinumamba_monai.data.files.xml_tree import read_xml
+from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.inference.polygons import CELL
 
 __all__ = ["elements", "read_asap"]
@@ -48,25 +49,22 @@ def read_asap(path: PathLike, shape: tuple[int, int], names: Mapping[int, str] |
         (H, W) uint16, the number of a pixel's class or cell, 0 outside; where polygons overlap, that of the last.
 
     Raises:
-        InputError: the file is damaged, has a polygon of another class or without corners, or more cells than the
-            numbers reach.
+        InputError: the file is damaged, has a polygon of another class, without corners or outside of the image, or
+            more cells than the numbers reach.
     """
-    try:
-        polygons = []
-        for annotation in ElementTree.parse(path).getroot().iterfind("Annotations/Annotation"):
-            corners = [[float(corner.attrib[axis]) for axis in "YX"] for corner in annotation.iter("Coordinate")]
-            polygons.append((annotation.attrib["Name"], np.array(corners).reshape(-1, 2)))
-    except (OSError, ElementTree.ParseError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is no XML file of ASAP that can be read ({quoted(error)}).") from error
     numbers_of = {CELL: None} if names is None else {name.lower(): number for number, name in names.items()}
-    numbers = np.zeros(shape, np.uint16)
-    if names is None and len(polygons) > np.iinfo(numbers.dtype).max:
-        raise InputError(f"{path} has {len(polygons)} cells, more than a 16-bit image can number.")
-    for count, (name, corners) in enumerate(polygons, start=1):
-        if name.lower() not in numbers_of:
-            raise InputError(f"{path} has a polygon of class '{name}'; the classes are {', '.join(numbers_of)}.")
-        if not corners.size or not np.isfinite(corners).all():
-            raise InputError(f"{path} has a polygon of class '{name}' without corners, or with one that is no place.")
-        rows, columns = corners.T - 0.5  # to where the middle of the first pixel is 0, and not 0.5
-        numbers[polygon(rows, columns, shape)] = numbers_of[name.lower()] or count
-    return numbers
+    shapes, numbers = [], []
+    problem = f"{path} is no XML file of ASAP that can be read"
+    with explained(problem, "send the polygons again", LookupError, TypeError, ValueError):
+        for annotation in read_xml(Path(path)).iterfind("Annotations/Annotation"):
+            name = annotation.attrib["Name"]
+            if name.lower() not in numbers_of:
+                known = ", ".join(numbers_of)
+                raise InputError(f"{path} has a polygon of class '{shown(name)}'; the classes are {known}.")
+            ring = as_ring([float(corner.attrib[axis]) for axis in "XY"] for corner in annotation.iter("Coordinate"))
+            shapes.append(Shape(name, [[ring]]))
+            numbers.append(numbers_of[name.lower()] or len(shapes))
+    if names is None and len(shapes) > np.iinfo(np.uint16).max:
+        raise InputError(f"{path} has {len(shapes)} cells, more than a 16-bit image can number.")
+    painted = paint(Annotations(Path(path), shapes[::-1]), numbers[::-1], shape)  # the first of those given has a pixel
+    return painted.astype(np.uint16)

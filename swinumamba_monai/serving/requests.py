@@ -17,7 +17,7 @@ from swinumamba_monai.switches import is_on
 
 __all__ = [
     "INFERENCE", "SAMPLING", "TRAINING", "check_bounds", "check_data", "check_device", "check_fields",
-    "check_file_name", "check_name",
+    "check_file_name", "check_name", "check_sum",
 ]  # fmt: skip
 
 MAX_EPOCHS = 100_000
@@ -27,7 +27,9 @@ MAX_VALUES = 100_000  # in a request: points of a click, corners of a region, le
 MAX_NUMBER = 2**53  # that JavaScript keeps whole, too
 
 _DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,2})?")
+_SUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]{1,128}")
 _CODE = ("$", "@", "%")  # as MONAI's configs begin what they evaluate or look up
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)[ ]*(\..*)?", re.IGNORECASE)
 
 Check = Callable[[str, object], object]
 
@@ -41,7 +43,7 @@ def check_name(field: str, value: object, optional: bool = False) -> str:
         optional: whether it may be empty.
 
     Raises:
-        InputError: no text, over 240 bytes, a path on any system, or one that begins like code.
+        InputError: no text, over 240 bytes, a path or device on any system, or one that begins like code.
     """
     if optional and (value is None or value == ""):
         return ""
@@ -49,14 +51,21 @@ def check_name(field: str, value: object, optional: bool = False) -> str:
     # Windows takes ".. " and "..." for folders too, and "c:a" for a file elsewhere.
     if not printable or value.startswith((*_CODE, "~")) or not value.strip(". ") or set(value) & set("/\\"):
         raise InputError(f"{field} must be a name, without folders and of at most {MAX_NAME} bytes.")
-    if PureWindowsPath(value).drive:
-        raise InputError(f"{field} must be a name, without a drive.")
+    if PureWindowsPath(value).drive or _WINDOWS_DEVICE.fullmatch(value):
+        raise InputError(f"{field} must be a name, without a drive or device.")
     return value
 
 
 def check_file_name(field: str, value: object) -> str:
     """The name of a file that is sent, without the client's folders, which some clients send too."""
     return check_name(field, re.split(r"[/\\]", value)[-1] if isinstance(value, str) else value)
+
+
+def check_sum(field: str, value: object) -> str | None:
+    """A hash of a file in hexadecimal digits, perhaps with what kind it is before a colon; None for nothing."""
+    if value is not None and not (isinstance(value, str) and _SUM.fullmatch(value)):
+        raise InputError(f"{field} must be a hash of the kind SHA256, SHA512 or MD5, like SHA256:0a1b.")
+    return value
 
 
 def check_device(field: str, value: object, known: Collection[str] = ()) -> str:

@@ -9,7 +9,11 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +21,7 @@ from types import ModuleType
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import temporary_folder
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.training.checkpoint import save_atomically
 from swinumamba_monai.weight_files import find_checkpoint, read_weights
 
@@ -25,6 +29,10 @@ APP = Path(__file__).parent / "app"
 # What serve tells the server, which uvicorn imports: the address, and origins with blanks between them.
 MONAI_VARIABLE = "MONAI_LABEL_CORS_ORIGINS"
 HOST_VARIABLE, ORIGINS_VARIABLE = "SWINUMAMBA_LABEL_HOST", "SWINUMAMBA_LABEL_ORIGINS"
+SESSIONS_VARIABLE = "MONAI_LABEL_SESSION_PATH"
+
+DATASTORE, LABELS = "datastore_v2.json", "labels"
+OWN_FILES = {DATASTORE, ".lock"}  # of MONAI Label, in the studies folder
 
 
 def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -38,7 +46,8 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
         port: port of the server.
 
     Raises:
-        InputError: MONAI Label is not installed, a folder or the weights are missing, or the environment variable
+        InputError: MONAI Label is not installed; a folder or the weights are missing; in ``studies`` lies a link where
+            the server writes, or a list of images that names other folders; or the environment variable
             ``MONAI_LABEL_CORS_ORIGINS``, which names the web sites whose pages may use the server, is no list of them.
     """
     bundle, studies = Path(bundle).resolve(), Path(studies).resolve()
@@ -51,6 +60,7 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
         raise InputError(f"{bundle} has no models/model.pt; train the bundle, or put its weights there, first.")
     if not studies.is_dir():
         raise InputError(f"{studies} is no folder; give the one with the images as --studies.")
+    _check_studies(studies)
     origins = _read_origins(os.environ.get(MONAI_VARIABLE, ""))
     if weights.suffix == ".safetensors":
         model = weights.with_suffix(".pt")
@@ -61,14 +71,55 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
     os.environ[HOST_VARIABLE] = host
     os.environ[ORIGINS_VARIABLE] = " ".join(origins)
     os.environ.pop(MONAI_VARIABLE, None)  # MONAI Label 0.8.5 fails on one that is set
-    with temporary_folder("label") as folder:
+    with temporary_folder("label") as folder, _temporary_files_in(folder):
         # MONAI Label writes its log beside the app, so it gets a copy.
         app = shutil.copytree(APP, folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+        os.environ[SESSIONS_VARIABLE] = str(folder / "sessions")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which uvicorn raises again when it has shut down
         os.chdir(app)  # MONAI Label takes the name of an image for that of a file here, if there is one
         sys.argv = ["monailabel", "start_server", "--app", str(app), "--studies", str(studies)]
         sys.argv += ["--host", host, "--port", str(port), "--conf", "bundle", str(bundle)]
         sys.argv += ["--uvicorn_app", "swinumamba_monai.serving.server:app"]
         runpy.run_module("monailabel.main", run_name="__main__")
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let what clients send, and are sent, go with the server; not by TMPDIR, where a training makes its sockets."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _check_studies(studies: Path) -> None:
+    """Refuse a folder of a stranger that would lead the server out of it.
+
+    MONAI Label writes its list of images and its lock, and labels into ``labels``, through links; it reads the list,
+    whatever folders it names, and removes what it names.
+    """
+    labels = studies / LABELS
+    for path in [*(studies / name for name in sorted(OWN_FILES)), labels, *labels.glob("*")]:
+        if path.is_symlink():
+            raise InputError(f"{path} is a link, and the server writes there; put the file or folder itself there.")
+    if not (datastore := studies / DATASTORE).exists():
+        return
+    with explained(f"{datastore} is no list of images of MONAI Label", "remove it, and the server makes it again"):
+        content = json.loads(datastore.read_text(encoding="utf-8"), parse_constant=_refuse_number)
+        folders = content.get("images_dir", "."), content.get("labels_dir", LABELS)
+        names = []
+        for name, entry in content.get("objects", {}).items():
+            tags = entry.get("labels", {})
+            names += [name, *tags, *(name + part.get("ext", "") for part in [entry["image"], *tags.values()])]
+        if folders not in (("", LABELS), (".", LABELS)):
+            raise ValueError("it names other folders")
+        if wrong := [name for name in names if name in ("", ".", "..") or "\0" in name or Path(name).name != name]:
+            raise ValueError(f"it names {shown(wrong[0])}, which is no file in it")
+
+
+def _refuse_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 def _read_origins(text: str) -> list[str]:

@@ -21,7 +21,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from swinumamba_monai.atomic import remove_unfinished, write_file
-from swinumamba_monai.errors import InputError, explained
+from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.training.run_lock import RunLock
 from swinumamba_monai.weight_files import read_checkpoint
@@ -32,10 +32,13 @@ logger = logging.getLogger(__name__)
 
 MAX_EPOCHS = 1_000_000  # the schedule of so many is replayed in seconds
 
+MAX_STEPS = 1 << 31  # between two changes of a gradient scaler's factor
+
 SCALARS = ("step", "mu_product", "eta", "mu")  # that torch's optimizers keep of a parameter as one number
 
-# What a run is resumed from.
+# What a run is resumed from; the rest is not in files of every version.
 _STATE = {"model": Mapping, "optimizer": Mapping, "epoch": int, "best_metric": float, "best_metric_epoch": int}
+_REST = {"best_next_metric": -math.inf, "scaler": {}, "settings": "{}", "seconds": 0.0}
 
 
 def save_atomically(content: dict, path: Path) -> None:
@@ -237,19 +240,22 @@ class TrainingCheckpoint:
             raise InputError(f"{self.record_path} cannot be written ({error}); {self.last_path} is whole.") from error
 
     def _restore(self, trainer: Engine, evaluator: Engine) -> None:
-        state = read_checkpoint(self.last_path)
-        known = all(isinstance(state.get(name), kind) for name, kind in _STATE.items())
-        if not known or not 0 <= state["epoch"] <= MAX_EPOCHS:
+        state = _REST | read_checkpoint(self.last_path)
+        kinds = _STATE | {name: type(value) for name, value in _REST.items()}
+        known = all(isinstance(state.get(name), kind) for name, kind in kinds.items())
+        if not known or not 0 <= state["epoch"] <= MAX_EPOCHS or not state["best_metric_epoch"] <= state["epoch"]:
             raise InputError(f"{self.last_path} is not a checkpoint of a training run, it cannot be resumed.")
+        if math.isnan(state["best_metric"] + state["seconds"]) or not 0 <= state["seconds"] < math.inf:
+            raise InputError(f"{self.last_path} says of its run what is no number, it cannot be resumed.")
         load_pretrained(self.network, state["model"], strict=True)
         self._restore_optimizer(state["optimizer"], state["epoch"])
         trainer.state.epoch = state["epoch"]
-        self._seconds = state.get("seconds", 0.0)
-        self._best_next_metric = state.get("best_next_metric", -math.inf)
+        self._seconds = state["seconds"]
+        self._best_next_metric = state["best_next_metric"]
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
         evaluator.state.best_metric = state["best_metric"]
         evaluator.state.best_metric_epoch = state["best_metric_epoch"]
-        trainer.add_event_handler(Events.STARTED, self._restore_scaler, state.get("scaler"))
+        trainer.add_event_handler(Events.STARTED, self._restore_scaler, self._scaler_state(state["scaler"]))
         self._compare_settings(state)
         best = f"best metric {state['best_metric']:.4f} of epoch {state['best_metric_epoch']}"
         logger.info("resumed after epoch %d of %d, %s", state["epoch"], trainer.state.max_epochs, best)
@@ -257,17 +263,28 @@ class TrainingCheckpoint:
             logger.warning("the run has its %d epochs, there is nothing left to train", trainer.state.max_epochs)
             self._lock.release()
 
+    def _scaler_state(self, saved: Mapping) -> dict:
+        """What a gradient scaler has found out, without its options, which are those of this run."""
+        if not saved:  # a run without one
+            return {}
+        with explained(f"{self.last_path} holds the state of another gradient scaler", "it cannot be resumed"):
+            state = {"scale": float(saved["scale"]), "_growth_tracker": int(saved["_growth_tracker"])}
+            if not 0 < state["scale"] < math.inf or not 0 <= state["_growth_tracker"] < MAX_STEPS:
+                raise ValueError("numbers that it never has")
+        return state
+
     @staticmethod
-    def _restore_scaler(trainer: Engine, state: dict | None) -> None:
+    def _restore_scaler(trainer: Engine, state: dict) -> None:
         """MONAI's trainer makes its gradient scaler when the run starts."""
         if trainer.scaler and state:
-            trainer.scaler.load_state_dict(state)
+            trainer.scaler.load_state_dict(trainer.scaler.state_dict() | state)
 
     def _compare_settings(self, state: Mapping) -> None:
         with explained(f"{self.last_path} has unreadable settings", "it cannot be resumed"):
-            before = dict(json.loads(state.get("settings", "{}")))
+            before = dict(json.loads(state["settings"]))
         now = json.loads(self.settings)
-        others = [f"{name} {now[name]!r} (was {old!r})" for name, old in before.items() if now.get(name, old) != old]
+        changed = {name: old for name, old in before.items() if now.get(name, old) != old}
+        others = [f"{name} {now[name]!r} (was {shown(repr(old))})" for name, old in changed.items()]
         if others:
             logger.warning("resumed with %s; it will not end where the run as begun would have", ", ".join(others))
 
@@ -287,11 +304,14 @@ class TrainingCheckpoint:
             if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
                 raise ValueError("of other parameters")
             like = _state_like(self.optimizer)
+            states = {}
             for index, state in saved["state"].items():
                 if not isinstance(state, Mapping) or (state and state.keys() != like.keys()):
                     raise ValueError(f"not with {', '.join(sorted(like))}")
-                _check_state(state, parameters[index], like)
-            self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+                if type(index) is not int or index < 0:
+                    raise ValueError("of parameters without a number")
+                states[index] = _own_state(state, parameters[index], like)
+            self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate
 
@@ -307,11 +327,13 @@ def _state_like(optimizer: torch.optim.Optimizer) -> dict[str, object]:
     return like.state[parameter]
 
 
-def _check_state(state: Mapping, parameter: nn.Parameter, like: Mapping) -> None:
-    """Raise ValueError unless an optimizer's state of a parameter is one number, or fits it, tensor by tensor.
+def _own_state(state: Mapping, parameter: nn.Parameter, like: Mapping) -> dict[str, object]:
+    """An optimizer's state of a parameter in tensors of its own; ValueError unless each is one number, or fits it.
 
-    The fused optimizers' kernels trust what they are given: a state that is too short would be written beyond its end.
+    The fused optimizers' kernels trust what they are given: they write along the memory of a state, which in a file
+    may be too short, in another order, or shared with another's.
     """
+    own = {}
     for name, value in state.items():
         if isinstance(value, Tensor):
             fits = value.ndim == 0 if name in SCALARS else value.shape == parameter.shape
@@ -321,3 +343,9 @@ def _check_state(state: Mapping, parameter: nn.Parameter, like: Mapping) -> None
             isinstance(like[name], Tensor) and name not in SCALARS
         ):
             raise ValueError(f"{name} is a {type(value).__name__}")
+        if isinstance(value, Tensor) and value.ndim:
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        elif isinstance(like[name], Tensor):
+            value = torch.full_like(like[name], float(value))
+        own[name] = value
+    return own

@@ -412,9 +412,10 @@ def test_cvat_that_is_refused(tmp_path):
         ('<annotations><image name="a" height="9" width="9"><polyline/></image></annotations>', "'polyline'"),
         ('<annotations><image name="a" height="x" width="9"/></annotations>', "cannot be read"),
     ):
-        (tmp_path / "a.xml").write_text(text)
-        with pytest.raises(InputError, match=words):
-            read_annotations(tmp_path / "a.xml")
+        for encoding in ("utf-8", "utf-16"):
+            (tmp_path / "a.xml").write_text(text, encoding=encoding)
+            with pytest.raises(InputError, match=words):
+                read_annotations(tmp_path / "a.xml")
     (tmp_path / "a.xml").write_text("<other/>")
     assert read_annotations(tmp_path / "a.xml") is None
 

@@ -125,6 +125,17 @@ class TestWrites:
 
 
 class TestAgain:
+    def test_a_name_like_a_formula_is_none_in_the_table_and_known_again(self, small, tmp_path, capsys):
+        (tmp_path / "images").mkdir()
+        for name in ("=1+1", "@b", "'c"):
+            shutil.copy(small.images[0], tmp_path / "images" / f"{name}{small.images[0].suffix}")
+        mine = replace(small, folder=tmp_path / "images")
+        for before in (0, 3):
+            assert main(mine.words(tmp_path / "out")) == 0
+            assert ("(3 finished before)" in capsys.readouterr().out) == bool(before)
+            assert {row["name"] for row in read_rows(tmp_path / "out" / "summary.csv")} == {"'=1+1", "'@b", "'c"}
+        assert (tmp_path / "out" / "=1+1_objects.csv").is_file()
+
     def test_finished_images_are_skipped(self, small, copy, capsys):
         before, rows = times(copy), read_rows(copy / "summary.csv")
         assert main(small.words(copy, "--format", "masks", "geojson", "roi")) == 0

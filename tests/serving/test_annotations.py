@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +76,12 @@ def test_holes_are_filled(tmp_path) -> None:
         ("<A><Annotations><Annotation /></Annotations></A>", "Name"),
         ('<A><Annotations><Annotation Name="cell"><Coordinate X="a" Y="1" /></Annotation></Annotations></A>', "'a'"),
         ('<A><Annotations><Annotation Name="Tumor" /></Annotations></A>', "'Tumor'; the classes are cell"),
-        ('<A><Annotations><Annotation Name="cell" /></Annotations></A>', "'cell' without corners"),
+        ('<A><Annotations><Annotation Name="cell" /></Annotations></A>', "needs three points or more"),
+        (f'<A><Annotations><Annotation Name="{"t" * 1_000_000}" /></Annotations></A>', r"tt\.\.\.'; the classes"),
+        ("<!DOCTYPE A [<!ENTITY b 'c'>]><A>&b;</A>", "declares entities"),
         (
             '<A><Annotations><Annotation Name="cell"><Coordinate X="inf" Y="1" /></Annotation></Annotations></A>',
-            "no place",
+            "all of them numbers",
         ),
     ],
 )
@@ -86,6 +89,19 @@ def test_refusals(content, message, tmp_path) -> None:
     path = tmp_path / "label.xml"
     with pytest.raises(InputError, match="FileNotFound"):
         read_asap(path, (4, 4))
-    path.write_text(content)
-    with pytest.raises(InputError, match=message):
-        read_asap(path, (4, 4))
+    for encoding in ("utf-8", "utf-16"):
+        path.write_text(content, encoding=encoding)
+        with pytest.raises(InputError, match=message) as caught:
+            read_asap(path, (4, 4))
+        assert len(str(caught.value)) < 400 + len(str(path))
+
+
+def test_a_jagged_outline_takes_no_hour(tmp_path) -> None:
+    """A hundred thousand corners, in and far outside of a large image: scikit-image would test each with each pixel."""
+    corners = [(x, 3000 * (x % 2) - 1e9 * (x == 7)) for x in range(100_000)]
+    path = write_asap([{"label": "cell", "contours": [corners]}], tmp_path / "label.xml")
+    began = time.monotonic()
+    with pytest.raises(InputError, match="simplify it"):
+        read_asap(path, (2000, 2000))
+    assert read_asap(write_asap([{"label": "cell", "contours": [corners[8:9000]]}], path), (2000, 2000)).any()
+    assert time.monotonic() - began < 20

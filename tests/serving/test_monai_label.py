@@ -8,6 +8,7 @@ The server needs an environment of its own: ``make test-label`` sets it up and n
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
 import os
 import shutil
@@ -228,8 +229,22 @@ def ask(server: Server, method: str, path: str, **options: object) -> int:
     return requests.request(method, f"{server.url}{path}", timeout=120, **options).status_code
 
 
-def test_a_client_cannot_get_in(tmp_path) -> None:
+def ask_with_origins(server: Server, *origins: str) -> int:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=120)
+    connection.putrequest("GET", "/info/")
+    for origin in origins:
+        connection.putheader("Origin", origin)
+    connection.endheaders()
+    return connection.getresponse().status
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def test_a_client_cannot_get_in(tmp_path, tmp_path_factory, monkeypatch) -> None:
     """Requests as an attacker makes them: no code runs, nothing is read or written outside of the studies."""
+    temporary = tmp_path_factory.mktemp("t")
+    monkeypatch.setenv("TMPDIR", str(temporary))
     data = find_task("microscopy").synthesize(
         tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
     )
@@ -315,16 +330,56 @@ def test_a_client_cannot_get_in(tmp_path) -> None:
         for method, path in (("PUT", "/model/microscopy"), ("DELETE", "/model/microscopy"), ("GET", "/proxy/dicom/a")):
             assert ask(server, method, path) in (404, 405), path
 
+        refused = [
+            ("POST", "/infer/nosuch?image=rgb", {}),
+            ("POST", "/infer/microscopy", {"files": {"file": ("a.png", b"no image")}}),
+            ("POST", "/infer/microscopy?image=rgb", {"files": {"label": ("a.bin", b"0")}}),
+            ("POST", "/infer/wsi/microscopy?image=rgb", {"data": '{"level": 1e999}', "headers": JSON}),
+            ("POST", "/infer/wsi_v2/microscopy?image=rgb", {"files": {"wsi": (None, "nojson")}}),
+            ("POST", "/infer/wsi_v2/microscopy?image=rgb", {"files": {"wsi": (None, "[" * 100_000)}}),
+            ("POST", "/infer/wsi_v2/microscopy?image=rgb", {"files": {"wsi": (None, '{"level": NaN}')}}),
+            ("POST", "/infer/wsi_v2/microscopy?image=main.py", {"files": {"file": ("", b""), "wsi": (None, "{}")}}),
+            ("POST", "/train/", {"json": {"device": {"max_epochs": 1}}}),
+            ("POST", "/train/microscopy", {"data": "[1", "headers": JSON}),
+            ("POST", "/scoring/x?run_sync=true", {"json": {}}),
+            ("POST", "/activelearning/nosuch", {"json": {}}),
+            ("PUT", "/datastore/label?image=nosuch&tag=final", {"files": {"label": ("a.png", label)}}),
+            ("PUT", "/datastore/image/info?image=nosuch", {"data": {"info": "{}"}}),
+            ("PUT", "/datastore/image?image=NUL", {"files": {"file": ("a.png", label)}}),
+            ("PUT", "/datastore/image?image=LABELS", {"files": {"file": ("a.png", label)}}),
+            ("DELETE", "/datastore/image?id=nosuch", {}),
+            ("HEAD", "/datastore/image?image=rgb&check_sum=XX:1", {}),
+        ]
+        for method, path, options in refused:
+            answer = requests.request(method, f"{server.url}{path}", timeout=120, **options)
+            assert 400 <= answer.status_code < 500, (method, path, answer.status_code)
+            if method != "HEAD":
+                said = answer.json()["detail"]
+                assert isinstance(said, str) and said.isprintable() and len(said) < 500, path
+        assert ask(server, "GET", "/datastore/dataset") == 200
+        assert ask(server, "PUT", "/session/", files={"files": ("a.png", label)}) == 200
+        time.sleep(1)  # what was sent is removed after the answer
+        left = [path for path in temporary.rglob("*") if path.is_file() and not {"app", "sessions"} & set(path.parts)]
+        assert len(left) <= 1, left  # MONAI Label's configuration of its log
+        (studies / "labels" / "away").symlink_to(tmp_path)  # after the start
+        assert ask(server, "PUT", "/datastore/label?image=rgb&tag=away", files={"label": ("a.png", label)}) == 403
+        assert ask(server, "DELETE", "/datastore/image?id=rgb") == 403
+        (studies / "labels" / "away").unlink()
+
         page = {"Origin": "http://evil.example"}
         for method, path in (("GET", "/info/"), ("DELETE", "/datastore/image?id=rgb"), ("POST", "/train/microscopy")):
             assert ask(server, method, path, headers=page) == 403, path
         asked = {**page, "Access-Control-Request-Method": "DELETE"}
         answer = requests.options(f"{server.url}/datastore/image", headers=asked, timeout=30)
         assert not any(name.lower().startswith("access-control-allow") for name in answer.headers)
+        for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+            assert ask(server, "GET", "/info/", headers={"Sec-Fetch-Site": site}) == status, site  # without an origin
+        assert ask_with_origins(server, "http://evil.example", server.url) == 403
         assert ask(server, "GET", "/info/", headers={"Host": "evil.example"}) == 403
         assert ask(server, "GET", "/info/", headers={"Origin": server.url}) == 200
         assert ask(server, "POST", "/infer/microscopy?image=rgb&output=image", data={"params": "{}"}) == 200
     assert before == (outside.read_bytes(), {path.name for path in tmp_path.iterdir()})
+    assert not [path for path in temporary.rglob("*") if path.is_file()]  # the server ended in good order
     assert (studies / "sent.png").is_file() and (studies / "linked.png").is_symlink()
     assert not trap.exists() and not (tmp_path / "new.png").exists()
     assert {path.name for path in studies.glob("labels/*")} <= {
@@ -345,6 +400,22 @@ def test_an_origin_that_is_allowed(tmp_path, monkeypatch) -> None:
     with Server(bundle, tmp_path / "studies", tmp_path / "server.log") as server:
         assert ask(server, "GET", "/info/", headers={"Origin": "http://viewer.example"}) == 200
         assert ask(server, "GET", "/info/", headers={"Origin": "http://evil.example"}) == 403
+
+
+def test_training_on_a_name_that_a_config_would_take_for_a_place(tmp_path) -> None:
+    data = find_task("microscopy").synthesize(
+        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
+    )
+    bundle = make_bundle("microscopy", tmp_path, data)
+    make_studies("microscopy", tmp_path / "studies", data)
+    label = (data / json.loads((data / "datalist.json").read_text())["test"][0]["label"]).read_bytes()
+    for number in range(2):
+        shutil.copy(tmp_path / "studies" / "rgb.png", tmp_path / "studies" / f"slide@#{number}.png")
+    with Server(bundle, tmp_path / "studies", tmp_path / "server.log") as server:
+        for number in range(2):
+            query = {"image": f"slide@#{number}", "tag": "final"}
+            assert ask(server, "PUT", "/datastore/label", params=query, files={"label": ("a.png", label)}) == 200
+        server.train("microscopy", True)
 
 
 @pytest.mark.parametrize("task", list(SMALL))

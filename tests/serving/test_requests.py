@@ -16,11 +16,28 @@ from swinumamba_monai.serving.requests import (
     check_fields,
     check_file_name,
     check_name,
+    check_sum,
 )
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "slide 3.ome", "größe_1", "2024-11-25", "x" * 240, "-1", "a$b", "a..b", "10:30", "..a"]
+    "name",
+    [
+        "a",
+        "slide 3.ome",
+        "größe_1",
+        "2024-11-25",
+        "x" * 240,
+        "-1",
+        "a$b",
+        "a..b",
+        "10:30",
+        "..a",
+        "console",
+        "a#b",
+        "null",
+        "com10",
+    ],
 )
 def test_names(name: str) -> None:
     assert check_name("image", name) == name
@@ -31,6 +48,7 @@ def test_names(name: str) -> None:
     [
         "", "a/b", "a\\b", "..", ".", "/etc", "$x", "@x", "%x", "~", "a\nb", "a\x00", "x" * 241, "ö" * 121, None, 3,
         ["a"],
+        "NUL", "con", "aux.png", "COM1", "lpt9.tif", "con .a.b", "CONIN$", "com¹",
         "%2e%2e", "...", ".. ", " ", "c:", "c:a.png", "C:\\a", "\\\\host\\share", "a\ud800", "a\u202egnp", "\uff04x/..",
     ],
 )  # fmt: skip
@@ -123,6 +141,14 @@ def test_data_is_bounded_and_no_code() -> None:
     assert check_data("info", {"a": [1, 2.5, None, "text", {"b": True}]})
     with pytest.raises(InputError, match="an object"):
         check_fields([1], TRAINING)
+
+
+def test_sums() -> None:
+    for given in (None, "0a1B", "SHA256:ff", "MD5:0"):
+        assert check_sum("check_sum", given) == given
+    for given in ("", "sha:1", "XX:1", "SHA256:", "g", "0" * 129, 1):
+        with pytest.raises(InputError, match="check_sum must be a hash"):
+            check_sum("check_sum", given)
 
 
 @pytest.mark.parametrize("number", [10**57, -(10**57), float("nan"), float("inf")])

@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import tempfile
+
 import pytest
 import safetensors.torch
 import torch
@@ -37,8 +41,10 @@ def test_half_precision_becomes_what_monai_label_reads(tmp_path, monkeypatch, ca
     monkeypatch.setattr(start, "stand_in_for_torchvision", lambda: None)
     monkeypatch.setattr(start.runpy, "run_module", lambda *args, **options: started.append(args))
     monkeypatch.chdir(tmp_path)  # which serve changes
-    for name in (start.HOST_VARIABLE, start.ORIGINS_VARIABLE):
+    for name in (start.HOST_VARIABLE, start.ORIGINS_VARIABLE, start.SESSIONS_VARIABLE):
         monkeypatch.setenv(name, "")
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
     for folder in ("configs", "models", "images"):
         (tmp_path / folder).mkdir()
     (tmp_path / "configs" / "inference.json").write_text("{}")
@@ -51,6 +57,48 @@ def test_half_precision_becomes_what_monai_label_reads(tmp_path, monkeypatch, ca
     torch.save({"a": torch.zeros(2)}, model)
     serve(tmp_path, tmp_path / "images")
     assert read_weights(model)["a"].tolist() == [0, 0] and len(started) == 2
+
+
+def test_studies_that_lead_out_of_their_folder(tmp_path) -> None:
+    """As somebody sends them: MONAI Label would write through the links, and read and remove what the list names."""
+    studies, outside = tmp_path / "studies", tmp_path / "outside"
+    (studies / "labels").mkdir(parents=True)
+    outside.mkdir()
+    start._check_studies(studies)
+    for name in ("datastore_v2.json", ".lock", "labels/final", "labels"):
+        if name == "labels":
+            (studies / "labels").rmdir()
+        (studies / name).symlink_to(outside)
+        with pytest.raises(InputError, match=f"{name} is a link, and the server writes there"):
+            start._check_studies(studies)
+        (studies / name).unlink()
+    image = {"image": {"ext": ".png", "info": {}}, "labels": {"final": {"ext": ".nii.gz"}}}
+    good = {"name": "a", "description": "b", "images_dir": ".", "labels_dir": "labels", "objects": {"$x..ome": image}}
+    (studies / "datastore_v2.json").write_text(json.dumps(good))
+    start._check_studies(studies)
+    for change in (
+        {"images_dir": "../outside"},
+        {"images_dir": None},
+        {"labels_dir": str(outside)},
+        {"objects": {"../outside/a": image}},
+        {"objects": {str(outside / "a"): image}},
+        {"objects": {"..": {"image": {"ext": ""}}}},
+        {"objects": {"a\0": image}},
+        {"objects": {"a": {"image": {"ext": "/../../a.png"}}}},
+        {"objects": {"a": {**image, "labels": {"../..": {"ext": ".png"}}}}},
+        {"objects": {"a": {**image, "labels": {"..": {"ext": ".png"}}}}},
+        {"objects": {"a": {**image, "labels": {"final": {"ext": "/../../../a"}}}}},
+        {"objects": {"a": {}}},
+        {"objects": [1]},
+        {"description": float("nan")},
+    ):
+        (studies / "datastore_v2.json").write_text(json.dumps(good | change))
+        with pytest.raises(InputError, match=r"no list of images of MONAI Label .*; remove it"):
+            start._check_studies(studies)
+    for content in ("", "[1]", "{", "[" * 100_000):
+        (studies / "datastore_v2.json").write_text(content)
+        with pytest.raises(InputError, match="no list of images of MONAI Label"):
+            start._check_studies(studies)
 
 
 def test_origins() -> None:

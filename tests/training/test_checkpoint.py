@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from swinumamba_monai.training import TrainingCheckpoint, autocast_dtype, defaul
 from swinumamba_monai.training.checkpoint import save_atomically
 
 
-def start(folder, scaler, resume=False, epochs=1):
+def start(folder, scaler, resume=False, epochs=1, settings=None):
     """Train nothing for some epochs, with a gradient scaler that is made when the run starts, as MONAI's is."""
     network = SwinUMambaD(1, 2, depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1), feature_size=2, d_state=1)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
@@ -30,21 +31,51 @@ def start(folder, scaler, resume=False, epochs=1):
     trainer.state.max_epochs, trainer.state.epoch_length = epochs, 1
     evaluator.state.best_metric, evaluator.state.best_metric_epoch = -1, -1
     trainer.scaler = scaler
-    TrainingCheckpoint(folder, network, optimizer, schedule, resume=resume).attach(trainer, evaluator)
+    checkpoint = TrainingCheckpoint(folder, network, optimizer, schedule, resume=resume, settings=settings)
+    checkpoint.attach(trainer, evaluator)
     trainer.run([0], max_epochs=epochs, epoch_length=1)
     return trainer
 
 
 def test_the_gradient_scaler_goes_on(tmp_path):
+    """With what it has found out; its options are those of the run that goes on."""
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
     scaler.scale(torch.ones(()))  # makes its state
     scaler._growth_tracker.fill_(2)
-    expected = scaler.state_dict()
-    assert (expected["scale"], expected["_growth_tracker"]) == (4.0, 2)
     start(tmp_path, scaler)
-    resumed = torch.amp.GradScaler("cpu")
+    resumed = torch.amp.GradScaler("cpu", growth_interval=7)
     start(tmp_path, resumed, resume=True, epochs=2)
-    assert resumed.state_dict() == expected
+    state = resumed.state_dict()
+    assert (state["scale"], state["_growth_tracker"], state["growth_interval"]) == (4.0, 2, 7)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": "abc"}, {"seconds": torch.nan}, {"seconds": -1.0}, {"seconds": torch.zeros(3)}, {"seconds": None},
+        {"best_metric": torch.nan}, {"best_metric_epoch": 10**30}, {"best_next_metric": "a"}, {"settings": 5},
+        {"settings": "[1]"}, {"scaler": [1]}, {"scaler": {"scale": 1.0}},
+        {"scaler": {"scale": torch.nan, "_growth_tracker": 0}}, {"scaler": {"scale": 1.0, "_growth_tracker": 10**30}},
+        {"scaler": {"scale": torch.ones(2), "_growth_tracker": 0}}, {"epoch": -1}, {"epoch": 10**12},
+    ],
+)  # fmt: skip
+def test_a_record_of_the_run_that_cannot_be(tmp_path, change):
+    """It is refused before the run, and not when an epoch's work is to be kept."""
+    start(tmp_path, torch.amp.GradScaler("cpu"))
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(state | change, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match="cannot be resumed"):
+        start(tmp_path, torch.amp.GradScaler("cpu"), resume=True, epochs=2)
+
+
+def test_settings_of_a_stranger_are_quoted_in_part(tmp_path, caplog):
+    start(tmp_path, None, settings={"seed": 0})
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["settings"] = json.dumps({"seed": "y" * 10_000})
+    torch.save(state, tmp_path / "checkpoint.pt")
+    start(tmp_path, None, resume=True, epochs=2, settings={"seed": 0})
+    (line,) = [record.getMessage() for record in caplog.records if "resumed with seed" in record.getMessage()]
+    assert len(line) < 250
 
 
 class Given(Metric):
@@ -152,6 +183,7 @@ def spoil(change):
         spoil(lambda first, _: first.pop("exp_avg")),
         spoil(lambda first, _: first.update(momentum_buffer=torch.ones(1))),
         spoil(lambda first, _: first.update(step=10**400)),
+        spoil(lambda _, optimizer: optimizer["state"].update({-1: dict(optimizer["state"][0])})),
         spoil(lambda _, optimizer: optimizer["state"].update({0: torch.ones(3)})),
         spoil(lambda _, optimizer: optimizer["state"].update({10_000: {"step": torch.tensor(1.0)}})),
         spoil(lambda _, optimizer: optimizer["state"].update(name={})),
@@ -169,6 +201,37 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path, change):
     torch.save(state, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match="holds the state of another optimizer"):
         adam(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_states_get_memory_of_their_own(tmp_path, fused):
+    """A kernel goes along the memory of a state: in another order, or shared with another's, it would be spoilt."""
+    adam(tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    states = state["optimizer"]["state"]
+    index = next(i for i, part in states.items() if part["exp_avg"].ndim > 1)
+    turned = torch.rand(states[index]["exp_avg"].shape[::-1]).permute(*reversed(range(states[index]["exp_avg"].ndim)))
+    states[index] |= {"exp_avg": turned, "exp_avg_sq": turned, "step": 3}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    optimizer = adam(tmp_path, resume=True, fused=fused)
+    parameter = optimizer.param_groups[0]["params"][index]
+    found = optimizer.state[parameter]
+    assert found["exp_avg"].stride() == parameter.stride() and found["step"].item() == 3
+    assert found["exp_avg"].data_ptr() != found["exp_avg_sq"].data_ptr()
+    torch.testing.assert_close(found["exp_avg"], turned)
+    optimizer.step()
+
+
+def test_a_state_beyond_its_memory_is_refused(tmp_path):
+    """All of its elements are the last one of a storage that is large enough for as many: found by a crash."""
+    adam(tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    first = state["optimizer"]["state"][0]
+    shape = first["exp_avg"].shape
+    first["exp_avg"] = torch.zeros(shape.numel()).as_strided(shape, (0,) * len(shape), shape.numel() - 1)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match="names its elements more than once"):
+        adam(tmp_path, resume=True, fused=True)
 
 
 def test_options_are_those_of_the_run_that_goes_on(tmp_path):

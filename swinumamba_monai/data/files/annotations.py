@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from swinumamba_monai.data.files.labelme import read_labelme
 from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ring, decode_runs
+from swinumamba_monai.data.files.xml_tree import read_xml
 from swinumamba_monai.errors import InputError, explained, shown
 
 __all__ = ["read_annotations", "read_outlines"]
@@ -119,13 +120,7 @@ def _coco_shape(annotation: dict, names: dict[int, str], path: Path) -> Shape:
 
 
 def _cvat(path: Path) -> dict[str, Annotations] | None:
-    content = path.read_bytes()
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise InputError(
-            f"{path} declares entities, which may unfold without end and which CVAT does not; remove them."
-        )
-    with explained(f"{path} is no XML that can be read", "export it again", ElementTree.ParseError):
-        root = ElementTree.fromstring(content)
+    root = read_xml(path)
     if root.tag != "annotations":
         return None
     names = tuple(dict.fromkeys(name.text or "" for label in root.iter("label") for name in label.findall("name")))

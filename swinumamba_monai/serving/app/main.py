@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from contextlib import suppress
@@ -116,6 +117,10 @@ class TrainTask(BundleTrainTask):
         items = super()._fetch_datalist(request, datastore)
         self.folder = tempfile.TemporaryDirectory(dir=RESULTS.parent)  # until the next training
         for number, item in enumerate(items):
+            for key, path in item.items():
+                if "#" in path:  # which a config takes for a place in itself
+                    ending = "".join(suffix for suffix in Path(path).suffixes[-2:] if "#" not in suffix)
+                    item[key] = shutil.copy(path, f"{self.folder.name}/{key}{number}{ending}")
             if item["label"].endswith(".xml"):
                 numbers = read_asap(item["label"], read_image(item["image"]).shape[:2], self.names)
                 item["label"] = f"{self.folder.name}/{number}.png"
