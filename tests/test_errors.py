@@ -77,7 +77,7 @@ def test_the_log_of_the_command_has_the_sentence_and_no_traceback(monkeypatch):
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setLevel(logging.ERROR)  # how far an engine came is said too, where another test has let it
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     keep_hooks(monkeypatch)
     monkeypatch.setattr(sys, "argv", [monai.bundle.__file__.replace("__init__", "__main__"), "run"])
     monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)  # put back after the test
