@@ -180,6 +180,8 @@ def classes_to_instances(classes: np.ndarray, min_size: int = 0, grow: int = 0) 
     """
     ids = np.empty(classes.shape, np.int32)
     count = ndimage.label(classes == INTERIOR, structure=np.ones((3, 3)), output=ids)
+    if not isinstance(min_size, (int, np.integer)):
+        raise InputError(f"min_size {min_size} is for the target flows; give a number of pixels.")
     if min_size > 0:
         keep = np.bincount(ids.ravel(), minlength=count + 1) >= min_size
         keep[0] = False

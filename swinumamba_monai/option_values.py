@@ -59,7 +59,7 @@ _NUMBERS = {
     **dict.fromkeys(_COUNTS, _COUNT),
     **dict.fromkeys(("cache_rate", "foreground_fraction", "min_score"), _SHARE),
     "early_stop_patience": _Number(1, whole=True, others=(None,)),
-    "min_size": _Number(whole=True),
+    "min_size": _Number(whole=True, others=("auto",)),
     "channel": _Number(whole=True, others=(None,)),
     "overlap": _Number(0, 1, open=("most",)),
     "mask_ratio": _Number(0, 1, open=("least", "most")),

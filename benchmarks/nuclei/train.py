@@ -9,7 +9,8 @@ The weights in ``bundles/microscopy/models`` came from the experiment that this 
 0. It had three channels at the network's heads, one logit of the cell instead of two (the file has 0 for the
 background's), and a time instead of steps: 7.2 minutes, 0.8 of them to prepare the images, in which it made 6,400 steps
 in bf16 with 7 GB of memory. Commit a0913d9 gives the same crops and looks from that seed, but for rounding, and weights
-that differ as those of two seeds do; later ones have other stains, and ``--extra_dir`` for more images of tissue. With these, commit c42c4c2 went on from there:
+that differ as those of two seeds do; later ones have other stains, and ``--extra_dir`` for more images of tissue.
+With these, commit c42c4c2 went on from there::
 
     python -m benchmarks.nuclei.train --dataset_dir prepared --extra_dir stained --output_dir out --num_workers 14 \\
         --pretrained first.safetensors --learning_rate 5e-4 --steps 4200

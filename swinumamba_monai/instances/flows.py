@@ -33,7 +33,7 @@ from scipy.sparse.linalg import spsolve
 from torch import Tensor, nn
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.instances.whole_cells import finish_cells, weighted_mean
+from swinumamba_monai.instances.whole_cells import AUTO, finish_cells, weighted_mean
 
 FLOW_CHANNELS = 4  # of a network: background, cell, rows, columns
 FLOW_WEIGHT = 12.5  # of the squared error of the flow, as in Cellpose: half of the error of five times the flow
@@ -121,7 +121,7 @@ def flows_to_instances(
     output: Tensor,
     foreground: float = 0.5,
     merge: int = 5,
-    min_size: int = 30,
+    min_size: int | str = AUTO,
     min_score: float = 0.4,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Number the cells: pixels whose walks along the flow end at one place are one cell.
@@ -134,7 +134,7 @@ def flows_to_instances(
         foreground: probability from which on a pixel belongs to a cell.
         merge: distance in pixels, along the rows or columns, up to which ends of walks are the same centre; 1 for cells
             of four pixels across.
-        min_size: cells with fewer pixels are dropped.
+        min_size: cells with fewer pixels are dropped; ``"auto"``: see :func:`.whole_cells.finish_cells`.
         min_score: cells with a lower score are dropped.
 
     Returns:
@@ -277,7 +277,7 @@ class FlowsToInstancesd(MapTransform):
         keys: KeysCollection,
         foreground: float = 0.5,
         merge: int = 5,
-        min_size: int = 30,
+        min_size: int | str = AUTO,
         min_score: float = 0.4,
         scores_key: str | None = None,
         allow_missing_keys: bool = False,

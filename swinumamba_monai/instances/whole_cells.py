@@ -8,16 +8,24 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
+AUTO = "auto"
+AUTO_SIZES = 10, 30  # pixels that a cell has at the least, by itself and beside large ones
+
 
 def finish_cells(
-    ids: np.ndarray, probability: np.ndarray, min_size: int, min_score: float, agreement: np.ndarray | None = None
+    ids: np.ndarray,
+    probability: np.ndarray,
+    min_size: int | str,
+    min_score: float,
+    agreement: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Make each cell one piece without holes, drop what is too small or too doubtful, and number the rest.
 
     Args:
         ids: instance ids of shape (H, W), integers, 0 background; a cell may be in several pieces.
         probability: probability that a pixel belongs to a cell, shape (H, W).
-        min_size: cells with fewer pixels are dropped.
+        min_size: cells with fewer pixels are dropped; ``"auto"``: fewer than half the median cell, but than 10 in any
+            case and at the most than 30, so that specks go and an image at half the size keeps its cells.
         min_score: cells with a lower score are dropped.
         agreement: another reason for a cell to be one, between 0 and 1, shape (H, W).
 
@@ -35,8 +43,11 @@ def finish_cells(
     score = _cell_means(whole, probability, area)
     if agreement is not None:
         score = score * _cell_means(whole, agreement, area)
-    keep = (area >= min_size) & (score >= min_score)
+    least, most = AUTO_SIZES if min_size == AUTO else (min_size, min_size)
+    keep = (area >= least) & (score >= min_score)
     keep[0] = False
+    if keep.any():
+        keep &= area >= min(most, np.median(area[keep]) / 2) if min_size == AUTO else True
     return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[whole], score[keep].astype(np.float32)
 
 

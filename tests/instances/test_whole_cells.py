@@ -47,3 +47,22 @@ def test_pieces_of_touching_cells() -> None:
     pieces, count = split_pieces(np.array([[1, 1, 2, 2, 0, 1]]))
     np.testing.assert_array_equal(pieces, [[1, 1, 2, 2, 0, 3]])
     assert count == 3
+
+
+def test_specks_are_dropped_by_the_size_of_the_others():
+    """Of squares: 30 pixels at least, half the median cell where that is less, 10 in any case; a number is a number."""
+
+    def areas(*sides: int, min_size: int | str = "auto") -> list[int]:
+        ids = np.zeros((20, 20 * len(sides)), np.int32)
+        for number, side in enumerate(sides):
+            ids[:side, 20 * number : 20 * number + side] = number + 1
+        kept, scores = finish_cells(ids, np.ones(ids.shape), min_size=min_size, min_score=0.5)
+        assert len(scores) == kept.max()
+        return np.bincount(kept.ravel())[1:].tolist()
+
+    assert areas(12, 10, 5) == [144, 100]  # a speck of 25 beside large cells
+    assert areas(5, 6, 5, 4, 3) == [25, 36, 25, 16]  # cells of 25, whose half is 12.5
+    assert areas(3, 3, 4) == [16]  # of 9 pixels none is a cell
+    assert areas(1, 2) == []
+    assert areas(5, 6, 5, 4, min_size=26) == [36]
+    assert areas(1, 2, 5, min_size=0) == [1, 4, 25]
