@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.data.files.shapes import Annotations, Shape, as_ring, paint
+from swinumamba_monai.data.files.shapes import Annotations, Shape, as_ring, rasterize
 from swinumamba_monai.data.files.xml_tree import read_xml
 from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.inference.polygons import CELL
@@ -66,5 +66,5 @@ def read_asap(path: PathLike, shape: tuple[int, int], names: Mapping[int, str] |
             numbers.append(numbers_of[name.lower()] or len(shapes))
     if names is None and len(shapes) > np.iinfo(np.uint16).max:
         raise InputError(f"{path} has {len(shapes)} cells, more than a 16-bit image can number.")
-    painted = paint(Annotations(Path(path), shapes[::-1]), numbers[::-1], shape)  # the first of those given has a pixel
+    painted = rasterize(Annotations(Path(path), shapes[::-1]), numbers[::-1], shape)  # the first of those given has a pixel
     return painted.astype(np.uint16)
