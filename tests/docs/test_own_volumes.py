@@ -276,11 +276,11 @@ def lossy(encode: Callable, scale: int, dtype: type, folder: Path, syntax: str) 
 
 
 def of_pydicom(name: str, folder: Path, syntax: str) -> None:
-    from swinumamba_monai.data.files.dicom_pixels import read_frames
+    from swinumamba_monai.data.files.dicom_pixels import read_pixels
 
     if not (FILES / name).exists():
         pytest.skip("this pydicom has no such file")
-    dataset, frames = read_frames(FILES / name, 1 << 24)
+    dataset, frames = read_pixels(FILES / name, 1 << 24)
     assert dataset.file_meta.TransferSyntaxUID == syntax and len(np.unique(frames)) > 20
 
 
