@@ -31,7 +31,8 @@ PRETRAINING_ONLY = ("head.", "mask_token")  # the rest of a masked image model
 # of VMamba's first version, which the paper took, and of its final one
 VMAMBA_KEYS = {"patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs", "layers.0.downsample.norm.weight"}
 LATER_KEYS = {"patch_embed.0.weight", "layers.0.blocks.0.op.A_logs", "layers.0.downsample.1.weight"}
-LANDMARKS = (f"{ENCODER}patch_embed.norm.weight", "patch_embed.proj.weight", "patch_embed.0.weight")
+_EMBEDDINGS = "patch_embed.proj.weight", "patch_embed.0.weight"  # of VMamba's first version, and of the final one
+LANDMARKS = (*(ENCODER + name for name in _EMBEDDINGS), *_EMBEDDINGS)
 LATER_BLOCK = "layers.0.blocks.0.op."
 
 OTHER_VMAMBA = re.compile(r"^layers\.\d+\.blocks\.\d+\.(op|norm|mlp)\.|^classifier\.head\.")

@@ -180,7 +180,6 @@ def test_an_unreadable_slice_is_named(series):
         ((10, 20, 30), {}, "lie at one position"),
         ((10, 34.4, 49.2), {"SeriesInstanceUID": "1.9"}, "slices of 2 series"),
         ((10, 34.4, 49.2), {"PixelSpacing": [1, 1]}, "slices of 2 pixel spacings"),
-        ((10, 34.4, 49.2), {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}, "slices of 2 orientations"),
     ],
 )
 def test_slices_that_do_not_belong_together_are_refused(series, position, attributes, words):

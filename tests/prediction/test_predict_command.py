@@ -221,12 +221,12 @@ class TestBadInput:
 
         def sometimes(self, image):
             if image.endswith(small.images[0].name):
-                raise RuntimeError("out of memory")
+                raise RuntimeError("the lamp is broken")
             return predict(self, image)
 
         monkeypatch.setattr(Predictor, "__call__", sometimes)
         assert main(small.words(tmp_path)) == 1
-        assert f"problem: {small.images[0]}: RuntimeError: out of memory" in capsys.readouterr().err
+        assert f"problem: {small.images[0]}: RuntimeError: the lamp is broken" in capsys.readouterr().err
         assert len(list(tmp_path.glob("*_instances.png"))) == 1
 
     def test_a_path_that_leads_to_nothing_does_not_stop_the_rest(self, small, tmp_path, capsys):
