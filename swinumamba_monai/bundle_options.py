@@ -30,7 +30,6 @@ _MACROS = ("$", "@", "%")  # a value that begins with one is an expression of MO
 _SEPARATOR = "#"  # of ids, which MONAI writes as ::
 _FLAG = re.compile("--|-[a-zA-Z]")
 _REFERENCE = re.compile(r"@(\w+)")
-_MENTION = re.compile(r"@(\w+)")
 _NOT_MADE = re.compile(r"Failed to instantiate component '([\w.]+)' with keywords: (\S*)")
 
 
@@ -165,7 +164,7 @@ def explain_by_options(
     for component in _components(config):
         if target.endswith(str(component.get("_target_"))):
             texts = [json.dumps(component[name]) for name in arguments if name in component]
-            behind |= {found for text in texts for found in _MENTION.findall(text)}
+            behind |= {found for text in texts for found in _REFERENCE.findall(text)}
     last = {name: re.split("#|::", name)[-1] for name in options}
     guilty = [name for name in options if last[name] in arguments]
     guilty = guilty or [name for name in options if last[name] in behind]

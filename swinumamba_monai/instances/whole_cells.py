@@ -43,11 +43,11 @@ def finish_cells(
     score = _cell_means(whole, probability, area)
     if agreement is not None:
         score = score * _cell_means(whole, agreement, area)
-    least, most = AUTO_SIZES if min_size == AUTO else (min_size, min_size)
+    least, most = AUTO_SIZES if min_size == AUTO else (min_size, None)
     keep = (area >= least) & (score >= min_score)
     keep[0] = False
-    if keep.any():
-        keep &= area >= min(most, np.median(area[keep]) / 2) if min_size == AUTO else True
+    if most is not None and keep.any():
+        keep &= area >= min(most, np.median(area[keep]) / 2)
     return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[whole], score[keep].astype(np.float32)
 
 

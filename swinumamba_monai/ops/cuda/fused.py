@@ -30,7 +30,7 @@ WARPS = 8
 CONV_VECTOR = 2  # channels that a thread of conv.cu has at the most; more take too many registers
 RUN = 4  # pixels of a row that it has
 ROWS = (4, 2, 1)  # rows that it may have of them
-CONV_BLOCKS = 2  # of a multiprocessor
+BUSY_BLOCKS = 2  # of a multiprocessor that patches are cut for; fewer leave it waiting
 LANES = 32  # threads of a block of it with different channels, at the most
 
 
@@ -60,7 +60,7 @@ class _Conv:
         self.teams = THREADS // self.lanes
         self.columns = -(-channels // (vector * self.lanes))
         multiprocessors = count_multiprocessors(maps[0].device)
-        self.most_blocks = max(1, CONV_BLOCKS * multiprocessors // self.columns)  # that run at a time, in each column
+        self.most_blocks = max(1, BUSY_BLOCKS * multiprocessors // self.columns)  # that run at a time, in each column
         for rows in ROWS:
             patches = batch * -(-height // rows) * -(-width // RUN)
             if patches >= rounds * self.most_blocks * self.teams:
