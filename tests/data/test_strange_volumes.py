@@ -227,3 +227,35 @@ def test_what_systems_add_is_no_data(tmp_path):
         (source / name).write_bytes(b"thumbnail")
     assert not prepare_abdomen_mri(source, tmp_path / "out", options=PrepareOptions()).inputs.bad
     assert len(load_volumes(source / "imagesTr")) == 4 and len(load_volumes(source)) == 8
+
+
+def lone_slices(folder: Path, depths, own_folders=False, **attributes) -> Path:
+    """Slices with a SeriesInstanceUID each, one stack for the scanner."""
+    for number, (depth, plane) in enumerate(zip(depths, PLANES, strict=True)):
+        place = folder / f"s{number}" if own_folders else folder
+        place.mkdir(parents=True, exist_ok=True)
+        given = {"StudyInstanceUID": "1.9", "FrameOfReferenceUID": "1.8", "SeriesDescription": "T2"} | attributes
+        given = {name: value[number] if isinstance(value, list) else value for name, value in given.items()}
+        write_slice(place / f"{number}.dcm", plane, NORMAL * depth, number + 1, series=f"1.2.{number}", **given)
+    return folder
+
+
+@pytest.mark.parametrize("own_folders", [False, True])
+def test_slices_with_a_series_each_are_one_stack(own_folders, tmp_path, caplog):
+    check(lone_slices(tmp_path / "a", [0, 4, 8, 12, 16], own_folders))
+    assert "5 slices with a SeriesInstanceUID each are taken for one stack" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("depths", "attributes"),
+    [
+        ([0, 4, 8, 16, 20], {}),  # one is missing
+        ([0, 4, 8, 8, 12], {}),
+        ([0, 4, 8, 12, 16], {"StudyInstanceUID": ["1.1", "1.2", "1.3", "1.4", "1.5"]}),
+        ([0, 4, 8, 12, 16], {"SeriesDescription": ["T1", "T2", "T1", "DWI", "FLAIR"]}),
+    ],
+)
+def test_slices_that_are_no_stack_stay_series(depths, attributes, tmp_path, caplog):
+    with pytest.raises(InputError, match="slices of 5 series"):
+        load_volumes(lone_slices(tmp_path / "a", depths, **attributes), reader=VolumeReader())
+    assert "taken for one stack" not in caplog.text

@@ -25,6 +25,13 @@ PART_TAGS = (
 )
 
 PARALLEL = 1e-2  # how far direction cosines of parallel slices may differ
+# How much the distances of neighbouring slices may differ, relative to their median: positions are rounded in files.
+SPACING_TOLERANCE = 0.05
+# What slices agree in that are one stack although each has a series of its own, and how many they are at least.
+STACK_TAGS = (
+    "StudyInstanceUID FrameOfReferenceUID Modality SeriesDescription ImageOrientationPatient PixelSpacing Rows Columns"
+).split()
+_LEAST_STACK = 3
 _PLANES = ("sagittal", "coronal", "axial")  # by the axis that the normal of a slice is next to
 
 
@@ -39,6 +46,55 @@ def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
         else:
             alike.append(file)
     return copies
+
+
+def join_lone_slices(
+    groups: dict[str, dict[Path, pydicom.Dataset]],
+) -> tuple[dict[str, dict[Path, pydicom.Dataset]], int]:
+    """Make one series of slices that have a series each, as some scanners and anonymizers leave them.
+
+    They agree in ``STACK_TAGS`` (without a study they lie in one folder), and are three or more at even distances;
+    slices at one place are told apart as :func:`parts_of` does.
+
+    Args:
+        groups: files with their headers by the key of their series.
+
+    Returns:
+        The groups, the joined ones under the key of their first file, and how many were joined.
+    """
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for key, group in groups.items():
+        (file, header), *others = group.items()
+        if not others:
+            study, *agreed = (_text(getattr(header, tag, "")) for tag in STACK_TAGS)
+            alike.setdefault((study or file.parent, *agreed), []).append(key)
+    joined = {}
+    for keys in alike.values():
+        stack = {file: header for key in keys for file, header in groups[key].items()}
+        if all(_is_stack(part) for _, part, _ in parts_of(keys[0], stack)):
+            joined |= dict.fromkeys(keys, keys[0])
+    result: dict[str, dict[Path, pydicom.Dataset]] = {}
+    for key, group in groups.items():
+        result.setdefault(joined.get(key, key), {}).update(group)
+    return result, len(joined)
+
+
+def _is_stack(group: dict[Path, pydicom.Dataset]) -> bool:
+    """Whether slices, which are parallel, are three or more at even distances."""
+    try:
+        positions = np.array([header.ImagePositionPatient for header in group.values()], dtype=np.float64)
+        way = next(map(direction_of, group.values()))
+        depths = np.sort(positions @ np.cross(way[:3], way[3:]))
+    except (AttributeError, TypeError, ValueError):  # without a place
+        return False
+    gaps = np.diff(depths)
+    return len(depths) >= _LEAST_STACK and gaps.min() > 0 and not uneven(gaps)
+
+
+def uneven(gaps: np.ndarray) -> bool:
+    """Whether the distances of neighbouring slices differ by more than rounding."""
+    typical = np.median(gaps)
+    return bool(np.abs(gaps - typical).max() > SPACING_TOLERANCE * typical)
 
 
 def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, dict[Path, pydicom.Dataset], str]]:

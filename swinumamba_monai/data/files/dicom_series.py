@@ -18,10 +18,12 @@ from monai.utils import optional_import
 from swinumamba_monai.data.files.dicom_parts import (
     NO_NAME,
     PART_TAGS,
+    STACK_TAGS,
     by_direction,
     copies_in,
     direction_of,
     is_parallel,
+    join_lone_slices,
     parts_of,
 )
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
@@ -35,10 +37,8 @@ UID, _ = optional_import("pydicom.uid", name="UID")
 
 logger = logging.getLogger(__name__)
 
-_TAGS = (
-    "SOPClassUID SOPInstanceUID Modality SeriesInstanceUID SeriesNumber SeriesDescription Rows NumberOfFrames "
-    "ImageOrientationPatient ImagePositionPatient"
-).split() + list(PART_TAGS)
+_TAGS = "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesNumber NumberOfFrames ImagePositionPatient".split()
+_TAGS += [*STACK_TAGS, *PART_TAGS]
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_IMAGES = ("SEG", "RTDOSE", "PR", "SR", "KO", "REG", "RTSTRUCT", "RTPLAN")  # modalities
 _LOCALIZERS = {"LOCALIZER", "SCOUT"}
@@ -95,7 +95,8 @@ def holds_volume(file: Path) -> bool:
 def find_series(folder: Path) -> list[Series]:
     """The series of images in a folder and below; what is none is set aside, by name, in the log.
 
-    A series with several slices at one place is taken apart by echo, time or the like, into a series for each volume.
+    A series with several slices at one place is taken apart by echo, time or the like, into a series for each volume;
+    slices that have a series each, and are a stack together, become one.
 
     Set aside are copies of a file in its folder, files without pixels (presentation states, reports, a DICOMDIR),
     segmentations and doses; and where others are left, secondary captures, localizers, and series of slices in other
@@ -139,6 +140,9 @@ def find_series(folder: Path) -> list[Series]:
     groups: dict[str, dict[Path, pydicom.Dataset]] = {}
     for file, header in images.items():
         groups.setdefault(_key(header), {})[file] = header
+    groups, joined = join_lone_slices(groups)
+    if joined:
+        logger.warning("%s: %d slices with a SeriesInstanceUID each are taken for one stack", folder, joined)
     parallel = [part for group in groups.values() for part in by_direction(group)]
     stacks = [way for part in parallel if (way := _stack_direction(part.values())) is not None]
     for part in parallel:
