@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -303,3 +304,42 @@ def test_headers_of_nrrd(tmp_path, caplog):
     packed.write_bytes(packed.read_bytes().replace(b"encoding: raw", b"encoding: bzip2"))
     with pytest.raises(InputError, match="packed with bzip2"):
         read_volume(packed)
+
+
+@pytest.mark.parametrize(
+    ("tags", "called"),
+    [
+        ([{"EchoTime": echo, "TemporalPositionIdentifier": t} for echo in (2, 4) for t in (1, 2)], "4, Tem.* 2"),
+        ([{"DiffusionBValue": 0.0}, *({"DiffusionBValue": 800.0, "DiffusionGradientOrientation": way}
+         for way in ([1.0, 0, 0], [0, 1.0, 0]))], "Orientation 0 1 0"),
+        ([{"FlipAngle": 5}, {"FlipAngle": 15}], "FlipAngle 15"),
+        ([{"InversionTime": 50}, {"InversionTime": 900}], "InversionTime 900"),
+        ([{"AcquisitionTime": "120000.1"}, {"AcquisitionTime": "120000.6"}], "AcquisitionTime 120000.6"),
+    ],
+)  # fmt: skip
+def test_two_things_may_tell_volumes_apart(tags, called, tmp_path):
+    """Every echo at every time, and the directions of diffusion: the last volume has 100 more each."""
+    for number, attributes in enumerate(tags):
+        series(tmp_path / "a", PLANES + 100 * number, first=5 * number, **attributes)
+    with pytest.raises(InputError, match=f"slices of {len(tags)} series: .*{called}") as error:
+        load_volumes(tmp_path / "a", reader=VolumeReader())
+    words = next(words for words in str(error.value).split("'")[1::2] if re.search(called, words))
+    check(tmp_path / "a", VOXELS + 100 * (len(tags) - 1), series=words)
+
+
+def test_slices_with_a_time_each_are_no_volumes(tmp_path):
+    for number in range(10):
+        depth = NORMAL * 4 * (number // 2)
+        write_slice(tmp_path / f"{number}.dcm", PLANES[0], depth, number, AcquisitionTime=f"1200{number}0")
+    with pytest.raises(InputError, match="lie at one position"):
+        load_volumes(tmp_path, reader=VolumeReader())
+
+
+def test_a_localizer_that_is_not_called_so(tmp_path, caplog):
+    """A slice in each direction in a series of its own, one of them parallel to the stack."""
+    series(tmp_path / "a")
+    for number, way in enumerate(([1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1], [1, 0, 0, 0, 0.8, -0.6])):
+        place = tmp_path / "a" / f"l{number}.dcm"
+        write_slice(place, PLANES[0], [0, 0, 50 * number], number, series="1.9", ImageOrientationPatient=way)
+    check(tmp_path / "a")
+    assert caplog.text.count("3 of 8 DICOM files are set aside") == 1

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import filecmp
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
 NO_NAME = r"[^0-9A-Za-z.-]"  # what no part of a path made of a UID has
 # In what the volumes of one series may differ that have slices at the same places, the plainest first.
 PART_TAGS = (
-    "EchoTime EchoNumbers AcquisitionNumber TemporalPositionIdentifier DiffusionBValue TriggerTime ImageType".split()
-)
-
+    "EchoTime EchoNumbers AcquisitionNumber TemporalPositionIdentifier DiffusionBValue DiffusionGradientOrientation "
+    "TriggerTime InversionTime FlipAngle ImageType AcquisitionTime"
+).split()
+_MOST_TAGS = 2  # that tell volumes apart together: every echo at every time
 PARALLEL = 1e-2  # how far direction cosines of parallel slices may differ
 # How much the distances of neighbouring slices may differ, relative to their median: positions are rounded in files.
 SPACING_TOLERANCE = 0.05
@@ -113,16 +116,17 @@ def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, di
         named = [(plane_of(next(iter(stack.values()))), stack) for stack in stacks]
         if len({plane for plane, _ in named}) == len(named):
             return [(f"{key}-{plane}", stack, plane) for plane, stack in named]
-    if _has_places_once(group):
+    most = max(Counter(map(_place, group.values())).values())  # slices at one place, so as many volumes
+    if most == 1 or "" in map(_place, group.values()):
         return [(key, group, "")]
-    for tag in PART_TAGS:
-        parts: dict[str, dict[Path, pydicom.Dataset]] = {}
-        for file, header in group.items():
-            parts.setdefault(_text(getattr(header, tag, "")), {})[file] = header
-        if len(parts) > 1 and all(map(_has_places_once, parts.values())):
-            return [
-                (re.sub(NO_NAME, "_", f"{key}-{tag}-{value}"), part, f"{tag} {value}") for value, part in parts.items()
-            ]
+    for count in range(1, _MOST_TAGS + 1):
+        for tags in combinations(PART_TAGS, count):
+            parts: dict[tuple[str, ...], dict[Path, pydicom.Dataset]] = {}
+            for file, header in group.items():
+                parts.setdefault(tuple(_text(getattr(header, tag, "")) for tag in tags), {})[file] = header
+            if len(parts) == most and all(map(_has_places_once, parts.values())):
+                named = {", ".join(map(" ".join, zip(tags, values))): part for values, part in parts.items()}
+                return [(re.sub(NO_NAME, "_", f"{key}-{name.replace(' ', '-')}"), named[name], name) for name in named]
     return [(key, group, "")]
 
 
@@ -161,8 +165,11 @@ def plane_of(header: pydicom.Dataset) -> str:
 
 
 def _has_places_once(group: dict[Path, pydicom.Dataset]) -> bool:
-    places = [_text(getattr(header, "ImagePositionPatient", "")) for header in group.values()]
-    return len(set(places)) == len(places) or "" in places
+    return len({_place(header) for header in group.values()}) == len(group)
+
+
+def _place(header: pydicom.Dataset) -> str:
+    return _text(getattr(header, "ImagePositionPatient", ""))
 
 
 def _text(value: object) -> str:
@@ -171,6 +178,6 @@ def _text(value: object) -> str:
     texts = []
     for one in several:
         with suppress(TypeError, ValueError):
-            one = f"{round(float(one), 3):g}"
+            one = f"{round(float(one), 3):.12g}"
         texts.append(shown("" if one is None else one))
     return " ".join(texts)

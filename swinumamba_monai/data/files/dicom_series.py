@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,17 +143,20 @@ def find_series(folder: Path) -> list[Series]:
         groups.setdefault(_key(header), {})[file] = header
     groups, joined = join_lone_slices(groups)
     if joined:
-        logger.warning("%s: %d slices with a SeriesInstanceUID each are taken for one stack", folder, joined)
-    parallel = [part for group in groups.values() for part in by_direction(group)]
-    stacks = [way for part in parallel if (way := _stack_direction(part.values())) is not None]
-    for part in parallel:
-        if stacks and _stack_direction(part.values()) is None and not _lies_in(part.values(), stacks):
-            aside |= dict.fromkeys(part, "slices in other directions, like a localizer's")
+        _warn(f"{folder}: {joined} slices with a SeriesInstanceUID each are taken for one stack")
+    parallel = [by_direction(group) for group in groups.values()]
+    ways = [[_stack_direction(part.values()) for part in parts] for parts in parallel]
+    stacks = [way for of_group in ways for way in of_group if way is not None]
+    for parts, of_group in zip(parallel, ways):
+        crossed = len(parts) > 1 and all(way is None for way in of_group)  # a slice in each direction
+        for part, way in zip(parts, of_group):
+            if stacks and way is None and (crossed or not _lies_in(part.values(), stacks)):
+                aside |= dict.fromkeys(part, "slices in other directions, like a localizer's")
     groups = {key: {f: h for f, h in group.items() if f not in aside} for key, group in groups.items()}
     groups = {key: group for key, group in groups.items() if group}
     if aside:
         names = listed((f"{file.name} ({reason})" for file, reason in aside.items()), _MAX_LISTED)
-        logger.warning("%s: %d of %d DICOM files are set aside: %s", folder, len(aside), len(files), names)
+        _warn(f"{folder}: {len(aside)} of {len(files)} DICOM files are set aside: {names}")
     series = [
         _series(key, group, broken, words)
         for name, whole in groups.items()
@@ -240,6 +244,11 @@ def find_named(path: Path) -> Series:
     if key == path.parent.name and len(found) == 1:
         return found[0]
     return choose_series(path, [one for one in found if one.key == key])[0]
+
+
+@cache  # a series is looked for whenever it is read
+def _warn(sentence: str) -> None:
+    logger.warning("%s", sentence)
 
 
 def _series(key: str, group: dict[Path, pydicom.Dataset], broken: Sequence[Path], words: str = "") -> Series:
