@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ MAX_CUTS = (
     1 << 26
 )  # of the outline of one part with the rows of pixels; a jagged one around a large image has thousands
 
-__all__ = ["NO_AREA", "Annotations", "Shape", "as_ring", "decode_runs", "rasterize"]
+__all__ = ["NO_AREA", "Annotations", "Shape", "as_ellipse", "as_ring", "decode_runs", "joined", "rasterize"]
+
+_CORNERS = 360  # of an ellipse
 
 NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 
@@ -32,16 +34,15 @@ class Shape:
     Attributes:
         name: of its class; empty where the tool has none.
         polygons: for each of its parts the rings (N, 2) float64, x and y in pixels from the upper left corner of the
-            image; what lies in two rings of a part is a hole. Without a part a shape has no pixels.
-        mask: (h, w) bool, in place of polygons.
-        corner: row and column of the upper left pixel of ``mask``.
+            image; what lies in two rings of a part is a hole.
+        masks: further parts, (h, w) bool, each with the row and column of its upper left pixel. Without a part a shape
+            has no pixels.
         number: of its class in the file, or None.
     """
 
     name: str = ""
     polygons: Sequence[Sequence[np.ndarray]] = ()
-    mask: np.ndarray | None = None
-    corner: tuple[int, int] = (0, 0)
+    masks: Sequence[tuple[np.ndarray, tuple[int, int]]] = ()
     number: int | None = None
 
 
@@ -55,6 +56,7 @@ class Annotations:
         size: height and width of the image in pixels, as the file has them, or None.
         names: of all classes of the file, in its order.
         relative: whether the numbers of the polygons are parts of width and height and no pixels.
+        image: name of the image in a file of many, or "".
     """
 
     source: Path
@@ -62,6 +64,11 @@ class Annotations:
     size: tuple[int, int] | None = None
     names: Sequence[str] = ()
     relative: bool = False
+    image: str = ""
+
+    def __str__(self) -> str:
+        """The file, and the image in it, for a sentence."""
+        return f"{self.source} (of {shown(self.image)})" if self.image else str(self.source)
 
 
 def as_ring(points: Iterable) -> np.ndarray:
@@ -70,6 +77,31 @@ def as_ring(points: Iterable) -> np.ndarray:
     if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all() or np.abs(ring).max() > 1 << 30:
         raise ValueError("an outline needs three points or more, all of them numbers")
     return ring
+
+
+def as_ellipse(middle: Sequence[float], radii: Sequence[float]) -> np.ndarray:
+    """The outline of an ellipse, x and y of its middle and radii along both, as :func:`as_ring`."""
+    angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+    return as_ring(np.asarray(middle) + np.asarray(radii) * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+
+
+def joined(shapes: Iterable[tuple[Shape, int | None]]) -> list[Shape]:
+    """Make one shape of those with one name and one group, in the place of the first.
+
+    Args:
+        shapes: each with the number of its group; None for none.
+    """
+    result: list[Shape] = []
+    groups: dict[tuple[str, int], int] = {}
+    for shape, group in shapes:
+        place = len(result) if group is None else groups.setdefault((shape.name, group), len(result))
+        if place == len(result):
+            result.append(shape)
+        else:
+            first = result[place]
+            polygons, masks = [*first.polygons, *shape.polygons], [*first.masks, *shape.masks]
+            result[place] = replace(first, polygons=polygons, masks=masks)
+    return result
 
 
 def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:
@@ -86,15 +118,13 @@ def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int,
     Raises:
         InputError: the file was made for an image of another size, or a shape lies outside of the image.
     """
-    source = annotations.source
     if annotations.size is not None and annotations.size != size:
-        raise InputError(f"{source} is for an image of {annotations.size} pixels, but its image has {size}.")
+        raise InputError(f"{annotations} is for an image of {annotations.size} pixels, but its image has {size}.")
     scale = np.array(size[::-1] if annotations.relative else (1, 1))
     result = np.zeros(size, np.int32)
     empty = 0
     for position, (shape, number) in enumerate(zip(annotations.shapes, numbers, strict=True), start=1):
-        masks = [(shape.mask, shape.corner)] if shape.mask is not None else []
-        parts = masks or [_fill([ring * scale for ring in rings], size) for rings in shape.polygons]
+        parts = [*shape.masks, *(_fill([ring * scale for ring in rings], size) for rings in shape.polygons)]
         if not parts:
             empty += 1
             continue
@@ -102,14 +132,14 @@ def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int,
         if not any(mask.size for mask, _ in windows):
             name = f" ({shown(shape.name)})" if shape.name else ""
             raise InputError(
-                f"{source} has a shape, number {position}{name}, outside of its image of {size} pixels; check that it "
-                "belongs to this image at this size."
+                f"{annotations} has a shape, number {position}{name}, outside of its image of {size} pixels; check "
+                "that it belongs to this image at this size."
             )
         for mask, window in windows:
             result[window][mask & (result[window] == 0)] = number
         empty += not any(mask.any() for mask, _ in windows)
     if empty:
-        logger.warning("%s has %d shapes that are smaller than a pixel; they are not used", source, empty)
+        logger.warning("%s has %d shapes that are smaller than a pixel; they are not used", annotations, empty)
     return result
 
 

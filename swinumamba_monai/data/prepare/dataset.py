@@ -11,7 +11,7 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -211,6 +211,7 @@ def check_and_write(
     inputs = Inputs(items, source, not_taken_of(_unused(source, found.used, made_here)))
     inputs.log()
     reports = dict(zip(found.pairs, inspect_pairs(items, inspect, options.progress), strict=True))
+    reports = {name: _of_originals(report, *found.pairs[name], made_labels) for name, report in reports.items()}
     problems = found.problems + [report.problem for report in reports.values() if report.problem]
     problems += [
         f"split.json names {name}, but there is no such pair of image and label."
@@ -266,6 +267,15 @@ def check_and_write(
         inputs=inputs,
         warnings=warnings,
     )
+
+
+def _of_originals(report: PairReport, image: Path, label: Path, made_labels: Path) -> PairReport:
+    """A report whose sentences do not name a label that was made and is nowhere yet, but whose label it is."""
+    if not label.is_relative_to(made_labels):
+        return report
+    texts = (report.problem, report.warning)
+    problem, warning = (text and text.replace(str(label), f"the label of {image}") for text in texts)
+    return replace(report, problem=problem, warning=warning)
 
 
 def _read_split(source: Path, found: FoundPairs, fold: int | None) -> dict[str, list[str]]:

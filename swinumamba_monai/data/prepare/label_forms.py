@@ -111,7 +111,7 @@ def class_ids_of(
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
-        return rasterize(label, [_class_id(shape, labels, label.source) for shape in label.shapes], size)
+        return rasterize(label, [_class_id(shape, labels, label) for shape in label.shapes], size)
     if not is_image_name(label):
         return _read_array(label)
     if threshold is not None:
@@ -248,15 +248,23 @@ def _by_colour(label: Path, colours: Colours) -> np.ndarray:
     return np.array([class_of[code] for code in found.tolist()], np.int32)[np.searchsorted(found, codes)]
 
 
-def _class_id(shape: Shape, labels: LabelMap, source: Path) -> int:
-    """The id of the class of a shape, by its name; 0 for a number that the label map lists under the background."""
+def _class_id(shape: Shape, labels: LabelMap, annotations: Annotations) -> int:
+    """The id of the class of a shape, by its name; 0 for a number that the label map lists under the background.
+
+    Shapes without a name are of the only class, if there is one alone and none in the file has a name.
+    """
+    if not shape.name:
+        if len(labels.names) != 2 or any(other.name for other in annotations.shapes):
+            raise InputError(f"{annotations} has a shape without a class; give it one, or remove it.")
+        return labels.ids[1][0]
     for name, ids in zip(labels.names, labels.ids):
         if simple_name(name) == simple_name(shape.name):
             return ids[0]
     if shape.number in labels.ids[0]:
         return labels.ids[0][0]
     raise InputError(
-        f"{source} has a shape of '{shown(shape.name)}', which is no class of the label map; add it, or leave it out."
+        f"{annotations} has a shape of '{shown(shape.name)}', which is no class of the label map; add it, or "
+        "leave it out."
     )
 
 
