@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -258,7 +259,7 @@ def test_chaos(series, part, tmp_path):
 
 def test_chaos_with_classes_of_ones_own(tmp_path):
     labels = LabelMap(("background", "kidneys"), ((0,), (1,)))
-    with pytest.raises(InputError, match="a name that is no structure of this dataset; it has liver, right kidney"):
+    with pytest.raises(InputError, match="has kidneys, which is no structure of this dataset"):
         prepare_abdomen_mri(chaos(tmp_path / "chaos"), tmp_path / "out", label_map=labels)
     labels = LabelMap.of_names(["background", "spleen", "Liver"])
     prepare_abdomen_mri(tmp_path / "chaos", tmp_path / "out", label_map=labels)
@@ -282,6 +283,15 @@ def test_totalsegmentator(tmp_path):
     prepare_abdomen_mri(source, tmp_path / "two", label_map=LabelMap.of_names(["background", "Liver", "Right kidney"]))
     (item,) = load_datalist(tmp_path / "two", "test")
     np.testing.assert_array_equal(read_volume_label(item["label"])[0], np.array([0, 0, 1, 2])[classes(range(4))])
+    with pytest.raises(InputError, match="Totalsegmentator_dataset has them: give that folder"):
+        prepare_abdomen_mri(tmp_path, tmp_path / "other")
+    shutil.rmtree(source / "s0001" / "segmentations")
+    save(source / "s0002" / "segmentations" / "liver.nii.gz", np.zeros(SHAPE, np.uint8), np.eye(4))
+    report = prepare_abdomen_mri(source, tmp_path / "other", PrepareOptions(skip_bad=True))
+    assert sum(report.sizes.values()) == 3
+    assert [problem.removeprefix(str(source)) for problem in report.problems] == [
+        "/s0001/mri.nii.gz has no segmentations beside it.", "/s0002 has masks on several grids; replace liver.nii.gz.",
+    ]  # fmt: skip
 
 
 def test_sagittal_volumes_get_the_spacing_of_their_slices(tmp_path):
