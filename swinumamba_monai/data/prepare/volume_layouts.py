@@ -117,9 +117,7 @@ def find_totalsegmentator(
             ids = np.zeros_like(ids)
             for number, (mask, place) in masks.items():
                 if mask.shape != ids.shape or corners_apart(affine, place, ids.shape) > SAME_PLACE:
-                    raise InputError(
-                        f"{folder} has masks of several sizes or places; replace {structures[number - 1]}."
-                    )
+                    raise InputError(f"{folder} has masks on several grids; replace {structures[number - 1]}.")
                 ids[mask > 0] = number
             write_volume(label, labels.to_classes(ids, folder), affine)
         except InputError as error:
