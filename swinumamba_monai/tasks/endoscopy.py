@@ -182,7 +182,7 @@ def _find_sequences(
         parts = sequence.relative_to(source).parts
         section = "test" if any("test" in part.lower() for part in parts) else "training"
         for frame in frames:
-            name = f"{'_'.join(parts[-1:])}_{frame.stem}" if len(sequences) > 1 else frame.stem
+            name = f"{parts[-1]}_{frame.stem}" if len(sequences) > 1 else frame.stem
             if types is not None:
                 masks = [(types / frame.name, labels)]
             else:
@@ -191,7 +191,8 @@ def _find_sequences(
             if not masks:
                 found.problems.append(f"{frame} has no mask.")
                 continue
-            name = name if name not in found.pairs else f"{section}_{name}"
+            others = (f"{section}_{name}", f"{'_'.join(parts)}_{frame.stem}")  # where sequences have one name
+            name = next((one for one in (name, *others) if one not in found.pairs), name)
             if _join(name, frame, masks, made, found, threshold):
                 sections[section].append(name)
     found.split = {section: names for section, names in sections.items() if names} if sections["test"] else {}

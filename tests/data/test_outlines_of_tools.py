@@ -173,3 +173,21 @@ def test_a_label_that_was_made_is_named_by_its_image(tmp_path):
     assert f"the label of {image / '0.png'} has no cell." in report.warnings
     (problem,) = report.problems
     assert problem.startswith(f"the label of {image / '3.png'} has (9, 9) pixels")
+
+
+def test_hidden_folders_and_masks_with_alpha(tmp_path):
+    """A clone with its ``.git``, and masks of one cell each that a tool saved as RGBA."""
+    for number in range(3):
+        place = tmp_path / "in" / f"s{number}"
+        for folder, names in (("images", ["a"]), ("masks", ["x", "y"])):
+            (place / folder).mkdir(parents=True)
+            for column, name in enumerate(names):
+                pixels = np.zeros((*SIZE, 4), np.uint8)
+                pixels[5:9, 20 * column : 20 * column + 9, :3] = 255
+                pixels[..., 3] = 255
+                Image.fromarray(pixels).save(place / folder / f"{name}.png")
+    (tmp_path / "in" / ".git" / "objects").mkdir(parents=True)
+    (tmp_path / "in" / ".git" / "objects" / "ab12").write_bytes(b"x")
+    report = prepare_microscopy(tmp_path / "in", tmp_path / "out")
+    assert report.instances == 6
+    assert report.inputs.not_taken == {"hidden": [".git"]}

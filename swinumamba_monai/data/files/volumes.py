@@ -70,6 +70,12 @@ def volume_files(name: PathLike) -> list[Path]:
     return [path] if path.is_file() else list(find_named(path).files)
 
 
+def label_files(name: PathLike) -> list[Path]:
+    """The same for the label of a volume, which may be a DICOM segmentation in a folder."""
+    segmentation = find_segmentation(volume_path(name))
+    return volume_files(name) if segmentation is None else [segmentation]
+
+
 def volume_name(path: Path) -> str:
     """The name of a volume without its suffix; the name of the folder for a DICOM series."""
     if path.suffix == SERIES_SUFFIX and not path.exists():

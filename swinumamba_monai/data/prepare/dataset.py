@@ -20,6 +20,7 @@ from monai.config import PathLike
 from swinumamba_monai.atomic import replacing, temporary_folder, write_file
 from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, leads_outside, write_datalist
 from swinumamba_monai.data.files.label_map import IGNORE_NAME
+from swinumamba_monai.data.files.walk import is_hidden
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
 from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
@@ -303,11 +304,15 @@ def _what_is_odd(untaught: Sequence[str], prints: Mapping) -> Iterator[str]:
 
 
 def _unused(source: Path, used: set[Path], made_here: set[Path]) -> list[Path]:
-    """The files of the source that are no part of a pair, without those that are about it and what is made here."""
+    """The files of the source that are no part of a pair, without those that are about it and what is made here.
+
+    Of a hidden folder the folder alone.
+    """
     unused = []
     for folder, folders, files in os.walk(source):
         place = Path(folder)
-        folders[:] = [name for name in folders if not {place / name} & (used | made_here)]
+        unused += [place / name for name in folders if is_hidden(name)]
+        folders[:] = [name for name in folders if not ({place / name} & (used | made_here) or is_hidden(name))]
         unused += [place / name for name in files if place / name not in used and name not in _ABOUT]
     return unused
 

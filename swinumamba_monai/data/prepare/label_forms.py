@@ -16,7 +16,7 @@ from PIL import Image
 
 from swinumamba_monai.data.files.annotations import read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, read_classes, read_image, read_instances
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, read_classes, read_image, read_instances, without_copies
 from swinumamba_monai.data.files.label_map import LabelMap, simple_name
 from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
@@ -77,8 +77,7 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
         return (numbers > 0).astype(np.int32) if np.unique(numbers).size == 2 else numbers
     cells = None
     for number, file in enumerate(label, start=1):
-        mask = read_image(file)
-        mask = mask[..., 0] if mask.ndim == 3 and (mask == mask[..., :1]).all() else mask
+        mask = without_copies(read_image(file))
         mask = mask > 0 if threshold is None else mask >= threshold
         cells = np.zeros(mask.shape[:2], np.int32) if cells is None else cells
         if mask.ndim != 2 or mask.shape != cells.shape:
