@@ -191,3 +191,15 @@ def test_hidden_folders_and_masks_with_alpha(tmp_path):
     report = prepare_microscopy(tmp_path / "in", tmp_path / "out")
     assert report.instances == 6
     assert report.inputs.not_taken == {"hidden": [".git"]}
+
+
+def test_what_cellpose_saves_besides_masks_is_no_image(tmp_path):
+    for name in ("a", "b", "c", "_flows"):
+        for end in ("", "_cp_masks", "_flows", "_dP", "_cp_output"):
+            (tmp_path / "in").mkdir(exist_ok=True)
+            pixels = np.zeros(SIZE, np.uint8)
+            pixels[3:9, 4:9] = 1
+            Image.fromarray(pixels).save(tmp_path / "in" / f"{name}{end}.png")
+    report = prepare_microscopy(tmp_path / "in", tmp_path / "out")
+    assert report.instances == 4
+    assert len(report.inputs.not_taken[".png files"]) == 12

@@ -153,6 +153,8 @@ def test_sections_are_folders(tmp_path):
         ("{0}/images/{0}.png", "{0}/masks/{0}.png", "{}"),
         ("{0}/{0}.png", "{0}/masks/cells.png", "{}"),
         ("images/image_{}.png", "labels/label_{}.png", "{}"),
+        ("rawimages/{}.png", "groundtruth/{}.png", "{}"),  # Kromp et al.
+        ("train_img/{}.png", "train_lbl/{}.png", "{}"),
     ],
 )
 def test_names_of_other_datasets(image, label, name, tmp_path):
