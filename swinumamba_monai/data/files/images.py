@@ -145,9 +145,10 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
         )
     image = without_copies(image)
     if image.ndim != 2:
+        colours = ", or prepare with a --label_map of their colours" if kind == "mask" else ""
         raise InputError(
             f"{path} has {image.shape[-1]} channels that differ (a colour picture), but this {kind} needs one channel "
-            f"of {numbers}; save it as {form}."
+            f"of {numbers}; save it as {form}{colours}."
         )
     largest = np.iinfo(dtype).max
     if image.min() < 0 or image.max() > largest or (image.dtype.kind == "f" and (image % 1).any()):
