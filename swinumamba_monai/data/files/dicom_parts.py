@@ -116,17 +116,19 @@ def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, di
         named = [(plane_of(next(iter(stack.values()))), stack) for stack in stacks]
         if len({plane for plane, _ in named}) == len(named):
             return [(f"{key}-{plane}", stack, plane) for plane, stack in named]
-    most = max(Counter(map(_place, group.values())).values())  # slices at one place, so as many volumes
-    if most == 1 or "" in map(_place, group.values()):
+    places = [_text(getattr(header, "ImagePositionPatient", "")) for header in group.values()]
+    most = max(Counter(places).values())  # slices at one place, so as many volumes
+    if most == 1 or "" in places:
         return [(key, group, "")]
+    texts = {tag: [_text(getattr(header, tag, "")) for header in group.values()] for tag in PART_TAGS}
     for count in range(1, _MOST_TAGS + 1):
         for tags in combinations(PART_TAGS, count):
-            parts: dict[tuple[str, ...], dict[Path, pydicom.Dataset]] = {}
-            for file, header in group.items():
-                parts.setdefault(tuple(_text(getattr(header, tag, "")) for tag in tags), {})[file] = header
-            if len(parts) == most and all(map(_has_places_once, parts.values())):
-                named = {", ".join(map(" ".join, zip(tags, values))): part for values, part in parts.items()}
-                return [(re.sub(NO_NAME, "_", f"{key}-{name.replace(' ', '-')}"), named[name], name) for name in named]
+            of_files = list(zip(*(texts[tag] for tag in tags)))
+            if len(set(of_files)) == most and len(set(zip(of_files, places))) == len(group):
+                parts: dict[str, dict[Path, pydicom.Dataset]] = {}
+                for (file, header), values in zip(group.items(), of_files):
+                    parts.setdefault(", ".join(map(" ".join, zip(tags, values))), {})[file] = header
+                return [(re.sub(NO_NAME, "_", f"{key}-{name.replace(' ', '-')}"), parts[name], name) for name in parts]
     return [(key, group, "")]
 
 
@@ -162,14 +164,6 @@ def plane_of(header: pydicom.Dataset) -> str:
     """Which plane a slice is in, nearly; "" where it does not say."""
     way = direction_of(header)
     return "" if way is None else _PLANES[int(np.abs(np.cross(way[:3], way[3:])).argmax())]
-
-
-def _has_places_once(group: dict[Path, pydicom.Dataset]) -> bool:
-    return len({_place(header) for header in group.values()}) == len(group)
-
-
-def _place(header: pydicom.Dataset) -> str:
-    return _text(getattr(header, "ImagePositionPatient", ""))
 
 
 def _text(value: object) -> str:
