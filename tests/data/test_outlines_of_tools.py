@@ -203,3 +203,19 @@ def test_what_cellpose_saves_besides_masks_is_no_image(tmp_path):
     report = prepare_microscopy(tmp_path / "in", tmp_path / "out")
     assert report.instances == 4
     assert len(report.inputs.not_taken[".png files"]) == 12
+
+
+def test_names_of_a_split_have_no_suffix(tmp_path):
+    for name in ("a.1", "b.1", "c.1", "d.1"):
+        for folder in ("images", "labels"):
+            (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.eye(40, dtype=np.uint8)).save(tmp_path / "in" / folder / f"{name}.png")
+    split = {"train": ["a.1", "b.1"], "val": ["c.1.png"], "test": ["e"]}
+    (tmp_path / "in" / "split.json").write_text(json.dumps(split))
+    with pytest.raises(InputError) as error:
+        prepare_microscopy(tmp_path / "in", tmp_path / "out")
+    lines = str(error.value).splitlines()[1:]
+    assert lines[0].endswith(
+        "names c.1.png, but there is no such pair of image and label; write c.1, without the suffix."
+    )
+    assert lines[1].endswith("names e, but there is no such pair of image and label.")

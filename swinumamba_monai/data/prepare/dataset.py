@@ -215,7 +215,7 @@ def check_and_write(
     reports = {name: _of_originals(report, *found.pairs[name], made_labels) for name, report in reports.items()}
     problems = found.problems + [report.problem for report in reports.values() if report.problem]
     problems += [
-        f"split.json names {name}, but there is no such pair of image and label."
+        f"split.json names {name}, but there is no such pair of image and label{_hint(name, found.pairs)}."
         for name in chain.from_iterable(split.values())
         if name not in found.pairs
     ]
@@ -288,6 +288,11 @@ def _read_split(source: Path, found: FoundPairs, fold: int | None) -> dict[str, 
             found.warnings.append(f"fold {fold} has no test images: it is tested on what validates it.")
     split = split or found.split
     return {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
+
+
+def _hint(name: str, pairs: Mapping[str, object]) -> str:
+    known = next((other for other in pairs if name.startswith(f"{other}.")), None)
+    return f"; write {known}, without the suffix" if known else ""
 
 
 def _what_is_odd(untaught: Sequence[str], prints: Mapping) -> Iterator[str]:
