@@ -299,7 +299,7 @@ FILES = [
     ("merge.cu", {}),
     ("pack.cu", {}),
     *(("conv.cu", {"RUN": RUN, "ROWS": rows}) for rows in ROWS),
-    *(("gather.cu", {"FLOAT_PARTS": parts, "PIXELS": 8}) for parts in (0, 1)),
+    *(("gather.cu", {"FLOAT_PARTS": parts}) for parts in (0, 1)),
     ("row_sums.cu", {}),
     *(("norm.cu", {"LANES": lanes, "ITEMS": items}) for lanes, items in ((8, 3), (32, 12))),
     ("scan_one.cu", scan_one.make_macros(2, 6400, 132, True)),

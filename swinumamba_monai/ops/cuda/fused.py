@@ -31,7 +31,6 @@ CONV_VECTOR = 2  # channels that a thread of conv.cu has at the most; more take 
 RUN = 4  # pixels of a row that it has
 ROWS = (4, 2, 1)  # rows that it may have of them
 BUSY_BLOCKS = 2  # of a multiprocessor that patches are cut for; fewer leave it waiting
-GATHERED_PIXELS = 8  # of a block of gather.cu
 LANES = 32  # threads of a block of it with different channels, at the most
 
 
@@ -39,7 +38,9 @@ _ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width
 _NormParams = params_type(
     "NormParams", "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
 )
-_GatherParams = params_type("GatherParams", "parts low gathered", "blocks pixels directions states held width zeros")
+_GatherParams = params_type(
+    "GatherParams", "parts low gathered", "blocks pixels directions states held width zeros together"
+)
 
 
 class _Conv:
@@ -226,17 +227,12 @@ def gather(parts: Tensor, low: Tensor, states: int, zeros: int, gathered: Tensor
     """
     blocks, batch, length, directions, _, held = parts.shape
     width = low.shape[2]
-    together = all(count % 4 == 0 for count in (states, held, width, zeros))
-    defines = {
-        "ELEMENT": ELEMENTS[low.dtype],
-        "VECTOR": alignment(4, parts, low, gathered) if together else 1,
-        "FLOAT_PARTS": int(parts.dtype == torch.float32),
-        "PIXELS": GATHERED_PIXELS,
-    }
+    whole = all(count % 4 == 0 for count in (states, held, width, zeros))
+    vector = alignment(4, parts, low, gathered) if whole else 1
+    defines = {"ELEMENT": ELEMENTS[low.dtype], "VECTOR": vector, "FLOAT_PARTS": int(parts.dtype == torch.float32)}
+    together = max(1, THREADS * vector // (directions * gathered.shape[-1]))  # pixels of a block of threads
     params = _GatherParams(
         *(t.data_ptr() for t in (parts, low, gathered)),
-        blocks, batch * length, directions, states, held, width, zeros,
+        blocks, batch * length, directions, states, held, width, zeros, together,
     )  # fmt: skip
-    load_kernels("gather.cu", defines).launch(
-        "gather", (-(-batch * length // GATHERED_PIXELS), 1, 1), THREADS, 0, params
-    )
+    load_kernels("gather.cu", defines).launch("gather", (-(-batch * length // together), 1, 1), THREADS, 0, params)

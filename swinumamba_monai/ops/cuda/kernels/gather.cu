@@ -3,7 +3,7 @@
 //
 // The gradient of what an SS2D's scan is projected from: for each pixel and direction that of B and C, which blocks of
 // channels found in parts, and after it that of Δ's low rank. Defined by the compiling side, besides what common.cuh
-// names: FLOAT_PARTS, whether the parts are float32 instead of the maps' type, and PIXELS, of a block.
+// names: FLOAT_PARTS, whether the parts are float32 instead of the maps' type.
 
 #if FLOAT_PARTS
 typedef float part;
@@ -23,14 +23,15 @@ struct GatherParams {
     element *gathered;     // (pixels, directions, 2 states + width - zeros)
     long long blocks, pixels, directions, states, held, width;
     long long zeros;       // first columns of `low` that count for nothing
+    long long together;    // pixels of a block of threads
 };
 
 KERNEL LAUNCH_BOUNDS(256, 4) gather(const GRID_CONSTANT GatherParams p) {
     const int states = int(p.states), columns = 2 * states + int(p.width - p.zeros);
     const int vectors = int(p.directions) * columns / VECTOR;  // of a pixel
     const long long size = p.pixels * p.directions * 2 * p.held;
-    for (int i = threadIdx.x; i < PIXELS * vectors; i += blockDim.x) {
-        const long long pixel = (long long)blockIdx.x * PIXELS + i / vectors;
+    for (int i = threadIdx.x; i < p.together * vectors; i += blockDim.x) {
+        const long long pixel = blockIdx.x * p.together + i / vectors;
         if (pixel >= p.pixels) return;
         const int direction = i % vectors * VECTOR / columns, column = i % vectors * VECTOR % columns;
         float sums[VECTOR] = {};
