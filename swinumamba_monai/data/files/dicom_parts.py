@@ -68,7 +68,7 @@ def join_lone_slices(
     alike: dict[tuple[object, ...], list[str]] = {}
     for key, group in groups.items():
         (file, header), *others = group.items()
-        if not others:
+        if not (others or holds_several(header)):
             study, *agreed = (_text(getattr(header, tag, "")) for tag in STACK_TAGS)
             alike.setdefault((study or file.parent, *agreed), []).append(key)
     joined = {}
@@ -164,6 +164,21 @@ def plane_of(header: pydicom.Dataset) -> str:
     """Which plane a slice is in, nearly; "" where it does not say."""
     way = direction_of(header)
     return "" if way is None else _PLANES[int(np.abs(np.cross(way[:3], way[3:])).argmax())]
+
+
+def holds_several(header: pydicom.Dataset) -> bool:
+    """Whether a file holds several slices itself, as frames or in a mosaic."""
+    try:
+        frames = int(header.NumberOfFrames)
+    except (AttributeError, TypeError, ValueError):  # not there, or no number, which reading the file says
+        frames = 1
+    return frames > 1 or "MOSAIC" in words_of(header)
+
+
+def words_of(header: pydicom.Dataset) -> Sequence[str]:
+    """The words of what kind of image a file is."""
+    kind = getattr(header, "ImageType", None) or ()
+    return (str(kind),) if isinstance(kind, str) or not isinstance(kind, Sequence) else [str(word) for word in kind]
 
 
 def _text(value: object) -> str:

@@ -23,9 +23,11 @@ from swinumamba_monai.data.files.dicom_parts import (
     by_direction,
     copies_in,
     direction_of,
+    holds_several,
     is_parallel,
     join_lone_slices,
     parts_of,
+    words_of,
 )
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
 from swinumamba_monai.data.files.walk import find_files
@@ -88,7 +90,7 @@ def holds_volume(file: Path) -> bool:
         return False
     try:
         header = read_header(file, ("NumberOfFrames", "ImageType", "Modality"))
-        return _frames(header) > 1 or "MOSAIC" in _words(header) or str(header.get("Modality")) == "SEG"
+        return holds_several(header) or str(header.get("Modality")) == "SEG"
     except Exception:  # pydicom has no common class for a broken file
         return False
 
@@ -132,7 +134,7 @@ def find_series(folder: Path) -> list[Series]:
     aside |= copies_in(images)
     images = {file: header for file, header in images.items() if file not in aside}
     captures = [f for f, h in images.items() if str(getattr(h, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)]
-    localizers = [file for file, header in images.items() if _LOCALIZERS & set(_words(header))]
+    localizers = [file for file, header in images.items() if _LOCALIZERS & set(words_of(header))]
     for reason, found in (("secondary capture", captures), ("localizer", localizers)):
         kind = [file for file in found if file in images]
         if len(kind) < len(images):
@@ -272,22 +274,10 @@ def _no_image(header: pydicom.Dataset) -> str:
     return shown(UID(header.SOPClassUID).name)
 
 
-def _words(header: pydicom.Dataset) -> Sequence[str]:
-    kind = getattr(header, "ImageType", None) or ()
-    return (str(kind),) if isinstance(kind, str) or not isinstance(kind, Sequence) else [str(word) for word in kind]
-
-
-def _frames(header: pydicom.Dataset) -> int:
-    try:
-        return int(header.NumberOfFrames)
-    except (AttributeError, TypeError, ValueError):  # not there, or no number, which reading the file says
-        return 1
-
-
 def _stack_direction(headers: Iterable[pydicom.Dataset]) -> np.ndarray | bool | None:
     """The orientation that several slices share, or None; False for a file that holds several itself."""
     headers = list(headers)
-    if any(_frames(header) > 1 or "MOSAIC" in _words(header) for header in headers):
+    if any(map(holds_several, headers)):
         return False
     ways = [direction_of(header) for header in headers]
     if len(ways) < 2 or any(way is None or not is_parallel(way, ways[0]) for way in ways):
