@@ -343,3 +343,16 @@ def test_a_localizer_that_is_not_called_so(tmp_path, caplog):
         write_slice(place, PLANES[0], [0, 0, 50 * number], number, series="1.9", ImageOrientationPatient=way)
     check(tmp_path / "a")
     assert caplog.text.count("3 of 8 DICOM files are set aside") == 1
+
+
+def test_what_one_patient_has_sets_nothing_of_another_aside(tmp_path, caplog):
+    """A stack here, a single coronal slice and a secondary capture of other patients there."""
+    series(tmp_path / "a", StudyInstanceUID="1.1")
+    coronal = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "StudyInstanceUID": "1.2"}
+    capture = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "StudyInstanceUID": "1.3"}
+    for name, attributes in (("b", coronal), ("c", capture)):
+        (tmp_path / name).mkdir()
+        write_slice(tmp_path / name / "0.dcm", PLANES[0], NORMAL, 1, series=f"1.7.{ord(name)}", **attributes)
+    items = load_volumes(tmp_path, reader=VolumeReader())
+    assert [Path(item["image"]).name for item in items] == ["a.dicom", "b.dicom", "c.dicom"]
+    assert "set aside" not in caplog.text

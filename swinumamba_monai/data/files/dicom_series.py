@@ -102,8 +102,8 @@ def find_series(folder: Path) -> list[Series]:
     slices that have a series each, and are a stack together, become one.
 
     Set aside are copies of a file in its folder, files without pixels (presentation states, reports, a DICOMDIR),
-    segmentations and doses; and where others are left, secondary captures, localizers, and series of slices in other
-    directions than those of a stack.
+    segmentations and doses; and where others are left in a study or a folder, secondary captures, localizers, and
+    series of slices in other directions than those of a stack.
 
     Args:
         folder: the folder; other files in it are passed over.
@@ -133,27 +133,18 @@ def find_series(folder: Path) -> list[Series]:
             broken.append(file)
     aside |= copies_in(images)
     images = {file: header for file, header in images.items() if file not in aside}
-    captures = [f for f, h in images.items() if str(getattr(h, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)]
-    localizers = [file for file, header in images.items() if _LOCALIZERS & set(words_of(header))]
-    for reason, found in (("secondary capture", captures), ("localizer", localizers)):
-        kind = [file for file in found if file in images]
-        if len(kind) < len(images):
-            aside |= dict.fromkeys(kind, reason)
-            images = {file: header for file, header in images.items() if file not in aside}
+    visits = _visits(images)
+    for visit in visits:
+        aside |= _no_scans({file: images[file] for file in visit})
+    images = {file: header for file, header in images.items() if file not in aside}
     groups: dict[str, dict[Path, pydicom.Dataset]] = {}
     for file, header in images.items():
         groups.setdefault(_key(header), {})[file] = header
     groups, joined = join_lone_slices(groups)
     if joined:
         _warn(f"{folder}: {joined} slices with a SeriesInstanceUID each are taken for one stack")
-    parallel = [by_direction(group) for group in groups.values()]
-    ways = [[_stack_direction(part.values()) for part in parts] for parts in parallel]
-    stacks = [way for of_group in ways for way in of_group if way is not None]
-    for parts, of_group in zip(parallel, ways):
-        crossed = len(parts) > 1 and all(way is None for way in of_group)  # a slice in each direction
-        for part, way in zip(parts, of_group):
-            if stacks and way is None and (crossed or not _lies_in(part.values(), stacks)):
-                aside |= dict.fromkeys(part, "slices in other directions, like a localizer's")
+    for visit in visits:
+        aside |= _across_stacks([group for group in groups.values() if next(iter(group)) in visit])
     groups = {key: {f: h for f, h in group.items() if f not in aside} for key, group in groups.items()}
     groups = {key: group for key, group in groups.items() if group}
     if aside:
@@ -246,6 +237,45 @@ def find_named(path: Path) -> Series:
     if key == path.parent.name and len(found) == 1:
         return found[0]
     return choose_series(path, [one for one in found if one.key == key])[0]
+
+
+def _visits(images: dict[Path, pydicom.Dataset]) -> list[set[Path]]:
+    """The files that are of one study or in one folder, and so of one patient."""
+    visits: list[tuple[set[str], set[Path]]] = []
+    for file, header in images.items():
+        names = {str(file.parent), str(getattr(header, "StudyInstanceUID", None) or file.parent)}
+        first, *others = [visit for visit in visits if visit[0] & names] or [(set(), set())]
+        for known, files in [*others, (names, {file})]:
+            first[0].update(known)
+            first[1].update(files)
+        visits = [visit for visit in visits if visit not in (first, *others)] + [first]
+    return [files for _, files in visits]
+
+
+def _no_scans(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
+    """The secondary captures and localizers of a visit, with the word, if there is anything else in it."""
+    aside: dict[Path, str] = {}
+    captures = [f for f, h in images.items() if str(getattr(h, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)]
+    localizers = [file for file, header in images.items() if _LOCALIZERS & set(words_of(header))]
+    for reason, found in (("secondary capture", captures), ("localizer", localizers)):
+        kind = [file for file in found if file not in aside]
+        if len(kind) < len(images) - len(aside):
+            aside |= dict.fromkeys(kind, reason)
+    return aside
+
+
+def _across_stacks(groups: Sequence[dict[Path, pydicom.Dataset]]) -> dict[Path, str]:
+    """Slices of the series of a visit that are in other directions than its stacks, with the word for them."""
+    aside: dict[Path, str] = {}
+    parallel = [by_direction(group) for group in groups]
+    ways = [[_stack_direction(part.values()) for part in parts] for parts in parallel]
+    stacks = [way for of_group in ways for way in of_group if way is not None]
+    for parts, of_group in zip(parallel, ways):
+        crossed = len(parts) > 1 and all(way is None for way in of_group)  # a slice in each direction
+        for part, way in zip(parts, of_group):
+            if stacks and way is None and (crossed or not _lies_in(part.values(), stacks)):
+                aside |= dict.fromkeys(part, "slices in other directions, like a localizer's")
+    return aside
 
 
 @cache  # a series is looked for whenever it is read
