@@ -244,22 +244,23 @@ def lone_slices(folder: Path, depths, own_folders=False, **attributes) -> Path:
 @pytest.mark.parametrize("own_folders", [False, True])
 def test_slices_with_a_series_each_are_one_stack(own_folders, tmp_path, caplog):
     check(lone_slices(tmp_path / "a", [0, 4, 8, 12, 16], own_folders))
-    assert "5 slices with a SeriesInstanceUID each are taken for one stack" in caplog.text
+    assert "5 slices with a SeriesInstanceUID each are put together into stacks" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("depths", "attributes"),
+    ("depths", "attributes", "why"),
     [
-        ([0, 4, 8, 16, 20], {}),  # one is missing
-        ([0, 4, 8, 8, 12], {}),
-        ([0, 4, 8, 12, 16], {"StudyInstanceUID": ["1.1", "1.2", "1.3", "1.4", "1.5"]}),
-        ([0, 4, 8, 12, 16], {"SeriesDescription": ["T1", "T2", "T1", "DWI", "FLAIR"]}),
+        ([0, 4, 8, 16, 20], {}, "5 slices with a SeriesInstanceUID each agree, but are no stack"),  # one is missing
+        ([0, 4, 8, 8, 12], {}, "or two at one place"),
+        ([0, 4, 8, 12, 16], {"StudyInstanceUID": ["1.1", "1.2", "1.3", "1.4", "1.5"]}, ""),
+        ([0, 4, 8, 12, 16], {"SeriesDescription": ["T1", "T2", "T1", "DWI", "FLAIR"]}, ""),
     ],
 )
-def test_slices_that_are_no_stack_stay_series(depths, attributes, tmp_path, caplog):
+def test_slices_that_are_no_stack_stay_series(depths, attributes, why, tmp_path, caplog):
     with pytest.raises(InputError, match="slices of 5 series"):
         load_volumes(lone_slices(tmp_path / "a", depths, **attributes), reader=VolumeReader())
-    assert "taken for one stack" not in caplog.text
+    assert "put together into stacks" not in caplog.text
+    assert why in caplog.text and bool(why) == ("but are no stack" in caplog.text)
 
 
 def test_axes_that_lead_nobody_knows_where_are_said_once(tmp_path, caplog):

@@ -53,7 +53,7 @@ def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
 
 def join_lone_slices(
     groups: dict[str, dict[Path, pydicom.Dataset]],
-) -> tuple[dict[str, dict[Path, pydicom.Dataset]], int]:
+) -> tuple[dict[str, dict[Path, pydicom.Dataset]], int, int]:
     """Make one series of slices that have a series each, as some scanners and anonymizers leave them.
 
     They agree in ``STACK_TAGS`` (without a study they lie in one folder), and are three or more at even distances;
@@ -63,23 +63,27 @@ def join_lone_slices(
         groups: files with their headers by the key of their series.
 
     Returns:
-        The groups, the joined ones under the key of their first file, and how many were joined.
+        The groups, the joined ones under the key of their first file; how many were joined; and how many agree and are
+        no stack.
     """
     alike: dict[tuple[object, ...], list[str]] = {}
     for key, group in groups.items():
-        (file, header), *others = group.items()
-        if not (others or holds_several(header)):
+        file, header = next(iter(group.items()))
+        if len(group) == 1 and not holds_several(header):
             study, *agreed = (_text(getattr(header, tag, "")) for tag in STACK_TAGS)
             alike.setdefault((study or file.parent, *agreed), []).append(key)
-    joined = {}
+    joined: dict[str, str] = {}
+    others = 0
     for keys in alike.values():
         stack = {file: header for key in keys for file, header in groups[key].items()}
         if all(_is_stack(part) for _, part, _ in parts_of(keys[0], stack)):
             joined |= dict.fromkeys(keys, keys[0])
+        elif len(keys) >= _LEAST_STACK:
+            others += len(keys)
     result: dict[str, dict[Path, pydicom.Dataset]] = {}
     for key, group in groups.items():
         result.setdefault(joined.get(key, key), {}).update(group)
-    return result, len(joined)
+    return result, len(joined), others
 
 
 def _is_stack(group: dict[Path, pydicom.Dataset]) -> bool:

@@ -140,9 +140,14 @@ def find_series(folder: Path) -> list[Series]:
     groups: dict[str, dict[Path, pydicom.Dataset]] = {}
     for file, header in images.items():
         groups.setdefault(_key(header), {})[file] = header
-    groups, joined = join_lone_slices(groups)
+    groups, joined, alike = join_lone_slices(groups)
     if joined:
-        _warn(f"{folder}: {joined} slices with a SeriesInstanceUID each are taken for one stack")
+        _warn(f"{folder}: {joined} slices with a SeriesInstanceUID each are put together into stacks")
+    if alike:
+        _warn(
+            f"{folder}: {alike} slices with a SeriesInstanceUID each agree, but are no stack: they lie at uneven "
+            "distances, as if some were missing, or two at one place"
+        )
     for visit in visits:
         aside |= _across_stacks([group for group in groups.values() if next(iter(group)) in visit])
     groups = {key: {f: h for f, h in group.items() if f not in aside} for key, group in groups.items()}
