@@ -72,8 +72,7 @@ def volume_files(name: PathLike) -> list[Path]:
 
 def label_files(name: PathLike) -> list[Path]:
     """The same for the label of a volume, which may be a DICOM segmentation in a folder."""
-    segmentation = find_segmentation(volume_path(name))
-    return volume_files(name) if segmentation is None else [segmentation]
+    return [found] if (found := find_segmentation(volume_path(name))) else volume_files(name)
 
 
 def volume_name(path: Path) -> str:
