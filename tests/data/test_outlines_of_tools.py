@@ -14,7 +14,7 @@ from PIL import Image
 
 from swinumamba_monai.data.files.annotations import read_annotations, read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
-from swinumamba_monai.data.files.shapes import rasterize
+from swinumamba_monai.data.files.shapes import numbers_of, rasterize
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks.endoscopy import prepare_endoscopy
@@ -26,7 +26,7 @@ SQUARE = [(5, 5), (15, 5), (15, 15), (5, 15)]
 
 
 def painted(annotations) -> np.ndarray:
-    return rasterize(annotations, range(1, len(annotations.shapes) + 1), SIZE)
+    return rasterize(annotations, numbers_of(annotations.shapes), SIZE)
 
 
 def cvat(folder: Path, shapes: str) -> np.ndarray:
@@ -63,6 +63,10 @@ def test_a_group_of_cvat_is_one_cell(tmp_path):
     assert len(np.unique(found)) == 3
     assert found[6, 6] == found[31, 51] != found[6, 36]
     np.testing.assert_array_equal(found > 0, expected > 0)
+    # What lies between the parts of a group hides the lower one all the same.
+    right = [(x + 5, y) for x, y in SQUARE]
+    found = cvat(tmp_path, polygon(SQUARE, 7) + polygon(right) + polygon([(x + 10, y) for x, y in SQUARE], 7))
+    assert found[6, 6] == found[6, 16] == found[6, 24] != found[6, 12]
 
 
 def coco(**of_images: object) -> dict:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from swinumamba_monai.data.files.labelme import read_labelme
-from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ellipse, as_ring, decode_runs, joined
+from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ellipse, as_ring, decode_runs
 from swinumamba_monai.data.files.xml_tree import read_xml
 from swinumamba_monai.errors import InputError, explained, shown
 
@@ -160,26 +160,26 @@ def _cvat_tracks(root: ElementTree.Element, names: Sequence[str], path: Path) ->
 
 
 def _cvat_shapes(elements: Iterable[ElementTree.Element], path: Path) -> list[Shape]:
-    """What lies on top comes first: later shapes and those of a higher z_order. Those of a group are one."""
-    on_top = sorted(enumerate(elements), key=lambda item: (int(item[1].get("z_order", 0)), item[0]), reverse=True)
-    shapes = ((_cvat_shape(element, path), int(element.get("group_id") or 0) or None) for _, element in on_top)
-    return joined((shape, group) for shape, group in shapes if shape is not None)
+    """What lies on top comes first: later shapes and those of a higher z_order."""
+    shapes = sorted(enumerate(elements), key=lambda item: (int(item[1].get("z_order", 0)), item[0]), reverse=True)
+    return [shape for _, element in shapes if (shape := _cvat_shape(element, path)) is not None]
 
 
 def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:
     """A shape of an image; None for a tag, which is of the whole image."""
     if element.tag == "tag":
         return None
-    name, given = element.attrib.get("label", ""), element.attrib
+    name, given, group = element.attrib.get("label", ""), element.attrib, int(element.get("group_id") or 0) or None
     if element.tag == "polygon":
         points = [[float(value) for value in point.split(",")] for point in given["points"].split(";")]
-        return Shape(name, [[as_ring(points)]])
+        return Shape(name, [[as_ring(points)]], group=group)
     if element.tag in ("box", "ellipse"):
-        return Shape(name, [[_rotated(*_box(given) if element.tag == "box" else _ellipse(given), given)]])
+        ring, middle = _box(given) if element.tag == "box" else _ellipse(given)
+        return Shape(name, [[_rotated(ring, middle, given)]], group=group)
     if element.tag == "mask":
         runs = [int(count) for count in given["rle"].split(",")]
         mask = decode_runs(runs, int(given["height"]), int(given["width"]), "C", path)
-        return Shape(name, masks=[(mask, (int(given["top"]), int(given["left"])))])
+        return Shape(name, masks=[(mask, (int(given["top"]), int(given["left"])))], group=group)
     raise InputError(f"{path} {NO_AREA.format('shape', shown(element.tag))}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from swinumamba_monai.data.files.limits import MAX_PIXELS
-from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ellipse, as_ring, joined
+from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ellipse, as_ring
 from swinumamba_monai.errors import InputError, shown
 
 __all__ = ["read_labelme"]
@@ -28,8 +28,7 @@ def read_labelme(content: dict, path: Path) -> Annotations:
     Raises:
         InputError: a shape has no area. Malformed ones raise ValueError, KeyError or TypeError.
     """
-    entries = reversed(content["shapes"])
-    shapes = joined((_shape(e, path), None if e.get("group_id") is None else int(e["group_id"])) for e in entries)
+    shapes = [_shape(entry, path) for entry in reversed(content["shapes"])]
     height, width = content.get("imageHeight"), content.get("imageWidth")
     size = (int(height), int(width)) if height and width else None
     return Annotations(path, shapes, size, tuple(dict.fromkeys(shape.name for shape in shapes)))
@@ -37,9 +36,10 @@ def read_labelme(content: dict, path: Path) -> Annotations:
 
 def _shape(entry: dict, path: Path) -> Shape:
     kind, points, label = entry.get("shape_type") or "polygon", entry["points"], str(entry["label"])
+    group = None if entry.get("group_id") is None else int(entry["group_id"])
     if kind == "mask":
         (left, top), _ = points
-        return Shape(label, masks=[(_decoded(entry["mask"]), (round(top), round(left)))])
+        return Shape(label, masks=[(_decoded(entry["mask"]), (round(top), round(left)))], group=group)
     if kind == "rectangle":
         (left, top), (right, bottom) = points
         points = [(left, top), (right, top), (right, bottom), (left, bottom)]
@@ -48,7 +48,7 @@ def _shape(entry: dict, path: Path) -> Shape:
         points = as_ellipse(middle, [np.linalg.norm(edge - middle)] * 2)
     elif kind != "polygon":
         raise InputError(f"{path} {NO_AREA.format('shape', shown(kind))}")
-    return Shape(label, [[as_ring(points)]] if len(points) > 2 else [])
+    return Shape(label, [[as_ring(points)]] if len(points) > 2 else [], group=group)
 
 
 def _decoded(text: str) -> np.ndarray:

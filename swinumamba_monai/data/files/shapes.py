@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ MAX_CUTS = (
     1 << 26
 )  # of the outline of one part with the rows of pixels; a jagged one around a large image has thousands
 
-__all__ = ["NO_AREA", "Annotations", "Shape", "as_ellipse", "as_ring", "decode_runs", "joined", "rasterize"]
+__all__ = ["NO_AREA", "Annotations", "Shape", "as_ellipse", "as_ring", "decode_runs", "numbers_of", "rasterize"]
 
 _CORNERS = 360  # of an ellipse
 
@@ -38,12 +38,14 @@ class Shape:
         masks: further parts, (h, w) bool, each with the row and column of its upper left pixel. Without a part a shape
             has no pixels.
         number: of its class in the file, or None.
+        group: number of the thing that it is a part of, beside others of its name, or None.
     """
 
     name: str = ""
     polygons: Sequence[Sequence[np.ndarray]] = ()
     masks: Sequence[tuple[np.ndarray, tuple[int, int]]] = ()
     number: int | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,23 +87,11 @@ def as_ellipse(middle: Sequence[float], radii: Sequence[float]) -> np.ndarray:
     return as_ring(np.asarray(middle) + np.asarray(radii) * np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
-def joined(shapes: Iterable[tuple[Shape, int | None]]) -> list[Shape]:
-    """Make one shape of those with one name and one group, in the place of the first.
-
-    Args:
-        shapes: each with the number of its group; None for none.
-    """
-    result: list[Shape] = []
-    groups: dict[tuple[str, int], int] = {}
-    for shape, group in shapes:
-        place = len(result) if group is None else groups.setdefault((shape.name, group), len(result))
-        if place == len(result):
-            result.append(shape)
-        else:
-            first = result[place]
-            polygons, masks = [*first.polygons, *shape.polygons], [*first.masks, *shape.masks]
-            result[place] = replace(first, polygons=polygons, masks=masks)
-    return result
+def numbers_of(shapes: Iterable[Shape]) -> list[int]:
+    """A number for every shape, from 1 on, and the same for those with one name and one group."""
+    things: dict[object, int] = {}
+    keys = ((shape.name, shape.group) if shape.group is not None else position for position, shape in enumerate(shapes))
+    return [things.setdefault(key, len(things) + 1) for key in keys]
 
 
 def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:

@@ -21,7 +21,7 @@ from swinumamba_monai.data.files.label_map import LabelMap, simple_name
 from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
-from swinumamba_monai.data.files.shapes import Annotations, Shape, rasterize
+from swinumamba_monai.data.files.shapes import Annotations, Shape, numbers_of, rasterize
 from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.errors import InputError, explained, quoted, shown
 
@@ -68,7 +68,7 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
-        return rasterize(label, range(1, len(label.shapes) + 1), size)
+        return rasterize(label, numbers_of(label.shapes), size)
     if isinstance(label, Path):
         return read_instances(label) if is_image_name(label) else _read_array(label)
     if len(label) == 1 and threshold is None:
