@@ -257,6 +257,22 @@ def test_chaos(series, part, tmp_path):
         np.testing.assert_array_equal(ids[..., 2 - number].T, np.random.default_rng(number).integers(0, 5, (16, 24)))
 
 
+def test_chaos_whose_numbers_were_padded_in_one_place_alone(tmp_path):
+    """Slice 10 comes after slice 9, however both are written."""
+    for patient in range(1, 4):
+        place = tmp_path / "MR" / str(patient) / "T2SPIR"
+        for folder in ("Ground", "DICOM_anon"):
+            (place / folder).mkdir(parents=True)
+        for number in range(8, 12):
+            label = np.full((16, 24), 63 * (number - 7), np.uint8)
+            Image.fromarray(label).save(place / "Ground" / f"IMG-{number:05d}.png")
+            position = number * 4 * np.array([0, 0.6, 0.8])
+            write_slice(place / "DICOM_anon" / f"IMG-{number}.dcm", noise(16, 24), position, number)
+    prepare_abdomen_mri(tmp_path, tmp_path / "out")
+    (item, *_) = load_datalist(tmp_path / "out", "training")
+    assert read_volume_label(item["label"])[0][0, 0].tolist() == [1, 2, 3, 4]
+
+
 def test_chaos_with_classes_of_ones_own(tmp_path):
     labels = LabelMap(("background", "kidneys"), ((0,), (1,)))
     with pytest.raises(InputError, match="has kidneys, which is no structure of this dataset"):

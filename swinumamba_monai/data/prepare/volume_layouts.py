@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -142,9 +143,9 @@ def _by_name(structures: Sequence[str], given: LabelMap) -> LabelMap:
 
 
 def _read_ground(ground: Path, place: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the organs on the grid of a series; slices and pictures have one order by name."""
-    files = choose_series(place, find_series(place))[0].files
-    pictures = sorted(ground.glob("*.png"))
+    """The numbers of the organs on the grid of a series; slices and pictures go by the numbers in their names."""
+    files = sorted(choose_series(place, find_series(place))[0].files, key=_numbers_in)
+    pictures = sorted(ground.glob("*.png"), key=_numbers_in)
     if len(pictures) != len(files):
         raise InputError(f"{ground} has {len(pictures)} PNG files for {len(files)} slices; complete them.")
     planes = []
@@ -157,6 +158,10 @@ def _read_ground(ground: Path, place: Path) -> tuple[np.ndarray, np.ndarray]:
             raise InputError(f"{picture} has gray values that are no organ of CHAOS; replace it.")
         planes.append(plane)
     return read_dicom_files(place, files, planes)
+
+
+def _numbers_in(file: Path) -> tuple[list[int], str]:
+    return [int(number) for number in re.findall(r"\d+", file.stem)], file.name
 
 
 def _read_meta(path: Path, found: FoundPairs) -> dict[str, list[str]]:
