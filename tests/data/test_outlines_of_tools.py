@@ -223,3 +223,7 @@ def test_names_of_a_split_have_no_suffix(tmp_path):
         "names c.1.png, but there is no such pair of image and label; write c.1, without the suffix."
     )
     assert lines[1].endswith("names e, but there is no such pair of image and label.")
+    folds = [{"train": ["a.1", "b.1"], "val": ["e"]}]
+    (tmp_path / "in" / "split.json").rename(tmp_path / "in" / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(InputError, match=r"splits_final\.json names e, but"):
+        prepare_microscopy(tmp_path / "in", tmp_path / "out", PrepareOptions(fold=0))

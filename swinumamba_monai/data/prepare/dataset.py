@@ -24,13 +24,13 @@ from swinumamba_monai.data.files.walk import is_hidden
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
 from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
-from swinumamba_monai.data.prepare.split import divide, read_split
+from swinumamba_monai.data.prepare.split import NNUNET_SPLITS, SPLIT, divide, read_split, split_file
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 # Files that are about a dataset; read where they are needed.
-_ABOUT = {"dataset.json", "split.json", "splits_final.json", "labelmap.txt", DATALIST_NAME, FINGERPRINT_NAME}
+_ABOUT = {"dataset.json", SPLIT, NNUNET_SPLITS, "labelmap.txt", DATALIST_NAME, FINGERPRINT_NAME}
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,9 @@ def check_and_write(
     reports = dict(zip(found.pairs, inspect_pairs(items, inspect, options.progress), strict=True))
     reports = {name: _of_originals(report, *found.pairs[name], made_labels) for name, report in reports.items()}
     problems = found.problems + [report.problem for report in reports.values() if report.problem]
+    split_name = split_file(source / SPLIT, options.fold).name
     problems += [
-        f"split.json names {name}, but there is no such pair of image and label{_hint(name, found.pairs)}."
+        f"{split_name} names {name}, but there is no such pair of image and label{_hint(name, found.pairs)}."
         for name in chain.from_iterable(split.values())
         if name not in found.pairs
     ]
@@ -232,7 +233,7 @@ def check_and_write(
     prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
     warnings = found.warnings + [report.warning for report in good.values() if report.warning]
     if len(used) < len(good):
-        warnings.append(f"{len(good) - len(used)} images are in no section of split.json and are not used.")
+        warnings.append(f"{len(good) - len(used)} images are in no section of {split_name} and are not used.")
     taught = {number for name in sections["training"] for number in good[name].class_counts}
     warnings += _what_is_odd([name for number, name in enumerate(known_names) if number not in taught], prints)
     content = f"{prints['instances']} cells" if not class_names else f"{len(known_names) - 1} classes"
@@ -281,7 +282,7 @@ def _of_originals(report: PairReport, image: Path, label: Path, made_labels: Pat
 
 def _read_split(source: Path, found: FoundPairs, fold: int | None) -> dict[str, list[str]]:
     """The names of the sections: those of a split file, else of the layout; a fold may be tested on what validates."""
-    split = read_split(source / "split.json", fold)
+    split = read_split(source / SPLIT, fold)
     if split and "test" not in split:
         split["test"] = found.split.get("test") or split["validation"]
         if not found.split.get("test"):
