@@ -68,6 +68,7 @@ _NUMBERS = {
     "diameter": _Number(open=("least",), others=("auto", None)),
     "nan": _Number(-math.inf, others=(None,)),
 }
+_WORDS = ("encoder", "amp")  # the others have a text in the config
 _SIZES = ("roi_size", "spatial_size")
 
 
@@ -89,6 +90,8 @@ def check_value(name: str, value: object, default: object, shown_name: str = "")
         number = _Number(whole=isinstance(default, int) and name != "nsd_tolerances")
     if name == "device":
         _check_device(option, value)
+    elif name == "amp_dtype" and value is not None:
+        raise InputError(f"{option} follows from --amp, which is bf16, fp16 or off; got {shown(repr(value))}.")
     elif isinstance(default, bool):
         try:
             is_on(value)
@@ -98,6 +101,10 @@ def check_value(name: str, value: object, default: object, shown_name: str = "")
         if not number.holds(value):
             example = f", such as {default}" if isinstance(default, (int, float)) else ""
             raise InputError(f"{option} must be {number}{example}; got {shown(repr(value))}.")
+    elif name in _WORDS or (isinstance(default, str) and not default.startswith("$")):
+        if not isinstance(value, str) and not (value is None and default is None):
+            example = f", such as {default}" if default and not default.startswith("$") else ""
+            raise InputError(f"{option} must be a word{example}; got {shown(repr(value))}.")
     elif name in _SIZES and isinstance(default, list):
         sides = value if isinstance(value, (list, tuple)) else [value] * len(default)
         if len(sides) != len(default) or not all(type(side) is int and side > 0 for side in sides):
