@@ -13,6 +13,7 @@ from swinumamba_monai.errors import InputError, listed, quoted, shown
 REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")  # to an entry, at the top of the config or in a section
 _NOT_MADE = re.compile(r"Failed to instantiate component '([\w.]+)' with keywords: (\S*)")
 _NOT_FOUND = re.compile(r"Cannot locate class or function path: '(.*)'")
+_NOT_DEFINED = re.compile(r"the referring item `@([\w:]+)` is not defined in the config content")
 _OWN_FRAMES = 3  # of an error that a constructor raises itself: MONAI's call of it, a decorator, the constructor
 
 
@@ -24,7 +25,7 @@ def last_part(name: str) -> str:
 def explain_failure(
     error: BaseException, options: Mapping[str, object], config: Mapping[str, object]
 ) -> InputError | None:
-    """The sentence for a component that does not exist or could not be made of what was given for it, or None.
+    """The sentence for what a config cannot be read as, because of what was given for it, or None.
 
     MONAI says of such a component its class and the names of its arguments; an option is behind one of them if it has
     its name, or if the config's own value of the argument mentions it. Where no option is, the sentence names the
@@ -41,6 +42,11 @@ def explain_failure(
     while error is not None:
         if missing := _NOT_FOUND.search(str(error)):
             return _not_there(missing[1], options, config)
+        if lacking := _NOT_DEFINED.search(str(error)):
+            section = re.split("::", lacking[1])[0]
+            given = [f"--{name} {value}" for name, value in options.items() if re.split("#|::", name)[0] == section]
+            instead = f", for {listed(given)} took its place" if given else ""
+            return InputError(f"the config refers to @{lacking[1].replace('::', '#')}, which it lacks{instead}.")
         if str(error).startswith("Failed to evaluate ConfigExpression"):
             wanted = [name for name, value in options.items() if _is_evaluated(value, str(error))]
             if wanted and error.__cause__ is not None:

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from swinumamba_monai.bundle_failures import REFERENCE, explain_failure
-from swinumamba_monai.errors import InputError, explained, is_bundle_command, listed, report_plainly, shown
+from swinumamba_monai.errors import InputError, check_known, explained, is_bundle_command, listed, report_plainly, shown
 from swinumamba_monai.option_values import check_value
 
 # The arguments of monai.bundle's commands, and those that `--tracking` adds.
@@ -52,12 +52,15 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
 
     Raises:
         InputError: the option is in no config, with the nearest one that is; a path is not read as it was typed; a
-            value is not of the kind of the config's own; nothing reads an entry of a config.
+            value is not of the kind of the config's own; nothing reads an entry of a config; what is to be run is
+            nothing that runs, where MONAI would end in silence.
     """
     if arguments is None:
         if not is_bundle_command() or sys.argv[1:2] not in _COMMANDS:
             return
         arguments = sys.argv[2:]
+        if sys.argv[1] == "run_workflow" and arguments and not _FLAG.match(arguments[0]):
+            arguments = arguments[1:]  # the class of the workflow, where `run` has what to run
     from fire.parser import DefaultParseValue
     from monai.bundle import ConfigParser
 
@@ -73,6 +76,7 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
     if isinstance(files, str):
         files = [files] if "," not in files or Path(files).is_file() else files.split(",")  # as MONAI does
     config = ConfigParser.load_config_files(files)
+    _check_run_id(arguments, options, {**config, **options})
     not_of_config = [*_OF_MONAI, *(_OF_TRACKING if "tracking" in options else ())]
     for name, value in options.items():
         if name not in not_of_config or name in config:
@@ -92,6 +96,22 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
         _check_entries(file, entries, ConfigParser.load_config_files(files[:number]) if number else {}, config)
         on_top.update(entries if number else {})
     report_plainly(partial(explain_failure, options={**on_top, **options}, config=config))
+
+
+def _check_run_id(arguments: Sequence[str], options: Mapping[str, object], entries: Mapping[str, object]) -> None:
+    """Refuse to run what holds no expression, such as ``train``, a section, for ``training``."""
+    typed = [word for word in arguments[:1] if not _FLAG.match(word)]
+    name = str(options.get("run_id") or (typed or ["run"])[0])
+    if _SEPARATOR in name or "::" in name or _runs(entries.get(name)):
+        return
+    lists = [key for key, value in entries.items() if isinstance(value, list) and _runs(value)]
+    check_known("workflow", [name], [key for key in lists if key not in ("imports", "initialize", "finalize")])
+
+
+def _runs(value: object) -> bool:
+    """Whether something of a config is an expression, or a list with one."""
+    parts = value if isinstance(value, list) else [value]
+    return any(isinstance(part, str) and part.startswith(("$", "%")) for part in parts)
 
 
 def _check_entries(
@@ -162,11 +182,8 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
         top = rest[-1] if rest else top
     if isinstance(value, str) and value.startswith(_MACROS):
         return
-    if value is not None and not isinstance(value, (dict, list)) and _is_made(default):
-        raise InputError(
-            f"--{shown(name)} is made by the config, of its parts; give one of them, as --{shown(name)}#"
-            f"{next(iter(default)) if isinstance(default, dict) else 0}, or an expression that begins with $."
-        )
+    if value is not None:
+        _check_made(name, value, default)
     if not rest:
         check_value(top, value, default, name)
 
@@ -192,11 +209,19 @@ def _part(value: object, key: str) -> object:
     return value.get(key) if isinstance(value, Mapping) else None
 
 
-def _is_made(default: object) -> bool:
-    """Whether something of a config is a component, a section, or a list of them."""
-    if isinstance(default, list):
-        return any(isinstance(item, dict) for item in default)
-    return isinstance(default, dict)
+def _check_made(name: str, value: object, default: object) -> None:
+    """Refuse what cannot take the place of a component, of a section, or of a list of components."""
+    if isinstance(default, Mapping):
+        fits = isinstance(value, Mapping) and ("_target_" in value or ("_target_" not in default and len(value) > 0))
+    else:
+        is_list = isinstance(default, list) and any(isinstance(item, Mapping) for item in default)
+        fits = isinstance(value, list) or not is_list
+    if not fits:
+        first = next(iter(default)) if isinstance(default, Mapping) else 0
+        raise InputError(
+            f"--{shown(name)} {shown(value)} cannot take the place of what the config has there; change a part of it, "
+            f"such as --{shown(name)}#{first}, or give an expression that begins with $."
+        )
 
 
 def _unknown(name: str, word: str, known: Sequence[str], otherwise: str) -> InputError:

@@ -57,3 +57,11 @@ def test_an_expression_of_an_option():
         "--size $@sizes#0 / 0 cannot be evaluated (ZeroDivisionError: division by zero)."
     )
     assert explained({"run": "$1 / 0"}) is None, "no option is behind it"
+
+
+def test_a_part_of_what_was_replaced():
+    config = {"images": {"size": 3}, "run": "$@images#size + 1"}
+    assert explained(config, images={"sizes": 3}) == (
+        "the config refers to @images#size, which it lacks, for --images {'sizes': 3} took its place."
+    )
+    assert explained({"run": "@nothing"}) == "the config refers to @nothing, which it lacks."

@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parents[1] / "bundles" / "microscopy" / "configs"
 
 
 def check(config: str, *typed: str) -> None:
-    check_options(["training", "--config_file", str(CONFIGS / f"{config}.json"), *typed], {})
+    check_options(["--config_file", str(CONFIGS / f"{config}.json"), *typed], {})
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,19 @@ def test_options_of_each_of_several_configs(config_file):
     files = config_file.format(CONFIGS)
     check_options(["evaluating", "--config_file", files, "--max_epochs", "3", "--section", "test"])
     with pytest.raises(InputError, match="sektion is no option"):
-        check_options(["evaluating", "--config_file", files, "--sektion", "test"])
+        check_options(["--config_file", files, "--sektion", "test"])
+
+
+@pytest.mark.parametrize("typed", [["train"], ["network_def"], ["trainin"], ["--run_id", "train"]])
+def test_what_does_not_run(typed):
+    """MONAI makes a section, or a component, and ends in silence with exit code 0."""
+    with pytest.raises(InputError, match=r"there is no workflow '\w+'; choose from training\.$"):
+        check_options([*typed, "--config_file", str(CONFIGS / "train.json")], {})
+
+
+@pytest.mark.parametrize("typed", [[], ["run"], ["training"], ["--run_id", "training"]])
+def test_what_runs(typed):
+    check_options([*typed, "--config_file", str(CONFIGS / "train.json")], {})
 
 
 def test_options_in_an_args_file(tmp_path):
@@ -197,18 +209,19 @@ def test_words_of_other_languages_in_a_component(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "hint"),
+    ("name", "texts", "first"),
     [
-        ("loss", "dice", "give one of them, as --loss#_target_,"),
-        ("train", "3", "give one of them, as --train#"),
-        ("train#trainer", "fast", "give one of them, as --train#trainer#_target_,"),
-        ("train#handlers", "abc", "give one of them, as --train#handlers#0,"),
+        ("loss", ["dice", "[]", "{}", "3"], "_target_"),
+        ("train", ["3", "{}", "[1]"], "crop_transforms"),
+        ("train#trainer", ["fast", "[]"], "_target_"),
+        ("train#handlers", ["abc", "{}"], "0"),
     ],
 )
-def test_a_component_is_not_a_word(name, text, hint):
-    with pytest.raises(InputError, match=rf"--{name} is made by the config, of its parts; {hint}"):
-        check("train", f"--{name}", text)
-    for right in ("None", "$3", "{'_target_': 'torch.nn.L1Loss'}"):
+def test_what_cannot_take_the_place_of_a_component(name, texts, first):
+    for text in texts:
+        with pytest.raises(InputError, match=rf"--{name} .* cannot take the place of .* such as --{name}#{first}, or"):
+            check("train", f"--{name}", text)
+    for right in ("None", "$3", "[]" if first == "0" else "{'_target_': 'torch.nn.L1Loss'}"):
         check("train", f"--{name}", right)
 
 
@@ -263,7 +276,7 @@ def test_what_ships_passes(bundle, files):
     paths = [CONFIGS.parents[1] / bundle / "configs" / f"{name}.json" for name in files.split()]
     for overlay in [None, *OVERLAYS.values()] if "train" in files.split() else [None]:
         used = [paths[0], *([overlay] if overlay else []), *paths[1:]]
-        check_options(["running", "--config_file", ",".join(map(str, used))], {})
+        check_options(["run", "--config_file", ",".join(map(str, used))], {})
 
 
 def test_the_name_that_monai_gives_to_what_it_has_resolved():
@@ -295,7 +308,7 @@ def test_values_of_an_args_file(tmp_path):
     ("typed", "sentence"),
     [
         (["--mirror_axes", "5"], "error: mirror_axes can hold 0 (top and bottom) and 1 (left and right), not 5."),
-        (["--output_ext", "5"], "error: SaveImaged cannot be made with --output_ext 5 (AttributeError: "),
+        (["--output_ext", "5"], "error: --output_ext must be a word, such as .png; got 5."),
         (
             ["--network_def#depths", "3"],
             "error: build_network cannot be made with --network_def#depths 3 (V",
