@@ -32,7 +32,7 @@ _LISTS = ("ckpt_path", "config_file", "meta_file")  # these may be several files
 _MACROS = ("$", "@", "%")  # a value that begins with one is an expression of MONAI
 _SEPARATOR = "#"  # of ids, which MONAI writes as ::
 _FLAG = re.compile("--|-[a-zA-Z]")
-_NO_PYTHON = {"true": "True", "false": "False", "null": "None"}  # texts on the command line, and texts are true
+_NO_PYTHON = {"true": "True", "false": "False", "null": "'$None'"}  # texts on the command line, and texts are true
 
 
 def check_options(arguments: Sequence[str] | None = None, resolved: MutableMapping[str, object] | None = None) -> None:
@@ -82,6 +82,8 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
         if name not in not_of_config or name in config:
             check_option(name, value, config)
             _check_expression(name, value, config)
+        if name in typed and value is None and name not in not_of_config:
+            _check_dropped(name, config)
         text = str(value)
         if _is_path(name) and _SEPARATOR in text and not text.startswith(_MACROS):
             if resolved is None:
@@ -96,6 +98,18 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
         _check_entries(file, entries, ConfigParser.load_config_files(files[:number]) if number else {}, config)
         on_top.update(entries if number else {})
     report_plainly(partial(explain_failure, options={**on_top, **options}, config=config))
+
+
+def _check_dropped(name: str, config: Mapping[str, object]) -> None:
+    """Refuse a None that MONAI drops where the config has something else, which would stay."""
+    top, *rest = re.split("#|::", name)
+    default = config.get(top, config.get(f"+{top}"))
+    for part in rest[:-1]:
+        default = _part(default, part)
+    if rest:
+        default = _part(default, rest[-1]) if isinstance(default, list) or rest[-1] in (default or {}) else "its own"
+    if default is not None:
+        raise InputError(f"--{name} None is dropped by MONAI, so that {shown(default)} would stay; write '$None'.")
 
 
 def _check_run_id(arguments: Sequence[str], options: Mapping[str, object], entries: Mapping[str, object]) -> None:
@@ -268,7 +282,7 @@ def _check_path(name: str, text: str | None, value: object) -> None:
     if text is None:
         raise InputError(f"--{name} needs a path behind it.")
     if text.lower() in (*_NO_PYTHON, "none") and text != "None":
-        raise InputError(f"--{name} {text} is a path; write ./{text} for one of this name, or None for no path.")
+        raise InputError(f"--{name} {text} is a path; write ./{text} for one of this name, or '$None'.")
     if value is None or value == text or text.startswith(_MACROS):
         return
     if isinstance(value, str) and text[:1] in ("'", '"'):

@@ -93,10 +93,35 @@ def test_a_path_that_python_reads_otherwise(name, path):
     check(config, f"--{name}", f"'{path}'")
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("output_dir", r"\$@bundle_root"),
+        ("checkpointloader", r"\$@ensemble"),
+        ("network_def#depths", "its own"),
+        ("handlers#0", "{"),
+    ],
+)
+def test_none_does_not_reach_the_config(name, kept):
+    """MONAI leaves options out that are None, as if they had not been given."""
+    with pytest.raises(
+        InputError, match=rf"--{name} None is dropped by MONAI, so that {kept}.* would stay; write '\$None'"
+    ):
+        check("inference", f"--{name}", "None")
+    check("inference", f"--{name}", "$None")
+    check("inference", "--encoder", "None", "--channel", "None")  # which they are anyway
+
+
+def test_a_recipe_with_weights_is_not_overruled_by_none():
+    files = f"{CONFIGS / 'train.json'},{OVERLAYS['from_imagenet']}"
+    with pytest.raises(InputError, match=r"--pretrained None is dropped by MONAI, so that @vmamba_tiny would stay"):
+        check_options(["--config_file", files, "--pretrained", "None"], {})
+
+
 @pytest.mark.parametrize("word", ["null", "none", "true", "False", "NULL"])
 def test_a_path_that_is_a_word_of_another_language(word):
     with pytest.raises(
-        InputError, match=rf"--output_dir {word} is a path; write ./{word} for one of this name, or None"
+        InputError, match=rf"--output_dir {word} is a path; write ./{word} for one of this name, or .\$None"
     ):
         check("train", "--output_dir", word)
     check("train", "--output_dir", f"./{word}")
@@ -140,11 +165,12 @@ def test_a_path_that_was_forgotten(further):
         ("lr_scheduler#T_max", ["0", "2.5", "long"], ["7"]),  # whose own value refers to another reference
         ("lr_scheduler#eta_min", ["-1"], ["0"]),
         ("train#crop_transforms#0#spatial_size", ["0", "[64]"], ["64"]),
+        ("num_classes", ["2", "5"], []),
         ("network_name", ["[]", "{}", "3", "None"], ["UNETR"]),
         ("encoder", ["[]", "2"], ["vmamba_tiny_s1l8", "None"]),
         ("target", ["{}", "-1", "None"], ["classes"]),
         ("amp", ["[]", "16", "None"], ["off"]),
-        ("amp_dtype", ["abc", "bf16", "16"], ["None"]),
+        ("amp_dtype", ["abc", "bf16", "16"], ["$None"]),
         ("network_def#in_channels", ["0"], ["1"]),
         ("num_workers", ["-1", "None"], ["0"]),
         ("roi_size", ["0", "64.0", "[64]", "[64,64,64]", "[64,-1]", "big"], ["64", "[64,96]", "64,96"]),
@@ -154,7 +180,7 @@ def test_a_path_that_was_forgotten(further):
 )
 def test_values_are_of_the_kind_of_the_configs_own(name, wrong, right):
     for text in wrong:
-        with pytest.raises(InputError, match=r"must be|cannot be used|follows from --amp"):
+        with pytest.raises(InputError, match=r"must be|cannot be used|is made by the config"):
             check("train", f"--{name}={text}")
     for text in [*right, "$1 + 1"]:
         check("train", f"--{name}", text)
@@ -163,6 +189,8 @@ def test_values_are_of_the_kind_of_the_configs_own(name, wrong, right):
 @pytest.mark.parametrize(
     ("config", "name", "wrong", "right"),
     [
+        ("inference", "checkpointloader", ["null", "0", "model.pt", "[]"], ["$None"]),
+        ("inference", "network", ["null", "{}"], ["$None"]),
         ("inference", "diameter", ["0", "-3", "small"], ["auto", "12", "7.5"]),
         ("inference", "min_score", ["2", "-0.1"], ["0", "1"]),
         ("pretrain", "mask_ratio", ["0", "1", "2"], ["0.5"]),
@@ -172,7 +200,7 @@ def test_values_are_of_the_kind_of_the_configs_own(name, wrong, right):
 )
 def test_bounds_of_single_tasks(config, name, wrong, right):
     for text in wrong:
-        with pytest.raises(InputError, match=f"--{name} must be a"):
+        with pytest.raises(InputError, match=f"--{name} (must be a|is made by the config)"):
             check(config, f"--{name}={text}")
     for text in right:
         check(config, f"--{name}", text)
@@ -201,10 +229,10 @@ def test_what_a_refusal_says():
 @pytest.mark.parametrize("name", ["network_def#cuda_graphs", "loss#softmax", "train#dataloader#pin_memory"])
 def test_words_of_other_languages_in_a_component(name):
     """MONAI hands them over as texts, and a text counts as true."""
-    for word, python in (("false", "False"), ("true", "True"), ("FALSE", "False"), ("null", "None")):
+    for word, python in (("false", "False"), ("true", "True"), ("FALSE", "False"), ("null", r"'\$None'")):
         with pytest.raises(InputError, match=rf"--{name} {word} would be the text '{word}'; write {python}\.$"):
             check("train", f"--{name}", word)
-        check("train", f"--{name}", python)
+        check("train", f"--{name}", python.replace("\\", "").strip("'"))
     check("train", "--resume", "false")  # the switches at the top read it
 
 
@@ -221,7 +249,7 @@ def test_what_cannot_take_the_place_of_a_component(name, texts, first):
     for text in texts:
         with pytest.raises(InputError, match=rf"--{name} .* cannot take the place of .* such as --{name}#{first}, or"):
             check("train", f"--{name}", text)
-    for right in ("None", "$3", "[]" if first == "0" else "{'_target_': 'torch.nn.L1Loss'}"):
+    for right in ("$None", "$3", "[]" if first == "0" else "{'_target_': 'torch.nn.L1Loss'}"):
         check("train", f"--{name}", right)
 
 
@@ -271,7 +299,15 @@ def test_an_entry_of_the_config_itself_that_nothing_reads(tmp_path):
 
 
 @pytest.mark.parametrize("bundle", ["abdomen_mri", "endoscopy", "microscopy"])
-@pytest.mark.parametrize("files", ["train", "pretrain", "inference", "train evaluate multi_gpu_evaluate"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        "pretrain multi_gpu_train",
+        "inference multi_gpu_inference",
+        "train multi_gpu_train",
+        "train evaluate multi_gpu_evaluate",
+    ],
+)
 def test_what_ships_passes(bundle, files):
     paths = [CONFIGS.parents[1] / bundle / "configs" / f"{name}.json" for name in files.split()]
     for overlay in [None, *OVERLAYS.values()] if "train" in files.split() else [None]:
@@ -363,7 +399,7 @@ def test_a_run_ends_with_the_sentence_alone(tmp_path, typed, sentence):
     command += ["--config_file", str(CONFIGS / "inference.json"), "--network_def#feature_size", "8", *typed]
     command += ["--ckpt_path", str(CONFIGS.parent / "models" / "model.safetensors")]
     if not typed or typed[1] == "./plate#3":
-        command += ["--checkpointloader", "null"]  # a small network: only the images are missing
+        command += ["--checkpointloader", "$None"]  # a small network: only the images are missing
     done = run_forked(command)
     assert done.returncode == 1
     assert sentence in done.stderr
