@@ -19,7 +19,7 @@ import torch
 
 from swinumamba_monai.ops.cuda import scan_one
 from swinumamba_monai.ops.cuda.device import ELEMENTS
-from swinumamba_monai.ops.cuda.fused import CONV_VECTOR, ROWS, RUN, THREADS, WARPS
+from swinumamba_monai.ops.cuda.fused import CONV_VECTOR, ROWS, RUN, THREADS, divide_row
 from swinumamba_monai.ops.cuda.nvrtc import read_source
 from swinumamba_monai.ops.cuda.scan_layout import TUNING, make_layout
 from swinumamba_monai.reports.tables import markdown_lines
@@ -89,9 +89,10 @@ def launches(dtype: torch.dtype, shared_kib: int) -> list[Launch]:
     shared = 4 * THREADS * CONV_VECTOR
     found.append(Launch("conv_silu_backward", "conv_silu_backward", "conv.cu", macros, THREADS // 32, shared))
     for channels in (CHANNELS, DEEPEST):
-        macros = own | {"ITEMS": -(-channels // (32 * VECTOR))}
-        for kernel, shared in (("layer_norm_gate", 0), ("layer_norm_gate_backward", 4 * WARPS * channels)):
-            found.append(Launch(f"{kernel}, {channels} channels", kernel, "norm.cu", macros, WARPS, shared))
+        lanes, items = divide_row(channels // VECTOR)
+        macros = own | {"LANES": lanes, "ITEMS": items}
+        for kernel, shared in (("layer_norm_gate", 0), ("layer_norm_gate_backward", 4 * THREADS // lanes * channels)):
+            found.append(Launch(f"{kernel}, {channels} channels", kernel, "norm.cu", macros, THREADS // 32, shared))
     return found
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.func import functional_call
 
 logger = logging.getLogger(__name__)
@@ -132,8 +131,9 @@ class _Graph:
         # weights that autocast keeps until its context ends would be gone at the first replay
         context = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=autocast, cache_enabled=False)
         random_state = torch.cuda.get_rng_state(x.device)
+        gradients = torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad()  # inference_mode(False) enables
         try:
-            with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()), context:
+            with torch.inference_mode(False), gradients, context:
                 self.x = x.detach().clone(memory_format=torch.contiguous_format)
                 self._record(network, forward)
         except RuntimeError:  # which may have left the random numbers waiting for the recording to end
@@ -154,7 +154,7 @@ class _Graph:
         return False
 
     def _record(self, network: nn.Module, forward: Forward) -> None:
-        _warm_up(lambda: forward(self.x))
+        forward(self.x)  # libraries set themselves up at a first call
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.heads = forward(self.x)
@@ -166,15 +166,6 @@ class _Graph:
         heads = [head.clone() for head in self.heads]
         self.last_use.record()
         return heads
-
-
-def _warm_up(step: Callable[[], object]) -> None:
-    """Run what will be recorded once before, on a stream of its own: libraries set themselves up at a first call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
 
 
 class _Bound(nn.Module):
@@ -224,15 +215,14 @@ class _TrainingGraph(_Graph):
             self.dheads = [torch.zeros_like(head) for head in heads]
             run_backward(parameters, heads)
 
-        _warm_up(step)
+        step()  # libraries set themselves up at a first call
         self.graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             parameters, heads = run_forward()
         with torch.cuda.graph(self.backward_graph, pool=self.graph.pool(), capture_error_mode="thread_local"):
             grads = run_backward(parameters, heads)
-            self.flat = _flatten_dense_tensors([grad for grad in grads if grad is not None])
         self.is_used = [grad is not None for grad in grads]
-        self.used = [p for p, is_used in zip(self.parameters, self.is_used) if is_used]
+        self.grads = [grad for grad in grads if grad is not None]
         self.heads = [head.detach() for head in heads]
 
     def replay(self, x: Tensor) -> list[Tensor]:
@@ -255,9 +245,18 @@ class _TrainingGraph(_Graph):
             static.zero_() if dhead is None else static.copy_(dhead)
         self.backward_graph.replay()
         this_pass.done = True
-        grads = iter(_unflatten_dense_tensors(self.flat.clone(), self.used))
+        grads = iter(_copies(self.grads))
         self.last_use.record()
         return [next(grads) if is_used else None for is_used in self.is_used]
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors of one dtype, in few launches; each begins where vectors of four may be loaded."""
+    sizes = [-(-t.numel() // 4) * 4 for t in tensors]
+    parts = tensors[0].new_empty(sum(sizes)).split(sizes)
+    copies = [part[: t.numel()].view(t.shape) for part, t in zip(parts, tensors)]
+    torch._foreach_copy_(copies, tensors)
+    return copies
 
 
 class _Replay(torch.autograd.Function):

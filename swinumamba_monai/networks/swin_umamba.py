@@ -9,7 +9,7 @@ released in March 2024, so that checkpoints travel in both directions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn as nn
@@ -30,7 +30,8 @@ from .norm import NORMS
 from .vmamba import FIRST, VMambaEncoder
 from .vss import PatchExpanding, VSSStage
 
-HEAD_PARTS = 4  # with an encoder of VMamba's final version; the paper's is as it was released
+PARTS = 4  # of a batch whose finest logits a GPU computes one after another: the expanded map is the largest
+ALIGNED_CLASSES = 8  # the matrix units of a GPU load rows of so many numbers of half precision
 STRIDE = 32  # pixels of the image to a pixel of the coarsest map
 CHUNK_PIXELS = 1024  # of the decoder's last map, expanded at once on a CPU: the result stays in its cache
 
@@ -45,9 +46,6 @@ class MambaDecoder(nn.Module):
         drop_path_rate: drop path rate of the first block; it falls linearly to 0 at the last.
         norm_name: key of :data:`.norm.NORMS`.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
-        head_parts: number of parts of a batch whose finest logits are computed one after another in training, and once
-            more in the backward, which then keeps none of the expanded map, sixteen times as large as the last; 1 for
-            the whole batch at once, and kept.
         stage: further keyword arguments of :class:`.vss.VSSStage` and its blocks.
     """
 
@@ -59,11 +57,9 @@ class MambaDecoder(nn.Module):
         drop_path_rate: float,
         norm_name: str,
         scan_backend: str,
-        head_parts: int = 1,
         **stage,
     ) -> None:
         super().__init__()
-        self.head_parts = head_parts
         norm = {"norm_name": norm_name, "scan_backend": scan_backend}
         _, *skips = reversed(channels)
         rates = torch.linspace(drop_path_rate, 0, sum(depths), device="cpu").split(list(depths))
@@ -91,23 +87,38 @@ class MambaDecoder(nn.Module):
     def _finest_logits(self, x: Tensor) -> Tensor:
         """Expand the last map and apply its head, a 1×1 convolution, before pixels change places: classes are fewer."""
         expand, head = self.expand_layers[-1], self.seg_layers[-1]
+        weight, bias = head.weight.flatten(1), head.bias
+        if x.is_cuda:
+            surplus = -head.out_channels % ALIGNED_CLASSES
+            weight, bias = F.pad(weight, (0, 0, 0, surplus)), F.pad(bias, (0, surplus))
 
         def pixel_logits(x: Tensor) -> Tensor:  # (..., c) to (..., row, column, out_channels)
-            return F.linear(expand.vectors(x), head.weight.flatten(1), head.bias)
+            logits = F.linear(expand.vectors(x), weight, bias)
+            return logits[..., : head.out_channels] if x.is_cuda else logits
 
         recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # the number of parts would be fixed
         if x.device.type == "cpu" and not torch.is_grad_enabled() and not recorded:
             # by parts that stay in a cache, and whose memory is used again: this halves the time
             logits = torch.cat([pixel_logits(part) for part in x.flatten(0, 2).split(CHUNK_PIXELS)])
             logits = logits.unflatten(0, x.shape[:3])
-        elif self.head_parts > 1 and torch.is_grad_enabled() and not recorded:
-            # nothing in it is random, and without random states to restore it can be recorded in a CUDA graph
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            parts = x.tensor_split(min(self.head_parts, len(x)))
-            logits = torch.cat([checkpoint(pixel_logits, part, **options) for part in parts])
+        elif x.is_cuda and torch.is_grad_enabled() and not recorded:
+            logits = compute_by_parts(pixel_logits, x)
         else:
             logits = pixel_logits(x)
         return expand.place(logits).permute(0, 3, 1, 2)
+
+
+def compute_by_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``, of parts of the batch one after another, and once more in the backward, for which none is kept.
+
+    Args:
+        function: function of (b, ...) of which each sample's result depends on that sample alone; nothing in it is
+            random.
+        x: its input.
+    """
+    # without random states to restore it can be recorded in a CUDA graph
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    return torch.cat([checkpoint(function, part, **options) for part in x.tensor_split(min(PARTS, len(x)))])
 
 
 class _SwinUMamba(BaseNetwork, nn.Module):
@@ -204,7 +215,6 @@ class SwinUMambaD(_SwinUMamba):
         self.vssm_encoder = VMambaEncoder(in_channels, **options, **common)
         self.decoder = MambaDecoder(
             out_channels, self.vssm_encoder.channels, decoder_depths, options["drop_path_rate"], **common,
-            head_parts=1 if first else HEAD_PARTS,
             block=options["layers"].block, d_state=options["d_state"], expand=options["expand"],
         )  # fmt: skip
         self.apply(init_conv)

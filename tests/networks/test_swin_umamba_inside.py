@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from test_swin_umamba import BOTH, CLASSES, assert_same, build, gradients, image, loss_of
 
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.networks.swin_umamba import compute_by_parts
 from swinumamba_monai.networks.vss import SS2D, PatchExpanding, PatchMerging, VSSBlock
 
 
@@ -83,6 +84,27 @@ class TestResolutionChanges:
         with torch.no_grad():
             expand.expand.weight.copy_(torch.tensor([[1.0], [2], [3], [4]]))
         assert expand(torch.ones(1, 1, 1, 1)).view(2, 2).tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_by_parts(batch):
+    """What a GPU does with the expanded map: the same numbers, and nothing of what is computed between is kept."""
+    expand = PatchExpanding(6, 8, scale=4)
+    inputs = [image(batch, 3, 5, 6).requires_grad_(), *expand.parameters()]
+
+    def values(x):
+        return expand.vectors(x).square().sum(-1)
+
+    results, kept = [], []
+    for run in (values, lambda x: compute_by_parts(values, x)):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
+            out = run(inputs[0])
+        results.append([out, *torch.autograd.grad(out.mean(), inputs)])
+        kept.append(max(sizes))
+    assert kept[0] >= batch * 3 * 5 * 16 * 8 > kept[1]
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 class TestCompiler:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from cuda_cases import TOLERANCES, Draw, assert_equal, assert_near
 
 from swinumamba_monai.ops.cuda import fused as cuda_fused
-from swinumamba_monai.ops.cuda.scan import LOG2_E, merge
+from swinumamba_monai.ops.cuda import packing
+from swinumamba_monai.ops.cuda.scan import LOG2_E, merge, split_parameters
 
 pytestmark = pytest.mark.usefixtures("emulator")
 HALVES = [torch.bfloat16, torch.float16]
@@ -115,8 +116,15 @@ def test_norm_in_half_precision(dtype):
 
 def test_norm_over_many_blocks(emulator):
     emulator.set_multiprocessors(3)
-    check_norm((101, 5), torch.float32, gated=True)
+    check_norm((501, 5), torch.float32, gated=True)
     assert emulator.grids("layer_norm_gate_backward") == [(12, 1, 1)]
+
+
+def test_narrow_rows_share_a_warp(emulator):
+    """24 vectors of four channels: four rows of a warp, eight threads with three vectors each; 250 fill a warp best."""
+    check_norm((5, 96), torch.bfloat16, gated=True)
+    assert {(macros["LANES"], macros["ITEMS"]) for _, macros in emulator.loaded} == {(8, 3)}
+    assert [cuda_fused.divide_row(vectors) for vectors in (1, 48, 250, 768)] == [(8, 1), (16, 3), (32, 8), (32, 24)]
 
 
 def test_silu_of_any_size():
@@ -140,7 +148,7 @@ def test_packed_weights(padded_rank, with_bias, dtype):
     in_proj, out_proj, dt = draw.normal(2 * d, model), draw.normal(model, d), draw.normal(4, d, rank)
     x_proj, A_logs = draw.normal(4, rank + 2 * n, d), draw.normal(4 * d, n)
     weight, bias = draw.normal(d, 1, 3, 3), draw.normal(d) if with_bias else None
-    packed = cuda_fused.pack(in_proj, out_proj, x_proj, dt, A_logs, weight, bias, padded_rank, dtype)
+    packed = packing.pack(in_proj, out_proj, x_proj, dt, A_logs, weight, bias, padded_rank, dtype)
     surplus = padded_rank - rank
     low_rank_last = F.pad(torch.cat([x_proj[:, rank:], x_proj[:, :rank]], dim=1), (0, 0, 0, surplus))
     expected = [in_proj, out_proj, low_rank_last.flatten(0, 1), F.pad(dt, (0, surplus))]
@@ -148,6 +156,35 @@ def test_packed_weights(padded_rank, with_bias, dtype):
         assert actual.equal(want.to(dtype))
     torch.testing.assert_close(packed[4], -A_logs.exp().view(4, d, n) * LOG2_E)
     assert packed[5].equal(taps(weight, torch.zeros(d) if bias is None else bias))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_gradients_of_packed_weights(dtype, gated):
+    """The gradient of what is a sum over all packed weights, each times its own number, which autograd knows too."""
+    model, d, n, rank, zeros, parts, width = 5, 6, 3, 2, 1, 7, 4
+    draw = Draw(1, dtype)
+    in_proj, gate, out_proj = draw.normal(d, model), draw.normal(d, model) if gated else None, draw.normal(model, d)
+    x_proj, dt = draw.normal(4, 2 * n - zeros + width, d), draw.normal(4, parts, d, width)
+    taps, scan, norm = draw.parameter(10, d), draw.parameter(4, (n + 2) * d), draw.parameter(2, d)
+    A_logs = draw.parameter(4 * d, n)
+    unpacked = packing.unpack(in_proj, gate, x_proj, dt, out_proj, taps, scan, A_logs, norm, rank, zeros)
+    dA, ddt_bias, dD = split_parameters(scan, n)
+    expected = [
+        in_proj if gate is None else torch.cat([in_proj, gate]),
+        taps[:9].t(),
+        taps[9],
+        torch.cat([x_proj[:, 2 * n : 2 * n + rank], x_proj[:, : 2 * n]], dim=1),
+        dt.double().sum(1)[..., zeros : zeros + rank],
+        ddt_bias,
+        dA.flatten(0, 1) * (-LOG2_E * A_logs.double().exp()),
+        dD,
+        norm,
+        out_proj,
+    ]
+    expected = torch.cat([t.double().flatten() for t in expected])
+    assert unpacked.dtype == torch.float32
+    torch.testing.assert_close(unpacked.double(), expected, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

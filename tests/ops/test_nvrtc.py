@@ -300,8 +300,7 @@ FILES = [
     ("pack.cu", {}),
     *(("conv.cu", {"RUN": RUN, "ROWS": rows}) for rows in ROWS),
     ("row_sums.cu", {}),
-    ("norm.cu", {"ITEMS": 1}),
-    ("norm.cu", {"ITEMS": 12}),
+    *(("norm.cu", {"LANES": lanes, "ITEMS": items}) for lanes, items in ((8, 3), (32, 12))),
     ("scan_one.cu", scan_one.make_macros(2, 6400, 132, True)),
     ("scan_one.cu", scan_one.make_macros(1000, 100, 132, False)),
 ]
@@ -337,7 +336,8 @@ KERNELS = {
     "scan_one.cu": [b"scan_forward", b"scan_backward"],
     "scan.cu": [b"scan_forward", b"scan_end_states", b"scan_chain_gradients", b"scan_backward"],
     "merge.cu": [b"merge"],
-    "pack.cu": [b"pack"],
+    "pack.cu": [b"pack", b"unpack"],
+    "row_sums.cu": [b"sum_rows"],
     "conv.cu": [b"conv_silu", b"conv_transposed", b"conv_silu_backward"],
     "norm.cu": [b"layer_norm", b"layer_norm_gate_backward"],
 }

@@ -1,11 +1,10 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What surrounds the scan on an NVIDIA GPU, each in one launch: kernels/conv.cu, norm.cu and pack.cu."""
+"""What surrounds the scan on an NVIDIA GPU, each in one launch: kernels/conv.cu and norm.cu."""
 
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import NamedTuple
 
 import torch
@@ -19,14 +18,14 @@ __all__ = [
     "NormGradients",
     "conv_silu",
     "conv_silu_backward",
+    "divide_row",
     "layer_norm",
     "layer_norm_backward",
-    "pack",
-    "split_conv_parameters",
 ]
 
 THREADS = 256
-WARPS = 8
+ROW_LANES = (32, 16, 8)  # threads that may have a row of norm.cu
+ROW_ITEMS = 4  # vectors that each of them has at the most, unless a warp has the row
 CONV_VECTOR = 2  # channels that a thread of conv.cu has at the most; more take too many registers
 RUN = 4  # pixels of a row that it has
 ROWS = (4, 2, 1)  # rows that it may have of them
@@ -37,11 +36,6 @@ LANES = 32  # threads of a block of it with different channels, at the most
 _ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width channels patches lanes")
 _NormParams = params_type(
     "NormParams", "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
-)
-_PackParams = params_type(
-    "PackParams",
-    "in_proj out_proj x_proj dt A_logs conv_weight conv_bias packed A taps",
-    "in_rows model channels rank width zeros BC",
 )
 
 
@@ -90,7 +84,7 @@ def conv_silu(x: Tensor, taps: Tensor) -> Tensor:
 
     Args:
         x: (b, h, w, c), contiguous.
-        taps: weights of the nine taps and the bias, (10, c), contiguous float32, as :func:`pack` gives them.
+        taps: weights of the nine taps and the bias, (10, c), contiguous float32, as :func:`.packing.pack` gives them.
 
     Returns:
         (b, h, w, c), contiguous.
@@ -106,7 +100,7 @@ def conv_silu_backward(dy: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Ten
         x: input of the forward, as is taps.
 
     Returns:
-        gradient of x; that of taps, (10, c) float32, which :func:`split_conv_parameters` takes apart.
+        gradient of x; that of taps, (10, c) float32.
     """
     dsum = torch.empty_like(dy)
     conv = _Conv(x, dy, dsum, rounds=8)  # so that the teams, which go on and on, have nearly as much to do
@@ -116,9 +110,41 @@ def conv_silu_backward(dy: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Ten
     return _convolve("conv_transposed", dsum, taps), sum_rows(dparameters)
 
 
-def split_conv_parameters(dparameters: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the weight, (c, 1, 3, 3), and the bias, (c,), of what :func:`conv_silu_backward` returned."""
-    return dparameters[:9].t().reshape(-1, 1, 3, 3), dparameters[9]
+def divide_row(vectors: int) -> tuple[int, int]:
+    """Threads that have a row of so many vectors, and vectors of each: few threads shall have nothing to do."""
+    fitting = [lanes for lanes in ROW_LANES if lanes == max(ROW_LANES) or vectors <= ROW_ITEMS * lanes]
+    lanes = max(fitting, key=lambda lanes: (vectors / (-(-vectors // lanes) * lanes), lanes))
+    return lanes, -(-vectors // lanes)
+
+
+class _Norm:
+    """How the work of kernels/norm.cu is laid out for rows (rows, d): see RowTeam there.
+
+    Args:
+        x: the rows.
+        weight: (d,), float32.
+        bias: (d,), float32.
+        others: further maps that are read or written as x is.
+    """
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, *others: Tensor) -> None:
+        rows, channels = x.shape
+        vector = alignment(channels, x, weight, bias, *others)
+        lanes, items = divide_row(-(-channels // vector))
+        self.teams = THREADS // lanes
+        self.blocks = -(-rows // self.teams)
+        defines = {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "LANES": lanes, "ITEMS": items}
+        self.kernels = load_kernels("norm.cu", defines)
+        self.tensors = {"x": x, "weight": weight, "bias": bias}
+        self.sizes = {"rows": rows, "channels": channels}
+
+    def launch(self, suffix: str, blocks: int, gate: Tensor | None, eps: float = 0.0, **tensors: Tensor | None) -> None:
+        tensors = {**self.tensors, "gate": gate, **tensors}
+        params = _NormParams(**{name: t.data_ptr() for name, t in tensors.items() if t is not None}, **self.sizes)
+        params.eps = eps
+        name = ("layer_norm" if gate is None else "layer_norm_gate") + suffix
+        shared_bytes = 4 * self.teams * self.sizes["channels"] if suffix else 0
+        self.kernels.launch(name, (blocks, 1, 1), THREADS, shared_bytes, params)
 
 
 class NormGradients(NamedTuple):
@@ -151,7 +177,8 @@ def layer_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps
         (rows, d), contiguous; what the backward needs, (rows, 2) float32.
     """
     y, statistics = torch.empty_like(x), weight.new_empty(len(x), 2)
-    _launch_norm("", -(-len(x) // WARPS), x, gate, weight=weight, bias=bias, y=y, statistics=statistics, eps=eps)
+    norm = _Norm(x, weight, bias, *(() if gate is None else (gate,)))
+    norm.launch("", norm.blocks, gate=gate, y=y, statistics=statistics, eps=eps)
     return y, statistics
 
 
@@ -175,71 +202,10 @@ def layer_norm_backward(
     dx = torch.empty_like(x)
     dgate = None if gate is None else torch.empty_like(x)
     y = None if gate is None and not output else torch.empty_like(x)
-    blocks = min(-(-len(x) // WARPS), 4 * count_multiprocessors(x.device))
+    norm = _Norm(x, weight, bias, dy, *(() if gate is None else (gate,)))
+    blocks = min(norm.blocks, 4 * count_multiprocessors(x.device))
     dparameters = weight.new_empty(blocks, 2, x.shape[1])
-    _launch_norm(
-        "_backward", blocks, x, gate, weight=weight, bias=bias, dy=dy, statistics=statistics, dx=dx, dgate=dgate, y=y,
-        dparameters=dparameters,
-    )  # fmt: skip
+    norm.launch(
+        "_backward", blocks, gate=gate, dy=dy, statistics=statistics, dx=dx, dgate=dgate, y=y, dparameters=dparameters
+    )
     return NormGradients(dx, dgate, y, sum_rows(dparameters))
-
-
-def _launch_norm(suffix: str, blocks: int, x: Tensor, gate: Tensor | None, eps: float = 0.0, **tensors) -> None:
-    rows, channels = x.shape
-    vector = alignment(channels, *(t for t in (x, gate, tensors.get("dy")) if t is not None))
-    kernels = load_kernels(
-        "norm.cu", {"ELEMENT": ELEMENTS[x.dtype], "VECTOR": vector, "ITEMS": -(-channels // (32 * vector))}
-    )
-    params = _NormParams(rows=rows, channels=channels, eps=eps)
-    for name, t in {"x": x, "gate": gate, **tensors}.items():
-        setattr(params, name, None if t is None else t.data_ptr())
-    name = ("layer_norm" if gate is None else "layer_norm_gate") + suffix
-    kernels.launch(name, (blocks, 1, 1), 32 * WARPS, 4 * WARPS * channels if suffix else 0, params)
-
-
-def pack(
-    in_proj: Tensor,
-    out_proj: Tensor,
-    x_proj: Tensor,
-    dt: Tensor,
-    A_logs: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    width: int,
-    dtype: torch.dtype,
-    zeros: int = 0,
-) -> tuple[Tensor, ...]:
-    """The weights of an SS2D as its products, its scan and its convolution take them, in one launch.
-
-    Args:
-        in_proj: (2d or d, model), contiguous float32 as all.
-        out_proj: (model, d).
-        x_proj: (4, r + 2n, d), the rows of the low rank first.
-        dt: (4, d, r).
-        A_logs: (4 * d, n).
-        conv_weight: (d, 1, 3, 3).
-        conv_bias: (d,), or None.
-        width: columns of the resulting dt, at least ``zeros`` + r.
-        dtype: dtype of the matrices.
-        zeros: columns of zeros before those of dt, which meet what the last rows of B and C give.
-
-    Returns:
-        in_proj; out_proj; x_proj, (4 * (2n - zeros + width), d), the rows of B and C first; dt, (4, d, width);
-        A times log2(e), (4, d, n) float32; the convolution's taps, (10, d) float32, for :func:`conv_silu`.
-    """
-    directions, channels, rank = dt.shape
-    model, BC = len(out_proj), x_proj.shape[1] - rank
-    shapes = (directions * (BC - zeros + width), channels), (directions, channels, width)
-    sizes = [in_proj.numel(), out_proj.numel(), *map(math.prod, shapes)]
-    packed = in_proj.new_empty(sum(sizes), dtype=dtype)
-    A = A_logs.new_empty(directions, channels, A_logs.shape[1])
-    taps = conv_weight.new_empty(10, channels)
-    tensors = (in_proj, out_proj, x_proj, dt, A_logs, conv_weight, conv_bias, packed, A, taps)
-    params = _PackParams(
-        *(None if t is None else t.data_ptr() for t in tensors), len(in_proj), model, channels, rank, width, zeros, BC
-    )
-    load_kernels("pack.cu", {"ELEMENT": ELEMENTS[dtype], "VECTOR": 1}).launch(
-        "pack", (-(-(packed.numel() + A.numel() + taps.numel()) // THREADS), 1, 1), THREADS, 0, params
-    )
-    matrices = zip(packed.split(sizes), (in_proj.shape, out_proj.shape, *shapes))
-    return *(part.view(shape) for part, shape in matrices), A, taps

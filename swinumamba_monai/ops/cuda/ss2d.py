@@ -8,6 +8,7 @@ cheaper to compute again than to store.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,15 +17,17 @@ from torch import Tensor
 from swinumamba_monai.ops.autocast import to_autocast_dtype, without_autocast
 from swinumamba_monai.ops.autograd import direct_function, register_backward
 
-from .fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward, pack, split_conv_parameters
+from .fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward
 from .nvrtc import on_its_device
-from .scan import LOG2_E, count_chunks, merge, samples_that_fill, scan_backward, scan_forward, split_parameters
+from .packing import pack, unpack
+from .scan import count_chunks, merge, samples_that_fill, scan_backward, scan_forward
 
 __all__ = ["ss2d_cuda"]
 
 DIRECTIONS = 4
 ALIGNED = 8  # elements of half precision that the matrix units load at a time
 SCAN_BYTES = 1 << 29  # that a scan may take for itself, unless fewer samples would leave the GPU idle
+PARTS = {256: 64, 512: 16}  # of the rows of a product, by the most channels that it may have; found on an H200
 SCAN_MAPS = 13  # what it takes at the most, in maps: Δ and u's gradient of four directions, B and C and their gradients
 
 
@@ -41,27 +44,6 @@ class _Parameters(NamedTuple):
     Ds: Tensor
     norm_weight: Tensor
     norm_bias: Tensor
-    out_proj: Tensor
-
-
-class _Gradients(NamedTuple):
-    """What the backward operator returns: gradients, some of them sums that the kernels leave together.
-
-    Args:
-        x: gradient of the map.
-        in_proj: gradient of that parameter; so are x_proj, dt and out_proj.
-        conv: those of the convolution's weight and bias, for :func:`.fused.split_conv_parameters`.
-        scan: those of A, dt_bias and Ds, for :func:`.scan.split_parameters`.
-        norm: those of the norm's weight and bias, (2, d).
-    """
-
-    x: Tensor
-    in_proj: Tensor
-    conv: Tensor
-    x_proj: Tensor
-    dt: Tensor
-    scan: Tensor
-    norm: Tensor
     out_proj: Tensor
 
 
@@ -98,7 +80,7 @@ class _Weights:
             p.in_proj, p.out_proj, p.x_proj, p.dt, p.A_logs, p.conv_weight, p.conv_bias, width, dtype, self.zeros
         )
         self.to_map, self.to_gate = in_proj.chunk(2) if len(in_proj) > self.channels else (in_proj, None)
-        self.dt_bias, self.D = p.dt_bias, p.Ds.unflatten(0, (DIRECTIONS, -1))
+        self.dt_bias, self.A_logs, self.D = p.dt_bias, p.A_logs, p.Ds.unflatten(0, (DIRECTIONS, -1))
 
     def project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What Δ is made of, (4, b * l, r with zeros), and the inputs of the scan, from x (b, l, d)."""
@@ -150,7 +132,7 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     dmerged, dnorm = normed.x, normed.parameters
     dout_proj = dout.t() @ normed.output
     dgate = normed.gate
-    din_proj = [] if dgate is None else [dgate.t() @ rows]
+    dgate_proj = None if dgate is None else dgate.t() @ rows
     dx = None if dgate is None else dgate @ weights.to_gate
     del gate, dgate, dgated, normed
 
@@ -166,18 +148,17 @@ def _backward(dout, merged, states, statistics, x, *parameters):
         du, dscan = scan_backward(
             dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta, dBC=dBC
         )
+        merge(du, dmerged[samples], weights.D, dmerged[samples])  # now the gradient of what is scanned
+        del du
         ddelta = delta.flatten(1, 2)
         dlow = torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
         dprojected[samples, ..., weights.num_BC :] = dlow[..., weights.zeros :]
-        ddt = torch.bmm(ddelta.transpose(1, 2), low)[..., weights.zeros : weights.zeros + weights.rank]
-        merge(du, dmerged[samples], weights.D, dmerged[samples])  # now the gradient of what is scanned
-        sums.append((ddt, dscan))
-        del low, inputs, delta, ddelta, dlow, du, dBC
-    ddt, dscan = sums[0] if len(sums) == 1 else (torch.stack(parts).sum(0) for parts in zip(*sums))
+        sums.append((_products_of_parts(ddelta, low), dscan))
+        del low, inputs, delta, ddelta, dlow, dBC
+    ddt, dscan = sums[0] if len(sums) == 1 else (torch.cat([s[0] for s in sums], 1), sum(s[1] for s in sums))
     dprojected = dprojected.flatten(0, 1).flatten(1)
     dscanned = dmerged.flatten(0, 1).addmm_(dprojected, weights.x_proj)
-    dx_proj = (dprojected.t() @ scanned.flatten(0, 1)).unflatten(0, (DIRECTIONS, -1))
-    dx_proj = dx_proj[:, : weights.num_BC + weights.rank].roll(weights.rank, dims=1)  # the low rank's rows come first
+    dx_proj = dprojected.t() @ scanned.flatten(0, 1)
     del scanned, dprojected
 
     # the convolution and its half of in_proj
@@ -185,8 +166,21 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     dmap, dconv = conv_silu_backward(dscanned.view(map_in.shape), map_in, weights.taps)
     dmap = dmap.flatten(0, 2)
     dx = dmap @ weights.to_map if dx is None else dx.addmm_(dmap, weights.to_map)
-    din_proj = torch.cat([dmap.t() @ rows, *din_proj])
-    return _Gradients(dx.view(x.shape), din_proj, dconv, dx_proj, ddt.contiguous(), dscan, dnorm, dout_proj)
+    dparameters = unpack(
+        dmap.t() @ rows, dgate_proj, dx_proj, ddt, dout_proj, dconv, dscan, weights.A_logs, dnorm, weights.rank,
+        weights.zeros,
+    )  # fmt: skip
+    return dx.view(x.shape), dparameters
+
+
+def _products_of_parts(ddelta: Tensor, low: Tensor) -> Tensor:
+    """The gradient of dt (4, parts, d, r) by parts of the rows of ddelta (4, rows, d) and low (4, rows, r).
+
+    A product of so few channels is too small to keep a GPU busy, however many rows it goes over.
+    """
+    parts = next((most for channels, most in PARTS.items() if ddelta.shape[2] <= channels), 1)
+    sizes = (math.gcd(ddelta.shape[1], parts), -1)
+    return ddelta.unflatten(1, sizes).transpose(2, 3) @ low.unflatten(1, sizes)
 
 
 _TENSORS = ", ".join(f"Tensor{'?' if name == 'conv_bias' else ''} {name}" for name in _Parameters._fields)
@@ -200,8 +194,7 @@ _backward_op = torch.library.custom_op(
     "swinumamba::ss2d_backward",
     _backward,
     mutates_args=(),
-    schema=f"(Tensor dout, Tensor merged, Tensor states, Tensor statistics, Tensor x, {_TENSORS})"
-    f" -> ({', '.join(['Tensor'] * len(_Gradients._fields))})",
+    schema=f"(Tensor dout, Tensor merged, Tensor states, Tensor statistics, Tensor x, {_TENSORS}) -> (Tensor, Tensor)",
 )
 
 
@@ -222,17 +215,12 @@ def _(x, *arguments):
 
 @_backward_op.register_fake
 def _(dout, merged, states, statistics, x, *parameters):
-    p = _Parameters(*parameters)
-    channels, d_state = p.dt.shape[1], p.A_logs.shape[1]
+    return torch.empty_like(x), x.new_empty(sum(_sizes(_Parameters(*parameters))), dtype=torch.float32)
 
-    def sums(rows: int, columns: int) -> Tensor:
-        return x.new_empty(rows, columns, dtype=torch.float32)
 
-    dx, din_proj, dx_proj, ddt, dout_proj = (
-        torch.empty_like(t, dtype=x.dtype) for t in (x, p.in_proj, p.x_proj, p.dt, p.out_proj)
-    )
-    dscan = sums(DIRECTIONS, (d_state + 2) * channels)
-    return _Gradients(dx, din_proj, sums(10, channels), dx_proj, ddt, dscan, sums(2, channels), dout_proj)
+def _sizes(p: _Parameters) -> list[int]:
+    """Elements of each parameter in what :func:`.packing.unpack` gives; a bias that is not there has some too."""
+    return [p.dt.shape[1] if t is None else t.numel() for t in p]
 
 
 def _differentiate(backward):
@@ -241,15 +229,9 @@ def _differentiate(backward):
     def gradients(dout, merged, states, statistics, x, *inputs):
         *parameters, _eps, _keep = inputs
         p = _Parameters(*parameters)
-        grads = _Gradients(*backward(dout, merged, states, statistics, x, *parameters))
-        dconv_weight, dconv_bias = split_conv_parameters(grads.conv)
-        dA, ddt_bias, dD = split_parameters(grads.scan, p.A_logs.shape[1])
-        dA_logs = dA.flatten(0, 1) * (-LOG2_E * p.A_logs.exp())
-        dparameters = _Parameters(
-            grads.in_proj, dconv_weight, dconv_bias, grads.x_proj, grads.dt, ddt_bias, dA_logs, dD.flatten(),
-            *grads.norm, grads.out_proj,
-        )  # fmt: skip
-        return grads.x, *(None if t is None else grad.to(t.dtype) for grad, t in zip(dparameters, p))
+        dx, dparameters = backward(dout, merged, states, statistics, x, *parameters)
+        parts = zip(dparameters.split(_sizes(p)), p)
+        return dx, *(None if t is None else part.view(t.shape).to(t.dtype) for part, t in parts)
 
     return gradients
 
