@@ -198,7 +198,7 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
         return
     if value is not None:
         _check_made(name, value, default)
-    if not rest:
+    if not rest or top == "data":  # a folder is not given there
         check_value(top, value, default, name)
 
 

@@ -69,7 +69,7 @@ _NUMBERS = {
     "nan": _Number(-math.inf, others=(None,)),
 }
 _WORDS = ("encoder", "amp")  # the others have a text in the config
-_MADE = ("amp_dtype", "network", "checkpointloader", "run")
+_MADE = ("amp_dtype", "network", "checkpointloader", "run", "data")
 _SIZES = ("roi_size", "spatial_size")
 
 
