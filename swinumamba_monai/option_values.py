@@ -113,6 +113,8 @@ def check_value(name: str, value: object, default: object, shown_name: str = "")
         sides = value if isinstance(value, (list, tuple)) else [value] * len(default)
         if len(sides) != len(default) or not all(type(side) is int and side > 0 for side in sides):
             raise InputError(f"{option} must be [height,width] in pixels, or one number; got {shown(repr(value))}.")
+    elif isinstance(default, list) and isinstance(value, (str, dict)):
+        raise InputError(f"{option} must be a list, such as {shown(default)}; got {shown(repr(value))}.")
 
 
 def _is_made(name: str, default: object) -> bool:

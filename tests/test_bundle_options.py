@@ -192,6 +192,7 @@ def test_values_are_of_the_kind_of_the_configs_own(name, wrong, right):
         ("inference", "checkpointloader", ["null", "0", "model.pt", "[]"], ["$None"]),
         ("inference", "dataset#data", ["images", "[]", "3"], ["$[{'image': 'a.png'}]"]),
         ("train", "validate#dataset#data", ["images"], ["$[]"]),
+        ("inference", "mirror_axes", ["{}", "both"], ["[0]", "[]", "1"]),
         ("inference", "network", ["null", "{}"], ["$None"]),
         ("inference", "diameter", ["0", "-3", "small"], ["auto", "12", "7.5"]),
         ("inference", "min_score", ["2", "-0.1"], ["0", "1"]),
