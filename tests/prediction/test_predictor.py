@@ -215,7 +215,7 @@ class TestOptions:
             ({"device": "warp"}, "device 'warp' cannot be used"),
             ({"checkpoint": "nowhere.pt"}, "there are no weights nowhere.pt"),
             ({"bundle": "telescopy"}, "'telescopy' is no task .* and no folder of a bundle"),
-            ({"num_classes": 5}, "does not fit|has no|shape"),
+            ({"num_classes": 5}, "--num_classes is made by the config"),
         ],
     )
     def test_that_cannot_be_are_one_sentence(self, small_bundle, given, words):
