@@ -9,14 +9,17 @@ of another kind than the config's own fails many calls later. In a config every 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import partial
+from pathlib import Path
 
-from swinumamba_monai.errors import InputError, is_bundle_command, listed, quoted, report_plainly, shown
+from swinumamba_monai.bundle_failures import REFERENCE, explain_failure
+from swinumamba_monai.errors import InputError, check_known, explained, is_bundle_command, listed, report_plainly, shown
 from swinumamba_monai.option_values import check_value
 
 # The arguments of monai.bundle's commands, and those that `--tracking` adds.
@@ -29,31 +32,35 @@ _LISTS = ("ckpt_path", "config_file", "meta_file")  # these may be several files
 _MACROS = ("$", "@", "%")  # a value that begins with one is an expression of MONAI
 _SEPARATOR = "#"  # of ids, which MONAI writes as ::
 _FLAG = re.compile("--|-[a-zA-Z]")
-_REFERENCE = re.compile(r"@(\w+)")
-_NOT_MADE = re.compile(r"Failed to instantiate component '([\w.]+)' with keywords: (\S*)")
+_NO_PYTHON = {"true": "True", "false": "False", "null": "'$None'"}  # texts on the command line, and texts are true
 
 
 def check_options(arguments: Sequence[str] | None = None, resolved: MutableMapping[str, object] | None = None) -> None:
     """Refuse options that no config has, paths that the command line would change, and values of a wrong kind.
 
     An option is looked for in the configs: of ``--network_def#depths``, ``network_def`` must be there, for it may be
-    given any argument of its class; of ``--train#max_epochs``, all, for nothing would read it.
+    given any argument of its class; of ``--train#max_epochs``, all, for nothing would read it. The same holds for the
+    entries of a config that goes on top of another.
     Where all are right, what fails later because of one of them is reported in one sentence, too.
 
     Args:
         arguments: what stands behind ``run``; by default what this process was started with, and nothing is done in
             one that was not started as ``python -m monai.bundle run``.
         resolved: what MONAI has made of the entries of the config so far; gets the paths that it would change, as they
-            were typed, before anything asks for them.
+            were typed, before anything asks for them. None from a MONAI that does not give it to expressions under the
+            name that ours has.
 
     Raises:
         InputError: the option is in no config, with the nearest one that is; a path is not read as it was typed; a
-            value is not of the kind of the config's own.
+            value is not of the kind of the config's own; nothing reads an entry of a config; what is to be run is
+            nothing that runs, where MONAI would end in silence.
     """
     if arguments is None:
         if not is_bundle_command() or sys.argv[1:2] not in _COMMANDS:
             return
         arguments = sys.argv[2:]
+        if sys.argv[1] == "run_workflow" and arguments and not _FLAG.match(arguments[0]):
+            arguments = arguments[1:]  # the class of the workflow, where `run` has what to run
     from fire.parser import DefaultParseValue
     from monai.bundle import ConfigParser
 
@@ -66,16 +73,79 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
     files = options.get("config_file")
     if files is None:
         return  # MONAI says so itself
+    if isinstance(files, str):
+        files = [files] if "," not in files or Path(files).is_file() else files.split(",")  # as MONAI does
     config = ConfigParser.load_config_files(files)
+    _check_run_id(arguments, options, {**config, **options})
     not_of_config = [*_OF_MONAI, *(_OF_TRACKING if "tracking" in options else ())]
     for name, value in options.items():
         if name not in not_of_config or name in config:
             check_option(name, value, config)
+            _check_expression(name, value, config)
+        if name in typed and value is None and name not in not_of_config:
+            _check_dropped(name, config)
         text = str(value)
-        if resolved is not None and _is_path(name) and _SEPARATOR in text and not text.startswith(_MACROS):
+        if _is_path(name) and _SEPARATOR in text and not text.startswith(_MACROS):
+            if resolved is None:
+                raise InputError(
+                    f"--{name} {shown(text)}: this version of MONAI reads # as ::; rename the file or folder."
+                )
             resolved[name] = value
     _check_learning_rates({**config, **options})
-    report_plainly(partial(explain_by_options, options=options, config=config))
+    on_top = {}
+    for number, file in enumerate(files):
+        entries = ConfigParser.load_config_file(file)
+        _check_entries(file, entries, ConfigParser.load_config_files(files[:number]) if number else {}, config)
+        on_top.update(entries if number else {})
+    report_plainly(partial(explain_failure, options={**on_top, **options}, config=config))
+
+
+def _check_dropped(name: str, config: Mapping[str, object]) -> None:
+    """Refuse a None that MONAI drops where the config has something else, which would stay."""
+    top, *rest = re.split("#|::", name)
+    default = config.get(top, config.get(f"+{top}"))
+    for part in rest[:-1]:
+        default = _part(default, part)
+    if rest:
+        default = _part(default, rest[-1]) if isinstance(default, list) or rest[-1] in (default or {}) else "its own"
+    if default is not None:
+        raise InputError(f"--{name} None is dropped by MONAI, so that {shown(default)} would stay; write '$None'.")
+
+
+def _check_run_id(arguments: Sequence[str], options: Mapping[str, object], entries: Mapping[str, object]) -> None:
+    """Refuse to run what holds no expression, such as ``train``, a section, for ``training``."""
+    typed = [word for word in arguments[:1] if not _FLAG.match(word)]
+    name = str(options.get("run_id") or (typed or ["run"])[0])
+    if _SEPARATOR in name or "::" in name or _runs(entries.get(name)):
+        return
+    lists = [key for key, value in entries.items() if isinstance(value, list) and _runs(value)]
+    check_known("workflow", [name], [key for key in lists if key not in ("imports", "initialize", "finalize")])
+
+
+def _runs(value: object) -> bool:
+    """Whether something of a config is an expression, or a list with one."""
+    parts = value if isinstance(value, list) else [value]
+    return any(isinstance(part, str) and part.startswith(("$", "%")) for part in parts)
+
+
+def _check_entries(
+    file: str, entries: Mapping[str, object], below: Mapping[str, object], config: Mapping[str, object]
+) -> None:
+    """Refuse entries of a config that do not fit the one below it, or that nothing reads, with the name of the file."""
+    text = json.dumps(config)
+    for name, value in entries.items():
+        top = re.split("#|::", name)[0].lstrip("+")
+        try:
+            _check_expression(name, value, config)
+            if top in below:
+                check_option(name, value, below)
+            elif isinstance(value, (dict, list)) or str(value).startswith(_MACROS) or top.startswith("_"):
+                continue  # something to run, perhaps by its id, or a remark
+            elif not re.search(rf"[@%]{re.escape(top)}\b", text):
+                values = sorted(entry for entry in config if entry != name and not isinstance(config[entry], dict))
+                raise _unknown(name, top, values, "a remark has a name that begins with _")
+        except InputError as error:
+            raise InputError(f"{shown(file)}: {error}") from error
 
 
 def as_literal(text: str) -> str:
@@ -104,6 +174,8 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
     if top.lstrip("+") not in options:
         values = sorted(entry for entry in config if not isinstance(config[entry], dict))
         raise _unknown(name, top.lstrip("+"), values, "its options stand at the top of the file")
+    if rest and isinstance(value, str) and value.lower() in _NO_PYTHON:
+        raise InputError(f"--{shown(name)} {value} would be the text '{value}'; write {_NO_PYTHON[value.lower()]}.")
     default = config[options[top.lstrip("+")]]
     for part in rest:
         if isinstance(default, dict) and part not in default:
@@ -113,13 +185,57 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
             raise _unknown(name, name.replace("::", "#"), names, f"there are {listed(default)}")
         if not isinstance(default, (dict, list)):
             return  # MONAI says that there is nothing in it
-        default = default[part] if isinstance(default, dict) else None
-    top = rest[-1] if rest else top
-    while isinstance(default, str) and (found := _REFERENCE.fullmatch(default)) and found[1] in config:
-        top, rest, default = found[1], [], config[found[1]]
-    is_expression = isinstance(value, str) and value.startswith(_MACROS)
-    if not rest and not is_expression:
+        default = _part(default, part)
+    top, passed = rest[-1] if rest else top, []
+    while isinstance(default, str) and (found := REFERENCE.fullmatch(default)) and default not in passed:
+        passed.append(default)
+        top, *rest = found[1].replace("::", "#").split("#")
+        default = _part(config, top)
+        for part in rest:
+            default = _part(default, part)
+        top = rest[-1] if rest else top
+    if isinstance(value, str) and value.startswith(_MACROS):
+        return
+    if value is not None:
+        _check_made(name, value, default)
+    if not rest or top == "data":  # a folder is not given there
         check_value(top, value, default, name)
+
+
+def _check_expression(name: str, value: object, config: Mapping[str, object]) -> None:
+    """Refuse an expression that is no Python, or refers to what the config does not have."""
+    if not isinstance(value, str) or not value.startswith(_MACROS):
+        return
+    for entry in REFERENCE.findall(value) if value[0] != "%" else ():
+        if (top := re.split("#|::", entry)[0]) not in config:
+            near = difflib.get_close_matches(top, config, n=1, cutoff=0.5)
+            hint = f"; did you mean @{near[0]}?" if near else "."
+            raise InputError(f"--{shown(name)} {shown(value)} refers to @{shown(entry)}, which the config lacks{hint}")
+    if value[0] == "$":
+        with explained(f"--{name} {shown(value)} is no Python", "what begins with $ is an expression", SyntaxError):
+            ast.parse(REFERENCE.sub("entry", value[1:]))
+
+
+def _part(value: object, key: str) -> object:
+    """What a list or dict of a config has by this name or number; None where it has none."""
+    if isinstance(value, list):
+        return value[int(key)] if key.isdigit() and int(key) < len(value) else None
+    return value.get(key) if isinstance(value, Mapping) else None
+
+
+def _check_made(name: str, value: object, default: object) -> None:
+    """Refuse what cannot take the place of a component, of a section, or of a list of components."""
+    if isinstance(default, Mapping):
+        fits = isinstance(value, Mapping) and ("_target_" in value or ("_target_" not in default and len(value) > 0))
+    else:
+        is_list = isinstance(default, list) and any(isinstance(item, Mapping) for item in default)
+        fits = isinstance(value, list) or not is_list
+    if not fits:
+        first = next(iter(default)) if isinstance(default, Mapping) else 0
+        raise InputError(
+            f"--{shown(name)} {shown(value)} cannot take the place of what the config has there; change a part of it, "
+            f"such as --{shown(name)}#{first}, or give an expression that begins with $."
+        )
 
 
 def _unknown(name: str, word: str, known: Sequence[str], otherwise: str) -> InputError:
@@ -137,53 +253,6 @@ def _check_learning_rates(values: Mapping[str, object]) -> None:
             f"--learning_rate {first} is below --min_learning_rate {last}, at which the training ends: it would rise; "
             "give both."
         )
-
-
-def explain_by_options(
-    error: BaseException, options: Mapping[str, object], config: Mapping[str, object]
-) -> InputError | None:
-    """The sentence for a component that could not be made of the options that were given for it, or None.
-
-    MONAI says of such a component its class and the names of its arguments; an option is behind one of them if it has
-    its name, or if the config's own value of the argument mentions it.
-
-    Args:
-        error: what ended the run.
-        options: names and values that were given.
-        config: content of the config.
-    """
-    failure = cause = None
-    while error is not None:
-        if found := _NOT_MADE.match(str(error)):
-            failure, cause = found, error.__cause__
-        error = error.__cause__ or error.__context__
-    if failure is None or cause is None:
-        return None
-    target, arguments = failure[1], failure[2].split(",")
-    behind = set()
-    for component in _components(config):
-        if target.endswith(str(component.get("_target_"))):
-            texts = [json.dumps(component[name]) for name in arguments if name in component]
-            behind |= {found for text in texts for found in _REFERENCE.findall(text)}
-    last = {name: re.split("#|::", name)[-1] for name in options}
-    guilty = [name for name in options if last[name] in arguments]
-    guilty = guilty or [name for name in options if last[name] in behind]
-    if not guilty:
-        return None
-    named = [name for name in guilty if re.search(rf"\b{re.escape(last[name])}\b", str(cause))]
-    guilty = named or guilty
-    given = listed(f"--{name} {options[name]}" for name in guilty)
-    return InputError(f"{target.rpartition('.')[2]} cannot be made with {given} ({quoted(cause)}).")
-
-
-def _components(config: object) -> Iterator[Mapping[str, object]]:
-    """Everything in a config that has a class."""
-    if isinstance(config, dict):
-        if "_target_" in config:
-            yield config
-        config = list(config.values())
-    for part in config if isinstance(config, list) else ():
-        yield from _components(part)
 
 
 def _typed_options(arguments: Sequence[str]) -> dict[str, str | None]:
@@ -212,6 +281,8 @@ def _check_path(name: str, text: str | None, value: object) -> None:
         return
     if text is None:
         raise InputError(f"--{name} needs a path behind it.")
+    if text.lower() in (*_NO_PYTHON, "none") and text != "None":
+        raise InputError(f"--{name} {text} is a path; write ./{text} for one of this name, or '$None'.")
     if value is None or value == text or text.startswith(_MACROS):
         return
     if isinstance(value, str) and text[:1] in ("'", '"'):

@@ -68,6 +68,8 @@ _NUMBERS = {
     "diameter": _Number(open=("least",), others=("auto", None)),
     "nan": _Number(-math.inf, others=(None,)),
 }
+_WORDS = ("encoder", "amp")  # the others have a text in the config
+_MADE = ("amp_dtype", "network", "checkpointloader", "run", "data")
 _SIZES = ("roi_size", "spatial_size")
 
 
@@ -89,6 +91,11 @@ def check_value(name: str, value: object, default: object, shown_name: str = "")
         number = _Number(whole=isinstance(default, int) and name != "nsd_tolerances")
     if name == "device":
         _check_device(option, value)
+    elif _is_made(name, default) and value is not None and not (isinstance(value, dict) and "_target_" in value):
+        raise InputError(
+            f"{option} is made by the config, {shown(default)}; give what this is made of, or an expression "
+            f"that begins with $; got {shown(repr(value))}."
+        )
     elif isinstance(default, bool):
         try:
             is_on(value)
@@ -98,10 +105,21 @@ def check_value(name: str, value: object, default: object, shown_name: str = "")
         if not number.holds(value):
             example = f", such as {default}" if isinstance(default, (int, float)) else ""
             raise InputError(f"{option} must be {number}{example}; got {shown(repr(value))}.")
+    elif name in _WORDS or (isinstance(default, str) and not default.startswith("$")):
+        if not isinstance(value, str) and not (value is None and default is None):
+            example = f", such as {default}" if default and not default.startswith("$") else ""
+            raise InputError(f"{option} must be a word{example}; got {shown(repr(value))}.")
     elif name in _SIZES and isinstance(default, list):
         sides = value if isinstance(value, (list, tuple)) else [value] * len(default)
         if len(sides) != len(default) or not all(type(side) is int and side > 0 for side in sides):
             raise InputError(f"{option} must be [height,width] in pixels, or one number; got {shown(repr(value))}.")
+    elif isinstance(default, list) and isinstance(value, (str, dict)):
+        raise InputError(f"{option} must be a list, such as {shown(default)}; got {shown(repr(value))}.")
+
+
+def _is_made(name: str, default: object) -> bool:
+    """Whether the config makes an option of others, so that only a component or an expression can replace it."""
+    return name in _MADE or (name == "num_classes" and isinstance(default, str))
 
 
 def _check_device(option: str, value: object) -> None:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 from forked import run_forked
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ReferenceResolver
 
 from swinumamba_monai.bundle_options import as_literal, check_options
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.overlays import OVERLAYS
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "microscopy" / "configs"
 
 
 def check(config: str, *typed: str) -> None:
-    check_options(["training", "--config_file", str(CONFIGS / f"{config}.json"), *typed])
+    check_options(["--config_file", str(CONFIGS / f"{config}.json"), *typed], {})
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,19 @@ def test_options_of_each_of_several_configs(config_file):
     files = config_file.format(CONFIGS)
     check_options(["evaluating", "--config_file", files, "--max_epochs", "3", "--section", "test"])
     with pytest.raises(InputError, match="sektion is no option"):
-        check_options(["evaluating", "--config_file", files, "--sektion", "test"])
+        check_options(["--config_file", files, "--sektion", "test"])
+
+
+@pytest.mark.parametrize("typed", [["train"], ["network_def"], ["trainin"], ["--run_id", "train"]])
+def test_what_does_not_run(typed):
+    """MONAI makes a section, or a component, and ends in silence with exit code 0."""
+    with pytest.raises(InputError, match=r"there is no workflow '\w+'; choose from training\.$"):
+        check_options([*typed, "--config_file", str(CONFIGS / "train.json")], {})
+
+
+@pytest.mark.parametrize("typed", [[], ["run"], ["training"], ["--run_id", "training"]])
+def test_what_runs(typed):
+    check_options([*typed, "--config_file", str(CONFIGS / "train.json")], {})
 
 
 def test_options_in_an_args_file(tmp_path):
@@ -71,13 +84,48 @@ def test_options_in_an_args_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dataset_dir", "output_dir", "bundle_root", "ckpt_dir", "pretrained", "ckpt_path"])
-@pytest.mark.parametrize("path", ["plate#3", "20241125", "1e3", "2024_11_25", "ctrl,1", "[1]", "{a}", "0x10", "True"])
+@pytest.mark.parametrize("path", ["plate#3", "20241125", "1e3", "2024_11_25", "ctrl,1", "[1]", "{a}", "0x10"])
 def test_a_path_that_python_reads_otherwise(name, path):
     config = "inference" if name == "ckpt_path" else "train"
     with pytest.raises(InputError, match=r"would be read as .*; write \./"):
         check(config, f"--{name}", path)
     check(config, f"--{name}", f"./{path}")
     check(config, f"--{name}", f"'{path}'")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("output_dir", r"\$@bundle_root"),
+        ("checkpointloader", r"\$@ensemble"),
+        ("network_def#depths", "its own"),
+        ("handlers#0", "{"),
+    ],
+)
+def test_none_does_not_reach_the_config(name, kept):
+    """MONAI leaves options out that are None, as if they had not been given."""
+    with pytest.raises(
+        InputError, match=rf"--{name} None is dropped by MONAI, so that {kept}.* would stay; write '\$None'"
+    ):
+        check("inference", f"--{name}", "None")
+    check("inference", f"--{name}", "$None")
+    check("inference", "--encoder", "None", "--channel", "None")  # which they are anyway
+
+
+def test_a_recipe_with_weights_is_not_overruled_by_none():
+    files = f"{CONFIGS / 'train.json'},{OVERLAYS['from_imagenet']}"
+    with pytest.raises(InputError, match=r"--pretrained None is dropped by MONAI, so that @vmamba_tiny would stay"):
+        check_options(["--config_file", files, "--pretrained", "None"], {})
+
+
+@pytest.mark.parametrize("word", ["null", "none", "true", "False", "NULL"])
+def test_a_path_that_is_a_word_of_another_language(word):
+    with pytest.raises(
+        InputError, match=rf"--output_dir {word} is a path; write ./{word} for one of this name, or .\$None"
+    ):
+        check("train", "--output_dir", word)
+    check("train", "--output_dir", f"./{word}")
+    check("train", "--pretrained", "None")
 
 
 def test_paths_that_monai_would_change_arrive_as_they_were_typed():
@@ -114,6 +162,15 @@ def test_a_path_that_was_forgotten(further):
         ("channel", ["-1", "1.5", "red"], ["0", "None"]),
         ("train#trainer#max_epochs", ["0", "many"], ["2"]),
         ("optimizer#lr", ["0", "fast"], ["1e-3"]),
+        ("lr_scheduler#T_max", ["0", "2.5", "long"], ["7"]),  # whose own value refers to another reference
+        ("lr_scheduler#eta_min", ["-1"], ["0"]),
+        ("train#crop_transforms#0#spatial_size", ["0", "[64]"], ["64"]),
+        ("num_classes", ["2", "5"], []),
+        ("network_name", ["[]", "{}", "3", "None"], ["UNETR"]),
+        ("encoder", ["[]", "2"], ["vmamba_tiny_s1l8", "None"]),
+        ("target", ["{}", "-1", "None"], ["classes"]),
+        ("amp", ["[]", "16", "None"], ["off"]),
+        ("amp_dtype", ["abc", "bf16", "16"], ["$None"]),
         ("network_def#in_channels", ["0"], ["1"]),
         ("num_workers", ["-1", "None"], ["0"]),
         ("roi_size", ["0", "64.0", "[64]", "[64,64,64]", "[64,-1]", "big"], ["64", "[64,96]", "64,96"]),
@@ -123,7 +180,7 @@ def test_a_path_that_was_forgotten(further):
 )
 def test_values_are_of_the_kind_of_the_configs_own(name, wrong, right):
     for text in wrong:
-        with pytest.raises(InputError, match=r"must be|cannot be used"):
+        with pytest.raises(InputError, match=r"must be|cannot be used|is made by the config"):
             check("train", f"--{name}={text}")
     for text in [*right, "$1 + 1"]:
         check("train", f"--{name}", text)
@@ -132,6 +189,11 @@ def test_values_are_of_the_kind_of_the_configs_own(name, wrong, right):
 @pytest.mark.parametrize(
     ("config", "name", "wrong", "right"),
     [
+        ("inference", "checkpointloader", ["null", "0", "model.pt", "[]"], ["$None"]),
+        ("inference", "dataset#data", ["images", "[]", "3"], ["$[{'image': 'a.png'}]"]),
+        ("train", "validate#dataset#data", ["images"], ["$[]"]),
+        ("inference", "mirror_axes", ["{}", "both"], ["[0]", "[]", "1"]),
+        ("inference", "network", ["null", "{}"], ["$None"]),
         ("inference", "diameter", ["0", "-3", "small"], ["auto", "12", "7.5"]),
         ("inference", "min_score", ["2", "-0.1"], ["0", "1"]),
         ("pretrain", "mask_ratio", ["0", "1", "2"], ["0.5"]),
@@ -141,7 +203,7 @@ def test_values_are_of_the_kind_of_the_configs_own(name, wrong, right):
 )
 def test_bounds_of_single_tasks(config, name, wrong, right):
     for text in wrong:
-        with pytest.raises(InputError, match=f"--{name} must be a"):
+        with pytest.raises(InputError, match=f"--{name} (must be a|is made by the config)"):
             check(config, f"--{name}={text}")
     for text in right:
         check(config, f"--{name}", text)
@@ -167,6 +229,106 @@ def test_what_a_refusal_says():
         check("train", "--train#max_epochs", "3")
 
 
+@pytest.mark.parametrize("name", ["network_def#cuda_graphs", "loss#softmax", "train#dataloader#pin_memory"])
+def test_words_of_other_languages_in_a_component(name):
+    """MONAI hands them over as texts, and a text counts as true."""
+    for word, python in (("false", "False"), ("true", "True"), ("FALSE", "False"), ("null", r"'\$None'")):
+        with pytest.raises(InputError, match=rf"--{name} {word} would be the text '{word}'; write {python}\.$"):
+            check("train", f"--{name}", word)
+        check("train", f"--{name}", python.replace("\\", "").strip("'"))
+    check("train", "--resume", "false")  # the switches at the top read it
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "first"),
+    [
+        ("loss", ["dice", "[]", "{}", "3"], "_target_"),
+        ("train", ["3", "{}", "[1]"], "crop_transforms"),
+        ("train#trainer", ["fast", "[]"], "_target_"),
+        ("train#handlers", ["abc", "{}"], "0"),
+    ],
+)
+def test_what_cannot_take_the_place_of_a_component(name, texts, first):
+    for text in texts:
+        with pytest.raises(InputError, match=rf"--{name} .* cannot take the place of .* such as --{name}#{first}, or"):
+            check("train", f"--{name}", text)
+    for right in ("$None", "$3", "[]" if first == "0" else "{'_target_': 'torch.nn.L1Loss'}"):
+        check("train", f"--{name}", right)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("@nothing", "refers to @nothing, which the config lacks"),
+        ("@learning_rte", "did you mean @learning_rate"),
+        ("$@max_epoch * 2", "refers to @max_epoch, .* did you mean @max_epochs"),
+        ("$@train#no * @nowhere", "@nowhere, which"),
+        ("$1 +", "is no Python"),
+        ("$import", "is no Python"),
+    ],
+)
+def test_expressions_that_cannot_be_evaluated(text, sentence):
+    with pytest.raises(InputError, match=sentence):
+        check("train", "--max_epochs", text)
+    check("train", "--max_epochs", "$@batch_size * @train#trainer#max_epochs")
+    check("train", "--max_epochs", "@batch_size")
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ({"learning_rte": 0.5}, r"mine.json: --learning_rte is no option of this config; did you mean --learning_rate"),
+        ({"batch_size": "two"}, r"mine.json: --batch_size must be a whole number from 1 on, such as 12; got 'two'"),
+        ({"train#max_epochs": 3}, r"mine.json: --train#max_epochs is no option of this config"),
+        ({"network_def#cuda_graphs": "false"}, r"mine.json: --network_def#cuda_graphs false would be the text"),
+        ({"loss": "@losss"}, r"mine.json: --loss @losss refers to @losss, which the config lacks; did you mean @loss"),
+    ],
+)
+def test_entries_of_a_config_on_top(tmp_path, entries, sentence):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=sentence):
+        check_options(["training", "--config_file", f"{CONFIGS / 'train.json'},{file}"], {})
+
+
+def test_an_entry_of_the_config_itself_that_nothing_reads(tmp_path):
+    file = tmp_path / "train.json"
+    config = json.loads((CONFIGS / "train.json").read_text())
+    file.write_text(json.dumps({**config, "_why": "a remark", "half": 0.5, "learning_rate": "@half"}))
+    check_options(["training", "--config_file", str(file)], {})
+    file.write_text(json.dumps({**config, "max_epoch": 3}))
+    with pytest.raises(InputError, match=r"train.json: --max_epoch is no option of this config; did you mean --max_e"):
+        check_options(["training", "--config_file", str(file)], {})
+
+
+@pytest.mark.parametrize("bundle", ["abdomen_mri", "endoscopy", "microscopy"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        "pretrain multi_gpu_train",
+        "inference multi_gpu_inference",
+        "train multi_gpu_train",
+        "train evaluate multi_gpu_evaluate",
+    ],
+)
+def test_what_ships_passes(bundle, files):
+    paths = [CONFIGS.parents[1] / bundle / "configs" / f"{name}.json" for name in files.split()]
+    for overlay in [None, *OVERLAYS.values()] if "train" in files.split() else [None]:
+        used = [paths[0], *([overlay] if overlay else []), *paths[1:]]
+        check_options(["run", "--config_file", ",".join(map(str, used))], {})
+
+
+def test_the_name_that_monai_gives_to_what_it_has_resolved():
+    """Private to MONAI; 1.5.1, 1.5.2, 1.6.0 and 1.6.1 have it. Without it the bundles run, but refuse a # in a path."""
+    assert ReferenceResolver._vars == "__local_refs"
+    config = ConfigParser({"a": 1, "b": "$@a + 1", "both": "$globals().get('__local_refs')"})
+    assert config.get_parsed_content("b") == 2
+    assert config.get_parsed_content("both")["a"] == 1
+    options = ["inference", "--config_file", str(CONFIGS / "inference.json"), "--dataset_dir", "./plate#3"]
+    with pytest.raises(InputError, match=r"--dataset_dir ./plate#3: this version of MONAI reads # as ::"):
+        check_options(options, None)
+
+
 def test_a_learning_rate_that_would_rise():
     with pytest.raises(InputError, match=r"--learning_rate 1e-07 is below --min_learning_rate 1e-06, .* give both"):
         check("train", "--learning_rate", "1e-7")
@@ -185,7 +347,7 @@ def test_values_of_an_args_file(tmp_path):
     ("typed", "sentence"),
     [
         (["--mirror_axes", "5"], "error: mirror_axes can hold 0 (top and bottom) and 1 (left and right), not 5."),
-        (["--output_ext", "5"], "error: SaveImaged cannot be made with --output_ext 5 (AttributeError: "),
+        (["--output_ext", "5"], "error: --output_ext must be a word, such as .png; got 5."),
         (
             ["--network_def#depths", "3"],
             "error: build_network cannot be made with --network_def#depths 3 (V",
@@ -194,6 +356,8 @@ def test_values_of_an_args_file(tmp_path):
             ["--dataloader#batchsize", "3"],
             "error: DataLoader cannot be made with --dataloader#batchsize 3 (T",
         ),
+        (["--inferer#_target_", "monai.Nope"], "error: there is no class or function monai.Nope, which --inferer#_tar"),
+        (["--output_dir", "$no + 'x'"], "error: --output_dir $no + 'x' cannot be evaluated (NameError: name 'no' is"),
     ],
 )
 def test_what_a_component_cannot_be_made_of(tmp_path, typed, sentence):
@@ -238,7 +402,7 @@ def test_a_run_ends_with_the_sentence_alone(tmp_path, typed, sentence):
     command += ["--config_file", str(CONFIGS / "inference.json"), "--network_def#feature_size", "8", *typed]
     command += ["--ckpt_path", str(CONFIGS.parent / "models" / "model.safetensors")]
     if not typed or typed[1] == "./plate#3":
-        command += ["--checkpointloader", "null"]  # a small network: only the images are missing
+        command += ["--checkpointloader", "$None"]  # a small network: only the images are missing
     done = run_forked(command)
     assert done.returncode == 1
     assert sentence in done.stderr

@@ -52,9 +52,13 @@ class Inputs(list):
 
     def summary(self) -> str:
         """One line: how many are taken, and how many are not, by reason."""
+        return f"{len(self.all)} taken from {self.source}; not taken: {self.reasons or 'none'}"
+
+    @property
+    def reasons(self) -> str:
+        """What is not taken, by reason, with the first names; empty where all is."""
         reasons = [f"{len(names)} {reason} ({listed(names)})" for reason, names in self.not_taken.items()]
-        reasons += [f"{len(self.bad)} bad"] if self.bad else []
-        return f"{len(self.all)} taken from {self.source}; not taken: {', '.join(reasons) or 'none'}"
+        return ", ".join([*reasons, *([f"{len(self.bad)} bad"] if self.bad else [])])
 
     def leave_out(self, problems: Sequence[str | None], skip_bad: bool) -> None:
         """Drop the items that have a problem, a sentence for each, or None.

@@ -215,5 +215,6 @@ def _list(
     inputs.bad += refuse_or_leave_out(problems, skip_bad, path)
     if not inputs:
         files = f"{', '.join(readable)}{' files' if len(readable) > 1 else ''}"
-        raise InputError("\n".join([f"{path} has no {kind} that can be read here; use {files}.", *problems]))
+        there = f", but {inputs.reasons}" if path.is_dir() and inputs.reasons else ""
+        raise InputError("\n".join([f"{path} has no {kind} that can be read here{there}; use {files}.", *problems]))
     return inputs

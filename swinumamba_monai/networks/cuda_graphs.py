@@ -1,7 +1,7 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
 """A network's launches recorded once and replayed (CUDA graphs): issuing them one by one from Python takes longer than
-a GPU needs for them. Off: ``cuda_graphs=False`` of the network, ``--network_def#cuda_graphs false`` of a bundle.
+a GPU needs for them. Off: ``cuda_graphs=False`` of the network, ``--network_def#cuda_graphs False`` of a bundle.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_numpy, ensure_tuple
 from torch import nn
 
-from swinumamba_monai.bundle_options import as_literal, check_option, explain_by_options
+from swinumamba_monai.bundle_failures import explain_failure
+from swinumamba_monai.bundle_options import as_literal, check_option
 from swinumamba_monai.data.files.images import check_pixels
 from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.data.files.tiff_rows import TiffRows
@@ -123,7 +124,7 @@ class Predictor:
         except InputError:
             raise
         except Exception as error:  # a config can fail in any way
-            if sentence := explain_by_options(error, options, config.get()):
+            if sentence := explain_failure(error, options, config.get()):
                 raise sentence from error
             raise InputError(f"{self.bundle_dir / CONFIG} fails: {quoted(error)}.") from error
 

@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "deep_supervision": ["HalvingDeepSupervisionLoss"],
         "dice_ce": ["FusedDiceCELoss"],
         "distributed": ["GlobalBatchLoss"],
-        "handlers": ["EarlyStop", "FreezeEncoder", "GradientClip"],
+        "handlers": ["EarlyStop", "FiniteWeights", "FreezeEncoder", "GradientClip"],
         "ignored": ["IgnoredToBackgroundd", "PartialDiceCELoss"],
         "mim": ["MaskedBatch", "MaskedImageModel", "MaskedL1Loss", "random_patch_mask"],
         "pictures": ["ReconstructionPicture"],

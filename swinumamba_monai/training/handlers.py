@@ -9,6 +9,7 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from torch import nn
 
+from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import find_encoder
 
 
@@ -36,6 +37,33 @@ class EarlyStop:
         best = evaluator.state.best_metric_epoch
         if best > 0 and trainer.state.epoch // self.val_interval - best // self.val_interval >= self.patience:
             trainer.terminate()
+
+
+class FiniteWeights:
+    """End a training whose weights are no numbers any more, before its checkpoints take them over.
+
+    A loss of NaN makes every weight NaN in the next step, and nothing that follows learns. The weights are looked at
+    once an epoch: looking at each loss would make a GPU wait.
+
+    Args:
+        network: network to train.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Look after every epoch of ``engine``, a MONAI trainer, before the handlers that are attached later."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for name, parameter in self.network.named_parameters():
+            if not parameter.isfinite().all():
+                raise InputError(
+                    f"the training has diverged: in epoch {engine.state.epoch} {name} became infinite or no number. "
+                    "Take a smaller learning_rate or gradient_clip, or amp bf16 or off for fp16; the checkpoints "
+                    "of the epochs before are kept."
+                )
 
 
 class FreezeEncoder:

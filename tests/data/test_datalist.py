@@ -217,6 +217,10 @@ def test_images_for_inference(dataset, tmp_path):
     for path in (tmp_path / "bare", folder / "notes.txt"):
         with pytest.raises(InputError, match="no image that can be read"):
             load_images(path)
+    (tmp_path / "bare" / "day1").mkdir()
+    (tmp_path / "bare" / "a.czi").write_bytes(b"")
+    with pytest.raises(InputError, match=r"read here, but 1 \.czi files \(a\.czi\), 1 subfolders \(day1\); use"):
+        load_images(tmp_path / "bare")
     with pytest.raises(InputError, match="does not exist"):
         load_images(tmp_path / "nowhere")
 

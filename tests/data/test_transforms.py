@@ -159,7 +159,7 @@ def test_slices_are_resampled_and_stay_where_they_are():
     torch.testing.assert_close(one.as_tensor(), both.as_tensor(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("spacing", [[1.0], [0.0, 1.0], [1.0, 1.0, 1.0], 0, "fine", ["1", "2"]], ids=str)
+@pytest.mark.parametrize("spacing", [[1.0], [0.0, 1.0], [1.0, 1.0, 1.0], [1.0, 101.0], 0, "fine", ["1", "2"]], ids=str)
 def test_a_spacing_is_of_two_axes(spacing):
     with pytest.raises(InputError, match="spacing holds the mm"):
         SliceSpacingd("image", spacing)

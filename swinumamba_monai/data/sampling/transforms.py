@@ -154,8 +154,10 @@ class SliceSpacingd(Spacingd):
         allow_missing_keys: bool = False,
     ) -> None:
         sides = ensure_tuple(spacing) if isinstance(spacing, Sequence) else (spacing, spacing)
-        if len(sides) != 2 or not all(isinstance(mm, (int, float)) and 0 < mm < math.inf for mm in sides):
-            raise InputError(f"spacing holds the mm of a pixel along the rows and columns of a slice, not {spacing}.")
+        if len(sides) != 2 or not all(isinstance(mm, (int, float)) and 0 < mm <= 100 for mm in sides):
+            raise InputError(
+                f"spacing holds the mm of a pixel along the rows and columns of a slice, at most 100, not {spacing}."
+            )
         super().__init__(keys, (*sides, -1.0), mode=mode, allow_missing_keys=allow_missing_keys)
 
     def __call__(
