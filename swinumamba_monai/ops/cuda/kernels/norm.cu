@@ -86,6 +86,8 @@ DEVICE void norm_row(const NormParams& p) {
     }
 }
 
+constexpr bool LOADS_AHEAD = ITEMS <= 6;  // the gate before it is needed; a longer row has no registers left for it
+
 // A team takes one row after another; at the end the teams of a block add up the gradients of weight and bias.
 template <bool GATED>
 DEVICE void norm_rows_backward(const NormParams& p) {
@@ -98,14 +100,16 @@ DEVICE void norm_rows_backward(const NormParams& p) {
         const long long row = inside ? own : p.rows - 1, start = row * p.channels;
         const float mean = p.statistics[2 * row], scale = p.statistics[2 * row + 1];
         float normed[ITEMS][VECTOR], dnormed[ITEMS][VECTOR], sum = 0.f, projection = 0.f;
-        elements gate[ITEMS];
+        elements gates[ITEMS];
         team.for_each_item(p, [&](int i, int channel) {
             to_floats(load(p.x + start + channel), normed[i]);
             to_floats(load(p.dy + start + channel), dnormed[i]);
-            if (GATED) gate[i] = load(p.gate + start + channel);
+            if (GATED && LOADS_AHEAD) gates[i] = load(p.gate + start + channel);
         });
         team.for_each_item(p, [&](int i, int channel) {
             const floats<VECTOR> weight = read<VECTOR>(p.weight + channel), bias = read<VECTOR>(p.bias + channel);
+            elements gate;
+            if (GATED) gate = LOADS_AHEAD ? gates[i] : load(p.gate + start + channel);
             float dgate[VECTOR], y[VECTOR];
 #pragma unroll
             for (int c = 0; c < VECTOR; ++c) {
@@ -114,7 +118,7 @@ DEVICE void norm_rows_backward(const NormParams& p) {
                 const float affine = fmaf(normed[i][c], weight.v[c], bias.v[c]);
                 y[c] = affine;
                 if (GATED) {
-                    const float z = to_float(gate[i].v[c]), sigmoid = reciprocal_fast(1.f + exp_(-z));
+                    const float z = to_float(gate.v[c]), sigmoid = reciprocal_fast(1.f + exp_(-z));
                     y[c] = affine * z * sigmoid;
                     dgate[c] = d * affine * sigmoid * fmaf(z, 1.f - sigmoid, 1.f);
                     d *= z * sigmoid;
