@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swinumamba_monai.data.files.shapes import Annotations, Shape
+from swinumamba_monai.data.files.shapes import Annotations, Shape, as_ring
 from swinumamba_monai.errors import InputError, quoted, shown
 
 MAX_ROIS, MAX_ROI_BYTES = 1 << 17, 1 << 22
@@ -77,7 +77,7 @@ def _parse(data: bytes, name: str) -> Shape:
     else:
         x, y = np.frombuffer(data, ">i2", 2 * count, _HEADER).reshape(2, count)
         x, y = x + float(left), y + float(top)
-    return Shape(name, [[np.stack([x, y], axis=-1).astype(np.float64)]])
+    return Shape(name, [[as_ring(np.stack([x, y], axis=-1))]])
 
 
 def _path(numbers: list[float], name: str) -> list[np.ndarray]:
@@ -96,4 +96,4 @@ def _path(numbers: list[float], name: str) -> list[np.ndarray]:
     rings = [ring for ring in rings if len(ring) > 2]
     if not rings:
         raise InputError(f"{shown(name)} has no outline; remove it.")
-    return [np.array(ring) for ring in rings]
+    return [as_ring(ring) for ring in rings]
