@@ -7,8 +7,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import struct
 import pickle
+import struct
 import time
 import unicodedata
 from pathlib import Path
