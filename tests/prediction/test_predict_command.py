@@ -59,9 +59,7 @@ def copy(done, tmp_path):
 
 
 def test_a_second_prediction_in_the_folder_is_refused(small, tmp_path, capsys):
-    lock = (
-        "from swinumamba_monai.run_lock import RunLock; import sys; RunLock(sys.argv[1]).acquire(); print(flush=True)"
-    )
+    take = "import sys; from swinumamba_monai.run_lock import RunLock; RunLock(sys.argv[1]).acquire()"
     command = [sys.executable, "-c", f"{take}; print(flush=True); input()", str(tmp_path / ".predict.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         first.stdout.readline()

@@ -157,9 +157,7 @@ def test_report_of_an_evaluation(tmp_path: Path) -> None:
 
 
 def test_a_second_evaluation_in_the_folder_is_refused(tmp_path: Path) -> None:
-    lock = (
-        "from swinumamba_monai.run_lock import RunLock; import sys; RunLock(sys.argv[1]).acquire(); print(flush=True)"
-    )
+    take = "import sys; from swinumamba_monai.run_lock import RunLock; RunLock(sys.argv[1]).acquire()"
     command = [sys.executable, "-c", f"{take}; print(flush=True); input()", str(tmp_path / ".evaluation.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         first.stdout.readline()
