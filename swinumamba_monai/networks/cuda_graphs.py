@@ -131,8 +131,9 @@ class _Graph:
         # weights that autocast keeps until its context ends would be gone at the first replay
         context = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=autocast, cache_enabled=False)
         random_state = torch.cuda.get_rng_state(x.device)
+        gradients = torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad()  # inference_mode(False) enables
         try:
-            with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()), context:
+            with torch.inference_mode(False), gradients, context:
                 self.x = x.detach().clone(memory_format=torch.contiguous_format)
                 self._record(network, forward)
         except RuntimeError:  # which may have left the random numbers waiting for the recording to end
@@ -153,7 +154,7 @@ class _Graph:
         return False
 
     def _record(self, network: nn.Module, forward: Forward) -> None:
-        _warm_up(lambda: forward(self.x))
+        forward(self.x)  # libraries set themselves up at a first call
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.heads = forward(self.x)
@@ -165,15 +166,6 @@ class _Graph:
         heads = [head.clone() for head in self.heads]
         self.last_use.record()
         return heads
-
-
-def _warm_up(step: Callable[[], object]) -> None:
-    """Run what will be recorded once before, on a stream of its own: libraries set themselves up at a first call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
 
 
 class _Bound(nn.Module):
@@ -223,7 +215,7 @@ class _TrainingGraph(_Graph):
             self.dheads = [torch.zeros_like(head) for head in heads]
             run_backward(parameters, heads)
 
-        _warm_up(step)
+        step()  # libraries set themselves up at a first call
         self.graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             parameters, heads = run_forward()

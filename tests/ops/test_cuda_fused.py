@@ -188,22 +188,6 @@ def test_gradients_of_packed_weights(dtype, gated):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("states, held, zeros, vector", [(3, 4, 2, 1), (8, 8, 0, 4), (4, 8, 4, 4)])
-def test_gather(emulator, states, held, zeros, vector, dtype):
-    """Parts in the maps' dtype and in float32; 19 pixels are no whole number of blocks."""
-    draw = Draw(states, dtype)
-    parts, low = draw.normal(5, 1, 19, 4, 2, held), draw.normal(4, 19, 8)
-    expected = torch.cat(
-        [parts.double().sum(0)[0, ..., :states].flatten(2), low.double().transpose(0, 1)[..., zeros:]], 2
-    )
-    for given in (parts, parts.float()):
-        gathered = torch.full((1, 19, 4, 2 * states + 8 - zeros), torch.nan, dtype=dtype)
-        cuda_fused.gather(given, low, states, zeros, gathered)
-        torch.testing.assert_close(gathered[0].double(), expected, rtol=TOLERANCES[dtype], atol=1e-6)
-    assert set(emulator.macros("gather.cu", "VECTOR")) == {vector}
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("channels", [5, 20])
 def test_merge(channels, dtype):
     draw = Draw(channels, dtype)

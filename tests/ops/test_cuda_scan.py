@@ -329,8 +329,10 @@ def test_the_gradient_of_delta_may_take_its_place():
     for in_place in (False, True):
         delta = inputs[1].clone(memory_format=torch.preserve_format)
         ddelta = delta if in_place else torch.empty_like(delta)
-        given = (inputs[0], delta, *inputs[2:])
-        du, dBC, sums = cuda_scan.scan_backward(dy, states, given, (5, 7), True, ddelta=ddelta)
+        dBC = torch.empty(2, 5 * 7, 4, 2, 16)
+        du, sums = cuda_scan.scan_backward(
+            dy, states, (inputs[0], delta, *inputs[2:]), (5, 7), True, ddelta=ddelta, dBC=dBC
+        )
         results.append({"du": du, "dBC": dBC, "sums": sums, "ddelta": ddelta})
     assert_equal(*results)
 

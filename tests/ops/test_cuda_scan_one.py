@@ -125,6 +125,7 @@ def test_the_gradient_of_delta_may_take_its_place():
         delta = scanned[1].clone()
         ddelta = delta if in_place else torch.empty_like(delta)
         given = [scanned[0], delta, *scanned[2:]]
-        du, dBC, sums = cuda_scan.scan_backward(y[:1], states, given, (11, 13), True, ddelta=ddelta)
+        dBC = torch.empty(1, 11 * 13, 4, 2, 1)
+        du, sums = cuda_scan.scan_backward(y[:1], states, given, (11, 13), True, ddelta=ddelta, dBC=dBC)
         results.append({"du": du, "dBC": dBC, "sums": sums, "ddelta": ddelta})
     assert_equal(*results)

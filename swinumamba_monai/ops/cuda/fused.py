@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What surrounds the scan on an NVIDIA GPU, each in one launch: kernels/conv.cu, norm.cu and gather.cu."""
+"""What surrounds the scan on an NVIDIA GPU, each in one launch: kernels/conv.cu and norm.cu."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ __all__ = [
     "conv_silu",
     "conv_silu_backward",
     "divide_row",
-    "gather",
     "layer_norm",
     "layer_norm_backward",
 ]
@@ -37,9 +36,6 @@ LANES = 32  # threads of a block of it with different channels, at the most
 _ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width channels patches lanes")
 _NormParams = params_type(
     "NormParams", "x gate dy weight bias y statistics dx dgate dparameters", "rows channels", ("eps", ctypes.c_double)
-)
-_GatherParams = params_type(
-    "GatherParams", "parts low gathered", "blocks pixels directions states held width zeros together"
 )
 
 
@@ -213,26 +209,3 @@ def layer_norm_backward(
         "_backward", blocks, gate=gate, dy=dy, statistics=statistics, dx=dx, dgate=dgate, y=y, dparameters=dparameters
     )
     return NormGradients(dx, dgate, y, sum_rows(dparameters))
-
-
-def gather(parts: Tensor, low: Tensor, states: int, zeros: int, gathered: Tensor) -> None:
-    """Write the gradient of what a scan of four directions is projected from.
-
-    Args:
-        parts: gradients of B and C by blocks of channels, (blocks, b, l, 4, 2, at least n), contiguous.
-        low: gradient of what Δ is made of, (4, b * l, width), contiguous.
-        states: n.
-        zeros: first columns of ``low`` that count for nothing.
-        gathered: (b, l, 4, 2n + width - zeros), contiguous: B, C and the low rank's.
-    """
-    blocks, batch, length, directions, _, held = parts.shape
-    width = low.shape[2]
-    whole = all(count % 4 == 0 for count in (states, held, width, zeros))
-    vector = alignment(4, parts, low, gathered) if whole else 1
-    defines = {"ELEMENT": ELEMENTS[low.dtype], "VECTOR": vector, "FLOAT_PARTS": int(parts.dtype == torch.float32)}
-    together = max(1, THREADS * vector // (directions * gathered.shape[-1]))  # pixels of a block of threads
-    params = _GatherParams(
-        *(t.data_ptr() for t in (parts, low, gathered)),
-        blocks, batch * length, directions, states, held, width, zeros, together,
-    )  # fmt: skip
-    load_kernels("gather.cu", defines).launch("gather", (-(-batch * length // together), 1, 1), THREADS, 0, params)

@@ -190,7 +190,8 @@ def scan_backward(
     size: tuple[int, int] | None,
     delta_softplus: bool,
     ddelta: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+    dBC: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`scan_forward`.
 
     Args:
@@ -198,24 +199,25 @@ def scan_backward(
         states: second result of the forward, the state before each chunk.
         inputs: inputs of the forward, as are the arguments that follow.
         ddelta: memory that the gradient of delta is written to, laid out like delta; it may be delta itself.
+        dBC: memory that the gradients of B and C are written to, (b, l, g, 2, n) of their dtype with any strides.
 
     Returns:
-        du, (g, b, l, d); the gradients of B and C by blocks of channels, (blocks, b, l, g, 2, at least n), which are to
-        be added up over the blocks; (g, (n + 2) * d) float32, which :func:`split_parameters` takes apart.
+        du, (g, b, l, d); (g, (n + 2) * d) float32, which :func:`split_parameters` takes apart.
     """
     delta = inputs[1]
     if inputs[2].shape[-1] == 1:
-        return scan_one.backward(dy, states, inputs, size, delta_softplus, ddelta)
+        return scan_one.backward(dy, states, inputs, size, delta_softplus, ddelta, dBC)
     scan = _Scan(inputs, size, delta_softplus, "backward")
     scan.give(dy=dy, states=states)
     scan.chain_segments("gradients")
     blocks = scan.layout.blocks["backward"]
     du = delta.new_empty(delta.shape)
     dparameters = scan.new(scan.segments * scan.batch, scan.groups, (scan.d_state + 2) * scan.channels)
-    parts = delta.new_empty(blocks, scan.batch, scan.length, scan.groups, 2, scan.states)
+    parts = delta.new_empty(blocks, scan.batch, scan.length, scan.groups, 2, scan.states)  # torch adds up in float32
     scan.give(du=du, ddelta=ddelta, dBC=parts, dparameters=dparameters)
     scan.launch("scan_backward", "backward")
-    return du, parts, sum_rows(dparameters)
+    torch.sum(parts[..., : scan.d_state], 0, out=dBC)
+    return du, sum_rows(dparameters)
 
 
 def split_parameters(dparameters: Tensor, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,8 +281,9 @@ def _backward(dy, states, u, delta, A, B, C, D, delta_bias, size, delta_softplus
         delta = delta.contiguous()
         ddelta = torch.empty_like(delta)
     inputs = (u, delta, A, B, C, delta_bias)
-    du, parts, dparameters = scan_backward(dy, states, inputs, tuple(size) or None, delta_softplus, ddelta)
-    dBC = parts[..., : A.shape[-1]].sum(0, dtype=torch.float32).to(B.dtype)
+    groups, batch, length, _ = delta.shape
+    dBC = B.new_empty(batch, length, groups, 2, A.shape[-1])
+    du, dparameters = scan_backward(dy, states, inputs, tuple(size) or None, delta_softplus, ddelta, dBC)
     return _skip(du, dy, D, size), ddelta, dBC, dparameters
 
 

@@ -89,7 +89,7 @@ def forward(inputs, size, delta_softplus: bool, keep_states: bool) -> tuple[Tens
     return y, states
 
 
-def backward(dy: Tensor, states: Tensor, inputs, size, delta_softplus: bool, ddelta: Tensor):
+def backward(dy: Tensor, states: Tensor, inputs, size, delta_softplus: bool, ddelta: Tensor, dBC: Tensor):
     """:func:`.scan.scan_backward`."""
     delta, A = inputs[1], inputs[2]
     groups, batch, length, channels = delta.shape
@@ -100,4 +100,5 @@ def backward(dy: Tensor, states: Tensor, inputs, size, delta_softplus: bool, dde
         "backward", inputs, size, delta_softplus, dy=dy, states=states, du=du, ddelta=ddelta, dBC=parts,
         dparameters=dparameters,
     )  # fmt: skip
-    return du, parts, sum_rows(dparameters)
+    dBC.copy_(parts.sum(0))
+    return du, sum_rows(dparameters)

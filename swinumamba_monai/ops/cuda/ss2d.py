@@ -17,7 +17,7 @@ from torch import Tensor
 from swinumamba_monai.ops.autocast import to_autocast_dtype, without_autocast
 from swinumamba_monai.ops.autograd import direct_function, register_backward
 
-from .fused import conv_silu, conv_silu_backward, gather, layer_norm, layer_norm_backward
+from .fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward
 from .nvrtc import on_its_device
 from .packing import pack, unpack
 from .scan import count_chunks, merge, samples_that_fill, scan_backward, scan_forward
@@ -144,15 +144,17 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     for samples in _slices(scanned, weights.A.shape[-1]):
         low, inputs = weights.project(scanned[samples])
         delta = inputs[1]  # is overwritten by its gradient
-        du, dBC, dscan = scan_backward(
-            dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta
+        dBC = dprojected[samples, ..., : weights.num_BC].unflatten(-1, (2, -1))
+        du, dscan = scan_backward(
+            dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta, dBC=dBC
         )
         merge(du, dmerged[samples], weights.D, dmerged[samples])  # now the gradient of what is scanned
         del du
         ddelta = delta.flatten(1, 2)
-        gather(dBC, torch.bmm(ddelta, weights.dt), weights.A.shape[-1], weights.zeros, dprojected[samples])
+        dlow = torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
+        dprojected[samples, ..., weights.num_BC :] = dlow[..., weights.zeros :]
         sums.append((_products_of_parts(ddelta, low), dscan))
-        del low, inputs, delta, ddelta, dBC
+        del low, inputs, delta, ddelta, dlow, dBC
     ddt, dscan = sums[0] if len(sums) == 1 else (torch.cat([s[0] for s in sums], 1), sum(s[1] for s in sums))
     dprojected = dprojected.flatten(0, 1).flatten(1)
     dscanned = dmerged.flatten(0, 1).addmm_(dprojected, weights.x_proj)
