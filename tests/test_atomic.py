@@ -24,7 +24,7 @@ from swinumamba_monai.atomic import (
     temporary_folder,
     writing_folder,
 )
-from swinumamba_monai.training.run_lock import RunLock
+from swinumamba_monai.run_lock import RunLock
 
 WRITE = """
 import os, sys, time
@@ -37,7 +37,7 @@ for round in range(50):
 HOLD = """
 import sys, time
 from swinumamba_monai.atomic import replacing, writing_folder
-from swinumamba_monai.training.run_lock import RunLock
+from swinumamba_monai.run_lock import RunLock
 {block}
     print("ready", flush=True)
     time.sleep(60)
@@ -161,7 +161,7 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path, start) -> None:
 
 
 def test_the_lock_is_gone_when_the_process_ends(tmp_path) -> None:
-    take = "from swinumamba_monai.training.run_lock import RunLock; RunLock(sys.argv[1]).acquire()"
+    take = "from swinumamba_monai.run_lock import RunLock; RunLock(sys.argv[1]).acquire()"
     code = f"import sys; {take}; sys.exit(3)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")])
     assert done.returncode == 3 and not Path(tmp_path / "lock").exists()

@@ -37,6 +37,7 @@ from swinumamba_monai.prediction.large import predict_large
 from swinumamba_monai.prediction.predictor import Prediction, Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
+from swinumamba_monai.run_lock import RunLock
 
 FORMATS = ("masks", "geojson", "coco", "roi")
 SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
@@ -120,8 +121,11 @@ def predict_images(
     # An image may be several files, each a channel; it is called by the first.
     found = {ensure_tuple(item["image"])[0]: item["image"] for items in inputs for item in items}
     job = _Job(predictor, Path(output_dir), formats, found, "" if count == 1 else f"_{number}of{count}")
-    job.open(options, overwrite)
-    report = job.run(sorted(job.names)[number - 1 :: count], progress)
+    try:
+        job.open(options, overwrite)
+        report = job.run(sorted(job.names)[number - 1 :: count], progress)
+    finally:
+        job.lock.release()
     report.failed += [*problems, *(sentence for items in inputs for sentence in items.bad)]
     report.passed_over = [items.summary() for items in inputs if items.not_taken]
     return report
@@ -147,10 +151,12 @@ class _Job:
         further = [ending for name, ending in FURTHER.items() if name in formats]
         self.endings = [*self.saved, OUTLINES, OBJECTS, *further]
         self.rows: dict[str, dict[str, str]] = {}
+        self.lock = RunLock(folder / f".predict{suffix}.lock")
 
     def open(self, options: Mapping[str, object], overwrite: bool) -> None:
         """Make the folder, and read what is finished there; with ``overwrite`` nothing is."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock.take("a prediction", "--output_dir")
         settings = {
             "bundle": self.predictor.bundle_dir.name,
             "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.predictor.checkpoints],

@@ -24,6 +24,7 @@ from swinumamba_monai.metrics.case_scores import CaseMetric, Column
 from swinumamba_monai.metrics.statistics import bootstrap_settings, summarize_cases
 from swinumamba_monai.reports.figures import Case, draw_cases, draw_scores, make_case
 from swinumamba_monai.reports.tables import write_csv
+from swinumamba_monai.run_lock import RunLock
 
 Columns = Mapping[Column, np.ndarray]
 ShownCase = tuple[float, Case, str]  # score that counts, infinite without a value; pictures; caption
@@ -80,6 +81,7 @@ class EvaluationReport:
         self.seed = seed
         self.image_key = image_key
         self.run = run
+        self._lock = RunLock(self.output_dir / ".evaluation.lock")
         self._files: list[str] = []
         self._first: list[ShownCase] = []
         self._worst: list[ShownCase] = []
@@ -93,6 +95,7 @@ class EvaluationReport:
         self._files, self._first, self._worst = [], [], []
         if idist.get_rank() == 0:
             check_output_folder(self.output_dir)
+            self._lock.take("an evaluation", "--output_dir")
 
     def _collect(self, engine: Engine) -> None:
         scores = self.metric.metric_fn
@@ -128,6 +131,7 @@ class EvaluationReport:
         write_csv(self.output_dir, "classes", _class_rows(columns, summary))
         self._write_summary(summary)
         self._draw(columns, self._lowest(case for cases in worst for case in cases))
+        self._lock.release()
 
     def _columns_of(self, metric: str, values: np.ndarray, num_cases: int) -> dict[Column, np.ndarray]:
         if len(values) != num_cases:

@@ -74,7 +74,7 @@ def write_csv(output_dir: PathLike, name: str, rows: Sequence[Mapping]) -> None:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(folder / f"{name}.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, keys, lineterminator="\n")
-        table.writeheader()
+        table.writerow({key: as_cell(key) for key in keys})
         table.writerows({key: as_cell(cell) for key, cell in row.items()} for row in rows)
 
 

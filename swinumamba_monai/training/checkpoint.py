@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from swinumamba_monai.atomic import remove_unfinished, write_file
 from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.pretrained import load_pretrained
-from swinumamba_monai.training.run_lock import RunLock
+from swinumamba_monai.run_lock import RunLock
 from swinumamba_monai.weight_files import read_checkpoint
 
 RECORD_NAME = "run.json"
@@ -174,18 +174,13 @@ class TrainingCheckpoint:
         if idist.get_rank() > 0:
             return False
         try:
-            holder = self._lock.acquire()
+            self._lock.take("a training", "--ckpt_dir")
             remove_unfinished(self.last_path.parent)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise InputError(
                 f"{self.last_path.parent} cannot be written to ({reason}); choose another --ckpt_dir."
             ) from error
-        if holder:
-            raise InputError(
-                f"a training is running in {self.last_path.parent} ({holder}); wait for its end, or choose another "
-                "--ckpt_dir."
-            )
         run = trainer.run
 
         def run_and_release(*args: object, **kwargs: object) -> object:  # ignite has no event for every end of a run

@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import pickle
+import struct
 import time
 import unicodedata
 from pathlib import Path
@@ -305,6 +306,22 @@ def test_bad_geojson(content, words, tmp_path):
     assert "x.geojson" in sentence and words in sentence and len(sentence.splitlines()) == 2
 
 
+def roi_of(corner: float) -> bytes:
+    """A polygon between pixels with three corners, the last of which has ``corner`` for its y."""
+    header = bytearray(b"Iout\0\xe3" + bytes(58))
+    struct.pack_into(">H", header, 16, 3)
+    struct.pack_into(">h", header, 50, 128)
+    return bytes(header) + bytes(12) + struct.pack(">6f", 1, 5, 5, 1, 1, corner)
+
+
+def composite_of(corner: float) -> bytes:
+    """A region of one piece, with ``corner`` for the y of its last corner."""
+    path = (0, 1, 1, 1, 5, 1, 1, 5, corner, 4)
+    header = bytearray(b"Iout\0\xe3\x01" + bytes(57))
+    struct.pack_into(">i", header, 36, len(path))
+    return bytes(header) + struct.pack(f">{len(path)}f", *path)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -313,6 +330,9 @@ def test_bad_geojson(content, words, tmp_path):
         (b"Iout\0\xe3\x03" + bytes(100), "is a line"),
         (b"Iout\0\xe3\x01", "no ROI file"),
         (b"text" * 30, "no ROI of ImageJ"),
+        (roi_of(float("nan")), "all of them numbers"),
+        (roi_of(float("-inf")), "all of them numbers"),
+        (composite_of(float("inf")), "all of them numbers"),
     ],
 )
 def test_bad_rois(content, words, tmp_path):

@@ -8,6 +8,8 @@ import csv
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import nibabel as nib
@@ -54,6 +56,17 @@ def done(small, tmp_path_factory):
 def copy(done, tmp_path):
     """A copy of it that may be changed."""
     return shutil.copytree(done, tmp_path / "out")
+
+
+def test_a_second_prediction_in_the_folder_is_refused(small, tmp_path, capsys):
+    take = "import sys; from swinumamba_monai.run_lock import RunLock; RunLock(sys.argv[1]).acquire()"
+    command = [sys.executable, "-c", f"{take}; print(flush=True); input()", str(tmp_path / ".predict.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        assert main(small.words(tmp_path)) == 1
+        assert f"a prediction is running in {tmp_path} (process {first.pid} on " in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == [".predict.lock"]
+        first.communicate(b"\n")
 
 
 class TestWrites:

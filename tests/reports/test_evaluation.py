@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -152,6 +154,19 @@ def test_report_of_an_evaluation(tmp_path: Path) -> None:
             picture.load()
     tables = ["classes.csv", "metrics.csv", "summary.json"]
     assert sorted(path.name for path in output_dir.iterdir()) == sorted(tables + pictures)
+
+
+def test_a_second_evaluation_in_the_folder_is_refused(tmp_path: Path) -> None:
+    take = "import sys; from swinumamba_monai.run_lock import RunLock; RunLock(sys.argv[1]).acquire()"
+    command = [sys.executable, "-c", f"{take}; print(flush=True); input()", str(tmp_path / ".evaluation.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        with pytest.raises(InputError, match=f"an evaluation is running in .*process {first.pid} on .*--output_dir"):
+            evaluate(tmp_path, ITEMS)
+        assert [path.name for path in tmp_path.iterdir()] == [".evaluation.lock"]
+        first.communicate(b"\n")
+    evaluate(tmp_path, ITEMS, num_figures=0)
+    assert (tmp_path / "metrics.csv").is_file() and not (tmp_path / ".evaluation.lock").exists()
 
 
 def test_classes_without_names_are_numbered_and_pictures_can_be_left_out(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ class TestFolder:
     @pytest.mark.parametrize("resume", [False, True])
     def test_two_runs(self, tmp_path, resume):
         take = "print(RunLock(sys.argv[1]).acquire(), flush=True)"
-        code = f"import sys, time; from swinumamba_monai.training.run_lock import RunLock; {take}; time.sleep(60)"
+        code = f"import sys, time; from swinumamba_monai.run_lock import RunLock; {take}; time.sleep(60)"
         other = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / ".checkpoint.pt.lock")], stdout=subprocess.PIPE, text=True
         )

@@ -14,6 +14,8 @@ from os import PathLike
 from pathlib import Path
 from typing import ClassVar
 
+from swinumamba_monai.errors import InputError
+
 try:
     import fcntl
 except ImportError:  # Windows has no such locks: runs are not kept apart
@@ -59,6 +61,8 @@ class RunLock:
                 holder = os.read(descriptor, 1000)
                 os.close(descriptor)
                 return _describe_holder(holder)
+            except OSError:  # a file system without locks: runs are not kept apart
+                break
             os.close(descriptor)
         holder = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         self.was_left = os.fstat(descriptor).st_size > 0
@@ -68,6 +72,17 @@ class RunLock:
         self._held[os.getpid(), self.path] = self
         atexit.register(self.release)
         return None
+
+    def take(self, what: str, option: str) -> None:
+        """Take the lock, for ``what``, such as "a training", of which ``option`` names the folder.
+
+        Raises:
+            InputError: another process holds it; the sentence says which, and what to do.
+        """
+        if holder := self.acquire():
+            raise InputError(
+                f"{what} is running in {self.path.parent} ({holder}); wait for its end, or choose another {option}."
+            )
 
     def release(self) -> None:
         """Let the next run in."""
