@@ -36,6 +36,7 @@ _AROUND = re.compile(r"(^|_)(left|right|maryland|labels?)(?=_|$)", re.IGNORECASE
 
 
 _LOOKED_AT = 50  # masks that tell whether all are black and white; others are refused when they are not
+_ONE_CLASS = ("background", "foreground")
 _BLACK_AND_WHITE = ({0, 255}, {255})
 
 
@@ -110,11 +111,13 @@ def _labels_of(matched: Matched, source: Path, threshold: float | None) -> Label
     if not (source / "dataset.json").is_file():
         outlines = [label for label in map(_outlines_or_none, labels) if label is not None]
         names = dict.fromkeys(name for label in outlines for name in label.names if simple_name(name) != "background")
-        if names:
+        if names == {"": None}:  # outlines without a class
+            return LabelMap.of_names(_ONE_CLASS)
+        if names := [name for name in names if name]:
             available = LabelMap.of_names(["background", *names])
             return select_classes(available, ENDOSCOPY_CLASSES) or available
         if threshold is not None or label_forms.values_of(labels[:_LOOKED_AT]) in _BLACK_AND_WHITE:
-            return LabelMap.of_names(["background", "foreground"])
+            return LabelMap.of_names(_ONE_CLASS)
     return choose_label_map(source, None, ENDOSCOPY_CLASSES, matched.found)
 
 
@@ -179,7 +182,7 @@ def _find_sequences(
         parts = sequence.relative_to(source).parts
         section = "test" if any("test" in part.lower() for part in parts) else "training"
         for frame in frames:
-            name = f"{'_'.join(parts[-1:])}_{frame.stem}" if len(sequences) > 1 else frame.stem
+            name = f"{parts[-1]}_{frame.stem}" if len(sequences) > 1 else frame.stem
             if types is not None:
                 masks = [(types / frame.name, labels)]
             else:
@@ -188,7 +191,8 @@ def _find_sequences(
             if not masks:
                 found.problems.append(f"{frame} has no mask.")
                 continue
-            name = name if name not in found.pairs else f"{section}_{name}"
+            others = (f"{section}_{name}", f"{'_'.join(parts)}_{frame.stem}")  # where sequences have one name
+            name = next((one for one in (name, *others) if one not in found.pairs), name)
             if _join(name, frame, masks, made, found, threshold):
                 sections[section].append(name)
     found.split = {section: names for section, names in sections.items() if names} if sections["test"] else {}

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from test_dicom import PIXELS, STEP, write_series
 
+from swinumamba_monai.data.datalist import load_datalist
 from swinumamba_monai.data.files.label_map import LabelMap
-from swinumamba_monai.data.files.volumes import read_volume, read_volume_label
+from swinumamba_monai.data.files.volumes import VolumeLabelReader, VolumeReader, read_volume, read_volume_label
+from swinumamba_monai.data.sampling.slices import SliceDataset
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks.abdomen_mri import prepare_abdomen_mri
 
@@ -139,3 +142,19 @@ def test_several_segmentations_are_no_label(tmp_path):
         write_seg(tmp_path / "label" / name)
     with pytest.raises(InputError, match="has 2 DICOM segmentations"):
         read_volume_label(tmp_path / "label")
+
+
+def test_training_takes_a_segmentation_in_a_folder(tmp_path):
+    """On the grid of its image it stays where it is, and the cache is named by its file."""
+    for name in "abc":
+        write_series(tmp_path / "in" / "images" / name)
+        write_seg(tmp_path / "in" / "labels" / name / "1.dcm", np.maximum(TRUTH, 1))
+    prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=LABELS)
+    assert not (tmp_path / "out" / "labels").exists()
+    (item, *_) = load_datalist(tmp_path / "out", "training")
+    keys = ("image", "label")
+    load = [LoadImaged("image", VolumeReader), LoadImaged("label", VolumeLabelReader), EnsureChannelFirstd(keys)]
+    (folder,) = SliceDataset([item], Compose(load), tmp_path / "cache").folders
+    np.testing.assert_array_equal(np.load(folder / "label.npy"), np.maximum(TRUTH, 1).transpose(0, 2, 1))
+    write_seg(Path(item["label"]) / "1.dcm", np.minimum(TRUTH + 1, 2))
+    assert SliceDataset([item], Compose(load), tmp_path / "cache").folders != [folder]

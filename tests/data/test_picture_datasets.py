@@ -153,6 +153,8 @@ def test_sections_are_folders(tmp_path):
         ("{0}/images/{0}.png", "{0}/masks/{0}.png", "{}"),
         ("{0}/{0}.png", "{0}/masks/cells.png", "{}"),
         ("images/image_{}.png", "labels/label_{}.png", "{}"),
+        ("rawimages/{}.png", "groundtruth/{}.png", "{}"),  # Kromp et al.
+        ("train_img/{}.png", "train_lbl/{}.png", "{}"),
     ],
 )
 def test_names_of_other_datasets(image, label, name, tmp_path):
@@ -717,7 +719,7 @@ def test_overlaps_and_runs():
     shapes = [
         Shape("a", [[square]]),
         Shape("b", [[square + 2]]),
-        Shape("c", mask=np.ones((2, 2), bool), corner=(-1, -1)),
+        Shape("c", masks=[(np.ones((2, 2), bool), (-1, -1))]),
     ]
     painted = rasterize(Annotations(Path("x"), shapes), [1, 2, 3], (6, 6))
     assert (painted[:4, :4] == 1).all() and (painted == 2).sum() == 12 and (painted == 3).sum() == 0
@@ -738,7 +740,9 @@ def test_a_pixel_belongs_to_the_outline_that_its_middle_lies_in(corners):
         )
         ring = random.uniform(0, 30, 2) + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
         painted = rasterize(
-            Annotations(Path("x"), [Shape("", [[ring]]), Shape("", mask=np.ones((30, 40), bool))]), [1, 2], (30, 40)
+            Annotations(Path("x"), [Shape("", [[ring]]), Shape("", masks=[(np.ones((30, 40), bool), (0, 0))])]),
+            [1, 2],
+            (30, 40),
         )
         inside = Outline(np.concatenate([ring, ring[:1]])).contains_points(middles).reshape(30, 40)
         np.testing.assert_array_equal(painted == 1, inside)
@@ -755,7 +759,7 @@ def test_a_jagged_outline_of_a_slide_takes_no_minutes():
 
 def test_shapes_smaller_than_a_pixel_are_said(caplog):
     sliver = np.array([(3.6, 1.0), (3.8, 1.0), (3.7, 4.0)])
-    shapes = [Shape("", [[sliver]]), Shape("", [[sliver * 0 + 3]]), Shape("", mask=np.ones((1, 1), bool))]
+    shapes = [Shape("", [[sliver]]), Shape("", [[sliver * 0 + 3]]), Shape("", masks=[(np.ones((1, 1), bool), (0, 0))])]
     painted = rasterize(Annotations(Path("x.json"), shapes), [1, 2, 3], (6, 6))
     assert painted.sum() == 3 and "x.json has 2 shapes that are smaller than a pixel" in caplog.text
 

@@ -121,6 +121,20 @@ def test_masks_of_instruments_are_joined(endovis, tmp_path):
     assert Path(item["image"]).is_relative_to(endovis) and Path(item["label"]).is_relative_to(tmp_path / "out")
 
 
+def test_sequences_of_one_name_are_kept_apart(endovis, tmp_path):
+    """Three hospitals each have a sequence of that name, with other masks."""
+    for number, place in enumerate(("b", "c"), start=2):
+        sequence = endovis / place / "instrument_dataset_1"
+        save(sequence / "left_frames" / "frame000.png", np.full((6, 8, 3), 9, dtype=np.uint8))
+        save(sequence / "ground_truth" / "Left_Prograsp_Forceps_labels" / "frame000.png", mask(np.s_[:number]))
+    report = prepare_endoscopy(endovis, tmp_path / "out")
+    assert sum(report.sizes.values()) == 9
+    items = [item for section in ("training", "validation") for item in load_datalist(tmp_path / "out", section)]
+    rows = {item["image"].split("/")[-4]: read_classes(item["label"])[:, 0] for item in items
+            if item["image"].endswith("instrument_dataset_1/left_frames/frame000.png")}  # fmt: skip
+    assert {place: np.count_nonzero(rows[place]) for place in "bc"} == {"b": 2, "c": 3}
+
+
 def test_a_mapping_of_parts_does_not_number_instruments(endovis, tmp_path):
     mappings = endovis / "train" / "mappings.json"
     mappings.rename(endovis / "train" / "instrument_type_mapping.json")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -256,9 +257,25 @@ def test_chaos(series, part, tmp_path):
         np.testing.assert_array_equal(ids[..., 2 - number].T, np.random.default_rng(number).integers(0, 5, (16, 24)))
 
 
+def test_chaos_whose_numbers_were_padded_in_one_place_alone(tmp_path):
+    """Slice 10 comes after slice 9, however both are written."""
+    for patient in range(1, 4):
+        place = tmp_path / "MR" / str(patient) / "T2SPIR"
+        for folder in ("Ground", "DICOM_anon"):
+            (place / folder).mkdir(parents=True)
+        for number in range(8, 12):
+            label = np.full((16, 24), 63 * (number - 7), np.uint8)
+            Image.fromarray(label).save(place / "Ground" / f"IMG-{number:05d}.png")
+            position = number * 4 * np.array([0, 0.6, 0.8])
+            write_slice(place / "DICOM_anon" / f"IMG-{number}.dcm", noise(16, 24), position, number)
+    prepare_abdomen_mri(tmp_path, tmp_path / "out")
+    (item, *_) = load_datalist(tmp_path / "out", "training")
+    assert read_volume_label(item["label"])[0][0, 0].tolist() == [1, 2, 3, 4]
+
+
 def test_chaos_with_classes_of_ones_own(tmp_path):
     labels = LabelMap(("background", "kidneys"), ((0,), (1,)))
-    with pytest.raises(InputError, match="a name that is no structure of this dataset; it has liver, right kidney"):
+    with pytest.raises(InputError, match="has kidneys, which is no structure of this dataset"):
         prepare_abdomen_mri(chaos(tmp_path / "chaos"), tmp_path / "out", label_map=labels)
     labels = LabelMap.of_names(["background", "spleen", "Liver"])
     prepare_abdomen_mri(tmp_path / "chaos", tmp_path / "out", label_map=labels)
@@ -282,6 +299,15 @@ def test_totalsegmentator(tmp_path):
     prepare_abdomen_mri(source, tmp_path / "two", label_map=LabelMap.of_names(["background", "Liver", "Right kidney"]))
     (item,) = load_datalist(tmp_path / "two", "test")
     np.testing.assert_array_equal(read_volume_label(item["label"])[0], np.array([0, 0, 1, 2])[classes(range(4))])
+    with pytest.raises(InputError, match="Totalsegmentator_dataset has them: give that folder"):
+        prepare_abdomen_mri(tmp_path, tmp_path / "other")
+    shutil.rmtree(source / "s0001" / "segmentations")
+    save(source / "s0002" / "segmentations" / "liver.nii.gz", np.zeros(SHAPE, np.uint8), np.eye(4))
+    report = prepare_abdomen_mri(source, tmp_path / "other", PrepareOptions(skip_bad=True))
+    assert sum(report.sizes.values()) == 3
+    assert [problem.removeprefix(str(source)) for problem in report.problems] == [
+        "/s0001/mri.nii.gz has no segmentations beside it.", "/s0002 has masks on several grids; replace liver.nii.gz.",
+    ]  # fmt: skip
 
 
 def test_sagittal_volumes_get_the_spacing_of_their_slices(tmp_path):

@@ -227,3 +227,47 @@ def test_what_systems_add_is_no_data(tmp_path):
         (source / name).write_bytes(b"thumbnail")
     assert not prepare_abdomen_mri(source, tmp_path / "out", options=PrepareOptions()).inputs.bad
     assert len(load_volumes(source / "imagesTr")) == 4 and len(load_volumes(source)) == 8
+
+
+def test_axes_that_lead_nobody_knows_where_are_said_once(tmp_path, caplog):
+    """nibabel, ITK and SPM read such a file in three ways."""
+    image = nib.Nifti1Image(VOXELS, None)
+    image.header.set_zooms((2, 1.5, 3))
+    nib.save(image, tmp_path / "a.nii.gz")
+    for _ in range(2):
+        np.testing.assert_allclose(read_volume(tmp_path / "a.nii.gz")[1][:3, :3], np.diag([-2, 1.5, 3]))
+    assert caplog.text.count("a.nii.gz does not say where its axes lead") == 1
+    nib.save(nib.Nifti1Image(VOXELS, AFFINE), tmp_path / "b.nii.gz")
+    read_volume(tmp_path / "b.nii.gz")
+    assert "b.nii.gz" not in caplog.text
+
+
+def nrrd(path: Path, fields: str, content: bytes = VOXELS.astype("<u2").tobytes("F")) -> Path:
+    axes = "type: ushort\ndimension: 3\nsizes: 10 12 5\nendian: little\nencoding: raw\n"
+    path.write_bytes(f"NRRD0004\n{axes}{fields}\n\n".encode() + content)
+    return path
+
+
+PLACED = "space directions: (2,0,0) (0,1.5,0) (0,0,3)\nspace origin: (0,0,0)"
+
+
+def test_headers_of_nrrd(tmp_path, caplog):
+    """The anatomical space, a unit, and a header of 104 segments, as TotalSegmentator gives 3D Slicer."""
+    pytest.importorskip("SimpleITK")
+    segments = "\n".join(f"Segment{n}_{field}:={'x' * 200}" for n in range(104) for field in ("Tags", "Name", "ID"))
+    for name, fields, diagonal in (
+        ("lps", f"space: left-posterior-superior\n{PLACED}\n{segments}", (-2, -1.5, 3)),
+        ("ras", f"space: RAS\n{PLACED}", (2, 1.5, 3)),
+        ("um", f'space: RAS\n{PLACED}\nspace units: "um" "um" "um"', (0.002, 0.0015, 0.003)),
+        ("cm", 'units: "cm" "cm" "cm"\nspacings: 2 1.5 3', (-20, -15, 30)),
+    ):
+        voxels, affine = read_volume(nrrd(tmp_path / f"{name}.nrrd", fields))
+        np.testing.assert_array_equal(voxels, VOXELS)
+        np.testing.assert_allclose(affine[:3, :3], np.diag(diagonal), atol=1e-9)
+    assert "cm.nrrd does not say where its axes lead" in caplog.text and caplog.text.count("axes lead") == 1
+    with pytest.raises(InputError, match="several units"):
+        read_volume(nrrd(tmp_path / "units.nrrd", f'space: RAS\n{PLACED}\nspace units: "mm" "mm" "um"'))
+    packed = nrrd(tmp_path / "packed.nrrd", f"space: RAS\n{PLACED}")
+    packed.write_bytes(packed.read_bytes().replace(b"encoding: raw", b"encoding: bzip2"))
+    with pytest.raises(InputError, match="packed with bzip2"):
+        read_volume(packed)

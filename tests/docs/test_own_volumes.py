@@ -134,6 +134,15 @@ def echoes(folder: Path) -> None:
     check(item["image"], VOXELS + 1)
 
 
+def lone(folder: Path) -> None:
+    for number in range(SHAPE[2]):
+        place = [-40, 30, 7 + 1.25 * number]
+        series(folder / f"{number}", VOXELS[..., [number]], SeriesInstanceUID=f"1.2.{number}", StudyInstanceUID="1.4",
+               ImagePositionPatient=place, SOPInstanceUID=f"1.5.{number}")  # fmt: skip
+    (item,) = load_volumes(folder)
+    check(item["image"])
+
+
 def directions(folder: Path) -> None:
     """A coronal stack of three slices, then its first alone, in the series and at the place of the axial one."""
     series(folder / "one")
@@ -313,6 +322,7 @@ PIXEL_ROWS: dict[str, Callable[[Path], None]] = {
     "frames of an enhanced file": enhanced,
     "slices of several echoes, times or kinds at one place in a series": echoes,
     "stacks in several directions in a series": directions,
+    "slices with a SeriesInstanceUID each": lone,
     "Siemens MOSAIC": mosaic,
     "slices that lean, of a tilted gantry": tilted,
     "slices at uneven distances, with one missing, or one beside the others": uneven,

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+
 from swinumamba_monai.data.files.labelme import read_labelme
-from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ring, decode_runs
+from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ellipse, as_ring, decode_runs
 from swinumamba_monai.data.files.xml_tree import read_xml
 from swinumamba_monai.errors import InputError, explained, shown
 
@@ -87,20 +89,28 @@ def _coco(path: Path) -> dict[str, Annotations] | None:
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         return None
     names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
-    shapes: dict[int, list[Shape]] = {image["id"]: [] for image in content["images"]}
+    # An id may be a number in one place and a text in another.
+    shapes: dict[str, list[Shape]] = {str(image["id"]): [] for image in content["images"]}
+    if len(shapes) < len(content["images"]):
+        raise InputError(f"{path} gives one id to several images; export it again.")
     annotations = content["annotations"]
     for annotation in annotations.values() if isinstance(annotations, dict) else annotations:  # LIVECell has them by id
-        if annotation["image_id"] not in shapes:
+        of_image = shapes.get(str(annotation["image_id"]))
+        if of_image is None:
             raise InputError(f"{path} has an annotation of image {shown(annotation['image_id'])}, which it lacks.")
         problem = f"{path} has an annotation, id {shown(annotation.get('id'))}, that cannot be read"
         with explained(problem, "correct or remove it", *_MALFORMED):
-            shapes[annotation["image_id"]].append(_coco_shape(annotation, names, path))
-    return {
-        str(image["file_name"]): Annotations(
-            path, shapes[image["id"]], (int(image["height"]), int(image["width"])), tuple(names.values())
-        )
-        for image in content["images"]
-    }
+            of_image.append(_coco_shape(annotation, names, path))
+    result = {}
+    for image in content["images"]:
+        name, size = str(image["file_name"]), [int(image.get(side) or 0) for side in ("height", "width")]
+        result[name] = Annotations(path, shapes[str(image["id"])], _size(size), tuple(names.values()), image=name)
+    return result
+
+
+def _size(sides: Sequence[int]) -> tuple[int, int] | None:
+    """Height and width, if the file has both."""
+    return tuple(sides) if all(sides) else None
 
 
 def _coco_shape(annotation: dict, names: dict[int, str], path: Path) -> Shape:
@@ -111,7 +121,7 @@ def _coco_shape(annotation: dict, names: dict[int, str], path: Path) -> Shape:
     if isinstance(segmentation, dict):
         height, width = (int(side) for side in segmentation["size"])
         mask = decode_runs(segmentation["counts"], height, width, "F", path)
-        return Shape(names[number], mask=mask, number=number)
+        return Shape(names[number], masks=[(mask, (0, 0))], number=number)
     if not all(isinstance(flat, list) for flat in segmentation):
         raise ValueError("segmentation must be a list of outlines, [[x1, y1, x2, y2, ...]], or run lengths with a size")
     # One or two points, as tools leave them behind, have no area.
@@ -128,8 +138,8 @@ def _cvat(path: Path) -> dict[str, Annotations] | None:
         return _cvat_tracks(root, names, path)
     result = {}
     for image in root.iter("image"):
-        size = int(image.attrib["height"]), int(image.attrib["width"])
-        result[image.attrib["name"]] = Annotations(path, _cvat_shapes(image, path), size, names)
+        name, size = image.attrib["name"], (int(image.attrib["height"]), int(image.attrib["width"]))
+        result[name] = Annotations(path, _cvat_shapes(image, path), size, names, image=name)
     return result
 
 
@@ -138,17 +148,15 @@ def _cvat_tracks(root: ElementTree.Element, names: Sequence[str], path: Path) ->
     count = int(root.findtext("meta/task/size") or root.findtext("meta/job/size") or 0)
     if count > _MAX_FRAMES:
         raise InputError(f"{path} claims {count} frames, but {_MAX_FRAMES} is the limit; export a part of the video.")
-    size = tuple(int(root.findtext(f"meta//original_size/{side}") or 0) for side in ("height", "width"))
+    size = _size([int(root.findtext(f"meta//original_size/{side}") or 0) for side in ("height", "width")])
     frames: dict[int, list[ElementTree.Element]] = {number: [] for number in range(count)}
     for track in root.iter("track"):
         for element in track:
             if element.get("outside") != "1":
                 element.set("label", track.get("label", ""))
                 frames.setdefault(int(element.attrib["frame"]), []).append(element)
-    return {
-        f"frame_{number:06d}": Annotations(path, _cvat_shapes(elements, path), size if all(size) else None, names)
-        for number, elements in sorted(frames.items())
-    }
+    named = {f"frame_{number:06d}": elements for number, elements in sorted(frames.items())}
+    return {name: Annotations(path, _cvat_shapes(named[name], path), size, names, image=name) for name in named}
 
 
 def _cvat_shapes(elements: Iterable[ElementTree.Element], path: Path) -> list[Shape]:
@@ -161,15 +169,34 @@ def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:
     """A shape of an image; None for a tag, which is of the whole image."""
     if element.tag == "tag":
         return None
-    name, given = element.attrib.get("label", ""), element.attrib
+    name, given, group = element.attrib.get("label", ""), element.attrib, int(element.get("group_id") or 0) or None
     if element.tag == "polygon":
         points = [[float(value) for value in point.split(",")] for point in given["points"].split(";")]
-        return Shape(name, [[as_ring(points)]])
-    if element.tag == "box" and not float(given.get("rotation", 0)):
-        left, top, right, bottom = (float(given[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
-        return Shape(name, [[as_ring([(left, top), (right, top), (right, bottom), (left, bottom)])]])
+        return Shape(name, [[as_ring(points)]], group=group)
+    if element.tag in ("box", "ellipse"):
+        ring, middle = _box(given) if element.tag == "box" else _ellipse(given)
+        return Shape(name, [[_rotated(ring, middle, given)]], group=group)
     if element.tag == "mask":
         runs = [int(count) for count in given["rle"].split(",")]
         mask = decode_runs(runs, int(given["height"]), int(given["width"]), "C", path)
-        return Shape(name, mask=mask, corner=(int(given["top"]), int(given["left"])))
+        return Shape(name, masks=[(mask, (int(given["top"]), int(given["left"])))], group=group)
     raise InputError(f"{path} {NO_AREA.format('shape', shown(element.tag))}")
+
+
+def _box(given: Mapping[str, str]) -> tuple[np.ndarray, list[float]]:
+    """Its outline, and its middle."""
+    left, top, right, bottom = (float(given[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    return as_ring(corners), [(left + right) / 2, (top + bottom) / 2]
+
+
+def _ellipse(given: Mapping[str, str]) -> tuple[np.ndarray, list[float]]:
+    middle, radii = ([float(given[name]) for name in names] for names in (("cx", "cy"), ("rx", "ry")))
+    return as_ellipse(middle, radii), middle
+
+
+def _rotated(ring: np.ndarray, middle: Sequence[float], given: Mapping[str, str]) -> np.ndarray:
+    """An outline turned around its middle as its shape says, in degrees with the clock."""
+    angle = np.deg2rad(float(given.get("rotation") or 0))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return as_ring((ring - middle) @ turn.T + middle)

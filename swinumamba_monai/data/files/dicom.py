@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from swinumamba_monai.data.files.dicom_parts import SPACING_TOLERANCE, uneven
 from swinumamba_monai.data.files.dicom_pixels import read_pixels, rescale
 from swinumamba_monai.errors import InputError, quoted
 
 if TYPE_CHECKING:
     import pydicom
 
-# How much the distances of neighbouring slices may differ, relative to their median: positions are rounded in files.
-_SPACING_TOLERANCE = 0.05
 MAX_VOXELS = 1 << 31
 _ASIDE = 0.5  # how many pixels a slice may lie beside its place
 _DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4  # of direction cosines, and of mm: numbers are rounded in files
@@ -216,12 +215,12 @@ def _geometry(place: Path, slices: Sequence[Slice]) -> tuple[list[int], tuple[np
             f"{first} and {second} lie at one position; give a folder with one volume, or NIfTI: "
             "dcm2niix writes a file for each volume of a series."
         )
-    if np.abs(gaps - typical).max() > _SPACING_TOLERANCE * typical:
+    if uneven(gaps):
         raise InputError(_why_uneven(place, [Path(slices[index].name).name for index in order], gaps, typical))
     step = (positions[order[-1]] - positions[order[0]]) / (len(order) - 1)
     aside = positions[order] - positions[order[0]] - np.arange(len(order))[:, None] * step
     index = int(np.linalg.norm(aside, axis=1).argmax())
-    if np.linalg.norm(aside[index]) > max(_ASIDE * min(slices[0].spacing), 2 * _SPACING_TOLERANCE * typical):
+    if np.linalg.norm(aside[index]) > max(_ASIDE * min(slices[0].spacing), 2 * SPACING_TOLERANCE * typical):
         raise InputError(
             f"{slices[order[index]].name} lies {np.linalg.norm(aside[index]):.2f} mm beside the line through the other "
             "slices, but the slices of a volume are over each other or lean evenly; give a folder with one volume."
@@ -233,7 +232,7 @@ def _why_uneven(place: Path, names: Sequence[str], gaps: np.ndarray, typical: fl
     """The sentence for uneven distances: slices are missing where all are multiples of one."""
     steps = np.round(gaps / typical)
     index = int(np.abs(gaps - typical).argmax())
-    if steps.min() >= 1 and np.abs(gaps - steps * typical).max() <= _SPACING_TOLERANCE * typical:
+    if steps.min() >= 1 and np.abs(gaps - steps * typical).max() <= SPACING_TOLERANCE * typical:
         return (
             f"{place} misses slices: {names[index]} and {names[index + 1]} are {gaps[index]:.2f} mm apart, the others "
             f"{typical:.2f} mm; complete the series."

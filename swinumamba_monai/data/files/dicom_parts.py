@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import filecmp
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +23,18 @@ if TYPE_CHECKING:
 NO_NAME = r"[^0-9A-Za-z.-]"  # what no part of a path made of a UID has
 # In what the volumes of one series may differ that have slices at the same places, the plainest first.
 PART_TAGS = (
-    "EchoTime EchoNumbers AcquisitionNumber TemporalPositionIdentifier DiffusionBValue TriggerTime ImageType".split()
-)
-
+    "EchoTime EchoNumbers AcquisitionNumber TemporalPositionIdentifier DiffusionBValue DiffusionGradientOrientation "
+    "TriggerTime InversionTime FlipAngle ImageType AcquisitionTime"
+).split()
+_MOST_TAGS = 2  # that tell volumes apart together: every echo at every time
 PARALLEL = 1e-2  # how far direction cosines of parallel slices may differ
+# How much the distances of neighbouring slices may differ, relative to their median: positions are rounded in files.
+SPACING_TOLERANCE = 0.05
+# What slices agree in that are one stack although each has a series of its own, and how many they are at least.
+STACK_TAGS = (
+    "StudyInstanceUID FrameOfReferenceUID Modality SeriesDescription ImageOrientationPatient PixelSpacing Rows Columns"
+).split()
+_LEAST_STACK = 3
 _PLANES = ("sagittal", "coronal", "axial")  # by the axis that the normal of a slice is next to
 
 
@@ -39,6 +49,59 @@ def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
         else:
             alike.append(file)
     return copies
+
+
+def join_lone_slices(
+    groups: dict[str, dict[Path, pydicom.Dataset]],
+) -> tuple[dict[str, dict[Path, pydicom.Dataset]], int, int]:
+    """Make one series of slices that have a series each, as some scanners and anonymizers leave them.
+
+    They agree in ``STACK_TAGS`` (without a study they lie in one folder), and are three or more at even distances;
+    slices at one place are told apart as :func:`parts_of` does.
+
+    Args:
+        groups: files with their headers by the key of their series.
+
+    Returns:
+        The groups, the joined ones under the key of their first file; how many were joined; and how many agree and are
+        no stack.
+    """
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for key, group in groups.items():
+        file, header = next(iter(group.items()))
+        if len(group) == 1 and not holds_several(header):
+            study, *agreed = (_text(getattr(header, tag, "")) for tag in STACK_TAGS)
+            alike.setdefault((study or file.parent, *agreed), []).append(key)
+    joined: dict[str, str] = {}
+    others = 0
+    for keys in alike.values():
+        stack = {file: header for key in keys for file, header in groups[key].items()}
+        if all(_is_stack(part) for _, part, _ in parts_of(keys[0], stack)):
+            joined |= dict.fromkeys(keys, keys[0])
+        elif len(keys) >= _LEAST_STACK:
+            others += len(keys)
+    result: dict[str, dict[Path, pydicom.Dataset]] = {}
+    for key, group in groups.items():
+        result.setdefault(joined.get(key, key), {}).update(group)
+    return result, len(joined), others
+
+
+def _is_stack(group: dict[Path, pydicom.Dataset]) -> bool:
+    """Whether slices, which are parallel, are three or more at even distances."""
+    try:
+        positions = np.array([header.ImagePositionPatient for header in group.values()], dtype=np.float64)
+        way = next(map(direction_of, group.values()))
+        depths = np.sort(positions @ np.cross(way[:3], way[3:]))
+    except (AttributeError, TypeError, ValueError):  # without a place
+        return False
+    gaps = np.diff(depths)
+    return len(depths) >= _LEAST_STACK and gaps.min() > 0 and not uneven(gaps)
+
+
+def uneven(gaps: np.ndarray) -> bool:
+    """Whether the distances of neighbouring slices differ by more than rounding."""
+    typical = np.median(gaps)
+    return bool(np.abs(gaps - typical).max() > SPACING_TOLERANCE * typical)
 
 
 def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, dict[Path, pydicom.Dataset], str]]:
@@ -57,16 +120,19 @@ def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, di
         named = [(plane_of(next(iter(stack.values()))), stack) for stack in stacks]
         if len({plane for plane, _ in named}) == len(named):
             return [(f"{key}-{plane}", stack, plane) for plane, stack in named]
-    if _has_places_once(group):
+    places = [_text(getattr(header, "ImagePositionPatient", "")) for header in group.values()]
+    most = max(Counter(places).values())  # slices at one place, so as many volumes
+    if most == 1 or "" in places:
         return [(key, group, "")]
-    for tag in PART_TAGS:
-        parts: dict[str, dict[Path, pydicom.Dataset]] = {}
-        for file, header in group.items():
-            parts.setdefault(_text(getattr(header, tag, "")), {})[file] = header
-        if len(parts) > 1 and all(map(_has_places_once, parts.values())):
-            return [
-                (re.sub(NO_NAME, "_", f"{key}-{tag}-{value}"), part, f"{tag} {value}") for value, part in parts.items()
-            ]
+    texts = {tag: [_text(getattr(header, tag, "")) for header in group.values()] for tag in PART_TAGS}
+    for count in range(1, _MOST_TAGS + 1):
+        for tags in combinations(PART_TAGS, count):
+            of_files = list(zip(*(texts[tag] for tag in tags)))
+            if len(set(of_files)) == most and len(set(zip(of_files, places))) == len(group):
+                parts: dict[str, dict[Path, pydicom.Dataset]] = {}
+                for (file, header), values in zip(group.items(), of_files):
+                    parts.setdefault(", ".join(map(" ".join, zip(tags, values))), {})[file] = header
+                return [(re.sub(NO_NAME, "_", f"{key}-{name.replace(' ', '-')}"), parts[name], name) for name in parts]
     return [(key, group, "")]
 
 
@@ -104,9 +170,19 @@ def plane_of(header: pydicom.Dataset) -> str:
     return "" if way is None else _PLANES[int(np.abs(np.cross(way[:3], way[3:])).argmax())]
 
 
-def _has_places_once(group: dict[Path, pydicom.Dataset]) -> bool:
-    places = [_text(getattr(header, "ImagePositionPatient", "")) for header in group.values()]
-    return len(set(places)) == len(places) or "" in places
+def holds_several(header: pydicom.Dataset) -> bool:
+    """Whether a file holds several slices itself, as frames or in a mosaic."""
+    try:
+        frames = int(header.NumberOfFrames)
+    except (AttributeError, TypeError, ValueError):  # not there, or no number, which reading the file says
+        frames = 1
+    return frames > 1 or "MOSAIC" in words_of(header)
+
+
+def words_of(header: pydicom.Dataset) -> Sequence[str]:
+    """The words of what kind of image a file is."""
+    kind = getattr(header, "ImageType", None) or ()
+    return (str(kind),) if isinstance(kind, str) or not isinstance(kind, Sequence) else [str(word) for word in kind]
 
 
 def _text(value: object) -> str:
@@ -115,6 +191,6 @@ def _text(value: object) -> str:
     texts = []
     for one in several:
         with suppress(TypeError, ValueError):
-            one = f"{round(float(one), 3):g}"
+            one = f"{round(float(one), 3):.12g}"
         texts.append(shown("" if one is None else one))
     return " ".join(texts)

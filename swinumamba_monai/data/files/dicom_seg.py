@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file, read_header
-from swinumamba_monai.data.files.dicom_series import find_files
 from swinumamba_monai.data.files.limits import check_unfolding
+from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.errors import InputError, quoted, shown
 
 __all__ = ["find_segmentation", "read_segmentation"]

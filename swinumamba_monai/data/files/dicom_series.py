@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,15 @@ from monai.utils import optional_import
 from swinumamba_monai.data.files.dicom_parts import (
     NO_NAME,
     PART_TAGS,
+    STACK_TAGS,
     by_direction,
     copies_in,
     direction_of,
+    holds_several,
     is_parallel,
+    join_lone_slices,
     parts_of,
+    words_of,
 )
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
 from swinumamba_monai.data.files.walk import find_files
@@ -35,10 +40,8 @@ UID, _ = optional_import("pydicom.uid", name="UID")
 
 logger = logging.getLogger(__name__)
 
-_TAGS = (
-    "SOPClassUID SOPInstanceUID Modality SeriesInstanceUID SeriesNumber SeriesDescription Rows NumberOfFrames "
-    "ImageOrientationPatient ImagePositionPatient"
-).split() + list(PART_TAGS)
+_TAGS = "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesNumber NumberOfFrames ImagePositionPatient".split()
+_TAGS += [*STACK_TAGS, *PART_TAGS]
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_IMAGES = ("SEG", "RTDOSE", "PR", "SR", "KO", "REG", "RTSTRUCT", "RTPLAN")  # modalities
 _LOCALIZERS = {"LOCALIZER", "SCOUT"}
@@ -87,7 +90,7 @@ def holds_volume(file: Path) -> bool:
         return False
     try:
         header = read_header(file, ("NumberOfFrames", "ImageType", "Modality"))
-        return _frames(header) > 1 or "MOSAIC" in _words(header) or str(header.get("Modality")) == "SEG"
+        return holds_several(header) or str(header.get("Modality")) == "SEG"
     except Exception:  # pydicom has no common class for a broken file
         return False
 
@@ -95,11 +98,12 @@ def holds_volume(file: Path) -> bool:
 def find_series(folder: Path) -> list[Series]:
     """The series of images in a folder and below; what is none is set aside, by name, in the log.
 
-    A series with several slices at one place is taken apart by echo, time or the like, into a series for each volume.
+    A series with several slices at one place is taken apart by echo, time or the like, into a series for each volume;
+    slices that have a series each, and are a stack together, become one.
 
     Set aside are copies of a file in its folder, files without pixels (presentation states, reports, a DICOMDIR),
-    segmentations and doses; and where others are left, secondary captures, localizers, and series of slices in other
-    directions than those of a stack.
+    segmentations and doses; and where others are left in a study or a folder, secondary captures, localizers, and
+    series of slices in other directions than those of a stack.
 
     Args:
         folder: the folder; other files in it are passed over.
@@ -129,26 +133,28 @@ def find_series(folder: Path) -> list[Series]:
             broken.append(file)
     aside |= copies_in(images)
     images = {file: header for file, header in images.items() if file not in aside}
-    captures = [f for f, h in images.items() if str(getattr(h, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)]
-    localizers = [file for file, header in images.items() if _LOCALIZERS & set(_words(header))]
-    for reason, found in (("secondary capture", captures), ("localizer", localizers)):
-        kind = [file for file in found if file in images]
-        if len(kind) < len(images):
-            aside |= dict.fromkeys(kind, reason)
-            images = {file: header for file, header in images.items() if file not in aside}
+    visits = _visits(images)
+    for visit in visits:
+        aside |= _no_scans({file: images[file] for file in visit})
+    images = {file: header for file, header in images.items() if file not in aside}
     groups: dict[str, dict[Path, pydicom.Dataset]] = {}
     for file, header in images.items():
         groups.setdefault(_key(header), {})[file] = header
-    parallel = [part for group in groups.values() for part in by_direction(group)]
-    stacks = [way for part in parallel if (way := _stack_direction(part.values())) is not None]
-    for part in parallel:
-        if stacks and _stack_direction(part.values()) is None and not _lies_in(part.values(), stacks):
-            aside |= dict.fromkeys(part, "slices in other directions, like a localizer's")
+    groups, joined, alike = join_lone_slices(groups)
+    if joined:
+        _warn(f"{folder}: {joined} slices with a SeriesInstanceUID each are put together into stacks")
+    if alike:
+        _warn(
+            f"{folder}: {alike} slices with a SeriesInstanceUID each agree, but are no stack: they lie at uneven "
+            "distances, as if some were missing, or two at one place"
+        )
+    for visit in visits:
+        aside |= _across_stacks([group for group in groups.values() if next(iter(group)) in visit])
     groups = {key: {f: h for f, h in group.items() if f not in aside} for key, group in groups.items()}
     groups = {key: group for key, group in groups.items() if group}
     if aside:
         names = listed((f"{file.name} ({reason})" for file, reason in aside.items()), _MAX_LISTED)
-        logger.warning("%s: %d of %d DICOM files are set aside: %s", folder, len(aside), len(files), names)
+        _warn(f"{folder}: {len(aside)} of {len(files)} DICOM files are set aside: {names}")
     series = [
         _series(key, group, broken, words)
         for name, whole in groups.items()
@@ -238,6 +244,50 @@ def find_named(path: Path) -> Series:
     return choose_series(path, [one for one in found if one.key == key])[0]
 
 
+def _visits(images: dict[Path, pydicom.Dataset]) -> list[set[Path]]:
+    """The files that are of one study or in one folder, and so of one patient."""
+    visits: list[tuple[set[str], set[Path]]] = []
+    for file, header in images.items():
+        names = {str(file.parent), str(getattr(header, "StudyInstanceUID", None) or file.parent)}
+        first, *others = [visit for visit in visits if visit[0] & names] or [(set(), set())]
+        for known, files in [*others, (names, {file})]:
+            first[0].update(known)
+            first[1].update(files)
+        visits = [visit for visit in visits if visit not in (first, *others)] + [first]
+    return [files for _, files in visits]
+
+
+def _no_scans(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
+    """The secondary captures and localizers of a visit, with the word, if there is anything else in it."""
+    aside: dict[Path, str] = {}
+    captures = [f for f, h in images.items() if str(getattr(h, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)]
+    localizers = [file for file, header in images.items() if _LOCALIZERS & set(words_of(header))]
+    for reason, found in (("secondary capture", captures), ("localizer", localizers)):
+        kind = [file for file in found if file not in aside]
+        if len(kind) < len(images) - len(aside):
+            aside |= dict.fromkeys(kind, reason)
+    return aside
+
+
+def _across_stacks(groups: Sequence[dict[Path, pydicom.Dataset]]) -> dict[Path, str]:
+    """Slices of the series of a visit that are in other directions than its stacks, with the word for them."""
+    aside: dict[Path, str] = {}
+    parallel = [by_direction(group) for group in groups]
+    ways = [[_stack_direction(part.values()) for part in parts] for parts in parallel]
+    stacks = [way for of_group in ways for way in of_group if way is not None]
+    for parts, of_group in zip(parallel, ways):
+        crossed = len(parts) > 1 and all(way is None for way in of_group)  # a slice in each direction
+        for part, way in zip(parts, of_group):
+            if stacks and way is None and (crossed or not _lies_in(part.values(), stacks)):
+                aside |= dict.fromkeys(part, "slices in other directions, like a localizer's")
+    return aside
+
+
+@cache  # a series is looked for whenever it is read
+def _warn(sentence: str) -> None:
+    logger.warning("%s", sentence)
+
+
 def _series(key: str, group: dict[Path, pydicom.Dataset], broken: Sequence[Path], words: str = "") -> Series:
     files = set(group)
     files |= {file for file in broken if file.parent in {one.parent for one in group}}
@@ -259,22 +309,10 @@ def _no_image(header: pydicom.Dataset) -> str:
     return shown(UID(header.SOPClassUID).name)
 
 
-def _words(header: pydicom.Dataset) -> Sequence[str]:
-    kind = getattr(header, "ImageType", None) or ()
-    return (str(kind),) if isinstance(kind, str) or not isinstance(kind, Sequence) else [str(word) for word in kind]
-
-
-def _frames(header: pydicom.Dataset) -> int:
-    try:
-        return int(header.NumberOfFrames)
-    except (AttributeError, TypeError, ValueError):  # not there, or no number, which reading the file says
-        return 1
-
-
 def _stack_direction(headers: Iterable[pydicom.Dataset]) -> np.ndarray | bool | None:
     """The orientation that several slices share, or None; False for a file that holds several itself."""
     headers = list(headers)
-    if any(_frames(header) > 1 or "MOSAIC" in _words(header) for header in headers):
+    if any(map(holds_several, headers)):
         return False
     ways = [direction_of(header) for header in headers]
     if len(ways) < 2 or any(way is None or not is_parallel(way, ways[0]) for way in ways):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swinumamba_monai.data.files.shapes import Annotations, Shape
+from swinumamba_monai.data.files.shapes import Annotations, Shape, as_ellipse, as_ring
 from swinumamba_monai.errors import InputError, quoted, shown
 
 MAX_ROIS, MAX_ROI_BYTES = 1 << 17, 1 << 22
@@ -19,9 +19,10 @@ MAX_ROIS, MAX_ROI_BYTES = 1 << 17, 1 << 22
 _POLYGONS = (0, 7, 8)  # polygon, freehand, traced
 _RECTANGLE, _OVAL = 1, 2
 _OTHERS = {3: "line", 4: "freehand line", 5: "segmented line", 6: "nothing", 9: "angle", 10: "point"}
+_TEXT, _IMAGE = 1, 4  # of the subtypes at byte 48, which are rectangles for ImageJ
 _SUBPIXEL = 128  # of the options at byte 50
+_FIRST_SUBPIXEL_BOX = 223  # version that keeps fractions of rectangles and ovals, at byte 18
 _HEADER = 64  # bytes
-_OVAL_POINTS = 128
 _MOVE, _LINE, _CLOSE = 0, 1, 4  # of the path of a composite region
 
 
@@ -57,27 +58,32 @@ def _parse(data: bytes, name: str) -> Shape:
         raise InputError(f"{shown(name)} is no ROI of ImageJ; save it again.")
     kind = data[6]
     top, left, bottom, right = struct.unpack_from(">4h", data, 8)
+    subtype, options = struct.unpack_from(">2h", data, 48)
+    has_box = options & _SUBPIXEL and struct.unpack_from(">h", data, 4)[0] >= _FIRST_SUBPIXEL_BOX
+    if has_box and kind in (_RECTANGLE, _OVAL):
+        left, top, width, height = struct.unpack_from(">4f", data, 18)
+        right, bottom = left + width, top + height
     composite = struct.unpack_from(">i", data, 36)[0]
     if composite > 0:
         return Shape(name, [_path(np.frombuffer(data, ">f4", composite, _HEADER).tolist(), name)])
+    if kind == _RECTANGLE and subtype in (_TEXT, _IMAGE):
+        raise InputError(f"{shown(name)} is a text or a picture, which has no pixels; keep areas only.")
     if kind == _RECTANGLE:
-        return Shape(name, [[np.array([(left, top), (right, top), (right, bottom), (left, bottom)], float)]])
+        return Shape(name, [[as_ring([(left, top), (right, top), (right, bottom), (left, bottom)])]])
     if kind == _OVAL:
-        angles = np.linspace(0, 2 * np.pi, _OVAL_POINTS, endpoint=False)
-        x = (left + right) / 2 + (right - left) / 2 * np.cos(angles)
-        y = (top + bottom) / 2 + (bottom - top) / 2 * np.sin(angles)
-        return Shape(name, [[np.stack([x, y], axis=-1)]])
+        middle, radii = ((left + right) / 2, (top + bottom) / 2), ((right - left) / 2, (bottom - top) / 2)
+        return Shape(name, [[as_ellipse(middle, radii)]])
     if kind not in _POLYGONS:
         raise InputError(f"{shown(name)} is a {_OTHERS.get(kind, kind)}, which has no pixels; keep areas only.")
     count = struct.unpack_from(">H", data, 16)[0]
     if count < 3:
         raise InputError(f"{shown(name)} has {count} points, but an area needs three; remove it.")
-    if struct.unpack_from(">h", data, 50)[0] & _SUBPIXEL:
+    if options & _SUBPIXEL:
         x, y = np.frombuffer(data, ">f4", 2 * count, _HEADER + 4 * count).reshape(2, count)
     else:
         x, y = np.frombuffer(data, ">i2", 2 * count, _HEADER).reshape(2, count)
         x, y = x + float(left), y + float(top)
-    return Shape(name, [[np.stack([x, y], axis=-1).astype(np.float64)]])
+    return Shape(name, [[as_ring(zip(x, y))]])
 
 
 def _path(numbers: list[float], name: str) -> list[np.ndarray]:
@@ -96,4 +102,4 @@ def _path(numbers: list[float], name: str) -> list[np.ndarray]:
     rings = [ring for ring in rings if len(ring) > 2]
     if not rings:
         raise InputError(f"{shown(name)} has no outline; remove it.")
-    return [np.array(ring) for ring in rings]
+    return [as_ring(ring) for ring in rings]

@@ -143,12 +143,12 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
         raise InputError(
             f"{path} is a JPEG, which does not keep {numbers}; take the {kind} it was made of, as {form}{other}."
         )
-    if image.ndim == 3 and image.shape[2] > 2 and (image[..., 1:3] == image[..., :1]).all():
-        image = image[..., 0]  # gray, stored in three channels, perhaps with alpha
+    image = without_copies(image)
     if image.ndim != 2:
+        colours = ", or prepare with a --label_map of their colours" if kind == "mask" else ""
         raise InputError(
             f"{path} has {image.shape[-1]} channels that differ (a colour picture), but this {kind} needs one channel "
-            f"of {numbers}; save it as {form}."
+            f"of {numbers}; save it as {form}{colours}."
         )
     largest = np.iinfo(dtype).max
     if image.min() < 0 or image.max() > largest or (image.dtype.kind == "f" and (image % 1).any()):
@@ -157,6 +157,12 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
             f"0 and {largest}; save {numbers}, with 0 for the background."
         )
     return image.astype(np.int32)
+
+
+def without_copies(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, C) as (H, W) where it is gray stored in three channels, perhaps with alpha; else the image."""
+    is_gray = image.ndim == 3 and image.shape[2] > 2 and (image[..., 1:3] == image[..., :1]).all()
+    return image[..., 0] if is_gray else image
 
 
 class ImageFileReader(ImageReader):

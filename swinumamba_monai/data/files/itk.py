@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,21 @@ from swinumamba_monai.errors import InputError, explained, shown
 
 sitk, _has_sitk = optional_import("SimpleITK")
 
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-_MAX_HEADER = 1 << 16  # bytes
+logger = logging.getLogger(__name__)
+
+_NRRD_SUFFIXES = (".nrrd", ".nhdr")
+ITK_SUFFIXES = (*_NRRD_SUFFIXES, ".mha", ".mhd")
+_MAX_HEADER = 1 << 22  # bytes; 3D Slicer writes a kilobyte for every segment
 # Where a header ends, and where it names the file of its voxels.
 _NRRD_END = re.compile(rb"\r?\n\r?\n")
 _DATA_FILE = re.compile(
     rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE | re.IGNORECASE
 )
+_BZIP2 = re.compile(rb"^encoding:[ \t]*bz", re.MULTILINE | re.IGNORECASE)
+# The units of places, which ITK passes over; other words than these, and none, are mm, as every program takes them.
+_UNIT = re.compile(rb"^(?:(?:space )?units:|DistanceUnits[ \t]*=)(.*)$", re.MULTILINE | re.IGNORECASE)
+_UNITS = {"m": 1000.0, "meter": 1000.0, "cm": 10.0, "mm": 1.0, "um": 0.001, "\u00b5m": 0.001, "micron": 0.001}
+_SPACE = re.compile(rb"^space:[ \t]*(?:[lr][ap]s|(?:left|right)-(?:anterior|posterior)-superior)", re.M | re.I)
 # ITK's axes are left, posterior, superior; NIfTI's are right, anterior, superior.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FEW_DIMENSIONS = re.compile(rb"^NDims[ \t]*=[ \t]*[1-5][ \t]*\r?$", re.MULTILINE)
@@ -48,7 +58,12 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
         InputError: SimpleITK is not installed; the file is damaged, leads elsewhere, or claims more than it can hold.
     """
     check_itk(path)
-    data_file = _data_file(path)
+    header = _header(path)
+    data_file, unit = _data_file(path, header), _unit(path, header)
+    if path.suffix.lower() in _NRRD_SUFFIXES and _BZIP2.search(header):
+        raise InputError(f"{path} is packed with bzip2, which ITK does not read; save it with gzip.")
+    if path.suffix.lower() in _NRRD_SUFFIXES and not _SPACE.search(header):
+        _warn_without_space(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with explained(f"{path} cannot be decoded", "it is damaged, so replace it"):
@@ -63,7 +78,7 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
         image = reader.Execute()
         voxels = sitk.GetArrayFromImage(image)
     voxels = np.moveaxis(voxels, -1, 0).T if channels > 1 else voxels.T
-    return voxels, _affine(image)
+    return voxels, np.diag([unit, unit, unit, 1.0]) @ _affine(image)
 
 
 def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
@@ -81,16 +96,29 @@ def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def _data_file(path: Path) -> Path:
-    """The file of the voxels: itself, or the one beside it that the header names; a header leads nowhere else."""
+@cache  # once for each file
+def _warn_without_space(path: Path) -> None:
+    logger.warning(
+        "%s does not say where its axes lead (it has no anatomical space); they are taken to lead left, posterior and "
+        "superior, as ITK takes them: correct its header",
+        path,
+    )
+
+
+def _header(path: Path) -> bytes:
+    """The text that a file begins with; of a MetaImage file voxels may follow it."""
     with path.open("rb") as file:
-        header = file.read(_MAX_HEADER)
-    if path.suffix.lower() in (".nrrd", ".nhdr"):
-        parts = _NRRD_END.split(header, maxsplit=1)
-        is_whole = len(parts) > 1 or len(header) < _MAX_HEADER
-        names = _DATA_FILE.findall(parts[0])
+        beginning = file.read(_MAX_HEADER)
+    return _NRRD_END.split(beginning, maxsplit=1)[0] if path.suffix.lower() in _NRRD_SUFFIXES else beginning
+
+
+def _data_file(path: Path, header: bytes) -> Path:
+    """The file of the voxels: itself, or the one beside it that the header names; a header leads nowhere else."""
+    names = _DATA_FILE.findall(header)
+    if path.suffix.lower() in _NRRD_SUFFIXES:
+        is_whole = len(header) < _MAX_HEADER
     else:
-        names = _DATA_FILE.findall(header)[:1]  # it ends a header
+        names = names[:1]  # it ends a header
         # ITK writes beyond its memory where there are more than ten dimensions.
         is_whole = bool(names) and header.count(b"NDims") == len(_FEW_DIMENSIONS.findall(header)) == 1
     name = names[-1].decode(errors="replace") if names else "LOCAL"
@@ -103,6 +131,15 @@ def _data_file(path: Path) -> Path:
             f"({shown(name)}); save it as a single file."
         )
     return target
+
+
+def _unit(path: Path, header: bytes) -> float:
+    """The mm of the unit that a header measures places in."""
+    words = " ".join(text.decode(errors="replace") for text in _UNIT.findall(header)[:1])
+    units = {_UNITS[word] for word in re.split(r'[\s"]+', words.lower()) if word in _UNITS}
+    if len(units) > 1:
+        raise InputError(f"{path} has several units ({shown(words)}); correct its header.")
+    return units.pop() if units else 1.0
 
 
 def _affine(image: sitk.Image) -> np.ndarray:

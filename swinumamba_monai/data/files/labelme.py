@@ -12,12 +12,10 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from swinumamba_monai.data.files.limits import MAX_PIXELS
-from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ring
+from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ellipse, as_ring
 from swinumamba_monai.errors import InputError, shown
 
 __all__ = ["read_labelme"]
-
-_CORNERS = 360  # of a circle
 
 
 def read_labelme(content: dict, path: Path) -> Annotations:
@@ -30,20 +28,7 @@ def read_labelme(content: dict, path: Path) -> Annotations:
     Raises:
         InputError: a shape has no area. Malformed ones raise ValueError, KeyError or TypeError.
     """
-    shapes: list[Shape] = []
-    groups: dict[tuple[str, int], int] = {}
-    for entry in reversed(content["shapes"]):
-        shape = _shape(entry, path)
-        group = entry.get("group_id")
-        if group is None or (key := (shape.name, int(group))) not in groups:
-            if group is not None:
-                groups[key] = len(shapes)
-            shapes.append(shape)
-            continue
-        first = shapes[groups[key]]
-        if first.mask is not None or shape.mask is not None:
-            raise ValueError(f"masks in the group {shown(group)}")
-        shapes[groups[key]] = Shape(shape.name, [*first.polygons, *shape.polygons])
+    shapes = [_shape(entry, path) for entry in reversed(content["shapes"])]
     height, width = content.get("imageHeight"), content.get("imageWidth")
     size = (int(height), int(width)) if height and width else None
     return Annotations(path, shapes, size, tuple(dict.fromkeys(shape.name for shape in shapes)))
@@ -51,19 +36,19 @@ def read_labelme(content: dict, path: Path) -> Annotations:
 
 def _shape(entry: dict, path: Path) -> Shape:
     kind, points, label = entry.get("shape_type") or "polygon", entry["points"], str(entry["label"])
+    group = None if entry.get("group_id") is None else int(entry["group_id"])
     if kind == "mask":
         (left, top), _ = points
-        return Shape(label, mask=_decoded(entry["mask"]), corner=(round(top), round(left)))
+        return Shape(label, masks=[(_decoded(entry["mask"]), (round(top), round(left)))], group=group)
     if kind == "rectangle":
         (left, top), (right, bottom) = points
         points = [(left, top), (right, top), (right, bottom), (left, bottom)]
     elif kind == "circle":  # its middle, and a point of it
         middle, edge = np.array(points, dtype=np.float64)
-        angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
-        points = middle + np.linalg.norm(edge - middle) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        points = as_ellipse(middle, [np.linalg.norm(edge - middle)] * 2)
     elif kind != "polygon":
         raise InputError(f"{path} {NO_AREA.format('shape', shown(kind))}")
-    return Shape(label, [[as_ring(points)]] if len(points) > 2 else [])
+    return Shape(label, [[as_ring(points)]] if len(points) > 2 else [], group=group)
 
 
 def _decoded(text: str) -> np.ndarray:

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +18,8 @@ import numpy as np
 
 from swinumamba_monai.data.files.limits import MAX_DEFLATE
 from swinumamba_monai.errors import InputError, explained
+
+logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 PAIR_SUFFIX = ".hdr"  # of a header that has its voxels beside it, in a file .img or .img.gz
@@ -54,6 +58,8 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
         is_nifti = isinstance(image, nib.Nifti1Pair)
         affine = affine_of(header) if is_nifti else np.asarray(image.affine, dtype=np.float64)
         forms = _forms(header) if is_nifti else None
+        if is_nifti and not (header["sform_code"] or header["qform_code"]):
+            _warn_without_forms(path)
         if min(shape) < 1 or math.prod(shape) > max_voxels:
             raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
         if dtype.fields or dtype.kind not in "uif":
@@ -88,6 +94,15 @@ def put_forms(header: nib.Nifti1Header, forms: np.ndarray) -> None:
         header[name] = [next(numbers) for _ in range(4)] if name.startswith("srow") else next(numbers)
     header["pixdim"][:4] = [next(numbers) for _ in range(4)]
     header["xyzt_units"] = next(numbers)
+
+
+@cache  # once for each file
+def _warn_without_forms(path: Path) -> None:
+    logger.warning(
+        "%s does not say where its axes lead (it has no sform and no qform); they are taken to lead left, anterior and "
+        "superior, as nibabel takes them, but other programs differ: correct its header",
+        path,
+    )
 
 
 def _forms(header: nib.Nifti1Header) -> np.ndarray:

@@ -20,7 +20,9 @@ MAX_CUTS = (
     1 << 26
 )  # of the outline of one part with the rows of pixels; a jagged one around a large image has thousands
 
-__all__ = ["NO_AREA", "Annotations", "Shape", "as_ring", "decode_runs", "rasterize"]
+__all__ = ["NO_AREA", "Annotations", "Shape", "as_ellipse", "as_ring", "decode_runs", "numbers_of", "rasterize"]
+
+_CORNERS = 360  # of an ellipse
 
 NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 
@@ -32,17 +34,18 @@ class Shape:
     Attributes:
         name: of its class; empty where the tool has none.
         polygons: for each of its parts the rings (N, 2) float64, x and y in pixels from the upper left corner of the
-            image; what lies in two rings of a part is a hole. Without a part a shape has no pixels.
-        mask: (h, w) bool, in place of polygons.
-        corner: row and column of the upper left pixel of ``mask``.
+            image; what lies in two rings of a part is a hole.
+        masks: further parts, (h, w) bool, each with the row and column of its upper left pixel. Without a part a shape
+            has no pixels.
         number: of its class in the file, or None.
+        group: number of the thing that it is a part of, beside others of its name, or None.
     """
 
     name: str = ""
     polygons: Sequence[Sequence[np.ndarray]] = ()
-    mask: np.ndarray | None = None
-    corner: tuple[int, int] = (0, 0)
+    masks: Sequence[tuple[np.ndarray, tuple[int, int]]] = ()
     number: int | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Annotations:
         size: height and width of the image in pixels, as the file has them, or None.
         names: of all classes of the file, in its order.
         relative: whether the numbers of the polygons are parts of width and height and no pixels.
+        image: name of the image in a file of many, or "".
     """
 
     source: Path
@@ -62,6 +66,11 @@ class Annotations:
     size: tuple[int, int] | None = None
     names: Sequence[str] = ()
     relative: bool = False
+    image: str = ""
+
+    def __str__(self) -> str:
+        """The file, and the image in it, for a sentence."""
+        return f"{self.source} (of {shown(self.image)})" if self.image else str(self.source)
 
 
 def as_ring(points: Iterable) -> np.ndarray:
@@ -70,6 +79,19 @@ def as_ring(points: Iterable) -> np.ndarray:
     if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all() or np.abs(ring).max() > 1 << 30:
         raise ValueError("an outline needs three points or more, all of them numbers")
     return ring
+
+
+def as_ellipse(middle: Sequence[float], radii: Sequence[float]) -> np.ndarray:
+    """The outline of an ellipse, x and y of its middle and radii along both, as :func:`as_ring`."""
+    angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+    return as_ring(np.asarray(middle) + np.asarray(radii) * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+
+
+def numbers_of(shapes: Iterable[Shape]) -> list[int]:
+    """A number for every shape, from 1 on, and the same for those with one name and one group."""
+    things: dict[object, int] = {}
+    keys = ((shape.name, shape.group) if shape.group is not None else position for position, shape in enumerate(shapes))
+    return [things.setdefault(key, len(things) + 1) for key in keys]
 
 
 def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:
@@ -86,15 +108,13 @@ def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int,
     Raises:
         InputError: the file was made for an image of another size, or a shape lies outside of the image.
     """
-    source = annotations.source
     if annotations.size is not None and annotations.size != size:
-        raise InputError(f"{source} is for an image of {annotations.size} pixels, but its image has {size}.")
+        raise InputError(f"{annotations} is for an image of {annotations.size} pixels, but its image has {size}.")
     scale = np.array(size[::-1] if annotations.relative else (1, 1))
     result = np.zeros(size, np.int32)
     empty = 0
     for position, (shape, number) in enumerate(zip(annotations.shapes, numbers, strict=True), start=1):
-        masks = [(shape.mask, shape.corner)] if shape.mask is not None else []
-        parts = masks or [_fill([ring * scale for ring in rings], size) for rings in shape.polygons]
+        parts = [*shape.masks, *(_fill([ring * scale for ring in rings], size) for rings in shape.polygons)]
         if not parts:
             empty += 1
             continue
@@ -102,14 +122,14 @@ def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int,
         if not any(mask.size for mask, _ in windows):
             name = f" ({shown(shape.name)})" if shape.name else ""
             raise InputError(
-                f"{source} has a shape, number {position}{name}, outside of its image of {size} pixels; check that it "
-                "belongs to this image at this size."
+                f"{annotations} has a shape, number {position}{name}, outside of its image of {size} pixels; check "
+                "that it belongs to this image at this size."
             )
         for mask, window in windows:
             result[window][mask & (result[window] == 0)] = number
         empty += not any(mask.any() for mask, _ in windows)
     if empty:
-        logger.warning("%s has %d shapes that are smaller than a pixel; they are not used", source, empty)
+        logger.warning("%s has %d shapes that are smaller than a pixel; they are not used", annotations, empty)
     return result
 
 

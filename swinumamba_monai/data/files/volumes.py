@@ -35,6 +35,7 @@ VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES, *ITK_SUFF
 # The cosine of the angle between two axes, 0 for right angles: from where on it is more than rounding, and up to where
 # it may be that of a tilted gantry (30 degrees at most).
 MIN_LEAN, _MAX_LEAN = 1e-3, 0.7
+_FLAT = 1e-6  # of the volume of a voxel with right angles: axes in one plane
 # Grids are one when their corners are closer than this part of a voxel.
 SAME_PLACE = 0.05
 
@@ -67,6 +68,11 @@ def volume_files(name: PathLike) -> list[Path]:
         with suppress(InputError):
             return [path, voxels_beside(path)]
     return [path] if path.is_file() else list(find_named(path).files)
+
+
+def label_files(name: PathLike) -> list[Path]:
+    """The same for the label of a volume, which may be a DICOM segmentation in a folder."""
+    return [found] if (found := find_segmentation(volume_path(name))) else volume_files(name)
 
 
 def volume_name(path: Path) -> str:
@@ -236,7 +242,8 @@ def _check(voxels: np.ndarray, affine: np.ndarray, path: Path, nan: float | None
                 f"{path} has voxels that are NaN or infinite; replace them by numbers, or fill NaN of an image by "
                 "--nan 0."
             )
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > _FLAT * np.prod(sizes)):
         raise InputError(f"{path} has no usable geometry (the affine is singular); correct its header.")
     leaning = lean_of(affine)
     if leaning > _MAX_LEAN:

@@ -11,7 +11,7 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -20,16 +20,17 @@ from monai.config import PathLike
 from swinumamba_monai.atomic import replacing, temporary_folder, write_file
 from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, leads_outside, write_datalist
 from swinumamba_monai.data.files.label_map import IGNORE_NAME
+from swinumamba_monai.data.files.walk import is_hidden
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
 from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
-from swinumamba_monai.data.prepare.split import divide, read_split
+from swinumamba_monai.data.prepare.split import NNUNET_SPLITS, SPLIT, divide, read_split, split_file
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 # Files that are about a dataset; read where they are needed.
-_ABOUT = {"dataset.json", "split.json", "splits_final.json", "labelmap.txt", DATALIST_NAME, FINGERPRINT_NAME}
+_ABOUT = {"dataset.json", SPLIT, NNUNET_SPLITS, "labelmap.txt", DATALIST_NAME, FINGERPRINT_NAME}
 
 
 @dataclass(frozen=True)
@@ -211,9 +212,11 @@ def check_and_write(
     inputs = Inputs(items, source, not_taken_of(_unused(source, found.used, made_here)))
     inputs.log()
     reports = dict(zip(found.pairs, inspect_pairs(items, inspect, options.progress), strict=True))
+    reports = {name: _of_originals(report, *found.pairs[name], made_labels) for name, report in reports.items()}
     problems = found.problems + [report.problem for report in reports.values() if report.problem]
+    split_name = split_file(source / SPLIT, options.fold).name
     problems += [
-        f"split.json names {name}, but there is no such pair of image and label."
+        f"{split_name} names {name}, but there is no such pair of image and label{_hint(name, found.pairs)}."
         for name in chain.from_iterable(split.values())
         if name not in found.pairs
     ]
@@ -230,7 +233,7 @@ def check_and_write(
     prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
     warnings = found.warnings + [report.warning for report in good.values() if report.warning]
     if len(used) < len(good):
-        warnings.append(f"{len(good) - len(used)} images are in no section of split.json and are not used.")
+        warnings.append(f"{len(good) - len(used)} images are in no section of {split_name} and are not used.")
     taught = {number for name in sections["training"] for number in good[name].class_counts}
     warnings += _what_is_odd([name for number, name in enumerate(known_names) if number not in taught], prints)
     content = f"{prints['instances']} cells" if not class_names else f"{len(known_names) - 1} classes"
@@ -268,15 +271,29 @@ def check_and_write(
     )
 
 
+def _of_originals(report: PairReport, image: Path, label: Path, made_labels: Path) -> PairReport:
+    """A report whose sentences do not name a label that was made and is nowhere yet, but whose label it is."""
+    if not label.is_relative_to(made_labels):
+        return report
+    texts = (report.problem, report.warning)
+    problem, warning = (text and text.replace(str(label), f"the label of {image}") for text in texts)
+    return replace(report, problem=problem, warning=warning)
+
+
 def _read_split(source: Path, found: FoundPairs, fold: int | None) -> dict[str, list[str]]:
     """The names of the sections: those of a split file, else of the layout; a fold may be tested on what validates."""
-    split = read_split(source / "split.json", fold)
+    split = read_split(source / SPLIT, fold)
     if split and "test" not in split:
         split["test"] = found.split.get("test") or split["validation"]
         if not found.split.get("test"):
             found.warnings.append(f"fold {fold} has no test images: it is tested on what validates it.")
     split = split or found.split
     return {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
+
+
+def _hint(name: str, pairs: Mapping[str, object]) -> str:
+    known = next((other for other in pairs if name.startswith(f"{other}.")), None)
+    return f"; write {known}, without the suffix" if known else ""
 
 
 def _what_is_odd(untaught: Sequence[str], prints: Mapping) -> Iterator[str]:
@@ -293,11 +310,15 @@ def _what_is_odd(untaught: Sequence[str], prints: Mapping) -> Iterator[str]:
 
 
 def _unused(source: Path, used: set[Path], made_here: set[Path]) -> list[Path]:
-    """The files of the source that are no part of a pair, without those that are about it and what is made here."""
+    """The files of the source that are no part of a pair, without those that are about it and what is made here.
+
+    Of a hidden folder the folder alone.
+    """
     unused = []
     for folder, folders, files in os.walk(source):
         place = Path(folder)
-        folders[:] = [name for name in folders if not {place / name} & (used | made_here)]
+        unused += [place / name for name in folders if is_hidden(name)]
+        folders[:] = [name for name in folders if not ({place / name} & (used | made_here) or is_hidden(name))]
         unused += [place / name for name in files if place / name not in used and name not in _ABOUT]
     return unused
 

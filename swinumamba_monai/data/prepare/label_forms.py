@@ -16,12 +16,12 @@ from PIL import Image
 
 from swinumamba_monai.data.files.annotations import read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, read_classes, read_image, read_instances
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, read_classes, read_image, read_instances, without_copies
 from swinumamba_monai.data.files.label_map import LabelMap, simple_name
 from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
-from swinumamba_monai.data.files.shapes import Annotations, Shape, rasterize
+from swinumamba_monai.data.files.shapes import Annotations, Shape, numbers_of, rasterize
 from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.errors import InputError, explained, quoted, shown
 
@@ -68,7 +68,7 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
-        return rasterize(label, range(1, len(label.shapes) + 1), size)
+        return rasterize(label, numbers_of(label.shapes), size)
     if isinstance(label, Path):
         return read_instances(label) if is_image_name(label) else _read_array(label)
     if len(label) == 1 and threshold is None:
@@ -77,8 +77,7 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
         return (numbers > 0).astype(np.int32) if np.unique(numbers).size == 2 else numbers
     cells = None
     for number, file in enumerate(label, start=1):
-        mask = read_image(file)
-        mask = mask[..., 0] if mask.ndim == 3 and (mask == mask[..., :1]).all() else mask
+        mask = without_copies(read_image(file))
         mask = mask > 0 if threshold is None else mask >= threshold
         cells = np.zeros(mask.shape[:2], np.int32) if cells is None else cells
         if mask.ndim != 2 or mask.shape != cells.shape:
@@ -111,7 +110,7 @@ def class_ids_of(
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
-        return rasterize(label, [_class_id(shape, labels, label.source) for shape in label.shapes], size)
+        return rasterize(label, [_class_id(shape, labels, label) for shape in label.shapes], size)
     if not is_image_name(label):
         return _read_array(label)
     if threshold is not None:
@@ -248,15 +247,23 @@ def _by_colour(label: Path, colours: Colours) -> np.ndarray:
     return np.array([class_of[code] for code in found.tolist()], np.int32)[np.searchsorted(found, codes)]
 
 
-def _class_id(shape: Shape, labels: LabelMap, source: Path) -> int:
-    """The id of the class of a shape, by its name; 0 for a number that the label map lists under the background."""
+def _class_id(shape: Shape, labels: LabelMap, annotations: Annotations) -> int:
+    """The id of the class of a shape, by its name; 0 for a number that the label map lists under the background.
+
+    Shapes without a name are of the only class, if there is one alone and none in the file has a name.
+    """
+    if not shape.name:
+        if len(labels.names) != 2 or any(other.name for other in annotations.shapes):
+            raise InputError(f"{annotations} has a shape without a class; give it one, or remove it.")
+        return labels.ids[1][0]
     for name, ids in zip(labels.names, labels.ids):
         if simple_name(name) == simple_name(shape.name):
             return ids[0]
     if shape.number in labels.ids[0]:
         return labels.ids[0][0]
     raise InputError(
-        f"{source} has a shape of '{shown(shape.name)}', which is no class of the label map; add it, or leave it out."
+        f"{annotations} has a shape of '{shown(shape.name)}', which is no class of the label map; add it, or "
+        "leave it out."
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from swinumamba_monai.data.files.label_map import LabelMap, parse_label_map, select_classes
 from swinumamba_monai.data.prepare.dataset import FoundPairs
+from swinumamba_monai.data.prepare.volume_layouts import MASKS
 from swinumamba_monai.errors import InputError, explained
 
 # The folders of a Decathlon-like dataset and the section that each is; AMOS 2022 alone has Va.
@@ -50,11 +51,7 @@ def find_pairs(
     if not (source / "imagesTr").is_dir():
         images, labels = (list_files(folder) if (folder := _called(source, words)) else [] for words in _PLAIN)
         if not images or not labels:
-            below = [
-                place
-                for place in sorted(source.iterdir())
-                if (place / "imagesTr").is_dir() or (place.is_dir() and all(_called(place, words) for words in _PLAIN))
-            ]
+            below = [place for place in sorted(source.iterdir()) if place.is_dir() and _is_dataset(place)]
             hint = f" {below[0]} has them: give that folder." if below else ""
             raise InputError(
                 f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
@@ -75,6 +72,12 @@ def find_pairs(
             found.warnings.append(f"{folders[0]} is not used, because there is no {folders[1].name}.")
     found.split = {section: names for section, names in found.split.items() if names}
     return found
+
+
+def _is_dataset(place: Path) -> bool:
+    """Whether a folder has one of the layouts of volumes, by its folders."""
+    plain = all(_called(place, words) for words in _PLAIN)
+    return plain or (place / "imagesTr").is_dir() or any(folder.is_dir() for folder in place.glob(f"*/{MASKS}"))
 
 
 _PLAIN = tuple(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -35,14 +35,16 @@ _SECTION = "|".join(sorted(_SECTIONS, key=len, reverse=True))
 _IMAGE_FOLDER, _LABEL_FOLDER = (
     re.compile(rf"(?:({_SECTION})[ _-])?(?:{words})(?:[ _-]?({_SECTION}))?", re.IGNORECASE)
     for words in (
-        "images?|imgs?|frames|jpegimages|original",
-        "labels?|masks?|annotations?|ground[ _]?truths?|gt|segmentationclass",
+        "(?:raw[ _]?)?images?|imgs?|frames|jpegimages|original",
+        "labels?|lbls?|masks?|annotations?|ground[ _]?truths?|gt|segmentationclass",
     )
 )
 # Ends of the names of labels, the best first: of CholecSeg8k's three the one with class numbers; Cellpose's window
 # saves its project as _seg.npy, beside which the masks may lie too.
 LABEL_ENDS = ("_watershed_mask", "_cp_masks", "_masks", "_color_mask", "_mask", "_labels", "_label", "_instances")
 LABEL_ENDS += ("_rois", "_roiset", "_seg")
+# What Cellpose saves beside an image besides its masks: flows and a figure.
+_RESULT_ENDS = ("_flows", "_dp", "_cp_output")
 _IMAGE_ENDS = ("_0000", "_img", "_image", "_raw", ".ome")
 # The Dresden dataset has image07.png and mask07.png in one folder.
 _IMAGE_START, _LABEL_START = re.compile(r"(?:image|img|frame)[_-]?(?=\d)"), re.compile(r"(?:mask|label)[_-]?(?=\d)")
@@ -80,14 +82,16 @@ def sort_files(source: Path, output: Path) -> Pictures:
         set().union(*(find_files(root, skipped) for root in roots))
         | {p for p in source.iterdir() if p.is_file() and not is_hidden(p.name)}
     )
+    stems = {file.with_suffix("") for file in files}
+    files = [file for file in files if not _is_result(file, stems)]
     kinds = {file: _kind(file, source) for file in files}
     in_folders = "label" in kinds.values()
     pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     images = [file for file in pictures if kinds[file] == "image"]
     if not images:
         others = [file for file in pictures if kinds[file] is None]
-        stems = {file: file.stem.lower() for file in ([] if in_folders else others)}
-        called = {file for file, stem in stems.items() if stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem)}
+        named = {file: file.stem.lower() for file in ([] if in_folders else others)}
+        called = {file for file, stem in named.items() if stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem)}
         images = [file for file in others if file not in called]
     if in_folders:
         labels = [file for file in files if kinds[file] == "label" and file.suffix.lower() in LABEL_SUFFIXES]
@@ -97,6 +101,12 @@ def sort_files(source: Path, output: Path) -> Pictures:
         labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES and file not in taken]
         labels = [file for file in labels if file.suffix.lower() != YOLO_SUFFIX]
     return Pictures(images, labels, [f for f in files if f.suffix.lower() in (".json", ".xml")], in_folders)
+
+
+def _is_result(file: Path, stems: Collection[Path]) -> bool:
+    """Whether a file is what Cellpose saved beside another, which ``stems`` has without its suffix."""
+    ends = [end for end in _RESULT_ENDS if file.stem.lower().endswith(end) and len(file.stem) > len(end)]
+    return any(file.with_name(file.stem[: -len(end)]) in stems for end in ends)
 
 
 def section_in(name: str) -> str:

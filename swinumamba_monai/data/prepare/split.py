@@ -16,8 +16,14 @@ import numpy as np
 from swinumamba_monai.data.datalist import SECTIONS
 from swinumamba_monai.errors import InputError, explained
 
-NNUNET_SPLITS = "splits_final.json"
+SPLIT, NNUNET_SPLITS = "split.json", "splits_final.json"
 _SPLIT_KEYS = {"train": "training", "validation": "validation", "val": "validation", "test": "test"}
+
+
+def split_file(path: Path, fold: int | None) -> Path:
+    """``path``, or nnU-Net's file beside it where that alone has folds."""
+    nnunet = path.with_name(NNUNET_SPLITS)
+    return nnunet if fold is not None and not path.is_file() and nnunet.is_file() else path
 
 
 def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
@@ -35,8 +41,7 @@ def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
     Raises:
         InputError: The file has another form, names something twice in a division, or has no such fold.
     """
-    if fold is not None and not path.is_file() and (nnunet := path.with_name(NNUNET_SPLITS)).is_file():
-        path = nnunet
+    path = split_file(path, fold)
     if not path.is_file():
         if fold is not None:
             raise InputError(f"{path} does not exist, so there is no fold {fold}; leave the fold out.")

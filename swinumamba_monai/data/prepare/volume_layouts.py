@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import numpy as np
 from swinumamba_monai.data.files.dicom import read_dicom_files
 from swinumamba_monai.data.files.dicom_series import choose_series, find_series
 from swinumamba_monai.data.files.images import read_classes
-from swinumamba_monai.data.files.label_map import LabelMap, select_classes
+from swinumamba_monai.data.files.label_map import LabelMap, select_classes, simple_name
 from swinumamba_monai.data.files.volume_writing import write_volume
-from swinumamba_monai.data.files.volumes import read_volume_label
+from swinumamba_monai.data.files.volumes import SAME_PLACE, corners_apart, read_volume_label
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.prepare.dataset import FoundPairs
 from swinumamba_monai.errors import InputError, listed
@@ -23,7 +24,8 @@ from swinumamba_monai.errors import InputError, listed
 # The gray values of CHAOS's organs in MRI, each with those around it.
 _CHAOS_ORGANS = {"liver": (55, 70), "right kidney": (110, 135), "left kidney": (175, 200), "spleen": (240, 255)}
 _CHAOS_SEQUENCES = ("T2SPIR", "InPhase", "OutPhase")  # of which the first that there is is taken
-_TOTALSEGMENTATOR_IMAGES = ("mri.nii.gz", "ct.nii.gz")
+_TOTALSEGMENTATOR_IMAGES = ("ct.nii.gz", "mri.nii.gz")  # the last that there is counts
+MASKS = "segmentations"  # TotalSegmentator's folder of them, beside an image
 _TOTALSEGMENTATOR_SPLIT = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -90,36 +92,39 @@ def find_totalsegmentator(
         given: the classes, by the names of structures; by default ``classes``, or all structures where one lacks.
         classes: the paper's.
     """
-    subjects = [folder for folder in sorted(source.iterdir()) if (folder / "segmentations").is_dir()]
+    subjects = [folder for folder in sorted(source.iterdir()) if (folder / MASKS).is_dir()]
     if not subjects:
         return None
-    structures = sorted({file.name for folder in subjects for file in (folder / "segmentations").glob("*.nii.gz")})
+    images = {image.parent: image for name in _TOTALSEGMENTATOR_IMAGES for image in sorted(source.glob(f"*/{name}"))}
+    structures = sorted({file.name for folder in subjects for file in (folder / MASKS).glob("*.nii.gz")})
     names = [name.removesuffix(".nii.gz") for name in structures]
     available = LabelMap.of_names(["background", *names])
     labels = _by_name(names, given) if given else select_classes(available, classes) or available
     found = FoundPairs("TotalSegmentator, a folder a subject with a mask for each structure")
     wanted = {number for ids in labels.ids[1:] for number in ids}
-    found.used |= {*subjects, source / "meta.csv"}
+    found.used |= {*subjects, *images, source / "meta.csv"}
+    found.problems += [
+        f"{images[folder]} has no {MASKS} beside it." for folder in sorted(images.keys() - set(subjects))
+    ]
     made.mkdir()
     for folder in subjects:
-        image = next((folder / name for name in _TOTALSEGMENTATOR_IMAGES if (folder / name).is_file()), None)
-        if image is None:
+        if folder not in images:
             found.problems.append(f"{folder} has no {' or '.join(_TOTALSEGMENTATOR_IMAGES)}.")
             continue
         label = made / f"{folder.name}.nii.gz"
         try:
-            masks = {number: read_volume_label(folder / "segmentations" / structures[number - 1]) for number in wanted}
+            masks = {number: read_volume_label(folder / MASKS / structures[number - 1]) for number in wanted}
             ids, affine = next(iter(masks.values()))
             ids = np.zeros_like(ids)
-            for number, (mask, _) in masks.items():
-                if mask.shape != ids.shape:
-                    raise InputError(f"{folder} has masks of several sizes; replace {structures[number - 1]}.")
+            for number, (mask, place) in masks.items():
+                if mask.shape != ids.shape or corners_apart(affine, place, ids.shape) > SAME_PLACE:
+                    raise InputError(f"{folder} has masks on several grids; replace {structures[number - 1]}.")
                 ids[mask > 0] = number
             write_volume(label, labels.to_classes(ids, folder), affine)
         except InputError as error:
             found.problems.append(str(error))
             continue
-        found.pairs[folder.name] = (image, label)
+        found.pairs[folder.name] = (images[folder], label)
     found.split = _read_meta(source / "meta.csv", found)
     return found, LabelMap.of_names(labels.names)
 
@@ -128,15 +133,19 @@ def _by_name(structures: Sequence[str], given: LabelMap) -> LabelMap:
     """The map of numbers from 1 on, in the order of ``structures``, to the classes of these names."""
     selected = select_classes(LabelMap.of_names(["background", *structures]), given.names)
     if selected is None:
-        names = listed(structures, 5)
-        raise InputError(f"the label map has a name that is no structure of this dataset; it has {names}.")
+        known = {simple_name(name) for name in structures}
+        unknown = [name for name in given.names[1:] if simple_name(name) not in known]
+        raise InputError(
+            f"the label map has {listed(unknown)}, which is no structure of this dataset, where names count; it has "
+            f"{listed(structures, 5)}."
+        )
     return selected
 
 
 def _read_ground(ground: Path, place: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the organs on the grid of a series; slices and pictures have one order by name."""
-    files = choose_series(place, find_series(place))[0].files
-    pictures = sorted(ground.glob("*.png"))
+    """The numbers of the organs on the grid of a series; slices and pictures go by the numbers in their names."""
+    files = sorted(choose_series(place, find_series(place))[0].files, key=_numbers_in)
+    pictures = sorted(ground.glob("*.png"), key=_numbers_in)
     if len(pictures) != len(files):
         raise InputError(f"{ground} has {len(pictures)} PNG files for {len(files)} slices; complete them.")
     planes = []
@@ -149,6 +158,10 @@ def _read_ground(ground: Path, place: Path) -> tuple[np.ndarray, np.ndarray]:
             raise InputError(f"{picture} has gray values that are no organ of CHAOS; replace it.")
         planes.append(plane)
     return read_dicom_files(place, files, planes)
+
+
+def _numbers_in(file: Path) -> tuple[list[int], str]:
+    return [int(number) for number in re.findall(r"\d+", file.stem)], file.name
 
 
 def _read_meta(path: Path, found: FoundPairs) -> dict[str, list[str]]:

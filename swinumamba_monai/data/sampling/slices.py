@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from swinumamba_monai.atomic import remove_unfinished, writing_folder
 from swinumamba_monai.data.files.label_map import IGNORED
-from swinumamba_monai.data.files.volumes import volume_files
+from swinumamba_monai.data.files.volumes import label_files, volume_files
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.owned import refuse, why_not_own
 
@@ -293,9 +293,9 @@ def _hash(item: Mapping[str, str], described: bytes) -> str:
     """The name of the folder of a volume; it changes with the files, what is done to them and the user."""
     digest = hashlib.sha256(described)
     digest.update(str(os.geteuid() if hasattr(os, "geteuid") else "").encode())
-    for key in ("image", "label"):
+    for key, files_of in (("image", volume_files), ("label", label_files)):
         if key in item:
-            for file in chain.from_iterable(map(volume_files, ensure_tuple(item[key]))):
+            for file in chain.from_iterable(map(files_of, ensure_tuple(item[key]))):
                 status = file.stat()
                 digest.update(f"{key} {file.absolute()} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]

@@ -1,0 +1,101 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which slices of DICOM folders are a volume: of one series or of many, of several times, patients and directions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from dicom_files import write_slice
+from test_strange_volumes import NORMAL, PLANES, VOXELS, check, series
+
+from swinumamba_monai.data.files.volumes import VolumeReader
+from swinumamba_monai.data.listing import load_volumes
+from swinumamba_monai.errors import InputError
+
+
+def lone_slices(folder: Path, depths, own_folders=False, **attributes) -> Path:
+    """Slices with a SeriesInstanceUID each, one stack for the scanner."""
+    for number, (depth, plane) in enumerate(zip(depths, PLANES, strict=True)):
+        place = folder / f"s{number}" if own_folders else folder
+        place.mkdir(parents=True, exist_ok=True)
+        given = {"StudyInstanceUID": "1.9", "FrameOfReferenceUID": "1.8", "SeriesDescription": "T2"} | attributes
+        given = {name: value[number] if isinstance(value, list) else value for name, value in given.items()}
+        write_slice(place / f"{number}.dcm", plane, NORMAL * depth, number + 1, series=f"1.2.{number}", **given)
+    return folder
+
+
+@pytest.mark.parametrize("own_folders", [False, True])
+def test_slices_with_a_series_each_are_one_stack(own_folders, tmp_path, caplog):
+    check(lone_slices(tmp_path / "a", [0, 4, 8, 12, 16], own_folders))
+    assert "5 slices with a SeriesInstanceUID each are put together into stacks" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("depths", "attributes", "why"),
+    [
+        ([0, 4, 8, 16, 20], {}, "5 slices with a SeriesInstanceUID each agree, but are no stack"),  # one is missing
+        ([0, 4, 8, 8, 12], {}, "or two at one place"),
+        ([0, 4, 8, 12, 16], {"StudyInstanceUID": ["1.1", "1.2", "1.3", "1.4", "1.5"]}, ""),
+        ([0, 4, 8, 12, 16], {"SeriesDescription": ["T1", "T2", "T1", "DWI", "FLAIR"]}, ""),
+    ],
+)
+def test_slices_that_are_no_stack_stay_series(depths, attributes, why, tmp_path, caplog):
+    with pytest.raises(InputError, match="slices of 5 series"):
+        load_volumes(lone_slices(tmp_path / "a", depths, **attributes), reader=VolumeReader())
+    assert "put together into stacks" not in caplog.text
+    assert why in caplog.text and bool(why) == ("but are no stack" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("tags", "called"),
+    [
+        ([{"EchoTime": echo, "TemporalPositionIdentifier": t} for echo in (2, 4) for t in (1, 2)], "4, Tem.* 2"),
+        ([{"DiffusionBValue": 0.0}, *({"DiffusionBValue": 800.0, "DiffusionGradientOrientation": way}
+         for way in ([1.0, 0, 0], [0, 1.0, 0]))], "Orientation 0 1 0"),
+        ([{"FlipAngle": 5}, {"FlipAngle": 15}], "FlipAngle 15"),
+        ([{"InversionTime": 50}, {"InversionTime": 900}], "InversionTime 900"),
+        ([{"AcquisitionTime": "120000.1"}, {"AcquisitionTime": "120000.6"}], "AcquisitionTime 120000.6"),
+    ],
+)  # fmt: skip
+def test_two_things_may_tell_volumes_apart(tags, called, tmp_path):
+    """Every echo at every time, and the directions of diffusion: the last volume has 100 more each."""
+    for number, attributes in enumerate(tags):
+        series(tmp_path / "a", PLANES + 100 * number, first=5 * number, **attributes)
+    with pytest.raises(InputError, match=f"slices of {len(tags)} series: .*{called}") as error:
+        load_volumes(tmp_path / "a", reader=VolumeReader())
+    words = next(words for words in str(error.value).split("'")[1::2] if re.search(called, words))
+    check(tmp_path / "a", VOXELS + 100 * (len(tags) - 1), series=words)
+
+
+def test_slices_with_a_time_each_are_no_volumes(tmp_path):
+    for number in range(10):
+        depth = NORMAL * 4 * (number // 2)
+        write_slice(tmp_path / f"{number}.dcm", PLANES[0], depth, number, AcquisitionTime=f"1200{number}0")
+    with pytest.raises(InputError, match="lie at one position"):
+        load_volumes(tmp_path, reader=VolumeReader())
+
+
+def test_a_localizer_that_is_not_called_so(tmp_path, caplog):
+    """A slice in each direction in a series of its own, one of them parallel to the stack."""
+    series(tmp_path / "a")
+    for number, way in enumerate(([1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1], [1, 0, 0, 0, 0.8, -0.6])):
+        place = tmp_path / "a" / f"l{number}.dcm"
+        write_slice(place, PLANES[0], [0, 0, 50 * number], number, series="1.9", ImageOrientationPatient=way)
+    check(tmp_path / "a")
+    assert caplog.text.count("3 of 8 DICOM files are set aside") == 1
+
+
+def test_what_one_patient_has_sets_nothing_of_another_aside(tmp_path, caplog):
+    """A stack here, a single coronal slice and a secondary capture of other patients there."""
+    series(tmp_path / "a", StudyInstanceUID="1.1")
+    coronal = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "StudyInstanceUID": "1.2"}
+    capture = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "StudyInstanceUID": "1.3"}
+    for name, attributes in (("b", coronal), ("c", capture)):
+        (tmp_path / name).mkdir()
+        write_slice(tmp_path / name / "0.dcm", PLANES[0], NORMAL, 1, series=f"1.7.{ord(name)}", **attributes)
+    items = load_volumes(tmp_path, reader=VolumeReader())
+    assert [Path(item["image"]).name for item in items] == ["a.dicom", "b.dicom", "c.dicom"]
+    assert "set aside" not in caplog.text
