@@ -33,7 +33,7 @@ from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.ops.backends import choose_backend
 
-from .cases import TRAIN_CONFIG, recipe
+from .cases import TOY, TRAIN_CONFIG, recipe
 from .record import Record, make_parser, start
 
 COLUMNS = {
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     device = start(arguments)
     if arguments.quick:
-        arguments.feature_size, arguments.roi_size, arguments.batch_size = 8, 64, 1
+        arguments.feature_size, arguments.roi_size, arguments.batch_size = TOY["feature_size"], 32, 1
         arguments.steps, arguments.window, arguments.first = 6, 2, 2
         arguments.seeds, arguments.other_seeds = [0], [1]
     auto = choose_backend("auto", device.type, torch.float32)
@@ -165,7 +165,8 @@ def make_batch(images, step: int, arguments) -> tuple[torch.Tensor, torch.Tensor
 def train(images, backend: str, seed: int, device: torch.device, arguments) -> np.ndarray:
     """The losses of all steps of one run."""
     torch.manual_seed(seed)
-    network = SwinUMambaD(3, 3, feature_size=arguments.feature_size, scan_backend=backend).to(device).train()
+    size = TOY if arguments.quick else {"feature_size": arguments.feature_size}
+    network = SwinUMambaD(3, 3, **size, scan_backend=backend).to(device).train()
     loss_function, optimizer = recipe(network, device)
     losses = torch.empty(arguments.steps, device=device)
     for step in range(arguments.steps):

@@ -9,8 +9,8 @@ as when a container ends. After a kill every file that a reader would open is wh
 folder holds what two undisturbed runs have in common, to the last bit, and nothing of the killed one is left there or
 among the temporary files. Lines of JSON count by command; what failed stays in FOLDER, and the exit code is 1.
 
-One undisturbed run of a command is a process of its own; all other runs are forks of this one, which has imported what
-they need, so that a kill meets the work and not the imports, which take longer.
+All runs are forks of this process, which has imported what they need, so that a kill meets the work and not the
+imports, which take longer. That a fork ends as a process of its own does is shown by ``test_forked.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import pkgutil
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -154,16 +153,10 @@ class Runner:
             if not module.name.endswith("__main__") and ".serving" not in module.name:
                 importlib.import_module(module.name)
 
-    def __call__(self, line: list[str], folder: Path, fork: bool = True) -> float:
+    def __call__(self, line: list[str], folder: Path) -> float:
         """Run to the end, which must be a good one; the seconds that it took."""
         began = time.monotonic()
-        if fork:
-            code = self._wait(self._fork(line, folder), LONGEST)
-        else:
-            with self.log.open("w") as log:
-                code = subprocess.run(
-                    line, cwd=folder, timeout=LONGEST, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                ).returncode
+        code = self._wait(self._fork(line, folder), LONGEST)
         if code != 0:
             raise Failure(f"ended with {code}: {self.log.read_text()[-1500:]}")
         return time.monotonic() - began
@@ -304,12 +297,11 @@ def main(count: int, folder: Path, seed: int, names: list[str]) -> int:
 
 
 def undisturbed(run: Runner, line: list[str], folder: Path) -> tuple[dict[str, object], float]:
-    """What every file holds after a run, ``ANY`` where two runs differ, and the seconds that a fork takes for it."""
+    """What every file holds after a run, ``ANY`` where two runs differ, and the seconds that it takes."""
     found = []
-    for fork in (False, True):
-        place = folder / ("fork" if fork else "process")
+    for place in (folder / "first", folder / "second"):
         place.mkdir(parents=True)
-        seconds = run(line, place, fork)
+        seconds = run(line, place)
         found.append(contents(place))
         assert not unfinished(place) and not run.left(), (line, unfinished(place), run.left())
     first, second = found

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +12,8 @@ import torch.nn.functional as F
 from monai.inferers import Inferer
 from torch import Tensor
 
-from swinumamba_monai.errors import InputError, shown
 from swinumamba_monai.instances import find_cells
+from swinumamba_monai.option_values import check_value
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +37,7 @@ class RescalingInferer(Inferer):
     """
 
     def __init__(self, inferer: Inferer, diameter: float | str | None = None) -> None:
-        if isinstance(diameter, (int, float)) and not isinstance(diameter, bool):
-            valid = math.isfinite(diameter) and diameter > 0
-        else:
-            valid = diameter in (None, "auto")
-        if not valid:
-            raise InputError(f"diameter is {shown(repr(diameter))}, but it can be a number of pixels, or auto.")
+        check_value("diameter", diameter, None)
         self.inferer = inferer
         self.diameter = diameter
 

@@ -10,10 +10,12 @@ import tarfile
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from forked import run_forked
 
 from benchmarks import data_parallel, growth, loss_curve, mamba_ssm_build, occupancy, timing, training_step
 from benchmarks.cases import QUICK_BATCHES, RELEASED, Batch, MeasuredStep, build, plain_recipe, recipe
@@ -112,11 +114,21 @@ class TestScripts:
         assert record["rows"][0]["losses"] != record["rows"][2]["losses"], "another seed, other losses"
         assert (loss_curves / "loss_curve.png").stat().st_size > 1000
 
-    def test_data_parallel(self, tmp_path):
+    def test_data_parallel(self, tmp_path, monkeypatch):
+        launched = []
+
+        def start(command, cwd, **options):
+            launcher = command[1 : command.index("monai.bundle") - 1]
+            launched.append(launcher)
+            line = [command[0], *command[1 + len(launcher) :]]
+            return run_forked(line, cwd, processes=2 if launcher else 1)
+
+        monkeypatch.setattr(data_parallel, "subprocess", SimpleNamespace(run=start))
         rows = run("data_parallel", tmp_path, "--repeats", "1", "--augmentations", "crops", "--tasks", "endoscopy")[
             "rows"
         ]
         assert [row["processes"] for row in rows] == [1, 2]
+        assert launched == [[], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]]
         assert all("error" not in row and row["images_per_second"] > 0 for row in rows), rows
         assert rows[1]["speedup"] == pytest.approx(rows[1]["images_per_second"] / rows[0]["images_per_second"])
 

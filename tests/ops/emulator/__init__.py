@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from swinumamba_monai.ops.cuda.nvrtc import read_source
 
+LIBRARIES = "SWINUMAMBA_EMULATED"  # names the folder where the processes of a test run share what they compile
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
@@ -37,12 +40,15 @@ def _build(name: str, defines: tuple[tuple[str, int], ...]) -> EmulatedKernels:
     command += ["-U_FORTIFY_SOURCE"]  # it takes a jump to another stack for a mistake
     command += [f"-D{key}={value}" for key, value in defines]
     command += ["-o", "kernels.so", "kernels.cpp"]
-    with TemporaryDirectory(prefix="swinumamba_emulator_") as folder:  # a library that is loaded needs its file no more
-        Path(folder, "kernels.cpp").write_text(source)
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if result.returncode:
-            raise RuntimeError(result.stderr)
-        return EmulatedKernels(Path(folder, "kernels.so"))
+    library = Path(os.environ[LIBRARIES], hashlib.sha256("\n".join([*command, source]).encode()).hexdigest() + ".so")
+    if not library.exists():
+        with TemporaryDirectory(dir=library.parent) as folder:
+            Path(folder, "kernels.cpp").write_text(source)
+            result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if result.returncode:
+                raise RuntimeError(result.stderr)
+            Path(folder, "kernels.so").replace(library)
+    return EmulatedKernels(library)
 
 
 def load_emulated(name: str, defines: dict[str, int]) -> EmulatedKernels:
