@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", nargs="+", default=["masks"], help="masks, geojson, coco, roi; masks always are")
     parser.add_argument("--channel", type=int, help="the channel to look at, from 0 on; default: all of them")
     parser.add_argument("--invert", action="store_true", help="dark cells on a bright ground, as inverted fluorescence")
-    parser.add_argument("--diameter", help="of the cells in pixels, or auto; default: images keep their size")
+    parser.add_argument(
+        "--diameter", help="of the cells in pixels; default: auto, which looks again where they are small or large"
+    )
     parser.add_argument("--device", help="as cuda:0 or cpu; default: a GPU if there is one")
     parser.add_argument("--overwrite", action="store_true", help="predict finished images again")
     parser.add_argument("--bundle_dir", help="where the bundle lies, for a package installed without the repository")

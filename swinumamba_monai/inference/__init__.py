@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "inference.one_image": ["ImageInference"],
         "inference.overlay": ["Overlayd"],
         "inference.polygons": ["PolygonWriter", "geojson"],
-        "inference.rescaling": ["RescalingInferer"],
+        "inference.rescaling": ["AtImageSized", "RescalingInferer"],
         "inference.restore": ["RestoreVolumed"],
         "inference.uncertainty": ["Entropyd", "Probabilitiesd", "class_scores", "entropy_map"],
         "inference.windows": ["FittingWindowInferer"],

@@ -28,6 +28,7 @@ from swinumamba_monai.data.sampling.intensity import sampling_step
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.memory import MemoryNeed
 from swinumamba_monai.inference.one_image import ImageInference, as_loaded
+from swinumamba_monai.inference.rescaling import AUTO
 from swinumamba_monai.inference.writers import LABEL_TILE, write_label_rows
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class BlockInference:
     """Find cells in large images by blocks.
 
     Args:
-        inference: the prediction of a block.
+        inference: the prediction of a block; cells are looked for in the size that they have, unless it says another.
         need: memory that an image takes.
         block_size: pixels of the sides of a block with its margins, made a multiple of 256. Images with more than twice
             the pixels of a block go by blocks, if they can be read so; 0 lets none.
@@ -78,9 +79,12 @@ class BlockInference:
     def __init__(
         self, inference: ImageInference, need: MemoryNeed, block_size: int = 4096, progress: bool = False
     ) -> None:
-        self.inference, self.need, self.progress = inference, need, progress
-        self.diameter = inference.inferer.diameter
-        known = 0 if self.diameter in (None, "auto") else self.diameter
+        self.need, self.progress = need, progress
+        diameter = inference.inferer.diameter
+        self.inference = copy.copy(inference)
+        if diameter == AUTO:  # which would find cells of different sizes in the blocks of an image
+            self.inference.inferer = inference.inferer.inferer
+        known = 0 if diameter in (None, AUTO) else diameter
         self.margin = math.ceil(max(MARGIN, MARGIN_OF_CELLS * known) / LABEL_TILE) * LABEL_TILE
         self.block_size = block_size // LABEL_TILE * LABEL_TILE
         if block_size and self.block_size <= 2 * self.margin:
@@ -97,11 +101,6 @@ class BlockInference:
 
     def check(self, image: TiffRows) -> None:
         """Refuse, by an InputError before the work, what blocks cannot do, or not with the memory there is."""
-        if self.diameter == "auto":
-            raise InputError(
-                f"{image.path} is so large that it is predicted in blocks, in which diameter=auto would find cells of "
-                "different sizes; give their diameter in pixels."
-            )
         if len(self.inference.savers) > 1:
             raise InputError(
                 f"{image.path} is so large that it is predicted in blocks, which give the cells alone; leave "

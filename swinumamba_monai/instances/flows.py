@@ -33,7 +33,7 @@ from scipy.sparse.linalg import spsolve
 from torch import Tensor, nn
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.instances.whole_cells import AUTO, finish_cells, weighted_mean
+from swinumamba_monai.instances.whole_cells import AUTO, finish_cells, resize_cells, weighted_mean
 
 FLOW_CHANNELS = 4  # of a network: background, cell, rows, columns
 FLOW_WEIGHT = 12.5  # of the squared error of the flow, as in Cellpose: half of the error of five times the flow
@@ -266,6 +266,9 @@ class FlowsToInstancesd(MapTransform):
         keys: keys of the predictions.
         foreground, merge, min_size, min_score: see :func:`flows_to_instances`.
         scores_key: when given, the scores of the cells 1 to n, (n,) float32, are stored under it.
+        image_key: when given, the cells are brought to the size of the image (C, h, w) under it, which may be smaller
+            than the flows: those of cells of a few pixels are followed where they are larger. ``min_size`` counts
+            pixels of the image then, but for ``"auto"``.
         allow_missing_keys: do not fail when a key is absent.
 
     Raises:
@@ -280,17 +283,27 @@ class FlowsToInstancesd(MapTransform):
         min_size: int | str = AUTO,
         min_score: float = 0.4,
         scores_key: str | None = None,
+        image_key: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.options = {"foreground": foreground, "merge": merge, "min_size": min_size, "min_score": min_score}
+        self.options = {"foreground": foreground, "merge": merge, "min_score": min_score}
+        self.min_size = min_size
         self.scores_key = scores_key
+        self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         result = dict(data)
         for key in self.key_iterator(result):
             pred = convert_to_tensor(result[key], track_meta=True)
-            ids, scores = flows_to_instances(pred, **self.options)
+            size = tuple((pred if self.image_key is None else result[self.image_key]).shape[1:])
+            if any(own < of_image for own, of_image in zip(pred.shape[1:], size)):
+                raise InputError(f"the network gave flows of {tuple(pred.shape[1:])} pixels for an image of {size}.")
+            pixels = pred[0].numel() / (size[0] * size[1])  # of the flows, for each of the image
+            min_size = self.min_size if self.min_size == AUTO else self.min_size * pixels
+            ids, scores = flows_to_instances(pred, min_size=min_size, **self.options)
+            if ids.shape != size:
+                ids, scores = resize_cells(ids, scores, size)
             result[key] = convert_to_dst_type(ids[None], pred, dtype=torch.int32)[0]
             if self.scores_key is not None:
                 result[self.scores_key] = scores

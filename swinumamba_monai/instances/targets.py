@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from swinumamba_monai.cells import class_map, classes_to_instances
+from swinumamba_monai.cells import cell_scores, class_map, classes_to_instances
 from swinumamba_monai.errors import InputError, shown
 from swinumamba_monai.instances.flows import FLOW_CHANNELS, flows_to_instances
 
@@ -26,8 +26,13 @@ def cell_channels(target: str) -> int:
     return _CHANNELS[target]
 
 
-def find_cells(output: Tensor) -> np.ndarray:
-    """The cells (H, W), int32, in a network's output, flows (4, H, W) or logits (3, H, W), with the usual settings."""
+def find_cells(output: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The cells in a network's output, flows (4, H, W) or logits (3, H, W), with the usual settings.
+
+    Returns:
+        instance ids of shape (H, W), int32, 1 to n, and the scores of the cells, shape (n,), float32.
+    """
     if output.shape[0] == FLOW_CHANNELS:
-        return flows_to_instances(output)[0]
-    return classes_to_instances(class_map(output), min_size=12, grow=1)
+        return flows_to_instances(output)
+    ids = classes_to_instances(class_map(output), min_size=12, grow=1)
+    return ids, cell_scores(output, ids)

@@ -51,6 +51,24 @@ def finish_cells(
     return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[whole], score[keep].astype(np.float32)
 
 
+def resize_cells(ids: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Bring cells to a smaller grid, without those that no pixel is left of; each stays one piece.
+
+    Args:
+        ids: instance ids of shape (H, W), int32, 1 to n, 0 background.
+        scores: score of each cell, shape (n,).
+        size: rows and columns of the other grid; each of its pixels belongs to the cell under its centre.
+
+    Returns:
+        instance ids of that size, int32, 1 to m in the same order; and their scores, shape (m,).
+    """
+    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, ids.shape))
+    smaller = _largest_pieces(ids[np.ix_(rows, columns)])
+    keep = np.bincount(smaller.ravel(), minlength=len(scores) + 1) > 0
+    keep[0] = False
+    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[smaller], scores[keep[1:]]
+
+
 def _cell_means(ids: np.ndarray, values: np.ndarray, area: np.ndarray) -> np.ndarray:
     return np.bincount(ids.ravel(), values.ravel(), len(area)) / np.maximum(area, 1)
 

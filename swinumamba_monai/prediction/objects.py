@@ -69,7 +69,7 @@ def find_doubts(
     if "diameter" not in given and diameter is not None and not smallest <= diameter <= largest:
         doubts.append(
             f"the cells are {diameter:.0f} pixels across, but the network knows {smallest:.0f} to {largest:.0f}; "
-            "try --diameter auto"
+            f"try --diameter {diameter:.0f}"
         )
     if len(area) and (score := table["score"].mean()) < SURE:
         doubts.append(f"the network is not sure of what it found (mean score {score:.2f}); look at the outlines")

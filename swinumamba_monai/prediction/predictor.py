@@ -33,6 +33,7 @@ from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError, plain_errors, quoted
 from swinumamba_monai.inference.one_image import ImageInference, as_loaded
 from swinumamba_monai.inference.polygons import class_names
+from swinumamba_monai.inference.rescaling import AUTO
 from swinumamba_monai.inference.uncertainty import class_scores
 from swinumamba_monai.prediction.location import CONFIG, find_bundle
 from swinumamba_monai.prediction.objects import find_doubts, join_tables, object_table
@@ -226,19 +227,23 @@ class Predictor:
         labels = convert_to_numpy(data["pred"])[0].astype(np.int32)
         key = self._inference.scores_key
         table = object_table(labels, image, data[key] if key else class_scores(item["pred"])[1:], self.class_names)
-        doubts = self.doubts(image, table)
+        looked_again = getattr(self._inference.inferer, "diameter", None) == AUTO
+        doubts = self.doubts(image, table, looked_again)
         for doubt in doubts:
             logger.warning("%s: %s", name, doubt)
         return Prediction(labels, table, doubts, image, data)
 
-    def doubts(self, image: np.ndarray, table: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    def doubts(self, image: np.ndarray, table: Mapping[str, np.ndarray], looked_again: bool = False) -> tuple[str, ...]:
         """See :func:`~swinumamba_monai.prediction.objects.find_doubts`.
 
         Args:
             image: the image as it was read.
             table: columns of :func:`~swinumamba_monai.prediction.objects.object_table` by name.
+            looked_again: whether cells of another size than the network knows were looked for in another size of the
+                image, so that their size is no doubt.
         """
-        return tuple(find_doubts(image, table, self.class_names is None, self._given))
+        given = {*self._given, "diameter"} if looked_again else self._given
+        return tuple(find_doubts(image, table, self.class_names is None, given))
 
 
 def _is_path(image: object) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from swinumamba_monai.inference.mirroring import MirrorInferer
-from swinumamba_monai.inference.rescaling import RescalingInferer
+from swinumamba_monai.inference.rescaling import AUTO, RescalingInferer
 
 PATIENCE = 3  # seconds that an image may take before a bar appears for it
 SECONDS_IN_A_FILE = 30  # between two states of a bar that goes into a log
@@ -27,14 +27,14 @@ def bar_of(total: int, unit: str, **options: object) -> tqdm:
 
 
 def count_windows(inferer: MirrorInferer | RescalingInferer, shape: Sequence[int]) -> int | None:
-    """How many windows the network sees of an image, mirror images counted; None where it depends on the cells' size.
+    """How many windows the network sees of an image in its own size, mirror images counted; None in another size.
 
     Args:
         inferer: around a sliding window in two dimensions, also slice by slice.
         shape: spatial shape of the image as the inferer gets it.
     """
     if isinstance(inferer, RescalingInferer):
-        return count_windows(inferer.inferer, shape) if inferer.diameter is None else None
+        return count_windows(inferer.inferer, shape) if inferer.diameter in (None, AUTO) else None
     window: SlidingWindowInferer = inferer.inferer
     sides = (*window.roi_size, 1)[: len(shape)]
     count = len(inferer.flips)

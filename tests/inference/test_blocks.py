@@ -247,15 +247,19 @@ class TestSays:
 
     def test_what_blocks_cannot_do(self, make, save):
         path = save(np.zeros((1100, 1100), np.uint8))
-        with make(768).open(path) as image:
-            with pytest.raises(InputError, match=r"slide\.tif is so large .* give their diameter in pixels"):
-                make(768, diameter="auto").check(image)
-            with pytest.raises(InputError, match="leave save_polygons, save_probabilities and save_entropy out"):
-                make(768, savers=2).check(image)
+        with (
+            make(768).open(path) as image,
+            pytest.raises(InputError, match="leave save_polygons, save_probabilities and save_entropy out"),
+        ):
+            make(768, savers=2).check(image)
         with pytest.raises(InputError, match="block_size is 700, but blocks need margins: 768 or more, or 0 for none"):
             make(block_size=700)
         with pytest.raises(InputError, match="1280 or more"):
             make(768, diameter=100)  # cells of 100 pixels have margins of 400, made 512 and with a core
+
+    def test_no_block_is_looked_at_in_a_size_of_its_own(self, make):
+        assert isinstance(make(768, diameter="auto").inference.inferer, MirrorInferer)
+        assert make(1280, diameter=100).inference.inferer.diameter == 100
 
     def test_what_does_not_fit(self, make, save, monkeypatch):
         """768 x 768 pixels of 112 bytes are 66 MB, and 768 rows of 1100 pixels 8 MB; the whole image would be 136."""

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from monai.inferers import SimpleInferer
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.inference import RescalingInferer
-from swinumamba_monai.inference.rescaling import median_diameter
-from swinumamba_monai.instances import find_cells, flow_targets
+from swinumamba_monai.inference import AtImageSized, RescalingInferer
+from swinumamba_monai.inference.rescaling import diameter_of
+from swinumamba_monai.instances import FlowsToInstancesd, find_cells, flow_targets
+from swinumamba_monai.instances.whole_cells import resize_cells
 
 
 def discs(diameter: float, side: int, apart: int) -> np.ndarray:
@@ -47,17 +48,59 @@ def test_cells_of_any_size_are_found(diameter: float, side: int, apart: int, giv
     ids = discs(diameter, side, apart)
     network = Picky(ids, diameter)
     infer = RescalingInferer(SimpleInferer(), "auto" if given == "auto" else diameter)
-    found = find_cells(infer(torch.zeros(1, 3, side, side), network)[0])
+    found, _ = find_cells(infer(torch.rand(1, 3, side, side), network)[0])
     assert found.shape == ids.shape
     # Small cells may lose half a pixel all around on the way; the others are there with their size.
     assert found.max() == ids.max()
-    assert median_diameter(found) == pytest.approx(diameter, rel=0.2)
+    assert diameter_of(np.bincount(found.ravel())[1:]) == pytest.approx(diameter, rel=0.2)
 
 
 def test_without_a_diameter_nothing_is_resized():
     network = Picky(discs(6, 120, 12), 6)
     RescalingInferer(SimpleInferer())(torch.zeros(1, 3, 120, 120), network)
     assert network.sizes == [(120, 120)]
+
+
+def test_small_cells_are_found_where_they_are_larger():
+    """The output stays as large as the network saw the image; cells and maps are brought back after."""
+    ids = discs(6, 120, 9)
+    infer = RescalingInferer(SimpleInferer(), "auto", keep_larger=True)
+    image = torch.rand(3, 120, 120)
+    output = infer(image[None], Picky(ids, 6))[0]
+    assert output.shape[1] > 240
+    maps = AtImageSized(["pred", "entropy"], allow_missing_keys=True)({"pred": output, "image": image})
+    assert maps["pred"].shape == (4, 120, 120)
+    found = FlowsToInstancesd("pred", scores_key="scores", image_key="image")({"pred": output, "image": image})
+    labels = found["pred"][0].numpy()
+    assert labels.shape == ids.shape and labels.max() == ids.max() == len(found["scores"])
+    assert ((labels > 0) == (ids > 0)).mean() > 0.95
+
+
+def test_another_size_counts_only_if_more_is_found():
+    """Discs of five pixels that the network knows, and that are not found in a larger image."""
+
+    class Small(Picky):
+        def __call__(self, image):
+            if image.shape[2] > 120:
+                self.diameter = 1000
+            return super().__call__(image)
+
+    ids = discs(5, 120, 12)
+    network = Small(ids, 20)
+    infer = RescalingInferer(SimpleInferer(), "auto", keep_larger=True)
+    assert infer(torch.rand(1, 3, 120, 120), network).shape[2:] == (120, 120)
+    assert len(network.sizes) == 2
+
+
+def test_resize_cells():
+    """The second cell lies between pixels; of the third two pieces are left, and the larger stays."""
+    ids = np.zeros((9, 12), np.int32)
+    ids[:6, :3] = 1
+    ids[0, 5] = 2
+    ids[6:, :6], ids[6:, 9:] = 3, 3
+    resized, scores = resize_cells(ids, np.array([0.5, 0.6, 0.7], np.float32), (3, 4))
+    assert resized.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [2, 2, 0, 0]]
+    assert scores.tolist() == np.array([0.5, 0.7], np.float32).tolist()
 
 
 @pytest.mark.parametrize("diameter", [0, -3, float("nan"), "large", True])

@@ -198,6 +198,13 @@ class TestTable:
         doubts = find_doubts(np.arange(400).reshape(20, 20) ** 2, table, of_cells=True)
         assert doubts == ["the network is not sure of what it found (mean score 0.30); look at the outlines"] * unsure
 
+    def test_cells_of_a_size_that_the_network_does_not_know(self):
+        table = {"area": np.array([20.0, 20.0]), "score": np.array([0.9, 0.9])}
+        image = np.arange(400).reshape(20, 20) ** 2
+        (doubt,) = find_doubts(image, table, of_cells=True)
+        assert doubt == "the cells are 5 pixels across, but the network knows 9 to 64; try --diameter 5"
+        assert not find_doubts(image, table, of_cells=True, given=["diameter"])
+
 
 class TestOptions:
     def test_go_to_the_config(self, small_bundle, image):
