@@ -69,7 +69,9 @@ class MemoryNeed:
             meta: metadata of the image, with the affine of a volume.
         """
         if self.spacing is None:
-            larger = self.zoomed * (24 + 4 * self.num_classes) if self.zoomed > 1 else 0
+            # flows, which alone have a postprocessing here, stay as large until the cells are found
+            a_larger = 24 + (14 if self.postprocessing else 4) * self.num_classes + self.postprocessing
+            larger = self.zoomed * a_larger if self.zoomed > 1 else 0
             a_pixel = 24 + 14 * self.num_classes + self.saved + self.postprocessing + larger
             return int(math.prod(image.shape[:2]) * a_pixel)
         voxels = math.prod(image.shape[:3])

@@ -21,6 +21,7 @@ from swinumamba_monai import Predictor
 from swinumamba_monai.data import ImageFileReader, VolumeReader, load_images, load_volumes, read_instances
 from swinumamba_monai.errors import InputError, find_input_error
 from swinumamba_monai.inference import MemoryNeed, memory
+from swinumamba_monai.instances import cell_channels
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
 
@@ -144,17 +145,20 @@ def test_the_estimate_is_not_below_what_an_image_takes(tmp_path, target, need):
 
 
 @linux
-def test_the_estimate_of_small_cells_is_not_below_what_they_take(tmp_path):
+@pytest.mark.parametrize("target, given", [("classes", {}), ("flows", {"postprocessing": 32})])
+def test_the_estimate_of_small_cells_is_not_below_what_they_take(tmp_path, target, given):
     """Cells of 4 pixels: the network sees 16 times the pixels, which the estimate for the image alone does not hold."""
     image = np.random.default_rng(0).integers(0, 255, (768, 1024, 3), np.uint8)
     image[::5] = image[:, ::5] = 0
     tifffile.imwrite(tmp_path / "small.tif", image, photometric="rgb")
     bundle = Path(__file__).parents[2] / "bundles" / "microscopy"
     code = WHOLE.replace("target=target,", "target=target, diameter=4,")
-    measured = grown(code, bundle, tmp_path / "small.tif", tmp_path / "out", "classes")
-    estimated = MemoryNeed(3, diameter=4).estimate(image, {})
+    measured = grown(code, bundle, tmp_path / "small.tif", tmp_path / "out", target)
+    channels = cell_channels(target)
+    estimated = MemoryNeed(channels, diameter=4, **given).estimate(image, {})
     assert estimated / 2 < measured < estimated + 300_000_000
-    assert MemoryNeed(3).estimate(image, {}) == MemoryNeed(3, diameter=20).estimate(image, {}) < estimated / 4
+    as_it_is, known = (MemoryNeed(channels, diameter=diameter, **given) for diameter in (None, 20))
+    assert as_it_is.estimate(image, {}) == known.estimate(image, {}) < estimated / 4
 
 
 @linux
