@@ -15,7 +15,7 @@ from monai.data import decollate_batch
 from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple_rep
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.inference.rescaling import wanted_zoom
+from swinumamba_monai.inference.rescaling import AUTO, wanted_zoom
 
 try:
     import resource
@@ -58,7 +58,7 @@ class MemoryNeed:
         self.postprocessing = postprocessing
         blocks = "give a smaller block_size if it is a TIFF file, save it as one in tiles if not, " if in_blocks else ""
         self.advice = f"{blocks}cut it into parts, or use a machine with more memory"
-        self.zoomed = max(wanted_zoom(None if diameter == "auto" else diameter), 1) ** 2  # how many times the pixels
+        self.zoomed = max(wanted_zoom(None if diameter == AUTO else diameter), 1) ** 2  # how many times the pixels
         self.saved = 4 * num_classes * probabilities
 
     def estimate(self, image: np.ndarray, meta: Mapping) -> int:

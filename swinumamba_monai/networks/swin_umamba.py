@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from swinumamba_monai.checks import is_counts, require, require_counts, require_one_of, require_rate
 from swinumamba_monai.ops.backends import check_backend_name
+from swinumamba_monai.ops.cuda.device import ALIGNED
 
 from .base import BaseNetwork, init_conv
 from .cuda_graphs import CUDAGraphs
@@ -31,7 +32,6 @@ from .vmamba import FIRST, VMambaEncoder
 from .vss import PatchExpanding, VSSStage
 
 PARTS = 4  # of a batch whose finest logits a GPU computes one after another: the expanded map is the largest
-ALIGNED_CLASSES = 8  # the matrix units of a GPU load rows of so many numbers of half precision
 STRIDE = 32  # pixels of the image to a pixel of the coarsest map
 CHUNK_PIXELS = 1024  # of the decoder's last map, expanded at once on a CPU: the result stays in its cache
 
@@ -89,7 +89,7 @@ class MambaDecoder(nn.Module):
         expand, head = self.expand_layers[-1], self.seg_layers[-1]
         weight, bias = head.weight.flatten(1), head.bias
         if x.is_cuda:
-            surplus = -head.out_channels % ALIGNED_CLASSES
+            surplus = -head.out_channels % ALIGNED
             weight, bias = F.pad(weight, (0, 0, 0, surplus)), F.pad(bias, (0, surplus))
 
         def pixel_logits(x: Tensor) -> Tensor:  # (..., c) to (..., row, column, out_channels)

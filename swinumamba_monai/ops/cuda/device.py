@@ -9,8 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["ELEMENTS", "alignment", "count_multiprocessors", "count_shared_kib"]
+__all__ = ["ALIGNED", "ELEMENTS", "alignment", "count_multiprocessors", "count_shared_kib"]
 
+ALIGNED = 8  # elements of half precision that the matrix units load at a time
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the macro ELEMENT
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from swinumamba_monai.ops.autocast import to_autocast_dtype, without_autocast
 from swinumamba_monai.ops.autograd import direct_function, register_backward
 
+from .device import ALIGNED
 from .fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward
 from .nvrtc import on_its_device
 from .packing import pack, unpack
@@ -25,7 +26,6 @@ from .scan import count_chunks, merge, samples_that_fill, scan_backward, scan_fo
 __all__ = ["ss2d_cuda"]
 
 DIRECTIONS = 4
-ALIGNED = 8  # elements of half precision that the matrix units load at a time
 SCAN_BYTES = 1 << 29  # that a scan may take for itself, unless fewer samples would leave the GPU idle
 PARTS = {256: 64, 512: 16}  # of the rows of a product, by the most channels that it may have; found on an H200
 SCAN_MAPS = 13  # what it takes at the most, in maps: Δ and u's gradient of four directions, B and C and their gradients
