@@ -19,6 +19,7 @@ from monai.utils import ensure_tuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
+from swinumamba_monai.data.files.numbered import without_number
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
 from swinumamba_monai.data.files.volume_listing import find_volumes, names_of_results
@@ -197,8 +198,9 @@ def _list(
         raise InputError(f"{path} does not exist; give {wanted} or a prepared dataset.")
     entries = sorted(path.iterdir()) if path.is_dir() and by_entry else [path]
     names, others, problems = [], [], []
-    written = names_of_results([entry.stem for entry in entries])
-    results = [entry for entry in entries if entry.is_file() and entry.stem in written]
+    # The frames of a video and the planes of a stack have a result each.
+    written = names_of_results([without_number(entry.stem) for entry in entries])
+    results = [entry for entry in entries if entry.is_file() and without_number(entry.stem) in written]
     for entry in entries:
         if entry in results:
             continue

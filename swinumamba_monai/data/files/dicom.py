@@ -235,7 +235,7 @@ def _why_uneven(place: Path, names: Sequence[str], gaps: np.ndarray, typical: fl
     if steps.min() >= 1 and np.abs(gaps - steps * typical).max() <= SPACING_TOLERANCE * typical:
         return (
             f"{place} misses slices: {names[index]} and {names[index + 1]} are {gaps[index]:.2f} mm apart, the others "
-            f"{typical:.2f} mm; complete the series."
+            f"{typical:.2f} mm; complete the series, or resample it to even slices if none is missing."
         )
     return (
         f"{place} has slices at uneven distances, from {gaps.min():.2f} to {gaps.max():.2f} mm, but a volume has one "

@@ -23,8 +23,8 @@ from swinumamba_monai.errors import InputError, listed
 
 logger = logging.getLogger(__name__)
 
-# What inference puts behind the name of an image.
-_RESULTS = ("classes", "instances", "overlay", "probabilities", "entropy")
+# What inference and predict put behind the name of an image.
+_RESULTS = ("classes", "instances", "overlay", "outlines", "probabilities", "entropy")
 # The number of a channel that nnU-Net puts behind the name of a case.
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 

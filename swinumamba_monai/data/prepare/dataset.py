@@ -283,12 +283,23 @@ def _of_originals(report: PairReport, image: Path, label: Path, made_labels: Pat
 def _read_split(source: Path, found: FoundPairs, fold: int | None) -> dict[str, list[str]]:
     """The names of the sections: those of a split file, else of the layout; a fold may be tested on what validates."""
     split = read_split(source / SPLIT, fold)
+    if not split:
+        found.warnings += _unread_splits(source)
     if split and "test" not in split:
         split["test"] = found.split.get("test") or split["validation"]
         if not found.split.get("test"):
             found.warnings.append(f"fold {fold} has no test images: it is tested on what validates it.")
     split = split or found.split
     return {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
+
+
+def _unread_splits(source: Path) -> Iterator[str]:
+    """A sentence on each file that is called as if it divided the images, and does not."""
+    for path in sorted(source.iterdir()):
+        if path.name == NNUNET_SPLITS:
+            yield f"{path.name} is not used, because no fold of it was asked for; --fold 0 takes the first."
+        elif path.suffix.lower() == ".json" and "split" in path.stem.lower():
+            yield f"{path.name} is not read; call it {SPLIT} if it says which images train, validate and test."
 
 
 def _hint(name: str, pairs: Mapping[str, object]) -> str:
