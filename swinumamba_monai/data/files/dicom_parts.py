@@ -76,7 +76,7 @@ def join_lone_slices(
     others = 0
     for keys in alike.values():
         stack = {file: header for key in keys for file, header in groups[key].items()}
-        if all(_is_stack(part) for _, part, _ in parts_of(keys[0], stack)):
+        if all(is_stack(part) for _, part, _ in parts_of(keys[0], stack)):
             joined |= dict.fromkeys(keys, keys[0])
         elif len(keys) >= _LEAST_STACK:
             others += len(keys)
@@ -86,7 +86,7 @@ def join_lone_slices(
     return result, len(joined), others
 
 
-def _is_stack(group: dict[Path, pydicom.Dataset]) -> bool:
+def is_stack(group: dict[Path, pydicom.Dataset]) -> bool:
     """Whether slices, which are parallel, are three or more at even distances."""
     try:
         positions = np.array([header.ImagePositionPatient for header in group.values()], dtype=np.float64)
@@ -104,12 +104,15 @@ def uneven(gaps: np.ndarray) -> bool:
     return bool(np.abs(gaps - typical).max() > SPACING_TOLERANCE * typical)
 
 
-def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, dict[Path, pydicom.Dataset], str]]:
+def parts_of(
+    key: str, group: dict[Path, pydicom.Dataset], tags: Sequence[str] = PART_TAGS
+) -> list[tuple[str, dict[Path, pydicom.Dataset], str]]:
     """The volumes of a series.
 
     Args:
         key: key of the series.
-        group: its files with their headers.
+        group: its files, or frames, with their headers.
+        tags: names of the elements in which volumes may differ, the plainest first.
 
     Returns:
         For each volume its key, its files, and what tells it from the others; the series itself where it is one, or
@@ -124,14 +127,14 @@ def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, di
     most = max(Counter(places).values())  # slices at one place, so as many volumes
     if most == 1 or "" in places:
         return [(key, group, "")]
-    texts = {tag: [_text(getattr(header, tag, "")) for header in group.values()] for tag in PART_TAGS}
+    texts = {tag: [_text(getattr(header, tag, "")) for header in group.values()] for tag in tags}
     for count in range(1, _MOST_TAGS + 1):
-        for tags in combinations(PART_TAGS, count):
-            of_files = list(zip(*(texts[tag] for tag in tags)))
+        for some in combinations(tags, count):
+            of_files = list(zip(*(texts[tag] for tag in some)))
             if len(set(of_files)) == most and len(set(zip(of_files, places))) == len(group):
                 parts: dict[str, dict[Path, pydicom.Dataset]] = {}
                 for (file, header), values in zip(group.items(), of_files):
-                    parts.setdefault(", ".join(map(" ".join, zip(tags, values))), {})[file] = header
+                    parts.setdefault(", ".join(map(" ".join, zip(some, values))), {})[file] = header
                 return [(re.sub(NO_NAME, "_", f"{key}-{name.replace(' ', '-')}"), parts[name], name) for name in parts]
     return [(key, group, "")]
 

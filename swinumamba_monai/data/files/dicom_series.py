@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from monai.utils import optional_import
 
+from swinumamba_monai.data.files.dicom_frames import Frame, volumes_in
 from swinumamba_monai.data.files.dicom_parts import (
     NO_NAME,
     PART_TAGS,
@@ -59,12 +60,14 @@ class Series:
         files: sorted by path; broken ones of the same folder are among them.
         number: as the scanner counted it, or "".
         description: what the scanner called it, or "".
+        frames: of files that hold several volumes, the frames of this one; None for all.
     """
 
     key: str
     files: tuple[Path, ...]
     number: str = ""
     description: str = ""
+    frames: frozenset[Frame] | None = None
 
     @property
     def folder(self) -> Path:
@@ -72,7 +75,8 @@ class Series:
         return Path(os.path.commonpath([file.parent for file in self.files]))
 
     def __str__(self) -> str:
-        return f"{self.number or '-'} '{self.description}' ({len(self.files)} files, {self.key})"
+        count = f"{len(self.files)} files" if self.frames is None else f"{len(self.frames)} frames"
+        return f"{self.number or '-'} '{self.description}' ({count}, {self.key})"
 
     def is_called(self, wanted: str) -> bool:
         """Whether ``wanted`` is the UID or the number, or is in the description."""
@@ -155,11 +159,7 @@ def find_series(folder: Path) -> list[Series]:
     if aside:
         names = listed((f"{file.name} ({reason})" for file, reason in aside.items()), _MAX_LISTED)
         _warn(f"{folder}: {len(aside)} of {len(files)} DICOM files are set aside: {names}")
-    series = [
-        _series(key, group, broken, words)
-        for name, whole in groups.items()
-        for key, group, words in parts_of(name, whole)
-    ]
+    series = [one for name, whole in groups.items() for one in _series(name, whole, broken)]
     places = {file.parent for one in series for file in one.files}
     for place in sorted({file.parent for file in broken} - places):
         series.append(Series("none", tuple(file for file in broken if file.parent == place)))
@@ -288,12 +288,21 @@ def _warn(sentence: str) -> None:
     logger.warning("%s", sentence)
 
 
-def _series(key: str, group: dict[Path, pydicom.Dataset], broken: Sequence[Path], words: str = "") -> Series:
-    files = set(group)
-    files |= {file for file in broken if file.parent in {one.parent for one in group}}
-    first = next(iter(group.values()))
-    number, text = (shown(getattr(first, tag, None) or "") for tag in ("SeriesNumber", "SeriesDescription"))
-    return Series(key, tuple(sorted(files)), number, ", ".join(part for part in (text, words) if part))
+def _series(name: str, whole: dict[Path, pydicom.Dataset], broken: Sequence[Path]) -> Iterator[Series]:
+    """The volumes of what one name is given to, each as a series."""
+    parts = [(key, group, words, None) for key, group, words in parts_of(name, whole)]
+    if all(map(holds_several, whole.values())) and (volumes := volumes_in(name, whole)):
+        parts = [
+            (key, {file: whole[file] for file in sorted({file for file, _ in frames})}, words, frames)
+            for key, frames, words in volumes
+        ]
+    for key, group, words, frames in parts:
+        files = set(group)
+        files |= {file for file in broken if file.parent in {one.parent for one in group}}
+        first = next(iter(group.values()))
+        number, text = (shown(getattr(first, tag, None) or "") for tag in ("SeriesNumber", "SeriesDescription"))
+        description = ", ".join(part for part in (text, words) if part)
+        yield Series(key, tuple(sorted(files)), number, description, frames)
 
 
 def _key(header: pydicom.Dataset) -> str:
