@@ -7,11 +7,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dicom_files import write_slice
 from test_strange_volumes import NORMAL, PLANES, VOXELS, check, series
 
-from swinumamba_monai.data.files.volumes import VolumeReader
+from swinumamba_monai.data.files.dicom_series import list_series
+from swinumamba_monai.data.files.volumes import VolumeReader, read_volume
 from swinumamba_monai.data.listing import load_volumes
 from swinumamba_monai.errors import InputError
 
@@ -99,3 +101,28 @@ def test_what_one_patient_has_sets_nothing_of_another_aside(tmp_path, caplog):
     items = load_volumes(tmp_path, reader=VolumeReader())
     assert [Path(item["image"]).name for item in items] == ["a.dicom", "b.dicom", "c.dicom"]
     assert "set aside" not in caplog.text
+
+
+@pytest.mark.parametrize("uid", ["1.2.3", ""])
+def test_patients_whose_series_have_one_name_stay_apart(uid, tmp_path):
+    """Of one the slices end where those of the other begin, as if both were a stack."""
+    for patient, first in (("a", 0), ("b", 3)):
+        for number in range(first, first + 3):
+            path = tmp_path / patient / f"{number}.dcm"
+            path.parent.mkdir(exist_ok=True)
+            write_slice(
+                path, PLANES[0] + number, NORMAL * 4 * number, number, uid, StudyInstanceUID=f"7.{ord(patient)}"
+            )
+    names = list_series(tmp_path)
+    assert names == [str(tmp_path / "a.dicom"), str(tmp_path / "b.dicom")]
+    for name, first in zip(names, (0, 3)):
+        np.testing.assert_array_equal(read_volume(name)[0][0, 0], PLANES[0][0, 0] + np.arange(first, first + 3))
+
+
+def test_one_study_may_have_its_slices_in_two_folders(tmp_path):
+    for number in range(6):
+        path = tmp_path / "case" / str(number // 3) / f"{number}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_slice(path, PLANES[0] + number, NORMAL * 4 * number, number, StudyInstanceUID="7.1")
+    (name,) = list_series(tmp_path / "case")
+    assert read_volume(name)[0].shape[2] == 6

@@ -51,36 +51,49 @@ def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
     return copies
 
 
+def visits_of(images: dict[Path, pydicom.Dataset]) -> list[set[Path]]:
+    """The files that are of one study or in one folder, and so of one patient."""
+    visits: list[tuple[set[str], set[Path]]] = []
+    for file, header in images.items():
+        names = {str(file.parent), str(getattr(header, "StudyInstanceUID", None) or file.parent)}
+        first, *others = [visit for visit in visits if visit[0] & names] or [(set(), set())]
+        for known, files in [*others, (names, {file})]:
+            first[0].update(known)
+            first[1].update(files)
+        visits = [visit for visit in visits if visit not in (first, *others)] + [first]
+    return [files for _, files in visits]
+
+
 def join_lone_slices(
-    groups: dict[str, dict[Path, pydicom.Dataset]],
-) -> tuple[dict[str, dict[Path, pydicom.Dataset]], int, int]:
+    groups: dict[tuple[int, str], dict[Path, pydicom.Dataset]],
+) -> tuple[dict[tuple[int, str], dict[Path, pydicom.Dataset]], int, int]:
     """Make one series of slices that have a series each, as some scanners and anonymizers leave them.
 
     They agree in ``STACK_TAGS`` (without a study they lie in one folder), and are three or more at even distances;
     slices at one place are told apart as :func:`parts_of` does.
 
     Args:
-        groups: files with their headers by the key of their series.
+        groups: files with their headers by the number of their visit and the key of their series.
 
     Returns:
         The groups, the joined ones under the key of their first file; how many were joined; and how many agree and are
         no stack.
     """
-    alike: dict[tuple[object, ...], list[str]] = {}
+    alike: dict[tuple[object, ...], list[tuple[int, str]]] = {}
     for key, group in groups.items():
         file, header = next(iter(group.items()))
         if len(group) == 1 and not holds_several(header):
             study, *agreed = (_text(getattr(header, tag, "")) for tag in STACK_TAGS)
             alike.setdefault((study or file.parent, *agreed), []).append(key)
-    joined: dict[str, str] = {}
+    joined: dict[tuple[int, str], tuple[int, str]] = {}
     others = 0
     for keys in alike.values():
         stack = {file: header for key in keys for file, header in groups[key].items()}
-        if all(is_stack(part) for _, part, _ in parts_of(keys[0], stack)):
+        if all(is_stack(part) for _, part, _ in parts_of("", stack)):
             joined |= dict.fromkeys(keys, keys[0])
         elif len(keys) >= _LEAST_STACK:
             others += len(keys)
-    result: dict[str, dict[Path, pydicom.Dataset]] = {}
+    result: dict[tuple[int, str], dict[Path, pydicom.Dataset]] = {}
     for key, group in groups.items():
         result.setdefault(joined.get(key, key), {}).update(group)
     return result, len(joined), others
