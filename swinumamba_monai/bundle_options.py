@@ -281,7 +281,7 @@ def _check_path(name: str, text: str | None, value: object) -> None:
     """Refuse a path that would not arrive as it was typed."""
     if not _is_path(name):
         return
-    if text is None:
+    if text is None or not text.strip():  # of a variable of the shell that is not set; it would be this very folder
         raise InputError(f"--{name} needs a path behind it.")
     if text.lower() in (*_NO_PYTHON, "none") and text != "None":
         raise InputError(f"--{name} {text} is a path; write ./{text} for one of this name, or '$None'.")

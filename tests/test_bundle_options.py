@@ -93,6 +93,14 @@ def test_a_path_that_python_reads_otherwise(name, path):
     check(config, f"--{name}", f"'{path}'")
 
 
+@pytest.mark.parametrize("path", ["", " "])
+def test_a_variable_of_the_shell_that_is_not_set_is_no_path(path):
+    """It would be the folder that the command was given in."""
+    for name in ("dataset_dir", "output_dir"):
+        with pytest.raises(InputError, match=rf"--{name} needs a path behind it"):
+            check("inference", f"--{name}", path)
+
+
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
