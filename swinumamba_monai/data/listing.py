@@ -212,7 +212,7 @@ def _list(
     names, others, problems = [], [], []
     # The frames of a video and the planes of a stack have a result each.
     written = names_of_results([without_number(entry.stem) for entry in entries])
-    results = [entry for entry in entries if entry.is_file() and without_number(entry.stem) in written]
+    results = {entry for entry in entries if entry.is_file() and without_number(entry.stem) in written}
     for entry in entries:
         if entry in results:
             continue
@@ -225,7 +225,7 @@ def _list(
         others += [] if found else [entry]
     inputs = Inputs(({"image": name} for name in names), path, not_taken_of(others))
     if results:
-        inputs.not_taken["results of earlier runs"] = [entry.name for entry in results]
+        inputs.not_taken["results of earlier runs"] = sorted(entry.name for entry in results)
     inputs.bad += refuse_or_leave_out(problems, skip_bad, path)
     if not inputs:
         files = f"{', '.join(readable)}{' files' if len(readable) > 1 else ''}"

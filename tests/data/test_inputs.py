@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +20,7 @@ from swinumamba_monai.data.files.images import ImageFileReader
 from swinumamba_monai.data.files.video import FrameReader
 from swinumamba_monai.data.files.volumes import VolumeReader, read_volume
 from swinumamba_monai.data.listing import load_frames, load_images, load_volumes
+from swinumamba_monai.data.prepare.split import divide
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.folders import result_names
 
@@ -192,6 +194,18 @@ def test_results_of_frames_and_planes_are_not_taken(tmp_path):
         items = load(tmp_path)
         assert names(items) == ["y#000000_overlay.png", "z#000000.tif", "z#000001.tif"]
         assert items.not_taken == {"results of earlier runs": sorted(results)}
+
+
+def test_many_files_take_as_long_as_they_are_many(tmp_path):
+    """Paths are compared with sets: with lists this took minutes."""
+    names_of_all = [f"x{number}{end}" for number in range(2000) for end in (".png", "_instances.png")]
+    for name in names_of_all:
+        (tmp_path / name).touch()
+    start = time.process_time()
+    assert len(load_images(tmp_path)) == 2000
+    shapes = {f"x{number}": (5, 5) for number in range(20_000)}
+    assert len(divide(shapes, {}, 0.1, 0.2, 0)["training"]) == 14_400
+    assert time.process_time() - start < 4
 
 
 def test_a_folder_of_several_series_does_not_stop_the_others(tmp_path):

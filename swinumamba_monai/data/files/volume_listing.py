@@ -87,7 +87,7 @@ def find_volumes(
     files = list(filter(is_volume_file, find_files(path)))
     found = list_series(path, series, problems, bool(files)) if is_dicom_folder(path) else []
     written = names_of_results([volume_name(file) for file in files] + [Path(name).stem for name in found])
-    results = [file for file in files if volume_name(file) in written]
+    results = {file: None for file in files if volume_name(file) in written}
     if results:
         names = listed(file.name for file in results)
         logger.warning("%s: %d results of earlier runs are not taken: %s", path, len(results), names)

@@ -140,8 +140,9 @@ def _match_channels(
 
     first = [image for image in images if name_of(image) in label_names or not _FURTHER.search(name_of(image))]
     further: dict[str, list[Path]] = {}
+    of_first = set(first)
     for image in images:
-        if image not in first:
+        if image not in of_first:
             further.setdefault(image_name(image), []).append(image)
     names_of = {image: image_name(image) for image in first}
     match_by_name(first, labels, source, found, lambda file: names_of.get(file) or name_of(file))

@@ -118,7 +118,8 @@ def divide(
                 else _sample(names, fraction, shapes, rng)
             )
             sections[section] = chosen
-            sections["training"] = [name for name in names if name not in set(chosen)]
+            of_section = set(chosen)
+            sections["training"] = [name for name in names if name not in of_section]
     empty = [section for section in SECTIONS if not sections[section]]
     if empty:
         raise InputError(f"{len(shapes)} usable images leave none for {', '.join(empty)}; add images to the dataset.")

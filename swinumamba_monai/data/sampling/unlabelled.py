@@ -53,7 +53,8 @@ def load_unlabelled(
     if section == "training" and extra_image_dir is not None:
         prepared = _is_prepared(extra_image_dir)
         extra = _section(extra_image_dir, section) if prepared else _folder(extra_image_dir, list_folder)
-        new = [path for path in extra if path not in others.union(images)]
+        known = others.union(images)
+        new = [path for path in extra if path not in known]
         logger.info("%d unlabelled images, and %d of %s", len(images), len(new), extra_image_dir)
         images += new
     return [{"image": path} for path in images]
@@ -90,5 +91,5 @@ def _split_folder(images: list[Image], section: str) -> tuple[list[Image], set[I
             logger.warning("only %d images to pretrain on: the validation has to use the same", len(images))
         return images, set()
     validation = images[::HELD_OUT]
-    training = [image for image in images if image not in validation]
+    training = [image for number, image in enumerate(images) if number % HELD_OUT]
     return (training, set(validation)) if section == "training" else (validation, set(training))
