@@ -34,9 +34,10 @@ struct Share {
         if (team.channel >= p.channels) stop = first;  // a block has all its threads until its last barrier
     }
 
-    template <typename Use>
+    // So many pixels are loaded before the first is used.
+    template <int AT_ONCE, typename Use>
     DEVICE_MEMBER void for_each_pixel(const InstanceParams& p, const Use& use) const {
-#pragma unroll 4
+#pragma unroll AT_ONCE
         for (int pixel = first; pixel < stop; pixel += step) use(start + pixel * p.channels);
     }
 };
@@ -110,7 +111,7 @@ KERNEL LAUNCH_BOUNDS(256, 4) instance_statistics(const GRID_CONSTANT InstancePar
     // Deviations from the first pixel that the thread has, so that a large mean costs no digits.
     float base[VECTOR] = {}, sum[VECTOR] = {}, squares[VECTOR] = {}, count = 0.f;
     if (share.first < share.stop) to_floats(load(p.x + share.start + share.first * p.channels), base);
-    share.for_each_pixel(p, [&](long long place) {
+    share.for_each_pixel<8>(p, [&](long long place) {
         float x[VECTOR];
         to_floats(load(p.x + place), x);
         count += 1.f;
@@ -149,6 +150,7 @@ KERNEL instance_finish(const GRID_CONSTANT InstanceParams p) {
     if (number >= p.batch * channels) return;
     const int image = number / channels, channel = number % channels;
     Moments moments;
+#pragma unroll 8
     for (int i = 0; i < p.chunks; ++i) {
         const float* part = p.parts + (i * p.batch + image) * 2 * channels + channel;
         moments.add(float(min(int(p.chunk), int(p.pixels) - i * int(p.chunk))), part[0], part[channels]);
@@ -162,7 +164,7 @@ KERNEL LAUNCH_BOUNDS(256, 4) instance_norm(const GRID_CONSTANT InstanceParams p)
     const Team team(int(p.lanes));
     const Normed normed(p, team);
     const float slope = float(p.slope);
-    Share(p, team).for_each_pixel(p, [&](long long place) {
+    Share(p, team).for_each_pixel<8>(p, [&](long long place) {
         float x[VECTOR], residual[VECTOR] = {};
         to_floats(load(p.x + place), x);
         if (p.residual) to_floats(load(p.residual + place), residual);
@@ -193,7 +195,7 @@ KERNEL LAUNCH_BOUNDS(256, 4) instance_sums(const GRID_CONSTANT InstanceParams p)
     const Exchange teams(shared, team);
     const float slope = float(p.slope);
     float sum[VECTOR] = {}, projection[VECTOR] = {};
-    Share(p, team).for_each_pixel(p, [&](long long place) {
+    Share(p, team).for_each_pixel<4>(p, [&](long long place) {
         float x[VECTOR], gradient[VECTOR];
         to_floats(load(p.x + place), x);
         load_gradient(p, place, slope, gradient);
@@ -233,7 +235,7 @@ KERNEL LAUNCH_BOUNDS(256, 4) instance_backward(const GRID_CONSTANT InstanceParam
         }
     }
     const float slope = float(p.slope);
-    Share(p, team).for_each_pixel(p, [&](long long place) {
+    Share(p, team).for_each_pixel<4>(p, [&](long long place) {
         float x[VECTOR], gradient[VECTOR];
         to_floats(load(p.x + place), x);
         load_gradient(p, place, slope, gradient);
