@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 __all__ = ["Doorkeeper", "is_local"]
 
@@ -75,10 +76,10 @@ class Doorkeeper:
 
 def is_local(host: str) -> bool:
     """Whether an address, or what a request calls ``Host``, means this machine alone."""
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    if name in LOCAL_NAMES:
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    name, _, port = host.rpartition(":")
+    for address in (host, name) if port.isdigit() else (host,):  # "::1" ends like one with a port
+        if address in LOCAL_NAMES:
+            return True
+        with suppress(ValueError):
+            return ipaddress.ip_address(address.strip("[]")).is_loopback
+    return False

@@ -212,11 +212,16 @@ def _checked(function: Callable, checks: Mapping[str, Callable[[str, object], ob
             return function(*bound.args, **bound.kwargs)
         except BaseException as error:
             _remove_sent(bound.arguments.get("background_tasks"))
-            if not isinstance(error, HTTPException) and (cause := find_input_error(error)):
-                raise HTTPException(status_code=400, detail=str(cause)) from error
-            raise
+            if not (sentence := None if isinstance(error, HTTPException) else _say_why(error)):
+                raise
+        # Not from the error, which holds all that was read until somebody collects garbage
+        raise HTTPException(status_code=400, detail=sentence)
 
     return call
+
+
+def _say_why(error: BaseException) -> str | None:
+    return str(cause) if (cause := find_input_error(error)) else None
 
 
 def _remove_sent(tasks: BackgroundTasks | None) -> None:
