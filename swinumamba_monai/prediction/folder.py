@@ -37,7 +37,7 @@ from swinumamba_monai.prediction.large import predict_large
 from swinumamba_monai.prediction.predictor import Prediction, Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
-from swinumamba_monai.run_lock import RunLock
+from swinumamba_monai.run_lock import prediction_lock
 
 FORMATS = ("masks", "geojson", "coco", "roi")
 SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
@@ -165,7 +165,7 @@ class _Job:
         further = [ending for name, ending in FURTHER.items() if name in formats]
         self.endings = [*self.saved, OUTLINES, OBJECTS, *further]
         self.rows: dict[str, dict[str, str]] = {}
-        self.lock = RunLock(folder / f".predict{suffix}.lock")
+        self.lock = prediction_lock(folder, suffix)
 
     def open(self, options: Mapping[str, object], overwrite: bool) -> None:
         """Make the folder, and read what is finished there; with ``overwrite`` nothing is."""
