@@ -145,6 +145,9 @@ def test_sections_are_folders(tmp_path):
     ("image", "label", "name"),
     [
         ("train/{}_img.png", "train/{}_masks.png", "{}"),  # Cellpose's
+        ("image {}.png", "mask {}.png", "{}"),
+        ("{}.png", "{}_gt.png", "{}"),
+        ("images/{}.png", "masks/{}_segmentation.png", "{}"),  # ISIC's names
         ("training_images/{}.png", "training_masks/{}.png", "{}"),
         ("JPEGImages/{}.png", "SegmentationClass/{}.png", "{}"),  # VOC, and CVAT's masks
         ("Original/{}.png", "Ground Truth/{}.png", "{}"),  # CVC-ClinicDB

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def read_label_map(path: PathLike) -> LabelMap:
     if not path.exists():
         raise InputError(f"{path} does not exist; give the JSON file of the label map.")
     with explained(f"{path} is no label map", _EXAMPLE):
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=each_once)
         return parse_label_map(content.get("labels", content), path, "regions_class_order" in content)
 
 
@@ -129,7 +130,7 @@ def parse_label_map(content: Mapping[str, object], source: object, with_regions:
         pairs = [(str(name), (int(key),)) for key, name in content.items()] if by_number else None
         if pairs is None:
             pairs = [
-                (str(name), tuple(int(v) for v in (value if isinstance(value, list) else [value])))
+                (str(name), tuple(map(_whole, value if isinstance(value, list) else [value])))
                 for name, value in content.items()
             ]
     regions = [pair for pair in pairs if 0 not in pair[1] and pair[0].lower() != IGNORE_NAME] if with_regions else []
@@ -159,6 +160,21 @@ def parse_label_map(content: Mapping[str, object], source: object, with_regions:
             for name, ids in regions
         ),
     )
+
+
+def each_once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """An object of a JSON file, for ``object_pairs_hook``: of two entries with one name json keeps the last."""
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise ValueError(f"{listed(twice)} is there twice")
+    return dict(pairs)
+
+
+def _whole(value: object) -> int:
+    """The whole number that a file gives as one, or as text; a ValueError for any other, which int would cut."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"{value} is no whole number")
+    return int(value)
 
 
 def _combinations(regions: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[int, ...]]]:

@@ -17,7 +17,7 @@ from PIL import Image
 from swinumamba_monai.data.files.annotations import read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, read_classes, read_image, read_instances, without_copies
-from swinumamba_monai.data.files.label_map import LabelMap, simple_name
+from swinumamba_monai.data.files.label_map import LabelMap, each_once, simple_name
 from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
@@ -172,7 +172,7 @@ def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] |
     if path is None or isinstance(path, LabelMap) or not Path(path).is_file():
         return None
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = json.loads(Path(path).read_bytes(), object_pairs_hook=each_once)
         content = dict(content.get("labels", content))
     except (AttributeError, OSError, TypeError, ValueError, RecursionError):
         return None  # read_label_map says what is wrong with it

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from swinumamba_monai.data.files.label_map import LabelMap, parse_label_map, select_classes
+from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
 from swinumamba_monai.data.prepare.dataset import FoundPairs
 from swinumamba_monai.data.prepare.volume_layouts import MASKS
 from swinumamba_monai.errors import InputError, explained
@@ -159,7 +159,7 @@ def read_dataset_json(source: Path) -> dict:
     """What ``dataset.json`` says, empty where there is none."""
     path = source / "dataset.json"
     with explained(f"{path} cannot be read", "correct it or give a label map"):
-        content = json.loads(path.read_bytes()) if path.is_file() else {}
+        content = json.loads(path.read_bytes(), object_pairs_hook=each_once) if path.is_file() else {}
         if not isinstance(content, dict):
             raise TypeError("no object")
     return content

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from swinumamba_monai.data.datalist import SECTIONS
+from swinumamba_monai.data.files.label_map import each_once
 from swinumamba_monai.errors import InputError, explained
 
 SPLIT, NNUNET_SPLITS = "split.json", "splits_final.json"
@@ -47,7 +48,7 @@ def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
             raise InputError(f"{path} does not exist, so there is no fold {fold}; leave the fold out.")
         return {}
     with explained(f"{path} has no lists of names", "correct or remove it"):
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=each_once)
         if isinstance(content, list) and content and all(isinstance(one, dict) for one in content):
             if fold is None:
                 raise InputError(f"{path} is a list of {len(content)} folds; choose one with --fold 0.")
