@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -53,10 +54,9 @@ def volumes_in(key: str, files: Mapping[Path, object]) -> list[tuple[str, frozen
     headers: dict[Frame, SimpleNamespace] = {}
     with suppress(Exception):  # pydicom has no common class for a broken file; reading it says what is wrong
         for file in files:
-            groups = read_header(file, _GROUPS)
-            shared = getattr(groups, _GROUPS[1], None) or []
-            for number, own in enumerate(getattr(groups, _GROUPS[0], None) or []):
-                headers[file, number] = _header([own, *shared[:1]])
+            status = file.stat()
+            for number, header in enumerate(_read_headers(file, status.st_size, status.st_mtime_ns)):
+                headers[file, number] = header
     if len({file for file, _ in headers}) < len(files):
         return []
     indices = {name: None for header in headers.values() for name in vars(header) if name.startswith(_INDEX)}
@@ -72,6 +72,14 @@ def volumes_in(key: str, files: Mapping[Path, object]) -> list[tuple[str, frozen
             for stack in sorted(stacks)
         ]
     return [(name, frozenset(frames), words) for name, frames, words in parts] if len(parts) > 1 else []
+
+
+@lru_cache(maxsize=8)  # a series is looked for whenever one of its volumes is read
+def _read_headers(file: Path, size: int, changed: int) -> tuple[SimpleNamespace, ...]:
+    """The header of every frame; ``size`` and ``changed`` tell the file from one before it of the same name."""
+    groups = read_header(file, _GROUPS)
+    shared = getattr(groups, _GROUPS[1], None) or []
+    return tuple(_header([own, *shared[:1]]) for own in getattr(groups, _GROUPS[0], None) or [])
 
 
 def _header(groups: Sequence[pydicom.Dataset]) -> SimpleNamespace:
