@@ -29,6 +29,7 @@ from swinumamba_monai.training import default_amp
 from .cases import BATCHES, TOY, Batch, MeasuredStep
 from .record import ROOT, Record, make_parser, start
 
+SLICES = 24  # of a synthetic volume
 COLUMNS = {
     "batch": "batch",
     "augmentation": "augmentation",
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--num_workers", type=int, default=None, help="of each process; default: its share of the cores"
     )
-    parser.add_argument("--num_images", type=int, default=24)
+    parser.add_argument("--num_images", type=int, default=96, help="or slices of volumes, that are learnt from")
     parser.add_argument("--timeout", type=float, default=240, help="of a run, in seconds")
     arguments = parser.parse_args(argv)
     device = start(arguments)
@@ -138,7 +139,9 @@ def measure_bundle(batch: Batch, arguments: argparse.Namespace, device: torch.de
         overrides |= {f"network_def#{name}": value for name, value in TOY.items()}
     bare = {"bare_images_per_second": bare_rate(batch, arguments.quick, device)}
     with tempfile.TemporaryDirectory() as work:
-        given = {"num_train": 4 if arguments.quick else arguments.num_images, "image_size": batch.task.roi_size}
+        volumes = batch.task.name == "abdomen_mri"
+        number = 4 if arguments.quick else max(1, arguments.num_images // (SLICES if volumes else 1))
+        given = {"num_train": number, "image_size": batch.task.roi_size}
         data = batch.task.synthesize(Path(work) / "data", num_validation=max(arguments.processes), num_test=1, **given)
         for repeat in range(arguments.repeats):
             for augmentation in arguments.augmentations:

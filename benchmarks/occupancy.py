@@ -18,13 +18,14 @@ from typing import NamedTuple
 import torch
 
 from swinumamba_monai.ops.cuda import scan_one
-from swinumamba_monai.ops.cuda.device import ELEMENTS
+from swinumamba_monai.ops.cuda.device import ELEMENTS, divide_channels
 from swinumamba_monai.ops.cuda.fused import CONV_VECTOR, ROWS, RUN, THREADS, divide_row
 from swinumamba_monai.ops.cuda.nvrtc import read_source
 from swinumamba_monai.ops.cuda.scan_layout import TUNING, make_layout
 from swinumamba_monai.reports.tables import markdown_lines
 
 CHANNELS, STATES = 192, 16  # that a scan of the paper's first stage has
+DECODER_CHANNELS = 48  # of Swin-UMamba's finest maps
 DEEPEST = 1536  # channels of the last stage, and of the widest norm
 LARGE, SMALL = 1000, 2  # blocks of a scan of channels with one state, which takes few warps a block or many
 MULTIPROCESSORS = 108
@@ -88,6 +89,12 @@ def launches(dtype: torch.dtype, shared_kib: int) -> list[Launch]:
     found.append(Launch("conv_silu", "conv_silu", "conv.cu", macros, THREADS // 32, 0))
     shared = 4 * THREADS * CONV_VECTOR
     found.append(Launch("conv_silu_backward", "conv_silu_backward", "conv.cu", macros, THREADS // 32, shared))
+    lanes, _, teams = divide_channels(DECODER_CHANNELS // VECTOR, THREADS)
+    shared = 2 * 4 * lanes * teams * VECTOR
+    for kernel, needed in (
+        ("instance_statistics", shared), ("instance_norm", 0), ("instance_sums", shared), ("instance_backward", 0)
+    ):  # fmt: skip
+        found.append(Launch(kernel, kernel, "instance_norm.cu", own, -(-lanes * teams // 32), needed))
     for channels in (CHANNELS, DEEPEST):
         lanes, items = divide_row(channels // VECTOR)
         macros = own | {"LANES": lanes, "ITEMS": items}

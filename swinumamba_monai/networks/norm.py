@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The norms over channels that lie last: layer norm by the backend of its network, and RMS norm."""
+"""Norms by the backend of their network: layer norm over channels that lie last, RMS norm, instance norm of maps."""
 
 from __future__ import annotations
 
@@ -42,3 +42,32 @@ def make_norm(norm_name: str, channels: int, scan_backend: str = "auto") -> nn.M
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
     """
     return NORMS[norm_name](channels, scan_backend)
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """``nn.InstanceNorm2d`` with what follows it in a residual block, by the instance norm of a backend.
+
+    Args:
+        channels: number of channels.
+        eps: number added to the variance.
+        affine: whether each channel has a weight and a bias.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+
+    >>> norm, x = InstanceNorm(8), torch.rand(2, 8, 5, 5)
+    >>> torch.equal(norm(x, slope=0.0), norm(x).relu())
+    True
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, affine: bool = False, scan_backend: str = "auto") -> None:
+        super().__init__(channels, eps=eps, affine=affine)
+        self.backend = BackendChoice(scan_backend)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, slope: float | None = None) -> Tensor:
+        """Map (b, channels, h, w) to the same shape: normed, with a residual added, through LeakyReLU.
+
+        Args:
+            x: the map.
+            residual: what is added; None for nothing.
+            slope: slope of LeakyReLU below zero; None for no LeakyReLU.
+        """
+        return self.backend.find(x).instance_norm(x, residual, self.weight, self.bias, self.eps, slope)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
+from monai.networks.blocks import UnetOutBlock
 from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -27,7 +27,8 @@ from .base import BaseNetwork, init_conv
 from .cuda_graphs import CUDAGraphs
 from .encoders import RELEASED, encoder_options
 from .mixers import MIXERS
-from .norm import NORMS
+from .norm import NORMS, InstanceNorm
+from .unetr_blocks import SkipBlock, UpBlock
 from .vmamba import FIRST, VMambaEncoder
 from .vss import PatchExpanding, VSSStage
 
@@ -247,7 +248,7 @@ class SwinUMamba(_SwinUMamba):
         drop_path_rate: drop path rate of the encoder's last block, to which it grows from 0; 0.2 in the paper.
         deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
         use_checkpoint: whether the backward computes the blocks again instead of keeping their activations.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`, for scans and layer norms.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`, for scans, layer and instance norms.
         cuda_graphs: whether launches on a GPU are recorded and replayed; see :mod:`.cuda_graphs`.
         encoder: one of VMamba's released encoders, a key of :data:`.encoders.ENCODERS`.
 
@@ -288,30 +289,25 @@ class SwinUMamba(_SwinUMamba):
             raise ValueError(f"norm_name must be {allowed}, got {norm_name!r}.") from error
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, half, kernel_size=7, stride=2, padding=3),
-            nn.InstanceNorm2d(half, eps=1e-5, affine=True),
+            InstanceNorm(half, affine=True, scan_backend=scan_backend),
         )
         blocks = {"scan_backend": scan_backend, "use_checkpoint": use_checkpoint}
         self.vssm_encoder = VMambaEncoder(half, patch_size=2, **options, **blocks)
         # Names count from the image (1) to the coarsest skip (5), as in MONAI's UNETR.
         c1, (c2, c3, c4, c5) = half, self.vssm_encoder.channels
 
-        def skip_block(channels: int, out: int) -> UnetrBasicBlock:
-            return UnetrBasicBlock(2, channels, out, 3, stride=1, norm_name=norm_name, res_block=True)
-
-        def up_block(channels: int, out: int) -> UnetrUpBlock:
-            return UnetrUpBlock(2, channels, out, 3, upsample_kernel_size=2, norm_name=norm_name, res_block=True)
-
-        self.encoder1 = skip_block(in_channels, c1)
-        self.encoder2 = skip_block(half, c2)
-        self.encoder3 = skip_block(c2, c3)
-        self.encoder4 = skip_block(c3, c4)
-        self.encoder5 = skip_block(c4, c5)
-        self.decoder6 = up_block(c5, c5)
-        self.decoder5 = up_block(c5, c4)
-        self.decoder4 = up_block(c4, c3)
-        self.decoder3 = up_block(c3, c2)
-        self.decoder2 = up_block(c2, c1)
-        self.decoder1 = skip_block(c1, c1)
+        norms = {"norm_name": norm_name, "scan_backend": scan_backend}
+        self.encoder1 = SkipBlock(in_channels, c1, **norms)
+        self.encoder2 = SkipBlock(half, c2, **norms)
+        self.encoder3 = SkipBlock(c2, c3, **norms)
+        self.encoder4 = SkipBlock(c3, c4, **norms)
+        self.encoder5 = SkipBlock(c4, c5, **norms)
+        self.decoder6 = UpBlock(c5, c5, **norms)
+        self.decoder5 = UpBlock(c5, c4, **norms)
+        self.decoder4 = UpBlock(c4, c3, **norms)
+        self.decoder3 = UpBlock(c3, c2, **norms)
+        self.decoder2 = UpBlock(c2, c1, **norms)
+        self.decoder1 = SkipBlock(c1, c1, **norms)
         self.out_layers = nn.ModuleList(UnetOutBlock(2, c, out_channels) for c in (c1, c2, c3, c4))
         self.deep_supervision = deep_supervision
 

@@ -34,11 +34,13 @@ from swinumamba_monai.checks import require_one_of
 from .cpu.norm_gate import norm_gate_jit
 from .cpu.scan import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
 from .cuda.class_sums import class_sums_cuda
+from .cuda.instance_norm import instance_norm_cuda
 from .cuda.layer_norm import layer_norm_cuda
 from .cuda.scan import cross_scan_2d_cuda, selective_scan_cuda, why_cuda_is_unavailable
 from .cuda.ss2d import ss2d_cuda
 from .export.program import selective_scan_exported
 from .export.torchscript import selective_scan_torchscript
+from .instance_norm import instance_norm
 from .mamba_ssm import selective_scan_mamba, why_mamba_is_unavailable
 from .portable import selective_scan_portable
 from .reference import cross_scan_2d_ref, selective_scan_ref
@@ -94,6 +96,7 @@ class Backend:
         map_scan: scan as :func:`.scan.cross_scan_2d`.
         projected_scan: scan as :func:`.scan.projected_scan_2d`.
         norm: LayerNorm over the last axis, of x (..., d), weight (d,), bias (d,) and eps.
+        instance_norm: instance norm as :func:`.instance_norm.instance_norm`.
         norm_gate: LayerNorm over the channels of a map times SiLU of a gate, of y and gate, both (b, h, w, d), weight
             (d,), bias (d,) and eps.
         ss2d: one operator for all of :func:`.ss2d.ss2d` with a layer norm.
@@ -106,6 +109,7 @@ class Backend:
     map_scan: Callable[..., Tensor] | None = None
     projected_scan: Callable[..., Tensor] | None = None
     norm: Callable[..., Tensor] = _layer_norm
+    instance_norm: Callable[..., Tensor] = instance_norm
     norm_gate: Callable[..., Tensor] = _norm_gate
     ss2d: Callable[..., Tensor] | None = None
     class_sums: Callable[..., Tensor] | None = None
@@ -118,6 +122,7 @@ REGISTRY = {
         why_cuda_is_unavailable,
         map_scan=cross_scan_2d_cuda,
         norm=layer_norm_cuda,
+        instance_norm=instance_norm_cuda,
         ss2d=ss2d_cuda,
         class_sums=class_sums_cuda,
     ),

@@ -43,6 +43,18 @@ FORMATS = ("masks", "geojson", "coco", "roi")
 SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
 OUTLINES, OBJECTS = "_outlines.png", "_objects.csv"  # what is added to the name of an image
 FURTHER = {"geojson": ".geojson", "roi": "_rois.zip"}  # the same of the formats
+# Of the predictor and of this module, beside the entries of the config that they decide about.
+_ARGUMENTS = {
+    "bundle",
+    "bundle_dir",
+    "bundle_root",
+    "checkpoint",
+    "ckpt_path",
+    "dataset_dir",
+    "device",
+    "output_dir",
+    "progress",
+}
 COLUMNS = ("name", "image", "objects", "area_mean", "score_mean", "warnings", "error")
 
 
@@ -106,6 +118,8 @@ def predict_images(
             f"{output_dir} holds the images; give another output folder, or results become images next time."
         )
     options = dict(options or {})
+    for name in _ARGUMENTS & options.keys():
+        raise InputError(f"{name} is no option to be set: it follows from the arguments of the prediction.")
     place = as_literal(str(output_dir))
     predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": place})
     if predictor.of_volumes and set(formats) - {"masks"}:

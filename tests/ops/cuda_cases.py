@@ -56,6 +56,13 @@ def map_inputs(b, h, w, d, n, *, dtype=torch.float32, seed=0, device="cpu") -> d
     }
 
 
+def instance_norm_inputs(sizes, dtype=torch.float32, device="cpu") -> dict[str, Tensor]:
+    """Inputs of ``instance_norm`` for maps of these sizes, their channels last in memory."""
+    draw = Draw(sum(sizes), dtype, device)
+    x, residual = (draw.normal(sizes[0], *sizes[2:], sizes[1]).movedim(-1, 1) for _ in range(2))
+    return {"x": x + 2, "residual": residual, "weight": draw.parameter(sizes[1]), "bias": draw.parameter(sizes[1])}
+
+
 def sequence_inputs(b, length, groups, d, n, *, dtype=torch.float32, seed=0, device="cpu") -> dict[str, Tensor]:
     """Inputs of ``selective_scan``; d channels in each group."""
     draw = Draw(seed, dtype, device)

@@ -11,7 +11,7 @@ import emulator as emulation
 import pytest
 
 from swinumamba_monai.ops import backends
-from swinumamba_monai.ops.cuda import class_sums, fused, packing, row_sums, scan, scan_one
+from swinumamba_monai.ops.cuda import class_sums, fused, instance_norm, packing, row_sums, scan, scan_one
 
 
 class _Recorded:
@@ -36,7 +36,7 @@ class Emulator:
         self.monkeypatch = monkeypatch
         self.loaded: list[tuple[str, dict[str, int]]] = []  # files and their macros
         self.launched: list[tuple[str, tuple[int, int, int]]] = []  # kernels and their grids
-        for module in (class_sums, scan, scan_one, fused, packing, row_sums):
+        for module in (class_sums, scan, scan_one, fused, instance_norm, packing, row_sums):
             monkeypatch.setattr(module, "load_kernels", self.load)
         monkeypatch.setattr(scan, "TWO_LAUNCHES", 0)  # so that short sequences are worth cutting
         monkeypatch.setattr(scan, "count_shared_kib", lambda device: 227)
@@ -64,7 +64,7 @@ class Emulator:
 
     def set_multiprocessors(self, count: int) -> None:
         """The more of them, the more warps are wanted, and the more segments a sequence is cut into."""
-        for module in (class_sums, scan, scan_one, fused):
+        for module in (class_sums, scan, scan_one, fused, instance_norm):
             self.monkeypatch.setattr(module, "count_multiprocessors", lambda device: count)
 
     def tune(self, **changes: int) -> None:

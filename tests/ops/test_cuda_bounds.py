@@ -22,6 +22,7 @@ from emulated_backend import Emulator
 from cuda_cases import map_inputs
 from swinumamba_monai.ops.cuda import class_sums
 from swinumamba_monai.ops.cuda import fused as cuda_fused
+from swinumamba_monai.ops.cuda import instance_norm as cuda_instance_norm
 from swinumamba_monai.ops.cuda import scan as cuda_scan
 
 libc, page = ctypes.CDLL(None), 4096
@@ -66,6 +67,8 @@ def run_all_kernels(emulator):
             taps, bias = (copied(torch.randn(*shape, channels)) for shape in ((10,), ()))
             y = cuda_fused.conv_silu(x, taps)
             cuda_fused.conv_silu_backward(y, x, taps)
+            normed, statistics = cuda_instance_norm._forward(x, copied(x), bias, bias, 1e-5, 0.1)
+            cuda_instance_norm._backward(copied(x), x, normed, statistics, bias, bias, (1e-5, 0.1), True)
             rows, gate = x.flatten(0, 2), copied(x).flatten(0, 2)
             y, statistics = cuda_fused.layer_norm(rows, gate, bias, bias, 1e-5)
             cuda_fused.layer_norm_backward(y, statistics, rows, gate, bias, bias)

@@ -19,6 +19,7 @@ from cuda_cases import (
     assert_loss_like_float64,
     assert_near,
     doubling_cross_scan,
+    instance_norm_inputs,
     leaves,
     loss_inputs,
     map_inputs,
@@ -34,6 +35,7 @@ from swinumamba_monai.ops import backends, cross_scan_2d, selective_scan, select
 from swinumamba_monai.ops.backends import find_backend
 from swinumamba_monai.ops.cuda import scan as cuda_scan
 from swinumamba_monai.ops.cuda.scan_layout import CHUNK, Segments
+from swinumamba_monai.ops.instance_norm import instance_norm
 from swinumamba_monai.ops.ss2d import ss2d, ss2d_ref
 from swinumamba_monai.training import FusedDiceCELoss
 
@@ -191,6 +193,17 @@ def test_layer_norm(shape, dtype):
     assert_like_float64(
         layer_norm, lambda x, weight, bias: F.layer_norm(x, weight.shape, weight, bias), inputs, TOLERANCES[dtype]
     )
+
+
+@DTYPES
+@pytest.mark.parametrize("sizes", [(2, 48, 160, 161), (3, 768, 10, 10), (1, 17, 5, 7, 9)], ids=str)
+def test_instance_norm(sizes, dtype):
+    inputs = instance_norm_inputs(sizes, dtype, "cuda")
+
+    def by_kernels(x, residual, weight, bias):
+        return find_backend("cuda", x).instance_norm(x, residual, weight, bias, 1e-5, 0.01)
+
+    assert_like_float64(by_kernels, partial(instance_norm, slope=0.01), inputs, TOLERANCES[dtype])
 
 
 @DTYPES

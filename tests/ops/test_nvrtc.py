@@ -300,6 +300,7 @@ FILES = [
     ("pack.cu", {}),
     *(("conv.cu", {"RUN": RUN, "ROWS": rows}) for rows in ROWS),
     ("row_sums.cu", {}),
+    ("instance_norm.cu", {}),
     *(("norm.cu", {"LANES": lanes, "ITEMS": items}) for lanes, items in ((8, 3), (32, 12))),
     ("scan_one.cu", scan_one.make_macros(2, 6400, 132, True)),
     ("scan_one.cu", scan_one.make_macros(1000, 100, 132, False)),
@@ -339,5 +340,6 @@ KERNELS = {
     "pack.cu": [b"pack", b"unpack"],
     "row_sums.cu": [b"sum_rows"],
     "conv.cu": [b"conv_silu", b"conv_transposed", b"conv_silu_backward"],
+    "instance_norm.cu": [b"instance_statistics", b"instance_norm", b"instance_sums", b"instance_backward"],
     "norm.cu": [b"layer_norm", b"layer_norm_gate_backward"],
 }

@@ -9,9 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["ALIGNED", "ELEMENTS", "alignment", "count_multiprocessors", "count_shared_kib"]
+__all__ = ["ALIGNED", "ELEMENTS", "alignment", "count_multiprocessors", "count_shared_kib", "divide_channels"]
 
 ALIGNED = 8  # elements of half precision that the matrix units load at a time
+LANES = 32  # threads of a block with different channels, at the most
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the macro ELEMENT
 
 
@@ -19,6 +20,20 @@ def alignment(count: int, *tensors: Tensor) -> int:
     """Neighbours that a thread may load at once: 4 where every row of every tensor begins at a multiple of 4."""
     aligned = all(t.data_ptr() % (4 * t.element_size()) == 0 for t in tensors)
     return 4 if aligned and all(size % 4 == 0 for t in tensors for size in (count, *t.stride()[:-1])) else 1
+
+
+def divide_channels(vectors: int, threads: int) -> tuple[int, int, int]:
+    """How the threads of a block share the channels of a map; `Team` in kernels/common.cuh is one of its teams.
+
+    Args:
+        vectors: vectors of neighbouring channels that a pixel has.
+        threads: threads of a block, at the most.
+
+    Returns:
+        threads of a team; blocks for all channels of a pixel; teams of a block.
+    """
+    lanes = min(vectors, LANES)
+    return lanes, -(-vectors // lanes), threads // lanes
 
 
 @cache

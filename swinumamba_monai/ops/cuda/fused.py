@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .device import ELEMENTS, alignment, count_multiprocessors
+from .device import ELEMENTS, alignment, count_multiprocessors, divide_channels
 from .nvrtc import load_kernels, params_type
 from .row_sums import sum_rows
 
@@ -30,7 +30,6 @@ CONV_VECTOR = 2  # channels that a thread of conv.cu has at the most; more take 
 RUN = 4  # pixels of a row that it has
 ROWS = (4, 2, 1)  # rows that it may have of them
 BUSY_BLOCKS = 2  # of a multiprocessor that patches are cut for; fewer leave it waiting
-LANES = 32  # threads of a block of it with different channels, at the most
 
 
 _ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width channels patches lanes")
@@ -50,9 +49,7 @@ class _Conv:
     def __init__(self, *maps: Tensor, rounds: int) -> None:
         batch, height, width, channels = maps[0].shape
         vector = min(CONV_VECTOR, alignment(channels, *maps))
-        self.lanes = min(channels // vector, LANES)
-        self.teams = THREADS // self.lanes
-        self.columns = -(-channels // (vector * self.lanes))
+        self.lanes, self.columns, self.teams = divide_channels(channels // vector, THREADS)
         multiprocessors = count_multiprocessors(maps[0].device)
         self.most_blocks = max(1, BUSY_BLOCKS * multiprocessors // self.columns)  # that run at a time, in each column
         for rows in ROWS:

@@ -114,6 +114,19 @@ struct Column {
     }
 };
 
+// The threads of a block that have the same pixel of a map, each VECTOR of its channels; the block's number along y says
+// which channels it has.
+struct Team {
+    int lanes, lane, number, count, channel;  // threads of a team, this one among them; this team among all; first channel
+
+    DEVICE_MEMBER explicit Team(int lanes)
+        : lanes(lanes),
+          lane(threadIdx.x % lanes),
+          number(threadIdx.x / lanes),
+          count(blockDim.x / lanes),
+          channel((blockIdx.y * lanes + lane) * VECTOR) {}
+};
+
 DEVICE float sum_over_warp(float value) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) value += exchange(value, offset);

@@ -101,26 +101,15 @@ DEVICE void for_each_pixel(const ConvParams& p, int number, int channel, const U
     }
 }
 
-// The threads of a block that have one patch after another, or one: a lane has VECTOR channels. Teams side by side have
-// patches side by side, whose edges they find in the cache of their multiprocessor.
-struct Team {
-    int lane, number, count, channel;
-
-    DEVICE_MEMBER explicit Team(const ConvParams& p) {
-        const int lanes = int(p.lanes);
-        lane = threadIdx.x % lanes;
-        number = threadIdx.x / lanes;
-        count = blockDim.x / lanes;
-        channel = (blockIdx.y * lanes + lane) * VECTOR;
-    }
-};
+// A team has one patch after another, or one. Teams side by side have patches side by side, whose edges they find in the
+// cache of their multiprocessor.
 
 // Blocks of a multiprocessor: three hide the most latency, and float32 has registers for two alone.
 constexpr int CONV_BLOCKS = ELEMENT == 0 ? 2 : 3;
 
 template <bool SILU>
 DEVICE void convolve(const ConvParams& p) {
-    const Team team(p);
+    const Team team(int(p.lanes));
     const int patch = blockIdx.x * team.count + team.number;
     if (team.channel >= p.channels || patch >= p.patches) return;
     Weights weights;
@@ -144,8 +133,8 @@ KERNEL LAUNCH_BOUNDS(256, CONV_BLOCKS) conv_transposed(const GRID_CONSTANT ConvP
 // add up what they found.
 KERNEL LAUNCH_BOUNDS(256, 2) conv_silu_backward(const GRID_CONSTANT ConvParams p) {
     SHARED_MEMORY(shared);
-    const Team team(p);
-    const int channel = team.channel, lanes = int(p.lanes);
+    const Team team(int(p.lanes));
+    const int channel = team.channel;
     const bool inside = channel < p.channels;
     float sums[10][VECTOR] = {};
     if (inside) {
@@ -170,13 +159,13 @@ KERNEL LAUNCH_BOUNDS(256, 2) conv_silu_backward(const GRID_CONSTANT ConvParams p
     for (int k = 0; k < 10; ++k) {
         __syncthreads();
 #pragma unroll
-        for (int c = 0; c < VECTOR; ++c) shared[(team.number * lanes + team.lane) * VECTOR + c] = sums[k][c];
+        for (int c = 0; c < VECTOR; ++c) shared[(team.number * team.lanes + team.lane) * VECTOR + c] = sums[k][c];
         __syncthreads();
         if (team.number == 0 && inside) {
 #pragma unroll
             for (int c = 0; c < VECTOR; ++c) {
                 float sum = 0.f;
-                for (int t = 0; t < team.count; ++t) sum += shared[(t * lanes + team.lane) * VECTOR + c];
+                for (int t = 0; t < team.count; ++t) sum += shared[(t * team.lanes + team.lane) * VECTOR + c];
                 p.dparameters[((long long)blockIdx.x * 10 + k) * p.channels + channel + c] = sum;
             }
         }
