@@ -105,7 +105,17 @@ def prediction_lock(folder: str | PathLike, suffix: str = "") -> RunLock:
         folder: the output folder.
         suffix: of a part of the images, which has a lock of its own.
     """
-    return RunLock(Path(folder) / f".predict{suffix}.lock")
+    return RunLock(lock_file(folder, f"predict{suffix}"))
+
+
+def lock_file(folder: str | PathLike, command: str) -> Path:
+    """Where a run of a command holds its output folder.
+
+    Args:
+        folder: the output folder.
+        command: name of the command.
+    """
+    return Path(folder) / f".{command}.lock"
 
 
 @contextmanager
@@ -119,7 +129,7 @@ def one_run(folder: str | PathLike, command: str) -> Iterator[None]:
     Raises:
         InputError: another process runs it there.
     """
-    lock = RunLock(Path(folder) / f".{command}.lock")
+    lock = RunLock(lock_file(folder, command))
     lock.take(command, "--output_dir")
     try:
         yield

@@ -98,6 +98,7 @@ def refuse_or_leave_out(problems: Sequence[str], skip_bad: bool, source: object)
     Raises:
         InputError: there are some and not ``skip_bad``; all are listed, one a line.
     """
+    problems = [str(InputError(problem)) for problem in problems]  # names of files may hold what steers a terminal
     if problems and not skip_bad:
         lines = "\n".join(problems)
         raise InputError(

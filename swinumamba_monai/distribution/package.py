@@ -48,6 +48,7 @@ ENCODER_WEIGHTS = "models/encoder.safetensors"
 MODEL_INFO = "models/model_info.json"
 LARGE_FILES = "large_files.yml"
 
+_DIGEST = re.compile(rb'hash_val: "([0-9a-f]{64})"')
 _LINK = re.compile(rb"\[([^\[\]]*)\]\(([^()\s]+)\)")
 
 
@@ -138,6 +139,11 @@ def _package(
     whole = files | ({} if weights is None else {WEIGHTS: weights})
     contents = {"models": files, "huggingface": whole}
     packed = _packed_before(output, bundle.name)
+    for name, asset in assets.items():
+        if asset.exists() and not (
+            asset.is_file() and _sha256(asset.read_bytes()) in packed | {_sha256(contents_of[name])}
+        ):
+            raise _not_ours(asset)
     stale = {name: _stale_files(folder, contents[name], packed) for name, folder in folders.items()}
     for name, folder in folders.items():
         _write_folder(folder, contents[name], stale[name])
@@ -243,12 +249,24 @@ def _sha256(content: bytes) -> str:
 
 
 def _packed_before(output: Path, name: str) -> set[str]:
-    """SHA-256 of every file in the archives of this bundle that earlier packages have left in ``output``."""
+    """SHA-256 of every file that earlier packages of this bundle have left in ``output``, by their archives there.
+
+    Raises:
+        InputError: one of the archives cannot be read, or holds what no package puts there.
+    """
     digests = set()
     for path in output.glob(f"{name}_v*.zip"):
         with explained(f"{path} is no archive that can be read", "move it away"), zipfile.ZipFile(path) as archive:
-            digests |= {_sha256(archive.read(entry)) for entry in archive.infolist()}
+            contents = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+        if not all(file.startswith(f"{name}/") for file in contents):
+            raise _not_ours(path)
+        digests |= {_sha256(content) for content in contents.values()}
+        digests |= {found.decode() for found in _DIGEST.findall(contents.get(f"{name}/{LARGE_FILES}", b""))}
     return digests
+
+
+def _not_ours(path: Path) -> InputError:
+    return InputError(f"{path} is not as a package left it; move it away or give another output_dir.")
 
 
 def _stale_files(folder: Path, files: Mapping[str, bytes], packed: set[str]) -> list[Path]:
@@ -268,7 +286,7 @@ def _stale_files(folder: Path, files: Mapping[str, bytes], packed: set[str]) -> 
             continue
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()
         if content != files.get(name) and _sha256(content) not in packed:
-            raise InputError(f"{path} is not as a package left it; move it away or give another output_dir.")
+            raise _not_ours(path)
         if name not in files:
             stale.append(path)
     return stale

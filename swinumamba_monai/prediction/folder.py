@@ -26,7 +26,7 @@ from swinumamba_monai.atomic import replacing, write_file
 from swinumamba_monai.bundle_options import as_literal
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.tiff_rows import TiffRows
-from swinumamba_monai.errors import InputError, check_known, find_input_error, plain_errors, quoted
+from swinumamba_monai.errors import InputError, check_known, find_input_error, plain_errors, quoted, shown
 from swinumamba_monai.formulas import as_cell, from_cell
 from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.folders import keep_folders, result_names
@@ -208,7 +208,7 @@ class _Job:
         waiting = [name for name in names if name not in mine]
         with bar_of(len(waiting), "image", disable=not progress) as bar:
             for name in waiting:
-                bar.set_postfix_str(Path(name).name, refresh=False)
+                bar.set_postfix_str(shown(Path(name).name), refresh=False)
                 row = self._predict(name)
                 mine[name] = row
                 with summary.open("a", newline="", encoding="utf-8") as file:
@@ -257,8 +257,8 @@ class _Job:
                 raise InputError(f"{self.names[name]} has over {MAX_16_BIT} cells; give the option output_ext=.tif.")
         except Exception as error:  # whatever is wrong with one image, the others are to be predicted
             sentence = str(find_input_error(error) or quoted(error))
-            named = self.names[name] in sentence
-            return row | {"error": sentence if named else f"{self.names[name]}: {sentence}"}
+            place = str(InputError(self.names[name]))  # as in a sentence, whatever letters it has
+            return row | {"error": sentence if place in sentence else f"{place}: {sentence}"}
         self._write(name, found)
         return row | _summary_of(found.table, found.doubts)
 

@@ -122,6 +122,14 @@ def test_bad_files_are_left_out_and_named_at_the_end(folder, caplog):
     assert all(any(name in line for line in lines) for name in ("half.png", "text.tif", "junk.mp4"))
 
 
+def test_a_name_steers_no_terminal(folder, caplog):
+    """Sentences on bad files name them, and whoever named them may be a stranger."""
+    (folder / "x\x1b[31m.png").write_bytes(b"no image")
+    images = load_images(folder, reader=ImageFileReader, skip_bad=True)
+    (sentence,) = [sentence for sentence in images.bad if "[31m" in sentence]
+    assert sentence.isprintable() and "\x1b" not in caplog.text
+
+
 def test_nothing_good_is_no_run(tmp_path):
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(InputError, match=r"nothing that can be used:\n.*a\.png cannot be decoded"):

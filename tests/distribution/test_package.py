@@ -33,6 +33,11 @@ def edit_metadata(bundle: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def edit_weights(bundle: Path) -> None:
+    file = bundle / "models" / "model.pt"
+    torch.save({name: weight + 1 for name, weight in read_weights(file).items()}, file)
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -308,3 +313,22 @@ def test_what_a_killed_package_left_is_nobodys_file(small_bundle, tmp_path):
     (out / "huggingface" / "microscopy" / "LICENSE").unlink()
     package_bundle(bundle, out)
     assert contents(out) == before
+
+
+@pytest.mark.parametrize("ending", [".zip", "_model.pt"])
+def test_a_file_with_the_name_of_an_archive_or_of_weights_stays(small_bundle, tmp_path, ending):
+    bundle, output = small_bundle(), tmp_path / "dist"
+    made = package_bundle(bundle, output)
+    edit_weights(bundle)
+    package_bundle(bundle, output)  # what it made itself it replaces
+    mine = made.archive.with_name(f"{made.archive.stem}{ending}")
+    assert mine.is_file()
+    if ending == ".zip":
+        with zipfile.ZipFile(mine, "w") as archive:
+            archive.writestr("mine", "precious")
+    else:
+        mine.write_text("precious")
+    before = mine.read_bytes()
+    with pytest.raises(InputError, match="is not as a package left it; move it away or give another output_dir"):
+        package_bundle(bundle, output)
+    assert mine.read_bytes() == before

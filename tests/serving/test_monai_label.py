@@ -11,7 +11,6 @@ import gzip
 import http.client
 import json
 import os
-import resource
 import shutil
 import socket
 import subprocess
@@ -34,6 +33,7 @@ from swinumamba_monai.serving.annotations import elements
 from swinumamba_monai.tasks import find_task
 from swinumamba_monai.weight_files import read_weights, save_half_precision
 
+resource = pytest.importorskip("resource")  # Windows has none
 PYTHON = os.environ.get("SWINUMAMBA_LABEL_PYTHON")
 pytestmark = pytest.mark.skipif(
     not PYTHON, reason="SWINUMAMBA_LABEL_PYTHON names no environment with MONAI Label; `make test-label` does"

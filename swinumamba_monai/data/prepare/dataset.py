@@ -26,6 +26,7 @@ from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, f
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import NNUNET_SPLITS, SPLIT, divide, read_split, split_file
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.run_lock import lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ def check_and_write(
         {"image": tuple(map(str, images)) if len(images := found.images(name)) > 1 else str(image), "label": str(label)}
         for name, (image, label) in found.pairs.items()
     ]
-    made_here = {output, output / "labels"} if made_labels.is_dir() else {output}
+    made_here = {output, lock_file(output, "prepare"), *([output / "labels"] if made_labels.is_dir() else [])}
     inputs = Inputs(items, source, not_taken_of(_unused(source, found.used, made_here)))
     inputs.log()
     reports = dict(zip(found.pairs, inspect_pairs(items, inspect, options.progress), strict=True))
@@ -337,7 +338,7 @@ def _unused(source: Path, used: set[Path], made_here: set[Path]) -> list[Path]:
         place = Path(folder)
         unused += [place / name for name in folders if is_hidden(name)]
         folders[:] = [name for name in folders if not ({place / name} & (used | made_here) or is_hidden(name))]
-        unused += [place / name for name in files if place / name not in used and name not in _ABOUT]
+        unused += [place / name for name in files if place / name not in used | made_here and name not in _ABOUT]
     return unused
 
 
