@@ -1,53 +1,40 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every row of the tables in docs/own_data.md about pictures is made, and read again as it says."""
+"""Every row of the tables of labels of pictures in docs/own_data.md is made, and read again as it says."""
 
 from __future__ import annotations
 
 import json
-import re
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-import imagecodecs
 import numpy as np
 import pytest
-import tifffile
 from doc_tables import rows
-from PIL import Image
+from own_pictures import (
+    CLASSES,
+    NAMES,
+    SIZE,
+    check,
+    image_of,
+    numbers_of,
+    one_coco_file,
+    palette_image,
+    same_cells,
+    save,
+)
 
 from swinumamba_monai.data import load_datalist
-from swinumamba_monai.data.files.images import image_names, read_classes, read_image, read_instances
-from swinumamba_monai.data.files.video import VIDEO_SUFFIXES
+from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
-from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.tasks.endoscopy import prepare_endoscopy
 from swinumamba_monai.tasks.microscopy import prepare_microscopy
 
-SIZE = (20, 24)
-NAMES = ("a", "b", "c", "d")
-CLASSES = {1: "grasper", 2: "hook", 3: "clip"}
 COLOURS = {0: (0, 0, 0), 1: (255, 0, 0), 2: (0, 255, 0), 3: (9, 9, 200)}
-
-
-def image_of(name: str) -> np.ndarray:
-    """An image (H, W, 3), another one for every name."""
-    return np.random.default_rng(ord(name[0])).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
-
-
-def numbers_of(name: str) -> np.ndarray:
-    """Three regions, one with a hole and one that touches the edge, at another place for every name."""
-    numbers = np.zeros(SIZE, np.uint8)
-    shift = ord(name[0]) - ord("a")
-    numbers[2:9, 2 + shift : 11 + shift] = 1
-    numbers[4:6, 4 + shift : 7 + shift] = 0
-    numbers[9:12, 3:9] = 2
-    numbers[14:20, 12 + shift : 24] = 3
-    return numbers
 
 
 def without_hole(name: str) -> np.ndarray:
@@ -55,177 +42,6 @@ def without_hole(name: str) -> np.ndarray:
     numbers = numbers_of(name)
     numbers[4:6, 4:12][numbers[4:6, 4:12] == 0] = 1
     return numbers
-
-
-def save(path: Path, pixels: np.ndarray, **options) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix in (".tif", ".tiff"):
-        tifffile.imwrite(path, pixels, **options)
-    else:
-        Image.fromarray(pixels).save(path, **options)
-
-
-# Pictures
-
-GRAY = image_of("a")[..., 0]
-RGB = image_of("a")
-PALETTE = [value for number in range(256) for value in (number, 255 - number, 7)]
-AS_PALETTE = np.array(PALETTE, np.uint8).reshape(-1, 3)[GRAY]
-
-
-def gray_png(folder: Path):
-    save(folder / "8.png", GRAY)
-    save(folder / "16.png", GRAY.astype(np.uint16) * 257)
-    Image.fromarray(GRAY > 99).save(folder / "1.png")
-    return {"8.png": GRAY, "16.png": GRAY.astype(np.uint16) * 257, "1.png": (GRAY > 99) * 255}
-
-
-def colour_png(folder: Path):
-    expected = {}
-    for channels, pixels in (("rgb", RGB), ("rgba", np.dstack([RGB, GRAY]))):
-        save(folder / f"{channels}.png", pixels)
-        (folder / f"{channels}16.png").write_bytes(imagecodecs.png_encode(pixels.astype(np.uint16) * 257))
-        expected |= {f"{channels}.png": pixels, f"{channels}16.png": pixels.astype(np.uint16) * 257}
-    return expected
-
-
-def palette_image(pixels: np.ndarray, mode: str = "P") -> Image.Image:
-    image = Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
-    image.putpalette(PALETTE)
-    return image
-
-
-def palette_png(folder: Path):
-    palette_image(GRAY).save(folder / "a.png")
-    palette_image(GRAY).save(folder / "b.png", transparency=bytes(range(256)))
-    return {"a.png": AS_PALETTE, "b.png": AS_PALETTE}
-
-
-def jpeg(folder: Path):
-    for name, colour in (("L", 100), ("RGB", (200, 100, 50)), ("CMYK", (255, 0, 0, 0))):
-        Image.new(name, SIZE[::-1], colour).save(folder / f"{name}.jpg", quality=100)
-    flat = {"L.jpg": (100,), "RGB.jpg": (200, 100, 50), "CMYK.jpg": (0, 255, 255)}
-    return {name: np.squeeze(np.full((*SIZE, len(colour)), colour)) for name, colour in flat.items()}
-
-
-def bmp(folder: Path):
-    save(folder / "gray.bmp", GRAY)
-    save(folder / "rgb.bmp", RGB)
-    return {"gray.bmp": GRAY, "rgb.bmp": RGB}
-
-
-def gray_tiff(folder: Path):
-    types = ("uint8", "int16", ">u2", "uint32", "float32")
-    for number, dtype in enumerate(types):
-        save(folder / f"{number}.tif", GRAY.astype(dtype), byteorder=">" if dtype[0] == ">" else None)
-    return {f"{number}.tif": GRAY for number in range(len(types))}
-
-
-def colour_tiff(folder: Path):
-    save(folder / "a.tif", RGB, photometric="rgb")
-    save(folder / "b.tif", np.ascontiguousarray(np.moveaxis(RGB, -1, 0)), photometric="rgb", planarconfig="separate")
-    return {"a.tif": RGB, "b.tif": RGB}
-
-
-def palette_tiff(folder: Path):
-    palette_image(GRAY).save(folder / "a.tif")
-    palette_image(np.dstack([GRAY, GRAY]), "PA").save(folder / "b.tif")
-    return {"a.tif": AS_PALETTE, "b.tif": AS_PALETTE}
-
-
-def cmyk_tiff(folder: Path):
-    """As Pillow converts it, which wrote it."""
-    inks = np.random.default_rng(5).integers(0, 255, (*SIZE, 4), dtype=np.uint8)
-    inks[:2] = [(0, 0, 0, 0)], [(0, 0, 0, 255)]
-    Image.fromarray(inks, "CMYK").save(folder / "a.tif", compression="tiff_lzw")
-    expected = np.asarray(Image.open(folder / "a.tif").convert("RGB"))
-    assert (expected[0] == 255).all() and (expected[1] == 0).all()
-    return {"a.tif": expected}
-
-
-def composite(folder: Path):
-    expected = {}
-    for channels in (2, 3, 4):
-        pixels = np.stack([GRAY // (number + 1) for number in range(channels)])
-        colormap = np.array(PALETTE, np.uint16).reshape(-1, 3).T * 257
-        imagej = {"imagej": True, "photometric": "palette", "colormap": colormap}
-        for name, options in (("imagej", imagej), ("ome", {"ome": True, "photometric": "minisblack"})):
-            save(folder / f"{name}{channels}.tif", pixels, metadata={"axes": "CYX"}, **options)
-            expected[f"{name}{channels}.tif"] = np.moveaxis(pixels, 0, -1)
-    return expected
-
-
-def stack(folder: Path):
-    planes = np.stack([GRAY // (number + 1) for number in range(4)])
-    save(folder / "z.tif", planes, imagej=True, metadata={"axes": "ZYX"})
-    save(folder / "t.tif", planes, photometric="minisblack", metadata={"axes": "TYX"})
-    assert [Path(name).name for name in image_names(folder / "z.tif")] == [f"z#{n:06d}.tif" for n in range(4)]
-    return {f"{name}#{number:06d}.tif": planes[number] for name in "zt" for number in range(4)}
-
-
-def one_bit(folder: Path):
-    Image.fromarray(GRAY > 99).save(folder / "a.tif", compression="group4", tiffinfo={262: 0})  # white as zero
-    Image.fromarray(GRAY > 99).save(folder / "b.tif")
-    return {"a.tif": (GRAY > 99) * 255, "b.tif": (GRAY > 99) * 255}
-
-
-def white_as_zero(folder: Path):
-    save(folder / "a.tif", GRAY, photometric="miniswhite", software="scanner", metadata=None)
-    save(folder / "b.tif", GRAY, photometric="miniswhite", imagej=True)
-    np.testing.assert_array_equal(read_classes(folder / "a.tif"), GRAY)
-    return {"a.tif": 255 - GRAY, "b.tif": GRAY}
-
-
-def pyramid(folder: Path):
-    with tifffile.TiffWriter(folder / "a.tif") as file:
-        for step in (1, 2, 4):
-            file.write(GRAY[::step, ::step], photometric="minisblack", metadata=None, subfiletype=int(step > 1))
-    return {"a.tif": GRAY}
-
-
-def turned(folder: Path):
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.fromarray(GRAY).save(folder / "a.png", exif=exif)
-    save(folder / "b.tif", GRAY, extratags=[(274, "H", 1, 6, True)])
-    Image.new("L", (24, 20), 100).save(folder / "c.jpg", exif=exif)
-    clockwise = np.rot90(GRAY, -1)
-    return {"a.png": clockwise, "b.tif": clockwise, "c.jpg": np.full(clockwise.shape, 100)}
-
-
-PICTURES = {
-    "PNG, gray, 1 to 16 bits": gray_png,
-    "PNG, RGB or RGBA, 8 or 16 bits": colour_png,
-    "PNG, palette, with or without transparency": palette_png,
-    "JPEG, gray, RGB or CMYK": jpeg,
-    "BMP": bmp,
-    "TIFF, gray, integers or floats": gray_tiff,
-    "TIFF, one bit a pixel": one_bit,
-    "TIFF, gray, with white as zero": white_as_zero,
-    "TIFF, RGB, interleaved or planar": colour_tiff,
-    "TIFF, palette, with or without alpha": palette_tiff,
-    "TIFF, CMYK of 8 bits": cmyk_tiff,
-    "TIFF of two to four channels, ImageJ's or OME's": composite,
-    "TIFF pyramid, or with a thumbnail": pyramid,
-    "TIFF stack of planes in depth or time": stack,
-    "any of them, to be turned by EXIF or a TIFF tag": turned,
-}
-
-
-@pytest.mark.parametrize("row", rows("Pictures"))
-def test_pictures(row, tmp_path):
-    if row.startswith("video: "):  # tests/data/test_odd_videos.py makes one of each
-        named = {f".{name.lower()}" for name in row.removeprefix("video: ").split(", ")}
-        assert named == set(VIDEO_SUFFIXES) - {".mpg"}
-        return
-    for name, pixels in PICTURES[row](tmp_path).items():
-        image = read_image(tmp_path / name)
-        assert image.shape == pixels.shape, name
-        tolerance = 3 if name.endswith("jpg") else 0  # of a flat JPEG
-        assert np.abs(image.astype(np.int64) - pixels.astype(np.int64)).max() <= tolerance, name
-
-
-# Labels: what writes one form of the label of an image into the folder "labels".
 
 
 def write_numbers(folder: Path, name: str) -> np.ndarray:
@@ -313,29 +129,6 @@ def one_cvat_video(folder: Path) -> dict[str, np.ndarray]:
     meta = f"<meta><task><size>{len(NAMES)}</size><labels>{labels}</labels>{size}</task></meta>"
     (folder / "annotations.xml").write_text(f"<annotations><version>1.1</version>{meta}{tracks}</annotations>")
     return maps
-
-
-def one_coco_file(folder: Path) -> dict[str, np.ndarray]:
-    maps = {name: numbers_of(name) for name in NAMES}
-    content = to_coco([(f"{name}.png", numbers) for name, numbers in maps.items()], CLASSES)
-    runs = [a["segmentation"] for a in content["annotations"] if isinstance(a["segmentation"], dict)]
-    assert runs, "some have holes"
-    runs[0]["counts"] = compressed(runs[0]["counts"])
-    (folder / "instances.json").write_text(json.dumps(content))
-    return maps
-
-
-def compressed(counts: list[int]) -> str:
-    """COCO's text of run lengths, as the format's definition writes it."""
-    text = ""
-    for place, count in enumerate(counts):
-        number = count - counts[place - 2] if place > 2 else count
-        more = True
-        while more:
-            letter, number = number & 0x1F, number >> 5
-            more = number != (-1 if letter & 0x10 else 0)
-            text += chr((letter | 0x20 * more) + 48)
-    return text
 
 
 def one_cvat_file(folder: Path) -> dict[str, np.ndarray]:
@@ -460,25 +253,6 @@ def made(folder: Path, forms: dict[str, Form], row: str) -> dict[str, np.ndarray
     return {name: forms[row](folder / "labels", name) for name in NAMES}
 
 
-def same_cells(cells: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether both have the same cells, whatever their numbers are."""
-    pairs = {(a, b) for a, b in zip(cells.ravel().tolist(), expected.ravel().tolist())}
-    return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) and all(
-        (a == 0) == (b == 0) for a, b in pairs
-    )
-
-
-def check(prepared: Path, expected: dict[str, np.ndarray], read, equal) -> None:
-    """All images are there, each with its own pixels and label."""
-    items = [item for part in ("training", "validation", "test") for item in load_datalist(prepared, part)]
-    assert len(items) == len(expected)
-    for item in items:
-        label = read(item["label"])
-        image = read_image(item["image"])
-        name = next(name for name in expected if np.array_equal(image, image_of(name)))
-        assert equal(label, expected.pop(name)), item
-
-
 @pytest.mark.parametrize("row", rows("Labels of cells"))
 def test_labels_of_cells(row, tmp_path):
     source = tmp_path / "source"
@@ -532,72 +306,9 @@ def test_labels_of_classes(row, tmp_path):
     check(tmp_path / "out", expected, read_classes, np.array_equal)
 
 
-# Folders of pictures
-
-
-def fill(pattern: str, name: str, source: Path, is_label: bool) -> None:
-    """Write the file of a layout for another image than the one that the page names."""
-    stem = re.compile(r"(?<![a-z])[ab](?![a-z])")
-    save(source / stem.sub(name, pattern), numbers_of(name) if is_label else image_of(name))
-
-
-@pytest.mark.parametrize("row", rows("Folders of pictures"))
-def test_folders(row, tmp_path):
-    source = tmp_path / "source"
-    patterns = re.findall(r"`([^`]+)`", row)
-    endoscopy = "video" in row
-    if "instances.json" in row:
-        for name in NAMES:
-            save(source / "images" / f"{name}.png", image_of(name))
-        (source / "annotations").mkdir()
-        one_coco_file(source / "annotations")
-    elif row.startswith("`s1/"):
-        for name in NAMES:
-            save(source / name / "images" / f"{name}.png", image_of(name))
-            if len(patterns) == 2:
-                save(source / name / "masks" / "labels.tif", numbers_of(name))
-            else:
-                for number in (1, 2, 3):
-                    save(source / name / "masks" / f"{number}.png", (numbers_of(name) == number) * np.uint8(255))
-    elif "frame_80" in row:
-        for video, name in enumerate(NAMES):
-            for pattern in patterns:
-                path = pattern.replace("video01", f"video{video:02d}")
-                save(source / path, np.dstack([numbers_of(name)] * 3) if "mask" in path else image_of(name))
-            save(source / path.replace("watershed", "color"), image_of("x"))
-    elif len(patterns) == 4:
-        for name in NAMES:
-            first = 2 if name == "d" else 0
-            for number, pattern in enumerate(patterns[first : first + 2]):
-                fill(pattern, name, source, bool(number))
-    else:
-        for video, name in enumerate(NAMES):
-            for number, pattern in enumerate(patterns):
-                fill(
-                    pattern.replace("video01", f"video{video:02d}"),
-                    name if not endoscopy else "a",
-                    source,
-                    bool(number),
-                )
-                if endoscopy:
-                    path = source / pattern.replace("video01", f"video{video:02d}")
-                    save(path, numbers_of(name) if number else image_of(name))
-    if endoscopy:
-        (tmp_path / "classes.json").write_text(json.dumps({"background": 0, "x": 1, "y": 2, "z": 3}))
-        prepare_endoscopy(source, tmp_path / "out", None, tmp_path / "classes.json")
-        check(tmp_path / "out", {name: numbers_of(name) for name in NAMES}, read_classes, np.array_equal)
-        return
-    prepare_microscopy(source, tmp_path / "out")
-    if len(patterns) == 4:
-        (test,) = load_datalist(tmp_path / "out", "test")
-        assert np.array_equal(read_image(test["image"]), image_of("d")), "the folder is the section"
-    check(tmp_path / "out", {name: numbers_of(name) for name in NAMES}, read_instances, same_cells)
-
-
 @pytest.mark.parametrize(
     ("heading", "made"),
     [
-        ("Pictures", list(PICTURES)),
         ("Labels of cells", [*CELLS, *FOR_MANY]),
         ("Labels of classes", [*MASKS, *FOR_MANY]),
     ],
