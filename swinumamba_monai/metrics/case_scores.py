@@ -64,11 +64,20 @@ class CaseScores(CumulativeIterationMetric):
 
     @abstractmethod
     def score(self, pred: torch.Tensor, truth: torch.Tensor) -> Sequence[float]:
-        """The numbers of one case, given channel-first."""
+        """The numbers of one case, in the order of ``columns``.
+
+        Args:
+            pred: prediction, channels first.
+            truth: truth, channels first.
+        """
 
     @abstractmethod
     def labels(self, pred: torch.Tensor, truth: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Truth and prediction as whole numbers of shape (H, W) or (H, W, D), for a picture."""
+        """Truth and prediction as whole numbers of shape (H, W) or (H, W, D), for a picture.
+
+        Args:
+            pred, truth: see :meth:`score`.
+        """
 
     @abstractmethod
     def settings(self) -> dict[str, object]:
