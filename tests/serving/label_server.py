@@ -132,6 +132,11 @@ class Server:
         answer.write_bytes(self.call("POST", f"/infer/{task}?image={stem(image)}&output=image").content)
         return answer
 
+    def memory(self, kind: str) -> int:
+        """Bytes of the process, as Linux calls them."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return 1024 * int(next(line for line in status if line.startswith(f"{kind}:")).split()[1])
+
     def save_label(self, image: Path, name: str, content: bytes) -> None:
         self.call("PUT", f"/datastore/label?image={stem(image)}&tag=final", files={"label": (name, content)})
 
@@ -145,6 +150,15 @@ class Server:
                 break
             time.sleep(0.5)
         assert status["status"] == "DONE", status
+
+    def predict_all(self, options: dict) -> None:
+        """In the background, to the end, be it a good one or not."""
+        self.call("POST", "/batch/infer/microscopy", json=options)
+        for _ in range(240):
+            if self.call("GET", "/batch/infer").json()["status"] not in ("SUBMITTED", "RUNNING"):
+                return
+            time.sleep(0.5)
+        raise TimeoutError
 
     def ask_by_cvat(self, task: str, image: Path) -> list[dict]:
         plugin = Path(PYTHON).parents[1] / "monailabel" / "plugins" / "cvat"
