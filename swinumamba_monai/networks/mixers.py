@@ -31,8 +31,6 @@ from .mamba import Mamba, MambaScan
 from .norm import make_norm
 from .vss import SS2D
 
-MIXING_KERNEL = 21  # odd side in pixels of the convolution that stands in the place of a scan
-
 
 class MambaMixer(nn.Module):
     """Mamba (:class:`.mamba.Mamba`) over the pixels of a map in row-major order.
@@ -94,6 +92,7 @@ class ConvMixer(nn.Module):
         expand: ratio of mixed channels to ``d_model``.
         norm_name: norm after the convolution, a key of :data:`.norm.NORMS`.
         scan_backend: backend of the norm, one of :data:`swinumamba_monai.ops.BACKENDS`.
+        kernel_size: odd side of the convolution's kernel in pixels.
     """
 
     def __init__(
@@ -103,12 +102,13 @@ class ConvMixer(nn.Module):
         expand: int = 2,
         norm_name: str = "layer",
         scan_backend: str = "auto",
+        kernel_size: int = 21,
     ) -> None:
         super().__init__()
         inner = expand * d_model
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
-        self.mixing_conv = nn.Conv2d(inner, inner, MIXING_KERNEL, padding=MIXING_KERNEL // 2, groups=inner)
+        self.mixing_conv = nn.Conv2d(inner, inner, kernel_size, padding=kernel_size // 2, groups=inner)
         self.out_norm = make_norm(norm_name, inner, scan_backend)
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
