@@ -40,6 +40,18 @@ class Column:
     is_count: bool = False
 
 
+def dice(truth: np.ndarray, pred: np.ndarray, of_nothing: float = float("nan")) -> float:
+    """DSC of two boolean masks; ``of_nothing`` if both are empty.
+
+    Args:
+        truth: boolean mask.
+        pred: boolean mask of the same shape.
+        of_nothing: what two empty masks score.
+    """
+    total = np.count_nonzero(truth) + np.count_nonzero(pred)
+    return 2 * np.count_nonzero(truth & pred) / total if total else of_nothing
+
+
 class CaseScores(CumulativeIterationMetric):
     """A metric of MONAI's kind whose buffer holds a row per case, with the numbers of ``columns``.
 
