@@ -55,7 +55,12 @@ def replacing(path: str | PathLike) -> Iterator[Path]:
 
 
 def write_file(path: str | PathLike, content: str | bytes) -> None:
-    """Write a file in UTF-8, or bytes as they are, as a block of :func:`replacing` does."""
+    """Write a file whole or not at all, as a block of :func:`replacing` does.
+
+    Args:
+        path: path of the file, in a folder that exists.
+        content: text, which is written in UTF-8, or bytes.
+    """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -50,6 +50,10 @@ def quoted(error: BaseException) -> str:
 def listed(names: Iterable[object], most: int = 3) -> str:
     """The first of some names, each as :func:`shown`, and how many more there are.
 
+    Args:
+        names: names in their order.
+        most: number of names that are listed at the most.
+
     >>> listed("abcde")
     'a, b, c and 2 more'
     """

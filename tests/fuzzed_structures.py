@@ -249,7 +249,7 @@ def summarize(path: Path) -> list[str]:
 
 
 def structures(dicom: bytes) -> Iterator[dict]:
-    """What :class:`fuzzing.Format` is made of.
+    """What :class:`fuzzed_formats.Format` is made of.
 
     Args:
         dicom: a whole slice.

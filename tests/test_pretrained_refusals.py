@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from test_pretrained import BOTH, ENCODER, as_vmamba, assert_holds, build, nnunet_checkpoint, refused, saved, weights
+from small_weights import BOTH, ENCODER, as_vmamba, assert_holds, build, nnunet_checkpoint, refused, saved, weights
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD

@@ -24,9 +24,8 @@ from benchmarks.cases import classes_loss
 from benchmarks.foundation.training import rate_factor
 from benchmarks.nuclei.train import parameter_groups
 from swinumamba_monai.cells import classes_to_instances
-from swinumamba_monai.metrics.case_scores import CORRECTED
+from swinumamba_monai.metrics.case_scores import CORRECTED, dice
 from swinumamba_monai.metrics.cells import cell_counts
-from swinumamba_monai.metrics.segmentation import dice
 from swinumamba_monai.networks import build_network
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.training import autocast_dtype, default_amp

@@ -12,7 +12,12 @@ from swinumamba_monai.tasks import Task
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of ``"bf16"``; ``"fp32"`` switches it off."""
+    """A context in which a network computes in a precision.
+
+    Args:
+        device: device of the network.
+        precision: ``"bf16"`` for autocast to bfloat16, ``"fp32"`` for none.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -73,7 +73,12 @@ class Inputs(list):
         self[:] = good
 
     def check(self, read: Callable[[str], object], skip_bad: bool) -> None:
-        """Read every image once by its name and :meth:`leave_out` bad ones, before there is work to lose."""
+        """Read every image once by its name and :meth:`leave_out` bad ones, before there is work to lose.
+
+        Args:
+            read: function that reads a name, and raises an ``InputError`` for a bad image.
+            skip_bad: whether bad ones are left out, instead of refusing all.
+        """
 
         def problem_of(item: Mapping[str, str]) -> str | None:
             try:
@@ -94,6 +99,11 @@ class Inputs(list):
 
 def refuse_or_leave_out(problems: Sequence[str], skip_bad: bool, source: object) -> list[str]:
     """The problems again, when what they concern may be left out.
+
+    Args:
+        problems: sentences, one for each image that cannot be used.
+        skip_bad: whether these images may be left out.
+        source: folder or section that they are of, for the sentence.
 
     Raises:
         InputError: there are some and not ``skip_bad``; all are listed, one a line.

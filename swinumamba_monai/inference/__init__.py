@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "inference.polygons": ["PolygonWriter", "geojson"],
         "inference.rescaling": ["AtImageSized", "RescalingInferer"],
         "inference.restore": ["RestoreVolumed"],
-        "inference.uncertainty": ["Entropyd", "Probabilitiesd", "class_scores", "entropy_map"],
+        "inference.uncertainty": ["Uncertaintyd", "class_scores", "entropy_map"],
         "inference.windows": ["FittingWindowInferer"],
         "inference.writers": ["ClassWriter", "InstanceWriter", "MapWriter", "PictureWriter", "VolumeWriter"],
     },

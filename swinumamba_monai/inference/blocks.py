@@ -118,7 +118,12 @@ class BlockInference:
         return np.concatenate([band[-start % step :: step, ::step] for start, band in image.bands(self.block_size)])
 
     def blocks(self, image: TiffRows, overview: np.ndarray) -> Iterator[Block]:
-        """Predict an image of :meth:`open`, whose look is that of what :meth:`read_once` gives."""
+        """Predict an image block by block, from top left, along the rows.
+
+        Args:
+            image: image that :meth:`open` gave.
+            overview: what :meth:`read_once` gave of it, whose brightness all blocks are normalised by.
+        """
         prepare = _fitted(self.inference.prepare, overview)
         bands, columns = self._spans(image.height), self._spans(image.width)
         labels, cells = np.zeros((0, image.width), np.int32), 0

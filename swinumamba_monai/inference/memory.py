@@ -81,7 +81,15 @@ class MemoryNeed:
         return int(voxels * (7 + self.saved) + resampled * (8 + 4 * self.num_classes))
 
     def check(self, name: object, image: np.ndarray, meta: Mapping) -> None:
-        """Refuse by an InputError an image, as in :meth:`estimate`, whose prediction takes more memory than is free."""
+        """Refuse an image whose prediction takes more memory than is free.
+
+        Args:
+            name: name of the image, for the sentence.
+            image, meta: see :meth:`estimate`.
+
+        Raises:
+            InputError: it takes more.
+        """
         self.refuse(name, image.shape[: 2 if self.spacing is None else 3], self.estimate(image, meta), self.advice)
 
     @staticmethod

@@ -49,64 +49,43 @@ def class_scores(logits: Tensor) -> np.ndarray:
     return np.divide(total, area, out=np.full_like(total, np.nan), where=area > 0).astype(np.float32)
 
 
-class Probabilitiesd(MapTransform):
-    """Put the probabilities of the classes, the softmax of logits (classes, ...), beside them, as float32.
+class Uncertaintyd(MapTransform):
+    """Put beside logits (classes, ...) the probabilities of the classes, their softmax, and :func:`entropy_map`.
+
+    Both are float32 and have the metadata of the logits.
 
     Args:
         keys: key of the logits.
-        probabilities_key: key of the probabilities, which have the shape and the metadata of the logits.
+        probabilities_key: key of the probabilities (classes, ...); None for none.
+        entropy_key: key of the entropy (1, ...); None for none.
         num_classes: how many of the channels, from the first on, are logits; None for all.
         allow_missing_keys: whether absent logits are passed over, instead of being an error.
 
-    >>> Probabilitiesd("pred")({"pred": torch.zeros(2, 1, 1)})["probabilities"].flatten()
-    tensor([0.5000, 0.5000])
+    >>> two = Uncertaintyd("pred", "probabilities", "entropy")({"pred": torch.zeros(2, 1, 1)})
+    >>> two["probabilities"].flatten(), two["entropy"].flatten()  # two classes that are equally likely
+    (tensor([0.5000, 0.5000]), tensor([1.]))
     """
 
     def __init__(
         self,
         keys: KeysCollection,
-        probabilities_key: str = "probabilities",
+        probabilities_key: str | None = None,
+        entropy_key: str | None = None,
         num_classes: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.probabilities_key = probabilities_key
-        self.num_classes = num_classes
-
-    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[self.probabilities_key] = result[key][: self.num_classes].float().softmax(0)
-        return result
-
-
-class Entropyd(MapTransform):
-    """Put :func:`entropy_map` of logits (classes, ...) beside them.
-
-    Args:
-        keys: key of the logits.
-        entropy_key: key of the entropy, (1, ...) float32 with the metadata of the logits.
-        num_classes: how many of the channels, from the first on, are logits; None for all.
-        allow_missing_keys: whether absent logits are passed over, instead of being an error.
-
-    >>> Entropyd("pred")({"pred": torch.zeros(2, 1, 1)})["entropy"]  # two classes that are equally likely
-    tensor([[[1.]]])
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        entropy_key: str = "entropy",
-        num_classes: int | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
         self.entropy_key = entropy_key
         self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         result = dict(data)
-        for key in self.key_iterator(result):
-            entropy = entropy_map(convert_to_tensor(result[key][: self.num_classes], track_meta=False))
-            result[self.entropy_key] = convert_to_dst_type(entropy, result[key], dtype=torch.float32)[0]
+        for key in self.key_iterator(data):
+            logits = result[key][: self.num_classes]
+            if self.probabilities_key is not None:
+                result[self.probabilities_key] = logits.float().softmax(0)
+            if self.entropy_key is not None:
+                entropy = entropy_map(convert_to_tensor(logits, track_meta=False))
+                result[self.entropy_key] = convert_to_dst_type(entropy, logits, dtype=torch.float32)[0]
         return result

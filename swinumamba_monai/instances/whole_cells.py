@@ -117,7 +117,13 @@ def _fill_holes(ids: np.ndarray) -> np.ndarray:
 
 
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
-    """Mean of a loss (b, h, w) by weights (b, 1, h, w), 0 if all are 0; the plain mean by weights (b, 0, h, w)."""
+    """The mean of a loss over the pixels that count.
+
+    Args:
+        loss: loss of each pixel, (b, h, w).
+        weight: weights (b, 1, h, w), of which all may be 0, and the mean then is; or (b, 0, h, w), where all pixels
+            count alike.
+    """
     if weight.shape[1] == 0:
         return loss.mean()
     return (loss * weight[:, 0]).sum() / weight.sum().clamp_min(1)

@@ -40,6 +40,18 @@ class Column:
     is_count: bool = False
 
 
+def dice(truth: np.ndarray, pred: np.ndarray, of_nothing: float = float("nan")) -> float:
+    """DSC of two boolean masks; ``of_nothing`` if both are empty.
+
+    Args:
+        truth: boolean mask.
+        pred: boolean mask of the same shape.
+        of_nothing: what two empty masks score.
+    """
+    total = np.count_nonzero(truth) + np.count_nonzero(pred)
+    return 2 * np.count_nonzero(truth & pred) / total if total else of_nothing
+
+
 class CaseScores(CumulativeIterationMetric):
     """A metric of MONAI's kind whose buffer holds a row per case, with the numbers of ``columns``.
 
@@ -64,11 +76,20 @@ class CaseScores(CumulativeIterationMetric):
 
     @abstractmethod
     def score(self, pred: torch.Tensor, truth: torch.Tensor) -> Sequence[float]:
-        """The numbers of one case, given channel-first."""
+        """The numbers of one case, in the order of ``columns``.
+
+        Args:
+            pred: prediction, channels first.
+            truth: truth, channels first.
+        """
 
     @abstractmethod
     def labels(self, pred: torch.Tensor, truth: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Truth and prediction as whole numbers of shape (H, W) or (H, W, D), for a picture."""
+        """Truth and prediction as whole numbers of shape (H, W) or (H, W, D), for a picture.
+
+        Args:
+            pred, truth: see :meth:`score`.
+        """
 
     @abstractmethod
     def settings(self) -> dict[str, object]:

@@ -36,7 +36,7 @@ from skimage.segmentation import relabel_sequential
 
 from swinumamba_monai.cells import class_map, classes_to_instances
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.metrics.case_scores import CORRECTED, PUBLISHED, CaseMetric, CaseScores, Column
+from swinumamba_monai.metrics.case_scores import CORRECTED, PUBLISHED, CaseMetric, CaseScores, Column, dice
 
 FRAME = 2  # pixels
 LARGE_IMAGE = 25_000_000  # pixels
@@ -126,7 +126,7 @@ def cell_counts(
         tiles = [_count(*tile, threshold, count_border_cells) for tile in _tiles(truth, pred)]
         # What is left of a tile without predicted cells is the number of its true ones.
         counts, of_nothing = sum(tile if tile[1] else tile * [1, 0, 0, 0, 0] for tile in tiles), 0.0
-    return CellCounts(*counts.tolist(), dice=_dice(truth > 0, pred > 0), of_nothing=of_nothing)
+    return CellCounts(*counts.tolist(), dice=dice(truth > 0, pred > 0, of_nothing=1.0), of_nothing=of_nothing)
 
 
 def _check_threshold(threshold: float) -> None:
@@ -176,11 +176,6 @@ def _number(ids: np.ndarray, count_border_cells: bool) -> np.ndarray:
     keep[ids[frame]] = False
     keep[0] = False
     return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[ids]
-
-
-def _dice(truth: np.ndarray, pred: np.ndarray) -> float:
-    total = np.count_nonzero(truth) + np.count_nonzero(pred)
-    return float(2 * np.count_nonzero(truth & pred) / total) if total else 1.0
 
 
 class CellF1Metric(CaseScores):

@@ -35,23 +35,12 @@ from monai.utils import convert_to_numpy, ensure_tuple_rep
 from swinumamba_monai.data.files.label_map import simple_name
 from swinumamba_monai.data.files.volumes import MIN_LEAN, lean_of
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.metrics.case_scores import CORRECTED, MEAN, PUBLISHED, CaseMetric, CaseScores, Column
+from swinumamba_monai.metrics.case_scores import CORRECTED, MEAN, PUBLISHED, CaseMetric, CaseScores, Column, dice
 from swinumamba_monai.metrics.surface import find_boundaries, surface_dice
 from swinumamba_monai.metrics.upright import put_upright
 
 READINGS = PUBLISHED, CORRECTED
 FLOAT32_SLACK = 1 + 1e-6
-
-
-def dice(truth: np.ndarray, pred: np.ndarray) -> float:
-    """DSC of two boolean masks; nan if both are empty.
-
-    Args:
-        truth: boolean mask.
-        pred: boolean mask of the same shape.
-    """
-    total = np.count_nonzero(truth) + np.count_nonzero(pred)
-    return 2 * np.count_nonzero(truth & pred) / total if total else float("nan")
 
 
 def published_scores(

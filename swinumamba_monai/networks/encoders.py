@@ -31,7 +31,7 @@ from .vmamba import FIRST, LATER, LaterVMambaClassifier, Layers, VMambaClassifie
 RELEASED = "released"  # what stands for an argument of which an encoder has its own
 
 
-class Encoder(NamedTuple):
+class ReleasedEncoder(NamedTuple):
     """One of VMamba's released encoders: the arguments of :class:`.vmamba.VMambaEncoder` that make it.
 
     Args:
@@ -52,11 +52,11 @@ class Encoder(NamedTuple):
 
 
 ENCODERS = {
-    "vmamba_tiny_v0": Encoder(FIRST, (2, 2, 9, 2), 96, 16, 2, 0.2),
-    "vmamba_tiny_s1l8": Encoder(LATER, (2, 2, 8, 2), 96, 1, 1, 0.2),
-    "vmamba_tiny_s2l5": Encoder(LATER, (2, 2, 5, 2), 96, 1, 2, 0.2),
-    "vmamba_small_s2l15": Encoder(LATER, (2, 2, 15, 2), 96, 1, 2, 0.3),
-    "vmamba_base_s2l15": Encoder(LATER, (2, 2, 15, 2), 128, 1, 2, 0.6),
+    "vmamba_tiny_v0": ReleasedEncoder(FIRST, (2, 2, 9, 2), 96, 16, 2, 0.2),
+    "vmamba_tiny_s1l8": ReleasedEncoder(LATER, (2, 2, 8, 2), 96, 1, 1, 0.2),
+    "vmamba_tiny_s2l5": ReleasedEncoder(LATER, (2, 2, 5, 2), 96, 1, 2, 0.2),
+    "vmamba_small_s2l15": ReleasedEncoder(LATER, (2, 2, 15, 2), 96, 1, 2, 0.3),
+    "vmamba_base_s2l15": ReleasedEncoder(LATER, (2, 2, 15, 2), 128, 1, 2, 0.6),
 }
 
 

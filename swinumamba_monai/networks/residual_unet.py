@@ -138,7 +138,12 @@ class ResidualEncoder(nn.Module):
         )
 
     def run_stage(self, i: int, x: Tensor) -> Tensor:
-        """The map of a stage from that of the one before."""
+        """The map of a stage.
+
+        Args:
+            i: number of the stage, 0 for the finest.
+            x: map of the stage before it; of the stem for the finest.
+        """
         return self.stages[i](x)
 
     def forward(self, x: Tensor) -> list[Tensor]:

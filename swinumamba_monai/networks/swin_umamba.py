@@ -238,19 +238,12 @@ class SwinUMamba(_SwinUMamba):
     Args:
         in_channels: number of channels of the image.
         out_channels: number of classes, background included.
-        spatial_dims: number of axes of the image, 2.
-        depths: number of VSS blocks of the encoder's four stages; ``"released"``, as for the encoder's other arguments,
-            is what it was released with: 2, 2, 9, 2 for the paper's.
         feature_size: number of channels of the encoder's first stage, 96 in the paper; the stem before it has half of
             them.
-        d_state: number of states of each scanned channel; 16 in the paper.
         norm_name: norm of the convolution blocks, any that MONAI's ``get_norm_layer`` takes.
         drop_path_rate: drop path rate of the encoder's last block, to which it grows from 0; 0.2 in the paper.
-        deep_supervision: whether all heads are returned in training mode; the parameters are the same either way.
-        use_checkpoint: whether the backward computes the blocks again instead of keeping their activations.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`, for scans, layer and instance norms.
-        cuda_graphs: whether launches on a GPU are recorded and replayed; see :mod:`.cuda_graphs`.
-        encoder: one of VMamba's released encoders, a key of :data:`.encoders.ENCODERS`.
+        spatial_dims, depths, d_state, deep_supervision, use_checkpoint, cuda_graphs, encoder: see :class:`SwinUMambaD`.
 
     Raises:
         ValueError: an argument out of its range; the message names it.

@@ -16,7 +16,7 @@ from torch import Tensor
 from .norm import InstanceNorm
 
 
-class ResidualBlock(UnetResBlock):
+class UnetrResidualBlock(UnetResBlock):
     """Two 3×3 convolutions, each with a norm, and a residual connection, which is projected where channels change.
 
     Args:
@@ -57,7 +57,7 @@ class SkipBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, norm_name: tuple | str, scan_backend: str = "auto") -> None:
         super().__init__()
-        self.layer = ResidualBlock(in_channels, out_channels, norm_name, scan_backend)
+        self.layer = UnetrResidualBlock(in_channels, out_channels, norm_name, scan_backend)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, in_channels, h, w) to (b, out_channels, h, w)."""
@@ -78,7 +78,7 @@ class UpBlock(nn.Module):
         super().__init__()
         options = {"kernel_size": 2, "stride": 2, "conv_only": True, "is_transposed": True}
         self.transp_conv = get_conv_layer(2, in_channels, out_channels, **options)
-        self.conv_block = ResidualBlock(2 * out_channels, out_channels, norm_name, scan_backend)
+        self.conv_block = UnetrResidualBlock(2 * out_channels, out_channels, norm_name, scan_backend)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Maps (b, in_channels, h, w) and (b, out_channels, 2 * h, 2 * w) to (b, out_channels, 2 * h, 2 * w)."""

@@ -22,7 +22,13 @@ SECONDS_IN_A_FILE = 30  # between two states of a bar that goes into a log
 
 
 def bar_of(total: int, unit: str, **options: object) -> tqdm:
-    """A bar of so many units on the terminal, or lines now and then in a log; ``options`` are those of tqdm."""
+    """A progress bar on the terminal, or lines now and then in a log.
+
+    Args:
+        total: number of units when all is done.
+        unit: what is counted, such as ``"image"``.
+        options: further arguments of :class:`tqdm.tqdm`.
+    """
     return tqdm(total=total, unit=unit, mininterval=0.1 if sys.stderr.isatty() else SECONDS_IN_A_FILE, **options)
 
 

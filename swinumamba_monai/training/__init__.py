@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "handlers": ["EarlyStop", "FiniteWeights", "FreezeEncoder", "GradientClip"],
         "ignored": ["IgnoredToBackgroundd", "PartialDiceCELoss"],
         "mim": ["MaskedBatch", "MaskedImageModel", "MaskedL1Loss", "random_patch_mask"],
-        "pictures": ["ReconstructionPicture"],
+        "reconstruction": ["ReconstructionPicture"],
         "run_log": ["RunLog"],
         "reproducible": ["SeedEveryEpoch", "StopOnSigterm", "init_worker"],
     },

@@ -29,7 +29,12 @@ class EarlyStop:
         self.val_interval = val_interval
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
-        """Look after every validation of the evaluator, and before a resumed run's first epoch; stop the trainer."""
+        """Look after every validation, and before the first epoch of a run that was resumed.
+
+        Args:
+            trainer: trainer that is stopped.
+            evaluator: evaluator, which holds the best metric and its epoch.
+        """
         trainer.add_event_handler(Events.STARTED, self._look, trainer, evaluator)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._look, trainer, evaluator)
 

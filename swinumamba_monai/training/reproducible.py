@@ -77,6 +77,10 @@ class StopOnSigterm:
         """Run the trainer, and end the process with exit code 143 (Ctrl-C: 130) if it was stopped.
 
         It ends after its iteration, and so does the evaluator within its epochs: that validation does not count.
+
+        Args:
+            trainer: trainer to run.
+            evaluator: evaluator that runs within the trainer's epochs.
         """
         if threading.current_thread() is not threading.main_thread():
             trainer.run()

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 1 at toy size on a CPU: packs, views, training and going on, the probe, and what `--pretrained` takes."""
+"""Stage 1 at toy size on a CPU: training and going on, the probe, and what `--pretrained` takes."""
 
 from __future__ import annotations
 
@@ -8,240 +8,25 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from coloured_images import images_of
 from torch import nn
 
-from benchmarks.foundation import pack, probe, train
-from benchmarks.foundation.packed import Images, load_images, load_pack, save_pack
-from benchmarks.foundation.student import Student, dense_loss
+from benchmarks.foundation import probe, train
+from benchmarks.foundation.packed import load_images
+from benchmarks.foundation.student import Student
 from benchmarks.foundation.teacher import EfficientNetLite2
-from benchmarks.foundation.training import rate_factor
 from benchmarks.foundation.views import (
-    GRAY,
-    Batch,
     RandomViews,
-    cut,
-    draw_crops,
-    middle_views,
-    mix,
-    normalized,
-    recolour,
 )
-from benchmarks.nuclei.looks import Draws
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import build_network, build_vmamba
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.weight_files import read_weights
 
-CPU = torch.device("cpu")
-COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 ENCODERS = ("vmamba_tiny_v0", "vmamba_tiny_s1l8")
-
-
-def write_images(folder: Path, number: int, size: tuple[int, int] = (90, 60)) -> None:
-    """Noisy images of one colour in a folder for each, 90 pixels wide and 60 high."""
-    random = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir(parents=True)
-        for index in range(number):
-            pixels = np.clip(colour + random.normal(0, 30, (*size[::-1], 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{index:02}.png")
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Path:
-    """A folder with the pack of 24 images for training and 6 held out."""
-    folder = tmp_path_factory.mktemp("foundation")
-    write_images(folder / "images" / "train", 8)
-    write_images(folder / "images" / "val", 2)
-    options = ["--output_dir", str(folder / "packed"), "--side", "48", "--num_workers", "1"]
-    assert pack.main([f"colours={folder / 'images'}", *options]) == 0
-    return folder / "packed"
-
-
-def images_of(pixels: torch.Tensor, aspect: float = 1.0) -> Images:
-    n = len(pixels)
-    zeros = torch.zeros(n, dtype=torch.int64)
-    return Images(pixels, torch.arange(n), torch.full((n,), aspect), zeros.bool(), zeros, ("a",) * n, ("source",))
-
-
-class TestPack:
-    def test_images_come_back(self, packed):
-        images = load_images([packed], 48, 1)
-        assert images.classes == ("blue", "green", "red") and images.sources == ("colours",)
-        assert torch.bincount(images.labels[images.numbers(held_out=False)]).tolist() == [8, 8, 8]
-        assert torch.bincount(images.labels[images.numbers(held_out=True)]).tolist() == [2, 2, 2]
-        assert images.aspects.tolist() == [1.5] * 30
-        assert images.pixels.shape == (30, 3, 48, 48)
-        # noise of 30 over 2304 pixels leaves less than 1 in a mean, WebP about 2
-        means = images.pixels.float().mean((2, 3))
-        colours = torch.tensor(list(COLOURS.values())).float()[images.labels]
-        assert (means - colours).abs().max() < 6
-
-    def test_without_val_every_tenth_is_held_out(self, tmp_path):
-        write_images(tmp_path / "source", 21, (20, 20))
-        found = pack.find_images(tmp_path / "source")
-        held = [image.path.name for image in found if image.held_out and image.name == "red"]
-        assert held == ["09.png", "19.png"]
-        assert len(found) == 63 and len({image.path for image in found}) == 63
-
-    def test_limits_are_spread_over_a_class(self, tmp_path):
-        write_images(tmp_path / "source", 21, (20, 20))
-        found = pack.find_images(tmp_path / "source", per_class=3, held_out_per_class=1)
-        names = [image.path.name for image in found if image.name == "red"]
-        assert names == ["00.png", "06.png", "13.png", "09.png"]
-
-    def test_small_images_stay_small_and_broken_ones_are_named(self, tmp_path, capsys):
-        write_images(tmp_path / "source", 2, (30, 20))
-        (tmp_path / "source" / "red" / "broken.jpg").write_bytes(b"no image")
-        assert pack.main([f"some={tmp_path / 'source'}", "--output_dir", str(tmp_path / "out")]) == 0
-        assert "broken.jpg cannot be read" in capsys.readouterr().err
-        content = load_pack(tmp_path / "out" / "some.safetensors")
-        assert len(content.files) == 6
-        (tmp_path / "first.webp").write_bytes(content.files[0])
-        assert Image.open(tmp_path / "first.webp").size == (20, 20)
-
-    @pytest.mark.parametrize(
-        "make, sentence",
-        [
-            (lambda folder: folder / "nowhere", "there is no folder"),
-            (lambda folder: folder, "no image in class folders"),
-        ],
-    )
-    def test_what_is_no_source(self, tmp_path, make, sentence):
-        with pytest.raises(InputError, match=sentence):
-            pack.find_images(make(tmp_path))
-
-    def test_a_class_that_is_held_out_alone(self, tmp_path):
-        write_images(tmp_path / "train", 1)
-        write_images(tmp_path / "val", 1)
-        (tmp_path / "val" / "red").rename(tmp_path / "val" / "violet")
-        with pytest.raises(InputError, match="violet"):
-            pack.find_images(tmp_path)
-
-    def test_a_source_without_a_name(self, tmp_path, capsys):
-        assert pack.main([str(tmp_path), "--output_dir", str(tmp_path)]) == 1
-        assert "NAME=FOLDER" in capsys.readouterr().err
-
-    def test_classes_of_one_name_are_one(self, packed, tmp_path):
-        write_images(tmp_path / "source", 2, (20, 20))
-        (tmp_path / "source" / "blue").rename(tmp_path / "source" / "yellow")
-        assert pack.main([f"others={tmp_path / 'source'}", "--output_dir", str(tmp_path)]) == 0
-        images = load_images([packed, tmp_path / "others.safetensors"], 16, 2)
-        assert images.classes == ("blue", "green", "red", "yellow")
-        others = images.source == 1
-        assert images.labels[others].tolist() == [1, 1, 2, 2, 3, 3]
-        # what is red in one source is red in the other
-        assert (images.pixels[images.labels == 2].float().mean((2, 3)).argmax(1) == 0).all()
-
-    @pytest.mark.parametrize(
-        "change, sentence",
-        [
-            (lambda pack: pack._replace(files=pack.files[:-1]), "what it counts"),
-            (lambda pack: pack._replace(files=[b"", *pack.files[1:]]), "what it counts"),
-            (lambda pack: pack._replace(labels=pack.labels + 1), "without a class"),
-            (lambda pack: pack._replace(aspects=pack.aspects * 0), "without a shape"),
-        ],
-    )
-    def test_damaged_packs(self, packed, tmp_path, change, sentence):
-        damaged = tmp_path / "damaged.safetensors"
-        save_pack(change(load_pack(packed / "colours.safetensors")), damaged)
-        with pytest.raises(InputError, match=sentence):
-            load_pack(damaged)
-
-    def test_other_files(self, packed, tmp_path):
-        (tmp_path / "empty").mkdir()
-        other = tmp_path / "other.safetensors"
-        safetensors.torch.save_file({"weight": torch.zeros(1)}, other)
-        with pytest.raises(InputError, match="is no pack"):
-            load_pack(other)
-        with pytest.raises(InputError, match="there is no pack"):
-            load_images([tmp_path / "empty"], 16, 1)
-        with pytest.raises(InputError, match="one name"):
-            load_images([packed, packed], 16, 1)
-        whole = load_pack(packed / "colours.safetensors")
-        save_pack(whole._replace(files=[bytes(9), *whole.files[1:]]), other)
-        with pytest.raises(InputError, match=r"image 0 of .*other"):
-            load_images([other], 16, 1)
-
-
-class TestViews:
-    def test_the_whole_image_is_itself_and_may_be_mirrored(self):
-        pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-        extent = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
-        view = cut(pixels, torch.zeros(2, 2), extent, 32)
-        torch.testing.assert_close(view[0], pixels[0] / 255, atol=1e-4, rtol=0)
-        torch.testing.assert_close(view[1], pixels[1].flip(-1) / 255, atol=1e-4, rtol=0)
-
-    def test_a_quarter_is_in_its_place(self):
-        pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
-        view = cut(pixels, torch.tensor([[0.5, -0.5]]), torch.tensor([[0.5, 0.5]]), 16)
-        torch.testing.assert_close(view[0], pixels[0, :, :16, 16:] / 255, atol=1e-4, rtol=0)
-
-    def test_crops_stay_inside_and_keep_proportions(self):
-        aspect = torch.tensor([0.5, 1.0, 2.0]).repeat_interleave(2000)
-        centre, extent = draw_crops(Draws(CPU, 0), aspect)
-        assert ((centre.abs() + extent.abs()) <= 1 + 1e-6).all()
-        assert 0.45 < (extent[:, 0] < 0).float().mean() < 0.55
-        shape = extent[:, 0].abs() / extent[:, 1] * aspect  # width over height in pixels
-        whole = (extent.abs() == 1).any(1)  # at the image's border it is stretched less
-        assert shape[~whole].max() <= 4 / 3 + 1e-5 and shape[~whole].min() >= 3 / 4 - 1e-5
-        area = extent.abs().prod(1)
-        assert 0.15 < area.min() and area[aspect == 1].mean() == pytest.approx(0.6, abs=0.03)
-
-    def test_the_middle_of_a_wide_image_is_square(self):
-        """Twice as wide as high: the view is 0.45 of the width and 0.9 of the height."""
-        column = torch.arange(100, dtype=torch.uint8).expand(1, 3, 100, 100)
-        view = middle_views(images_of(column, 2.0), torch.tensor([0]), 90)[0, 0] * 255
-        assert view[:, 0].mean() == pytest.approx(49.5 - 22.5, abs=0.6)
-        assert view[:, -1].mean() == pytest.approx(49.5 + 22.5, abs=0.6)
-
-    def test_normalized(self):
-        image = torch.rand(2, 3, 16, 16)
-        image[1, 2] = 0.3
-        made = normalized(image)
-        flat = made[1, 2]
-        assert not flat.any()
-        torch.testing.assert_close(made[0].mean((1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
-        torch.testing.assert_close(made[0].std((1, 2), correction=0), torch.ones(3))
-
-    def test_some_are_gray(self):
-        image = torch.tensor([0.8, 0.3, 0.4]).view(3, 1, 1).expand(4000, 3, 2, 2)
-        changed = recolour(Draws(CPU, 0), image)
-        assert changed.min() >= 0 and changed.max() <= 1
-        gray = ((changed.amax(1) - changed.amin(1)) < 1e-6).all((1, 2)).float().mean()
-        assert gray == pytest.approx(GRAY, abs=0.02)  # a standard deviation is 0.006
-
-    def test_mixtures_count_what_is_seen(self):
-        """Black and white halves: the mean of a mixture is the share of white, by either way of mixing."""
-        image = torch.cat([torch.zeros(8, 3, 20, 20), torch.ones(8, 3, 20, 20)])
-        label = torch.cat([torch.zeros(8), torch.ones(8)]).long()
-        kinds = set()
-        for seed in range(40):
-            batch = mix(Draws(CPU, seed), image, label)
-            expected = batch.share * batch.label + (1 - batch.share) * batch.other
-            torch.testing.assert_close(batch.image.mean((1, 2, 3)), expected)
-            values = len(batch.image.unique())
-            kinds.add("plain" if batch.share == 1 else "sum" if values > 2 else "rectangle")
-        assert kinds == {"plain", "sum", "rectangle"}
-
-    def test_an_epoch_shows_every_image_once(self):
-        pixels = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 3, 8, 8)
-        views = RandomViews(images_of(pixels), seed=0, batch_size=4)
-        assert views.steps_per_epoch == 3
-        epochs = [
-            torch.cat([views.batch(step, 8).label for step in steps]).tolist() for steps in ((0, 1, 2), (3, 4, 5))
-        ]
-        assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
-        assert epochs[0] != epochs[1]
-        again, other = (RandomViews(images_of(pixels), seed, 4).batch(4, 8) for seed in (0, 1))
-        assert torch.equal(again.image, views.batch(4, 8).image)
-        assert not torch.equal(other.label, again.label)
 
 
 class ToyTeacher(nn.Module):
@@ -257,31 +42,6 @@ class ToyTeacher(nn.Module):
     def forward(self, image):
         x = F.interpolate(image, (self.side, self.side))
         return x.mean((1, 2, 3))[:, None] * torch.arange(5), [F.avg_pool2d(x, stride) for stride in (8, 16, 32)]
-
-
-class TestLosses:
-    def test_dense_loss_is_zero_for_the_teachers_own_vectors(self):
-        teachers = [torch.randn(2, 6, 4, 4), torch.randn(2, 5, 2, 2)]
-        own = [F.layer_norm(maps.movedim(1, -1), maps.shape[1:2]) for maps in teachers]
-        assert dense_loss(own, teachers) < 1e-10
-        # vectors of squared length 6 and 5 against zeros: a mean square of 1, but for the norm's epsilon
-        assert dense_loss([torch.zeros_like(maps) for maps in own], teachers).item() == pytest.approx(1, abs=1e-3)
-
-    def test_losses_by_hand(self):
-        """Two classes, equal logits: whatever the labels, log 2; the teacher's 3/4 and 1/4 against 1/2 and 1/2."""
-        batch = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor(0.7))
-        said = torch.tensor([[3.0, 1.0]]).log().expand(2, 2), [torch.randn(2, 4, 1, 1)]
-        found = train.losses((torch.zeros(2, 2), torch.zeros(2, 2), [torch.zeros(2, 1, 1, 4)]), batch, said)
-        divergence = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
-        assert found.tolist() == pytest.approx([np.log(2), divergence, 1], abs=1e-3)
-        alone = train.losses((torch.zeros(2, 2), torch.zeros(2, 0), []), batch, None)
-        assert alone.tolist() == pytest.approx([np.log(2), 0, 0], abs=1e-6)
-
-    def test_learning_rate(self):
-        assert rate_factor(0) == pytest.approx(0.001, rel=0.01)
-        assert rate_factor(0.05) == pytest.approx(1, abs=0.01)
-        assert rate_factor(0.5) == pytest.approx(0.505)
-        assert rate_factor(1) == pytest.approx(0.01)
 
 
 def run(packed: Path, out: Path, *more: str) -> int:

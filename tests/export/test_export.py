@@ -26,6 +26,11 @@ from swinumamba_monai.ops.reference import selective_scan_ref
 
 NETWORKS = {"SwinUMambaD": SwinUMambaD, "SwinUMamba": SwinUMamba}
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
+SMALL = {  # options of a bundle
+    "network_def#feature_size": 8,
+    "network_def#depths": [1, 1, 1, 1],
+    "network_def#decoder_depths": [1, 1, 1],
+}
 needs_export = pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="needs torch 2.7 or later")
 
 
@@ -212,10 +217,9 @@ def test_ckpt_export_of_the_bundles(bundle, tmp_path):
     from monai.bundle import ConfigParser, ckpt_export
 
     root = f"{__file__.rsplit('/tests/', 1)[0]}/bundles/{bundle}"
-    small = {"network_def#feature_size": 8, "network_def#depths": [1, 1, 1, 1]}
     parser = ConfigParser()
     parser.read_config(f"{root}/configs/inference.json")
-    parser.update(small)
+    parser.update(SMALL)
     net = parser.get_parsed_content("network_def").eval()
     torch.save(net.state_dict(), tmp_path / "model.pt")
     ckpt_export(
@@ -226,7 +230,7 @@ def test_ckpt_export_of_the_bundles(bundle, tmp_path):
         bundle_root=root,
         use_trace=True,
         input_shape=[1, net.in_channels, 64, 64],
-        **small,
+        **SMALL,
     )
     x = torch.rand(2, net.in_channels, 45, 99)
     with torch.no_grad():
@@ -247,11 +251,11 @@ def test_onnx_export_of_monai_names_our_command(tmp_path):
     root = f"{__file__.rsplit('/tests/', 1)[0]}/bundles/microscopy"
     parser = ConfigParser()
     parser.read_config(f"{root}/configs/inference.json")
-    parser.update({"network_def#feature_size": 8, "network_def#depths": [1, 1, 1, 1]})
+    parser.update(SMALL)
     torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
     command = f"--config_file {root}/configs/inference.json --bundle_root {root} --net_id network_def"
     command += f" --ckpt_file {tmp_path}/model.pt --filepath {tmp_path}/model.onnx --input_shape [1,3,64,64]"
-    small = ["--network_def#feature_size", "8", "--network_def#depths", "[1,1,1,1]"]
+    small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     done = run_forked([sys.executable, "-m", "monai.bundle", "onnx_export", *command.split(), *small])
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "use python -m swinumamba_monai export onnx" in done.stderr.splitlines()[-1]

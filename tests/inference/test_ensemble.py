@@ -12,7 +12,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from scipy.stats import entropy
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.inference import Ensemble, Entropyd, MirrorInferer, Probabilitiesd, entropy_map
+from swinumamba_monai.inference import Ensemble, MirrorInferer, Uncertaintyd, entropy_map
 from swinumamba_monai.networks import SwinUMambaD
 
 SMALL = {"in_channels": 1, "out_channels": 3, "feature_size": 8, "depths": (1,) * 4, "decoder_depths": (1,) * 3}
@@ -104,7 +104,7 @@ class TestUncertainty:
 
     def test_stand_beside_the_logits_with_their_metadata(self):
         logits = MetaTensor(torch.randn(3, 4, 5), meta={"filename_or_obj": "a.png"})
-        items = Entropyd("pred")(Probabilitiesd("pred")({"pred": logits}))
+        items = Uncertaintyd("pred", "probabilities", "entropy")({"pred": logits})
         assert items["pred"] is logits
         torch.testing.assert_close(items["probabilities"].sum(0).as_tensor(), torch.ones(4, 5))
         for key in ("probabilities", "entropy"):

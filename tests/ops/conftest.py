@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels on the CPU, for the tests that ask for them."""
+"""The CUDA kernels on the CPU, and the portable scan in small chunks, for the tests that ask for them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Iterator
 import emulator as emulation
 import pytest
 from emulated_backend import Emulator
+from scan_inputs import SMALL_CHUNK
+
+from swinumamba_monai.ops import portable
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,10 @@ def emulator(monkeypatch, libraries) -> Emulator:
     if emulation.COMPILER is None:
         pytest.skip("no C++ compiler (c++, g++ or clang++) is there to emulate the CUDA kernels with")
     return Emulator(monkeypatch)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch) -> None:
+    """Chunks of five positions, so that short sequences meet every boundary."""
+    monkeypatch.setattr(portable, "MIN_CHUNK", SMALL_CHUNK)
+    monkeypatch.setattr(portable, "CHUNK_ELEMENTS", 1)

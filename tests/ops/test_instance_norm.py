@@ -8,7 +8,7 @@ import pytest
 import torch
 from cuda_cases import TOLERANCES, Draw, assert_like_float64, instance_norm_inputs
 
-from swinumamba_monai.networks.unetr_blocks import ResidualBlock
+from swinumamba_monai.networks.unetr_blocks import UnetrResidualBlock
 from swinumamba_monai.ops.backends import find_backend
 from swinumamba_monai.ops.instance_norm import instance_norm
 
@@ -76,9 +76,9 @@ def test_one_pixel_is_refused(emulator):
 def test_a_residual_block(emulator, norm_name, channels):
     """In the memory of maps whose channels come first and last, both by kernels; and by MONAI's own forward."""
     torch.manual_seed(0)
-    block = ResidualBlock(*channels, norm_name)
+    block = UnetrResidualBlock(*channels, norm_name)
     x = torch.randn(2, channels[0], 6, 5)
-    expected = super(ResidualBlock, block).forward(x)
+    expected = super(UnetrResidualBlock, block).forward(x)
     emulator.launched.clear()
     for memory_format in (torch.contiguous_format, torch.channels_last):
         torch.testing.assert_close(block(x.contiguous(memory_format=memory_format)), expected)

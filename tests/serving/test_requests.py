@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a request may hold; with a real server in test_monai_label.py."""
+"""What a request may hold; with a real server in test_monai_label_attacks.py."""
 
 from __future__ import annotations
 

@@ -167,7 +167,12 @@ def by_direction(group: dict[Path, pydicom.Dataset]) -> list[dict[Path, pydicom.
 
 
 def is_parallel(way: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two orientations (6) are one but for rounding."""
+    """Whether two orientations are one but for rounding.
+
+    Args:
+        way: direction cosines of rows and columns (6), as DICOM has them.
+        other: those of other slices.
+    """
     return bool(np.abs(way - other).max() <= PARALLEL)
 
 

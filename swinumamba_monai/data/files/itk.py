@@ -82,9 +82,12 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Write voxels (X, Y, Z), or (X, Y, Z, C) with several numbers each, compressed, header and voxels in one file.
+    """Write a volume, compressed, header and voxels in one file.
 
-    The affine (4, 4) to mm, RAS+, has axes at right angles.
+    Args:
+        path: path of the file, whose suffix says the format.
+        voxels: voxels (X, Y, Z), or (X, Y, Z, C) with several numbers each.
+        affine: affine (4, 4) from voxels to mm, RAS+, with axes at right angles.
     """
     check_itk(path)
     image = sitk.GetImageFromArray(np.moveaxis(voxels.T, 0, -1) if voxels.ndim == 4 else voxels.T, voxels.ndim == 4)

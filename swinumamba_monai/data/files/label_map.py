@@ -124,7 +124,13 @@ def as_label_map(given: LabelMap | PathLike | None) -> LabelMap | None:
 
 
 def parse_label_map(content: Mapping[str, object], source: object, with_regions: bool = False) -> LabelMap:
-    """The map of one of the forms that :func:`read_label_map` names; ``source`` is named in its sentences."""
+    """The map that a dictionary in one of the forms of :func:`read_label_map` stands for.
+
+    Args:
+        content: names with numbers, or numbers with names.
+        source: file that it comes from, which sentences about it name.
+        with_regions: whether names may share numbers, as regions that overlap.
+    """
     with explained(f"{source} is no label map", _EXAMPLE):
         by_number = all(str(key).lstrip("-").isdigit() for key in content)
         pairs = [(str(name), (int(key),)) for key, name in content.items()] if by_number else None

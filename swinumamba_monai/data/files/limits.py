@@ -37,6 +37,14 @@ def check_size(path: Path, height: int, width: int, channels: int, max_pixels: i
 
 
 def check_unfolding(path: Path, claimed_bytes: int) -> None:
-    """Refuse a file that claims more than a picture of its size unfolds to, before the memory is taken."""
+    """Refuse a file that claims more than a picture of its size unfolds to, before the memory is taken.
+
+    Args:
+        path: path of the file, whose size in bytes is asked for.
+        claimed_bytes: number of bytes that its pixels take in memory, as its header says.
+
+    Raises:
+        InputError: it claims more.
+    """
     if claimed_bytes > max(MAX_UNFOLDED_BYTES, MAX_UNFOLDING * path.stat().st_size):
         raise InputError(f"{path} claims {claimed_bytes} bytes of pixels, which no file of its size holds; replace it.")

@@ -39,7 +39,12 @@ def valid(orientation: object) -> int:
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and flip pixels (H, W) or (H, W, C) as an orientation from 1 to 8 says that they are to be seen."""
+    """Turn and flip pixels as they are to be seen.
+
+    Args:
+        image: pixels as they are stored, (H, W) or (H, W, C).
+        orientation: number from 1, as they are stored, to 8, as EXIF and TIFF count.
+    """
     if orientation == UPRIGHT:
         return image
     swap, rows, columns = _TURNS[orientation]

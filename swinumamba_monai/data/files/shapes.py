@@ -82,7 +82,12 @@ def as_ring(points: Iterable) -> np.ndarray:
 
 
 def as_ellipse(middle: Sequence[float], radii: Sequence[float]) -> np.ndarray:
-    """The outline of an ellipse, x and y of its middle and radii along both, as :func:`as_ring`."""
+    """The outline of an ellipse, as :func:`as_ring`.
+
+    Args:
+        middle: x and y of its middle in pixels.
+        radii: radii along x and y in pixels.
+    """
     angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
     return as_ring(np.asarray(middle) + np.asarray(radii) * np.stack([np.cos(angles), np.sin(angles)], axis=1))
 

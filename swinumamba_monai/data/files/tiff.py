@@ -62,7 +62,13 @@ def _full_size(file: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
 
 
 def decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:
-    """The whole file as an image, or a plane of it; see :class:`TiffPlane`."""
+    """The whole file as an image, or a plane of it; see :class:`TiffPlane`.
+
+    Args:
+        path: path of the file.
+        plane: number of the plane in a stack; None for the only one.
+        indices: whether a palette's numbers are wanted, instead of its colours.
+    """
     with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name other files, which are not opened
         tiff = TiffPlane(path, file, plane)
         return tiff.as_seen(tiff.decode(), indices)

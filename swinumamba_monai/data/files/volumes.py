@@ -165,7 +165,13 @@ def _read_all(
 
 
 def corners_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """How far apart two affines put the corners of a volume, in voxels of the first; a small error moves them most."""
+    """How far apart two affines put the corners of a volume, in voxels of the first; a small error moves them most.
+
+    Args:
+        affine: affine (4, 4) from voxels to mm.
+        other: another one, of the same axes.
+        shape: numbers of voxels (X, Y, Z) of the volume.
+    """
     corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
     return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max()) / min(spacing_of(affine))
 

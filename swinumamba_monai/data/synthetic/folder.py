@@ -1,11 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a synthetic dataset: written whole, found again, and never in the way of other files.
-
-The generators beside this module have these arguments in common: ``output_dir``, a new or empty folder, which they
-return; ``num_train``, ``num_validation`` and ``num_test`` images; ``image_size`` (H, W) in pixels; ``seed`` of the
-random numbers. The same arguments give the same files.
-"""
+"""The folder of a synthetic dataset: written whole, found again, and never in the way of other files."""
 
 from __future__ import annotations
 

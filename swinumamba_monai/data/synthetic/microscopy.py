@@ -173,7 +173,7 @@ def _per_nucleus(instances: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
-    """Random spots of about ``scale`` pixels, (H, W), mean 0 and standard deviation 1."""
+    """Random spots of about ``scale`` pixels and none far larger, (H, W), mean 0 and standard deviation 1."""
     noise = rng.standard_normal(shape)
     spots = gaussian_filter(noise, scale) - gaussian_filter(noise, 3 * scale)
     return (spots - spots.mean()) / spots.std()

@@ -101,7 +101,14 @@ def _differentiate_norm(dscaled, normed, weight, scale, dy):
 
 @entry
 def norm_gate_backward(start, stop, dout, y, gate, gate_distance, weight, bias, eps, dy, dgate, dweight, dbias):
-    """Gradients of :func:`norm_gate`: dy and dgate, (b, h, w, c); dweight and dbias for each row, (b * h, c)."""
+    """Gradients of :func:`norm_gate`, whose further arguments are its own.
+
+    Args:
+        start, stop: first of the rows of all maps, b * h, and the one behind the last.
+        dout: gradient of the output, (b, h, w, c).
+        dy, dgate: gradients that are written, (b, h, w, c).
+        dweight, dbias: the same for each row, (b * h, c).
+    """
     _, height, width, c = dy.shape
     normed, dscaled = np.zeros(c, dy.dtype), np.zeros(c, dy.dtype)
     for task in range(start, stop):

@@ -31,7 +31,14 @@ from .scan_layout import CHANNELS, POSITIONS, STATES
 
 @inner
 def visits(direction, first, height, width):
-    """The positions that visits ``first`` to ``first + POSITIONS`` of a direction see: rows, columns, both reversed."""
+    """The pixels of a map that a chunk of visits sees, at most POSITIONS indices in row-major order.
+
+    Args:
+        direction: 0 along the rows, 1 along the columns, 2 and 3 the same reversed.
+        first: number of the chunk's first visit.
+        height: rows of the map.
+        width: columns of the map.
+    """
     length = height * width
     where = np.arange(first, min(first + POSITIONS, length))
     for i in range(len(where)):
@@ -42,7 +49,16 @@ def visits(direction, first, height, width):
 
 @inner
 def load_rows(source, b, where, g, first, buffer):
-    """The positions ``where`` of (b, l, g, d), from channel ``first`` on."""
+    """Gather a chunk of a sequence into a buffer.
+
+    Args:
+        source: sequences of all groups, (b, l, g, d).
+        b: sample.
+        where: positions in l, at most POSITIONS.
+        g: group.
+        first: first of the channels.
+        buffer: buffer that is filled, (POSITIONS, CHANNELS).
+    """
     apart()
     for i in range(len(where)):
         row = source[b, where[i], g, first : first + buffer.shape[1]]
@@ -52,7 +68,15 @@ def load_rows(source, b, where, g, first, buffer):
 
 @inner
 def store_rows(buffer, where, first, target, adds):
-    """Put channels of a chunk into (l, d), or add them to what is there."""
+    """Put a buffer where its chunk belongs.
+
+    Args:
+        buffer: what was computed, (POSITIONS, CHANNELS).
+        where: positions in l, at most POSITIONS.
+        first: first of the channels.
+        target: output of one sample and group, (l, d).
+        adds: whether it is added to what is there.
+    """
     apart()
     for i in range(len(where)):
         row = target[where[i], first : first + CHANNELS]
@@ -66,7 +90,12 @@ def store_rows(buffer, where, first, target, adds):
 
 @inner
 def load_vector(source, first):
-    """The block's share of (d,)."""
+    """The part of a vector that a block of channels needs, (CHANNELS,), with zeros beyond the last.
+
+    Args:
+        source: vector of a group, (d,).
+        first: first of the channels.
+    """
     block = np.zeros(CHANNELS, source.dtype)
     for j in range(min(CHANNELS, len(source) - first)):
         block[j] = source[first + j]
@@ -75,7 +104,12 @@ def load_vector(source, first):
 
 @inner
 def load_matrix(source, first):
-    """The block's share of (d, n), transposed, with rows of zeros up to a multiple of STATES."""
+    """The part of a matrix that a block of channels needs, transposed, with rows of zeros up to a multiple of STATES.
+
+    Args:
+        source: matrix of a group, (d, n).
+        first: first of the channels.
+    """
     channels, n = source.shape
     block = np.zeros(-(-n // STATES) * STATES * CHANNELS, source.dtype)
     for j in range(min(CHANNELS, channels - first)):
@@ -99,7 +133,13 @@ def add_delta(rows, weight, step):
 
 @inner
 def discretise(step, bias, delta_softplus):
-    """Turn delta into Δ in place."""
+    """Turn delta into Δ in place.
+
+    Args:
+        step: delta of a chunk, (POSITIONS, CHANNELS).
+        bias: ``delta_bias`` of the block, (CHANNELS,).
+        delta_softplus: whether it passes through softplus.
+    """
     apart()
     for t in range(POSITIONS):
         if delta_softplus:
@@ -112,6 +152,7 @@ def discretise(step, bias, delta_softplus):
 
 @inner
 def multiply(a, b, product):
+    """Write the product of two buffers into a third; all are (POSITIONS, CHANNELS)."""
     apart()
     for t in range(POSITIONS):
         for j in range(CHANNELS):
@@ -120,6 +161,12 @@ def multiply(a, b, product):
 
 @inner
 def coordinates(task, parts, channels):
-    """Sample, part and channel block of a task."""
+    """Sample, part and channel block of a task.
+
+    Args:
+        task: number of the task.
+        parts: number of parts, groups of a sequence or pairs of directions of a map.
+        channels: number of channels d of a part.
+    """
     blocks = -(-channels // CHANNELS)
     return task // (parts * blocks), task // blocks % parts, task % blocks

@@ -1,0 +1,107 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Masks in black and white, with soft edges and in colours are classes where that is certain, else one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from picture_datasets import SIZE, TWO, cells, fill, problems, save
+from PIL import Image
+
+from swinumamba_monai.cli import main
+from swinumamba_monai.data.datalist import load_datalist
+from swinumamba_monai.data.files.images import read_instances
+from swinumamba_monai.data.prepare.dataset import PrepareOptions
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.tasks.endoscopy import prepare_endoscopy
+from swinumamba_monai.tasks.microscopy import prepare_microscopy
+
+
+def test_masks_of_cvat(tmp_path):
+    """CVAT's "Segmentation mask 1.1": colours, which labelmap.txt names; the pictures of objects are not taken."""
+    source = tmp_path / "source"
+    truth = np.zeros(SIZE, np.uint8)
+    truth[1:4, 1:5], truth[6:9, 2:9] = 1, 2
+    colours = np.array([(0, 0, 0), (250, 50, 83), (51, 221, 255)], np.uint8)
+    for number in range(3):
+        save(source / "JPEGImages" / f"{number}.png")
+        for folder in ("SegmentationClass", "SegmentationObject"):
+            save(source / folder / f"{number}.png", colours[truth])
+    lines = "# label:color_rgb:parts:actions\ngrasper:250,50,83::\nbackground:0,0,0::\nhook:51,221,255::\n"
+    (source / "labelmap.txt").write_text(lines)
+    prepare_endoscopy(source, tmp_path / "made")
+    assert list(json.loads((tmp_path / "made" / "datalist.json").read_text())["labels"].values()) == [
+        "background", "grasper", "hook",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "made" / "labels" / "0.png")), truth)
+    # Six numbers, all of them different, and no background with ids: these are colours.
+    (tmp_path / "map.json").write_text('{"grasper": [250, 50, 83], "hook": [51, 221, 255]}')
+    prepare_endoscopy(source, tmp_path / "named", None, tmp_path / "map.json")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "named" / "labels" / "0.png")), truth)
+    for text in ("grasper", "grasper:red::", "a:1,2,3::\nb:1,2,3::", "a:1,2::"):
+        (source / "labelmap.txt").write_text(text)
+        assert "labelmap.txt" in problems(source, "endoscopy")
+
+
+def test_masks_of_black_and_white(tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "images" / f"{number}.png")
+        save(source / "masks" / f"{number}.png", (cells(number) > 0).astype(np.uint8) * 255)
+    (tmp_path / "map.json").write_text(json.dumps(TWO))
+    report = prepare_endoscopy(source, tmp_path / "named", None, tmp_path / "map.json")
+    assert "masks of 0 and 255: 255 is taken for tool." in report.warnings
+    three = {"background": 0, "a": 1, "b": 2}
+    assert "has the label ids 255" in problems(source, "endoscopy", three)
+    save(source / "masks" / "4.png", np.linspace(0, 255, 120).reshape(SIZE).astype(np.uint8))
+    assert "soft edges" in problems(source, "endoscopy", TWO) and "mask_threshold 128" in problems(
+        source, "endoscopy", TWO
+    )
+    assert "mask_threshold parts one class" in problems(source, "endoscopy", three, mask_threshold=128)
+    (source / "masks" / "4.png").unlink()
+    save(source / "masks" / "4.jpg", np.zeros(SIZE, np.uint8))
+    assert "4.jpg is a JPEG" in problems(source, "endoscopy", TWO)
+    assert "mask_threshold" in problems(source, "endoscopy", TWO)
+    report = prepare_endoscopy(source, tmp_path / "out", PrepareOptions(mask_threshold=128), tmp_path / "map.json")
+    assert sum(report.sizes.values()) == 5
+    with pytest.raises(InputError, match="labels here number the cells"):
+        prepare_microscopy(source, tmp_path / "cells", PrepareOptions(mask_threshold=128))
+
+
+def test_colours(tmp_path):
+    source = fill(tmp_path / "source")
+    colours = {"grasper": [255, 0, 0], "hook": [0, 255, 0]}
+    palette = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0)], np.uint8)
+    for number in range(5):
+        save(source / "labels" / f"{number}.png", palette[cells(number)])
+    assert "channels that differ (a colour picture)" in problems(source, "endoscopy", TWO)
+    missing = problems(source, "endoscopy", {"grasper": [255, 0, 0]})
+    assert "1 colours that the label map lacks ([0, 255, 0])" in missing
+    assert "is no colour of one class" in problems(source, "endoscopy", {"a": [255, 0, 0], "b": [255, 0, 0]})
+    assert "is no colour" in problems(source, "endoscopy", {"a": [[255, 0, 0], [1, 2]], "b": [0, 255, 0]})
+    for labels in (colours, {"Background": [0, 0, 0], **colours}, {**colours, "hook": [[0, 255, 0], [1, 2, 3]]}):
+        (tmp_path / "map.json").write_text(json.dumps(labels))
+        out = tmp_path / f"out{len(json.dumps(labels))}"
+        prepare_endoscopy(source, out, None, tmp_path / "map.json")
+        for item in load_datalist(out, "test"):
+            number = int(Path(item["image"]).stem)
+            np.testing.assert_array_equal(read_instances(item["label"]), cells(number))
+    save(source / "labels" / "0.jpg", palette[cells(0)])
+    (source / "labels" / "0.png").unlink()
+    assert "0.jpg is no mask of exact colours" in problems(source, "endoscopy", colours)
+
+
+def test_prepare_takes_a_threshold_from_the_command_line(tmp_path, capsys):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / "images" / f"{number}.png")
+        save(source / "masks" / f"{number}.jpg", (cells(number) > 0).astype(np.uint8) * 255)
+    arguments = ["prepare", "endoscopy", "--source_dir", str(source), "--output_dir", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "--mask_threshold 128" in capsys.readouterr().err
+    assert main([*arguments, "--mask_threshold", "128"]) == 0
+    assert "--num_classes 2" in capsys.readouterr().out
