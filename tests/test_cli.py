@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -44,6 +45,12 @@ def test_every_module_is_a_command_and_the_installed_script_runs_them():
         "=",
         "swinumamba_monai.cli:main",
     ]
+
+
+def test_without_a_command_the_commands_are_listed(capsys):
+    assert main([]) == 2
+    listed = capsys.readouterr().err
+    assert all(re.search(rf"^ +{name}\s+\w", listed, re.MULTILINE) for name in COMMANDS), listed
 
 
 def test_help_loads_nothing_slow():
