@@ -12,6 +12,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from monai.transforms import LoadImage
 
 from swinumamba_monai import commands
 from swinumamba_monai.cli import COMMANDS, main
@@ -68,6 +69,13 @@ def test_overlays_are_listed_and_found(capsys):
         assert isinstance(json.loads(Path(capsys.readouterr().out.strip()).read_text()), dict)
     assert main(["overlay", "block_transformer"]) == 1
     assert "there is no overlay 'block_transformer'; choose from block_conv," in capsys.readouterr().err
+
+
+def test_nothing_is_said_of_readers_that_nobody_asked_for(recwarn, caplog):
+    main(["overlay"])
+    LoadImage()
+    said = [*caplog.messages, *(str(warning.message) for warning in recwarn)]
+    assert not [text for text in said if "nvimgcodec" in text.lower()]
 
 
 @pytest.mark.parametrize(
