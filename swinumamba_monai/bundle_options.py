@@ -92,10 +92,13 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
                 )
             resolved[name] = value
     _check_learning_rates({**config, **options})
+    of_files = [ConfigParser.load_config_file(file) for file in files]
+    # What a file on top replaces may be all that reads an entry of the first, which is no mistake of anybody.
+    text = json.dumps([config, *of_files])
     on_top = {}
-    for number, file in enumerate(files):
-        entries = ConfigParser.load_config_file(file)
-        _check_entries(file, entries, ConfigParser.load_config_files(files[:number]) if number else {}, config)
+    for number, (file, entries) in enumerate(zip(files, of_files)):
+        below = ConfigParser.load_config_files(files[:number]) if number else {}
+        _check_entries(file, entries, below, config, text)
         on_top.update(entries if number else {})
     report_plainly(partial(explain_failure, options={**on_top, **options}, config=config))
 
@@ -129,10 +132,9 @@ def _runs(value: object) -> bool:
 
 
 def _check_entries(
-    file: str, entries: Mapping[str, object], below: Mapping[str, object], config: Mapping[str, object]
+    file: str, entries: Mapping[str, object], below: Mapping[str, object], config: Mapping[str, object], text: str
 ) -> None:
-    """Refuse entries of a config that do not fit the one below it, or that nothing reads, with the name of the file."""
-    text = json.dumps(config)
+    """Refuse entries of a config that do not fit the one below it, or that nothing in ``text`` reads, by its name."""
     for name, value in entries.items():
         top = re.split("#|::", name)[0].lstrip("+")
         try:
@@ -279,7 +281,7 @@ def _check_path(name: str, text: str | None, value: object) -> None:
     """Refuse a path that would not arrive as it was typed."""
     if not _is_path(name):
         return
-    if text is None:
+    if text is None or not text.strip():  # of a variable of the shell that is not set; it would be this very folder
         raise InputError(f"--{name} needs a path behind it.")
     if text.lower() in (*_NO_PYTHON, "none") and text != "None":
         raise InputError(f"--{name} {text} is a path; write ./{text} for one of this name, or '$None'.")

@@ -9,7 +9,8 @@ import json
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import ClassVar
@@ -41,7 +42,7 @@ class RunLock:
     def __init__(self, path: str | PathLike) -> None:
         self.path = Path(path).absolute()
         self._descriptor: int | None = None
-        self._made_folder = False
+        self._made: list[Path] = []
 
     def acquire(self) -> str | None:
         """Take the lock; None, or who holds it already: "process 12 on HOST, since 2026-11-28 10:00:00"."""
@@ -49,7 +50,7 @@ class RunLock:
             return None
         if other := self._held.pop((os.getpid(), self.path), None):
             other.release()
-        self._made_folder = not self.path.parent.exists()
+        self._made = [folder for folder in self.path.parents if not folder.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # it is emptied below
@@ -91,10 +92,39 @@ class RunLock:
             os.close(self._descriptor)
             self._descriptor = None
             self._held.pop((os.getpid(), self.path), None)
-            if self._made_folder:
-                with suppress(OSError):  # the run has written something
-                    self.path.parent.rmdir()
+            with suppress(OSError):  # the run has written something
+                for folder in self._made:
+                    folder.rmdir()
             atexit.unregister(self.release)
+
+
+def prediction_lock(folder: str | PathLike, suffix: str = "") -> RunLock:
+    """The lock of an output folder of predictions, the command's and those of a bundle's ``inference``.
+
+    Args:
+        folder: the output folder.
+        suffix: of a part of the images, which has a lock of its own.
+    """
+    return RunLock(Path(folder) / f".predict{suffix}.lock")
+
+
+@contextmanager
+def one_run(folder: str | PathLike, command: str) -> Iterator[None]:
+    """Let one run of a command at a time write into a folder, for as long as the block takes.
+
+    Args:
+        folder: its output folder, which is made, and gone again if nothing was written into it.
+        command: name of the command, for the lock and the sentence.
+
+    Raises:
+        InputError: another process runs it there.
+    """
+    lock = RunLock(Path(folder) / f".{command}.lock")
+    lock.take(command, "--output_dir")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _describe_holder(content: bytes) -> str:

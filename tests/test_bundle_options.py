@@ -93,6 +93,14 @@ def test_a_path_that_python_reads_otherwise(name, path):
     check(config, f"--{name}", f"'{path}'")
 
 
+@pytest.mark.parametrize("path", ["", " "])
+def test_a_variable_of_the_shell_that_is_not_set_is_no_path(path):
+    """It would be the folder that the command was given in."""
+    for name in ("dataset_dir", "output_dir"):
+        with pytest.raises(InputError, match=rf"--{name} needs a path behind it"):
+            check("inference", f"--{name}", path)
+
+
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
@@ -299,6 +307,18 @@ def test_an_entry_of_the_config_itself_that_nothing_reads(tmp_path):
     file.write_text(json.dumps({**config, "max_epoch": 3}))
     with pytest.raises(InputError, match=r"train.json: --max_epoch is no option of this config; did you mean --max_e"):
         check_options(["training", "--config_file", str(file)], {})
+
+
+def test_another_network_on_top_leaves_entries_of_the_first_config_unread(tmp_path):
+    file = tmp_path / "mine.json"
+    network = {"_target_": "torch.nn.Conv2d", "in_channels": 3, "out_channels": 2, "kernel_size": 1}
+    file.write_text(json.dumps({"network_def": network, "network": "$@network_def.to(@device)", "min_size": 3}))
+    check_options(["inference", "--config_file", f"{CONFIGS / 'inference.json'},{file}"], {})
+    file.write_text(json.dumps({"network_def": network, "min_sizes": 3}))
+    with pytest.raises(
+        InputError, match=r"mine.json: --min_sizes is no option of this config; did you mean --min_size"
+    ):
+        check_options(["inference", "--config_file", f"{CONFIGS / 'inference.json'},{file}"], {})
 
 
 @pytest.mark.parametrize("bundle", ["abdomen_mri", "endoscopy", "microscopy"])

@@ -122,7 +122,7 @@ def draw_shares(runs: Sequence[dict], path: Path) -> None:
                 share, mean, low, high = np.array(points).T
                 axes.errorbar(share, mean, (mean - low, high - mean), marker="o", capsize=3, label=arm)
         axes.set(title=task, xlabel="% of the training cases", ylabel=SCORES[task], xscale="log")
-        axes.set_xticks([10, 100], ["10", "100"], minor=False)
+        axes.set_xticks([10, 30, 100], ["10", "30", "100"], minor=False)
         axes.grid(alpha=0.3)
     figure.axes[-1].legend(fontsize=8, loc="lower right")
     with replacing(path) as temporary:

@@ -18,7 +18,9 @@ from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
+from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
+from swinumamba_monai.data.files.numbered import without_number
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
 from swinumamba_monai.data.files.volume_listing import find_volumes, names_of_results
@@ -138,11 +140,22 @@ def load_volumes(
         return found
 
     found = _list(path, volumes, "volume", "a volume, a folder of volumes", kinds, skip_bad, by_entry=False)
+    _check_series(path, series)
     found.bad += refuse_or_leave_out(problems, skip_bad, path)
     if Path(path).is_dir() and not (Path(path) / DATALIST_NAME).is_file():
         taken = {file for item in found for name in ensure_tuple(item["image"]) for file in volume_files(name)}
         found.not_taken = not_taken_of(file for file in find_files(Path(path).absolute()) if file not in taken)
     return _checked(found, reader, skip_bad, memory)
+
+
+def _check_series(path: PathLike, series: str | None) -> None:
+    """Refuse to choose a series where there are none to choose from."""
+    if series is None or series == "all":
+        return
+    if (Path(path) / DATALIST_NAME).is_file():
+        raise InputError(f"the series of {path} were chosen when it was prepared; leave series out.")
+    if not is_dicom_folder(Path(path)):
+        raise InputError(f"series chooses among DICOM series, and {path} is no folder with any; leave it out.")
 
 
 def _checked(
@@ -197,8 +210,9 @@ def _list(
         raise InputError(f"{path} does not exist; give {wanted} or a prepared dataset.")
     entries = sorted(path.iterdir()) if path.is_dir() and by_entry else [path]
     names, others, problems = [], [], []
-    written = names_of_results([entry.stem for entry in entries])
-    results = [entry for entry in entries if entry.is_file() and entry.stem in written]
+    # The frames of a video and the planes of a stack have a result each.
+    written = names_of_results([without_number(entry.stem) for entry in entries])
+    results = [entry for entry in entries if entry.is_file() and without_number(entry.stem) in written]
     for entry in entries:
         if entry in results:
             continue

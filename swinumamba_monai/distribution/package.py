@@ -39,6 +39,7 @@ from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.networks.encoders import name_encoder
 from swinumamba_monai.pretrained import load_pretrained
+from swinumamba_monai.run_lock import one_run
 from swinumamba_monai.weight_files import find_checkpoint, read_weights
 
 PARTS = ("LICENSE", "configs", "docs")  # of a bundle; the rest of its folder is what runs leave there
@@ -94,7 +95,7 @@ def package_bundle(
         InputError: the bundle lacks a file or has a link; its version is not in its changelog, or MONAI would not take
             it for the latest; its weights do not fit its network, or those of the encoder none of VMamba's;
             ``model_info.json`` is damaged; a folder that would be written is the bundle's own, or holds a file that no
-            package made.
+            package made; another process packs into ``output_dir``.
     """
     bundle, output = Path(bundle_dir).resolve(), Path(output_dir)
     version = check_version(read_metadata(bundle), bundle)
@@ -102,6 +103,18 @@ def package_bundle(
     for folder in folders.values():
         if bundle.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(bundle):
             raise InputError(f"{folder} would be written, but {bundle} is what is packed; give another output_dir.")
+    with one_run(output, "package"):
+        return _package(bundle, version, output, folders, release_url, encoder_weights)
+
+
+def _package(
+    bundle: Path,
+    version: str,
+    output: Path,
+    folders: Mapping[str, Path],
+    release_url: str | None,
+    encoder_weights: str | PathLike | None,
+) -> Package:
     files = _collect(bundle)
     weights = _weights(bundle)
     encoder = None if encoder_weights is None else _encoder(Path(encoder_weights))

@@ -37,12 +37,24 @@ from swinumamba_monai.prediction.large import predict_large
 from swinumamba_monai.prediction.predictor import Prediction, Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
-from swinumamba_monai.run_lock import RunLock
+from swinumamba_monai.run_lock import prediction_lock
 
 FORMATS = ("masks", "geojson", "coco", "roi")
 SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
 OUTLINES, OBJECTS = "_outlines.png", "_objects.csv"  # what is added to the name of an image
 FURTHER = {"geojson": ".geojson", "roi": "_rois.zip"}  # the same of the formats
+# Of the predictor and of this module, beside the entries of the config that they decide about.
+_ARGUMENTS = {
+    "bundle",
+    "bundle_dir",
+    "bundle_root",
+    "checkpoint",
+    "ckpt_path",
+    "dataset_dir",
+    "device",
+    "output_dir",
+    "progress",
+}
 COLUMNS = ("name", "image", "objects", "area_mean", "score_mean", "warnings", "error")
 
 
@@ -106,6 +118,8 @@ def predict_images(
             f"{output_dir} holds the images; give another output folder, or results become images next time."
         )
     options = dict(options or {})
+    for name in _ARGUMENTS & options.keys():
+        raise InputError(f"{name} is no option to be set: it follows from the arguments of the prediction.")
     place = as_literal(str(output_dir))
     predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": place})
     if predictor.of_volumes and set(formats) - {"masks"}:
@@ -151,7 +165,7 @@ class _Job:
         further = [ending for name, ending in FURTHER.items() if name in formats]
         self.endings = [*self.saved, OUTLINES, OBJECTS, *further]
         self.rows: dict[str, dict[str, str]] = {}
-        self.lock = RunLock(folder / f".predict{suffix}.lock")
+        self.lock = prediction_lock(folder, suffix)
 
     def open(self, options: Mapping[str, object], overwrite: bool) -> None:
         """Make the folder, and read what is finished there; with ``overwrite`` nothing is."""

@@ -4,25 +4,23 @@
 
 MONAI Label 0.8.5 hands the values of requests on as they come, and lets a page of any web site command the server of
 "this machine alone". Here each function behind an address gets checked values; addresses that a bundle has no use for
-(a proxy, upload and removal of models, a viewer of DICOM, a report of the GPU) are gone; and a browser is answered only
-where the page comes from the server itself or from an origin that ``MONAI_LABEL_CORS_ORIGINS`` names. What cannot be
-done is an answer of one sentence, and leaves no file behind.
+(a proxy, upload and removal of models, a viewer of DICOM, a report of the GPU) are gone, and pages of other sites stay
+out (:mod:`.door`). What cannot be done is an answer of one sentence, and leaves no file behind.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import ipaddress
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import torch
 
 from swinumamba_monai.errors import InputError, find_input_error, shown
+from swinumamba_monai.serving.door import Doorkeeper, is_local
 from swinumamba_monai.serving.requests import (
     INFERENCE,
     SAMPLING,
@@ -35,7 +33,7 @@ from swinumamba_monai.serving.requests import (
     check_name,
     check_sum,
 )
-from swinumamba_monai.serving.start import HOST_VARIABLE, ORIGINS_VARIABLE, OWN_FILES, stand_in_for_torchvision
+from swinumamba_monai.serving.start import HOST_VARIABLE, ORIGINS_VARIABLE, stand_in_for_torchvision
 
 stand_in_for_torchvision()
 
@@ -45,7 +43,6 @@ from fastapi.exceptions import RequestValidationError  # noqa: E402
 from fastapi.middleware.cors import CORSMiddleware  # noqa: E402
 from fastapi.responses import FileResponse, JSONResponse  # noqa: E402
 from monailabel import app as monai_label  # noqa: E402
-from monailabel.datastore.local import LocalDatastore  # noqa: E402
 from monailabel.endpoints import (  # noqa: E402
     activelearning,
     batch_infer,
@@ -64,19 +61,23 @@ from monailabel.interfaces.exception import (  # noqa: E402
 )
 from monailabel.interfaces.utils.app import app_instance  # noqa: E402
 from monailabel.utils.others.generic import device_map, remove_file  # noqa: E402
+from monailabel.utils.sessions import SessionInfo  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 from starlette.background import BackgroundTask  # noqa: E402
 
 __all__ = ["app"]
 
-REMOVED = ("/proxy", "/ohif", "/reload", "/logs/gpu")  # addresses that begin so
-LOCAL_NAMES = {"localhost"}
-SAME_SITE = {"same-origin", "none"}  # the latter for an address that a person has typed
-
 
 def _device(field: str, value: object) -> str:
+    """A device that is there; without a GPU, ``cuda`` means the processor, which MONAI Label takes then."""
     devices = device_map()
-    return check_device(field, value, {*devices, *devices.values()})
+    device = check_device(field, value, {*devices, *devices.values()})
+    gpus, number = torch.cuda.device_count(), device.partition("cuda:")[2]
+    if gpus and number and int(number) >= gpus:
+        raise InputError(f"{field} is a GPU that this machine has not; it has {gpus}, the first of which is cuda:0.")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"{field} is mps, and this machine has none; use cpu or cuda.")
+    return device
 
 
 def _fields(checks: Mapping) -> Callable[[str, object], dict]:
@@ -124,6 +125,19 @@ def _label(field: str, value: object) -> object:
     return value
 
 
+def _information(field: str, value: object) -> object:
+    """What is kept of an image, without what MONAI Label's strategies keep there and read again."""
+    if "strategy" in value:
+        raise InputError(f"{field} holds 'strategy', which the server keeps itself.")
+    return check_data(field, value)
+
+
+def _no_dicom(field: str, value: object) -> object:
+    if value == "dicom_seg":
+        raise InputError(f"{field} dicom_seg is not possible here: the images are no DICOM series of a server.")
+    return value
+
+
 def _batch(field: str, value: object) -> dict:
     """An inference on many images; MONAI Label would share them out among GPUs where there are none."""
     checked = _fields(INFERENCE)(field, value)
@@ -151,20 +165,23 @@ _NAMES = dict.fromkeys(("model", "image", "id", "tag", "label", "session_id", "s
 _NAMES |= dict.fromkeys(("file", "files"), _upload)
 _WITH_NAMES_ALONE = ("remove_image", "remove_label", "download_label", "get_image_info", "get_label_info")
 _CHECKS: list[tuple[ModuleType, dict[str, dict[str, Callable]]]] = [
-    (infer, {"run_inference": {"params": _text(_fields(INFERENCE)), "label": _label}}),
+    (infer, {"run_inference": {"params": _text(_fields(INFERENCE)), "label": _label, "output": _no_dicom}}),
     (wsi_infer, {"run_wsi_inference": {"wsi": _region}}),
     (batch_infer, {"run": {"params": _batch, "images": lambda field, value: value}}),
     (train, {"run_model": {"params": _fields(TRAINING)}, "run": {"params": _by_model}}),
     (activelearning, {"sample": {"params": _fields(SAMPLING)}}),
     (scoring, {"run": {"params": _fields(SAMPLING)}, "run_method": {"params": _fields(SAMPLING)}}),
     (logs, {"get_logs": {}}),
-    (session, {"get_session": {}, "remove_session": {}, "create_session": {"uncompress": _one_file}}),
+    (
+        session,
+        {"get_session": {"image": check_bounds}, "remove_session": {}, "create_session": {"uncompress": _one_file}},
+    ),
     (
         datastore,
         {
-            "add_image": {"params": _text(check_data)},
+            "add_image": {"params": _text(_information)},
             "save_label": {"params": _text(check_data), "label": _upload},
-            "update_image_info": {"info": _text(check_data)},
+            "update_image_info": {"info": _text(_information)},
             "update_label_info": {"info": _text(check_data)},
             "download_image": {"check_sum": check_sum},
             "download_dataset": {},
@@ -195,11 +212,16 @@ def _checked(function: Callable, checks: Mapping[str, Callable[[str, object], ob
             return function(*bound.args, **bound.kwargs)
         except BaseException as error:
             _remove_sent(bound.arguments.get("background_tasks"))
-            if not isinstance(error, HTTPException) and (cause := find_input_error(error)):
-                raise HTTPException(status_code=400, detail=str(cause)) from error
-            raise
+            if not (sentence := None if isinstance(error, HTTPException) else _say_why(error)):
+                raise
+        # Not from the error, which holds all that was read until somebody collects garbage
+        raise HTTPException(status_code=400, detail=sentence)
 
     return call
+
+
+def _say_why(error: BaseException) -> str | None:
+    return str(cause) if (cause := find_input_error(error)) else None
 
 
 def _remove_sent(tasks: BackgroundTasks | None) -> None:
@@ -222,106 +244,41 @@ def _sent_once(function: Callable) -> Callable:
     return call
 
 
-def _of_the_datastore(function: Callable) -> Callable:
-    """An inference on an image that was uploaded or is in the datastore: any other name could be a file's path."""
+def _of_what_is_here(function: Callable) -> Callable:
+    """An inference on an image of the datastore, of a session or sent: any other name could be a file's path."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> object:
         bound = signature.bind(*args, **kwargs)
-        image = bound.arguments.get("image")
-        if image and not bound.arguments.get("file") and image not in app_instance().datastore().list_images():
+        image, session_id, file = (bound.arguments.get(name) for name in ("image", "session_id", "file"))
+        sent = getattr(file, "filename", None)
+        if not (image or session_id or sent):
+            raise HTTPException(status_code=400, detail="name an image or a session, or send a file with its name.")
+        if session_id and _find_session(session_id) is None:
+            raise HTTPException(status_code=404, detail="there is no session of that name on this server.")
+        if image and not sent and image not in app_instance().datastore().list_images():
             raise HTTPException(status_code=404, detail="there is no image of that name on this server.")
         return function(*bound.args, **bound.kwargs)
 
     return call
 
 
-def _of_images_alone(change: Callable, of_image: bool) -> Callable:
-    """A method of the datastore that changes files of a name, if that is none of a link, a folder or the server itself.
+def _find_session(session_id: str) -> SessionInfo | None:
+    sessions = app_instance().sessions()
+    return None if sessions is None else sessions.get_session(session_id)
 
-    A link would lead it out of the studies folder; of an image called "labels" it would remove all labels.
 
-    Args:
-        change: the method.
-        of_image: whether it changes the image, and not its labels alone.
-    """
+def _one_file_sent(function: Callable) -> Callable:
+    """A session, or its image, if that is one file."""
 
-    @functools.wraps(change)
-    def call(self: LocalDatastore, name: str, *args: object) -> object:
-        studies = Path(self._datastore_path)
-        folders = [studies] * of_image + [path for path in (studies / "labels").glob("*") if path.is_dir()]
-        start = f"{name}.".casefold()  # some file systems tell no case
-        found = [
-            path for folder in folders for path in folder.iterdir() if f"{path.name}.".casefold().startswith(start)
-        ]
-        links = any(path.is_symlink() for path in [studies / "labels", *folders[of_image:]])
-        if links or any(path.is_symlink() or path.is_dir() or path.name in OWN_FILES for path in found):
-            raise HTTPException(status_code=403, detail="links, folders and the server's own files stay as they are.")
-        return change(self, name, *args)
+    @functools.wraps(function)
+    def call(session_id: str, update_ts: bool = False, image: bool = False) -> object:
+        if image and (found := _find_session(session_id)) and os.path.isdir(found.image):
+            raise HTTPException(status_code=400, detail="the session has several files, and not one to send.")
+        return function(session_id, update_ts, image)
 
     return call
-
-
-def _own_origins(host: str) -> set[str]:
-    return {f"http://{host}", f"https://{host}"}
-
-
-class Doorkeeper:
-    """Refuse what a page of a foreign web site has a browser send, before anything looks at it.
-
-    A browser says whose page it is in ``Origin``, which has to be the server's own or one of ``origins``. While the
-    server is for this machine alone, ``Host`` has to name this machine: a foreign name that its owner lets point here
-    (DNS rebinding) would count as the server's own.
-
-    Args:
-        app: the application behind it.
-        origins: origins that are allowed beside the server's own.
-        local: whether the server answers this machine alone.
-    """
-
-    def __init__(self, app: Callable, origins: set[str], local: bool) -> None:
-        self.app, self.origins, self.local = app, origins, local
-
-    async def __call__(self, scope: Mapping, receive: Callable, send: Callable) -> None:
-        status, reason = 403, self._why_refused(scope["headers"]) if scope["type"] == "http" else None
-        if not reason and _is_removed(scope):
-            status, reason = 404, "this server has no such address."
-        if not reason:
-            await self.app(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": reason.encode()})
-
-    def _why_refused(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-        def given(name: bytes) -> list[str]:
-            return [value.decode("latin-1").lower() for key, value in headers if key == name]
-
-        hosts = given(b"host") or [""]
-        if self.local and not all(map(_is_local, hosts)):
-            return "this server answers under the names of its own machine alone."
-        known = self.origins.union(*map(_own_origins, hosts))
-        origins = given(b"origin")
-        # What is asked without an origin, as pictures are, browsers mark as of another site.
-        foreign = not origins and not SAME_SITE.issuperset(given(b"sec-fetch-site"))
-        if known.issuperset(origins) and not foreign:
-            return None
-        return "pages of other sites may not use this server; MONAI_LABEL_CORS_ORIGINS names those that may."
-
-
-def _is_removed(scope: Mapping) -> bool:
-    path, method = scope.get("path", ""), scope.get("method")
-    return path.startswith(REMOVED) or (path.startswith("/model/") and method not in ("GET", "HEAD"))
-
-
-def _is_local(host: str) -> bool:
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    if name in LOCAL_NAMES:
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _answer_plainly(inner: FastAPI) -> None:
@@ -348,14 +305,13 @@ def _describe_fields(error: RequestValidationError | ValidationError) -> str:
 
 
 def _guard() -> Doorkeeper:
-    infer.run_inference = _of_the_datastore(infer.run_inference)
-    wsi_infer.run_wsi_inference = _of_the_datastore(wsi_infer.run_wsi_inference)
+    infer.run_inference = _of_what_is_here(infer.run_inference)
+    wsi_infer.run_wsi_inference = _of_what_is_here(wsi_infer.run_wsi_inference)
     for module, functions in _CHECKS:
         for name, checks in functions.items():
             setattr(module, name, _checked(getattr(module, name), checks))
+    session.get_session = _one_file_sent(session.get_session)
     datastore.download_dataset = _sent_once(datastore.download_dataset)
-    for name in ("add_image", "remove_image", "save_label", "remove_label"):
-        setattr(LocalDatastore, name, _of_images_alone(getattr(LocalDatastore, name), "image" in name))
     inner = monai_label.app
     _answer_plainly(inner)
     # MONAI Label would allow all origins where none is given
@@ -365,7 +321,7 @@ def _guard() -> Doorkeeper:
             CORSMiddleware, allow_origins=origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
         )
     host = os.environ.get(HOST_VARIABLE, "127.0.0.1")
-    return Doorkeeper(inner, set(origins), local=_is_local(host))
+    return Doorkeeper(inner, set(origins), local=is_local(host))
 
 
 app = _guard()

@@ -76,7 +76,8 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
         app = shutil.copytree(APP, folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
         os.environ[SESSIONS_VARIABLE] = str(folder / "sessions")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which uvicorn raises again when it has shut down
-        os.chdir(app)  # MONAI Label takes the name of an image for that of a file here, if there is one
+        (empty := folder / "empty").mkdir()
+        os.chdir(empty)  # MONAI Label takes the name of an image for that of a file here, if there is one
         sys.argv = ["monailabel", "start_server", "--app", str(app), "--studies", str(studies)]
         sys.argv += ["--host", host, "--port", str(port), "--conf", "bundle", str(bundle)]
         sys.argv += ["--uvicorn_app", "swinumamba_monai.serving.server:app"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swinumamba_monai.errors import InputError, check_known
+from swinumamba_monai.run_lock import one_run
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -99,18 +100,18 @@ class Task:
                 those of the dataset.
 
         Raises:
-            InputError: a label map where there are no classes, or options that are for volumes alone; for the rest see
-                the task's own function.
+            InputError: a label map where there are no classes, options that are for volumes alone, or another process
+                that prepares into ``output_dir``; for the rest see the task's own function.
         """
         if options is not None and "nan" not in inspect.signature(self.files.inspect).parameters:
             for name in ("series", "nan", "label_grid"):
                 if getattr(options, name) not in (None, "file"):
                     raise InputError(f"{name} is for volumes, which {self.name} does not have; leave it out.")
-        if not self.files.class_names:
-            if label_map is not None:
-                raise InputError(f"Without classes {self.name} takes no label_map; leave it out.")
-            return self.files.prepare(source_dir, output_dir, options)
-        return self.files.prepare(source_dir, output_dir, options, label_map)
+        if label_map is not None and not self.files.class_names:
+            raise InputError(f"Without classes {self.name} takes no label_map; leave it out.")
+        given = (source_dir, output_dir, options) + ((label_map,) if self.files.class_names else ())
+        with one_run(output_dir, "prepare"):
+            return self.files.prepare(*given)
 
     def synthesize(self, output_dir: PathLike | str, **given: object) -> Path:
         """Write a synthetic dataset; ``output_dir`` is returned.

@@ -13,6 +13,7 @@ import numpy as np
 from monai.config import PathLike
 
 from swinumamba_monai.data.files import volumes
+from swinumamba_monai.data.files.dicom_series import choose_series, find_series
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, as_label_map
 from swinumamba_monai.data.files.nifti import NIFTI_SUFFIXES, read_nifti_grid
 from swinumamba_monai.data.files.volume_listing import list_volumes
@@ -75,7 +76,11 @@ def prepare_abdomen_mri(
         if pieces:
             found, labels = pieces
         else:
-            found = find_pairs(source, partial(list_volumes, series=options.series), volumes.volume_name, _KINDS, True)
+            problems: list[str] = []
+            list_files = partial(list_volumes, series=options.series, problems=problems)
+            found = find_pairs(source, list_files, volumes.volume_name, _KINDS, True)
+            found.problems += problems
+            _leave_out_other_series(found, source, options.series)
             _leave_out_ct(found)
             labels = choose_label_map(source, label_map, ABDOMEN_CLASSES, found)
         channels = _count_channels(found, source)
@@ -99,6 +104,22 @@ def _leave_out_ct(found: dataset.FoundPairs) -> None:
         found.pairs = {name: pair for name, pair in found.pairs.items() if name not in ct}
         found.split = {part: [name for name in names if name not in ct] for part, names in found.split.items()}
         found.split = {part: names for part, names in found.split.items() if names}
+
+
+def _leave_out_other_series(found: dataset.FoundPairs, source: Path, series: str | None) -> None:
+    """Drop the images that are the only series of their folder, and not the one that is asked for."""
+    images = {name: image for name, (image, _) in found.pairs.items()}
+    if series is None or not images:
+        return
+    if all(map(Path.is_file, images.values())):
+        raise InputError(f"series chooses among DICOM series, and {source} has none; leave it out.")
+    for name, image in images.items():
+        try:
+            if image.is_dir():
+                choose_series(image, find_series(image), series)
+        except InputError as error:
+            del found.pairs[name]
+            found.problems.append(str(error))
 
 
 def _count_channels(found: dataset.FoundPairs, source: Path) -> int:

@@ -7,11 +7,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from dicom_files import write_slice
 from test_strange_volumes import NORMAL, PLANES, VOXELS, check, series
 
-from swinumamba_monai.data.files.volumes import VolumeReader
+from swinumamba_monai.cli import main
+from swinumamba_monai.data.files.dicom_series import list_series
+from swinumamba_monai.data.files.volumes import VolumeReader, read_volume
 from swinumamba_monai.data.listing import load_volumes
 from swinumamba_monai.errors import InputError
 
@@ -99,3 +103,60 @@ def test_what_one_patient_has_sets_nothing_of_another_aside(tmp_path, caplog):
     items = load_volumes(tmp_path, reader=VolumeReader())
     assert [Path(item["image"]).name for item in items] == ["a.dicom", "b.dicom", "c.dicom"]
     assert "set aside" not in caplog.text
+
+
+@pytest.mark.parametrize("uid", ["1.2.3", ""])
+def test_patients_whose_series_have_one_name_stay_apart(uid, tmp_path):
+    """Of one the slices end where those of the other begin, as if both were a stack."""
+    for patient, first in (("a", 0), ("b", 3)):
+        for number in range(first, first + 3):
+            path = tmp_path / patient / f"{number}.dcm"
+            path.parent.mkdir(exist_ok=True)
+            write_slice(
+                path, PLANES[0] + number, NORMAL * 4 * number, number, uid, StudyInstanceUID=f"7.{ord(patient)}"
+            )
+    names = list_series(tmp_path)
+    assert names == [str(tmp_path / "a.dicom"), str(tmp_path / "b.dicom")]
+    for name, first in zip(names, (0, 3)):
+        np.testing.assert_array_equal(read_volume(name)[0][0, 0], PLANES[0][0, 0] + np.arange(first, first + 3))
+
+
+def test_one_study_may_have_its_slices_in_two_folders(tmp_path):
+    for number in range(6):
+        path = tmp_path / "case" / str(number // 3) / f"{number}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_slice(path, PLANES[0] + number, NORMAL * 4 * number, number, StudyInstanceUID="7.1")
+    (name,) = list_series(tmp_path / "case")
+    assert read_volume(name)[0].shape[2] == 6
+
+
+def test_a_series_is_not_replaced_by_the_only_one_of_another_case(tmp_path, capsys):
+    source = tmp_path / "source"
+    (source / "labels").mkdir(parents=True)
+    for case, described in ((0, ("T1", "T2")), (1, ("T1", "T2")), (2, ("T1",)), (3, ("T1", "T2")), (4, ("T1", "T2"))):
+        for kind in described:
+            place = source / "images" / str(case)
+            place.mkdir(parents=True, exist_ok=True)
+            for number, plane in enumerate(PLANES):
+                given = {"series": f"1.{described.index(kind)}", "SeriesDescription": kind}
+                write_slice(place / f"{kind}{number}.dcm", plane, NORMAL * 4 * number, number, **given)
+        _, affine = read_volume(list_series(place, "T1")[0])
+        label = np.zeros((*PLANES[0].T.shape, len(PLANES)), np.uint8)
+        label[:2, :2] = 1
+        nib.save(nib.Nifti1Image(label, affine), source / "labels" / f"{case}.nii.gz")
+    (tmp_path / "map.json").write_text('{"background": 0, "liver": 1}')
+    arguments = ["prepare", "abdomen_mri", "--source_dir", str(source), "--output_dir", str(tmp_path / "out")]
+    arguments += ["--label_map", str(tmp_path / "map.json"), "--series"]
+    assert main([*arguments, "T2"]) == 1
+    assert re.search(r"2 has slices of 1 series: - 'T1' .*, but none is T2", capsys.readouterr().err)
+    assert main([*arguments, "T2", "--skip_bad"]) == 1 and (tmp_path / "out" / "datalist.json").is_file()
+    assert "all but 1 are done" in capsys.readouterr().err
+    assert main([*arguments[:-1], "--series", "T1", "--output_dir", str(tmp_path / "other")]) == 0
+
+
+def test_a_series_of_what_has_none_is_refused(tmp_path):
+    nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "a.nii.gz")
+    for place in (tmp_path, tmp_path / "a.nii.gz"):
+        with pytest.raises(InputError, match=r"series chooses among DICOM series, and .* is no folder with any"):
+            load_volumes(place, "T2")
+        assert len(load_volumes(place, "all")) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from dicom_files import write_slice
 from PIL import Image
 
@@ -178,6 +179,19 @@ def test_results_of_an_earlier_run_are_not_taken(folder):
     items = load_images(folder)
     assert items.not_taken["results of earlier runs"] == ["a_entropy.tif", "a_instances.png"]
     assert "zz_instances.png" in names(items) and "a_instances.png" not in names(items)
+
+
+def test_results_of_frames_and_planes_are_not_taken(tmp_path):
+    tifffile.imwrite(tmp_path / "z.tif", np.zeros((2, 6, 8), np.uint8), imagej=True, metadata={"axes": "ZYX"})
+    results = [
+        f"z#00000{plane}_{kind}" for plane in (0, 1) for kind in ("instances.png", "outlines.png", "entropy.tif")
+    ]
+    for name in (*results, "y#000000_overlay.png"):
+        picture(tmp_path / name)
+    for load in (load_images, load_frames):
+        items = load(tmp_path)
+        assert names(items) == ["y#000000_overlay.png", "z#000000.tif", "z#000001.tif"]
+        assert items.not_taken == {"results of earlier runs": sorted(results)}
 
 
 def test_a_folder_of_several_series_does_not_stop_the_others(tmp_path):

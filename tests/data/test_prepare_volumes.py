@@ -198,6 +198,19 @@ def test_a_list_of_folds_is_chosen_from(tmp_path):
         prepare_abdomen_mri(source, tmp_path / "out")
     prepare_abdomen_mri(source, tmp_path / "out", PrepareOptions(fold=0))
     assert stems(tmp_path / "out", "test") == {"case_3"}
+    (source / "split.json").write_text(json.dumps(["case_0", "case_1"]))
+    with pytest.raises(InputError, match=r"split\.json needs the lists 'train' and 'test'"):
+        prepare_abdomen_mri(source, tmp_path / "other")
+
+
+def test_a_division_that_is_not_used_is_said(tmp_path):
+    source = nnunet(tmp_path / "source")
+    for name in ("splits_final.json", "splits.json"):
+        (source / name).write_text(json.dumps([{"train": ["case_0", "case_1"], "val": ["case_2"]}]))
+    *_, named, folds = prepare_abdomen_mri(source, tmp_path / "out").warnings
+    assert named.startswith("splits.json is not read; call it split.json") and "--fold 0 takes" in folds
+    chosen = prepare_abdomen_mri(source, tmp_path / "b", PrepareOptions(fold=0)).warnings
+    assert chosen and not any("is not" in text for text in chosen)
 
 
 def test_links_keep_their_names(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from small_bundles import BUNDLES, ROOT
 
 from swinumamba_monai.bundle_network import build_bundle_network
@@ -150,6 +150,10 @@ def test_without_the_package_the_bundle_says_so(kind, monkeypatch):
     config = ROOT / "bundles" / "microscopy" / "configs" / f"{kind}.json"
     with pytest.raises(SystemExit, match=r"needs the Python package swinumamba_monai.* has the pip install line"):
         ConfigWorkflow(str(config), workflow_type="train", logging_file=False).initialize()
+    parser = ConfigParser()  # as MONAI's exports do, without initialize
+    parser.read_config(config)
+    with pytest.raises(SystemExit, match=r"needs the Python package swinumamba_monai.* has the pip install line"):
+        parser.get_parsed_content("network_def")
 
 
 def test_the_collection_grows(small_bundle, tmp_path):

@@ -9,6 +9,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -20,7 +21,7 @@ from doc_tables import rows
 from PIL import Image
 
 from swinumamba_monai.data import load_datalist
-from swinumamba_monai.data.files.images import image_names, read_classes, read_image, read_instances
+from swinumamba_monai.data.files.images import image_names, read_classes, read_image, read_instances, stated_orientation
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
 from swinumamba_monai.inference.coco import to_coco
@@ -106,6 +107,21 @@ def jpeg(folder: Path):
         Image.new(name, SIZE[::-1], colour).save(folder / f"{name}.jpg", quality=100)
     flat = {"L.jpg": (100,), "RGB.jpg": (200, 100, 50), "CMYK.jpg": (0, 255, 255)}
     return {name: np.squeeze(np.full((*SIZE, len(colour)), colour)) for name, colour in flat.items()}
+
+
+def deep_jpeg(folder: Path):
+    gray = np.linspace(0, 4095, GRAY.size).reshape(GRAY.shape).astype(np.uint16)
+    rgb = np.stack([gray, gray // 2, gray // 4], axis=-1)
+    encode = partial(imagecodecs.jpeg_encode, level=100, bitspersample=12, subsampling="444")
+    (folder / "gray.jpg").write_bytes(encode(gray))
+    (folder / "rgb.jpg").write_bytes(encode(rgb))
+    (folder / "exact.jpeg").write_bytes(imagecodecs.ljpeg_encode(gray * 16, bitspersample=16))
+    exif = Image.Exif()
+    exif[274] = 6
+    segment = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    marked = encode(gray)[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + encode(gray)[2:]
+    (folder / "turned.jpg").write_bytes(marked)
+    return {"gray.jpg": gray, "rgb.jpg": rgb, "exact.jpeg": gray * 16, "turned.jpg": np.rot90(gray, -1)}
 
 
 def bmp(folder: Path):
@@ -198,6 +214,7 @@ PICTURES = {
     "PNG, RGB or RGBA, 8 or 16 bits": colour_png,
     "PNG, palette, with or without transparency": palette_png,
     "JPEG, gray, RGB or CMYK": jpeg,
+    "JPEG, gray or RGB, of 12 bits, or of up to 16 without loss": deep_jpeg,
     "BMP": bmp,
     "TIFF, gray, integers or floats": gray_tiff,
     "TIFF, one bit a pixel": one_bit,
@@ -221,6 +238,7 @@ def test_pictures(row, tmp_path):
     for name, pixels in PICTURES[row](tmp_path).items():
         image = read_image(tmp_path / name)
         assert image.shape == pixels.shape, name
+        assert stated_orientation(tmp_path / name) == (6 if "be turned" in row or name == "turned.jpg" else 1)
         tolerance = 3 if name.endswith("jpg") else 0  # of a flat JPEG
         assert np.abs(image.astype(np.int64) - pixels.astype(np.int64)).max() <= tolerance, name
 

@@ -50,10 +50,12 @@ def test_half_precision(emulator, dtype):
     check((2, 20, 5, 7), dtype)
 
 
-def test_many_chunks(emulator):
-    emulator.set_multiprocessors(20)
-    check((2, 12, 41, 37))
-    assert emulator.grids("instance_norm")[0] == (5, 1, 2)  # 85 teams with four pixels each
+@pytest.mark.parametrize("sizes, chunks", [((2, 12, 41, 37), 5), ((1, 12, 110, 103), 34)], ids=str)
+def test_many_chunks(emulator, sizes, chunks):
+    """Of four pixels for each of 85 teams; more of them than a block has warps, and fewer."""
+    emulator.set_multiprocessors(40)
+    check(sizes)
+    assert emulator.grids("instance_norm")[0] == (chunks, 1, sizes[0])
 
 
 def test_a_large_mean_costs_no_digits(emulator):

@@ -302,6 +302,8 @@ class TestBadInput:
             (["--device", "warp"], "device 'warp' cannot be used"),
             (["--set", "min_size"], "--set takes NAME=VALUE"),
             (["--set", "min_sise=3"], "did you mean --min_size"),
+            (["--set", "device=cpu"], "device is no option to be set: it follows from the arguments"),
+            (["--set", "dataset_dir=/data"], "dataset_dir is no option to be set"),
             (["--checkpoint", "nowhere.pt"], "there are no weights nowhere.pt"),
             (["--bundle_dir", "nowhere"], "there is no bundle nowhere or nowhere/microscopy"),
         ],

@@ -11,11 +11,13 @@ import gzip
 import http.client
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -167,6 +169,11 @@ class Server:
         answer.write_bytes(self.call("POST", f"/infer/{task}?image={stem(image)}&output=image").content)
         return answer
 
+    def memory(self, kind: str) -> int:
+        """Bytes of the process, as Linux calls them."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return 1024 * int(next(line for line in status if line.startswith(f"{kind}:")).split()[1])
+
     def save_label(self, image: Path, name: str, content: bytes) -> None:
         self.call("PUT", f"/datastore/label?image={stem(image)}&tag=final", files={"label": (name, content)})
 
@@ -180,6 +187,15 @@ class Server:
                 break
             time.sleep(0.5)
         assert status["status"] == "DONE", status
+
+    def predict_all(self, options: dict) -> None:
+        """In the background, to the end, be it a good one or not."""
+        self.call("POST", "/batch/infer/microscopy", json=options)
+        for _ in range(240):
+            if self.call("GET", "/batch/infer").json()["status"] not in ("SUBMITTED", "RUNNING"):
+                return
+            time.sleep(0.5)
+        raise TimeoutError
 
     def ask_by_cvat(self, task: str, image: Path) -> list[dict]:
         plugin = Path(PYTHON).parents[1] / "monailabel" / "plugins" / "cvat"
@@ -239,6 +255,11 @@ def ask_with_origins(server: Server, *origins: str) -> int:
 
 
 JSON = {"Content-Type": "application/json"}
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
+UNNAMED = (
+    '--b\r\nContent-Disposition: form-data; name="file"; filename=""\r\n\r\nx\r\n'
+    '--b\r\nContent-Disposition: form-data; name="wsi"\r\n\r\n{}\r\n--b--\r\n'
+)
 
 
 def test_a_client_cannot_get_in(tmp_path, tmp_path_factory, monkeypatch) -> None:
@@ -318,6 +339,12 @@ def test_a_client_cannot_get_in(tmp_path, tmp_path_factory, monkeypatch) -> None
                 assert ask(server, method, path, files={"file": ("new", b"no image")}) == 403, path
         assert ask(server, "PUT", "/datastore/label?image=photo&tag=linked", files={"label": ("a.png", label)}) == 403
         assert ask(server, "PUT", "/datastore/label?image=linked&tag=final", files={"label": ("a.png", label)}) == 200
+        server.predict_all({"label_tag": "linked", "device": "cpu"})  # in a process of its own
+        for name in ("main.py", "logs", "model", "results"):  # as files are called where the server runs
+            assert ask(server, "PUT", f"/datastore/image?image={name}", files={"file": ("a.png", label)}) == 200
+            assert ask(server, "POST", f"/infer/microscopy?image={name}&output=image") == 200, name
+            assert ask(server, "DELETE", f"/datastore/image?id={name}") == 200
+            assert ask(server, "POST", f"/infer/microscopy?image={name}&output=image") == 404, name
         for number in ("NaN", "1e999", "-Infinity", "9" * 5000, '"\\ud800"'):
             info = {"info": f'{{"a": [{number}]}}'}
             assert ask(server, "PUT", "/datastore/image/info?image=rgb", data=info) == 400, number
@@ -330,6 +357,12 @@ def test_a_client_cannot_get_in(tmp_path, tmp_path_factory, monkeypatch) -> None
         for method, path in (("PUT", "/model/microscopy"), ("DELETE", "/model/microscopy"), ("GET", "/proxy/dicom/a")):
             assert ask(server, method, path) in (404, 405), path
 
+        several = server.call("PUT", "/session/", files=[("files", (name, label)) for name in "ab"]).json()[
+            "session_id"
+        ]
+        one = server.call("PUT", "/session/", files={"files": ("a.png", label)}).json()["session_id"]
+        assert server.call("GET", f"/session/{one}?image=true").content == label
+        assert ask(server, "POST", "/train/microscopy", data=b"[" + b"1," * 3_000_000, headers=JSON) == 413
         refused = [
             ("POST", "/infer/nosuch?image=rgb", {}),
             ("POST", "/infer/microscopy", {"files": {"file": ("a.png", b"no image")}}),
@@ -339,6 +372,14 @@ def test_a_client_cannot_get_in(tmp_path, tmp_path_factory, monkeypatch) -> None
             ("POST", "/infer/wsi_v2/microscopy?image=rgb", {"files": {"wsi": (None, "[" * 100_000)}}),
             ("POST", "/infer/wsi_v2/microscopy?image=rgb", {"files": {"wsi": (None, '{"level": NaN}')}}),
             ("POST", "/infer/wsi_v2/microscopy?image=main.py", {"files": {"file": ("", b""), "wsi": (None, "{}")}}),
+            ("POST", "/infer/wsi_v2/microscopy?image=main.py", {"data": UNNAMED, "headers": MULTIPART}),
+            ("POST", "/infer/microscopy?session_id=nosuch", {}),
+            ("POST", "/infer/microscopy", {}),
+            ("POST", "/infer/microscopy?image=rgb&output=dicom_seg", {}),
+            ("POST", "/infer/microscopy?image=rgb", {"data": {"params": '{"device": "mps"}'}}),
+            ("PUT", "/datastore/image/info?image=rgb", {"data": {"info": '{"strategy": 5}'}}),
+            ("PUT", "/datastore/image", {"files": {"file": ("b.png", label)}, "data": {"params": '{"strategy": 5}'}}),
+            ("GET", f"/session/{several}?image=true", {}),
             ("POST", "/train/", {"json": {"device": {"max_epochs": 1}}}),
             ("POST", "/train/microscopy", {"data": "[1", "headers": JSON}),
             ("POST", "/scoring/x?run_sync=true", {"json": {}}),
@@ -400,6 +441,47 @@ def test_an_origin_that_is_allowed(tmp_path, monkeypatch) -> None:
     with Server(bundle, tmp_path / "studies", tmp_path / "server.log") as server:
         assert ask(server, "GET", "/info/", headers={"Origin": "http://viewer.example"}) == 200
         assert ask(server, "GET", "/info/", headers={"Origin": "http://evil.example"}) == 403
+
+
+def test_many_clients_at_once_and_images_too_large(tmp_path) -> None:
+    """The folder is still looked after then, and what does not fit into memory is refused and forgotten."""
+    data = find_task("microscopy").synthesize(
+        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
+    )
+    bundle, studies = make_bundle("microscopy", tmp_path, data), tmp_path / "studies"
+    make_studies("microscopy", studies, data)
+    content = (studies / "gray.png").read_bytes()
+
+    def come_and_go(number: int) -> None:
+        for _ in range(5):
+            files = {"file": ("a.png", content)}
+            assert ask(server, "PUT", f"/datastore/image?image=n{number}", files=files) == 200
+            assert ask(server, "DELETE", f"/datastore/image?id=n{number}") == 200
+
+    def list_images() -> set[str]:
+        return set(server.call("GET", "/datastore/?output=all").json()["objects"])
+
+    with Server(bundle, studies, tmp_path / "server.log") as server:
+        with ThreadPoolExecutor(4) as clients:
+            list(clients.map(come_and_go, range(8)))
+        assert list_images() == {"gray", "photo", "rgb", "rgba", "scan"}
+        (studies / "later.png").write_bytes(content)
+        (studies / "photo.jpg").unlink()
+        for _ in range(40):
+            if list_images() == {"gray", "later", "rgb", "rgba", "scan"}:
+                break
+            time.sleep(0.5)
+        else:
+            raise AssertionError(list_images())
+        Image.fromarray(np.zeros((9000, 9000), np.uint8)).save(studies / "large.png")
+        large = {"file": ("large.png", (studies / "large.png").read_bytes())}
+        taken = server.memory("VmSize")
+        resource.prlimit(server.process.pid, resource.RLIMIT_AS, (taken + (4 << 30), taken + (4 << 30)))
+        before = server.memory("VmRSS")
+        for _ in range(3):
+            answer = requests.post(f"{server.url}/infer/microscopy", files=large, timeout=120)
+            assert answer.status_code == 400 and "GB of memory" in answer.json()["detail"], answer.text
+        assert server.memory("VmRSS") < before + (300 << 20)  # the pixels alone are 81 MB, and 324 as numbers
 
 
 def test_training_on_a_name_that_a_config_would_take_for_a_place(tmp_path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ from swinumamba_monai.errors import InputError, quoted
 
 if TYPE_CHECKING:
     import pydicom
+
+    from swinumamba_monai.data.files.dicom_frames import Frame
 
 MAX_VOXELS = 1 << 31
 _ASIDE = 0.5  # how many pixels a slice may lie beside its place
@@ -49,7 +51,10 @@ class Slice:
 
 
 def read_dicom_files(
-    place: Path, files: Sequence[Path], planes: Sequence[np.ndarray] | None = None
+    place: Path,
+    files: Sequence[Path],
+    planes: Sequence[np.ndarray] | None = None,
+    frames: Collection[Frame] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read the slices of one series.
 
@@ -62,6 +67,7 @@ def read_dicom_files(
         place: the folder or file that sentences name.
         files: the files of the series, one at least.
         planes: (rows, columns) in the place of the pixels, in the order of the files: a label of each slice.
+        frames: of files that hold several volumes, the frames of the one that is wanted; None for all.
 
     Returns:
         The voxels (columns, rows, slices) and the affine (4, 4) to millimetres, RAS+. Without rescaling the data type
@@ -71,7 +77,12 @@ def read_dicom_files(
         InputError: A file cannot be read; slices are of several sizes or orientations, lack their position, share one,
             or lie at uneven distances; a slice is in colour; there are more than ``MAX_VOXELS`` voxels.
     """
-    slices = [one for file in files for one in _read_slices(file, MAX_VOXELS // len(files))]
+    slices = [
+        one
+        for file in files
+        for number, one in enumerate(_read_slices(file, MAX_VOXELS // len(files)))
+        if frames is None or (file, number) in frames
+    ]
     if planes is not None:
         slices = [replace(one, pixels=plane) for one, plane in zip(slices, planes, strict=True)]
     for plural, tolerance, values in (
@@ -212,8 +223,8 @@ def _geometry(place: Path, slices: Sequence[Slice]) -> tuple[list[int], tuple[np
     if gaps[index] <= 1e-3 * max(typical, 1e-3):
         first, second = slices[order[index]].name, slices[order[index + 1]].name
         raise InputError(
-            f"{first} and {second} lie at one position; give a folder with one volume, or NIfTI: "
-            "dcm2niix writes a file for each volume of a series."
+            f"{first} and {second} lie at one position; give a folder with one volume, or with the one file of "
+            "several, of which --series takes one, or NIfTI: dcm2niix writes a file for each volume of a series."
         )
     if uneven(gaps):
         raise InputError(_why_uneven(place, [Path(slices[index].name).name for index in order], gaps, typical))
@@ -235,7 +246,7 @@ def _why_uneven(place: Path, names: Sequence[str], gaps: np.ndarray, typical: fl
     if steps.min() >= 1 and np.abs(gaps - steps * typical).max() <= SPACING_TOLERANCE * typical:
         return (
             f"{place} misses slices: {names[index]} and {names[index + 1]} are {gaps[index]:.2f} mm apart, the others "
-            f"{typical:.2f} mm; complete the series."
+            f"{typical:.2f} mm; complete the series, or resample it to even slices if none is missing."
         )
     return (
         f"{place} has slices at uneven distances, from {gaps.min():.2f} to {gaps.max():.2f} mm, but a volume has one "

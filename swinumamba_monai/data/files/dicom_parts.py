@@ -51,42 +51,55 @@ def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
     return copies
 
 
+def visits_of(images: dict[Path, pydicom.Dataset]) -> list[set[Path]]:
+    """The files that are of one study or in one folder, and so of one patient."""
+    visits: list[tuple[set[str], set[Path]]] = []
+    for file, header in images.items():
+        names = {str(file.parent), str(getattr(header, "StudyInstanceUID", None) or file.parent)}
+        first, *others = [visit for visit in visits if visit[0] & names] or [(set(), set())]
+        for known, files in [*others, (names, {file})]:
+            first[0].update(known)
+            first[1].update(files)
+        visits = [visit for visit in visits if visit not in (first, *others)] + [first]
+    return [files for _, files in visits]
+
+
 def join_lone_slices(
-    groups: dict[str, dict[Path, pydicom.Dataset]],
-) -> tuple[dict[str, dict[Path, pydicom.Dataset]], int, int]:
+    groups: dict[tuple[int, str], dict[Path, pydicom.Dataset]],
+) -> tuple[dict[tuple[int, str], dict[Path, pydicom.Dataset]], int, int]:
     """Make one series of slices that have a series each, as some scanners and anonymizers leave them.
 
     They agree in ``STACK_TAGS`` (without a study they lie in one folder), and are three or more at even distances;
     slices at one place are told apart as :func:`parts_of` does.
 
     Args:
-        groups: files with their headers by the key of their series.
+        groups: files with their headers by the number of their visit and the key of their series.
 
     Returns:
         The groups, the joined ones under the key of their first file; how many were joined; and how many agree and are
         no stack.
     """
-    alike: dict[tuple[object, ...], list[str]] = {}
+    alike: dict[tuple[object, ...], list[tuple[int, str]]] = {}
     for key, group in groups.items():
         file, header = next(iter(group.items()))
         if len(group) == 1 and not holds_several(header):
             study, *agreed = (_text(getattr(header, tag, "")) for tag in STACK_TAGS)
             alike.setdefault((study or file.parent, *agreed), []).append(key)
-    joined: dict[str, str] = {}
+    joined: dict[tuple[int, str], tuple[int, str]] = {}
     others = 0
     for keys in alike.values():
         stack = {file: header for key in keys for file, header in groups[key].items()}
-        if all(_is_stack(part) for _, part, _ in parts_of(keys[0], stack)):
+        if all(is_stack(part) for _, part, _ in parts_of("", stack)):
             joined |= dict.fromkeys(keys, keys[0])
         elif len(keys) >= _LEAST_STACK:
             others += len(keys)
-    result: dict[str, dict[Path, pydicom.Dataset]] = {}
+    result: dict[tuple[int, str], dict[Path, pydicom.Dataset]] = {}
     for key, group in groups.items():
         result.setdefault(joined.get(key, key), {}).update(group)
     return result, len(joined), others
 
 
-def _is_stack(group: dict[Path, pydicom.Dataset]) -> bool:
+def is_stack(group: dict[Path, pydicom.Dataset]) -> bool:
     """Whether slices, which are parallel, are three or more at even distances."""
     try:
         positions = np.array([header.ImagePositionPatient for header in group.values()], dtype=np.float64)
@@ -104,12 +117,15 @@ def uneven(gaps: np.ndarray) -> bool:
     return bool(np.abs(gaps - typical).max() > SPACING_TOLERANCE * typical)
 
 
-def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, dict[Path, pydicom.Dataset], str]]:
+def parts_of(
+    key: str, group: dict[Path, pydicom.Dataset], tags: Sequence[str] = PART_TAGS
+) -> list[tuple[str, dict[Path, pydicom.Dataset], str]]:
     """The volumes of a series.
 
     Args:
         key: key of the series.
-        group: its files with their headers.
+        group: its files, or frames, with their headers.
+        tags: names of the elements in which volumes may differ, the plainest first.
 
     Returns:
         For each volume its key, its files, and what tells it from the others; the series itself where it is one, or
@@ -124,14 +140,14 @@ def parts_of(key: str, group: dict[Path, pydicom.Dataset]) -> list[tuple[str, di
     most = max(Counter(places).values())  # slices at one place, so as many volumes
     if most == 1 or "" in places:
         return [(key, group, "")]
-    texts = {tag: [_text(getattr(header, tag, "")) for header in group.values()] for tag in PART_TAGS}
+    texts = {tag: [_text(getattr(header, tag, "")) for header in group.values()] for tag in tags}
     for count in range(1, _MOST_TAGS + 1):
-        for tags in combinations(PART_TAGS, count):
-            of_files = list(zip(*(texts[tag] for tag in tags)))
+        for some in combinations(tags, count):
+            of_files = list(zip(*(texts[tag] for tag in some)))
             if len(set(of_files)) == most and len(set(zip(of_files, places))) == len(group):
                 parts: dict[str, dict[Path, pydicom.Dataset]] = {}
                 for (file, header), values in zip(group.items(), of_files):
-                    parts.setdefault(", ".join(map(" ".join, zip(tags, values))), {})[file] = header
+                    parts.setdefault(", ".join(map(" ".join, zip(some, values))), {})[file] = header
                 return [(re.sub(NO_NAME, "_", f"{key}-{name.replace(' ', '-')}"), parts[name], name) for name in parts]
     return [(key, group, "")]
 

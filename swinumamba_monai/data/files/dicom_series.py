@@ -7,8 +7,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from monai.utils import optional_import
 
+from swinumamba_monai.data.files.dicom_frames import Frame, volumes_in
 from swinumamba_monai.data.files.dicom_parts import (
     NO_NAME,
     PART_TAGS,
@@ -27,6 +29,7 @@ from swinumamba_monai.data.files.dicom_parts import (
     is_parallel,
     join_lone_slices,
     parts_of,
+    visits_of,
     words_of,
 )
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
@@ -48,6 +51,7 @@ _LOCALIZERS = {"LOCALIZER", "SCOUT"}
 
 SERIES_SUFFIX = ".dicom"
 _MAX_LISTED = 8
+_NO_UID = "none"
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,14 @@ class Series:
         files: sorted by path; broken ones of the same folder are among them.
         number: as the scanner counted it, or "".
         description: what the scanner called it, or "".
+        frames: of files that hold several volumes, the frames of this one; None for all.
     """
 
     key: str
     files: tuple[Path, ...]
     number: str = ""
     description: str = ""
+    frames: frozenset[Frame] | None = None
 
     @property
     def folder(self) -> Path:
@@ -72,7 +78,8 @@ class Series:
         return Path(os.path.commonpath([file.parent for file in self.files]))
 
     def __str__(self) -> str:
-        return f"{self.number or '-'} '{self.description}' ({len(self.files)} files, {self.key})"
+        count = f"{len(self.files)} files" if self.frames is None else f"{len(self.frames)} frames"
+        return f"{self.number or '-'} '{self.description}' ({count}, {self.key})"
 
     def is_called(self, wanted: str) -> bool:
         """Whether ``wanted`` is the UID or the number, or is in the description."""
@@ -133,13 +140,16 @@ def find_series(folder: Path) -> list[Series]:
             broken.append(file)
     aside |= copies_in(images)
     images = {file: header for file, header in images.items() if file not in aside}
-    visits = _visits(images)
+    visits = visits_of(images)
     for visit in visits:
         aside |= _no_scans({file: images[file] for file in visit})
     images = {file: header for file, header in images.items() if file not in aside}
-    groups: dict[str, dict[Path, pydicom.Dataset]] = {}
+    visit_of = {file: number for number, visit in enumerate(visits) for file in visit}
+    groups: dict[tuple[int, str], dict[Path, pydicom.Dataset]] = {}
     for file, header in images.items():
-        groups.setdefault(_key(header), {})[file] = header
+        key = _key(header)  # which two patients share where somebody made all alike, or took them out
+        tells = key == _NO_UID or getattr(header, "StudyInstanceUID", None)
+        groups.setdefault((visit_of[file] if tells else 0, key), {})[file] = header
     groups, joined, alike = join_lone_slices(groups)
     if joined:
         _warn(f"{folder}: {joined} slices with a SeriesInstanceUID each are put together into stacks")
@@ -155,15 +165,22 @@ def find_series(folder: Path) -> list[Series]:
     if aside:
         names = listed((f"{file.name} ({reason})" for file, reason in aside.items()), _MAX_LISTED)
         _warn(f"{folder}: {len(aside)} of {len(files)} DICOM files are set aside: {names}")
-    series = [
-        _series(key, group, broken, words)
-        for name, whole in groups.items()
-        for key, group, words in parts_of(name, whole)
-    ]
+    series = [one for (_, key), whole in groups.items() for one in _series(key, whole, broken)]
     places = {file.parent for one in series for file in one.files}
     for place in sorted({file.parent for file in broken} - places):
-        series.append(Series("none", tuple(file for file in broken if file.parent == place)))
-    return sorted(series, key=lambda one: (one.folder, len(one.number), one.number, one.key))
+        series.append(Series(_NO_UID, tuple(file for file in broken if file.parent == place)))
+    return _with_names(sorted(series, key=lambda one: (one.folder, len(one.number), one.number, one.key, one.files)))
+
+
+def _with_names(series: Sequence[Series]) -> list[Series]:
+    """The series, with a number behind the key where several of one key have their files below one folder."""
+    seen: Counter[tuple[Path, str]] = Counter()
+    named = []
+    for one in series:
+        seen[one.folder, one.key] += 1
+        count = seen[one.folder, one.key]
+        named.append(one if count == 1 else replace(one, key=f"{one.key}-{count}"))
+    return named
 
 
 def choose_series(folder: Path, found: Sequence[Series], wanted: str | None = None) -> list[Series]:
@@ -244,19 +261,6 @@ def find_named(path: Path) -> Series:
     return choose_series(path, [one for one in found if one.key == key])[0]
 
 
-def _visits(images: dict[Path, pydicom.Dataset]) -> list[set[Path]]:
-    """The files that are of one study or in one folder, and so of one patient."""
-    visits: list[tuple[set[str], set[Path]]] = []
-    for file, header in images.items():
-        names = {str(file.parent), str(getattr(header, "StudyInstanceUID", None) or file.parent)}
-        first, *others = [visit for visit in visits if visit[0] & names] or [(set(), set())]
-        for known, files in [*others, (names, {file})]:
-            first[0].update(known)
-            first[1].update(files)
-        visits = [visit for visit in visits if visit not in (first, *others)] + [first]
-    return [files for _, files in visits]
-
-
 def _no_scans(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
     """The secondary captures and localizers of a visit, with the word, if there is anything else in it."""
     aside: dict[Path, str] = {}
@@ -288,18 +292,27 @@ def _warn(sentence: str) -> None:
     logger.warning("%s", sentence)
 
 
-def _series(key: str, group: dict[Path, pydicom.Dataset], broken: Sequence[Path], words: str = "") -> Series:
-    files = set(group)
-    files |= {file for file in broken if file.parent in {one.parent for one in group}}
-    first = next(iter(group.values()))
-    number, text = (shown(getattr(first, tag, None) or "") for tag in ("SeriesNumber", "SeriesDescription"))
-    return Series(key, tuple(sorted(files)), number, ", ".join(part for part in (text, words) if part))
+def _series(name: str, whole: dict[Path, pydicom.Dataset], broken: Sequence[Path]) -> Iterator[Series]:
+    """The volumes of what one name is given to, each as a series."""
+    parts = [(key, group, words, None) for key, group, words in parts_of(name, whole)]
+    if all(map(holds_several, whole.values())) and (volumes := volumes_in(name, whole)):
+        parts = [
+            (key, {file: whole[file] for file in sorted({file for file, _ in frames})}, words, frames)
+            for key, frames, words in volumes
+        ]
+    for key, group, words, frames in parts:
+        files = set(group)
+        files |= {file for file in broken if file.parent in {one.parent for one in group}}
+        first = next(iter(group.values()))
+        number, text = (shown(getattr(first, tag, None) or "") for tag in ("SeriesNumber", "SeriesDescription"))
+        description = ", ".join(part for part in (text, words) if part)
+        yield Series(key, tuple(sorted(files)), number, description, frames)
 
 
 def _key(header: pydicom.Dataset) -> str:
     """The UID as a part of a path that cannot lead anywhere else."""
-    text = re.sub(NO_NAME, "_", str(getattr(header, "SeriesInstanceUID", None) or "none"))
-    return text[:64].lstrip(".") or "none"
+    text = re.sub(NO_NAME, "_", str(getattr(header, "SeriesInstanceUID", None) or _NO_UID))
+    return text[:64].lstrip(".") or _NO_UID
 
 
 def _no_image(header: pydicom.Dataset) -> str:

@@ -17,6 +17,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from swinumamba_monai.data.files.jpeg import decode_deep, jpeg_orientation
 from swinumamba_monai.data.files.limits import MAX_DEFLATE, check_size, check_unfolding
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
@@ -111,6 +112,8 @@ def stated_orientation(path: Path) -> int:
         suffix = suffix_of(path)
         if suffix in TIFF_SUFFIXES:
             return tiff_orientation(path)
+        if suffix in JPEG_SUFFIXES:  # also of those that Pillow does not open
+            return jpeg_orientation(path.read_bytes())
         with _PILLOW_FILES[suffix](path) as file:
             return exif_orientation(file, path)
     return UPRIGHT
@@ -241,6 +244,8 @@ class InstanceFileReader(ImageFileReader):
 
 
 def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
+    if suffix in JPEG_SUFFIXES and (deep := decode_deep(path)) is not None:
+        return deep
     with _PILLOW_FILES[suffix](path) as file:
         check_size(path, file.height, file.width, len(file.getbands()))
         depth = _png_bit_depth(path) if isinstance(file, PngImageFile) else 8

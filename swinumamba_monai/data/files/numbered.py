@@ -14,11 +14,21 @@ from pathlib import Path
 from monai.config import PathLike
 
 _NUMBERED = re.compile(r"^(?P<stem>.+)#(?P<number>\d+)(?P<suffix>\.\w+)$")
+_NUMBER = re.compile(r"#\d{6,}")
 
 
 def numbered(file: Path, number: int) -> str:
     """What a part of a file is called."""
     return str(file.with_name(f"{file.stem}#{number:06d}{file.suffix}"))
+
+
+def without_number(name: str) -> str:
+    """A name without the number of a part.
+
+    >>> without_number("clip#000007_classes")
+    'clip_classes'
+    """
+    return _NUMBER.sub("", name)
 
 
 def file_and_number(name: PathLike) -> tuple[Path, int | None]:

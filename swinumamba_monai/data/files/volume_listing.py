@@ -23,19 +23,36 @@ from swinumamba_monai.errors import InputError, listed
 
 logger = logging.getLogger(__name__)
 
-# What inference puts behind the name of an image.
-_RESULTS = ("classes", "instances", "overlay", "probabilities", "entropy")
+# What inference and predict put behind the name of an image.
+_RESULTS = ("classes", "instances", "overlay", "outlines", "probabilities", "entropy")
 # The number of a channel that nnU-Net puts behind the name of a case.
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-def list_volumes(folder: Path, series: str | None = None) -> list[Path]:
+def list_volumes(folder: Path, series: str | None = None, problems: list[str] | None = None) -> list[Path]:
     """The files of a folder, and its folders with DICOM files in them or below, by name.
 
     Where ``series`` says which of several in a folder to take, such a volume is called ``NAME/UID.dicom``.
+
+    Args:
+        folder: a folder of volumes.
+        series: see :func:`~swinumamba_monai.data.files.dicom_series.choose_series`; None takes folders as they are.
+        problems: gets a sentence for each folder that has no series of that name, or several; None raises the first.
     """
     volumes = sorted(filter(is_volume, folder.iterdir()))
-    return volumes if series is None else [_chosen(volume, series) for volume in volumes]
+    if series is None:
+        return volumes
+    chosen = []
+    for volume in volumes:
+        try:
+            chosen.append(_chosen(volume, series))
+        except InputError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+    if problems and not chosen:
+        raise InputError(problems[0])
+    return chosen
 
 
 def _chosen(volume: Path, series: str) -> Path:

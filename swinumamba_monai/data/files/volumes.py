@@ -111,7 +111,8 @@ def _read(path: Path, channels: int, nan: float | None) -> tuple[np.ndarray, np.
     forms = None
     lower = path.name.lower()
     if path.is_dir() or (path.suffix == SERIES_SUFFIX and not path.exists()):
-        voxels, affine = read_dicom_files(path, find_named(path).files)
+        series = find_named(path)
+        voxels, affine = read_dicom_files(path, series.files, frames=series.frames)
     elif not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
     elif lower.endswith((*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES)):

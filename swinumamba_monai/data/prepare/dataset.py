@@ -50,6 +50,9 @@ class PrepareOptions:
         label_grid: "image" where the voxels of a label volume are those of its image, whatever its header says;
             "file" where the header counts.
         progress: called with the number of pairs checked and of all pairs.
+
+    Raises:
+        InputError: a fraction is not between 0 and 1, or the seed is below 0.
     """
 
     val_fraction: float = 0.1
@@ -62,6 +65,14 @@ class PrepareOptions:
     nan: float | None = None
     label_grid: str = "file"
     progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 < self.val_fraction < 1 and 0 < self.test_fraction < 1):
+            raise InputError(
+                f"val_fraction {self.val_fraction} and test_fraction {self.test_fraction} must be between 0 and 1."
+            )
+        if self.seed < 0:
+            raise InputError(f"seed must be a whole number from 0 on, not {self.seed}.")
 
 
 @dataclass
@@ -199,10 +210,6 @@ def check_and_write(
             few images are left, or no label has anything but background; ``output_dir`` holds another dataset.
     """
     output = Path(output_dir).resolve()
-    if not (0 < options.val_fraction < 1 and 0 < options.test_fraction < 1):
-        raise InputError(
-            f"val_fraction {options.val_fraction} and test_fraction {options.test_fraction} must be between 0 and 1."
-        )
     linked_dir, split = found.linked_dir(source), _read_split(source, found, options.fold)
     items = [
         {"image": tuple(map(str, images)) if len(images := found.images(name)) > 1 else str(image), "label": str(label)}
@@ -283,12 +290,23 @@ def _of_originals(report: PairReport, image: Path, label: Path, made_labels: Pat
 def _read_split(source: Path, found: FoundPairs, fold: int | None) -> dict[str, list[str]]:
     """The names of the sections: those of a split file, else of the layout; a fold may be tested on what validates."""
     split = read_split(source / SPLIT, fold)
+    if not split:
+        found.warnings += _unread_splits(source)
     if split and "test" not in split:
         split["test"] = found.split.get("test") or split["validation"]
         if not found.split.get("test"):
             found.warnings.append(f"fold {fold} has no test images: it is tested on what validates it.")
     split = split or found.split
     return {section: [unicodedata.normalize("NFC", name) for name in names] for section, names in split.items()}
+
+
+def _unread_splits(source: Path) -> Iterator[str]:
+    """A sentence on each file that is called as if it divided the images, and does not."""
+    for path in sorted(source.iterdir()):
+        if path.name == NNUNET_SPLITS:
+            yield f"{path.name} is not used, because no fold of it was asked for; --fold 0 takes the first."
+        elif path.suffix.lower() == ".json" and "split" in path.stem.lower():
+            yield f"{path.name} is not read; call it {SPLIT} if it says which images train, validate and test."
 
 
 def _hint(name: str, pairs: Mapping[str, object]) -> str:

@@ -42,12 +42,12 @@ _IMAGE_FOLDER, _LABEL_FOLDER = (
 # Ends of the names of labels, the best first: of CholecSeg8k's three the one with class numbers; Cellpose's window
 # saves its project as _seg.npy, beside which the masks may lie too.
 LABEL_ENDS = ("_watershed_mask", "_cp_masks", "_masks", "_color_mask", "_mask", "_labels", "_label", "_instances")
-LABEL_ENDS += ("_rois", "_roiset", "_seg")
+LABEL_ENDS += ("_rois", "_roiset", "_seg", "_segmentation", "_gt")
 # What Cellpose saves beside an image besides its masks: flows and a figure.
 _RESULT_ENDS = ("_flows", "_dp", "_cp_output")
 _IMAGE_ENDS = ("_0000", "_img", "_image", "_raw", ".ome")
 # The Dresden dataset has image07.png and mask07.png in one folder.
-_IMAGE_START, _LABEL_START = re.compile(r"(?:image|img|frame)[_-]?(?=\d)"), re.compile(r"(?:mask|label)[_-]?(?=\d)")
+_IMAGE_START, _LABEL_START = re.compile(r"(?:image|img|frame)[ _-]?(?=\d)"), re.compile(r"(?:mask|label)[ _-]?(?=\d)")
 
 
 class Key(NamedTuple):

@@ -48,10 +48,11 @@ def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
         return {}
     with explained(f"{path} has no lists of names", "correct or remove it"):
         content = json.loads(path.read_bytes())
-        if isinstance(content, list):
-            content = {"folds": content}
+        if isinstance(content, list) and content and all(isinstance(one, dict) for one in content):
             if fold is None:
-                raise InputError(f"{path} is a list of {len(content['folds'])} folds; choose one with --fold 0.")
+                raise InputError(f"{path} is a list of {len(content)} folds; choose one with --fold 0.")
+            content = {"folds": content}
+        content = content if isinstance(content, dict) else {}  # what has no lists is told which it needs
         if fold is not None:
             content = _fold(content, fold, path)
         elif isinstance(content.get("default"), dict):

@@ -295,6 +295,8 @@ def _hash(item: Mapping[str, str], described: bytes) -> str:
     digest.update(str(os.geteuid() if hasattr(os, "geteuid") else "").encode())
     for key, files_of in (("image", volume_files), ("label", label_files)):
         if key in item:
+            # Several volumes may lie in the same files, and have names of their own.
+            digest.update(repr([name for name in ensure_tuple(item[key]) if not Path(name).exists()]).encode())
             for file in chain.from_iterable(map(files_of, ensure_tuple(item[key]))):
                 status = file.stat()
                 digest.update(f"{key} {file.absolute()} {status.st_size} {status.st_mtime_ns}\n".encode())

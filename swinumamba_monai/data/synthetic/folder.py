@@ -47,10 +47,12 @@ def write_synthetic(
         class_names: names of the numbers in the labels, background first; none for cells.
 
     Raises:
-        InputError: The folder holds something else, or a count is negative.
+        InputError: The folder holds something else, or a count or the seed is negative.
     """
     if min(counts) < 0:
         raise InputError(f"A dataset of {tuple(counts)} images is not possible; use at least 0.")
+    if seed < 0:
+        raise InputError(f"The seed of a synthetic dataset is a whole number from 0 on, not {seed}.")
     output = Path(output_dir).absolute()
     names = [f"synthetic_{index:03d}{suffix}" for index in range(sum(counts))]
     items = iter({"image": f"images/{name}", "label": f"labels/{name}"} for name in names)

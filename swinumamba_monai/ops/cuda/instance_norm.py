@@ -18,7 +18,7 @@ from swinumamba_monai.ops.instance_norm import instance_norm
 
 from .device import ELEMENTS, alignment, count_multiprocessors, divide_channels
 from .nvrtc import load_kernels, on_its_device, params_type
-from .row_sums import sum_rows
+from .row_sums import MOST_WARPS, sum_rows
 
 __all__ = ["instance_norm_cuda"]
 
@@ -82,6 +82,12 @@ class _Launcher:
         grid = (self.chunks, self.columns, self.batch)
         self.kernels.launch(name, grid, self.threads, self.shared_bytes if shared else 0, self.params)
 
+    def finish(self) -> None:
+        """Statistics of the images from those of their chunks."""
+        warps = min(MOST_WARPS, self.chunks)
+        blocks = -(-self.batch * self.channels // 32)
+        self.kernels.launch("instance_finish", (blocks, 1, 1), 32 * warps, 3 * 4 * 32 * warps, self.params)
+
     def new(self, x: Tensor, *first: int) -> Tensor:
         return x.new_empty(*first, self.batch, 2, self.channels, dtype=torch.float32)
 
@@ -93,8 +99,7 @@ def _forward(x, residual, weight, bias, *options):
     parts, statistics = launcher.new(x, launcher.chunks), launcher.new(x)
     launcher.give(residual=residual, parts=parts, statistics=statistics, out=y)
     launcher.launch("instance_statistics", shared=True)
-    count = launcher.batch * launcher.channels
-    launcher.kernels.launch("instance_finish", (-(-count // 64), 1, 1), 64, 0, launcher.params)
+    launcher.finish()
     launcher.launch("instance_norm")
     return y, statistics
 

@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from swinumamba_monai.serving.start import stand_in_for_torchvision
 
 stand_in_for_torchvision()  # before the first import that needs it, in the server and in the processes that train
 
+from monailabel.config import settings  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.interfaces.datastore import Datastore  # noqa: E402
 from monailabel.tasks.activelearning.first import First  # noqa: E402
@@ -35,12 +37,14 @@ from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
 from swinumamba_monai.instances import FlowsToInstancesd  # noqa: E402
 from swinumamba_monai.serving.annotations import elements, read_asap  # noqa: E402
 from swinumamba_monai.serving.requests import TRAINING, check_device, check_fields  # noqa: E402
+from swinumamba_monai.serving.studies import Studies  # noqa: E402
 from swinumamba_monai.training import autocast_dtype, default_amp  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"  # in the server's own copy of this folder, which goes when the server ends
 SENT = 60  # seconds after which a folder without a file is not one that is about to get it
 
 LAST_CHECKPOINT = "label_checkpoint.pt"
+DATASTORE_OPTIONS = ("auto_reload", "read_only")  # of MONAI Label's settings
 
 
 def _new_folder() -> str:
@@ -63,9 +67,21 @@ class InferTask(BundleInferTask):
         super().__init__(bundle, conf, add_post_restore=False, load_strict=True)
         transforms = self.bundle_config.get_parsed_content("postprocessing").transforms
         self.saver = next(t for t in transforms if isinstance(t, SaveImaged) and self.key_pred in t.keys)
+        self.need = self.bundle_config.get_parsed_content("memory") if "memory" in self.bundle_config else None
         self.names = class_names(Path(bundle) / "configs" / "metadata.json")
         if any(isinstance(transform, ClassesToInstancesd | FlowsToInstancesd) for transform in transforms):
             self.names, self.labels = None, {CELL: 1}
+
+    def pre_transforms(self, data: dict | None = None) -> Sequence[Callable]:
+        """Those of the bundle; an image that would not fit into memory is refused as soon as it is read."""
+        load, *others = super().pre_transforms(data)
+        return [load, *([self.check_memory] if self.need else []), *others]
+
+    def check_memory(self, data: dict) -> dict:
+        """The data as they are, of which the image has been read."""
+        image = data[self.key_image]
+        self.need.check("the image", image, image.meta)
+        return data
 
     def run_inferer(self, data: dict, convert_to_batch: bool = True, device: str = "cuda") -> dict:
         """In the precision of the command line."""
@@ -158,6 +174,11 @@ class BundleApp(MONAILabelApp):
         super().__init__(
             app_dir, studies, conf, self.bundle.name, metadata["description"], metadata["version"], labels=[]
         )
+
+    def init_datastore(self) -> Datastore:
+        """The studies folder, with what MONAI Label's environment variables say of it."""
+        options = {name: getattr(settings, f"MONAI_LABEL_DATASTORE_{name.upper()}") for name in DATASTORE_OPTIONS}
+        return Studies(self.studies, extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT, **options)
 
     def init_infers(self) -> dict:
         self.task = InferTask(str(self.bundle), self.conf)

@@ -144,20 +144,29 @@ KERNEL LAUNCH_BOUNDS(256, 4) instance_statistics(const GRID_CONSTANT InstancePar
     }
 }
 
-// A thread has a channel of an image.
-KERNEL instance_finish(const GRID_CONSTANT InstanceParams p) {
-    const int number = blockIdx.x * blockDim.x + threadIdx.x, channels = int(p.channels);
-    if (number >= p.batch * channels) return;
-    const int image = number / channels, channel = number % channels;
+// A block has 32 channels of images, a warp of it one chunk after another; at the end the warps' moments are added up in
+// their order.
+KERNEL LAUNCH_BOUNDS(1024, 1) instance_finish(const GRID_CONSTANT InstanceParams p) {
+    SHARED_MEMORY(shared);
+    float(*left)[32][3] = reinterpret_cast<float(*)[32][3]>(shared);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const int number = 32 * blockIdx.x + lane, channels = int(p.channels);
+    const bool inside = number < p.batch * channels;
+    const long long place = inside ? (long long)(number / channels) * 2 * channels + number % channels : 0;
     Moments moments;
-#pragma unroll 8
-    for (int i = 0; i < p.chunks; ++i) {
-        const float* part = p.parts + (i * p.batch + image) * 2 * channels + channel;
+#pragma unroll 4
+    for (int i = warp; i < p.chunks; i += warps) {
+        const float* part = p.parts + i * p.batch * 2 * channels + place;
         moments.add(float(min(int(p.chunk), int(p.pixels) - i * int(p.chunk))), part[0], part[channels]);
     }
-    float* statistics = p.statistics + (long long)image * 2 * channels + channel;
-    statistics[0] = moments.mean();
-    statistics[channels] = rsqrtf(moments.squares / p.pixels + float(p.eps));
+    left[warp][lane][0] = moments.count;
+    left[warp][lane][1] = moments.mean();
+    left[warp][lane][2] = moments.squares;
+    __syncthreads();
+    if (warp > 0 || !inside) return;
+    for (int w = 1; w < warps; ++w) moments.add(left[w][lane][0], left[w][lane][1], left[w][lane][2]);
+    p.statistics[place] = moments.mean();
+    p.statistics[place + channels] = rsqrtf(moments.squares / p.pixels + float(p.eps));
 }
 
 KERNEL LAUNCH_BOUNDS(256, 4) instance_norm(const GRID_CONSTANT InstanceParams p) {
