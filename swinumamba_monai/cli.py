@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -21,9 +22,19 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it did what was asked, 1 with one sentence on standard error if it could not."""
-    arguments = make_parser().parse_args(argv)
+    """Run a command; 0 if it did what was asked, 1 with one sentence on standard error if it could not.
+
+    Without a command it prints the list of them there, and is 2, as for every command line that is none.
+    """
+    parser = make_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return 2
+    arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Whatever is read, MONAI also prepares a reader of DICOM on a GPU, and says in three lines that it cannot be had.
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
     try:
         arguments.command(arguments)
     except (InputError, OSError) as error:

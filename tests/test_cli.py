@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from monai.transforms import LoadImage
 
 from swinumamba_monai import commands
 from swinumamba_monai.cli import COMMANDS, main
@@ -46,6 +48,12 @@ def test_every_module_is_a_command_and_the_installed_script_runs_them():
     ]
 
 
+def test_without_a_command_the_commands_are_listed(capsys):
+    assert main([]) == 2
+    listed = capsys.readouterr().err
+    assert all(re.search(rf"^ +{name}\s+\w", listed, re.MULTILINE) for name in COMMANDS), listed
+
+
 def test_help_loads_nothing_slow():
     code = "import sys; from swinumamba_monai.cli import make_parser; make_parser().format_help(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -61,6 +69,13 @@ def test_overlays_are_listed_and_found(capsys):
         assert isinstance(json.loads(Path(capsys.readouterr().out.strip()).read_text()), dict)
     assert main(["overlay", "block_transformer"]) == 1
     assert "there is no overlay 'block_transformer'; choose from block_conv," in capsys.readouterr().err
+
+
+def test_nothing_is_said_of_readers_that_nobody_asked_for(recwarn, caplog):
+    main(["overlay"])
+    LoadImage()
+    said = [*caplog.messages, *(str(warning.message) for warning in recwarn)]
+    assert not [text for text in said if "nvimgcodec" in text.lower()]
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,9 @@ class _Job:
             report.files.append(self._write_coco([name for name in names if not mine[name]["error"]]))
         if not self.suffix:
             _write_summary(summary, dict(sorted((kept | mine).items())))
-            for path in self.folder.glob(f"{SUMMARY}_*of*.csv"):
+            # What shares have written is gathered now; a COCO file of theirs is if there is one of all images.
+            gathered = [f"{SUMMARY}_*of*.csv", *([f"{COCO}_*of*.json"] if "coco" in self.formats else [])]
+            for path in [path for pattern in gathered for path in self.folder.glob(pattern)]:
                 path.unlink()
         return report
 

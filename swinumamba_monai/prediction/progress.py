@@ -13,6 +13,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from swinumamba_monai.inference.mirroring import MirrorInferer
 from swinumamba_monai.inference.rescaling import AUTO, RescalingInferer
@@ -21,15 +22,20 @@ PATIENCE = 3  # seconds that an image may take before a bar appears for it
 SECONDS_IN_A_FILE = 30  # between two states of a bar that goes into a log
 
 
-def bar_of(total: int, unit: str, **options: object) -> tqdm:
+@contextmanager
+def bar_of(total: int | None, unit: str, **options: object) -> Iterator[tqdm]:
     """A progress bar on the terminal, or lines now and then in a log.
 
+    What is logged to the terminal in the meantime gets lines of its own, above the bar.
+
     Args:
-        total: number of units when all is done.
+        total: number of units when all is done; None where it is not known.
         unit: what is counted, such as ``"image"``.
         options: further arguments of :class:`tqdm.tqdm`.
     """
-    return tqdm(total=total, unit=unit, mininterval=0.1 if sys.stderr.isatty() else SECONDS_IN_A_FILE, **options)
+    interval = 0.1 if sys.stderr.isatty() else SECONDS_IN_A_FILE
+    with logging_redirect_tqdm(), tqdm(total=total, unit=unit, mininterval=interval, **options) as bar:
+        yield bar
 
 
 def count_windows(inferer: MirrorInferer | RescalingInferer, shape: Sequence[int]) -> int | None:

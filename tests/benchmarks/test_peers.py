@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.peers import score
+from benchmarks.peers import score, train_stardist
 
 
 @pytest.fixture
@@ -38,3 +38,16 @@ def test_every_nucleus_of_every_image_counts(dataset, tmp_path):
     (out / "a_instances.png").unlink()
     with pytest.raises(FileNotFoundError, match="a_instances"):
         score.score_folder(folder, out)
+
+
+def test_stardist_sees_the_map_of_its_image():
+    """Turned and flipped alike: the image, whatever its brightness, is bright where the cell is."""
+    np.random.seed(0)
+    ids = np.zeros((20, 20), np.uint16)
+    ids[2:9, 3:15] = 1
+    seen = set()
+    for _ in range(40):
+        image, label = train_stardist.augment(ids.astype(np.float32), ids)
+        assert np.array_equal(image > (image.min() + image.max()) / 2, label > 0)
+        seen.add(label.tobytes())
+    assert len(seen) == 8  # all turns and flips

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundle_runs import ROOT
+from bundle_runs import ROOT, run
 from forked import run_forked
 from PIL import Image
 from scipy import ndimage
@@ -106,6 +106,33 @@ def test_held_out_images(scores):
     of_test = {target: np.mean([scores[target][name] for name in held_out()]) for target in scores}
     assert of_test["classes"] > 0.873 - 2 * 0.122 / len(held_out()) ** 0.5, scores
     assert of_test["flows"] > of_test["classes"] - 0.02, scores
+
+
+def test_evaluation_scores_what_inference_writes(tmp_path):
+    """Also of cells that are found in another size of the image: without that the tiny ones have a lower F1."""
+    datalist, truths = {"task": "microscopy", "training": [], "validation": [], "test": []}, {}
+    for name, factor in (("plain", 1), ("tiny", 0.3)):
+        image, ids = nuclei(0)
+        truths[name] = resize(ids, zoomed(image, factor).shape, order=0, anti_aliasing=False, preserve_range=True)
+        item = {"image": f"{name}.png", "label": f"{name}_label.png"}
+        Image.fromarray(zoomed(image, factor)).save(tmp_path / item["image"])
+        Image.fromarray(truths[name].astype(np.uint16)).save(tmp_path / item["label"])
+        datalist["test"].append(item)
+    (tmp_path / "datalist.json").write_text(json.dumps(datalist))
+    given = {"dataset_dir": str(tmp_path), "roi_size": [128, 128], "device": "$torch.device('cpu')", "num_workers": 0}
+    given["ckpt_path"] = str(BUNDLE / "models" / "model.safetensors")
+    scores = {}
+    for more in ({}, {"diameter": None}):
+        run("microscopy", "evaluate", tmp_path, output_dir=str(tmp_path / "scores"), num_figures=0, **more, **given)
+        with (tmp_path / "scores" / "metrics.csv").open(newline="") as file:
+            scores[str(more)] = {row["name"]: float(row["f1"]) for row in csv.DictReader(file)}
+    run("microscopy", "inference", tmp_path, output_dir=str(tmp_path / "written"), **given)
+    for name, truth in truths.items():
+        written = np.asarray(Image.open(tmp_path / "written" / f"{name}_instances.png")).astype(np.int32)
+        expected = cell_counts(truth.astype(np.int32), written).f1
+        assert scores["{}"][f"{name}.png"] == pytest.approx(expected, abs=1e-6), name
+    as_it_is = scores["{'diameter': None}"]
+    assert as_it_is["plain.png"] == scores["{}"]["plain.png"] and as_it_is["tiny.png"] < scores["{}"]["tiny.png"]
 
 
 def forms(image: np.ndarray) -> dict[str, np.ndarray]:

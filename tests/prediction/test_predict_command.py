@@ -199,6 +199,7 @@ class TestAgain:
     def test_shares_add_up(self, small, done, tmp_path, monkeypatch, capsys):
         assert main(small.words(tmp_path, "--share", "1/2", "--format", "coco")) == 0
         assert {file.name for file in tmp_path.glob("summary*")} == {"summary_1of2.csv"}
+        assert (tmp_path / "coco_1of2.json").is_file()
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert main(small.words(tmp_path)) == 0
@@ -206,7 +207,10 @@ class TestAgain:
         assert "2 images" not in capsys.readouterr().out
         assert main(small.words(tmp_path, "--format", "coco")) == 0
         assert "(2 finished before)" in capsys.readouterr().out
-        assert {file.name for file in tmp_path.glob("summary*")} == {"summary.csv"}
+        assert {file.name for file in [*tmp_path.glob("summary*"), *tmp_path.glob("coco*")]} == {
+            "summary.csv",
+            "coco.json",
+        }
         for file in ("summary.csv", "coco.json"):
             assert (tmp_path / file).read_text() == (done / file).read_text()
 

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+
 import pytest
 import torch
 from monai.inferers import SliceInferer, SlidingWindowInferer
 
 from swinumamba_monai.inference import MirrorInferer
-from swinumamba_monai.prediction.progress import count_windows, counting
+from swinumamba_monai.prediction.progress import bar_of, count_windows, counting
 
 
 @pytest.mark.parametrize("shape", [(10, 10), (64, 64), (65, 64), (100, 230), (40, 70, 5)])
@@ -40,3 +43,14 @@ def test_a_bar_appears_when_an_image_takes_long(monkeypatch, capsys):
         for _ in range(2):
             counted(torch.zeros(2, 1, 1, 1))
     assert "4/4" in capsys.readouterr().err
+
+
+def test_what_is_logged_has_lines_of_its_own(monkeypatch, capsys):
+    """On a terminal, where a carriage return begins the line anew; in the end the bar stands below all of it."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stderr)])
+    with bar_of(2, "image") as bar:
+        for number in range(2):
+            logging.getLogger("swinumamba_monai").warning("image %d is dim", number)
+            bar.update()
+    lines = [line.split("\r")[-1].rstrip() for line in capsys.readouterr().err.rstrip("\n").split("\n")]
+    assert lines[:2] == ["image 0 is dim", "image 1 is dim"] and "2/2" in lines[2] and len(lines) == 3

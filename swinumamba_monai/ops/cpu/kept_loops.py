@@ -40,13 +40,16 @@ class LoopCache(NullCache):
         self.function = function
 
     def load_overload(self, signature: object, target_context: object) -> CompileResult | None:
-        """The form for a signature that an earlier process has compiled, or None."""
+        """The form for a signature that an earlier process has compiled, or None, upon which Numba compiles it."""
         target_context.refresh()
         try:
             kept = load_kept(self._path(signature, target_context.codegen()))
         except (OSError, RuntimeError):  # RuntimeError: there is no home
+            kept = None
+        if kept is None:
+            _say_that_it_takes_a_while()
             return None
-        return None if kept is None else CompileResult._rebuild(target_context, *pickle.loads(kept))
+        return CompileResult._rebuild(target_context, *pickle.loads(kept))
 
     def save_overload(self, signature: object, result: CompileResult) -> None:
         """Keep what was compiled for a signature."""
@@ -71,6 +74,11 @@ def _sources() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+@cache
+def _say_that_it_takes_a_while() -> None:
+    logger.info("the loops of the scan are compiled, once for each dtype: ten seconds, half a minute for training")
 
 
 @cache

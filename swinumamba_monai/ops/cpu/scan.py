@@ -12,7 +12,6 @@ there will be none.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import cache
 
@@ -27,8 +26,6 @@ from .scan_layout import chunk_states_shape, count_blocks, count_missing, count_
 from .threads import run_tasks
 
 __all__ = ["cross_scan_2d_jit", "selective_scan_jit", "why_jit_is_unavailable"]
-
-logger = logging.getLogger(__name__)
 
 
 @cache
@@ -57,9 +54,6 @@ def _kernels() -> tuple[Callable, Callable]:
     from .scan_backward_kernels import backward
     from .scan_forward_kernels import forward
 
-    logger.info(
-        "the first scan in each dtype on this machine compiles its loops: ten seconds, half a minute for training"
-    )
     return forward, backward
 
 
