@@ -132,7 +132,7 @@ class TestGeometry:
 
     def test_a_failed_write_leaves_no_file(self, trained_in, tmp_path, monkeypatch):
         save_blobs(tmp_path / "a.nii.gz", (20, 20, 3), np.diag([3.0, 3.0, 5.0, 1.0]))
-        save = nib.save
+        trained, save = trained_in("abdomen_mri"), nib.save
 
         def fail(image, path):
             save(image, path)
@@ -140,7 +140,7 @@ class TestGeometry:
 
         monkeypatch.setattr(nib, "save", fail)
         options = {**NETWORK, "dataset_dir": str(tmp_path / "a.nii.gz"), "output_dir": str(tmp_path / "out")}
-        assert "could not be written (No space left" in refusal("inference", trained_in("abdomen_mri"), **options)
+        assert "could not be written (No space left" in refusal("inference", trained, **options)
         assert [path.name for path in (tmp_path / "out").iterdir()] == [".predict.lock"]  # until this process ends
 
 
