@@ -13,23 +13,13 @@ rate 0.1, weight decay 1e-4), on images in gray, and sizes are found by its own 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-
-def read_section(dataset_dir: Path, *sections: str) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
-    """Names, gray images (H, W) uint8, and instance maps (H, W) of sections of a ``datalist.json``."""
-    lists = json.loads((dataset_dir / "datalist.json").read_text())
-    folder = dataset_dir / lists.get("source_dir", ".")
-    items = [item for section in sections for item in lists[section]]
-    images = [np.asarray(Image.open(folder / item["image"]).convert("L")) for item in items]
-    labels = [np.asarray(Image.open(folder / item["label"])).astype(np.uint16) for item in items]
-    return [Path(item["image"]).stem for item in items], images, labels
+from .sections import read_sections, save_instances, save_timing
 
 
 def main() -> None:
@@ -44,7 +34,7 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    _, images, labels = read_section(args.dataset_dir, "training", "validation")
+    _, images, labels = read_sections(args.dataset_dir, "training", "validation")
 
     begin = time.time()
     model = models.CellposeModel(gpu=torch.cuda.is_available(), pretrained_model=False)
@@ -59,11 +49,11 @@ def main() -> None:
     size_model.params, size_model.diam_mean = sizes, torch.tensor(sizes["diam_mean"])
     sized = time.time()
 
-    names, images, _ = read_section(args.dataset_dir, "test")
+    names, images, _ = read_sections(args.dataset_dir, "test")
     for name, image in zip(names, images, strict=True):
         diameter, _ = size_model.eval(image, channels=[0, 0])
         masks, _, _ = model.eval(image, channels=[0, 0], diameter=float(diameter))
-        Image.fromarray(masks.astype(np.uint16)).save(args.output_dir / f"{name}_instances.png")
+        save_instances(args.output_dir, name, masks)
     timing = {
         "epochs": args.epochs,
         "seed": args.seed,
@@ -72,8 +62,7 @@ def main() -> None:
         "prediction_seconds": time.time() - sized,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
-    (args.output_dir / "timing.json").write_text(json.dumps(timing, indent=1))
-    print(timing)
+    save_timing(args.output_dir, timing)
 
 
 if __name__ == "__main__":

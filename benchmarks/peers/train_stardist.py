@@ -7,34 +7,20 @@ environment of its own, which needs nothing of this package. Settings are those 
 grid of 2 x 2, flips, quarter turns and changes of brightness, images stretched from their percentiles 1 to 99.8, and
 thresholds that the validation images choose. Images are gray.
 
-    python benchmarks/peers/train_stardist.py --dataset_dir prepared --output_dir stardist --epochs 400
+    python -m benchmarks.peers.train_stardist --dataset_dir prepared --output_dir stardist --epochs 400
     python -m benchmarks.peers.score --dataset_dir prepared --predictions stardist
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-AXES = (0, 1)
-
-
-def read_section(dataset_dir: Path, section: str, count: int | None) -> tuple[list, list, list]:
-    """Names, gray images (H, W) from about 0 to 1, and instance maps (H, W) of the first images of a section."""
-    from csbdeep.utils import normalize
-
-    lists = json.loads((dataset_dir / "datalist.json").read_text())
-    folder = dataset_dir / lists.get("source_dir", ".")
-    items = lists[section][:count]
-    grays = [np.asarray(Image.open(folder / item["image"]).convert("L")) for item in items]
-    labels = [np.asarray(Image.open(folder / item["label"])).astype(np.uint16) for item in items]
-    return [Path(item["image"]).stem for item in items], [normalize(gray, 1, 99.8, axis=AXES) for gray in grays], labels
+from .sections import read_sections, save_instances, save_timing
 
 
 def augment(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,13 +44,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     import tensorflow as tf  # of an environment of its own, as all of StarDist; --help needs none
+    from csbdeep.utils import normalize
     from stardist.models import Config2D, StarDist2D
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for seed in (np.random.seed, random.seed, tf.random.set_seed):
         seed(args.seed)
-    _, images, labels = read_section(args.dataset_dir, "training", args.count)
-    _, *validation = read_section(args.dataset_dir, "validation", args.count)
+
+    def read(section: str) -> tuple[list, list, list]:
+        """As read_sections, the images from about 0 to 1."""
+        names, grays, labels = read_sections(args.dataset_dir, section, count=args.count)
+        return names, [normalize(gray, 1, 99.8, axis=(0, 1)) for gray in grays], labels
+
+    _, images, labels = read("training")
+    _, *validation = read("validation")
     gpu = bool(tf.config.list_physical_devices("GPU"))
 
     begin = time.time()
@@ -78,10 +71,10 @@ def main() -> None:
     model.optimize_thresholds(*validation)
     optimized = time.time()
 
-    names, images, _ = read_section(args.dataset_dir, "test", args.count)
+    names, images, _ = read("test")
     for name, image in zip(names, images, strict=True):
         found, _ = model.predict_instances(image)
-        Image.fromarray(found.astype(np.uint16)).save(args.output_dir / f"{name}_instances.png")
+        save_instances(args.output_dir, name, found)
     timing = {
         "epochs": args.epochs,
         "seed": args.seed,
@@ -90,8 +83,7 @@ def main() -> None:
         "prediction_seconds": time.time() - optimized,
         "device": "GPU" if gpu else "cpu",
     }
-    (args.output_dir / "timing.json").write_text(json.dumps(timing, indent=1))
-    print(timing)
+    save_timing(args.output_dir, timing)
 
 
 if __name__ == "__main__":

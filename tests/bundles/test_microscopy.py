@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -23,20 +24,13 @@ from bundle_runs import (
     load_weights,
 )
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from swinumamba_monai.data import read_image, synthesize_microscopy
 
-
-def run(kind: str, out: Path, before=lambda workflow: None, **override) -> ConfigWorkflow:
-    return bundle_runs.run("microscopy", kind, out, before, **override)
-
-
-def refusal(kind: str, out: Path, **override) -> str:
-    return bundle_runs.refusal("microscopy", kind, out, **override)
+run, refusal = (partial(f, "microscopy") for f in (bundle_runs.run, bundle_runs.refusal))
 
 
 @pytest.fixture(scope="module")

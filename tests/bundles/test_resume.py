@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import bundle_runs
@@ -25,17 +26,11 @@ from bundle_runs import (
     power_loss,
 )
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
 
 FOUR_EPOCHS = {"max_epochs": 4, "val_interval": 2}
 
 
-def run(kind: str, out: Path, before=lambda workflow: None, **override) -> ConfigWorkflow:
-    return bundle_runs.run("microscopy", kind, out, before, **override)
-
-
-def refusal(kind: str, out: Path, **override) -> str:
-    return bundle_runs.refusal("microscopy", kind, out, **override)
+run, refusal = (partial(f, "microscopy") for f in (bundle_runs.run, bundle_runs.refusal))
 
 
 @pytest.fixture(scope="module")

@@ -5,22 +5,18 @@
 from __future__ import annotations
 
 import pytest
+import small_weights
 import torch
+from small_weights import BOTH
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.training import FreezeEncoder, MaskedBatch, MaskedImageModel, MaskedL1Loss, random_patch_mask
 
-BOTH = pytest.mark.parametrize("cls", [SwinUMambaD, SwinUMamba], ids=lambda cls: cls.__name__)
-
 
 def build(cls=SwinUMambaD, seed=0, **changes):
-    torch.manual_seed(seed)
-    options = {"in_channels": 2, "out_channels": 3, "depths": (1, 1, 1, 1), "feature_size": 8, "d_state": 2}
-    if cls is SwinUMambaD:
-        options["decoder_depths"] = (1, 1, 1)
-    return cls(**{**options, **changes})
+    return small_weights.build(cls, seed, **{"in_channels": 2, "depths": (1, 1, 1, 1), "d_state": 2, **changes})
 
 
 class TestMasks:

@@ -39,7 +39,7 @@ _NormParams = params_type(
 
 
 class _Conv:
-    """How the work of kernels/conv.cu is laid out for maps (b, h, w, c): see Team and Patch there.
+    """How the work of kernels/conv.cu is laid out for maps (b, h, w, c): see Patch there, and Team in common.cuh.
 
     Args:
         maps: maps that are read or written, the first of them being the input.
