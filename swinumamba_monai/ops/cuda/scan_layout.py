@@ -198,9 +198,8 @@ def make_layout(
         """The size of ``BackwardMemory``."""
         columns = warps * 32 // STATE_LANES
         starts = chunk // tuning.subtile * 32 * lane_states
-        parts = tuning.subtile * (32 + 32 // STATE_LANES) * 2
         shares = chunk * 2 * states
-        floats = chunk * columns * 4 + chunk * 2 * states + warps * (starts + parts + shares)
+        floats = chunk * (4 * columns + 8) + chunk * 2 * states + warps * (starts + shares)
         moved = 3 * chunk * columns + matrix_elements(warps, chunk) + 32 * warps * lane_states
         return -(-(4 * floats + size * moved) // 16) * 16
 

@@ -5,11 +5,11 @@
 // Symbols as in ops/reference.py; groups g are the four directions of a map, or the groups of a sequence.
 //
 // For channels with two states and more; scan_one.cu is for those with one. A block owns some channels of one group and
-// one sample and walks along the sequence; a thread holds LANE_STATES states of one channel in registers, STATE_LANES = 4
-// threads of a warp hold all of them. How many threads there are is
-// given by the work (batch, groups, channels, states), and is what an H100 has too many places for: with four states a
-// thread, the first stage of a network has three warps for each scheduler. So what is done per state is done once, and
-// what is done per position is kept short.
+// one sample and walks along the sequence; a thread holds LANE_STATES states of one channel in registers, STATE_LANES =
+// 4 threads of a warp hold all of them. How many threads there are is given by the work (batch, groups, channels,
+// states), and is what an H100 has too many places for: with four states a thread, the first stage of a network has
+// three warps for each scheduler. So what is done per state is done once, and what is done per position is kept short.
+// The next limit is how much shared memory can answer; see `Place`.
 //
 // What does not depend on the state is done once per position and channel, for a tile of positions at a time. The
 // numbers of a tile travel from memory to shared memory by themselves (`copy_async`) while the tile before is computed.
@@ -18,15 +18,17 @@
 // pixel a position is costs additions, no division (`Walk`). Positions beyond the end count as Δ = 0, which leaves
 // every state as it is.
 //
-// Sums over states (y, dΔ, du) meet in shared memory: each thread leaves its part, and whoever stores the result adds
-// them up. Sums over channels (dB, dC) are products of small matrices, states × channels times channels × positions,
-// and run on the matrix units; see `Products`. All of this has a fixed order.
+// Sums over states meet in shared memory in the forward (y): each thread leaves its part, and whoever stores the result
+// adds them up; in the backward (dΔ, du) they go from thread to thread. Sums over channels (dB, dC) are products of
+// small matrices, states × channels times channels × positions, and run on the matrix units; see `Products`. All of
+// this has a fixed order.
 //
 // A long sequence is cut into segments that run at the same time. Their start states come from a first pass that keeps
 // nothing but the state each segment would end with if it started from zero, and from `scan_chain_*`, which goes
 // through these. Where some multiprocessors would have a block more than the others, the backward cuts off a short
-// segment at the end, which only the others take. The backward knows the state at every CHUNK positions, recomputes it at every SUBTILE positions, and
-// holds the decays and states of one subtile in registers. Nothing is ever divided by a decay.
+// segment at the end, which only the others take. The backward knows the state at every CHUNK positions, recomputes it
+// at every SUBTILE positions, and holds the decays and states of one subtile in registers. Nothing is ever divided by a
+// decay.
 //
 // Defined by the compiling side, besides what common.cuh names: LANE_STATES and STATE_LANES as above; SURPLUS_STATES,
 // whether these are more than a channel has; MATRIX_VECTOR, the neighbours in B and C that a thread may load at a time;
@@ -108,6 +110,10 @@ struct Walk {
 };
 
 // Where a thread works.
+//
+// Shared memory answers a warp that asks for 8 bytes a thread at once, not in two turns, if threads i and i ^ 1 ask for
+// the same or all i and i ^ 2 do; of 16 bytes the same holds for each half of the warp. So in the forward threads i and
+// i ^ 1 have the same channel, i and i ^ 2 the same states. The backward has them in the order that its products need.
 struct Place {
     int lane, warp, state_lane, channel_lane;
     int b, g;
@@ -116,13 +122,13 @@ struct Place {
     int channel;               // the thread's
     int segment, start, stop;  // positions
 
-    template <int WARPS>
+    template <int WARPS, bool FOR_PRODUCTS>
     static DEVICE_MEMBER Place find(const ScanParams& p) {
         Place at;
         at.lane = threadIdx.x % 32;
         at.warp = threadIdx.x / 32;
-        at.state_lane = at.lane / WARP_CHANNELS;
-        at.channel_lane = at.lane % WARP_CHANNELS;
+        at.state_lane = FOR_PRODUCTS ? at.lane / WARP_CHANNELS : at.lane % 2 + at.lane / 16 * 2;
+        at.channel_lane = FOR_PRODUCTS ? at.lane % WARP_CHANNELS : at.lane / 2 % WARP_CHANNELS;
         at.b = blockIdx.y % int(p.batch);
         at.g = blockIdx.y / int(p.batch);
         at.block_channel = blockIdx.x * WARPS * WARP_CHANNELS;
@@ -323,7 +329,7 @@ DEVICE void scan_segment(const ScanParams& p) {
     SHARED_MEMORY(forward_memory);
     ForwardMemory& memory = *reinterpret_cast<ForwardMemory*>(forward_memory);
     constexpr bool BACKWARDS = PASS == END_GRADIENTS;
-    const Place at = Place::find<FORWARD_WARPS>(p);
+    const Place at = Place::find<FORWARD_WARPS, false>(p);
     if (PASS != OUTPUT && at.segment == (BACKWARDS ? 0 : p.segments - 1)) return;  // nothing begins with how it ends
     const int length = at.stop - at.start, origin = BACKWARDS ? at.stop - 1 : at.start;
     const long long row = sequence(p, at) * p.segments + at.segment, pairs = p.channels * p.d_state;
@@ -372,6 +378,7 @@ DEVICE void scan_segment(const ScanParams& p) {
     Walk stored_walk(p, at.g, origin + stored.row, StoredRows::STEP, false);
     const bool keeps = p.keep_states;
     auto& parts = memory.parts[at.warp];
+    const int own_part = at.state_lane * WARP_CHANNELS + at.channel_lane;
 
     int stage = 0;
     for (int first = 0, turn = 0; first < length; first += TILE, turn ^= 1) {
@@ -424,7 +431,7 @@ DEVICE void scan_segment(const ScanParams& p) {
             if (PASS == OUTPUT) {
 #pragma unroll
                 for (int i = 0; i < UNROLLED; ++i)
-                    parts[begin + i][at.lane] = y[i];
+                    parts[begin + i][own_part] = y[i];
             }
         }
         if (PASS == OUTPUT) {
@@ -569,15 +576,13 @@ DEVICE void write_shares(const Place& at, const Products& dB, const Products& dC
 typedef ChannelRows<BACKWARD_WARPS, CHUNK> BackwardRows;
 typedef MatrixRows<BACKWARD_WARPS, CHUNK> BackwardMatrices;
 
-constexpr int PART_ROW = WARP_CHANNELS * 2;  // of a position and state lane
+// What is known of a position: Δ, Δu, dy, u of all channels; then dΔ and du in place of the first two.
+enum Value { DELTA, INFLOW, DY, U, VALUES };
 
 struct BackwardMemory {
-    float values[CHUNK][BackwardRows::CHANNELS][4];  // Δ, Δu, dy, u; then dΔ, du. Channels in the order of `value_slot`
+    float values[CHUNK][VALUES * BackwardRows::CHANNELS + 8];  // 8 more keep positions in different banks
     float BC[CHUNK][2 * STATES];
     float starts[BACKWARD_WARPS][CHUNK / SUBTILE][32][LANE_STATES];  // states of a thread before each subtile
-    // of a subtile: sums over a thread's states, dL/d(Δu) and the decays' share of dL/dΔ; the last row keeps positions
-    // in different banks
-    float parts[BACKWARD_WARPS][SUBTILE][STATE_LANES + 1][PART_ROW];
     float shares[BACKWARD_WARPS][CHUNK][2 * STATES];
     BackwardRows::Slots delta, u, dy;
     BackwardMatrices::Slots matrices;
@@ -586,8 +591,13 @@ struct BackwardMemory {
 
 static_assert(sizeof(BackwardMemory) == BACKWARD_BYTES, "scan_layout.py counts otherwise");
 
-// Neighbouring threads that read or write four channels each find them in different banks.
-DEVICE int value_slot(int channel) { return channel ^ (channel >> 3 & 3); }
+// Each thread has a part of the sums over states for STATE_LANES positions; it gets the sum of one, its state lane.
+DEVICE float sum_over_states(const Place& at, const float (&parts)[STATE_LANES]) {
+    const bool upper = at.state_lane & 2, odd = at.state_lane & 1;
+    const float even_sum = (upper ? parts[2] : parts[0]) + exchange(upper ? parts[0] : parts[2], 2 * WARP_CHANNELS);
+    const float odd_sum = (upper ? parts[3] : parts[1]) + exchange(upper ? parts[1] : parts[3], 2 * WARP_CHANNELS);
+    return (odd ? odd_sum : even_sum) + exchange(odd ? even_sum : odd_sum, WARP_CHANNELS);
+}
 
 // The rows of a block's dB and dC that a thread sums up and writes, LANE_STATES neighbours of each.
 struct GradientRows {
@@ -634,7 +644,7 @@ struct GradientRows {
 KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const GRID_CONSTANT ScanParams p) {
     SHARED_MEMORY(backward_memory);
     BackwardMemory& memory = *reinterpret_cast<BackwardMemory*>(backward_memory);
-    const Place at = Place::find<BACKWARD_WARPS>(p);
+    const Place at = Place::find<BACKWARD_WARPS, true>(p);
     const long long pairs = p.channels * p.d_state;
 
     const BackwardRows mine(p, at, at.stop);
@@ -680,11 +690,11 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
     if (p.segments > 1) load_states(p, at, p.carry + (sequence(p, at) * p.segments + at.segment) * pairs, carry);
 
     // What is this thread's of the first position, and so `[t]` of position t.
-    auto own_values = reinterpret_cast<float(*)[BackwardRows::CHANNELS][4]>(memory.values[0][value_slot(at.slot)]);
+    constexpr int ROW = sizeof(memory.values[0]) / sizeof(float), CHANNELS = BackwardRows::CHANNELS;
+    auto own_values = reinterpret_cast<float(*)[ROW]>(memory.values[0] + at.slot);
     auto own_BC = reinterpret_cast<float(*)[2 * STATES]>(memory.BC[0] + LANE_STATES * at.state_lane);
     auto own_starts = reinterpret_cast<float(*)[32][LANE_STATES]>(memory.starts[at.warp][0][at.lane]);
     auto own_shares = reinterpret_cast<float(*)[2 * STATES]>(own_share(at, memory.shares[at.warp]));
-    auto& parts = memory.parts[at.warp];
 
     for (int first = last; first >= at.start; first -= CHUNK) {
         wait_for_copies<0>();
@@ -692,17 +702,19 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
         for (int i = 0; i < BackwardRows::COUNT; ++i) {
             const int t = i * BackwardRows::STEP + mine.row;
             const float factor = first + i * BackwardRows::STEP < mine.rows ? 1.f : 0.f;
-            float raw[VECTOR], us[VECTOR], dys[VECTOR];
-            to_floats(memory.delta[i][threadIdx.x], raw);
-            to_floats(memory.u[i][threadIdx.x], us);
-            to_floats(memory.dy[i][threadIdx.x], dys);
+            float values[VALUES][VECTOR];
+            to_floats(memory.delta[i][threadIdx.x], values[DELTA]);
+            to_floats(memory.u[i][threadIdx.x], values[U]);
+            to_floats(memory.dy[i][threadIdx.x], values[DY]);
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) {
-                const float delta = discretisation.apply(raw[v], v, factor), u = us[v], dy = dys[v];
-                const float values[4] = {delta, delta * u, dy, u};
-                dD[v] = fmaf(dy, u, dD[v]);
-                copy<4>(memory.values[t][value_slot(mine.column + v)], values);
+                values[DELTA][v] = discretisation.apply(values[DELTA][v], v, factor);
+                values[INFLOW][v] = values[DELTA][v] * values[U][v];
+                dD[v] = fmaf(values[DY][v], values[U][v], dD[v]);
             }
+#pragma unroll
+            for (int kind = 0; kind < VALUES; ++kind)
+                copy<VECTOR>(&memory.values[t][kind * CHANNELS + mine.column], values[kind]);
         }
         matrices.convert_to(memory.BC, memory.matrices);
         float h[LANE_STATES];
@@ -711,19 +723,19 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
         __syncthreads();
 
         // Both loops over the subtiles go along by addresses of this thread's own.
-        float(*values)[BackwardRows::CHANNELS][4] = own_values;
+        float(*values)[ROW] = own_values;
         float(*BC)[2 * STATES] = own_BC;
         float(*start)[32][LANE_STATES] = own_starts;
-#pragma unroll 1
+#pragma unroll 2
         for (int subtile = 0; subtile < CHUNK / SUBTILE - 1; ++subtile) {
             copy<LANE_STATES>((*start)[0], h);
 #pragma unroll
             for (int t = 0; t < SUBTILE; ++t) {
-                const floats<2> step = read<2>(values[t][0]);
+                const float delta = values[t][DELTA * CHANNELS], inflow = values[t][INFLOW * CHANNELS];
                 const floats<LANE_STATES> B = read<LANE_STATES>(BC[t]);
 #pragma unroll
                 for (int s = 0; s < LANE_STATES; ++s)
-                    h[s] = fmaf(exp2_fast(step.v[0] * A[s]), h[s], step.v[1] * B.v[s]);
+                    h[s] = fmaf(exp2_fast(delta * A[s]), h[s], inflow * B.v[s]);
             }
             values += SUBTILE;
             BC += SUBTILE;
@@ -742,11 +754,10 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
             for (int s = 0; s < LANE_STATES; ++s) states[0][s] = kept_start.v[s];
 #pragma unroll
             for (int t = 0; t < SUBTILE; ++t) {
-                const floats<4> value = read<4>(values[t][0]);
                 const floats<LANE_STATES> row = read<LANE_STATES>(BC[t]);
-                delta[t] = value.v[0];
-                inflow[t] = value.v[1];
-                dy[t] = value.v[2];
+                delta[t] = values[t][DELTA * CHANNELS];
+                inflow[t] = values[t][INFLOW * CHANNELS];
+                dy[t] = values[t][DY * CHANNELS];
 #pragma unroll
                 for (int s = 0; s < LANE_STATES; ++s) {
                     B[t][s] = row.v[s];
@@ -755,60 +766,46 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
                 }
             }
 
-            float sums[SUBTILE][2];  // over this thread's states: dL/d(Δu), and the decays' share of dL/dΔ
 #pragma unroll
             for (int group = SUBTILE - STATE_LANES; group >= 0; group -= STATE_LANES) {
+                // over this thread's states: dL/d(Δu), and the decays' share of dL/dΔ
+                float dinflows[STATE_LANES] = {}, dexponents[STATE_LANES] = {};
                 Products dB = {}, dC = {};
 #pragma unroll
-                for (int pair = group + STATE_LANES - TOGETHER; pair >= group; pair -= TOGETHER) {
+                for (int pair = STATE_LANES - TOGETHER; pair >= 0; pair -= TOGETHER) {
                     float dh[TOGETHER][LANE_STATES], after[TOGETHER][LANE_STATES];
                     float inflows[TOGETHER], dys[TOGETHER];
 #pragma unroll
                     for (int j = TOGETHER - 1; j >= 0; --j) {
-                        const int t = pair + j;
-                        const floats<LANE_STATES> C =
-                            read<LANE_STATES>(BC[t] + STATES);
-                        sums[t][0] = sums[t][1] = 0.f;
+                        const int lane = pair + j, t = group + lane;  // the position, and who finishes it
+                        const floats<LANE_STATES> C = read<LANE_STATES>(BC[t] + STATES);
 #pragma unroll
                         for (int s = 0; s < LANE_STATES; ++s) {
                             dh[j][s] = fmaf(dy[t], C.v[s], carry[s]);
                             after[j][s] = states[t + 1][s];
-                            sums[t][0] = fmaf(dh[j][s], B[t][s], sums[t][0]);
+                            dinflows[lane] = fmaf(dh[j][s], B[t][s], dinflows[lane]);
                             carry[s] = decay[t][s] * dh[j][s];
                             const float dexponent = carry[s] * states[t][s];
-                            sums[t][1] = fmaf(dexponent, A[s], sums[t][1]);
+                            dexponents[lane] = fmaf(dexponent, A[s], dexponents[lane]);
                             dA[s] = fmaf(dexponent, delta[t], dA[s]);
                         }
-                        inflows[j] = at.state_lane == t - group ? inflow[t] : 0.f;
-                        dys[j] = at.state_lane == t - group ? dy[t] : 0.f;
+                        inflows[j] = at.state_lane == lane ? inflow[t] : 0.f;
+                        dys[j] = at.state_lane == lane ? dy[t] : 0.f;
                     }
                     dB.add(dh, inflows);
                     dC.add(after, dys);
                 }
                 write_shares(at, dB, dC, share[group]);
-            }
-#pragma unroll
-            for (int t = 0; t < SUBTILE; ++t) copy<2>(&parts[t][at.state_lane][2 * at.channel_lane], sums[t]);
 
-            // Each thread finishes some of the subtile's positions and channels.
-            __syncwarp();
-#pragma unroll
-            for (int i = 0; i < SUBTILE * WARP_CHANNELS / 32; ++i) {
-                const int t = i * STATE_LANES + at.state_lane;
-                float dinflow, dexponent;
-#pragma unroll
-                for (int lane = 0; lane < STATE_LANES; ++lane) {
-                    const floats<2> part = read<2>(&parts[t][lane][2 * at.channel_lane]);
-                    dinflow = lane == 0 ? part.v[0] : dinflow + part.v[0];
-                    dexponent = lane == 0 ? part.v[1] : dexponent + part.v[1];
-                }
-                const floats<4> value = read<4>(values[t][0]);
-                float ddelta = fmaf(dinflow, value.v[3], LN2 * dexponent);
-                if (DELTA_SOFTPLUS) ddelta *= softplus_slope(value.v[0]);
-                const float results[2] = {ddelta, dinflow * value.v[0]};
-                copy<2>(values[t][0], results);
+                // Each thread finishes its channel at one position.
+                float* own = values[group + at.state_lane];
+                const float own_delta = own[DELTA * CHANNELS], dinflow = sum_over_states(at, dinflows);
+                float ddelta = fmaf(dinflow, own[U * CHANNELS], LN2 * sum_over_states(at, dexponents));
+                if (DELTA_SOFTPLUS) ddelta *= softplus_slope(own_delta);
+                __syncwarp();  // all have read the group's values
+                own[DELTA * CHANNELS] = ddelta;
+                own[INFLOW * CHANNELS] = dinflow * own_delta;
             }
-            __syncwarp();
             values -= SUBTILE;
             BC -= SUBTILE;
             start -= 1;
@@ -820,16 +817,12 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
         for (int i = BackwardRows::COUNT - 1; i >= 0; --i) {
             const int t = i * BackwardRows::STEP + mine.row;
             if (first + i * BackwardRows::STEP < mine.rows) {
-                float ddelta[VECTOR], du[VECTOR];
+                const floats<VECTOR> ddelta = read<VECTOR>(&memory.values[t][DELTA * CHANNELS + mine.column]);
+                const floats<VECTOR> du = read<VECTOR>(&memory.values[t][INFLOW * CHANNELS + mine.column]);
 #pragma unroll
-                for (int v = 0; v < VECTOR; ++v) {
-                    const floats<2> results = read<2>(memory.values[t][value_slot(mine.column + v)]);
-                    ddelta[v] = results.v[0];
-                    du[v] = results.v[1];
-                    dbias[v] += ddelta[v];
-                }
-                store(ddeltas.at(written.pixel), ddelta);
-                store(dus.at(written.pixel), du);
+                for (int v = 0; v < VECTOR; ++v) dbias[v] += ddelta.v[v];
+                store(ddeltas.at(written.pixel), ddelta.v);
+                store(dus.at(written.pixel), du.v);
             }
             written.advance();
         }
@@ -844,14 +837,14 @@ KERNEL LAUNCH_BOUNDS(32 * BACKWARD_WARPS, BACKWARD_BLOCKS) scan_backward(const G
 
     // The sums of the threads that moved the same channels, which are STEP for each of them.
     __syncthreads();
-    float(*sums)[BackwardRows::CHANNELS][2] = reinterpret_cast<float(*)[BackwardRows::CHANNELS][2]>(memory.values);
+    float(*sums)[CHANNELS][2] = reinterpret_cast<float(*)[CHANNELS][2]>(memory.values);
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) {
         sums[mine.row][mine.column + v][0] = dbias[v];
         sums[mine.row][mine.column + v][1] = dD[v];
     }
     __syncthreads();
-    const int columns = min(BackwardRows::CHANNELS, int(p.channels) - at.block_channel);
+    const int columns = min(CHANNELS, int(p.channels) - at.block_channel);
     for (int c = threadIdx.x; c < columns; c += 32 * BACKWARD_WARPS) {
         float dbias_sum = 0.f, dD_sum = 0.f;
         for (int row = 0; row < BackwardRows::STEP; ++row) {
