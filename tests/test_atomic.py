@@ -148,6 +148,20 @@ def test_one_run_at_a_time(tmp_path, start) -> None:
     third.release()
 
 
+def test_a_full_disk_keeps_no_lock(tmp_path, monkeypatch) -> None:
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("swinumamba_monai.run_lock.os.write", full)
+    lock = RunLock(tmp_path / "out" / ".predict.lock")
+    with pytest.raises(OSError) as caught:
+        lock.acquire()
+    assert caught.value.filename == str(tmp_path / "out") and not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert lock.acquire() is None and not lock.was_left
+    lock.release()
+
+
 def test_a_lock_that_leads_elsewhere_empties_nothing(tmp_path) -> None:
     """As a stranger's folder may hold it."""
     (tmp_path / "mine").write_text("precious")
