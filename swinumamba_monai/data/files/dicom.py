@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from monai.data.utils import orientation_ras_lps
 
+from swinumamba_monai.data.files.dicom_frames import Frame, count_groups, element_of, groups_of
 from swinumamba_monai.data.files.dicom_parts import SPACING_TOLERANCE, uneven
 from swinumamba_monai.data.files.dicom_pixels import read_pixels, rescale
 from swinumamba_monai.errors import InputError, quoted
@@ -20,13 +22,9 @@ from swinumamba_monai.errors import InputError, quoted
 if TYPE_CHECKING:
     import pydicom
 
-    from swinumamba_monai.data.files.dicom_frames import Frame
-
 MAX_VOXELS = 1 << 31
 _ASIDE = 0.5  # how many pixels a slice may lie beside its place
 _DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4  # of direction cosines, and of mm: numbers are rounded in files
-# DICOM's patient axes are left, posterior, superior; NIfTI's are right, anterior, superior.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def read_dicom_files(
     affine = np.eye(4)
     affine[:3, :3] = np.stack([axes[0], axes[1], step], axis=1)
     affine[:3, 3] = slices[order[0]].position
-    return voxels, _LPS_TO_RAS @ affine
+    return voxels, orientation_ras_lps(affine)
 
 
 def _read_slices(file: Path, max_pixels: int) -> list[Slice]:
@@ -111,7 +109,7 @@ def _read_slices(file: Path, max_pixels: int) -> list[Slice]:
     try:
         if "MOSAIC" in (getattr(dataset, "ImageType", None) or ()):
             return _cut_mosaic(file, dataset, frames[0])
-        if len(frames) > 1 and len(getattr(dataset, "PerFrameFunctionalGroupsSequence", ())) != len(frames):
+        if len(frames) > 1 and count_groups(dataset) != len(frames):
             raise InputError(f"{file} has {len(frames)} frames without a position for each; convert it to NIfTI.")
         return [_slice(file, dataset, pixels, number, len(frames)) for number, pixels in enumerate(frames)]
     except InputError:
@@ -124,27 +122,14 @@ def _read_slices(file: Path, max_pixels: int) -> list[Slice]:
 
 def _slice(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray, number: int, frames: int) -> Slice:
     """One frame with what the header says of it: for itself, for all frames, or for a file of a single one."""
-    groups = [
-        sequence[index]
-        for sequence, index in (
-            (getattr(dataset, "PerFrameFunctionalGroupsSequence", None), number),
-            (getattr(dataset, "SharedFunctionalGroupsSequence", None), 0),
-        )
-        if sequence
-    ]
+    groups = groups_of(dataset, number)
 
     def value(sequence: str, attribute: str) -> object:
-        holders = [getattr(group, sequence)[0] for group in groups if getattr(group, sequence, None)]
-        found = (getattr(holder, attribute, None) for holder in (*holders, dataset))
-        return next((one for one in found if one is not None), None)
+        found = element_of(groups, f"{sequence} {attribute}")
+        return getattr(dataset, attribute, None) if found is None else found
 
-    pixels = rescale(
-        pixels,
-        dataset,
-        value("PixelValueTransformationSequence", "RescaleSlope"),
-        value("PixelValueTransformationSequence", "RescaleIntercept"),
-        file,
-    )
+    slope, intercept = (value("PixelValueTransformationSequence", f"Rescale{name}") for name in ("Slope", "Intercept"))
+    pixels = rescale(pixels, dataset, slope, intercept, file)
     thickness = value("PixelMeasuresSequence", "SliceThickness")
     return Slice(
         name=f"{file}" if frames == 1 else f"{file} (frame {number + 1})",

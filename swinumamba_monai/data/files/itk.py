@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from monai.data.utils import orientation_ras_lps
 from monai.utils import optional_import
 
 from swinumamba_monai.data.files.limits import MAX_DEFLATE
@@ -33,8 +34,6 @@ _BZIP2 = re.compile(rb"^encoding:[ \t]*bz", re.MULTILINE | re.IGNORECASE)
 _UNIT = re.compile(rb"^(?:(?:space )?units:|DistanceUnits[ \t]*=)(.*)$", re.MULTILINE | re.IGNORECASE)
 _UNITS = {"m": 1000.0, "meter": 1000.0, "cm": 10.0, "mm": 1.0, "um": 0.001, "\u00b5m": 0.001, "micron": 0.001}
 _SPACE = re.compile(rb"^space:[ \t]*(?:[lr][ap]s|(?:left|right)-(?:anterior|posterior)-superior)", re.M | re.I)
-# ITK's axes are left, posterior, superior; NIfTI's are right, anterior, superior.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FEW_DIMENSIONS = re.compile(rb"^NDims[ \t]*=[ \t]*[1-5][ \t]*\r?$", re.MULTILINE)
 
 
@@ -91,7 +90,7 @@ def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
     """
     check_itk(path)
     image = sitk.GetImageFromArray(np.moveaxis(voxels.T, 0, -1) if voxels.ndim == 4 else voxels.T, voxels.ndim == 4)
-    affine = _LPS_TO_RAS @ affine
+    affine = orientation_ras_lps(affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(affine[:3, 3].tolist())
@@ -153,4 +152,4 @@ def _affine(image: sitk.Image) -> np.ndarray:
     kept = min(dimensions, 3)
     affine[:kept, :kept] = steps[:kept, :kept]
     affine[:kept, 3] = image.GetOrigin()[:kept]
-    return _LPS_TO_RAS @ affine
+    return orientation_ras_lps(affine)
