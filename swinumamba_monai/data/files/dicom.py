@@ -17,12 +17,12 @@ from monai.data.utils import orientation_ras_lps
 from swinumamba_monai.data.files.dicom_frames import Frame, count_groups, element_of, groups_of
 from swinumamba_monai.data.files.dicom_parts import SPACING_TOLERANCE, uneven
 from swinumamba_monai.data.files.dicom_pixels import read_pixels, rescale
+from swinumamba_monai.data.files.limits import MAX_VOXELS
 from swinumamba_monai.errors import InputError, quoted
 
 if TYPE_CHECKING:
     import pydicom
 
-MAX_VOXELS = 1 << 31
 _ASIDE = 0.5  # how many pixels a slice may lie beside its place
 _DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4  # of direction cosines, and of mm: numbers are rounded in files
 

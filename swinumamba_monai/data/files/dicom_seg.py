@@ -13,7 +13,7 @@ from monai.data.utils import orientation_ras_lps
 
 from swinumamba_monai.data.files.dicom_frames import count_groups, element_of, groups_of
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file, read_header
-from swinumamba_monai.data.files.limits import check_unfolding
+from swinumamba_monai.data.files.limits import MAX_VOXELS, check_unfolding
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.errors import InputError, quoted
 
@@ -46,13 +46,12 @@ def _modality(file: Path) -> str:
         return ""
 
 
-def read_segmentation(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+def read_segmentation(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the numbers of the segments; slices without a frame are background, and the first of two segments counts.
 
     Args:
         file: a segmentation of the kinds BINARY (a bit or a byte a pixel), FRACTIONAL (half of the maximum or more is
             the segment) or LABELMAP, not compressed.
-        max_voxels: largest number of voxels that is read.
 
     Returns:
         The numbers (columns, rows, slices), int32, from the first slice with a frame to the last, and the affine (4, 4)
@@ -62,7 +61,7 @@ def read_segmentation(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarr
         InputError: The file is damaged, claims too much, or its frames are no slices of one grid.
     """
     try:
-        return _read(file, max_voxels)
+        return _read(file)
     except InputError:
         raise
     except Exception as error:  # see above
@@ -71,15 +70,15 @@ def read_segmentation(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarr
         ) from error
 
 
-def _read(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     dataset = read_header(file)
     rows, columns, count = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
     bits, kind = int(dataset.BitsAllocated), str(dataset.get("SegmentationType", "BINARY"))
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed or not syntax.is_little_endian or bits not in (1, 8, 16):
         raise InputError(f"{file} is a segmentation that is compressed, or of {bits} bits; store it as it is.")
-    if rows * columns * count > max_voxels:
-        raise InputError(f"{file} claims {rows * columns * count} pixels, but {max_voxels} is the limit; replace it.")
+    if rows * columns * count > MAX_VOXELS:
+        raise InputError(f"{file} claims {rows * columns * count} pixels, but {MAX_VOXELS} is the limit; replace it.")
     check_unfolding(file, rows * columns * count)
     pixels = np.frombuffer(dataset.PixelData, f"<u{max(bits // 8, 1)}")
     pixels = np.unpackbits(pixels, bitorder="little") if bits == 1 else pixels
@@ -103,7 +102,7 @@ def _read(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
     step = float(stated or 0) or (float(gaps.min()) if gaps.size else float(thickness or 1))
     places = (depths - depths.min()) / step
     numbers = np.rint(places).astype(int)
-    if not step > 0 or np.abs(places - numbers).max() > _OFF_GRID or rows * columns * (numbers.max() + 1) > max_voxels:
+    if not step > 0 or np.abs(places - numbers).max() > _OFF_GRID or rows * columns * (numbers.max() + 1) > MAX_VOXELS:
         raise InputError(f"{file} has frames at uneven distances; convert it to NIfTI.")
     ids = np.zeros((numbers.max() + 1, rows, columns), np.int32)
     for plane, group, place in zip(pixels, groups, numbers):

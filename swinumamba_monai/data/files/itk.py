@@ -14,7 +14,7 @@ import numpy as np
 from monai.data.utils import orientation_ras_lps
 from monai.utils import optional_import
 
-from swinumamba_monai.data.files.limits import MAX_DEFLATE
+from swinumamba_monai.data.files.limits import MAX_DEFLATE, MAX_VOXELS
 from swinumamba_monai.errors import InputError, explained, shown
 
 sitk, _has_sitk = optional_import("SimpleITK")
@@ -43,12 +43,11 @@ def check_itk(path: Path | str) -> None:
         raise InputError(f"{path} needs SimpleITK; install swinumamba-monai[itk].")
 
 
-def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a file with one of ``ITK_SUFFIXES``.
 
     Args:
         path: the file; of a header with its voxels in another file, which is in the same folder, the header.
-        max_voxels: largest number of voxels that is read.
 
     Returns:
         The voxels (X, Y, Z), or (X, Y, Z, C) where each has several numbers, and the affine (4, 4) to mm, RAS+.
@@ -70,8 +69,8 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
         shape, channels = reader.GetSize(), reader.GetNumberOfComponents()
         # The bytes of a number are not known before it is read: one at least.
         claimed = math.prod(shape) * channels
-        if not 0 < claimed <= max_voxels:
-            raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
+        if not 0 < claimed <= MAX_VOXELS:
+            raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
         if claimed > data_file.stat().st_size * MAX_DEFLATE:
             raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
         image = reader.Execute()

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 
-from swinumamba_monai.data.files.limits import MAX_DEFLATE
+from swinumamba_monai.data.files.limits import MAX_DEFLATE, MAX_VOXELS
 from swinumamba_monai.errors import InputError, explained
 
 logger = logging.getLogger(__name__)
@@ -39,12 +39,11 @@ _FORMS = (
 ).split()
 
 
-def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Read a file whatever its name says: gzipped or not, NIfTI-1 or -2, in any unit.
 
     Args:
         path: a file with one of ``NIFTI_SUFFIXES``, ``FREESURFER_SUFFIXES`` or ``PAIR_SUFFIX``.
-        max_voxels: largest number of voxels that is read.
 
     Returns:
         The voxels with the dimensions of the file, scaled as the header says; the affine (4, 4) to mm, RAS+; and both
@@ -60,8 +59,8 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
         forms = _forms(header) if is_nifti else None
         if is_nifti and not (header["sform_code"] or header["qform_code"]):
             _warn_without_forms(path)
-        if min(shape) < 1 or math.prod(shape) > max_voxels:
-            raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
+        if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
+            raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
         if dtype.fields or dtype.kind not in "uif":
             raise InputError(f"{path} has voxels of type {dtype}; convert it to one number per voxel.")
         # Where the voxels begin is in the header too; what lies before them are notes, which are short.
