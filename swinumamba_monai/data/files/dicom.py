@@ -18,7 +18,7 @@ from swinumamba_monai.data.files.dicom_frames import Frame, count_groups, elemen
 from swinumamba_monai.data.files.dicom_parts import SPACING_TOLERANCE, uneven
 from swinumamba_monai.data.files.dicom_pixels import read_pixels, rescale
 from swinumamba_monai.data.files.limits import MAX_VOXELS
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained
 
 if TYPE_CHECKING:
     import pydicom
@@ -106,18 +106,12 @@ def read_dicom_files(
 def _read_slices(file: Path, max_pixels: int) -> list[Slice]:
     """The slices of one file."""
     dataset, frames = read_pixels(file, max_pixels)
-    try:
+    with explained(f"{file} has a slice without position, orientation or spacing", "correct its header"):
         if "MOSAIC" in (getattr(dataset, "ImageType", None) or ()):
             return _cut_mosaic(file, dataset, frames[0])
         if len(frames) > 1 and count_groups(dataset) != len(frames):
             raise InputError(f"{file} has {len(frames)} frames without a position for each; convert it to NIfTI.")
         return [_slice(file, dataset, pixels, number, len(frames)) for number, pixels in enumerate(frames)]
-    except InputError:
-        raise
-    except Exception as error:  # pydicom decodes a value when it is asked for, and has no common class for failures
-        raise InputError(
-            f"{file} has a slice without position, orientation or spacing ({quoted(error)}); correct its header."
-        ) from error
 
 
 def _slice(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray, number: int, frames: int) -> Slice:
@@ -154,7 +148,8 @@ def _cut_mosaic(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray) -> lis
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nibabel calls this module of it experimental
         from nibabel.nicom.dicomwrappers import MosaicWrapper
-    try:
+    problem = f"{file} is a Siemens MOSAIC, all slices in one picture, and its header does not say how to cut it"
+    with explained(problem, "convert it to NIfTI, for example by dcm2niix"):
         wrapper = MosaicWrapper(dataset)
         rows, columns, count = (int(size) for size in wrapper.image_shape)
         normal = _numbers(wrapper.slice_normal, 3)
@@ -163,11 +158,6 @@ def _cut_mosaic(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray) -> lis
         tiles = math.isqrt(count - 1) + 1
         if pixels.shape != (tiles * rows, tiles * columns) or not 0 < distance < np.inf:
             raise ValueError(f"{count} slices in {pixels.shape} pixels")
-    except Exception as error:  # nibabel's WrapperError, or anything else in a private header
-        raise InputError(
-            f"{file} is a Siemens MOSAIC, all slices in one picture, and its header does not say how to cut it "
-            f"({quoted(error)}); convert it to NIfTI, for example by dcm2niix."
-        ) from error
     pixels = rescale(
         pixels, dataset, getattr(dataset, "RescaleSlope", None), getattr(dataset, "RescaleIntercept", None), file
     )

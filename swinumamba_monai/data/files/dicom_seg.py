@@ -15,7 +15,7 @@ from swinumamba_monai.data.files.dicom_frames import count_groups, element_of, g
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file, read_header
 from swinumamba_monai.data.files.limits import MAX_VOXELS, check_unfolding
 from swinumamba_monai.data.files.walk import find_files
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.errors import InputError, explained
 
 if TYPE_CHECKING:
     import pydicom
@@ -60,14 +60,8 @@ def read_segmentation(file: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: The file is damaged, claims too much, or its frames are no slices of one grid.
     """
-    try:
+    with explained(f"{file} is a DICOM segmentation that cannot be decoded", "convert it to NIfTI"):
         return _read(file)
-    except InputError:
-        raise
-    except Exception as error:  # see above
-        raise InputError(
-            f"{file} is a DICOM segmentation that cannot be decoded ({quoted(error)}); convert it to NIfTI."
-        ) from error
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
