@@ -157,6 +157,12 @@ def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str
 
     Where nothing says what the numbers mean they are taken for ``classes`` in their order, with a warning.
 
+    Args:
+        source: folder of the dataset, in which ``dataset.json`` lies.
+        given: label map that the user gives, or None.
+        classes: the paper's classes, background first.
+        found: gets the warnings.
+
     Raises:
         InputError: ``dataset.json`` cannot be read, or its labels are no label map.
     """
