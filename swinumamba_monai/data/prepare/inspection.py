@@ -101,7 +101,7 @@ def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> Pai
     """Decode a frame and its class mask and say what is wrong with them, or what they hold.
 
     Args:
-        image: path of the frame, or name of one of a video.
+        image: path of the frame, or name of a plane of a stack.
         label: path of the mask.
         label_map: the classes of the numbers in the mask.
     """
