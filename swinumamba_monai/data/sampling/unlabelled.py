@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from monai.config import PathLike
 
-from swinumamba_monai.data.datalist import SECTIONS, is_prepared, load_datalist
+from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, load_datalist
 from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.errors import InputError
@@ -44,19 +45,23 @@ def load_unlabelled(
     Raises:
         InputError: There are no such images.
     """
-    if is_prepared(dataset_dir):
+    if _is_prepared(dataset_dir):
         images = _section(dataset_dir, section)
         others = {path for name in SECTIONS if name != section for path in _section(dataset_dir, name, required=False)}
     else:
         images, others = _split_folder(_folder(dataset_dir, list_folder), section)
     if section == "training" and extra_image_dir is not None:
-        prepared = is_prepared(extra_image_dir)
+        prepared = _is_prepared(extra_image_dir)
         extra = _section(extra_image_dir, section) if prepared else _folder(extra_image_dir, list_folder)
         known = others.union(images)
         new = [path for path in extra if path not in known]
         logger.info("%d unlabelled images, and %d of %s", len(images), len(new), extra_image_dir)
         images += new
     return [{"image": path} for path in images]
+
+
+def _is_prepared(folder: PathLike) -> bool:
+    return (Path(folder) / DATALIST_NAME).is_file()
 
 
 def _folder(path: PathLike, list_folder: Callable[[PathLike], Sequence[dict[str, str]]]) -> list[Image]:
