@@ -15,7 +15,6 @@ import os
 import shutil
 import stat
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 from swinumamba_monai.atomic import replacing
@@ -97,17 +96,6 @@ def keep(path: Path, content: bytes) -> None:
     with replacing(path) as temporary:
         temporary.chmod(0o600)
         temporary.write_bytes(_digest(path.name, content) + content)
-
-
-@cache  # once in a process
-def warn_that_nothing_is_kept(consequence: str, reason: str) -> None:
-    """Say in the log why what was made is not kept for the next process.
-
-    Args:
-        consequence: sentence on what that means, and what helps.
-        reason: why :func:`keep` failed.
-    """
-    logger.warning("%s (%s)", consequence, reason)
 
 
 def _why_not_own_folder(folder: Path) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from monai.data.utils import orientation_ras_lps
 from monai.utils import optional_import
 
 from swinumamba_monai.data.files.limits import MAX_DEFLATE, MAX_VOXELS
-from swinumamba_monai.errors import InputError, explained, shown
+from swinumamba_monai.errors import InputError, explained, log_once, shown
 
 sitk, _has_sitk = optional_import("SimpleITK")
 
@@ -34,6 +33,10 @@ _BZIP2 = re.compile(rb"^encoding:[ \t]*bz", re.MULTILINE | re.IGNORECASE)
 _UNIT = re.compile(rb"^(?:(?:space )?units:|DistanceUnits[ \t]*=)(.*)$", re.MULTILINE | re.IGNORECASE)
 _UNITS = {"m": 1000.0, "meter": 1000.0, "cm": 10.0, "mm": 1.0, "um": 0.001, "\u00b5m": 0.001, "micron": 0.001}
 _SPACE = re.compile(rb"^space:[ \t]*(?:[lr][ap]s|(?:left|right)-(?:anterior|posterior)-superior)", re.M | re.I)
+_NO_SPACE = (
+    "{} does not say where its axes lead (it has no anatomical space); they are taken to lead left, posterior and "
+    "superior, as ITK takes them: correct its header"
+)
 _FEW_DIMENSIONS = re.compile(rb"^NDims[ \t]*=[ \t]*[1-5][ \t]*\r?$", re.MULTILINE)
 
 
@@ -61,7 +64,7 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix.lower() in _NRRD_SUFFIXES and _BZIP2.search(header):
         raise InputError(f"{path} is packed with bzip2, which ITK does not read; save it with gzip.")
     if path.suffix.lower() in _NRRD_SUFFIXES and not _SPACE.search(header):
-        _warn_without_space(path)
+        log_once(logger, logging.WARNING, _NO_SPACE.format(path))
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with explained(f"{path} cannot be decoded", "it is damaged, so replace it"):
@@ -95,15 +98,6 @@ def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
     image.SetOrigin(affine[:3, 3].tolist())
     image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
     sitk.WriteImage(image, str(path), useCompression=True)
-
-
-@cache  # once for each file
-def _warn_without_space(path: Path) -> None:
-    logger.warning(
-        "%s does not say where its axes lead (it has no anatomical space); they are taken to lead left, posterior and "
-        "superior, as ITK takes them: correct its header",
-        path,
-    )
 
 
 def _header(path: Path) -> bytes:

@@ -22,7 +22,8 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from swinumamba_monai.owned import CACHE, keep, load_kept, warn_that_nothing_is_kept
+from swinumamba_monai.errors import log_once
+from swinumamba_monai.owned import CACHE, keep, load_kept
 
 __all__ = ["LoopCache"]
 
@@ -57,7 +58,7 @@ class LoopCache(NullCache):
             keep(self._path(signature, result.library.codegen), dumps(result._reduce()))
         except (OSError, RuntimeError) as error:
             consequence = "every process compiles its loops anew, set NUMBA_CACHE_DIR to keep them"
-            warn_that_nothing_is_kept(consequence, getattr(error, "strerror", None) or str(error))
+            log_once(logger, logging.WARNING, f"{consequence} ({getattr(error, 'strerror', None) or error})")
 
     def _path(self, signature: object, codegen: object) -> Path:
         """The file, whose name changes with all that the compiled form depends on."""

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swinumamba_monai.owned import CACHE, keep, load_kept, warn_that_nothing_is_kept
+from swinumamba_monai.errors import log_once
+from swinumamba_monai.owned import CACHE, keep, load_kept
 
 __all__ = ["Kernels", "load_kernels", "on_its_device", "params_type", "why_nvrtc_is_unavailable"]
 
@@ -160,7 +161,7 @@ def _compile_cached(source: str, name: str, options: tuple[str, ...], binary: bo
         keep(path.expanduser(), image)
     except (OSError, RuntimeError) as error:
         consequence = f"every process compiles the kernels anew, because {CACHE} cannot be written"
-        warn_that_nothing_is_kept(consequence, getattr(error, "strerror", None) or str(error))
+        log_once(logger, logging.WARNING, f"{consequence} ({getattr(error, 'strerror', None) or error})")
     return image
 
 
