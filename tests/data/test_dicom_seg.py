@@ -14,7 +14,7 @@ from test_dicom import PIXELS, STEP, write_series
 from swinumamba_monai.data.datalist import load_datalist
 from swinumamba_monai.data.files.label_map import LabelMap
 from swinumamba_monai.data.files.volumes import VolumeLabelReader, VolumeReader, read_volume, read_volume_label
-from swinumamba_monai.data.sampling.slices import SliceDataset
+from swinumamba_monai.data.sampling.slice_crops import SliceDataset
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks.abdomen_mri import prepare_abdomen_mri
 
