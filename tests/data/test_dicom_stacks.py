@@ -130,6 +130,16 @@ def test_one_study_may_have_its_slices_in_two_folders(tmp_path):
     assert read_volume(name)[0].shape[2] == 6
 
 
+@pytest.mark.parametrize("folders", [("a", "b"), ("a", "a/copy")])
+def test_a_series_that_lies_twice_in_folders_of_its_own_is_two_volumes(folders, tmp_path):
+    for times, folder in enumerate(folders, start=1):
+        (tmp_path / folder).mkdir()
+        for number, plane in enumerate(PLANES):
+            write_slice(tmp_path / folder / f"{number}.dcm", plane * times, NORMAL * 4 * number, number)
+    one, two = (read_volume(name)[0] for name in list_series(tmp_path))
+    assert one.shape[2] == len(PLANES) and np.array_equal(two, one * 2)
+
+
 def test_a_series_is_not_replaced_by_the_only_one_of_another_case(tmp_path, capsys):
     source = tmp_path / "source"
     (source / "labels").mkdir(parents=True)

@@ -51,6 +51,20 @@ def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
     return copies
 
 
+def by_folder(group: dict[Path, pydicom.Dataset]) -> list[dict[Path, pydicom.Dataset]]:
+    """The files of each folder, where all folders have slices at the same places: a copy of a series, or its echoes.
+
+    Folders that share the slices of one stack, as a CD has them, stay together.
+    """
+    folders: dict[Path, dict[Path, pydicom.Dataset]] = {}
+    for file, header in group.items():
+        folders.setdefault(file.parent, {})[file] = header
+    places = [
+        {_text(getattr(header, "ImagePositionPatient", "")) for header in part.values()} for part in folders.values()
+    ]
+    return list(folders.values()) if all(place == places[0] for place in places) else [group]
+
+
 def visits_of(images: dict[Path, pydicom.Dataset]) -> list[set[Path]]:
     """The files that are of one study or in one folder, and so of one patient."""
     visits: list[tuple[set[str], set[Path]]] = []
