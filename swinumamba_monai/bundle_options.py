@@ -283,6 +283,8 @@ def _check_path(name: str, text: str | None, value: object) -> None:
         return
     if text is None or not text.strip():  # of a variable of the shell that is not set; it would be this very folder
         raise InputError(f"--{name} needs a path behind it.")
+    if name == "logging_file" and value is False:
+        return  # MONAI's own word for leaving logging as it is
     if text.lower() in (*_NO_PYTHON, "none") and text != "None":
         raise InputError(f"--{name} {text} is a path; write ./{text} for one of this name, or '$None'.")
     if value is None or value == text or text.startswith(_MACROS):
