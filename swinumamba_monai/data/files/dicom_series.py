@@ -29,6 +29,7 @@ from swinumamba_monai.data.files.dicom_parts import (
     holds_several,
     is_parallel,
     join_lone_slices,
+    of_another_size,
     parts_of,
     visits_of,
     words_of,
@@ -159,6 +160,8 @@ def find_series(folder: Path) -> list[Series]:
             f"{folder}: {alike} slices with a SeriesInstanceUID each agree, but are no stack: they lie at uneven "
             "distances, as if some were missing, or two at one place"
         )
+    for group in groups.values():
+        aside |= of_another_size(group)
     for visit in visits:
         aside |= _across_stacks([group for group in groups.values() if next(iter(group)) in visit])
     groups = {key: {f: h for f, h in group.items() if f not in aside} for key, group in groups.items()}
