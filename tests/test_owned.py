@@ -137,3 +137,11 @@ def test_numba_without_a_place_says_so_once(tmp_path, monkeypatch, caplog):
         assert entry(lambda a, b: a + b)(1.5, 2.0) == 3.5
     (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert message.startswith("every process compiles its loops anew, set NUMBA_CACHE_DIR to keep them (")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "kept", 0o600)
+    assert load_kept(tmp_path / "kept") is None
+    keep(tmp_path / "kept", b"new")
+    assert load_kept(tmp_path / "kept") == b"new"

@@ -49,6 +49,7 @@ def load_images(
     skip_bad: bool = False,
     memory: Need | None = None,
     blocks: Blocks | None = None,
+    channel: int | None = None,
 ) -> Inputs:
     """The images to run inference on.
 
@@ -62,6 +63,8 @@ def load_images(
             :mod:`swinumamba_monai.inference.memory`.
         blocks: says by ``open`` which images are too large to be read as a whole, and checks them; they are ``large``
             in what is returned, and not in the list.
+        channel: number of the channel that is looked at, from 0, which every image must have that ``reader`` reads;
+            None where none is chosen.
 
     Returns:
         Dictionaries with the absolute path "image", sorted by file name for a folder. A TIFF stack gives one for each
@@ -76,7 +79,7 @@ def load_images(
         return image_names(file) if is_image_file(file) else []
 
     found = _list(path, images, "image", "an image, a folder of images", IMAGE_SUFFIXES, skip_bad)
-    return _checked(found, reader, skip_bad, memory, blocks)
+    return _checked(found, reader, skip_bad, memory, blocks, channel)
 
 
 def load_frames(
@@ -159,17 +162,23 @@ def _check_series(path: PathLike, series: str | None) -> None:
 
 
 def _checked(
-    found: Inputs, reader: Reader | None, skip_bad: bool, memory: Need | None, blocks: Blocks | None = None
+    found: Inputs,
+    reader: Reader | None,
+    skip_bad: bool,
+    memory: Need | None,
+    blocks: Blocks | None = None,
+    channel: int | None = None,
 ) -> Inputs:
     large = [item for item in found if blocks is not None and _check_large(item["image"], blocks, read=False)]
     if reader is not None:
         reader = reader() if isinstance(reader, type) else reader
 
         def read(name: str | tuple[str, ...]) -> None:
-            if blocks is not None and _check_large(name, blocks):
+            if blocks is not None and _check_large(name, blocks, channel=channel):
                 return
             if Path(ensure_tuple(name)[0]).suffix.lower() not in VIDEO_SUFFIXES:
                 image, meta = reader.get_data(reader.read(name))
+                _check_channel(name, image, channel)
                 if memory is not None:
                     memory(ensure_tuple(name)[0], image, meta)
 
@@ -180,7 +189,13 @@ def _checked(
     return found
 
 
-def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True) -> bool:
+def _check_channel(name: object, image: np.ndarray, channel: int | None) -> None:
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if channel is not None and channel >= channels:
+        raise InputError(f"{name} has {channels} channel(s), so there is no channel {channel}; the first is 0.")
+
+
+def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True, channel: int | None = None) -> bool:
     """Whether an image goes by blocks; with ``read`` one that cannot is refused."""
     image = blocks.open(name)
     if image is None:
@@ -188,6 +203,7 @@ def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True)
     with image:
         if read:
             blocks.check(image)
+            _check_channel(image.path, image.read(0, 1), channel)
             blocks.read_once(image)
     return True
 

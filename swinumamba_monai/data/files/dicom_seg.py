@@ -98,6 +98,7 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.rint(places).astype(int)
     if not step > 0 or np.abs(places - numbers).max() > _OFF_GRID or rows * columns * (numbers.max() + 1) > MAX_VOXELS:
         raise InputError(f"{file} has frames at uneven distances; convert it to NIfTI.")
+    check_unfolding(file, rows * columns * int(numbers.max() + 1))  # slices without a frame are in no file
     ids = np.zeros((numbers.max() + 1, rows, columns), np.int32)
     for plane, group, place in zip(pixels, groups, numbers):
         part = plane.astype(np.int32)

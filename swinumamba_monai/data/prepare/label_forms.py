@@ -122,7 +122,7 @@ def class_ids_of(
     if colours is not None:
         return _by_colour(label, colours)
     ids = read_classes(label)
-    known = {number for numbers in labels.ids for number in numbers}
+    known = {number for numbers in labels.ids for number in numbers}.union(labels.ignored)
     found = np.unique(ids).tolist()
     if len(labels.names) == 2 and found in ([0, 255], [255]) and 255 not in known:
         return np.where(ids == 255, labels.ids[1][0], labels.ids[0][0]).astype(np.int32)  # black and white
