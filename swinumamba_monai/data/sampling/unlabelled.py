@@ -7,11 +7,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from monai.config import PathLike
 
-from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, load_datalist
+from swinumamba_monai.data.datalist import SECTIONS, is_prepared, load_datalist
 from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.data.listing import Reader, load_images
@@ -55,7 +54,7 @@ def load_unlabelled(
     options = {} if reader is None else {"reader": reader, "skip_bad": skip_bad}
     found = [_listed(dataset_dir, section, list_folder, options)]
     images = [_resolved(item["image"]) for item in found[0]]
-    if _is_prepared(dataset_dir):
+    if is_prepared(dataset_dir):
         others = {path for name in SECTIONS if name != section for path in _section(dataset_dir, name)}
     else:
         images, others = _split_folder(images, section)
@@ -74,13 +73,9 @@ def load_unlabelled(
     return result
 
 
-def _is_prepared(folder: PathLike) -> bool:
-    return (Path(folder) / DATALIST_NAME).is_file()
-
-
 def _listed(path: PathLike, section: str, list_folder: Callable[..., Inputs], options: Mapping[str, object]) -> Inputs:
     """The images of a section of a prepared dataset, or all of a folder; read once by ``reader`` of the options."""
-    if not _is_prepared(path):
+    if not is_prepared(path):
         return list_folder(path, **options)
     items = load_datalist(path, section, check=False)
     if options:
