@@ -111,12 +111,12 @@ def test_numba_compiles_again_what_is_damaged(tmp_path, monkeypatch, caplog, dam
         assert loop(1.5, 2.0) == 3.5
         return sum(loop.stats.cache_hits.values())
 
-    kept_loops._say_that_it_takes_a_while.cache_clear()
+    kept_loops.log_once.cache_clear()
     with caplog.at_level("INFO", kept_loops.logger.name):
         assert [hits(), hits()] == [0, 1]
         assert [message.split(",")[0] for message in caplog.messages] == ["the loops of the scan are compiled"]
         caplog.clear()
-        kept_loops._say_that_it_takes_a_while.cache_clear()
+        kept_loops.log_once.cache_clear()
         assert hits() == 1 and not caplog.messages
     (path,) = (tmp_path / "loops").iterdir()
     path.write_bytes(damage(path.read_bytes()))

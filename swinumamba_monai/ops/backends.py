@@ -23,13 +23,13 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from swinumamba_monai.checks import require_one_of
+from swinumamba_monai.errors import log_once
 
 from .cpu.norm_gate import norm_gate_jit
 from .cpu.scan import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
@@ -243,12 +243,8 @@ def log_backend_once(name: str, device_type: str, dtype: torch.dtype, d_state: i
     if chosen != fastest and _wanted(name) == "auto" and dtype != torch.float64:  # float64 is for checks
         obstacle = REGISTRY[fastest].why_unavailable(device_type, dtype, d_state)
     advice = f"; {obstacle}, so the scan is several times slower than it could be" if obstacle else ""
-    _log_once(logging.WARNING if obstacle else logging.INFO, f"selective scan on {device_type}: {chosen}{advice}")
-
-
-@cache
-def _log_once(level: int, message: str) -> None:
-    logger.log(level, message)
+    level = logging.WARNING if obstacle else logging.INFO
+    log_once(logger, level, f"selective scan on {device_type}: {chosen}{advice}")
 
 
 class BackendChoice:

@@ -27,7 +27,7 @@ LOGGER = "swinumamba_monai.ops.backends"
 def nothing_said_yet(monkeypatch):
     """Each test starts without a choice from the environment and with an empty log."""
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
-    backends._log_once.cache_clear()
+    backends.log_once.cache_clear()
 
 
 def tiny_sequence() -> dict[str, torch.Tensor]:

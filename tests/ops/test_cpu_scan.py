@@ -237,7 +237,7 @@ def test_auto_takes_the_loops_on_the_cpu_or_says_what_is_missing(monkeypatch, ca
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
     assert backends.choose_backend("auto", "cpu", torch.float32) == "numba"
     monkeypatch.setattr(jit_cpu, "_import_error", lambda: "numba cannot be imported")
-    backends._log_once.cache_clear()
+    backends.log_once.cache_clear()
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert backends.choose_backend("auto", "cpu", torch.float32) == "portable"

@@ -256,7 +256,7 @@ def test_another_device_than_the_current_one():
 
 
 def test_the_default_is_the_kernels(caplog):
-    backends._log_once.cache_clear()
+    backends.log_once.cache_clear()
     with caplog.at_level(logging.INFO, backends.__name__):
         assert backends.choose_backend("auto", "cuda", torch.bfloat16, 16) == "cuda"
         assert backends.choose_backend("auto", "cuda", torch.bfloat16, 17) == "portable"

@@ -29,6 +29,8 @@ __all__ = ["LoopCache"]
 
 logger = logging.getLogger(__name__)
 
+_TAKES_A_WHILE = "the loops of the scan are compiled, once for each dtype: ten seconds, half a minute for training"
+
 
 class LoopCache(NullCache):
     """What Numba asks for the compiled forms of one function, and gives them to.
@@ -48,7 +50,7 @@ class LoopCache(NullCache):
         except (OSError, RuntimeError):  # RuntimeError: there is no home
             kept = None
         if kept is None:
-            _say_that_it_takes_a_while()
+            log_once(logger, logging.INFO, _TAKES_A_WHILE)
             return None
         return CompileResult._rebuild(target_context, *pickle.loads(kept))
 
@@ -76,8 +78,3 @@ def _sources() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-@cache
-def _say_that_it_takes_a_while() -> None:
-    logger.info("the loops of the scan are compiled, once for each dtype: ten seconds, half a minute for training")
