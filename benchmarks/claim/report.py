@@ -30,7 +30,13 @@ from swinumamba_monai.reports import markdown_lines
 from .arms import ARMS, CLAIM_TASKS, rate_jobs
 
 REFERENCE = "nnU-Net"
-SCRATCH = {"† s1l8, stage 1": "† s1l8", "†, stage 1": "†"}  # the same network from random weights
+SCRATCH = {  # the same network from random weights
+    "† s1l8, stage 1": "† s1l8",
+    "†, stage 1": "†",
+    "† s1l8, MIM": "† s1l8",
+    "† s1l8, stage 1 + MIM": "† s1l8",
+}
+RUN = ("task", "arm", "part", "seed", "share", "steps", "rate")  # what tells a run in scores.csv
 SCORES = {"microscopy": "F1", "endoscopy": "DSC", "abdomen_mri": "DSC"}
 
 
@@ -42,11 +48,13 @@ def read_runs(folder: Path) -> list[dict]:
     return runs
 
 
-def scores_of(runs: Sequence[dict], task: str, arm: str, share: float) -> dict[int, dict[str, float]]:
-    """The scores of all cases for every seed with which each part was tested."""
+def scores_of(
+    runs: Sequence[dict], task: str, arm: str, share: float, steps: float = 1.0
+) -> dict[int, dict[str, float]]:
+    """The scores of all cases for every seed with which each part was tested after so many times the task's steps."""
     seeds = defaultdict(dict)
     for run in runs:
-        if (run["task"], run["arm"], run["share"], run["steps"]) == (task, arm, share, 1.0) and not run["is_choice"]:
+        if (run["task"], run["arm"], run["share"], run["steps"]) == (task, arm, share, steps) and not run["is_choice"]:
             seeds[run["seed"]][run["part"]] = run["scores"]
     whole = {seed: parts for seed, parts in seeds.items() if sorted(parts) == sorted(CLAIM_TASKS[task].parts)}
     return {seed: {c: s for part in parts.values() for c, s in part.items()} for seed, parts in whole.items()}
@@ -67,22 +75,26 @@ def difference(ours: dict[str, float], others: dict[str, float]) -> str:
 
 
 def task_rows(runs: Sequence[dict], task: str) -> list[dict]:
-    """A row for every arm and share that was tested whole."""
+    """A row for every arm, share and number of steps that was tested whole; nnU-Net is that of the task's own steps."""
     rows = []
-    for share in sorted({run["share"] for run in runs}, reverse=True):
-        found = {arm: seeds for arm in ARMS if (seeds := scores_of(runs, task, arm, share))}
+    tested = {(run["share"], run["steps"]) for run in runs if not run["is_choice"]}
+    for share, steps in sorted(tested, key=lambda budget: (-budget[0], budget[1])):
+        found = {arm: seeds for arm in ARMS if (seeds := scores_of(runs, task, arm, share, steps))}
         means = {arm: means_over_seeds(seeds) for arm, seeds in found.items()}
+        of_nnunet = scores_of(runs, task, REFERENCE, share)
+        reference = means_over_seeds(of_nnunet) if of_nnunet else None
         for arm, cases in means.items():
             values = np.array(list(cases.values()))
             chosen = {run["rate"] for run in runs if (run["task"], run["arm"], run["is_choice"]) == (task, arm, False)}
             rows.append(
                 {
                     "share of the cases": f"{share:.0%}",
+                    "steps": round(steps * CLAIM_TASKS[task].steps),
                     "arm": arm,
                     "learning rate": ", ".join(f"{rate:g}" for rate in sorted(chosen)),
                     SCORES[task]: f"{values.mean():.3f} ± {values.std(ddof=1):.3f}",
                     "seeds": len(found[arm]),
-                    "minus nnU-Net": difference(cases, means[REFERENCE]) if arm != REFERENCE else "–",
+                    "minus nnU-Net": difference(cases, reference) if reference not in (None, cases) else "–",
                     "minus random weights": difference(cases, means[SCRATCH[arm]])
                     if SCRATCH.get(arm) in means
                     else "–",
@@ -146,10 +158,10 @@ def write_report(runs_dir: Path, output_dir: Path) -> None:
     (output_dir / "claim.md").write_text("\n".join(lines))
     with (output_dir / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["task", "arm", "part", "seed", "share", "rate", "case", "score"])
+        writer.writerow([*RUN, "case", "score"])
         for run in runs:
             if not run["is_choice"]:
-                head = [run[name] for name in ("task", "arm", "part", "seed", "share", "rate")]
+                head = [run[name] for name in RUN]
                 writer.writerows([*head, case, f"{score:.6f}"] for case, score in run["scores"].items())
     draw_shares(runs, output_dir / "shares.png")
 

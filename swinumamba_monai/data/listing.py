@@ -17,7 +17,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
-from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
+from swinumamba_monai.data.datalist import is_prepared, load_datalist
 from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
 from swinumamba_monai.data.files.numbered import without_number
@@ -145,7 +145,7 @@ def load_volumes(
     found = _list(path, volumes, "volume", "a volume, a folder of volumes", kinds, skip_bad, by_entry=False)
     _check_series(path, series)
     found.bad += refuse_or_leave_out(problems, skip_bad, path)
-    if Path(path).is_dir() and not (Path(path) / DATALIST_NAME).is_file():
+    if Path(path).is_dir() and not is_prepared(path):
         taken = {file for item in found for name in ensure_tuple(item["image"]) for file in volume_files(name)}
         found.not_taken = not_taken_of(file for file in find_files(Path(path).absolute()) if file not in taken)
     return _checked(found, reader, skip_bad, memory)
@@ -155,7 +155,7 @@ def _check_series(path: PathLike, series: str | None) -> None:
     """Refuse to choose a series where there are none to choose from."""
     if series is None or series == "all":
         return
-    if (Path(path) / DATALIST_NAME).is_file():
+    if is_prepared(path):
         raise InputError(f"the series of {path} were chosen when it was prepared; leave series out.")
     if not is_dicom_folder(Path(path)):
         raise InputError(f"series chooses among DICOM series, and {path} is no folder with any; leave it out.")
@@ -219,7 +219,7 @@ def _list(
 ) -> Inputs:
     """What ``names_of`` finds in a file, and in a folder or, with ``by_entry``, in each of its entries."""
     path = Path(path)
-    if (path / DATALIST_NAME).is_file():
+    if is_prepared(path):
         items = load_datalist(path, "test", check=False)
         return Inputs(({"image": item["image"]} for item in items), f"the test section of {path}")
     if not path.exists():

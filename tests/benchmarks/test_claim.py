@@ -146,10 +146,12 @@ def test_the_report_compares_case_by_case():
 
     better = {case: value + gains[case] for case, value in cases.items()}
     runs = [run("nnU-Net", 0, cases), run("nnU-Net", 1, cases), run("†", 0, better)]
-    runs.append({**run("†", 1, better), "steps": 2.0})  # another budget, not of the table
+    runs.append({**run("†", 1, better), "steps": 2.0})  # another budget
     assert means_over_seeds(scores_of(runs, "microscopy", "nnU-Net", 1.0)) == cases
-    nnunet, ours = task_rows(runs, "microscopy")
-    assert (nnunet["seeds"], ours["seeds"]) == (2, 1)
+    nnunet, ours, longer = task_rows(runs, "microscopy")
+    assert (nnunet["seeds"], ours["seeds"], longer["seeds"]) == (2, 1, 1)
+    assert (nnunet["steps"], ours["steps"], longer["steps"]) == (1200, 1200, 2400)
+    assert longer["minus nnU-Net"] == ours["minus nnU-Net"]  # both beside nnU-Net's own number of steps
     p = wilcoxon(list(gains.values())).pvalue
     assert ours["minus nnU-Net"].startswith(f"{np.mean(list(gains.values())):+.3f}")
     assert ours["minus nnU-Net"].endswith(f"p = {p:.2g}")

@@ -236,7 +236,7 @@ def holds_several(header: pydicom.Dataset) -> bool:
     """Whether a file holds several slices itself, as frames or in a mosaic."""
     try:
         frames = int(header.NumberOfFrames)
-    except (AttributeError, TypeError, ValueError):  # not there, or no number, which reading the file says
+    except (AttributeError, TypeError, ValueError, OverflowError):  # not there, or no number, which reading says
         frames = 1
     return frames > 1 or "MOSAIC" in words_of(header)
 

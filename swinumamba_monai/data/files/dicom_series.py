@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,7 @@ from swinumamba_monai.data.files.dicom_parts import (
 )
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
 from swinumamba_monai.data.files.walk import find_files
-from swinumamba_monai.errors import InputError, listed, shown
+from swinumamba_monai.errors import InputError, listed, log_once, shown
 
 if TYPE_CHECKING:
     import pydicom
@@ -294,9 +293,8 @@ def _across_stacks(groups: Sequence[dict[Path, pydicom.Dataset]]) -> dict[Path, 
     return aside
 
 
-@cache  # a series is looked for whenever it is read
 def _warn(sentence: str) -> None:
-    logger.warning("%s", sentence)
+    log_once(logger, logging.WARNING, sentence)  # a series is looked for whenever it is read
 
 
 def _series(name: str, whole: dict[Path, pydicom.Dataset], broken: Sequence[Path]) -> Iterator[Series]:

@@ -45,7 +45,7 @@ class Tuning(NamedTuple):
         backward_room: the same for the backward.
         forward_busy: warps of a multiprocessor below which fewer take as long.
         backward_busy: the same for the backward.
-        uneven: whether the backward may cut a sequence in two of different lengths; up to 6 % faster both ways.
+        uneven: whether the backward may cut a sequence in two of different lengths; up to 9 % faster.
     """
 
     tile: int = 16
