@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--series", help="of several DICOM series in a folder: number, UID or a part of the name")
     parser.add_argument("--nan", type=float, help="what takes the place of NaN in volumes, such as 0; default: refused")
+    parser.add_argument("--in_channels", type=int, help="channels that volumes hold as a fourth dimension; default: 1")
     parser.add_argument(
         "--label_grid",
         choices=("file", "image"),
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import data
 
-    names = "val_fraction test_fraction seed fold skip_bad mask_threshold series nan label_grid".split()
+    names = "val_fraction test_fraction seed fold skip_bad mask_threshold series nan in_channels label_grid".split()
     options = data.PrepareOptions(**{name: getattr(arguments, name) for name in names}, progress=_show_progress)
     task = find_task(arguments.task)
     made = task.prepare(arguments.source_dir, arguments.output_dir, options, arguments.label_map)

@@ -78,7 +78,7 @@ def prepare_abdomen_mri(
             _leave_out_other_series(found, source, options.series)
             _leave_out_ct(found)
             labels = choose_label_map(source, label_map, ABDOMEN_CLASSES, found)
-        channels = _count_channels(found, source)
+        channels = _count_channels(found, source, options.in_channels)
         if not pieces:
             _write_classes(found, labels, made, channels, options)
         inspect = partial(
@@ -117,8 +117,8 @@ def _leave_out_other_series(found: dataset.FoundPairs, source: Path, series: str
             found.problems.append(str(error))
 
 
-def _count_channels(found: dataset.FoundPairs, source: Path) -> int:
-    """The channels of the images: those in files of their own, or that ``dataset.json`` names; what differs goes."""
+def _count_channels(found: dataset.FoundPairs, source: Path, wanted: int | None) -> int:
+    """The channels of the images: those in files of their own, wanted, or of ``dataset.json``; what differs goes."""
     if not found.pairs:
         return 1
     counts = {name: len(found.images(name)) for name in found.pairs}
@@ -135,8 +135,12 @@ def _count_channels(found: dataset.FoundPairs, source: Path) -> int:
                 "them alike."
                 for image in further
             ]
+    if wanted is not None and channels not in (1, wanted):
+        raise InputError(f"in_channels is {wanted}, but most images have {channels} files of a channel each.")
+    if channels > 1 or wanted is not None:
+        return wanted or channels
     named = read_dataset_json(source).get("channel_names") or read_dataset_json(source).get("modality") or {}
-    return max(channels, len(named)) if channels == 1 else channels
+    return max(1, len(named))
 
 
 def _write_classes(

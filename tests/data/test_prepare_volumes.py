@@ -331,3 +331,21 @@ def test_sagittal_volumes_get_the_spacing_of_their_slices(tmp_path):
     report = prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS)
     assert report.fingerprint["proposal"]["axcodes"] == "IPR"
     assert any("--axcodes IPR --spacing [1.5,1.25] in every command" in warning for warning in report.warnings)
+
+
+def test_channels_in_a_fourth_dimension_of_plain_folders(tmp_path, capsys):
+    source, voxels = tmp_path / "source", np.zeros((12, 10, 3, 2), np.float32)
+    voxels[..., 1] = 7
+    for folder, content in (("images", voxels), ("labels", (voxels[..., 0] == 0).astype(np.uint8))):
+        (source / folder).mkdir(parents=True)
+        for number in range(4):
+            nib.save(nib.Nifti1Image(content, np.diag([1.0, 1, 5, 1])), source / folder / f"{number}.nii.gz")
+    (tmp_path / "map.json").write_text('{"background": 0, "liver": 1}')
+    command = ["prepare", "abdomen_mri", "--source_dir", str(source), "--label_map", str(tmp_path / "map.json")]
+    assert main([*command, "--output_dir", str(tmp_path / "none")]) == 1
+    assert "give --in_channels" in capsys.readouterr().err
+    assert main([*command, "--output_dir", str(tmp_path / "two"), "--in_channels", "2"]) == 0
+    assert "--num_classes 2 --in_channels 2" in capsys.readouterr().out
+    intensities = json.loads((tmp_path / "two" / "fingerprint.json").read_text())["intensities"]
+    assert [channel["mean"] for channel in intensities] == [0, 7]
+    assert main([*command, "--output_dir", str(tmp_path / "three"), "--in_channels", "3"]) == 1

@@ -48,12 +48,14 @@ class PrepareOptions:
             None for masks of numbers.
         series: of DICOM volumes, which to take: a UID, a number, or a part of the description.
         nan: what takes the place of NaN in volumes; None refuses it.
+        in_channels: of volumes that hold their channels as a fourth dimension, how many; None where a
+            ``dataset.json`` or files of their own say it.
         label_grid: "image" where the voxels of a label volume are those of its image, whatever its header says;
             "file" where the header counts.
         progress: called with the number of pairs checked and of all pairs.
 
     Raises:
-        InputError: a fraction is not between 0 and 1, or the seed is below 0.
+        InputError: a fraction is not between 0 and 1, the seed is below 0, or there is no channel.
     """
 
     val_fraction: float = 0.1
@@ -64,6 +66,7 @@ class PrepareOptions:
     mask_threshold: float | None = None
     series: str | None = None
     nan: float | None = None
+    in_channels: int | None = None
     label_grid: str = "file"
     progress: Callable[[int, int], None] | None = None
 
@@ -72,6 +75,8 @@ class PrepareOptions:
             raise InputError(
                 f"val_fraction {self.val_fraction} and test_fraction {self.test_fraction} must be between 0 and 1."
             )
+        if self.in_channels is not None and self.in_channels < 1:
+            raise InputError(f"in_channels is {self.in_channels}, but a volume has a channel or more.")
         if self.seed < 0:
             raise InputError(f"seed must be a whole number from 0 on, not {self.seed}.")
 
