@@ -11,7 +11,7 @@ import numpy as np
 from skimage.color import hsv2rgb
 from skimage.segmentation import find_boundaries
 
-GREEN = (0.1, 1.0, 0.1)
+GREEN, MAGENTA = (0.1, 1.0, 0.1), (1.0, 0.1, 1.0)
 MAX_PICTURE = 4096**2  # pixels; of larger images the picture shows every second pixel of a side, every third, ...
 
 
@@ -63,7 +63,8 @@ def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndar
         image: gray or colour image (H, W) or (H, W, C), stretched from its 0.5 % to its 99.5 % quantile; of a volume
             (X, Y, Z) or (X, Y, Z, C) the slice along Z is shown in which most was found.
         labels: numbers of that shape without the channels, 0 is background.
-        one_colour: whether all outlines are green, which shows on gray and on stains; else every number has a colour.
+        one_colour: whether all outlines are green, which shows on gray and on stains, or magenta where what was found
+            is green itself, as GFP often is; else every number has a colour.
     """
     if labels.ndim == 3:
         best = (labels > 0).sum((0, 1)).argmax()
@@ -77,6 +78,7 @@ def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndar
     picture = np.clip((channels - low) * (255 / span), 0, 255) * np.ones(3)
     colours = palette(labels.max())
     if one_colour:
-        colours[:] = GREEN
+        red, green, blue = picture[labels > 0].sum(0)
+        colours[:] = MAGENTA if green > 2 * max(red, blue) else GREEN
     paint(picture, labels, 255 * colours, opacity=0)
     return np.rint(picture).astype(np.uint8)

@@ -60,6 +60,18 @@ def test_outlines_are_on_the_rim_of_every_number(shape):
     assert green[10, 14] and green[10, 15] and not green[10, 10] and not green[0, 0], "also between two that touch"
 
 
+@pytest.mark.parametrize(
+    "brightness, colour",
+    [((1, 1, 1), (26, 255, 26)), ((0, 0, 1), (26, 255, 26)), ((0, 1, 0), (255, 26, 255)), ((0, 1), (255, 26, 255))],
+    ids=["gray", "blue", "green", "second of two channels"],
+)
+def test_outlines_can_be_seen_on_cells_of_any_colour(brightness, colour):
+    labels = np.zeros((20, 30), int)
+    labels[5:15, 5:15] = 1
+    picture = outlined((labels > 0)[..., None] * np.array(brightness) * 200.0, labels, one_colour=True)
+    assert tuple(picture[5, 5]) == colour and tuple(picture[10, 10]) != colour
+
+
 def test_of_a_volume_the_slice_with_most_is_outlined():
     labels = np.zeros((20, 30, 4), int)
     labels[2:18, 2:28, 2] = 1
