@@ -5,7 +5,7 @@
 What is written lies beside its place under a name that begins with a dot and 32 random digits, so processes never meet
 there, be they of one machine, of several, or of containers that all call themselves process 1. Its writer holds a lock
 on it, which the system takes back when the process ends, however it ends: what nobody holds is left over, and the next
-process that writes into the folder removes it.
+process that writes into the folder removes it. Where the system has no such locks, what is a day old is left over.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: leftovers are known by their age there
+except ImportError:  # Windows has no such locks
     fcntl = None
 
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
@@ -163,10 +163,13 @@ def _place_named(temporary: Path, path: Path) -> Iterator[None]:
         raise
 
 
-def _lock(path: Path) -> int | None:
-    """A file descriptor that holds the lock on a path, or None if somebody else holds it or has removed it."""
+def _lock(path: Path, must: bool = False) -> int | None:
+    """A file descriptor that holds the lock on a path, or None if somebody else holds it or has removed it.
+
+    Where no such locks are, the descriptor holds nothing; it is None if it ``must``.
+    """
     if fcntl is None:
-        return os.open(os.devnull, os.O_RDONLY)
+        return None if must else os.open(os.devnull, os.O_RDONLY)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of that name would have nobody to wait for
     except FileNotFoundError:
@@ -177,17 +180,17 @@ def _lock(path: Path) -> int | None:
             return descriptor
     except (BlockingIOError, FileNotFoundError):
         pass
-    except OSError:  # a file system without locks
-        return descriptor
+    except OSError:  # a file system without locks, or without those of folders and files opened to be read, as NFS
+        if not must:
+            return descriptor
     os.close(descriptor)
     return None
 
 
 def _remove_if_left(path: Path) -> None:
     with suppress(OSError):
-        if fcntl is None and time.time() - path.stat().st_mtime < _OLD:
-            return
-        if (lock := _lock(path)) is not None:
+        new = time.time() - path.stat().st_mtime < _OLD
+        if (lock := _lock(path, must=new)) is not None:
             _remove(path)
             os.close(lock)
 

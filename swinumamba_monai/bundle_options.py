@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -225,8 +226,22 @@ def _part(value: object, key: str) -> object:
     return value.get(key) if isinstance(value, Mapping) else None
 
 
+def _is_table(default: object) -> bool:
+    """Whether an entry of a config gives a number to each name, as the tolerances of the organs."""
+    return isinstance(default, Mapping) and bool(default) and all(type(n) in (int, float) for n in default.values())
+
+
 def _check_made(name: str, value: object, default: object) -> None:
-    """Refuse what cannot take the place of a component, of a section, or of a list of components."""
+    """Refuse what cannot take the place of a component, of a section, of a table, or of a list of components."""
+    if _is_table(default):
+        several = value.values() if isinstance(value, Mapping) else value
+        numbers = [value] if isinstance(several, (int, float, str)) else several
+        if not all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers):
+            raise InputError(
+                f"--{shown(name)} must be a number from 0 on for all, a list of one each, or a table such as "
+                f"{shown(str(dict([*default.items()][:1])))}; got {shown(repr(value))}."
+            )
+        return
     if isinstance(default, Mapping):
         fits = isinstance(value, Mapping) and ("_target_" in value or ("_target_" not in default and len(value) > 0))
     else:
@@ -283,6 +298,8 @@ def _check_path(name: str, text: str | None, value: object) -> None:
         return
     if text is None or not text.strip():  # of a variable of the shell that is not set; it would be this very folder
         raise InputError(f"--{name} needs a path behind it.")
+    if name == "logging_file" and value is False:
+        return  # MONAI's own word for leaving logging as it is
     if text.lower() in (*_NO_PYTHON, "none") and text != "None":
         raise InputError(f"--{name} {text} is a path; write ./{text} for one of this name, or '$None'.")
     if value is None or value == text or text.startswith(_MACROS):

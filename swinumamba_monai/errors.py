@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import TracebackType
 
 
@@ -73,6 +74,18 @@ def check_known(kind: str, names: Iterable[object], known: Iterable[str]) -> Non
     for name in names:
         if name not in known:
             raise InputError(f"there is no {kind} '{shown(name)}'; choose from {', '.join(known)}.")
+
+
+@cache
+def log_once(logger: logging.Logger, level: int, sentence: str) -> None:
+    """Write a sentence into a log, the first time that a process has it.
+
+    Args:
+        logger: log of the module that has something to say.
+        level: level of :mod:`logging`.
+        sentence: the sentence.
+    """
+    logger.log(level, "%s", sentence)
 
 
 # What is left of the error after a DataLoader's worker or MONAI's SaveImage has turned its traceback into text.

@@ -37,6 +37,8 @@ def why_not_own(path: Path) -> str | None:
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         return "is a link"
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        return "is no file"  # but a pipe, perhaps, whose end would be waited for
     if status.st_uid != os.geteuid():
         return "belongs to another user"
     if status.st_mode & _OTHERS_WRITE:

@@ -12,18 +12,21 @@ from __future__ import annotations
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = ["check_pickles", "is_archive"]
 
 MAX_TUPLE = 1000  # parts of a tuple, with those of the tuples in it, which its hash runs over each time
-MAX_LONG = 1000  # numbers of over 60 bits, of which any may have the same hash
+MAX_LONG = 1000  # numbers of over 60 bits, of which any may have the same hash; as any tuples may, which are no keys
 LEGACY_PICKLES = 5  # before the numbers in a torch file that is no archive: three of its version, content, names
 
 _CALLED = {
-    "collections OrderedDict", "collections Counter", "builtins set", "__builtin__ set", "torch Size", "torch device",
-    "torch.nn.parameter Parameter", "torch.serialization _get_layout", "torch._tensor _rebuild_from_type_v2",
+    "torch Size", "torch device", "torch.nn.parameter Parameter", "torch.serialization _get_layout",
+    "torch._tensor _rebuild_from_type_v2",
 }  # fmt: skip
+_ORDERED, _SETS = "collections OrderedDict", ("builtins set", "__builtin__ set")
+_HASHING = (_ORDERED, "collections Counter", *_SETS)
 _REBUILD = "torch._utils _rebuild_"
 _DTYPE, _ENCODE = "numpy dtype", "_codecs encode"
 _SCALAR = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
@@ -32,10 +35,10 @@ _STATES = tuple((3, order, None, None, None, -1, -1, 0) for order in "<|")  # of
 _ENCODINGS = ("latin1", "latin-1")  # by which bytes are kept as text
 
 _PUTS, _GETS = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
+_MADE = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "NEWFALSE": bool, "NEWTRUE": bool}  # of a bool the kind matters alone
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUSHED = {
-    "NONE", "NEWFALSE", "NEWTRUE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "BININT", "BININT1", "BININT2", "BINFLOAT",
-    "BINUNICODE", "SHORT_BINSTRING", "LONG1", "GLOBAL",
+    "NONE", "EMPTY_SET", "BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "LONG1", "GLOBAL",
 }  # fmt: skip
 
 
@@ -67,7 +70,7 @@ class _Follower:
     """Goes through a pickle's instructions, of those that torch knows, with what is known of the things they make.
 
     On the stack lie pairs: how many parts a thing's hash runs over, and what it is as far as that matters: a number, a
-    text, the name of a function, a tuple of such; None for all else.
+    text, the name of a function, a tuple or list of such, an empty dict for any; None for all else.
     """
 
     def __init__(self) -> None:
@@ -89,12 +92,19 @@ class _Follower:
         elif name in _PUSHED:
             self._count_long(value)
             stack.append((1, value))
+        elif name in _MADE:
+            stack.append((1, _MADE[name]()))
         elif name == "MARK":
             self.marks.append(len(stack))
-        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
-            parts = self._pop(len(stack) - self.marks.pop())
-            if name == "TUPLE":
-                self._push_tuple(parts)
+        elif name == "TUPLE":
+            self._push_tuple(self._pop(len(stack) - self.marks.pop()))
+        elif name in ("APPEND", "APPENDS"):
+            parts = self._pop(1 if name == "APPEND" else len(stack) - self.marks.pop())
+            if isinstance(content := stack[-1][1], list):
+                content += [value for _, value in parts]
+        elif name in ("SETITEM", "SETITEMS"):
+            parts = self._pop(2 if name == "SETITEM" else len(stack) - self.marks.pop())
+            _check_keys([value for _, value in parts[::2]])
         elif name in _TUPLES:
             self._push_tuple(self._pop(_TUPLES[name]))
         elif name in ("REDUCE", "NEWOBJ"):
@@ -107,8 +117,6 @@ class _Follower:
                 raise pickle.UnpicklingError("a data type of another kind")
         elif name == "BINPERSID":
             stack[-1] = (1, None)
-        elif name in ("APPEND", "SETITEM"):
-            self._pop(1 if name == "APPEND" else 2)
         elif name not in ("PROTO", "STOP"):
             raise pickle.UnpicklingError(f"the instruction {name}")
 
@@ -139,7 +147,18 @@ def _check_call(function: object, arguments: object) -> None:
         known = len(arguments) == 3 and arguments[0] in _KINDS
     elif function in _SCALAR:
         known = len(arguments) == 2 and arguments[0] == _DTYPE
+    elif function in _HASHING:
+        known = arguments == () or (len(arguments) == 1 and isinstance(arguments[0], (list, dict)))
+        for content in arguments if known else ():
+            in_pairs = function == _ORDERED and isinstance(content, list)  # as Python 2 writes them
+            _check_keys([key for key, _ in content] if in_pairs else content)
     else:
         known = function in _CALLED or str(function).startswith(_REBUILD)
     if not known:
         raise pickle.UnpicklingError(f"a call of {function}")
+
+
+def _check_keys(keys: Iterable[object]) -> None:
+    """Refuse what may have the hash of other keys: those of texts are not known before, those of numbers spread."""
+    if not all(isinstance(key, (str, int, float)) for key in keys):
+        raise pickle.UnpicklingError("a key that is neither a text nor a number")

@@ -67,9 +67,14 @@ class RunLock:
             os.close(descriptor)
         holder = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         self.was_left = os.fstat(descriptor).st_size > 0
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps(holder).encode())
         self._descriptor = descriptor
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(holder).encode())
+        except OSError as error:  # the disk is full; the system names no file
+            error.filename = str(self.path.parent)
+            self.release()
+            raise
         self._held[os.getpid(), self.path] = self
         atexit.register(self.release)
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from functools import cache
@@ -32,6 +33,10 @@ MAX_HEADER = 1 << 21  # bytes of a safetensors file; 20,000 tensors have as many
 MAX_NAMES = 16  # of a tensor; released U-Mamba checkpoints name most of them four times
 DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16}
 DTYPES |= {torch.int8, torch.uint8, torch.bool}  # of tensors that torch can compute with everywhere
+
+# The end of a zip archive: its mark, size and place of the directory, length of a comment; of a large one the mark,
+# size and place before it, and where these begin.
+_END, _END64, _LOCATOR = struct.Struct("<4s8xLLH"), struct.Struct("<4s36xQQ"), struct.Struct("<8xQ4x")
 
 # What other tools call the state dict in a checkpoint, what they put before its names (DDP, torch.compile, Lightning,
 # averaged models), and what they count beside it (averaged models, thop).
@@ -191,9 +196,29 @@ def _overlaps(tensor: Tensor) -> bool:
 def _check_records(path: Path) -> None:
     """Refuse what only claims to be large: torch.save never compresses, so a record is as long as it is in the file."""
     if is_archive(path):
+        if not _ends_as_torch_ends_it(path):
+            raise InputError(f"{path} does not end as an archive of torch.save does; it is not opened.")
         with zipfile.ZipFile(path) as archive:
             if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
                 raise InputError(f"{path} holds compressed records, which torch.save does not write; it is not opened.")
+
+
+def _ends_as_torch_ends_it(path: Path) -> bool:
+    """Whether a zip archive's directory lies where its end says, and that end is at the end of the file.
+
+    Torch looks where the end says, zipfile right before the end: of another archive each may find records of its own.
+    """
+    end = path.stat().st_size - _END.size
+    with path.open("rb") as file:
+        file.seek(max(end - _LOCATOR.size - _END64.size, 0))
+        end64, locator, last = (file.read(part.size) for part in (_END64, _LOCATOR, _END))
+    mark, size, place, comment = _END.unpack(last)
+    if locator.startswith(b"PK\x06\x07"):  # as in large ones, and in all of torch's
+        end -= _LOCATOR.size + _END64.size
+        mark64, size, place = _END64.unpack(end64)
+        if mark64 != b"PK\x06\x06" or _LOCATOR.unpack(locator)[0] != end:
+            return False
+    return mark == b"PK\x05\x06" and not comment and place + size == end
 
 
 def read_weights(path: str | PathLike) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of small networks, as several tools save them."""
+"""Small networks: the options of a bundle that make one, and weights as several tools save them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
 
 BOTH = pytest.mark.parametrize("cls", [SwinUMambaD, SwinUMamba], ids=lambda cls: cls.__name__)
 ENCODER = "vssm_encoder."
+SMALL_NETWORK = {
+    "network_def#feature_size": 8,
+    "network_def#depths": [1, 1, 1, 1],
+    "network_def#decoder_depths": [1, 1, 1],
+    "network_def#d_state": 2,
+    "roi_size": [64, 64],
+}
+ON_CPU = {"device": "$torch.device('cpu')", "num_workers": 0}
 
 
 def build(cls=SwinUMambaD, seed=0, **changes):

@@ -118,6 +118,23 @@ def test_what_the_killed_left_is_swept_and_what_the_living_write_is_not(tmp_path
     assert sorted(os.listdir(tmp_path)) == [".notes-of-mine", "other.txt"]
 
 
+@pytest.mark.parametrize("code", ["EBADF", "ENOLCK", "ENOSYS", "EOPNOTSUPP"])  # NFS, its locks not running, Lustre, ...
+@pytest.mark.parametrize("kind", ["replacing", "writing_folder"])
+def test_where_no_locks_are_a_sweep_spares_what_is_new(tmp_path, monkeypatch, kind, code) -> None:
+    def flock(*_):
+        raise OSError(getattr(errno, code), "no locks here")
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", flock)
+    left = tmp_path / f".{'0' * 32}-left.csv"
+    left.touch()
+    os.utime(left, (0, 0))
+    with getattr(atomic, kind)(tmp_path / "new") as temporary:
+        (temporary / "part" if temporary.is_dir() else temporary).write_text("x")
+        remove_unfinished(tmp_path)  # as another process does
+        assert temporary.exists() and not left.exists()
+    assert os.listdir(tmp_path) == ["new"]
+
+
 def test_one_run_at_a_time(tmp_path, start) -> None:
     path = tmp_path / "models" / ".checkpoint.pt.lock"
     process = hold(start, "lock = RunLock(sys.argv[1])\nlock.acquire()\nif True:", path)
@@ -129,6 +146,20 @@ def test_one_run_at_a_time(tmp_path, start) -> None:
     third = RunLock(path)  # a later run of this process
     assert third.acquire() is None and not third.was_left
     third.release()
+
+
+def test_a_full_disk_keeps_no_lock(tmp_path, monkeypatch) -> None:
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("swinumamba_monai.run_lock.os.write", full)
+    lock = RunLock(tmp_path / "out" / ".predict.lock")
+    with pytest.raises(OSError) as caught:
+        lock.acquire()
+    assert caught.value.filename == str(tmp_path / "out") and not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert lock.acquire() is None and not lock.was_left
+    lock.release()
 
 
 def test_a_lock_that_leads_elsewhere_empties_nothing(tmp_path) -> None:

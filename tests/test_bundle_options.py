@@ -130,6 +130,13 @@ def test_a_path_that_is_a_word_of_another_language(word):
     check("train", "--pretrained", "None")
 
 
+def test_logging_may_stay_as_it_is():
+    """MONAI documents False as the word for it."""
+    check("train", "--logging_file", "False")
+    with pytest.raises(InputError, match="--logging_file false is a path"):
+        check("train", "--logging_file", "false")  # a text for MONAI, which would look for the file
+
+
 def test_paths_that_monai_would_change_arrive_as_they_were_typed():
     resolved = {}
     typed = ["--dataset_dir", "./plate#3", "--output_dir", "$@bundle_root + '/#'", "--ckpt_path", "['a#1.pt','b.pt']"]

@@ -83,6 +83,17 @@ def test_tolerances_in_pixels_need_not_be_whole():
         check_options(["evaluating", "--config_file", ",".join(files), "--nsd_tolerances", "-1"])
 
 
+def test_tolerances_of_classes_of_ones_own():
+    files = ",".join(
+        str(CONFIGS.parents[1] / "abdomen_mri" / "configs" / f"{name}.json") for name in ("train", "evaluate")
+    )
+    for text in ("3", "2.5", "[3,4]", "{'liver':5,'tumour':2.5}"):
+        check_options(["evaluating", "--config_file", files, "--nsd_tolerances", text])
+    for text in ("-1", "[3,-4]", "{'liver':-5}", "wide", "{'liver':'wide'}", "True"):
+        with pytest.raises(InputError, match="--nsd_tolerances must be a number from 0 on for all, a list of one each"):
+            check_options(["evaluating", "--config_file", files, "--nsd_tolerances", text])
+
+
 @pytest.mark.parametrize("name", ["network_def#cuda_graphs", "loss#softmax", "train#dataloader#pin_memory"])
 def test_words_of_other_languages_in_a_component(name):
     """MONAI hands them over as texts, and a text counts as true."""

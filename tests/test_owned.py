@@ -132,8 +132,16 @@ def test_numba_without_a_place_says_so_once(tmp_path, monkeypatch, caplog):
 
     (tmp_path / "loops").write_text("a file where the folder should be")
     monkeypatch.setattr(kept_loops.numba.config, "CACHE_DIR", str(tmp_path / "loops"))
-    kept_loops._warn_that_nothing_is_kept.cache_clear()
+    kept_loops.log_once.cache_clear()
     for _ in range(2):
         assert entry(lambda a, b: a + b)(1.5, 2.0) == 3.5
     (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert message.startswith("every process compiles its loops anew, set NUMBA_CACHE_DIR to keep them (")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "kept", 0o600)
+    assert load_kept(tmp_path / "kept") is None
+    keep(tmp_path / "kept", b"new")
+    assert load_kept(tmp_path / "kept") == b"new"

@@ -52,6 +52,25 @@ def same_hash(count: int) -> bytes:
     return b"".join(b"\x8a\x0c" + n.to_bytes(12, "little") + b"K\x01" for n in numbers)
 
 
+MASK = 2**64 - 1
+PRIMES = 11400714785074694791, 14029467366897019727, 2870177450012600261  # of xxHash, by which Python hashes tuples
+
+
+def same_hash_of_tuples(count: int) -> list[tuple[int, int]]:
+    """Pairs of small numbers that all have one hash: the second follows from the first."""
+    one, two, five = PRIMES
+    found, first = [], 0
+    while len(found) < count:
+        first += 1
+        mixed = (five + first * two) & MASK
+        mixed = ((mixed << 31 | mixed >> 33) * one) & MASK
+        last = pow(one, -1, 2**64) * -(2 ^ five ^ 3527539) & MASK
+        second = ((last >> 31 | last << 33) - mixed) * pow(two, -1, 2**64) & MASK
+        if second < 2**59:
+            found.append((first, second))
+    return found
+
+
 DTYPE, ENCODE = name("numpy", "dtype"), name("_codecs", "encode")
 HIRAGANA = "".join(chr(0x4E00 + i % 20_000) for i in range(60_000))
 LARGE = whole_number(6 * 10**9)
@@ -110,6 +129,62 @@ def test_calls_of_no_file_of_weights(kind, archive, tmp_path):
 def test_what_is_slow_to_hash(archive, tmp_path):
     refuse(write(tmp_path / "a.pt", b"\x80\x02}" + nested_tuples(40) + b"K\x01s.", archive))
     refuse(write(tmp_path / "b.pt", b"\x80\x02}(" + same_hash(60_000) + b"u.", archive))
+
+
+PAIRS = same_hash_of_tuples(20_000)  # which Python takes 5 s for, and five times as many two minutes
+TUPLES = b"".join(whole_number(a) + whole_number(b) + b"\x86" for a, b in PAIRS)
+KEYS = b"}(" + b"".join(whole_number(a) + whole_number(b) + b"\x86K\x01" for a, b in PAIRS) + b"u"
+TWOS = b"](" + b"".join(whole_number(a) + whole_number(b) + b"\x86K\x01\x86" for a, b in PAIRS) + b"e"
+
+
+@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize(
+    "value",
+    [
+        KEYS,
+        call(name("builtins", "set"), b"](" + TUPLES + b"e"),
+        call(name("collections", "Counter"), b"](" + TUPLES + b"e"),
+        call(name("collections", "OrderedDict"), TWOS),
+        b"]q\x01h\x01(" + TUPLES + b"e0" + call(name("builtins", "set"), b"h\x01"),  # by way of the memo
+    ],
+)
+def test_tuples_of_one_hash(value, archive, tmp_path):
+    assert len({hash(pair) for pair in PAIRS[:100]}) == 1
+    refuse(write(tmp_path / "a.pt", as_dict(value), archive))
+
+
+def test_an_ordered_dict_of_python_2(tmp_path):
+    pairs = b"](](" + text("b") + b"K\x02ee"
+    path = write(tmp_path / "a.pt", as_dict(call(name("collections", "OrderedDict"), pairs)), archive=True)
+    assert read_checkpoint(path) == {"a": OrderedDict(b=2)}
+
+
+def two_directories(path: Path, seen: bytes, other: bytes) -> Path:
+    """A torch file whose end names the directory with the other pickle; zipfile takes the one right before the end."""
+    stream = io.BytesIO()
+    torch.save({"a": torch.zeros(2)}, stream)
+    with zipfile.ZipFile(stream) as whole, zipfile.ZipFile(path, "w") as made:
+        for pickled in (other + bytes(1000), seen):
+            for entry in whole.namelist():
+                made.writestr(zipfile.ZipInfo(entry), pickled if entry.endswith("data.pkl") else whole.read(entry))
+        count = len(whole.namelist())
+        size = sum(46 + len(entry) for entry in whole.namelist())
+        for entry in made.filelist[count:]:  # zipfile adds what lies between the two places
+            entry.header_offset -= size
+    content = path.read_bytes()
+    place = int.from_bytes(content[-6:-2], "little")
+    path.write_bytes(content[:-22] + struct.pack("<4s4xHHLLH", b"PK\x05\x06", count, count, size, place, 0))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_two_directories(tmp_path):
+    path = two_directories(tmp_path / "a.pt", as_dict(b"K\x01"), as_dict(b"K\x02"))
+    with zipfile.ZipFile(path) as archive:
+        assert b"K\x01" in archive.read("archive/data.pkl")
+    assert torch.load(path, weights_only=True) == {"a": 2}
+    with pytest.raises(InputError, match=r"does not end as an archive of torch\.save does; it is not opened\."):
+        read_checkpoint(path)
 
 
 def test_names_of_records_in_any_case(tmp_path):

@@ -24,6 +24,7 @@ from monai.apps.utils import extractall
 from monai.bundle import ConfigParser, ConfigWorkflow, load
 from monai.handlers import CheckpointLoader
 from PIL import Image
+from small_weights import ON_CPU, SMALL_NETWORK
 
 from swinumamba_monai import weight_files
 from swinumamba_monai.data import load_datalist, load_images, load_volumes
@@ -33,15 +34,7 @@ from swinumamba_monai.tasks import find_task
 from swinumamba_monai.weight_files import read_checkpoint, read_weights, save_half_precision
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
-SMALL = {
-    "network_def#feature_size": 8,
-    "network_def#depths": [1, 1, 1, 1],
-    "network_def#decoder_depths": [1, 1, 1],
-    "network_def#d_state": 2,
-    "device": "$torch.device('cpu')",
-    "num_workers": 0,
-    "roi_size": [64, 64],
-}
+SMALL = {**SMALL_NETWORK, **ON_CPU}
 EXPLODED = "exploded"
 
 

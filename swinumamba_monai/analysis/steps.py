@@ -50,7 +50,7 @@ class Inference:
 
 
 class TrainingStep:
-    """Forward, loss, backward and AdamW on one random batch, done at every call.
+    """Forward, DeepSupervisionLoss over DiceCELoss, backward and AdamW on one random batch, done at every call.
 
     Args:
         network: network to train, on its device.
@@ -58,21 +58,13 @@ class TrainingStep:
         batch_size: number of crops.
         device: device of the network.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
-        loss: loss of the network's heads and the labels (b, 1, h, w); None for DeepSupervisionLoss over DiceCELoss.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        task: Task,
-        batch_size: int,
-        device: torch.device,
-        precision: str = "fp32",
-        loss: nn.Module | None = None,
+        self, network: nn.Module, task: Task, batch_size: int, device: torch.device, precision: str = "fp32"
     ) -> None:
         self.network, self.device, self.precision = network, device, precision
-        dice = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
-        self.loss = DeepSupervisionLoss(dice) if loss is None else loss
+        self.loss = DeepSupervisionLoss(DiceCELoss(include_background=False, to_onehot_y=True, softmax=True))
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, eps=1e-5)
         self.image = torch.randn(batch_size, task.in_channels, *task.roi_size, device=device)
         self.label = torch.randint(task.num_classes, (batch_size, 1, *task.roi_size), device=device).float()

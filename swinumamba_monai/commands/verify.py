@@ -31,7 +31,12 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         for path in map(Path, arguments.bundles):
             with temporary_folder("unpacked") as temporary:
-                bundle = unpack(path, temporary) if path.is_file() else path
+                try:
+                    bundle = unpack(path, temporary) if path.is_file() else path
+                except InputError as error:
+                    print(f"{path.name}: archive: {error}")
+                    failed += 1
+                    continue
                 for check, problem in verify_bundle(bundle, arguments.schema_file, override):
                     print(f"{bundle.name}: {check}: {problem or 'ok'}")
                     failed += problem is not None

@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data.prepare.fingerprint": ["describe_fingerprint"],
         "data.prepare.inspection": ["check_pairs"],
         "data.sampling.intensity": ["InvertLightd", "NormalizeLook", "NormalizeLookd"],
-        "data.sampling.slices": ["EverySliceDataset", "SliceDataset"],
+        "data.sampling.slice_crops": ["EverySliceDataset", "SliceDataset"],
         "data.sampling.transforms": ["SliceOrientationd", "SliceSpacingd", "ToRGB", "ToRGBd"],
         "data.sampling.unlabelled": ["load_unlabelled"],
         "data.synthetic.abdomen_mri": ["synthesize_abdomen_mri"],

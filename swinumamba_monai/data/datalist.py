@@ -165,6 +165,11 @@ def load_datalist(
     return items
 
 
+def is_prepared(folder: PathLike) -> bool:
+    """Whether a folder is a prepared dataset."""
+    return (Path(folder) / DATALIST_NAME).is_file()
+
+
 def load_class_names(dataset_dir: PathLike) -> list[str]:
     """What the numbers in the labels of a prepared dataset mean, background first; empty for cells.
 
@@ -195,9 +200,7 @@ def has_ignored(dataset_dir: PathLike) -> bool:
 
     Those of any other folder do not: MONAI Label trains on what was drawn, and names its items itself.
     """
-    if not (Path(dataset_dir) / DATALIST_NAME).is_file():
-        return False
-    return IGNORE_NAME in _class_names(*_read(dataset_dir))
+    return is_prepared(dataset_dir) and IGNORE_NAME in _class_names(*_read(dataset_dir))
 
 
 def _class_names(content: Mapping, path: Path) -> list[str]:

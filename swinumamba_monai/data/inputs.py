@@ -90,11 +90,17 @@ class Inputs(list):
         with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
             self.leave_out(list(pool.map(problem_of, self)), skip_bad)
 
-    def finish(self) -> None:
-        """Say it all again; what was left out because it was bad is an InputError, when everything else is done."""
-        self.log()
-        if self.bad:
-            raise InputError(f"all but {len(self.bad)} are done; these were left out:\n" + "\n".join(self.bad))
+    def finish(self, *others: Inputs) -> None:
+        """Say it all again; what was left out because it was bad is an InputError, when everything else is done.
+
+        Args:
+            others: what the same run took besides.
+        """
+        parts = (self, *others)
+        for part in parts:
+            part.log()
+        if bad := list(dict.fromkeys(sentence for part in parts for sentence in part.bad)):
+            raise InputError(f"all but {len(bad)} are done; these were left out:\n" + "\n".join(bad))
 
 
 def refuse_or_leave_out(problems: Sequence[str], skip_bad: bool, source: object) -> list[str]:

@@ -17,7 +17,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
-from swinumamba_monai.data.datalist import DATALIST_NAME, load_datalist
+from swinumamba_monai.data.datalist import is_prepared, load_datalist
 from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
 from swinumamba_monai.data.files.numbered import without_number
@@ -49,6 +49,7 @@ def load_images(
     skip_bad: bool = False,
     memory: Need | None = None,
     blocks: Blocks | None = None,
+    channel: int | None = None,
 ) -> Inputs:
     """The images to run inference on.
 
@@ -62,6 +63,8 @@ def load_images(
             :mod:`swinumamba_monai.inference.memory`.
         blocks: says by ``open`` which images are too large to be read as a whole, and checks them; they are ``large``
             in what is returned, and not in the list.
+        channel: number of the channel that is looked at, from 0, which every image must have that ``reader`` reads;
+            None where none is chosen.
 
     Returns:
         Dictionaries with the absolute path "image", sorted by file name for a folder. A TIFF stack gives one for each
@@ -76,7 +79,7 @@ def load_images(
         return image_names(file) if is_image_file(file) else []
 
     found = _list(path, images, "image", "an image, a folder of images", IMAGE_SUFFIXES, skip_bad)
-    return _checked(found, reader, skip_bad, memory, blocks)
+    return _checked(found, reader, skip_bad, memory, blocks, channel)
 
 
 def load_frames(
@@ -142,7 +145,7 @@ def load_volumes(
     found = _list(path, volumes, "volume", "a volume, a folder of volumes", kinds, skip_bad, by_entry=False)
     _check_series(path, series)
     found.bad += refuse_or_leave_out(problems, skip_bad, path)
-    if Path(path).is_dir() and not (Path(path) / DATALIST_NAME).is_file():
+    if Path(path).is_dir() and not is_prepared(path):
         taken = {file for item in found for name in ensure_tuple(item["image"]) for file in volume_files(name)}
         found.not_taken = not_taken_of(file for file in find_files(Path(path).absolute()) if file not in taken)
     return _checked(found, reader, skip_bad, memory)
@@ -152,24 +155,30 @@ def _check_series(path: PathLike, series: str | None) -> None:
     """Refuse to choose a series where there are none to choose from."""
     if series is None or series == "all":
         return
-    if (Path(path) / DATALIST_NAME).is_file():
+    if is_prepared(path):
         raise InputError(f"the series of {path} were chosen when it was prepared; leave series out.")
     if not is_dicom_folder(Path(path)):
         raise InputError(f"series chooses among DICOM series, and {path} is no folder with any; leave it out.")
 
 
 def _checked(
-    found: Inputs, reader: Reader | None, skip_bad: bool, memory: Need | None, blocks: Blocks | None = None
+    found: Inputs,
+    reader: Reader | None,
+    skip_bad: bool,
+    memory: Need | None,
+    blocks: Blocks | None = None,
+    channel: int | None = None,
 ) -> Inputs:
     large = [item for item in found if blocks is not None and _check_large(item["image"], blocks, read=False)]
     if reader is not None:
         reader = reader() if isinstance(reader, type) else reader
 
         def read(name: str | tuple[str, ...]) -> None:
-            if blocks is not None and _check_large(name, blocks):
+            if blocks is not None and _check_large(name, blocks, channel=channel):
                 return
             if Path(ensure_tuple(name)[0]).suffix.lower() not in VIDEO_SUFFIXES:
                 image, meta = reader.get_data(reader.read(name))
+                _check_channel(name, image, channel)
                 if memory is not None:
                     memory(ensure_tuple(name)[0], image, meta)
 
@@ -180,7 +189,13 @@ def _checked(
     return found
 
 
-def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True) -> bool:
+def _check_channel(name: object, image: np.ndarray, channel: int | None) -> None:
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if channel is not None and channel >= channels:
+        raise InputError(f"{name} has {channels} channel(s), so there is no channel {channel}; the first is 0.")
+
+
+def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True, channel: int | None = None) -> bool:
     """Whether an image goes by blocks; with ``read`` one that cannot is refused."""
     image = blocks.open(name)
     if image is None:
@@ -188,6 +203,7 @@ def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True)
     with image:
         if read:
             blocks.check(image)
+            _check_channel(image.path, image.read(0, 1), channel)
             blocks.read_once(image)
     return True
 
@@ -203,7 +219,7 @@ def _list(
 ) -> Inputs:
     """What ``names_of`` finds in a file, and in a folder or, with ``by_entry``, in each of its entries."""
     path = Path(path)
-    if (path / DATALIST_NAME).is_file():
+    if is_prepared(path):
         items = load_datalist(path, "test", check=False)
         return Inputs(({"image": item["image"]} for item in items), f"the test section of {path}")
     if not path.exists():

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 import zipfile
 from collections.abc import Mapping
@@ -37,6 +38,15 @@ def write_archive(path: str | PathLike, files: Mapping[str, bytes]) -> Path:
     return path
 
 
+def read_archive(path: Path) -> dict[str, bytes] | None:
+    """The files of an archive by their names, if :func:`write_archive` wrote it; else None."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.date_time != _OLDEST or entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            return None
+        return {entry.filename: archive.read(entry) for entry in entries}
+
+
 def unpack(path: str | PathLike, folder: str | PathLike) -> Path:
     """A bundle's folder, out of its archive, if all in it stays below one new folder and is of bearable size.
 
@@ -63,7 +73,8 @@ def unpack(path: str | PathLike, folder: str | PathLike) -> Path:
                 for entry in entries:
                     target = temporary.joinpath(*_place(entry).parts[1:])
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(archive.read(entry))
+                    with archive.open(entry) as content, target.open("wb") as file:
+                        shutil.copyfileobj(content, file)
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and struct each have their own for what is damaged

@@ -23,7 +23,6 @@ import hashlib
 import io
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ import torch
 
 from swinumamba_monai.atomic import remove_unfinished, write_file
 from swinumamba_monai.bundle_network import build_bundle_network
-from swinumamba_monai.distribution.archive import write_archive
+from swinumamba_monai.distribution.archive import read_archive, write_archive
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.networks.encoders import name_encoder
@@ -256,9 +255,9 @@ def _packed_before(output: Path, name: str) -> set[str]:
     """
     digests = set()
     for path in output.glob(f"{name}_v*.zip"):
-        with explained(f"{path} is no archive that can be read", "move it away"), zipfile.ZipFile(path) as archive:
-            contents = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-        if not all(file.startswith(f"{name}/") for file in contents):
+        with explained(f"{path} is no archive that can be read", "move it away"):
+            contents = read_archive(path)
+        if contents is None or not all(file.startswith(f"{name}/") for file in contents):
             raise _not_ours(path)
         digests |= {_sha256(content) for content in contents.values()}
         digests |= {found.decode() for found in _DIGEST.findall(contents.get(f"{name}/{LARGE_FILES}", b""))}

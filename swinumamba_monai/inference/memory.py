@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 from ignite.engine import Engine, Events
@@ -15,14 +13,8 @@ from monai.data import decollate_batch
 from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple_rep
 
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference.free_memory import free_memory
 from swinumamba_monai.inference.rescaling import AUTO, wanted_zoom
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
-_CGROUPS = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
 
 
 class MemoryNeed:
@@ -40,7 +32,7 @@ class MemoryNeed:
         probabilities: whether they are saved.
         postprocessing: more bytes that it takes a pixel of an image.
         diameter: diameter of the cells in pixels, as :class:`~swinumamba_monai.inference.RescalingInferer` has it; of
-            "auto" as if it left the image as it is.
+            "auto" as if it left the image as it is, for it makes none larger than free memory allows.
         in_blocks: whether large TIFF files are predicted in blocks, which the sentence then says.
     """
 
@@ -131,21 +123,3 @@ class MemoryHandler:
             like = np.broadcast_to(np.uint8(0), [int(size) for size in meta[MetaKeys.SPATIAL_SHAPE]])
             name = meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the image")
             self.need.check(name, like, {MetaKeys.AFFINE: meta[MetaKeys.ORIGINAL_AFFINE]})
-
-
-def free_memory() -> int | None:
-    """Bytes that this process may still take: of the machine, its container and its own limit; None where none says."""
-    free = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    for limit, used in _CGROUPS:
-        with suppress(OSError, ValueError):  # "max" is no number
-            place = Path("/sys/fs/cgroup")
-            free.append(int((place / limit).read_text()) - int((place / used).read_text()))
-    with suppress(OSError, ValueError, AttributeError):
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        if limit != resource.RLIM_INFINITY:
-            free.append(limit - taken)
-    return min(free, default=None)

@@ -22,6 +22,7 @@ from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from swinumamba_monai.inference.free_memory import free_memory
 from swinumamba_monai.instances import find_cells
 from swinumamba_monai.option_values import check_value
 
@@ -32,6 +33,7 @@ KNOWN_DIAMETERS = (9.0, 64.0)  # pixels; nuclei from 7 to 64 pixels across were 
 SMALL, LARGE = 16.0, 30.0  # the diameters that smaller and larger ones are brought to
 LEAST_ZOOM, LARGEST_ZOOM = 1 / 8, 4.0
 MOST_PIXELS = 4096**2  # of an image that was made larger because of what was found in it
+A_PIXEL = 112  # bytes that one of them takes, with flows, the most of all targets; measured as for MemoryNeed
 FIRST_LOOK = 1024  # pixels of the sides of the part of an image in which cells are measured: where most of them are
 FEW = 3  # cells; where fewer are found, the image is looked at in a third of its size, too
 CENTRE = 170  # pixels of the sides of what is looked at in three times its size where nothing is found: a window then
@@ -129,12 +131,24 @@ def _best_output(inputs: Tensor, output_of: Callable[[Tensor, float], Tensor]) -
     diameter = max(looks, key=lambda look: look.sure).diameter
     zoom = wanted_zoom(diameter)
     if zoom > 1:
-        zoom = max(1.0, min(zoom, math.sqrt(MOST_PIXELS / inputs.shape[2:].numel())))
+        zoom = _limited(zoom, inputs.shape[2:].numel())
     if zoom == 1:
         return output, 1
     logger.info("cells of %.0f pixels: the image is looked at again, resized by %.2f", diameter, zoom)
     other = output_of(inputs, zoom)
     return (other, zoom) if _look(other[0], part, zoom).sure > first.sure else (output, 1)
+
+
+def _limited(zoom: float, pixels: int) -> float:
+    """The zoom, or a smaller one for an image of so many pixels to stay below MOST_PIXELS and fit into memory."""
+    largest = math.sqrt(MOST_PIXELS / pixels)
+    free = free_memory()
+    if free is not None and (fitting := math.sqrt(free / A_PIXEL / pixels)) < min(zoom, largest):
+        logger.warning(
+            "memory is too short to look at the small cells %.1f times as large: %.1f", zoom, max(1.0, fitting)
+        )
+        largest = fitting
+    return max(1.0, min(zoom, largest))
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    "swinumamba_monai",  # not the name of this package: the bundles look for the report of an evaluation here
+    __name__,
     submod_attrs={
-        "metrics.case_scores": ["CaseMetric", "CaseScores", "Column"],
-        "metrics.cells": ["CELL_COLUMNS", "CellCounts", "CellF1", "CellF1Metric", "cell_counts"],
-        "metrics.segmentation": ["DiceNSD", "DiceNSDMetric", "corrected_scores", "published_scores"],
-        "reports.evaluation": ["EvaluationReport"],
+        "case_scores": ["CaseMetric", "CaseScores", "Column"],
+        "cells": ["CELL_COLUMNS", "CellCounts", "CellF1", "CellF1Metric", "cell_counts"],
+        "segmentation": ["DiceNSD", "DiceNSDMetric", "corrected_scores", "published_scores"],
     },
 )

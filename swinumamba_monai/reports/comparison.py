@@ -54,7 +54,7 @@ def compare(a: PathLike, b: PathLike, columns: Sequence[str] | None = None, seed
     trainings differ by their seeds.
 
     Args:
-        a: ``metrics.csv`` of one evaluation, as :class:`~swinumamba_monai.metrics.EvaluationReport` writes it.
+        a: ``metrics.csv`` of one evaluation, as :class:`~swinumamba_monai.reports.EvaluationReport` writes it.
         b: ``metrics.csv`` of the other.
         columns: names of the columns to compare; None for all that the files share.
         seed: seed of the bootstrap.

@@ -43,7 +43,7 @@ class EvaluationReport:
 
     In a config, among the handlers of a ``SupervisedEvaluator`` whose metrics are ``@validate#key_metric``::
 
-        {"_target_": "swinumamba_monai.metrics.EvaluationReport",
+        {"_target_": "swinumamba_monai.reports.EvaluationReport",
          "output_dir": "@output_dir",
          "metric": "@validate#key_metric#val_f1",
          "class_names": {"val_dice": ["interior", "boundary"]}}

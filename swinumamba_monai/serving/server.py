@@ -67,6 +67,8 @@ from starlette.background import BackgroundTask  # noqa: E402
 
 __all__ = ["app"]
 
+MAX_FIELDS = 20  # of a form, each of at most 1 MB; the largest of MONAI Label's forms has three
+
 
 def _device(field: str, value: object) -> str:
     """A device that is there; without a GPU, ``cuda`` means the processor, which MONAI Label takes then."""
@@ -312,6 +314,7 @@ def _guard() -> Doorkeeper:
             setattr(module, name, _checked(getattr(module, name), checks))
     session.get_session = _one_file_sent(session.get_session)
     datastore.download_dataset = _sent_once(datastore.download_dataset)
+    Request.form = functools.partialmethod(Request.form, max_fields=MAX_FIELDS)  # which go into memory
     inner = monai_label.app
     _answer_plainly(inner)
     # MONAI Label would allow all origins where none is given

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -81,7 +81,20 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
         sys.argv = ["monailabel", "start_server", "--app", str(app), "--studies", str(studies)]
         sys.argv += ["--host", host, "--port", str(port), "--conf", "bundle", str(bundle)]
         sys.argv += ["--uvicorn_app", "swinumamba_monai.serving.server:app"]
-        runpy.run_module("monailabel.main", run_name="__main__")
+        try:
+            runpy.run_module("monailabel.main", run_name="__main__")
+        finally:
+            _end_tasks()
+
+
+def _end_tasks() -> None:
+    """End what runs beside the server, whose end MONAI Label would wait for, hours perhaps, and what waits its turn."""
+    if (tasks := sys.modules.get("monailabel.utils.async_tasks.utils")) is None:
+        return  # the server has not come so far
+    for method, executor in tasks.background_executors.items():
+        executor.shutdown(wait=False, cancel_futures=True)
+        with suppress(tasks.psutil.NoSuchProcess):  # it has just ended
+            tasks.stop_background_task(method)
 
 
 @contextmanager

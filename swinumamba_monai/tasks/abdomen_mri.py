@@ -16,12 +16,11 @@ from swinumamba_monai.data.files import volumes
 from swinumamba_monai.data.files.dicom_series import choose_series, find_series
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, as_label_map
 from swinumamba_monai.data.files.nifti import NIFTI_SUFFIXES, read_nifti_grid
-from swinumamba_monai.data.files.volume_listing import list_volumes
 from swinumamba_monai.data.files.volume_writing import write_volume
 from swinumamba_monai.data.listing import load_volumes
 from swinumamba_monai.data.prepare import dataset
 from swinumamba_monai.data.prepare.inspection import inspect_volumes
-from swinumamba_monai.data.prepare.layouts import FURTHER_CHANNEL, choose_label_map, find_pairs, read_dataset_json
+from swinumamba_monai.data.prepare.layouts import choose_label_map, find_pairs, read_dataset_json
 from swinumamba_monai.data.prepare.volume_layouts import find_chaos, find_totalsegmentator
 from swinumamba_monai.data.synthetic.abdomen_mri import synthesize_abdomen_mri
 from swinumamba_monai.errors import InputError
@@ -30,7 +29,6 @@ from swinumamba_monai.tasks import TaskFiles
 # AMOS 2022 numbers its CT volumes up to 500 and its MRI volumes from there.
 _AMOS = re.compile(r"^amos_(\d{4})$")
 _LAST_AMOS_CT = 500
-_KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM series each,"
 
 
 def prepare_abdomen_mri(
@@ -76,10 +74,7 @@ def prepare_abdomen_mri(
         if pieces:
             found, labels = pieces
         else:
-            problems: list[str] = []
-            list_files = partial(list_volumes, series=options.series, problems=problems)
-            found = find_pairs(source, list_files, volumes.volume_name, _KINDS, True)
-            found.problems += problems
+            found = find_pairs(source, options.series)
             _leave_out_other_series(found, source, options.series)
             _leave_out_ct(found)
             labels = choose_label_map(source, label_map, ABDOMEN_CLASSES, found)
@@ -135,7 +130,11 @@ def _count_channels(found: dataset.FoundPairs, source: Path) -> int:
         elif count > channels:
             del found.pairs[name]
             further = found.channels[name][channels:]
-            found.problems += [FURTHER_CHANNEL.format(image, channels - 1) for image in further]
+            found.problems += [
+                f"{image} is a further channel of its image, but others have channels up to {channels - 1:04d}; make "
+                "them alike."
+                for image in further
+            ]
     named = read_dataset_json(source).get("channel_names") or read_dataset_json(source).get("modality") or {}
     return max(channels, len(named)) if channels == 1 else channels
 

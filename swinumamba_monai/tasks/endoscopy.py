@@ -25,7 +25,7 @@ from swinumamba_monai.data.prepare.inspection import inspect_frames
 from swinumamba_monai.data.prepare.layouts import choose_label_map
 from swinumamba_monai.data.prepare.matching import Matched, match_pictures
 from swinumamba_monai.data.synthetic.endoscopy import synthesize_endoscopy
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.tasks import TaskFiles
 
 # The files of EndoVis 2017 that number its instruments; mappings.json of some copies numbers their parts instead.
@@ -247,10 +247,8 @@ def _read_mappings(source: Path, sequences: Sequence[Path]) -> LabelMap:
     for path in (place / name for name in _MAPPINGS for place in places):
         if not path.is_file():
             continue
-        try:
+        with explained(f"{path} has no numbers of instruments", "correct it"):
             numbers = {str(name): int(number) for name, number in json.loads(path.read_bytes()).items()}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"{path} has no numbers of instruments ({error}); correct it.") from error
         seen.append(str(path))
         numbers = {name: number for name, number in numbers.items() if number > 0}
         if {instrument_of(name) for name in numbers} & folders or (numbers and not folders):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from forked import run_forked
 from monai.bundle import ConfigWorkflow
+from small_weights import ON_CPU, SMALL_NETWORK
 
 from swinumamba_monai.errors import find_input_error
 
@@ -25,15 +26,7 @@ KINDS = {
     "evaluate": ("train", "evaluate"),
     "inference": ("inference",),
 }
-NETWORK = {
-    "network_def#feature_size": 8,
-    "network_def#depths": [1, 1, 1, 1],
-    "network_def#decoder_depths": [1, 1, 1],
-    "network_def#d_state": 2,
-    "device": "$torch.device('cpu')",
-    "num_workers": 0,
-    "roi_size": [64, 64],
-}
+NETWORK = {**SMALL_NETWORK, **ON_CPU}
 SHORT = {
     "max_epochs": 1,
     "iterations_per_epoch": 2,
@@ -59,6 +52,17 @@ RUN_FILES = {
 OF_BUNDLE = {"abdomen_mri": {"spacing": [6.0, 7.0]}, "endoscopy": {}, "microscopy": {}}
 STAGES = {"train": ("training", SHORT), "pretrain": ("pretraining", PRETRAIN)}
 RUN_IDS = {"train": "training", "pretrain": "pretraining", "evaluate": "evaluating", "inference": "inference"}
+
+
+def threshold(channels: int, classes: int) -> dict[str, object]:
+    """Options of an inference by one convolution of single pixels, whose weights a test sets.
+
+    Args:
+        channels: number of channels of the image.
+        classes: number of classes.
+    """
+    network = {"_target_": "torch.nn.Conv2d", "in_channels": channels, "out_channels": classes, "kernel_size": 1}
+    return {"network_def": network, "checkpointloader": None, **ON_CPU, "roi_size": [32, 32]}
 
 
 def configs(bundle: str) -> Path:

@@ -58,13 +58,7 @@ def bright(workflow) -> None:
         network.bias.zero_()
 
 
-THRESHOLD = {
-    "network_def": {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
-    "checkpointloader": None,
-    "device": "$torch.device('cpu')",
-    "num_workers": 0,
-    "roi_size": [32, 32],
-}
+THRESHOLD = bundle_runs.threshold(1, 2)
 
 
 class TestGeometry:

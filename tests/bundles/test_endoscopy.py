@@ -39,13 +39,7 @@ def bright(workflow) -> None:
         network.bias.copy_(torch.tensor([0.0, -100.0, 0.0]))
 
 
-THRESHOLD = {
-    "network_def": {"_target_": "torch.nn.Conv2d", "in_channels": 3, "out_channels": 3, "kernel_size": 1},
-    "checkpointloader": None,
-    "device": "$torch.device('cpu')",
-    "num_workers": 0,
-    "roi_size": [32, 32],
-}
+THRESHOLD = bundle_runs.threshold(3, 3)
 
 
 class TestFrames:

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""One bad file does not stop the others: inference and evaluation refuse it first, or go on and list it last."""
+"""One bad file does not stop the others: every workflow of strangers' files refuses it first, or goes on without."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import NETWORK, SHORT, refusal
+from bundle_runs import NETWORK, OF_BUNDLE, PRETRAIN, SHORT, refusal
 from PIL import Image
 
 from swinumamba_monai.data import load_datalist
@@ -62,3 +62,20 @@ def test_evaluation(bundle, trained_in, dataset_of, tmp_path):
     assert "all but 1 are done" in sentence and bad.name in sentence.splitlines()[-1]
     with (tmp_path / "out" / "metrics.csv").open(encoding="utf-8") as file:
         assert [Path(row["name"]).name for row in csv.DictReader(file)] == [good.name]
+
+
+@pytest.mark.parametrize("bundle", TASKS)
+def test_pretraining(bundle, tmp_path):
+    images, suffix = tmp_path / "images", TASKS[bundle]
+    images.mkdir()
+    for name in "abcd":
+        save(images / f"{name}{suffix}")
+    for name in "bd":
+        (images / f"{name}{suffix}").write_text("no image")
+    options = {"dataset_dir": str(images), "ckpt_dir": str(tmp_path / "ckpt"), **PRETRAIN, **OF_BUNDLE[bundle]}
+    sentence = refusal(bundle, "pretrain", tmp_path, **options)
+    assert "2 problem" in sentence and f"b{suffix}" in sentence and f"d{suffix}" in sentence
+    assert not (tmp_path / "ckpt").exists(), "nothing is trained before it is known that all can be read"
+    sentence = refusal(bundle, "pretrain", tmp_path, skip_bad="True", **options)
+    assert [f"{name}{suffix}" in sentence for name in "abcd"] == [False, True, False, True]
+    assert "all but 2 are done" in sentence and (tmp_path / "ckpt" / "pretrained_encoder.pt").is_file()

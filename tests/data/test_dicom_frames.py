@@ -112,3 +112,16 @@ def test_a_file_alone_says_where_its_volumes_are_chosen(tmp_path):
     write_enhanced(tmp_path / "a.dcm", ECHOES)
     with pytest.raises(InputError, match=r"lie at one position; .* the one file of several, of which --series takes"):
         read_volume(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("written", [b"1e400 ", b"nan ", b"1\\2 ", b"abc "])
+def test_a_number_of_frames_that_is_none(written, tmp_path):
+    """In a series of two ways to lie, each of which is asked for it."""
+    for number in range(4):
+        way = {} if number < 2 else {"ImageOrientationPatient": CORONAL}
+        dataset = write_slice(tmp_path / f"{number}.dcm", np.zeros((5, 4)), (0, 0, 4 * number), number, **way)
+    tag = pydicom.tag.Tag("NumberOfFrames")
+    dataset[tag] = pydicom.dataelem.RawDataElement(tag, "DS", len(written), written, 0, False, True)
+    dataset.save_as(tmp_path / "3.dcm")
+    with pytest.raises(InputError):
+        read_volume(tmp_path)

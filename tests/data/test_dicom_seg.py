@@ -14,7 +14,7 @@ from test_dicom import PIXELS, STEP, write_series
 from swinumamba_monai.data.datalist import load_datalist
 from swinumamba_monai.data.files.label_map import LabelMap
 from swinumamba_monai.data.files.volumes import VolumeLabelReader, VolumeReader, read_volume, read_volume_label
-from swinumamba_monai.data.sampling.slices import SliceDataset
+from swinumamba_monai.data.sampling.slice_crops import SliceDataset
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks.abdomen_mri import prepare_abdomen_mri
 
@@ -107,6 +107,20 @@ def test_slices_between_without_a_frame_are_background(tmp_path):
     truth[[1, 4, 6], 3:5, 4:9] = 1
     ids, _ = read_volume_label(write_seg(tmp_path / "a.dcm", truth))
     np.testing.assert_array_equal(ids, np.transpose(truth[1:], (2, 1, 0)))
+
+
+@pytest.mark.parametrize(("slices", "words"), [(4_000_000, "claims .* no file of its size"), (50_000, "at most 32767")])
+def test_frames_far_apart(tmp_path, slices, words):
+    """A kilobyte may name slices that take gigabytes, or more of them than a NIfTI file can hold."""
+    for name in "abcd":
+        write_series(tmp_path / "in" / "images" / name)
+        path = write_seg(tmp_path / "in" / "labels" / name / "seg.dcm")
+    dataset = pydicom.dcmread(path)
+    place = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
+    place.ImagePositionPatient = [float(value) for value in STEP * slices]
+    dataset.save_as(path)
+    with pytest.raises(InputError, match=words):
+        prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=LABELS)
 
 
 def test_a_segmentation_that_pydicom_brings(tmp_path):

@@ -130,6 +130,36 @@ def test_one_study_may_have_its_slices_in_two_folders(tmp_path):
     assert read_volume(name)[0].shape[2] == 6
 
 
+@pytest.mark.parametrize("folders", [("a", "b"), ("a", "a/copy")])
+def test_a_series_that_lies_twice_in_folders_of_its_own_is_two_volumes(folders, tmp_path):
+    for times, folder in enumerate(folders, start=1):
+        (tmp_path / folder).mkdir()
+        for number, plane in enumerate(PLANES):
+            write_slice(tmp_path / folder / f"{number}.dcm", plane * times, NORMAL * 4 * number, number)
+    one, two = (read_volume(name)[0] for name in list_series(tmp_path))
+    assert one.shape[2] == len(PLANES) and np.array_equal(two, one * 2)
+
+
+def test_a_slice_of_another_size_is_set_aside_and_named(tmp_path, caplog):
+    for number, plane in enumerate(PLANES):
+        write_slice(tmp_path / f"{number}.dcm", plane, NORMAL * 4 * number, number)
+    write_slice(tmp_path / "picture.dcm", np.zeros((9, 7), np.uint16), NORMAL * 4 * len(PLANES), len(PLANES))
+    (name,) = list_series(tmp_path)
+    assert read_volume(name)[0].shape[2] == len(PLANES)
+    assert "picture.dcm (a slice of another size)" in caplog.text
+
+
+def test_stacks_of_two_sizes_in_a_series_are_a_volume_each(tmp_path):
+    for number, plane in enumerate(PLANES):
+        write_slice(tmp_path / f"large{number}.dcm", plane, NORMAL * 4 * number, number)
+        write_slice(tmp_path / f"small{number}.dcm", plane[1:, 2:], NORMAL * 4 * number, 100 + number)
+    rows, columns = PLANES[0].shape
+    with pytest.raises(InputError, match=f"2 series: .*'{columns} x {rows}'"):
+        list_series(tmp_path)
+    (name,) = list_series(tmp_path, f"{columns - 2} x {rows - 1}")
+    assert read_volume(name)[0].shape == (columns - 2, rows - 1, len(PLANES))
+
+
 def test_a_series_is_not_replaced_by_the_only_one_of_another_case(tmp_path, capsys):
     source = tmp_path / "source"
     (source / "labels").mkdir(parents=True)

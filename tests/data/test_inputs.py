@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +23,9 @@ from swinumamba_monai.data.files.volumes import VolumeReader, read_volume
 from swinumamba_monai.data.listing import load_frames, load_images, load_volumes
 from swinumamba_monai.data.prepare.split import divide
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference.blocks import BlockInference
 from swinumamba_monai.inference.folders import result_names
+from swinumamba_monai.inference.memory import MemoryNeed
 
 
 def picture(path: Path, value: int = 9) -> None:
@@ -120,6 +123,20 @@ def test_bad_files_are_left_out_and_named_at_the_end(folder, caplog):
     first, *lines = str(error.value).splitlines()
     assert "all but 3 are done" in first and len(lines) == 3
     assert all(any(name in line for line in lines) for name in ("half.png", "text.tif", "junk.mp4"))
+
+
+def test_an_image_without_the_channel_that_is_looked_at_is_named_before_there_is_work_to_lose(tmp_path):
+    pixels = np.zeros((1200, 1000, 3), np.uint8)
+    for name, image in (("gray.png", pixels[..., 0]), ("rgb.png", pixels), ("large_gray.tif", pixels[..., 0])):
+        Image.fromarray(image).save(tmp_path / name)
+    inference = SimpleNamespace(inferer=SimpleNamespace(diameter=None), savers=[None])
+    blocks = BlockInference(inference, MemoryNeed(4, in_blocks=True), block_size=768)
+    options = {"reader": ImageFileReader, "blocks": blocks}
+    every = load_images(tmp_path, channel=0, **options)
+    assert len(every.all) == 3 and names(every.large) == ["large_gray.tif"]
+    with pytest.raises(InputError, match=r"2 problem.*\n.*gray.png has 1 channel.*\n.*large_gray.tif has 1 channel"):
+        load_images(tmp_path, channel=2, **options)
+    assert names(load_images(tmp_path, channel=2, skip_bad=True, **options)) == ["rgb.png"]
 
 
 def test_a_name_steers_no_terminal(folder, caplog):

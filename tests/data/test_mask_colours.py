@@ -15,7 +15,9 @@ from PIL import Image
 from swinumamba_monai.cli import main
 from swinumamba_monai.data.datalist import load_datalist
 from swinumamba_monai.data.files.images import read_instances
+from swinumamba_monai.data.files.label_map import IGNORED, read_label_map
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
+from swinumamba_monai.data.prepare.label_forms import class_ids_of
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks.endoscopy import prepare_endoscopy
 from swinumamba_monai.tasks.microscopy import prepare_microscopy
@@ -105,3 +107,14 @@ def test_prepare_takes_a_threshold_from_the_command_line(tmp_path, capsys):
     assert "--mask_threshold 128" in capsys.readouterr().err
     assert main([*arguments, "--mask_threshold", "128"]) == 0
     assert "--num_classes 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 255], [0, 255]])
+def test_255_that_is_to_be_ignored_is_neither_white_nor_a_soft_edge(numbers, tmp_path):
+    mask = np.array([numbers * 4] * 6, np.uint8)
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    (tmp_path / "map.json").write_text('{"background": 0, "grasper": 1, "ignore": 255}')
+    labels = read_label_map(tmp_path / "map.json")
+    assert np.array_equal(class_ids_of(tmp_path / "a.png", mask.shape, labels), mask)
+    classes = labels.to_classes(mask, "a.png")
+    assert [int(classes[0, index]) for index in range(len(numbers))] == [*numbers[:-1], IGNORED]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from swinumamba_monai.data import load_volumes, synthesize_microscopy
+from swinumamba_monai.data.files.images import ImageFileReader
 from swinumamba_monai.data.sampling.unlabelled import load_unlabelled
 from swinumamba_monai.errors import InputError
 
@@ -101,3 +102,20 @@ def test_volumes(tmp_path):
     training, validation = (load_unlabelled(folder, s, list_folder=load_volumes) for s in ("training", "validation"))
     assert names(validation) == ["0.nii.gz", "9.nii.gz"] and len(training) == 9
     assert "1.2.3" in names(training) and all(Path(item["image"]).exists() for item in training)
+
+
+def test_bad_images_are_left_out_of_both_sections(tmp_path, prepared):
+    """Before the division, so that no section is emptied by them."""
+    folder = folder_of(12, tmp_path / "images")
+    for name in ("00.png", "05.png"):
+        (folder / name).write_text("no image")
+    with pytest.raises(InputError, match=r"2 problem.*\n.*00.png.*\n.*05.png"):
+        load_unlabelled(folder, "training", reader=ImageFileReader)
+    options = {"reader": ImageFileReader, "skip_bad": True}
+    training, validation = (load_unlabelled(folder, section, **options) for section in ("training", "validation"))
+    assert names(validation) == ["01.png"]
+    assert names(training) == [f"{i:02d}.png" for i in (2, 3, 4, 6, 7, 8, 9, 10, 11)]
+    with pytest.raises(InputError, match="all but 2 are done"):
+        training.finish(validation)
+    extra = load_unlabelled(prepared, "training", folder, **options)
+    assert len(extra) == 3 + 10 and len(extra.bad) == 2

@@ -7,8 +7,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tracemalloc
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -87,6 +87,19 @@ def test_bombs_are_refused_by_what_they_claim(tmp_path, monkeypatch):
             unpack(tmp_path / f"{name}.zip", tmp_path)
 
 
+def test_a_large_file_takes_no_memory(tmp_path):
+    size = 50 << 20
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as large:
+        large.writestr("b/a", bytes(size))
+    assert (tmp_path / "b.zip").stat().st_size < size / 500
+    tracemalloc.start()
+    try:
+        assert (unpack(tmp_path / "b.zip", tmp_path) / "a").stat().st_size == size
+        assert tracemalloc.get_traced_memory()[1] < size / 5
+    finally:
+        tracemalloc.stop()
+
+
 def test_damage_is_refused(tmp_path):
     whole = write_archive(tmp_path / "b.zip", FILES).read_bytes()
     broken = bytearray(whole)
@@ -101,10 +114,10 @@ def test_damage_is_refused(tmp_path):
 def test_a_full_disk_is_called_that(tmp_path, monkeypatch):
     path = write_archive(tmp_path / "b.zip", FILES)
 
-    def full(self: Path, content: bytes) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("shutil.copyfileobj", full)
     with pytest.raises(InputError, match="cannot be written or opened: No space left on device"):
         unpack(path, tmp_path)
     assert list(tmp_path.iterdir()) == [path]

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import pytest
 import requests
 import torch
-from monai.apps.utils import HashCheckError
 from monai.bundle import download, download_large_files, get_bundle_versions, load, push_to_hf_hub, scripts
 from PIL import Image
 from safetensors.torch import save_file as save_safetensors
@@ -122,9 +121,9 @@ def test_large_files_are_checked(small_bundle, serve, tmp_path, empty):
     download_large_files(str(fetched))  # there already, and right
     (fetched / "models" / "model.pt").unlink()
     package.weights.write_bytes(b"something else")
-    with pytest.raises(HashCheckError):
-        download_large_files(str(fetched))
-    assert not (fetched / "models" / "model.pt").exists()
+    for _ in range(2):  # MONAI 1.5 lets it lie, and refuses it again
+        with pytest.raises((RuntimeError, ValueError)):
+            download_large_files(str(fetched))
 
 
 def test_a_pretrained_encoder_is_fetched_by_its_hash(small_bundle, serve, tmp_path, empty):

@@ -315,8 +315,16 @@ def test_what_a_killed_package_left_is_nobodys_file(small_bundle, tmp_path):
     assert contents(out) == before
 
 
-@pytest.mark.parametrize("ending", [".zip", "_model.pt"])
-def test_a_file_with_the_name_of_an_archive_or_of_weights_stays(small_bundle, tmp_path, ending):
+@pytest.mark.parametrize(
+    ("ending", "file", "compression"),
+    [
+        (".zip", "mine", zipfile.ZIP_STORED),
+        (".zip", "microscopy/mine", zipfile.ZIP_STORED),  # as somebody packs the folder by hand
+        (".zip", "microscopy/mine", zipfile.ZIP_DEFLATED),
+        ("_model.pt", None, None),
+    ],
+)
+def test_a_file_with_the_name_of_an_archive_or_of_weights_stays(small_bundle, tmp_path, ending, file, compression):
     bundle, output = small_bundle(), tmp_path / "dist"
     made = package_bundle(bundle, output)
     edit_weights(bundle)
@@ -324,8 +332,8 @@ def test_a_file_with_the_name_of_an_archive_or_of_weights_stays(small_bundle, tm
     mine = made.archive.with_name(f"{made.archive.stem}{ending}")
     assert mine.is_file()
     if ending == ".zip":
-        with zipfile.ZipFile(mine, "w") as archive:
-            archive.writestr("mine", "precious")
+        with zipfile.ZipFile(mine, "w", compression) as archive:
+            archive.writestr(file, "precious")
     else:
         mine.write_text("precious")
     before = mine.read_bytes()

@@ -80,9 +80,11 @@ def test_command_takes_folders_and_archives(small_bundle, tmp_path, capsys):
     bundle = small_bundle(weights=False)
     archive = package_bundle(bundle, tmp_path / "dist").archive
     shutil.rmtree(bundle / "docs")
-    code = main(["verify", str(archive), str(bundle)])
+    (tmp_path / "bad.zip").write_text("no archive")
+    code = main(["verify", str(tmp_path / "bad.zip"), str(archive), str(bundle)])
     out, error = capsys.readouterr()
     assert code == 1 and "checks failed" in error.splitlines()[-1]
+    assert f"bad.zip: archive: {tmp_path / 'bad.zip'} cannot be read as a zip archive" in out
     assert out.count("microscopy: files: ok") == 1 and "lacks docs/README.md" in out
     assert main(["verify", str(bundle), "--override", "{"]) == 1
     assert "--override is not JSON" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from monai.inferers import SimpleInferer
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.inference import AtImageSized, RescalingInferer
+from swinumamba_monai.inference import AtImageSized, RescalingInferer, rescaling
 from swinumamba_monai.inference.rescaling import diameter_of
 from swinumamba_monai.instances import FlowsToInstancesd, find_cells, flow_targets
 from swinumamba_monai.instances.whole_cells import resize_cells
@@ -74,6 +74,17 @@ def test_small_cells_are_found_where_they_are_larger():
     labels = found["pred"][0].numpy()
     assert labels.shape == ids.shape and labels.max() == ids.max() == len(found["scores"])
     assert ((labels > 0) == (ids > 0)).mean() > 0.95
+
+
+@pytest.mark.parametrize("fitting, side", [(300, 300), (100, 120)])
+def test_memory_limits_how_large_an_image_is_made(monkeypatch, caplog, fitting: int, side: int):
+    """An image with room for so many pixels on a side, and one with less room than it has."""
+    monkeypatch.setattr(rescaling, "free_memory", lambda: rescaling.A_PIXEL * fitting**2)
+    network = Picky(discs(6, 120, 9), 6)
+    RescalingInferer(SimpleInferer(), "auto", keep_larger=True)(torch.rand(1, 3, 120, 120), network)
+    # as it is, in a third, a part of it in three times, and, if there is room, in the size of the cells
+    assert network.sizes == [(120, 120), (40, 40), (360, 360)] + [(side, side)] * (side > 120)
+    assert "memory is too short" in caplog.text
 
 
 def test_another_size_counts_only_if_more_is_found():

@@ -105,7 +105,7 @@ def evaluate(output_dir: Path, items: list[dict], load: Compose, channels: int =
                 "key_val_metric": "@key_metric",
                 "val_handlers": [
                     {
-                        "_target_": "swinumamba_monai.metrics.EvaluationReport",
+                        "_target_": "swinumamba_monai.reports.EvaluationReport",
                         "output_dir": str(output_dir),
                         "metric": "@key_metric#val_scores",
                         "num_figures": 2,

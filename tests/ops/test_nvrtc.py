@@ -115,7 +115,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 77, raising=False)
     nvrtc._load_on_device.cache_clear()
-    nvrtc._warn_that_nothing_is_kept.cache_clear()
+    nvrtc.log_once.cache_clear()
     yield fakes
     nvrtc._load_on_device.cache_clear()
 

@@ -9,18 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_weights import SMALL_NETWORK
 
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.prediction import find_bundle
 from swinumamba_monai.tasks import find_task
 
-NETWORK = {
-    "network_def#feature_size": 8,
-    "network_def#depths": [1, 1, 1, 1],
-    "network_def#decoder_depths": [1, 1, 1],
-    "network_def#d_state": 2,
-    "roi_size": [64, 64],
-}
 OF_TASK = {"abdomen_mri": {"spacing": [6.0, 7.0]}, "endoscopy": {}, "microscopy": {"min_size": 2, "target": "classes"}}
 
 
@@ -63,7 +57,7 @@ def small_bundle(tmp_path_factory):
             (place / "my_images").mkdir()
             for image in sorted((place / "data" / "images").iterdir())[:2]:
                 (place / "my_images" / image.name).write_bytes(image.read_bytes())
-            options = {**NETWORK, **OF_TASK[task]}
+            options = {**SMALL_NETWORK, **OF_TASK[task]}
             torch.manual_seed(1)
             network = build_bundle_network(find_bundle(task) / "configs" / "inference.json", options)
             torch.save(network.state_dict(), place / "model.pt")

@@ -70,7 +70,7 @@ def evaluate(output_dir: Path, items: list[dict], batch_size: int = 2, **options
                 },
                 "val_handlers": [
                     {
-                        "_target_": "swinumamba_monai.metrics.EvaluationReport",
+                        "_target_": "swinumamba_monai.reports.EvaluationReport",
                         "output_dir": str(output_dir),
                         "metric": "@key_metric#val_f1",
                         **options,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -63,6 +64,7 @@ def test_a_client_cannot_get_in(tmp_path, tmp_path_factory, monkeypatch) -> None
     label = (data / json.loads((data / "datalist.json").read_text())["test"][0]["label"]).read_bytes()
     code = f"__import__('pathlib').Path({str(trap)!r}).touch()"
     with Server(bundle, studies, tmp_path / "server.log") as server:
+        assert ask(server, "POST", "/train/microscopy?run_sync=true", json={"max_epochs": 1, "device": "cpu"}) == 400
         server.save_label(studies / "rgb.png", "rgb.png", label)
         server.save_label(studies / "gray.png", "gray.png", label)
         plain = {"max_epochs": 1, "device": "cpu", "pretrained": True}
@@ -156,6 +158,7 @@ def test_a_client_cannot_get_in(tmp_path, tmp_path_factory, monkeypatch) -> None
             ("POST", "/infer/wsi_v2/microscopy?image=rgb", {"files": {"wsi": (None, '{"level": NaN}')}}),
             ("POST", "/infer/wsi_v2/microscopy?image=main.py", {"files": {"file": ("", b""), "wsi": (None, "{}")}}),
             ("POST", "/infer/wsi_v2/microscopy?image=main.py", {"data": UNNAMED, "headers": MULTIPART}),
+            ("POST", "/infer/microscopy?image=rgb", {"files": {str(n): (None, "a" * 1_000_000) for n in range(30)}}),
             ("POST", "/infer/microscopy?session_id=nosuch", {}),
             ("POST", "/infer/microscopy", {}),
             ("POST", "/infer/microscopy?image=rgb&output=dicom_seg", {}),
@@ -265,6 +268,25 @@ def test_many_clients_at_once_and_images_too_large(tmp_path) -> None:
             answer = requests.post(f"{server.url}/infer/microscopy", files=large, timeout=120)
             assert answer.status_code == 400 and "GB of memory" in answer.json()["detail"], answer.text
         assert server.memory("VmRSS") < before + (300 << 20)  # the pixels alone are 81 MB, and 324 as numbers
+
+
+def test_a_training_ends_with_its_server(tmp_path) -> None:
+    """And so does one that waits for its turn."""
+    data = find_task("microscopy").synthesize(
+        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
+    )
+    bundle, studies = make_bundle("microscopy", tmp_path, data), tmp_path / "studies"
+    make_studies("microscopy", studies, data)
+    label = (data / json.loads((data / "datalist.json").read_text())["test"][0]["label"]).read_bytes()
+    with Server(bundle, studies, tmp_path / "server.log") as server:
+        server.save_label(studies / "rgb.png", "rgb.png", label)
+        for _ in range(2):
+            server.call("POST", "/train/microscopy?enqueue=true", json={"max_epochs": 100_000, "device": "cpu"})
+        while not (bundle / "models" / "label_checkpoint.pt").exists():
+            assert server.call("GET", "/train/").json()["status"] in ("SUBMITTED", "RUNNING")
+            time.sleep(0.2)
+    still = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert "ps -eo args" in still and str(bundle) not in still
 
 
 def test_training_on_a_name_that_a_config_would_take_for_a_place(tmp_path) -> None:

@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+from PIL.PngImagePlugin import PngImageFile
 
-from swinumamba_monai.data.files.labelme import read_labelme
+from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ellipse, as_ring, decode_runs
 from swinumamba_monai.data.files.xml_tree import read_xml
 from swinumamba_monai.errors import InputError, explained, shown
@@ -37,7 +40,7 @@ def read_outlines(path: Path) -> Annotations:
     with explained(problem, "export again", *_MALFORMED):
         content = _read_json(path)
         if isinstance(content, dict) and "shapes" in content:
-            return read_labelme(content, path)
+            return _labelme(content, path)
         single = isinstance(content, dict) and content.get("type") == "Feature"
         features = [content] if single else content["features"] if isinstance(content, dict) else content
         kinds = {_type_of(feature) for feature in features}
@@ -61,6 +64,44 @@ def _feature(feature: dict, path: Path) -> Shape:
     classification = (feature.get("properties") or {}).get("classification") or {}
     name = classification if isinstance(classification, str) else classification.get("name", "")
     return Shape(str(name), [[as_ring(ring) for ring in polygon] for polygon in polygons])
+
+
+def _labelme(content: dict, path: Path) -> Annotations:
+    """The shapes of labelme's JSON, the last drawn on top; those with one label and one ``group_id`` are one."""
+    shapes = [_labelme_shape(entry, path) for entry in reversed(content["shapes"])]
+    size = _size([int(content.get(side) or 0) for side in ("imageHeight", "imageWidth")])
+    return Annotations(path, shapes, size, tuple(dict.fromkeys(shape.name for shape in shapes)))
+
+
+def _labelme_shape(entry: dict, path: Path) -> Shape:
+    kind, points, label = entry.get("shape_type") or "polygon", entry["points"], str(entry["label"])
+    group = None if entry.get("group_id") is None else int(entry["group_id"])
+    if kind == "mask":
+        (left, top), _ = points
+        return Shape(label, masks=[(_decoded(entry["mask"]), (round(top), round(left)))], group=group)
+    if kind == "rectangle":
+        (left, top), (right, bottom) = points
+        points = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    elif kind == "circle":  # its middle, and a point of it
+        middle, edge = np.array(points, dtype=np.float64)
+        points = as_ellipse(middle, [np.linalg.norm(edge - middle)] * 2)
+    elif kind != "polygon":
+        raise InputError(f"{path} {NO_AREA.format('shape', shown(kind))}")
+    return Shape(label, [[as_ring(points)]] if len(points) > 2 else [], group=group)
+
+
+def _decoded(text: str) -> np.ndarray:
+    """A mask (h, w) bool, a PNG image in the letters of base 64."""
+    try:
+        with PngImageFile(io.BytesIO(base64.b64decode(text, validate=True))) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"a mask of {image.width} x {image.height} pixels")
+            mask = np.asarray(image)
+    except (OSError, SyntaxError) as error:  # what Pillow raises for a damaged file
+        raise ValueError(f"a mask that is no PNG: {error}") from error
+    if mask.ndim != 2:
+        raise ValueError("a mask in colour")
+    return mask > 0
 
 
 def read_annotations(path: Path) -> dict[str, Annotations] | None:

@@ -12,21 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from monai.data.utils import orientation_ras_lps
 
+from swinumamba_monai.data.files.dicom_frames import Frame, count_groups, element_of, groups_of
 from swinumamba_monai.data.files.dicom_parts import SPACING_TOLERANCE, uneven
 from swinumamba_monai.data.files.dicom_pixels import read_pixels, rescale
-from swinumamba_monai.errors import InputError, quoted
+from swinumamba_monai.data.files.limits import MAX_VOXELS
+from swinumamba_monai.errors import InputError, explained
 
 if TYPE_CHECKING:
     import pydicom
 
-    from swinumamba_monai.data.files.dicom_frames import Frame
-
-MAX_VOXELS = 1 << 31
 _ASIDE = 0.5  # how many pixels a slice may lie beside its place
 _DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4  # of direction cosines, and of mm: numbers are rounded in files
-# DICOM's patient axes are left, posterior, superior; NIfTI's are right, anterior, superior.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -102,49 +100,30 @@ def read_dicom_files(
     affine = np.eye(4)
     affine[:3, :3] = np.stack([axes[0], axes[1], step], axis=1)
     affine[:3, 3] = slices[order[0]].position
-    return voxels, _LPS_TO_RAS @ affine
+    return voxels, orientation_ras_lps(affine)
 
 
 def _read_slices(file: Path, max_pixels: int) -> list[Slice]:
     """The slices of one file."""
     dataset, frames = read_pixels(file, max_pixels)
-    try:
+    with explained(f"{file} has a slice without position, orientation or spacing", "correct its header"):
         if "MOSAIC" in (getattr(dataset, "ImageType", None) or ()):
             return _cut_mosaic(file, dataset, frames[0])
-        if len(frames) > 1 and len(getattr(dataset, "PerFrameFunctionalGroupsSequence", ())) != len(frames):
+        if len(frames) > 1 and count_groups(dataset) != len(frames):
             raise InputError(f"{file} has {len(frames)} frames without a position for each; convert it to NIfTI.")
         return [_slice(file, dataset, pixels, number, len(frames)) for number, pixels in enumerate(frames)]
-    except InputError:
-        raise
-    except Exception as error:  # pydicom decodes a value when it is asked for, and has no common class for failures
-        raise InputError(
-            f"{file} has a slice without position, orientation or spacing ({quoted(error)}); correct its header."
-        ) from error
 
 
 def _slice(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray, number: int, frames: int) -> Slice:
     """One frame with what the header says of it: for itself, for all frames, or for a file of a single one."""
-    groups = [
-        sequence[index]
-        for sequence, index in (
-            (getattr(dataset, "PerFrameFunctionalGroupsSequence", None), number),
-            (getattr(dataset, "SharedFunctionalGroupsSequence", None), 0),
-        )
-        if sequence
-    ]
+    groups = groups_of(dataset, number)
 
     def value(sequence: str, attribute: str) -> object:
-        holders = [getattr(group, sequence)[0] for group in groups if getattr(group, sequence, None)]
-        found = (getattr(holder, attribute, None) for holder in (*holders, dataset))
-        return next((one for one in found if one is not None), None)
+        found = element_of(groups, f"{sequence} {attribute}")
+        return getattr(dataset, attribute, None) if found is None else found
 
-    pixels = rescale(
-        pixels,
-        dataset,
-        value("PixelValueTransformationSequence", "RescaleSlope"),
-        value("PixelValueTransformationSequence", "RescaleIntercept"),
-        file,
-    )
+    slope, intercept = (value("PixelValueTransformationSequence", f"Rescale{name}") for name in ("Slope", "Intercept"))
+    pixels = rescale(pixels, dataset, slope, intercept, file)
     thickness = value("PixelMeasuresSequence", "SliceThickness")
     return Slice(
         name=f"{file}" if frames == 1 else f"{file} (frame {number + 1})",
@@ -169,7 +148,8 @@ def _cut_mosaic(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray) -> lis
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nibabel calls this module of it experimental
         from nibabel.nicom.dicomwrappers import MosaicWrapper
-    try:
+    problem = f"{file} is a Siemens MOSAIC, all slices in one picture, and its header does not say how to cut it"
+    with explained(problem, "convert it to NIfTI, for example by dcm2niix"):
         wrapper = MosaicWrapper(dataset)
         rows, columns, count = (int(size) for size in wrapper.image_shape)
         normal = _numbers(wrapper.slice_normal, 3)
@@ -178,11 +158,6 @@ def _cut_mosaic(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray) -> lis
         tiles = math.isqrt(count - 1) + 1
         if pixels.shape != (tiles * rows, tiles * columns) or not 0 < distance < np.inf:
             raise ValueError(f"{count} slices in {pixels.shape} pixels")
-    except Exception as error:  # nibabel's WrapperError, or anything else in a private header
-        raise InputError(
-            f"{file} is a Siemens MOSAIC, all slices in one picture, and its header does not say how to cut it "
-            f"({quoted(error)}); convert it to NIfTI, for example by dcm2niix."
-        ) from error
     pixels = rescale(
         pixels, dataset, getattr(dataset, "RescaleSlope", None), getattr(dataset, "RescaleIntercept", None), file
     )

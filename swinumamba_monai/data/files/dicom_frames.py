@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The volumes in enhanced DICOM files, whose frames have headers of their own."""
+"""Enhanced DICOM files, whose frames have headers of their own: what these say, and the volumes in them."""
 
 from __future__ import annotations
 
@@ -77,24 +77,47 @@ def volumes_in(key: str, files: Mapping[Path, object]) -> list[tuple[str, frozen
 @lru_cache(maxsize=8)  # a series is looked for whenever one of its volumes is read
 def _read_headers(file: Path, size: int, changed: int) -> tuple[SimpleNamespace, ...]:
     """The header of every frame; ``size`` and ``changed`` tell the file from one before it of the same name."""
-    groups = read_header(file, _GROUPS)
-    shared = getattr(groups, _GROUPS[1], None) or []
-    return tuple(_header([own, *shared[:1]]) for own in getattr(groups, _GROUPS[0], None) or [])
+    dataset = read_header(file, _GROUPS)
+    return tuple(_header(groups_of(dataset, number)) for number in range(count_groups(dataset)))
 
 
 def _header(groups: Sequence[pydicom.Dataset]) -> SimpleNamespace:
-    """What a frame says, as a file of a single slice would; the first group that says a thing counts."""
-    header = SimpleNamespace(**{name: _value(groups, place.split()) for name, place in _PLACES.items()})
-    for number, index in enumerate(_value(groups, "FrameContentSequence DimensionIndexValues".split()) or (), start=1):
+    """What a frame says, as a file of a single slice would; "" for what it does not say."""
+    found = {name: element_of(groups, place) for name, place in _PLACES.items()}
+    header = SimpleNamespace(**{name: "" if value is None else value for name, value in found.items()})
+    for number, index in enumerate(element_of(groups, "FrameContentSequence DimensionIndexValues") or (), start=1):
         setattr(header, f"{_INDEX}{number}", index)
     return header
 
 
-def _value(groups: Sequence[pydicom.Dataset], place: Sequence[str]) -> object:
-    *sequences, element = place
+def count_groups(dataset: pydicom.Dataset) -> int:
+    """The number of frames with a header of their own."""
+    return len(getattr(dataset, _GROUPS[0], None) or ())
+
+
+def groups_of(dataset: pydicom.Dataset, number: int) -> list[pydicom.Dataset]:
+    """What a file says of one of its frames: in the header of the frame, where it has one, and in that of all.
+
+    Args:
+        dataset: header of the file.
+        number: number of the frame, from 0 on.
+    """
+    own, shared = (getattr(dataset, name, None) or [] for name in _GROUPS)
+    return [*own[number : number + 1], *shared[:1]]
+
+
+def element_of(groups: Sequence[pydicom.Dataset], place: str) -> object | None:
+    """The value of an element in the first of the headers of a frame that has it; None where none has.
+
+    Args:
+        groups: headers, as :func:`groups_of` gives them.
+        place: names of the sequences that it is in, of each of which the first item counts, and its own, with blanks
+            between them.
+    """
+    *sequences, element = place.split()
     for holder in groups:
         for name in sequences:
             holder = (getattr(holder, name, None) or [None])[0]
         if (value := getattr(holder, element, None)) is not None:
             return value
-    return ""
+    return None

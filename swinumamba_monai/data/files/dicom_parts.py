@@ -51,6 +51,22 @@ def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
     return copies
 
 
+def by_folder(group: dict[Path, pydicom.Dataset]) -> list[dict[Path, pydicom.Dataset]]:
+    """The files of each folder, where all folders have slices at the same places, and no header tells them apart.
+
+    Folders that share the slices of one stack, as a CD has them, stay together.
+    """
+    if len(parts_of("", group)) > 1:
+        return [group]
+    folders: dict[Path, dict[Path, pydicom.Dataset]] = {}
+    for file, header in group.items():
+        folders.setdefault(file.parent, {})[file] = header
+    places = [
+        {_text(getattr(header, "ImagePositionPatient", "")) for header in part.values()} for part in folders.values()
+    ]
+    return list(folders.values()) if all(place == places[0] for place in places) else [group]
+
+
 def visits_of(images: dict[Path, pydicom.Dataset]) -> list[set[Path]]:
     """The files that are of one study or in one folder, and so of one patient."""
     visits: list[tuple[set[str], set[Path]]] = []
@@ -129,8 +145,15 @@ def parts_of(
 
     Returns:
         For each volume its key, its files, and what tells it from the others; the series itself where it is one, or
-        where nothing in the headers tells slices at one place apart. Stacks in several directions are volumes each.
+        where nothing in the headers tells slices at one place apart. Stacks in several directions, and of several
+        sizes, are volumes each.
     """
+    if len(sizes := by_size(group)) > 1:
+        parts = []
+        for size, part in sizes.items():
+            for name, files, words in parts_of(f"{key}-{size.replace(' ', '')}", part, tags):
+                parts.append((name, files, ", ".join(filter(None, (size, words)))))
+        return parts
     stacks = by_direction(group)
     if len(stacks) > 1 and all(len(stack) > 1 for stack in stacks):
         named = [(plane_of(next(iter(stack.values()))), stack) for stack in stacks]
@@ -166,6 +189,24 @@ def by_direction(group: dict[Path, pydicom.Dataset]) -> list[dict[Path, pydicom.
     return [stack for _, stack in stacks]
 
 
+def by_size(group: dict[Path, pydicom.Dataset]) -> dict[str, dict[Path, pydicom.Dataset]]:
+    """The files whose slices are of one size together, by columns and rows, as in ``256 x 192``."""
+    sizes: dict[str, dict[Path, pydicom.Dataset]] = {}
+    for file, header in group.items():
+        size = f"{_text(getattr(header, 'Columns', ''))} x {_text(getattr(header, 'Rows', ''))}"
+        sizes.setdefault(size, {})[file] = header
+    return sizes
+
+
+def of_another_size(group: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
+    """Single slices of a series whose others are a stack of one size, as a picture of it, with the word for them."""
+    sizes = by_size(group)
+    alone = {file: header for part in sizes.values() if len(part) == 1 for file, header in part.items()}
+    if len(alone) == len(group) or any(map(holds_several, alone.values())):
+        return {}
+    return dict.fromkeys(alone, "a slice of another size")
+
+
 def is_parallel(way: np.ndarray, other: np.ndarray) -> bool:
     """Whether two orientations are one but for rounding.
 
@@ -195,7 +236,7 @@ def holds_several(header: pydicom.Dataset) -> bool:
     """Whether a file holds several slices itself, as frames or in a mosaic."""
     try:
         frames = int(header.NumberOfFrames)
-    except (AttributeError, TypeError, ValueError):  # not there, or no number, which reading the file says
+    except (AttributeError, TypeError, ValueError, OverflowError):  # not there, or no number, which reading says
         frames = 1
     return frames > 1 or "MOSAIC" in words_of(header)
 

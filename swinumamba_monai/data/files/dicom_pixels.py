@@ -79,7 +79,11 @@ def _begins_with_element(file: Path) -> bool:
 
 
 def read_header(file: Path, tags: Sequence[str] | None = None) -> pydicom.Dataset:
-    """The header of a file with its pixels, or the elements ``tags`` alone.
+    """The header of a DICOM file.
+
+    Args:
+        file: path of the file.
+        tags: names of the elements that are wanted, without pixels; None for all of the file.
 
     Raises:
         InputError: The file unfolds to more than it may. Whatever pydicom raises for a broken file comes out of here.

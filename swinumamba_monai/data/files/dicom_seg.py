@@ -4,19 +4,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from monai.data.utils import orientation_ras_lps
 
+from swinumamba_monai.data.files.dicom_frames import count_groups, element_of, groups_of
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file, read_header
-from swinumamba_monai.data.files.limits import check_unfolding
+from swinumamba_monai.data.files.limits import MAX_VOXELS, check_unfolding
 from swinumamba_monai.data.files.walk import find_files
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained
+
+if TYPE_CHECKING:
+    import pydicom
 
 __all__ = ["find_segmentation", "read_segmentation"]
 
 _MODALITY = "SEG"
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _OFF_GRID = 0.05  # of the distance of slices
 
 
@@ -40,13 +46,12 @@ def _modality(file: Path) -> str:
         return ""
 
 
-def read_segmentation(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+def read_segmentation(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the numbers of the segments; slices without a frame are background, and the first of two segments counts.
 
     Args:
         file: a segmentation of the kinds BINARY (a bit or a byte a pixel), FRACTIONAL (half of the maximum or more is
             the segment) or LABELMAP, not compressed.
-        max_voxels: largest number of voxels that is read.
 
     Returns:
         The numbers (columns, rows, slices), int32, from the first slice with a frame to the last, and the affine (4, 4)
@@ -55,67 +60,61 @@ def read_segmentation(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarr
     Raises:
         InputError: The file is damaged, claims too much, or its frames are no slices of one grid.
     """
-    try:
-        return _read(file, max_voxels)
-    except InputError:
-        raise
-    except Exception as error:  # see above
-        raise InputError(
-            f"{file} is a DICOM segmentation that cannot be decoded ({quoted(error)}); convert it to NIfTI."
-        ) from error
+    with explained(f"{file} is a DICOM segmentation that cannot be decoded", "convert it to NIfTI"):
+        return _read(file)
 
 
-def _read(file: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     dataset = read_header(file)
     rows, columns, count = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
     bits, kind = int(dataset.BitsAllocated), str(dataset.get("SegmentationType", "BINARY"))
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed or not syntax.is_little_endian or bits not in (1, 8, 16):
         raise InputError(f"{file} is a segmentation that is compressed, or of {bits} bits; store it as it is.")
-    if rows * columns * count > max_voxels:
-        raise InputError(f"{file} claims {rows * columns * count} pixels, but {max_voxels} is the limit; replace it.")
+    if rows * columns * count > MAX_VOXELS:
+        raise InputError(f"{file} claims {rows * columns * count} pixels, but {MAX_VOXELS} is the limit; replace it.")
     check_unfolding(file, rows * columns * count)
     pixels = np.frombuffer(dataset.PixelData, f"<u{max(bits // 8, 1)}")
     pixels = np.unpackbits(pixels, bitorder="little") if bits == 1 else pixels
     pixels = pixels[: rows * columns * count].reshape(count, rows, columns)
-    groups = [(frame, dataset.SharedFunctionalGroupsSequence[0]) for frame in dataset.PerFrameFunctionalGroupsSequence]
-    if len(groups) != count:
-        raise ValueError(f"{len(groups)} descriptions of {count} frames")
-    orientation = np.array([_value(group, "PlaneOrientationSequence", "ImageOrientationPatient") for group in groups])
-    positions = np.array([_value(group, "PlanePositionSequence", "ImagePositionPatient") for group in groups])
-    spacing = np.array(_value(groups[0], "PixelMeasuresSequence", "PixelSpacing"), dtype=np.float64)
+    if count_groups(dataset) != count:
+        raise ValueError(f"{count_groups(dataset)} descriptions of {count} frames")
+    groups = [groups_of(dataset, number) for number in range(count)]
+    orientation = np.array([_value(group, "PlaneOrientationSequence ImageOrientationPatient") for group in groups])
+    positions = np.array([_value(group, "PlanePositionSequence ImagePositionPatient") for group in groups])
+    spacing = np.array(_value(groups[0], "PixelMeasuresSequence PixelSpacing"), dtype=np.float64)
     orientation, positions = orientation.astype(np.float64), positions.astype(np.float64)
     if np.ptp(orientation, axis=0).max() > 1e-3:
         raise InputError(f"{file} has frames in several directions; convert it to NIfTI.")
     along_row, along_column = orientation[0, :3], orientation[0, 3:]
     normal = np.cross(along_row, along_column)
     depths = (positions - positions[0]) @ normal
-    measures = groups[0][0] if "PixelMeasuresSequence" in groups[0][0] else groups[0][1]
-    measures = measures.PixelMeasuresSequence[0]
     gaps = np.diff(np.unique(depths.round(3)))
-    stated = float(measures.get("SpacingBetweenSlices") or 0)
-    step = stated or (float(gaps.min()) if gaps.size else float(measures.get("SliceThickness") or 1))
+    stated, thickness = (
+        element_of(groups[0], f"PixelMeasuresSequence {name}") for name in ("SpacingBetweenSlices", "SliceThickness")
+    )
+    step = float(stated or 0) or (float(gaps.min()) if gaps.size else float(thickness or 1))
     places = (depths - depths.min()) / step
     numbers = np.rint(places).astype(int)
-    if not step > 0 or np.abs(places - numbers).max() > _OFF_GRID or rows * columns * (numbers.max() + 1) > max_voxels:
+    if not step > 0 or np.abs(places - numbers).max() > _OFF_GRID or rows * columns * (numbers.max() + 1) > MAX_VOXELS:
         raise InputError(f"{file} has frames at uneven distances; convert it to NIfTI.")
+    check_unfolding(file, rows * columns * int(numbers.max() + 1))  # slices without a frame are in no file
     ids = np.zeros((numbers.max() + 1, rows, columns), np.int32)
     for plane, group, place in zip(pixels, groups, numbers):
         part = plane.astype(np.int32)
         if kind != "LABELMAP":
-            number = int(_value(group, "SegmentIdentificationSequence", "ReferencedSegmentNumber"))
+            number = int(_value(group, "SegmentIdentificationSequence ReferencedSegmentNumber"))
             least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
             part = np.where(plane >= least, number, 0)
         ids[place][ids[place] == 0] = part[ids[place] == 0]
     affine = np.eye(4)
     affine[:3, :3] = np.stack([along_row * spacing[1], along_column * spacing[0], normal * step], axis=1)
     affine[:3, 3] = positions[depths.argmin()]
-    return ids.T, _LPS_TO_RAS @ affine
+    return ids.T, orientation_ras_lps(affine)
 
 
-def _value(group: tuple, sequence: str, attribute: str) -> object:
-    """What the group of a frame, or the one of all, says."""
-    for holder in group:
-        if getattr(holder, sequence, None):
-            return getattr(getattr(holder, sequence)[0], attribute)
-    raise ValueError(f"no {shown(attribute)}")
+def _value(groups: Sequence[pydicom.Dataset], place: str) -> object:
+    """:func:`element_of` that has to be there, or a ValueError."""
+    if (value := element_of(groups, place)) is None:
+        raise ValueError(f"no {place.split()[-1]}")
+    return value

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,18 +22,20 @@ from swinumamba_monai.data.files.dicom_parts import (
     PART_TAGS,
     STACK_TAGS,
     by_direction,
+    by_folder,
     copies_in,
     direction_of,
     holds_several,
     is_parallel,
     join_lone_slices,
+    of_another_size,
     parts_of,
     visits_of,
     words_of,
 )
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
 from swinumamba_monai.data.files.walk import find_files
-from swinumamba_monai.errors import InputError, listed, shown
+from swinumamba_monai.errors import InputError, listed, log_once, shown
 
 if TYPE_CHECKING:
     import pydicom
@@ -105,7 +106,7 @@ def holds_volume(file: Path) -> bool:
 def find_series(folder: Path) -> list[Series]:
     """The series of images in a folder and below; what is none is set aside, by name, in the log.
 
-    A series with several slices at one place is taken apart by echo, time or the like, into a series for each volume;
+    A series with several slices at one place is taken apart by folder, echo, time or the like, into one for each;
     slices that have a series each, and are a stack together, become one.
 
     Set aside are copies of a file in its folder, files without pixels (presentation states, reports, a DICOMDIR),
@@ -158,6 +159,8 @@ def find_series(folder: Path) -> list[Series]:
             f"{folder}: {alike} slices with a SeriesInstanceUID each agree, but are no stack: they lie at uneven "
             "distances, as if some were missing, or two at one place"
         )
+    for group in groups.values():
+        aside |= of_another_size(group)
     for visit in visits:
         aside |= _across_stacks([group for group in groups.values() if next(iter(group)) in visit])
     groups = {key: {f: h for f, h in group.items() if f not in aside} for key, group in groups.items()}
@@ -165,7 +168,9 @@ def find_series(folder: Path) -> list[Series]:
     if aside:
         names = listed((f"{file.name} ({reason})" for file, reason in aside.items()), _MAX_LISTED)
         _warn(f"{folder}: {len(aside)} of {len(files)} DICOM files are set aside: {names}")
-    series = [one for (_, key), whole in groups.items() for one in _series(key, whole, broken)]
+    series = [
+        one for (_, key), group in groups.items() for whole in by_folder(group) for one in _series(key, whole, broken)
+    ]
     places = {file.parent for one in series for file in one.files}
     for place in sorted({file.parent for file in broken} - places):
         series.append(Series(_NO_UID, tuple(file for file in broken if file.parent == place)))
@@ -258,7 +263,8 @@ def find_named(path: Path) -> Series:
     found = find_series(path.parent)
     if key == path.parent.name and len(found) == 1:
         return found[0]
-    return choose_series(path, [one for one in found if one.key == key])[0]
+    alike = [one for one in found if one.key == key]  # a copy in a folder below has its key
+    return choose_series(path, [one for one in alike if one.folder == path.parent] or alike)[0]
 
 
 def _no_scans(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
@@ -287,9 +293,8 @@ def _across_stacks(groups: Sequence[dict[Path, pydicom.Dataset]]) -> dict[Path, 
     return aside
 
 
-@cache  # a series is looked for whenever it is read
 def _warn(sentence: str) -> None:
-    logger.warning("%s", sentence)
+    log_once(logger, logging.WARNING, sentence)  # a series is looked for whenever it is read
 
 
 def _series(name: str, whole: dict[Path, pydicom.Dataset], broken: Sequence[Path]) -> Iterator[Series]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 import logging
 import math
 import re
-from functools import cache
 from pathlib import Path
 
 import numpy as np
+from monai.data.utils import orientation_ras_lps
 from monai.utils import optional_import
 
-from swinumamba_monai.data.files.limits import MAX_DEFLATE
-from swinumamba_monai.errors import InputError, explained, shown
+from swinumamba_monai.data.files.limits import MAX_DEFLATE, MAX_VOXELS
+from swinumamba_monai.errors import InputError, explained, log_once, shown
 
 sitk, _has_sitk = optional_import("SimpleITK")
 
@@ -33,8 +33,10 @@ _BZIP2 = re.compile(rb"^encoding:[ \t]*bz", re.MULTILINE | re.IGNORECASE)
 _UNIT = re.compile(rb"^(?:(?:space )?units:|DistanceUnits[ \t]*=)(.*)$", re.MULTILINE | re.IGNORECASE)
 _UNITS = {"m": 1000.0, "meter": 1000.0, "cm": 10.0, "mm": 1.0, "um": 0.001, "\u00b5m": 0.001, "micron": 0.001}
 _SPACE = re.compile(rb"^space:[ \t]*(?:[lr][ap]s|(?:left|right)-(?:anterior|posterior)-superior)", re.M | re.I)
-# ITK's axes are left, posterior, superior; NIfTI's are right, anterior, superior.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_NO_SPACE = (
+    "{} does not say where its axes lead (it has no anatomical space); they are taken to lead left, posterior and "
+    "superior, as ITK takes them: correct its header"
+)
 _FEW_DIMENSIONS = re.compile(rb"^NDims[ \t]*=[ \t]*[1-5][ \t]*\r?$", re.MULTILINE)
 
 
@@ -44,12 +46,11 @@ def check_itk(path: Path | str) -> None:
         raise InputError(f"{path} needs SimpleITK; install swinumamba-monai[itk].")
 
 
-def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a file with one of ``ITK_SUFFIXES``.
 
     Args:
         path: the file; of a header with its voxels in another file, which is in the same folder, the header.
-        max_voxels: largest number of voxels that is read.
 
     Returns:
         The voxels (X, Y, Z), or (X, Y, Z, C) where each has several numbers, and the affine (4, 4) to mm, RAS+.
@@ -63,7 +64,7 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix.lower() in _NRRD_SUFFIXES and _BZIP2.search(header):
         raise InputError(f"{path} is packed with bzip2, which ITK does not read; save it with gzip.")
     if path.suffix.lower() in _NRRD_SUFFIXES and not _SPACE.search(header):
-        _warn_without_space(path)
+        log_once(logger, logging.WARNING, _NO_SPACE.format(path))
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with explained(f"{path} cannot be decoded", "it is damaged, so replace it"):
@@ -71,8 +72,8 @@ def read_itk(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
         shape, channels = reader.GetSize(), reader.GetNumberOfComponents()
         # The bytes of a number are not known before it is read: one at least.
         claimed = math.prod(shape) * channels
-        if not 0 < claimed <= max_voxels:
-            raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
+        if not 0 < claimed <= MAX_VOXELS:
+            raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
         if claimed > data_file.stat().st_size * MAX_DEFLATE:
             raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
         image = reader.Execute()
@@ -91,21 +92,12 @@ def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
     """
     check_itk(path)
     image = sitk.GetImageFromArray(np.moveaxis(voxels.T, 0, -1) if voxels.ndim == 4 else voxels.T, voxels.ndim == 4)
-    affine = _LPS_TO_RAS @ affine
+    affine = orientation_ras_lps(affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(affine[:3, 3].tolist())
     image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
     sitk.WriteImage(image, str(path), useCompression=True)
-
-
-@cache  # once for each file
-def _warn_without_space(path: Path) -> None:
-    logger.warning(
-        "%s does not say where its axes lead (it has no anatomical space); they are taken to lead left, posterior and "
-        "superior, as ITK takes them: correct its header",
-        path,
-    )
 
 
 def _header(path: Path) -> bytes:
@@ -153,4 +145,4 @@ def _affine(image: sitk.Image) -> np.ndarray:
     kept = min(dimensions, 3)
     affine[:kept, :kept] = steps[:kept, :kept]
     affine[:kept, 3] = image.GetOrigin()[:kept]
-    return _LPS_TO_RAS @ affine
+    return orientation_ras_lps(affine)

@@ -77,7 +77,11 @@ class LabelMap:
         return (self.ids, self.ignored) == (plain.ids, plain.ignored)
 
     def to_classes(self, label: np.ndarray, name: object) -> np.ndarray:
-        """The classes, uint8, of the whole numbers of the label file ``name``, :data:`IGNORED` where nothing is known.
+        """The classes, uint8, of the numbers of a label file, :data:`IGNORED` where nothing is known.
+
+        Args:
+            label: whole numbers, of any shape, as the file has them.
+            name: path of the file, for the sentence.
 
         Raises:
             InputError: a number of ``label`` is not in the map.
@@ -192,9 +196,13 @@ def _combinations(regions: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[
 
 
 def select_classes(available: LabelMap, names: Iterable[str]) -> LabelMap | None:
-    """The classes ``names`` out of a dataset that has more, or has them in another order; None if it lacks one.
+    """Some classes of a dataset that has more, or has them in another order; None if it lacks one.
 
     Names are compared as :func:`simple_name` makes them. What is not selected becomes background.
+
+    Args:
+        available: classes of the dataset.
+        names: names of the classes that are wanted, background first.
     """
     ids_of = {simple_name(name): ids for name, ids in zip(available.names, available.ids, strict=True)}
     names = tuple(names)

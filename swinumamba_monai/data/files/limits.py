@@ -10,6 +10,7 @@ from swinumamba_monai.errors import InputError
 
 # Larger files are taken for decompression bombs: a few kilobytes can claim terabytes of pixels.
 MAX_PIXELS = 1 << 29
+MAX_VOXELS = 1 << 31  # of a volume
 MAX_CHANNELS = 4
 # How much deflate, the method of PNG and gzip, can shrink: no file holds more, whatever its header claims. The methods
 # of JPEG and BMP do not reach that.

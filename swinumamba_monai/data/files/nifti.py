@@ -9,15 +9,14 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 
-from swinumamba_monai.data.files.limits import MAX_DEFLATE
-from swinumamba_monai.errors import InputError, explained
+from swinumamba_monai.data.files.limits import MAX_DEFLATE, MAX_VOXELS
+from swinumamba_monai.errors import InputError, explained, log_once
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +24,10 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 PAIR_SUFFIX = ".hdr"  # of a header that has its voxels beside it, in a file .img or .img.gz
 FREESURFER_SUFFIXES = (".mgh", ".mgz")
 _MAX_OFFSET = 1 << 24  # bytes
+_NO_FORMS = (
+    "{} does not say where its axes lead (it has no sform and no qform); they are taken to lead left, anterior and "
+    "superior, as nibabel takes them, but other programs differ: correct its header"
+)
 _GZIP = b"\x1f\x8b"
 _PAIRS = (b"ni1\0", b"ni2\0")  # how a header says so, NIfTI-1 at byte 344 and NIfTI-2 at byte 4
 _NIFTI_2 = (540).to_bytes(4, "little"), (540).to_bytes(4, "big")  # how its header begins
@@ -39,12 +42,11 @@ _FORMS = (
 ).split()
 
 
-def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Read a file whatever its name says: gzipped or not, NIfTI-1 or -2, in any unit.
 
     Args:
         path: a file with one of ``NIFTI_SUFFIXES``, ``FREESURFER_SUFFIXES`` or ``PAIR_SUFFIX``.
-        max_voxels: largest number of voxels that is read.
 
     Returns:
         The voxels with the dimensions of the file, scaled as the header says; the affine (4, 4) to mm, RAS+; and both
@@ -59,9 +61,9 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.
         affine = affine_of(header) if is_nifti else np.asarray(image.affine, dtype=np.float64)
         forms = _forms(header) if is_nifti else None
         if is_nifti and not (header["sform_code"] or header["qform_code"]):
-            _warn_without_forms(path)
-        if min(shape) < 1 or math.prod(shape) > max_voxels:
-            raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {max_voxels} voxels can be read.")
+            log_once(logger, logging.WARNING, _NO_FORMS.format(path))
+        if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
+            raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
         if dtype.fields or dtype.kind not in "uif":
             raise InputError(f"{path} has voxels of type {dtype}; convert it to one number per voxel.")
         # Where the voxels begin is in the header too; what lies before them are notes, which are short.
@@ -99,15 +101,6 @@ def put_forms(header: nib.Nifti1Header, forms: np.ndarray) -> None:
         header[name] = [next(numbers) for _ in range(4)] if name.startswith("srow") else next(numbers)
     header["pixdim"][:4] = [next(numbers) for _ in range(4)]
     header["xyzt_units"] = next(numbers)
-
-
-@cache  # once for each file
-def _warn_without_forms(path: Path) -> None:
-    logger.warning(
-        "%s does not say where its axes lead (it has no sform and no qform); they are taken to lead left, anterior and "
-        "superior, as nibabel takes them, but other programs differ: correct its header",
-        path,
-    )
 
 
 def _forms(header: nib.Nifti1Header) -> np.ndarray:

@@ -14,6 +14,7 @@ from swinumamba_monai.data.files.nifti import FREESURFER_SUFFIXES, NIFTI_SUFFIXE
 from swinumamba_monai.data.files.volumes import MIN_LEAN, lean_of, spacing_of
 from swinumamba_monai.errors import InputError
 
+MAX_NIFTI = 32767  # voxels along an axis
 WRITABLE_SUFFIXES = (*NIFTI_SUFFIXES, *FREESURFER_SUFFIXES, ".nrrd", ".mha")
 
 
@@ -35,11 +36,19 @@ def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray, forms: np.n
         forms: both forms of the NIfTI file on whose grid the voxels are, see
             :func:`~swinumamba_monai.data.files.nifti.put_forms`; they are passed over where they say another place
             than ``affine``.
+
+    Raises:
+        InputError: a NIfTI file cannot have so many voxels along an axis.
     """
     name = path.name.lower()
     if name.endswith(FREESURFER_SUFFIXES):
         nib.save(nib.MGHImage(voxels, affine), path)
     elif name.endswith(NIFTI_SUFFIXES):
+        if max(voxels.shape) > MAX_NIFTI:
+            raise InputError(
+                f"{path} cannot hold {voxels.shape} voxels: a NIfTI file has at most {MAX_NIFTI} along an axis; cut "
+                "the volume into parts."
+            )
         image = nib.Nifti1Image(voxels, affine)
         image.header.set_xyzt_units("mm")
         if lean_of(affine) > MIN_LEAN:  # of leaning slices programs expect their distance there, as dcm2niix has it

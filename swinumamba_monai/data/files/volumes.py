@@ -15,7 +15,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
-from swinumamba_monai.data.files.dicom import MAX_VOXELS, read_dicom_files
+from swinumamba_monai.data.files.dicom import read_dicom_files
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_seg import find_segmentation, read_segmentation
 from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, holds_volume, is_dicom_folder
@@ -116,9 +116,9 @@ def _read(path: Path, channels: int, nan: float | None) -> tuple[np.ndarray, np.
     elif not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
     elif lower.endswith((*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES)):
-        voxels, affine, forms = read_nifti(path, MAX_VOXELS)
+        voxels, affine, forms = read_nifti(path)
     elif lower.endswith(ITK_SUFFIXES):
-        voxels, affine = read_itk(path, MAX_VOXELS)
+        voxels, affine = read_itk(path)
     elif is_dicom_file(path):
         voxels, affine = read_dicom_files(path, [path])
     else:
@@ -271,7 +271,7 @@ def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
         InputError: As for :func:`read_volume`, and when a voxel is no whole number.
     """
     if (segmentation := find_segmentation(volume_path(path))) is not None:
-        return read_segmentation(segmentation, MAX_VOXELS)
+        return read_segmentation(segmentation)
     voxels, affine = read_volume(path)
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)

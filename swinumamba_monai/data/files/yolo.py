@@ -12,7 +12,7 @@ import numpy as np
 from monai.utils import optional_import
 
 from swinumamba_monai.data.files.shapes import Annotations, Shape
-from swinumamba_monai.errors import InputError, quoted, shown
+from swinumamba_monai.errors import InputError, explained, shown
 
 yaml, _has_yaml = optional_import("yaml")
 
@@ -34,7 +34,10 @@ def read_yolo(path: Path) -> Annotations:
     """
     names = _names_for(path)
     shapes = []
-    try:
+    problem = (
+        f"{path} has no outlines of YOLO segmentation, a class number and parts of width and height from 0 to 1 a line"
+    )
+    with explained(problem, "export again", OSError, ValueError, OverflowError):
         lines = path.read_text(encoding="utf-8").splitlines()
         for line in filter(str.strip, lines):
             number, *values = line.split()
@@ -45,13 +48,6 @@ def read_yolo(path: Path) -> Annotations:
             if len(ring) < 3 or not (np.abs(ring - 0.5) <= 0.5 + _OUTSIDE).all():
                 raise ValueError(f"{line[:40]}...")
             shapes.append(Shape(name, [[ring]]))
-    except InputError:
-        raise
-    except (OSError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{path} has no outlines of YOLO segmentation, a class number and parts of width and height from 0 to 1 a "
-            f"line ({quoted(error)}); export again."
-        ) from error
     return Annotations(path, shapes, names=tuple(names.values()) or _sorted_names(shapes), relative=True)
 
 
@@ -73,11 +69,10 @@ def _names_for(path: Path) -> Mapping[int, str]:
 def _names_of_yaml(file: Path, text: str) -> dict[int, str | int]:
     if not _has_yaml:
         raise InputError(f"{file} names the classes, and needs PyYAML; install pyyaml, or write them to classes.txt.")
-    try:
+    kinds = (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError)
+    with explained(f"{file} has no names of classes", "correct it", *kinds):
         names = yaml.safe_load(text)["names"]
         names = {int(number): name for number, name in (names.items() if isinstance(names, dict) else enumerate(names))}
         if not all(isinstance(name, (str, int)) for name in names.values()):
             raise TypeError("not all are texts")  # lists of lists of lists may unfold without end
         return names
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} has no names of classes ({quoted(error)}); correct it.") from error

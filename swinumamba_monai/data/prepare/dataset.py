@@ -101,7 +101,14 @@ class FoundPairs:
     links: dict[str, tuple[Path | None, Path | None]] = field(default_factory=dict)
 
     def add(self, name: str, image: Path, label: Path, source: Path) -> None:
-        """Take a pair of files that lie in ``source``, or note why not."""
+        """Take a pair of files, or note why not.
+
+        Args:
+            name: name of the pair.
+            image: path of its image.
+            label: path of its label.
+            source: folder of the dataset, out of which no link is followed for a single pair.
+        """
         self.used |= {image, label}
         if name in self.pairs:
             self.problems.append(f"{image} has the name of {self.pairs[name][0]}; rename one.")

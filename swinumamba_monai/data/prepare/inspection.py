@@ -98,7 +98,13 @@ def _odd_cells(label: PathLike, instances: np.ndarray, sizes: Mapping[int, int])
 
 
 def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> PairReport:
-    """Decode a frame and its class mask and say what is wrong with them, or what they hold."""
+    """Decode a frame and its class mask and say what is wrong with them, or what they hold.
+
+    Args:
+        image: path of the frame, or name of a plane of a stack.
+        label: path of the mask.
+        label_map: the classes of the numbers in the mask.
+    """
     try:
         pixels, classes = read_image(image), label_map.to_classes(read_classes(label), label)
         _check_sizes(image, pixels, label, classes)
@@ -191,6 +197,10 @@ def check_pairs(
     """Inspect items as :func:`inspect_pairs`: for each the sentence that says why it cannot be used, or None.
 
     What is only odd about them is logged.
+
+    Args:
+        items: dictionaries with the paths "image" and "label".
+        inspect: one of the functions above.
     """
     reports = inspect_pairs(items, inspect)
     warnings = [report.warning for report in reports if report.warning]

@@ -23,7 +23,7 @@ from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.shapes import Annotations, Shape, numbers_of, rasterize
 from swinumamba_monai.data.files.yolo import read_yolo
-from swinumamba_monai.errors import InputError, explained, quoted, shown
+from swinumamba_monai.errors import InputError, explained, shown
 
 __all__ = [
     "LABEL_SUFFIXES",
@@ -122,7 +122,7 @@ def class_ids_of(
     if colours is not None:
         return _by_colour(label, colours)
     ids = read_classes(label)
-    known = {number for numbers in labels.ids for number in numbers}
+    known = {number for numbers in labels.ids for number in numbers}.union(labels.ignored)
     found = np.unique(ids).tolist()
     if len(labels.names) == 2 and found in ([0, 255], [255]) and 255 not in known:
         return np.where(ids == 255, labels.ids[1][0], labels.ids[0][0]).astype(np.int32)  # black and white
@@ -197,13 +197,9 @@ def read_cvat_colours(source: Path) -> tuple[LabelMap, Colours] | None:
     path = source / "labelmap.txt"
     if not path.is_file():
         return None
-    try:
+    with explained(f"{path} has a line that is no name:red,green,blue::", "correct it"):
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
         content = {line.split(":")[0]: [int(part) for part in line.split(":")[1].split(",")] for line in lines}
-    except (OSError, ValueError, IndexError) as error:
-        raise InputError(
-            f"{path} has a line that is no name:red,green,blue:: ({quoted(error)}); correct it."
-        ) from error
     return _classes_of_colours(content, path)
 
 

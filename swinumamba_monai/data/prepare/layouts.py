@@ -1,15 +1,18 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The folder layouts that datasets of volumes and of frames share: nnU-Net v2, the Decathlon, AMOS 2022, and plain."""
+"""The folder layouts of volumes: nnU-Net v2, the Decathlon, AMOS 2022, and plain; and what ``dataset.json`` says."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
+from swinumamba_monai.data.files.volume_listing import list_volumes
+from swinumamba_monai.data.files.volumes import volume_name
 from swinumamba_monai.data.prepare.dataset import FoundPairs
 from swinumamba_monai.data.prepare.volume_layouts import MASKS
 from swinumamba_monai.errors import InputError, explained
@@ -18,36 +21,29 @@ from swinumamba_monai.errors import InputError, explained
 _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 
 # The number of a channel that nnU-Net puts after the name of an image.
-_CHANNEL, _FURTHER = re.compile(r"_\d{4}$"), re.compile(r"_000[1-9]$")  # numbers of cases like _0507 are larger
+_CHANNEL, _FURTHER = re.compile(r"(?<=.)_\d{4}$"), re.compile(r"_000[1-9]$")  # numbers of cases like _0507 are larger
 _LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg")
 
-FURTHER_CHANNEL = "{} is a further channel of its image, but others have channels up to {:04d}; make them alike."
+_KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM series each,"
 
 
-def find_pairs(
-    source: Path,
-    list_files: Callable[[Path], Sequence[Path]],
-    name_of: Callable[[Path], str],
-    kind: str,
-    with_channels: bool = False,
-) -> FoundPairs:
-    """Match images and labels in ``imagesTr`` and ``labelsTr`` (and ``Va``, ``Ts``), or in ``images`` and ``labels``.
+def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
+    """Match volumes and labels in ``imagesTr`` and ``labelsTr`` (and ``Va``, ``Ts``), or in ``images`` and ``labels``.
 
     The latter may also be called ``Masks``, ``volumes`` and the like.
 
-    Images may have nnU-Net's ``_0000`` after their names. ``imagesTs`` without ``labelsTs``, as challenges give it, is
-    not used: its images cannot be evaluated.
+    Images may have nnU-Net's ``_0000`` after their names, and further channels ``_0001`` and so on. ``imagesTs``
+    without ``labelsTs``, as challenges give it, is not used: its images cannot be evaluated.
 
     Args:
         source: the downloaded dataset.
-        list_files: gives the images of a folder, sorted.
-        name_of: the name of a file without its suffix.
-        kind: kind of the files, in words.
-        with_channels: whether an image may have further channels, ``_0001`` and so on; else they are problems.
+        series: see :func:`~swinumamba_monai.data.files.volume_listing.list_volumes`.
 
     Raises:
         InputError: The layout is unknown.
     """
+    problems: list[str] = []
+    list_files = partial(list_volumes, series=series, problems=problems)
     if not (source / "imagesTr").is_dir():
         images, labels = (list_files(folder) if (folder := _called(source, words)) else [] for words in _PLAIN)
         if not images or not labels:
@@ -55,10 +51,11 @@ def find_pairs(
             hint = f" {below[0]} has them: give that folder." if below else ""
             raise InputError(
                 f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
-                f"AMOS 2022), or images and labels, with {kind} in them.{hint}"
+                f"AMOS 2022), or images and labels, with {_KINDS} in them.{hint}"
             )
         found = FoundPairs("folders images and labels")
-        _match_channels(images, labels, source, found, name_of, with_channels)
+        _match_channels(images, labels, source, found)
+        found.problems += problems
         return found
     found = FoundPairs("folders imagesTr and labelsTr")
     for part, section in _PARTS.items():
@@ -66,11 +63,12 @@ def find_pairs(
         if all(folder.is_dir() for folder in folders):
             before = set(found.pairs)
             images, labels = (list_files(folder) for folder in folders)
-            _match_channels(images, labels, source, found, name_of, with_channels)
+            _match_channels(images, labels, source, found)
             found.split[section] = [name for name in found.pairs if name not in before]
         elif folders[0].is_dir() and any(list_files(folders[0])):
             found.warnings.append(f"{folders[0]} is not used, because there is no {folders[1].name}.")
     found.split = {section: names for section, names in found.split.items() if names}
+    found.problems += problems
     return found
 
 
@@ -120,36 +118,25 @@ def _called(source: Path, words: re.Pattern) -> Path | None:
     return folders[0] if len(folders) == 1 else None
 
 
-def _match_channels(
-    images: Sequence[Path],
-    labels: Sequence[Path],
-    source: Path,
-    found: FoundPairs,
-    name_of: Callable[[Path], str],
-    with_channels: bool,
-) -> None:
+def _match_channels(images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs) -> None:
     """:func:`match_by_name`, with nnU-Net's number of the channel taken from the images where the labels lack it.
 
     Images with the further numbers are the further channels of the first.
     """
-    label_names = {name_of(label) for label in labels}
-
-    def image_name(image: Path) -> str:
-        name = name_of(image)
-        return name if name in label_names else _CHANNEL.sub("", name)
-
-    first = [image for image in images if name_of(image) in label_names or not _FURTHER.search(name_of(image))]
+    label_names = {volume_name(label) for label in labels}
+    names: dict[Path, str] = {label: volume_name(label) for label in labels}
     further: dict[str, list[Path]] = {}
-    of_first = set(first)
     for image in images:
-        if image not in of_first:
-            further.setdefault(image_name(image), []).append(image)
-    names_of = {image: image_name(image) for image in first}
-    match_by_name(first, labels, source, found, lambda file: names_of.get(file) or name_of(file))
+        own = volume_name(image)
+        case = own if own in label_names else _CHANNEL.sub("", own)
+        if own in label_names or not _FURTHER.search(own):
+            names[image] = case
+        else:
+            further.setdefault(case, []).append(image)
+    first = [image for image in images if image in names]
+    match_by_name(first, labels, source, found, names.__getitem__)
     for name, channels in further.items():
-        if not with_channels:
-            found.problems += [FURTHER_CHANNEL.format(channel, 0) for channel in channels]
-        elif name in found.pairs:
+        if name in found.pairs:
             found.add_channels(name, channels)
         else:
             found.problems.append(f"{channels[0]} is a channel of {name}, but there is no {name}_0000.")
@@ -169,6 +156,12 @@ def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str
     """The label map of a dataset: the one given; else ``classes``, by the names in ``dataset.json``; else that file's.
 
     Where nothing says what the numbers mean they are taken for ``classes`` in their order, with a warning.
+
+    Args:
+        source: folder of the dataset, in which ``dataset.json`` lies.
+        given: label map that the user gives, or None.
+        classes: the paper's classes, background first.
+        found: gets the warnings.
 
     Raises:
         InputError: ``dataset.json`` cannot be read, or its labels are no label map.

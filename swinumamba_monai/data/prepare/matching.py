@@ -48,7 +48,14 @@ class Matched:
     groups: dict[str, str] = field(default_factory=dict)
 
     def take(self, key: Key, image: Path, label: Label, source: Path) -> None:
-        """Take an image with its label, plane by plane where both are stacks, or note why not."""
+        """Take an image with its label, plane by plane where both are stacks, or note why not.
+
+        Args:
+            key: what both have in common, from which the name of the pair is made.
+            image: path of the image.
+            label: its label in the form that it has.
+            source: folder of the dataset, out of which no link is followed.
+        """
         found, files = self.found, _files_of(label)
         found.used |= {image, *files}
         of_itself = key.folders[-1:] == (key.name,)  # a folder for each image, and both of one name

@@ -68,9 +68,13 @@ class Pictures(NamedTuple):
 
 
 def sort_files(source: Path, output: Path) -> Pictures:
-    """Sort the files of a dataset into images and labels, without those of ``output``, which is written into.
+    """Sort the files of a dataset into images and labels.
 
     Where the dataset itself has folders of images and of labels, only these are searched.
+
+    Args:
+        source: folder of the dataset.
+        output: folder of the prepared dataset, which is not searched.
     """
     skipped = {output, source / "labels"} if _made_here(source) else {output}
     folders = [
@@ -133,7 +137,12 @@ def _keys_of(file: Path, source: Path, ends: Iterable[str], start: re.Pattern) -
 
 
 def image_keys(file: Path, source: Path) -> list[Key]:
-    """What an image and its label may have in common, the whole name first."""
+    """What an image and its label may have in common, the whole name first.
+
+    Args:
+        file: path of the image.
+        source: folder of the dataset, below which the names of folders count.
+    """
     return _keys_of(file, source, _IMAGE_ENDS, _IMAGE_START)
 
 

@@ -22,7 +22,12 @@ _SPLIT_KEYS = {"train": "training", "validation": "validation", "val": "validati
 
 
 def split_file(path: Path, fold: int | None) -> Path:
-    """``path``, or nnU-Net's file beside it where that alone has folds."""
+    """The file that divides a dataset: its own, or nnU-Net's beside it where that alone has folds.
+
+    Args:
+        path: path of ``split.json``, which need not be there.
+        fold: number of the fold that is asked for; None for the default division.
+    """
     nnunet = path.with_name(NNUNET_SPLITS)
     return nnunet if fold is not None and not path.is_file() and nnunet.is_file() else path
 

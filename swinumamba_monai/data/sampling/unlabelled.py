@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from monai.config import PathLike
 
-from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, load_datalist
+from swinumamba_monai.data.datalist import SECTIONS, is_prepared, load_datalist
 from swinumamba_monai.data.files.volumes import volume_path
-from swinumamba_monai.data.listing import load_images
+from swinumamba_monai.data.inputs import Inputs
+from swinumamba_monai.data.listing import Reader, load_images
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,10 @@ def load_unlabelled(
     dataset_dir: PathLike,
     section: str,
     extra_image_dir: PathLike | None = None,
-    list_folder: Callable[[PathLike], Sequence[dict[str, str]]] = load_images,
-) -> list[dict[str, str]]:
+    list_folder: Callable[..., Inputs] = load_images,
+    reader: Reader | None = None,
+    skip_bad: bool = False,
+) -> Inputs:
     """The images of one section, without labels: dictionaries with the absolute path "image".
 
     Of a plain folder every tenth image is the validation section. One with fewer than ten images is validated on what
@@ -40,32 +43,46 @@ def load_unlabelled(
             taken) for "training". Images that the datalist of ``dataset_dir`` names are left out: what it validates
             and tests on is not trained on, not even without labels.
         list_folder: finds the images of a plain folder: :func:`~swinumamba_monai.data.load_images` or
-            :func:`~swinumamba_monai.data.load_volumes`.
+            :func:`~swinumamba_monai.data.load_volumes`, which get the two below.
+        reader: reader of ``LoadImage``, which reads every image first, so that bad ones are all named before the work;
+            None opens nothing.
+        skip_bad: leave bad ones out, instead of refusing them all.
 
     Raises:
-        InputError: There are no such images.
+        InputError: There are no such images, or a bad one and not ``skip_bad``.
     """
-    if _is_prepared(dataset_dir):
-        images = _section(dataset_dir, section)
-        others = {path for name in SECTIONS if name != section for path in _section(dataset_dir, name, required=False)}
+    options = {} if reader is None else {"reader": reader, "skip_bad": skip_bad}
+    found = [_listed(dataset_dir, section, list_folder, options)]
+    images = [_resolved(item["image"]) for item in found[0]]
+    if is_prepared(dataset_dir):
+        others = {path for name in SECTIONS if name != section for path in _section(dataset_dir, name)}
     else:
-        images, others = _split_folder(_folder(dataset_dir, list_folder), section)
+        images, others = _split_folder(images, section)
+        found[0].source = f"{dataset_dir} for {section}"
     if section == "training" and extra_image_dir is not None:
-        prepared = _is_prepared(extra_image_dir)
-        extra = _section(extra_image_dir, section) if prepared else _folder(extra_image_dir, list_folder)
+        found.append(_listed(extra_image_dir, section, list_folder, options))
         known = others.union(images)
-        new = [path for path in extra if path not in known]
+        new = [path for item in found[1] if (path := _resolved(item["image"])) not in known]
         logger.info("%d unlabelled images, and %d of %s", len(images), len(new), extra_image_dir)
         images += new
-    return [{"image": path} for path in images]
+    result = Inputs(({"image": path} for path in images), " and ".join(str(part.source) for part in found))
+    for part in found:
+        result.bad += part.bad
+        for reason, names in part.not_taken.items():
+            result.not_taken[reason] = [*result.not_taken.get(reason, ()), *names]
+    return result
 
 
-def _is_prepared(folder: PathLike) -> bool:
-    return (Path(folder) / DATALIST_NAME).is_file()
-
-
-def _folder(path: PathLike, list_folder: Callable[[PathLike], Sequence[dict[str, str]]]) -> list[Image]:
-    return [_resolved(item["image"]) for item in list_folder(path)]
+def _listed(path: PathLike, section: str, list_folder: Callable[..., Inputs], options: Mapping[str, object]) -> Inputs:
+    """The images of a section of a prepared dataset, or all of a folder; read once by ``reader`` of the options."""
+    if not is_prepared(path):
+        return list_folder(path, **options)
+    items = load_datalist(path, section, check=False)
+    if options:
+        reader = options["reader"]
+        reader = reader() if isinstance(reader, type) else reader
+        items.check(lambda name: reader.get_data(reader.read(name)), options["skip_bad"])
+    return items
 
 
 def _resolved(image: Image) -> Image:
@@ -75,13 +92,11 @@ def _resolved(image: Image) -> Image:
     return str(volume_path(image).resolve())
 
 
-def _section(dataset_dir: PathLike, section: str, required: bool = True) -> list[Image]:
-    try:
-        return [item["image"] for item in load_datalist(dataset_dir, section, check=False)]
-    except InputError:
-        if required:
-            raise
-        return []
+def _section(dataset_dir: PathLike, section: str) -> list[Image]:
+    """The images of a section that may be empty."""
+    with suppress(InputError):
+        return [_resolved(item["image"]) for item in load_datalist(dataset_dir, section, check=False)]
+    return []
 
 
 def _split_folder(images: list[Image], section: str) -> tuple[list[Image], set[Image]]:

@@ -11,7 +11,7 @@ import numpy as np
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import writing_folder
-from swinumamba_monai.data.datalist import DATALIST_NAME, write_datalist
+from swinumamba_monai.data.datalist import is_prepared, write_datalist
 from swinumamba_monai.data.prepare.split import SECTIONS
 from swinumamba_monai.errors import InputError
 
@@ -59,7 +59,7 @@ def write_synthetic(
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is no folder; give a new one for the synthetic dataset.")
     if output.is_dir() and any(output.iterdir()):
-        if not (output / DATALIST_NAME).is_file():
+        if not is_prepared(output):
             raise InputError(f"{output} is not empty; give a new folder for the synthetic dataset.")
         write_list(output)  # refuses a dataset other than this one
         return output
@@ -73,7 +73,7 @@ def write_synthetic(
                 make(rng, index, temporary / "images" / name, temporary / "labels" / name)
             write_list(temporary)
     except OSError:
-        if not (output / DATALIST_NAME).is_file():
+        if not is_prepared(output):
             raise
         write_list(output)  # another process was faster; it must have made the same
     return output

@@ -22,6 +22,7 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from swinumamba_monai.errors import log_once
 from swinumamba_monai.owned import CACHE, keep, load_kept
 
 __all__ = ["LoopCache"]
@@ -56,7 +57,8 @@ class LoopCache(NullCache):
         try:
             keep(self._path(signature, result.library.codegen), dumps(result._reduce()))
         except (OSError, RuntimeError) as error:
-            _warn_that_nothing_is_kept(getattr(error, "strerror", None) or str(error))
+            consequence = "every process compiles its loops anew, set NUMBA_CACHE_DIR to keep them"
+            log_once(logger, logging.WARNING, f"{consequence} ({getattr(error, 'strerror', None) or error})")
 
     def _path(self, signature: object, codegen: object) -> Path:
         """The file, whose name changes with all that the compiled form depends on."""
@@ -79,8 +81,3 @@ def _sources() -> str:
 @cache
 def _say_that_it_takes_a_while() -> None:
     logger.info("the loops of the scan are compiled, once for each dtype: ten seconds, half a minute for training")
-
-
-@cache
-def _warn_that_nothing_is_kept(reason: str) -> None:
-    logger.warning("every process compiles its loops anew, set NUMBA_CACHE_DIR to keep them (%s)", reason)

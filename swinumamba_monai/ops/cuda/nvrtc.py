@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from swinumamba_monai.errors import log_once
 from swinumamba_monai.owned import CACHE, keep, load_kept
 
 __all__ = ["Kernels", "load_kernels", "on_its_device", "params_type", "why_nvrtc_is_unavailable"]
@@ -159,13 +160,9 @@ def _compile_cached(source: str, name: str, options: tuple[str, ...], binary: bo
     try:
         keep(path.expanduser(), image)
     except (OSError, RuntimeError) as error:
-        _warn_that_nothing_is_kept(getattr(error, "strerror", None) or str(error))
+        consequence = f"every process compiles the kernels anew, because {CACHE} cannot be written"
+        log_once(logger, logging.WARNING, f"{consequence} ({getattr(error, 'strerror', None) or error})")
     return image
-
-
-@cache
-def _warn_that_nothing_is_kept(reason: str) -> None:
-    logger.warning("every process compiles the kernels anew, because %s cannot be written (%s)", CACHE, reason)
 
 
 class Kernels:

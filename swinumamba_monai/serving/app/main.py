@@ -32,6 +32,7 @@ from monailabel.utils.others.generic import name_to_device  # noqa: E402
 from monailabel.utils.others.label_colors import get_color  # noqa: E402
 
 from swinumamba_monai.data import read_image  # noqa: E402
+from swinumamba_monai.errors import InputError  # noqa: E402
 from swinumamba_monai.inference import ClassesToInstancesd, geojson  # noqa: E402
 from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
 from swinumamba_monai.instances import FlowsToInstancesd  # noqa: E402
@@ -148,7 +149,8 @@ class TrainTask(BundleTrainTask):
             super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
     def _update_overrides(self, overrides: dict) -> dict:
-        train = overrides[self.const.key_train_dataset_data()]
+        if not (train := overrides[self.const.key_train_dataset_data()]):
+            raise InputError("there are no labels to train on; save some first, and more than val_split takes.")
         if not overrides.get(self.const.key_validate_dataset_data()):
             overrides[self.const.key_validate_dataset_data()] = train
         overrides["device"] = f"$torch.device('{check_device('device', overrides['device'])}')"

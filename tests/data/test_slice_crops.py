@@ -18,7 +18,7 @@ from monai.data import DataLoader
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, RandGaussianNoised, SqueezeDimd
 
-from swinumamba_monai.data.sampling.slices import EverySliceDataset, SliceDataset
+from swinumamba_monai.data.sampling.slice_crops import EverySliceDataset, SliceDataset
 from swinumamba_monai.errors import InputError
 
 # What a bundle's config has: load, orient so that the slices are last, resample in the plane, normalise.
@@ -188,7 +188,7 @@ def test_a_volume_of_another_user_is_not_used(items, tmp_path, monkeypatch):
     folder, _ = SliceDataset(items, volume_transform(), tmp_path / "cache").folders
     monkeypatch.setattr("swinumamba_monai.owned.os.geteuid", lambda: 12345)
     assert not set(SliceDataset(items, volume_transform(), tmp_path / "mine").folders) & {folder}  # a name of its own
-    monkeypatch.setattr("swinumamba_monai.data.sampling.slices._hash", lambda item, _: item["image"][-5])
+    monkeypatch.setattr("swinumamba_monai.data.sampling.slice_crops._hash", lambda item, _: item["image"][-5])
     (tmp_path / "cache" / "a").mkdir()  # theirs, at our place
     monkeypatch.setattr("swinumamba_monai.owned.shutil.rmtree", lambda *_, **__: None)  # and we may not remove it
     with pytest.raises(InputError, match="belongs to another user, and cannot be removed; remove it or give another"):
@@ -206,7 +206,7 @@ def test_leftovers_of_killed_processes_go(items, tmp_path):
 def test_other_processes_find_the_cache(items, tmp_path):
     first = SliceDataset(items, volume_transform(), tmp_path / "cache")
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_slices import *\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_slice_crops import *\n"
         f"print(*SliceDataset({items!r}, volume_transform(), sys.argv[2]).folders)"
     )
     arguments = [sys.executable, "-c", code, os.path.dirname(__file__), str(tmp_path / "cache")]
@@ -216,15 +216,15 @@ def test_other_processes_find_the_cache(items, tmp_path):
 
 def test_ranks_begin_elsewhere(items, tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr("swinumamba_monai.data.sampling.slices.idist.get_rank", lambda: 1)
-    monkeypatch.setattr("swinumamba_monai.data.sampling.slices.idist.get_world_size", lambda: 2)
+    monkeypatch.setattr("swinumamba_monai.data.sampling.slice_crops.idist.get_rank", lambda: 1)
+    monkeypatch.setattr("swinumamba_monai.data.sampling.slice_crops.idist.get_world_size", lambda: 2)
     transform = volume_transform()
 
     def watched(item):
         order.append(item["image"])
         return transform(item)
 
-    monkeypatch.setattr("swinumamba_monai.data.sampling.slices._describe", lambda _: b"")
+    monkeypatch.setattr("swinumamba_monai.data.sampling.slice_crops._describe", lambda _: b"")
     SliceDataset(items, watched, tmp_path / "cache")
     assert order == [items[1]["image"], items[0]["image"]]
 
@@ -245,7 +245,7 @@ def test_bad_volumes_and_disks_get_a_sentence(items, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("swinumamba_monai.data.sampling.slices.np.save", full)
+    monkeypatch.setattr("swinumamba_monai.data.sampling.slice_crops.np.save", full)
     with pytest.raises(InputError, match=r"No space left on device\); free space or give another cache_dir"):
         SliceDataset(items, volume_transform(), tmp_path / "cache")
     assert not any((tmp_path / "cache").iterdir())
