@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from skimage.color import hsv2rgb
 from skimage.segmentation import find_boundaries
 
-GREEN = (0.1, 1.0, 0.1)
-MAX_PICTURE = 4096  # pixels of a side; of larger images the picture shows every second pixel, every third, ...
+GREEN, MAGENTA = (0.1, 1.0, 0.1), (1.0, 0.1, 1.0)
+MAX_PICTURE = 4096**2  # pixels; of larger images the picture shows every second pixel of a side, every third, ...
 
 
 def display_range(image: np.ndarray) -> tuple[float, float]:
@@ -42,6 +45,17 @@ def paint(picture: np.ndarray, numbers: np.ndarray, colours: np.ndarray, opacity
     picture[painted] = (1 - alpha) * picture[painted] + alpha * colours[numbers[painted]]
 
 
+def picture_step(shape: Sequence[int]) -> int:
+    """The n of the every n-th pixel of each side that a picture of an image of this shape (H, W) shows.
+
+    The number of pixels decides, not the longer side: of a strip of 64 rows every 25th would show nothing.
+
+    >>> picture_step((4096, 4096)), picture_step((64, 100_000)), picture_step((20_000, 20_000))
+    (1, 1, 5)
+    """
+    return max(1, math.ceil(math.sqrt(math.prod(shape) / MAX_PICTURE)))
+
+
 def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndarray:
     """A picture (H, W, 3), uint8, of an image with the outlines of what was found in it.
 
@@ -49,12 +63,13 @@ def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndar
         image: gray or colour image (H, W) or (H, W, C), stretched from its 0.5 % to its 99.5 % quantile; of a volume
             (X, Y, Z) or (X, Y, Z, C) the slice along Z is shown in which most was found.
         labels: numbers of that shape without the channels, 0 is background.
-        one_colour: whether all outlines are green, which shows on gray and on stains; else every number has a colour.
+        one_colour: whether all outlines are green, which shows on gray and on stains, or magenta where what was found
+            is green itself, as GFP often is; else every number has a colour.
     """
     if labels.ndim == 3:
         best = (labels > 0).sum((0, 1)).argmax()
         image, labels = image[:, :, best], labels[:, :, best]
-    step = -(-max(labels.shape) // MAX_PICTURE)
+    step = picture_step(labels.shape)
     image, labels = image[::step, ::step], labels[::step, ::step]
     channels = image[..., :3] if image.ndim == 3 else image[..., None]
     if channels.shape[-1] == 2:  # red and green, as the network sees them
@@ -63,6 +78,7 @@ def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndar
     picture = np.clip((channels - low) * (255 / span), 0, 255) * np.ones(3)
     colours = palette(labels.max())
     if one_colour:
-        colours[:] = GREEN
+        red, green, blue = picture[labels > 0].sum(0)
+        colours[:] = MAGENTA if green > 2 * max(red, blue) else GREEN
     paint(picture, labels, 255 * colours, opacity=0)
     return np.rint(picture).astype(np.uint8)

@@ -36,10 +36,19 @@ def test_the_rim_is_opaque_and_zero_is_not_painted():
 
 
 def test_the_picture_of_a_large_image_shows_every_second_pixel(monkeypatch):
-    monkeypatch.setattr("swinumamba_monai.painting.MAX_PICTURE", 10)
+    monkeypatch.setattr("swinumamba_monai.painting.MAX_PICTURE", 80)
     labels = np.zeros((8, 20), int)
     assert outlined(np.zeros((8, 20, 2)), labels, True).shape == (4, 10, 3)
     assert outlined(np.zeros((8, 10)), labels[:, :10], False).shape == (8, 10, 3)
+
+
+def test_the_picture_of_a_long_strip_shows_all_its_pixels():
+    """Every 25th of 64 rows would be three rows, in which no cell can be seen."""
+    labels = np.zeros((64, 100_000), int)
+    labels[20:40, 90_000:90_020] = 1
+    picture = outlined(np.zeros(labels.shape, np.uint8), labels, one_colour=True)
+    assert picture.shape == (64, 100_000, 3)
+    assert picture[20, 90_000].any() and picture[39, 90_019].any() and not picture[30, 90_010].any()
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 2), (20, 30, 3), (20, 30, 4)])
@@ -49,6 +58,18 @@ def test_outlines_are_on_the_rim_of_every_number(shape):
     picture = outlined(np.full(shape, 3.0), labels, one_colour=True)
     green = (picture == picture[5, 5]).all(-1)
     assert green[10, 14] and green[10, 15] and not green[10, 10] and not green[0, 0], "also between two that touch"
+
+
+@pytest.mark.parametrize(
+    "brightness, colour",
+    [((1, 1, 1), (26, 255, 26)), ((0, 0, 1), (26, 255, 26)), ((0, 1, 0), (255, 26, 255)), ((0, 1), (255, 26, 255))],
+    ids=["gray", "blue", "green", "second of two channels"],
+)
+def test_outlines_can_be_seen_on_cells_of_any_colour(brightness, colour):
+    labels = np.zeros((20, 30), int)
+    labels[5:15, 5:15] = 1
+    picture = outlined((labels > 0)[..., None] * np.array(brightness) * 200.0, labels, one_colour=True)
+    assert tuple(picture[5, 5]) == colour and tuple(picture[10, 10]) != colour
 
 
 def test_of_a_volume_the_slice_with_most_is_outlined():

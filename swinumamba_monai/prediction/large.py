@@ -16,7 +16,7 @@ from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.inference.blocks import Block, BlockInference
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.inference.writers import write_label_rows
-from swinumamba_monai.painting import MAX_PICTURE, outlined
+from swinumamba_monai.painting import outlined, picture_step
 from swinumamba_monai.prediction.objects import object_table
 
 
@@ -86,7 +86,7 @@ class _Picture:
     """Every n-th pixel of the image and of its map, as many as a picture of outlines has."""
 
     def __init__(self, image: TiffRows) -> None:
-        self.step = -(-max(image.shape) // MAX_PICTURE)
+        self.step = picture_step(image.shape)
         self.labels = np.zeros([-(-side // self.step) for side in image.shape], np.int32)
         self.image: np.ndarray | None = None
 

@@ -21,6 +21,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.utils import convert_to_numpy, ensure_tuple
+from PIL import Image
 from torch import nn
 
 from swinumamba_monai.bundle_failures import explain_failure
@@ -40,6 +41,8 @@ from swinumamba_monai.prediction.objects import find_doubts, join_tables, object
 from swinumamba_monai.prediction.progress import count_windows, counting
 
 logger = logging.getLogger(__name__)
+
+OTHER_MODES = {"P", "PA", "LA", "La", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}  # of PIL: palettes, inks, gray with alpha
 
 Paths = str | PathLike | Sequence[str | PathLike]
 
@@ -185,6 +188,10 @@ class Predictor:
                 return self._predict_stack(loaded) if stack else self._predict(*loaded)
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu()
+        if isinstance(image, Image.Image) and image.mode in OTHER_MODES:
+            raise InputError(
+                f"the numbers of a PIL image of mode {image.mode} are not its brightness; give image.convert('RGB')."
+            )
         array = check_pixels(np.asarray(image), "the array")
         channels = array.shape[3 if stack else 2 :]
         if array.ndim - stack not in (2, 3) or (channels and channels[0] > MAX_CHANNELS):

@@ -153,6 +153,15 @@ class TestArrays:
             predictor_of(small_bundle("abdomen_mri"))(np.zeros((4, 4, 4)))
 
 
+@pytest.mark.parametrize("mode", ["P", "LA", "CMYK"])
+def test_a_pil_image_whose_numbers_are_no_brightness_is_refused(mode):
+    """``np.asarray`` gives the indices into its palette, for one, which look like an image of another kind."""
+    predictor = Predictor(device="cpu", network="$torch.nn.Identity()", checkpointloader=None)
+    picture = Image.new("RGB", (64, 64)).convert("L" if mode == "LA" else "RGB").convert(mode)
+    with pytest.raises(InputError, match=rf"mode {mode} are not its brightness; give image\.convert\('RGB'\)"):
+        predictor(picture)
+
+
 class TestTable:
     def test_is_what_regionprops_says(self, cells, image):
         found = cells(image)
