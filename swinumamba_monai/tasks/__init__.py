@@ -104,7 +104,7 @@ class Task:
                 that prepares into ``output_dir``; for the rest see the task's own function.
         """
         if options is not None and "nan" not in inspect.signature(self.files.inspect).parameters:
-            for name in ("series", "nan", "label_grid"):
+            for name in ("series", "nan", "in_channels", "label_grid"):
                 if getattr(options, name) not in (None, "file"):
                     raise InputError(f"{name} is for volumes, which {self.name} does not have; leave it out.")
         if label_map is not None and not self.files.class_names:

@@ -150,6 +150,8 @@ def test_labels_with_another_header_only_when_asked(tmp_path):
         np.testing.assert_array_equal(affine, AFFINE)
     with pytest.raises(InputError, match="label_grid is for volumes, which microscopy does not have"):
         find_task("microscopy").prepare(source, tmp_path / "cells", PrepareOptions(label_grid="image"))
+    with pytest.raises(InputError, match="in_channels is for volumes"):
+        find_task("microscopy").prepare(source, tmp_path / "cells", PrepareOptions(in_channels=3))
 
 
 def test_nan_is_filled_in_every_step(tmp_path):

@@ -128,6 +128,11 @@ def divide(
             sections["training"] = [name for name in names if name not in of_section]
     empty = [section for section in SECTIONS if not sections[section]]
     if empty:
+        if unnamed := [section for section in empty if section in split and not split[section]]:
+            raise InputError(
+                f"the split of the dataset (split.json) gives none for {', '.join(unnamed)}; name images there, or "
+                "remove it, for them to be chosen by chance."
+            )
         raise InputError(f"{len(shapes)} usable images leave none for {', '.join(empty)}; add images to the dataset.")
     return sections
 
