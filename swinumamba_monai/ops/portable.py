@@ -27,8 +27,6 @@ from .autocast import without_autocast
 from .autograd import register_backward
 from .reference import state_dtype
 
-__all__ = ["selective_scan_portable"]
-
 CHUNK_ELEMENTS = 1 << 18  # states held at a time: 1 MiB in float32, about a core's cache
 MIN_CHUNK = 16  # positions; bounds the stored chunk states to 1/16 of all states however large the batch
 

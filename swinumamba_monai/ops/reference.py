@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["selective_scan_ref", "cross_scan_2d_ref", "scan_orders", "state_dtype"]
-
 
 def state_dtype(u: Tensor, delta: Tensor, A: Tensor) -> torch.dtype:
     """The precision every backend computes and keeps the state in: float64 when one of these is, else float32.

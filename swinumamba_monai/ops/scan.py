@@ -14,8 +14,6 @@ from torch import Tensor
 from .backends import Backend, find_backend, log_backend_once
 from .reference import scan_orders
 
-__all__ = ["cross_scan_2d", "projected_scan_2d", "selective_scan"]
-
 
 def _find(backend: str | Backend, x: Tensor, d_state: int) -> Backend:
     """As :func:`.backends.find_backend`, but what was asked for by name is named in the log."""

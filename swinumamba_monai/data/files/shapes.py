@@ -16,11 +16,8 @@ from swinumamba_monai.errors import InputError, shown
 
 logger = logging.getLogger(__name__)
 
-MAX_CUTS = (
-    1 << 26
-)  # of the outline of one part with the rows of pixels; a jagged one around a large image has thousands
-
-__all__ = ["NO_AREA", "Annotations", "Shape", "as_ellipse", "as_ring", "decode_runs", "numbers_of", "rasterize"]
+# Of the outline of one part with the rows of pixels; a jagged one around a large image has thousands.
+MAX_CUTS = 1 << 26
 
 _CORNERS = 360  # of an ellipse
 

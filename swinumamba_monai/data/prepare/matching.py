@@ -28,8 +28,6 @@ from swinumamba_monai.data.prepare.pictures import (
 )
 from swinumamba_monai.errors import InputError
 
-__all__ = ["Matched", "match_pictures"]
-
 _FURTHER_CHANNEL = re.compile(r"_000[1-9]$")
 
 
