@@ -34,7 +34,7 @@ class TaskFiles:
 
     Args:
         class_names: the paper's classes, background first; none for cells, which are told apart instead.
-        reader: for ``monai.transforms.LoadImage``, of images and labels alike.
+        reader: class of the reader for ``monai.transforms.LoadImage``, of images and labels alike.
         is_image: whether a path names an image of the task, by its name or as a folder; nothing is opened.
         list_images: what a path holds to run inference on: dictionaries with "image".
         inspect: decodes an image and its label of class numbers and says what is wrong with them; called with both

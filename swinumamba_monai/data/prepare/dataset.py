@@ -41,15 +41,15 @@ class PrepareOptions:
     Attributes:
         val_fraction: the part of the training images that becomes the validation section when no split names one.
         test_fraction: the part of all images that becomes the test section when nothing says which.
-        seed: of the division.
+        seed: seed of the division.
         fold: the number of a fold in ``split.json``; None for its default division.
         skip_bad: leave out what cannot be used instead of stopping.
         mask_threshold: the least value of a pixel that belongs to a mask of black and white, whose edges may be soft;
             None for masks of numbers.
-        series: of DICOM volumes, which to take: a UID, a number, or a part of the description.
+        series: the DICOM series to be taken: a UID, a number, or a part of the description.
         nan: what takes the place of NaN in volumes; None refuses it.
-        in_channels: of volumes that hold their channels as a fourth dimension, how many; None where a
-            ``dataset.json`` or files of their own say it.
+        in_channels: number of channels of volumes that hold them as a fourth dimension; None where a ``dataset.json``
+            or files of their own say it.
         label_grid: "image" where the voxels of a label volume are those of its image, whatever its header says;
             "file" where the header counts.
         progress: called with the number of pairs checked and of all pairs.
@@ -93,7 +93,7 @@ class FoundPairs:
         warnings: a sentence for everything that is odd.
         split: the names of the sections that the layout itself gives, which a ``split.json`` overrules.
         used: files and folders of the source that the pairs are made of, or that a problem or warning names.
-        links: for each pair the folders outside of the source that its image and its label are links into, or None.
+        links: folders outside of the source that the image and the label of each pair are links into, or None.
     """
 
     layout: str

@@ -37,8 +37,8 @@ class Matched:
 
     Attributes:
         found: layout, problems, warnings and sections; its pairs are still empty.
-        labels: for each name the image, and its label in the form that it has.
-        groups: for names that are of one video, patient or stack, what they have in common.
+        labels: image of each name, and its label in the form that it has.
+        groups: what names of one video, patient or stack have in common, by the name.
     """
 
     found: FoundPairs
