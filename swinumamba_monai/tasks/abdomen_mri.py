@@ -54,9 +54,7 @@ def prepare_abdomen_mri(
     are written to ``output_dir/labels``.
 
     Args:
-        source_dir: folder of the downloaded dataset, which stays as it is.
-        output_dir: folder of the prepared one, which may be the same.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
+        source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
         label_map: the classes and their numbers in the files, or the JSON file of them. Default: the paper's 13 organs,
             by their names in ``dataset.json`` where there is one; the classes of that file where it lacks one of them.
 

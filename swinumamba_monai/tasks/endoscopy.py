@@ -67,9 +67,7 @@ def prepare_endoscopy(
     frames of one surgery look alike. Originals are referred to and never copied.
 
     Args:
-        source_dir: folder of the downloaded dataset, which stays as it is.
-        output_dir: folder of the prepared one, which may be the same.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
+        source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
         label_map: the classes and their numbers in the masks, or the JSON file of them or of their colours. Default:
             see above for EndoVis 2017; the names of outlines; and else the paper's seven instruments, by their names in
             ``dataset.json`` where there is one.
