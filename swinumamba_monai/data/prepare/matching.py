@@ -14,7 +14,7 @@ from swinumamba_monai.data.datalist import leads_outside
 from swinumamba_monai.data.files.annotations import read_annotations
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, stated_orientation
 from swinumamba_monai.data.files.shapes import Annotations
-from swinumamba_monai.data.prepare.dataset import FoundPairs
+from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label
 from swinumamba_monai.data.prepare.pictures import (
     LABEL_ENDS,
