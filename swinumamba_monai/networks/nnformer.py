@@ -267,20 +267,12 @@ class NNFormer(BaseNetwork, nn.Module):
         super().__init__()
         self.in_channels, self.out_channels, self.spatial_dims = in_channels, out_channels, spatial_dims
         self.step = [MERGED * side for side in patch_size]
-        coarsest = min(-(-side // stride) for side, stride in zip(roi_size, self.step))
-        finest = min(-(-side // stride) * MERGED for side, stride in zip(roi_size, self.step))
-        smallest = [finest // 2**i for i in range(3)] + [coarsest]
-        windows = [min(window, side) for window, side in zip(window_size, smallest)]
-        shifts = [window // 2 if side > window else 0 for window, side in zip(windows, smallest)]
-
-        def rates(depths: Sequence[int]) -> list[list[float]]:
-            line = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
-            return [part.tolist() for part in line]
+        windows, shifts = _windows(window_size, roi_size, self.step)
 
         def stage(i: int, shifts: list[int], heads: int, drop_paths: list[float], **links: bool) -> Stage:
             return Stage(dims[i], windows[i], shifts, heads, spatial_dims, drop_paths, **links)
 
-        down, up = rates(depths), rates(depths[2::-1])
+        down, up = _rates(drop_path_rate, depths), _rates(drop_path_rate, depths[2::-1])
         encoder = [
             stage(i, [shift * (block % 2) for block in range(depth)], num_heads[i], down[i], downsample=i < 3)
             for i, (depth, shift) in enumerate(zip(depths, shifts))
@@ -300,3 +292,16 @@ class NNFormer(BaseNetwork, nn.Module):
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         maps = self.decoder(self.model_down(x))
         return [head(m) for head, m in zip(self.final, maps if all_heads else maps[:1])]
+
+
+def _windows(sizes: Sequence[int], roi_size: Sequence[int], step: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Sides and shifts of each stage's windows, in pixels of its map, which for a crop may be smaller than a window."""
+    sides = [-(-side // stride) for side, stride in zip(roi_size, step)]  # of the coarsest map
+    smallest = [min(sides) * MERGED // 2**i for i in range(3)] + [min(sides)]
+    windows = [min(window, side) for window, side in zip(sizes, smallest)]
+    return windows, [window // 2 if side > window else 0 for window, side in zip(windows, smallest)]
+
+
+def _rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Drop path rates of the blocks of each stage, from 0 for the first of all to ``last``."""
+    return [part.tolist() for part in torch.linspace(0, last, sum(depths), device="cpu").split(list(depths))]

@@ -197,10 +197,6 @@ def check_pairs(
     """Inspect items as :func:`inspect_pairs`: for each the sentence that says why it cannot be used, or None.
 
     What is only odd about them is logged.
-
-    Args:
-        items: dictionaries with the paths "image" and "label".
-        inspect: one of the functions above.
     """
     reports = inspect_pairs(items, inspect)
     warnings = [report.warning for report in reports if report.warning]
