@@ -77,7 +77,7 @@ def test_early_stop(dataset, tmp_path):
 def sigterm() -> None:
     """To the run and to its loader's workers, from outside, with time for a dead worker to be noticed."""
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
-    subprocess.run(["kill", "-TERM", *map(str, pids)], check=True)
+    subprocess.run(["kill", "-TERM", *map(str, pids)], check=True, timeout=120)
     time.sleep(0.2)
 
 

@@ -285,7 +285,7 @@ def test_a_training_ends_with_its_server(tmp_path) -> None:
         while not (bundle / "models" / "label_checkpoint.pt").exists():
             assert server.call("GET", "/train/").json()["status"] in ("SUBMITTED", "RUNNING")
             time.sleep(0.2)
-    still = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    still = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True, timeout=120).stdout
     assert "ps -eo args" in still and str(bundle) not in still
 
 
