@@ -26,7 +26,7 @@ def loaded_by(module: str) -> set[str]:
     code = f"import sys, {module}; print(*sys.modules)"
     return set(
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
         ).stdout.split()
     )
 
