@@ -46,9 +46,9 @@ class Block:
         corner: row and column of the block's first pixel in the image.
         image: the block (H, W) or (H, W, C), as it was read.
         labels: numbers (H, W) of the cells that are this block's, from 1 on.
-        scores: of these cells, (n,).
-        before: how many cells are those of earlier blocks; a cell's number in the image is that much higher.
-        cut: how many of the cells reach beyond the margin, and are not whole.
+        scores: scores of these cells, (n,).
+        before: number of cells of earlier blocks; a cell's number in the image is that much higher.
+        cut: number of the cells that reach beyond the margin, and are not whole.
         rows: rows (h, W of the image) of the whole map that are final now, from row ``corner[0]`` on; none before the
             last block of a row of blocks.
     """

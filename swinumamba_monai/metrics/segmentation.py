@@ -75,10 +75,7 @@ def corrected_scores(
     """DSC and NSD of one class, by contours (surfaces) in the unit of the spacing; see the module's docstring.
 
     Args:
-        truth: boolean mask of shape (H, W) or (H, W, D).
-        pred: predicted boolean mask of the same shape.
-        tolerance: tolerance of the NSD, in the unit of the spacing.
-        spacing: distance of neighbouring pixels along every axis.
+        truth, pred, tolerance, spacing: see :func:`published_scores`.
     """
     if truth.any() != pred.any():
         return 0.0, 0.0

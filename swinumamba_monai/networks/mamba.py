@@ -110,10 +110,8 @@ class Mamba(MambaScan):
 
     Args:
         d_model: number of channels of the sequence.
-        d_state: number of states of each scanned channel.
-        d_conv: number of positions that the causal convolution sees.
         expand: ratio of scanned channels to ``d_model``.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        d_state, d_conv, scan_backend: see :class:`MambaScan`.
 
     Raises:
         ValueError: an unknown backend.

@@ -25,10 +25,10 @@ class LargePrediction:
     """What was found in a large image, but for its map, which is in a file.
 
     Args:
-        table: as of a :class:`~swinumamba_monai.prediction.predictor.Prediction`, in the order of the blocks.
+        table: table of a :class:`~swinumamba_monai.prediction.predictor.Prediction`, in the order of the blocks.
         outlines: the picture, of every n-th pixel.
         overview: every n-th pixel of the image, from which its look was taken.
-        cut: how many cells are not whole.
+        cut: number of cells that are not whole.
     """
 
     table: dict[str, np.ndarray]

@@ -89,7 +89,7 @@ class Predictor:
         checkpoints: files that the weights came from.
         of_volumes: whether the bundle takes volumes, from files alone, for they have a geometry.
         savers: the transforms of the config that write results.
-        class_names: by number, where the bundle tells classes; None where it tells cells, each with a number.
+        class_names: names by number, where the bundle tells classes; None where it tells cells, each with a number.
         blocks: predicts images that are too large for a call, by blocks; None where the bundle cannot do that.
 
     Raises:

@@ -43,8 +43,8 @@ class PairReport:
         shape: (H, W), (H, W, C) or (X, Y, Z) of the image, volumes along right-left, anterior-posterior,
             superior-inferior; empty when there is a problem.
         spacing: the size of a voxel along the axes of a volume in mm; empty for pixels, which have none.
-        dtype: of the image file.
-        orientation: where the axes of a volume file lead, as in "LPS"; empty for pixels.
+        dtype: data type of the image file.
+        orientation: letters of where the axes of a volume file lead, as in "LPS"; empty for pixels.
         num_instances: the number of cells in the label.
         class_counts: the number of pixels of each class.
         sample: (N, C) intensities of at most ``SAMPLE_SIZE`` foreground pixels; of any pixels without foreground.
@@ -197,10 +197,6 @@ def check_pairs(
     """Inspect items as :func:`inspect_pairs`: for each the sentence that says why it cannot be used, or None.
 
     What is only odd about them is logged.
-
-    Args:
-        items: dictionaries with the paths "image" and "label".
-        inspect: one of the functions above.
     """
     reports = inspect_pairs(items, inspect)
     warnings = [report.warning for report in reports if report.warning]

@@ -18,7 +18,7 @@ from swinumamba_monai.data.files.label_map import LabelMap, select_classes, simp
 from swinumamba_monai.data.files.volume_writing import write_volume
 from swinumamba_monai.data.files.volumes import SAME_PLACE, corners_apart, read_volume_label
 from swinumamba_monai.data.files.walk import find_files
-from swinumamba_monai.data.prepare.dataset import FoundPairs
+from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.errors import InputError, listed
 
 # The gray values of CHAOS's organs in MRI, each with those around it.

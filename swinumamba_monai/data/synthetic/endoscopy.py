@@ -30,13 +30,13 @@ class _Kind:
 
     Attributes:
         jaws: number of jaws.
-        length: of a jaw.
-        width: of a jaw at its root, and at its tip.
-        curve: how far the jaws bend, in radians.
+        length: length of a jaw.
+        width: widths of a jaw at its root and at its tip.
+        curve: angle by which the jaws bend, in radians.
         opening: the largest angle of a jaw to the axis, in radians.
-        colour: of the jaws, RGB.
+        colour: colour of the jaws, RGB.
         wrist: colour of the part between shaft and jaws.
-        slot: a jaw has a long hole, as graspers have.
+        slot: whether a jaw has a long hole, as graspers have.
     """
 
     jaws: int
@@ -72,16 +72,8 @@ def synthesize_endoscopy(
 
     Frames are 8-bit RGB, masks have one class number per pixel.
 
-    Args:
-        output_dir: new or empty folder, or one that holds this very dataset.
-        num_train: number of training frames.
-        num_validation: number of validation frames.
-        num_test: number of test frames.
-        image_size: height and width in pixels, 64 at least.
-        seed: seed of the random numbers; the same arguments give the same files.
-
-    Raises:
-        InputError: The folder holds something else, a number is negative or the frames are too small.
+    Arguments and errors are those of :meth:`swinumamba_monai.tasks.Task.synthesize`;
+    the sides of ``image_size`` are 64 at least.
     """
     if min(image_size) < MIN_IMAGE_SIZE:
         raise InputError(f"Synthetic frames of {tuple(image_size)} pixels are not possible; use at least 64.")

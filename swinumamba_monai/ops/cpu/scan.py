@@ -25,8 +25,6 @@ from swinumamba_monai.ops.reference import state_dtype
 from .scan_layout import chunk_states_shape, count_blocks, count_missing, count_parts
 from .threads import run_tasks
 
-__all__ = ["cross_scan_2d_jit", "selective_scan_jit", "why_jit_is_unavailable"]
-
 
 @cache
 def _import_error() -> str | None:
@@ -38,13 +36,7 @@ def _import_error() -> str | None:
 
 
 def why_jit_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -> str | None:
-    """The reason why the loops cannot run on such tensors, or None if they can; any dtype and d_state will do.
-
-    Args:
-        device_type: type of the tensors' device, such as "cpu".
-        dtype: dtype of the tensors.
-        d_state: number of states of each channel.
-    """
+    """The reason why the loops cannot run on such tensors, or None if they can; any dtype and d_state will do."""
     return _import_error() if device_type == "cpu" else f"numba compiles for the CPU, not for '{device_type}'"
 
 
