@@ -130,7 +130,7 @@ def test_looking_a_task_up_loads_no_reader():
         "import sys; from swinumamba_monai.tasks import TASKS; TASKS['microscopy'].roi_size; "
         "print([m for m in ('torch', 'monai', 'nibabel', 'tifffile', 'imagecodecs', 'PIL') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout == "[]\n", done.stderr
 
 

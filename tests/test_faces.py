@@ -24,7 +24,11 @@ def test_every_name_is_there(face):
 def loaded_by(module: str) -> set[str]:
     """What an import of a module loads, in a process of its own."""
     code = f"import sys, {module}; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+        ).stdout.split()
+    )
 
 
 @pytest.mark.parametrize("face", FACES)

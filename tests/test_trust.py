@@ -332,7 +332,7 @@ def test_evaluation_can_be_switched_off(tmp_path, monkeypatch):
         "print(p.get_parsed_content('b'), p.get_parsed_content('a'))"
     )
     environment = {**os.environ, "MONAI_EVAL_EXPR": "0"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
     assert done.stdout == f"0001-02-03 open('{EXPLODED}', 'w')\n", done.stderr[-2000:]
     assert not Path(EXPLODED).exists()
     parser = ConfigParser()

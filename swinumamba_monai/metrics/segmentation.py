@@ -75,7 +75,10 @@ def corrected_scores(
     """DSC and NSD of one class, by contours (surfaces) in the unit of the spacing; see the module's docstring.
 
     Args:
-        truth, pred, tolerance, spacing: see :func:`published_scores`.
+        truth: boolean mask of shape (H, W) or (H, W, D).
+        pred: predicted boolean mask of the same shape.
+        tolerance: tolerance of the NSD, in the unit of the spacing.
+        spacing: distance of neighbouring pixels along every axis.
     """
     if truth.any() != pred.any():
         return 0.0, 0.0

@@ -110,8 +110,10 @@ class Mamba(MambaScan):
 
     Args:
         d_model: number of channels of the sequence.
+        d_state: number of states of each scanned channel.
+        d_conv: number of positions that the causal convolution sees.
         expand: ratio of scanned channels to ``d_model``.
-        d_state, d_conv, scan_backend: see :class:`MambaScan`.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
 
     Raises:
         ValueError: an unknown backend.

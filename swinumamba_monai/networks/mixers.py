@@ -35,7 +35,12 @@ from .vss import SS2D
 class MambaMixer(nn.Module):
     """Mamba (:class:`.mamba.Mamba`) over the pixels of a map in row-major order.
 
-    ``norm_name`` has no effect: Mamba has no norm before its gate.
+    Args:
+        d_model: number of channels of the map.
+        d_state: number of states of each scanned channel.
+        expand: ratio of scanned channels to ``d_model``.
+        norm_name: no effect: Mamba has no norm before its gate.
+        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
     """
 
     def __init__(
@@ -53,6 +58,12 @@ class VimMixer(MambaMixer):
     """Vision Mamba's mixer (Zhu et al., arXiv 2401.09417, algorithm 1): Mamba forwards and backwards, summed.
 
     Each direction has a convolution and a scan of its own; the projections and the gate are shared.
+
+    Args:
+        d_model: number of channels of the map.
+        d_state: number of states of each scanned channel.
+        expand: ratio of scanned channels to ``d_model``.
+        options: ``norm_name``, without effect, and ``scan_backend``.
     """
 
     def __init__(self, d_model: int, d_state: int = 16, expand: int = 2, **options) -> None:
@@ -76,8 +87,11 @@ class ConvMixer(nn.Module):
     from any pixel of the coarsest, 12×20, over the whole height.
 
     Args:
+        d_model: number of channels of the map.
         d_state: no effect: a convolution has no states.
-        d_model, expand, norm_name, scan_backend: see :class:`.vss.SS2D`.
+        expand: ratio of mixed channels to ``d_model``.
+        norm_name: norm after the convolution, a key of :data:`.norm.NORMS`.
+        scan_backend: backend of the norm, one of :data:`swinumamba_monai.ops.BACKENDS`.
         kernel_size: odd side of the convolution's kernel in pixels.
     """
 

@@ -183,7 +183,8 @@ class LaterVMambaClassifier(VMambaClassifier):
     ``load_state_dict`` takes linear layers as convolutions of one pixel too, (out, in, 1, 1), as some files have them.
 
     Args:
-        in_channels, num_classes: see :class:`VMambaClassifier`.
+        in_channels: number of channels of the image.
+        num_classes: number of classes.
         encoder: keyword arguments of :class:`VMambaEncoder` but ``layers``.
     """
 

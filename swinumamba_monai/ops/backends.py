@@ -79,8 +79,8 @@ class Backend:
     Args:
         name: key of :data:`REGISTRY`.
         scan: scan of grouped sequences, in the layout of :mod:`.portable`.
-        why_unavailable: function of a device type, such as "cuda", a dtype and a number of states of each channel that
-            returns the reason why it cannot run on such tensors, or None.
+        why_unavailable: function of a device type, a dtype and a number of states that returns the reason why it cannot
+            run on such tensors, or None.
         map_scan: scan as :func:`.scan.cross_scan_2d`.
         projected_scan: scan as :func:`.scan.projected_scan_2d`.
         norm: LayerNorm over the last axis, of x (..., d), weight (d,), bias (d,) and eps.
@@ -216,7 +216,14 @@ def find_backend(backend: str | Backend, x: Tensor, d_state: int = 1) -> Backend
 
 @torch.compiler.assume_constant_result
 def log_backend_once(name: str, device_type: str, dtype: torch.dtype, d_state: int = 1) -> None:
-    """Name the choice of :func:`choose_backend`, whose arguments these are, in the log, and what slows it; once."""
+    """Name the choice of :func:`choose_backend` in the log, and what slows it; each text once.
+
+    Args:
+        name: name of the backend that was asked for.
+        device_type: type of the tensors' device.
+        dtype: dtype of the tensors.
+        d_state: number of states of each channel.
+    """
     chosen = choose_backend(name, device_type, dtype, d_state)
     if chosen in _EXPORT_REGISTRY:
         return

@@ -47,8 +47,20 @@ def selective_scan_ref(
 ) -> Tensor:
     """Selective scan, a literal transcription of the equations above.
 
-    The shapes are in the table; delta_bias (d,). Computes in :func:`state_dtype`, and returns (b, d, l) in the dtype of
-    ``u``.
+    Computes in :func:`state_dtype`, and returns the dtype of ``u``.
+
+    Args:
+        u: input sequence, (b, d, l).
+        delta: step sizes, (b, d, l).
+        A: state matrix, (d, n).
+        B: input matrix, (b, g, n, l) or (b, n, l).
+        C: output matrix, shaped like ``B``.
+        D: skip weight, (d,).
+        delta_bias: added to ``delta``, (d,).
+        delta_softplus: whether ``delta`` passes through softplus.
+
+    Returns:
+        output sequence, (b, d, l).
     """
     out_dtype = u.dtype
     dtype = state_dtype(u, delta, A)

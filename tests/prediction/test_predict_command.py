@@ -66,7 +66,7 @@ def test_a_second_prediction_in_the_folder_is_refused(small, tmp_path, capsys):
         assert main(small.words(tmp_path)) == 1
         assert f"a prediction is running in {tmp_path} (process {first.pid} on " in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == [".predict.lock"]
-        first.communicate(b"\n")
+        first.communicate(b"\n", timeout=300)
 
 
 class TestWrites:

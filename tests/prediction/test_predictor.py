@@ -273,5 +273,7 @@ class TestLocation:
 
 def test_the_package_is_light_and_has_the_predictor():
     code = "import sys, swinumamba_monai as s; assert 'Predictor' in dir(s); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    ).stdout.split()
     assert not {"torch", "monai", "numpy", "skimage"} & set(loaded)

@@ -33,8 +33,16 @@ def synthesize_microscopy(
 
     Three of four images are fluorescence (8-bit gray), the fourth is stained tissue (8-bit RGB).
 
-    Arguments and errors are those of :meth:`swinumamba_monai.tasks.Task.synthesize`;
-    the sides of ``image_size`` are 64 at least.
+    Args:
+        output_dir: new or empty folder, or one that holds this very dataset.
+        num_train: number of training images.
+        num_validation: number of validation images.
+        num_test: number of test images.
+        image_size: height and width in pixels, 64 at least.
+        seed: seed of the random numbers; the same arguments give the same files.
+
+    Raises:
+        InputError: The folder holds something else, a number is negative or the images are too small.
     """
     if min(image_size) < MIN_IMAGE_SIZE:
         raise InputError(f"Synthetic images of {tuple(image_size)} pixels are not possible; use at least 64.")

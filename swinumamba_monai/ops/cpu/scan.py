@@ -36,7 +36,13 @@ def _import_error() -> str | None:
 
 
 def why_jit_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -> str | None:
-    """The reason why the loops cannot run on such tensors, or None if they can; any dtype and d_state will do."""
+    """The reason why the loops cannot run on such tensors, or None if they can; any dtype and d_state will do.
+
+    Args:
+        device_type: type of the tensors' device, such as "cpu".
+        dtype: dtype of the tensors.
+        d_state: number of states of each channel.
+    """
     return _import_error() if device_type == "cpu" else f"numba compiles for the CPU, not for '{device_type}'"
 
 
