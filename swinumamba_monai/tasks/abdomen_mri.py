@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.data.files import volumes
+from swinumamba_monai.data.files import grids, volumes
 from swinumamba_monai.data.files.dicom_series import choose_series, find_series
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, as_label_map
 from swinumamba_monai.data.files.nifti import NIFTI_SUFFIXES, read_nifti_grid
@@ -156,17 +156,17 @@ def _write_classes(
         try:
             shape, affine = _grid(found.images(name), channels, options.nan)
             label_shape, label_affine = _label_grid(label)
-            same = label_shape == shape and volumes.corners_apart(affine, label_affine, shape) <= volumes.SAME_PLACE
+            same = label_shape == shape and grids.corners_apart(affine, label_affine, shape) <= grids.SAME_PLACE
             if same:
                 continue
             ids, label_affine = volumes.read_volume_label(label)
             if options.label_grid == "image" and ids.shape == shape:
                 turned[name] = ids, affine
             else:
-                ids, turned_affine = volumes.reoriented(ids, label_affine, affine)
-                if ids.shape == shape and volumes.corners_apart(affine, turned_affine, shape) <= volumes.SAME_PLACE:
+                ids, turned_affine = grids.reoriented(ids, label_affine, affine)
+                if ids.shape == shape and grids.corners_apart(affine, turned_affine, shape) <= grids.SAME_PLACE:
                     turned[name] = ids, affine
-                elif (whole := volumes.put_on_grid(ids, turned_affine, affine, shape)) is not None:
+                elif (whole := grids.put_on_grid(ids, turned_affine, affine, shape)) is not None:
                     turned[name] = whole, affine
         except InputError:
             continue  # the inspection says what is wrong

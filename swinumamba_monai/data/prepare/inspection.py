@@ -18,9 +18,10 @@ from monai.config import PathLike
 from monai.utils import ensure_tuple
 from skimage import measure
 
+from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, spacing_of
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import IGNORED, LabelMap
-from swinumamba_monai.data.files.volumes import SAME_PLACE, corners_apart, read_channels, read_volume_label, spacing_of
+from swinumamba_monai.data.files.volumes import read_channels, read_volume_label
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
