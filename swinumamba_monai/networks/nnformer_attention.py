@@ -90,7 +90,7 @@ class WindowAttention(nn.Module):
         return self.proj(attended.transpose(1, 2).reshape(batch, windows, pixels, dim))
 
 
-class MLP(nn.Module):
+class FeedForward(nn.Module):
     """Two linear layers with GELU, named as the released ones: (..., dim) to (..., dim)."""
 
     def __init__(self, dim: int) -> None:
@@ -124,7 +124,7 @@ class TransformerBlock(nn.Module):
         self.attn = WindowAttention(dim, window, num_heads, spatial_dims, cross)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim)
+        self.mlp = FeedForward(dim)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Map (b, *spatial, dim) to the same shape; for a skip connection with the encoder's map of this size."""

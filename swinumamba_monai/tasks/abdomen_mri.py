@@ -193,7 +193,7 @@ def _grid(paths: Sequence[Path], channels: int, nan: float | None) -> tuple[tupl
     if first.name.lower().endswith(NIFTI_SUFFIXES):
         shape, affine = read_nifti_grid(first)
         return (*shape, 1, 1)[:3], affine
-    voxels, affine = volumes.read_channels(paths, channels, nan)
+    voxels, affine, _ = volumes.read_channels(paths, channels, nan)
     return voxels.shape[:3], affine
 
 

@@ -131,7 +131,7 @@ def _read(path: Path, channels: int, nan: float | None) -> tuple[np.ndarray, np.
 
 def read_channels(
     image: PathLike | Sequence[PathLike], channels: int = 1, nan: float | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """:func:`read_volume` of one file with all channels, or of a file for each of them, which have one grid.
 
     Args:
@@ -139,17 +139,15 @@ def read_channels(
         channels: number of channels.
         nan: number that takes the place of NaN; None refuses it.
 
+    Returns:
+        The voxels, the affine, and the forms of the NIfTI header of the first file, see
+        :func:`~swinumamba_monai.data.files.nifti.read_nifti`.
+
     Raises:
         InputError: As for :func:`read_volume`; there are more or fewer files than channels, or they differ in size or
             place.
     """
-    return _read_all([Path(path) for path in ensure_tuple(image)], channels, nan)[:2]
-
-
-def _read_all(
-    paths: Sequence[Path], channels: int, nan: float | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """:func:`read_channels`, and the forms of the header of the first file."""
+    paths = [Path(path) for path in ensure_tuple(image)]
     if len(paths) == 1:
         return _read(paths[0], channels, nan)
     if len(paths) != channels:
@@ -348,7 +346,7 @@ class VolumeReader(ImageReader):
 
     def decode(self, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Voxels, affine, and both forms of a NIfTI header, of the files of one volume."""
-        return _read_all(paths, self.channels, self.nan)
+        return read_channels(paths, self.channels, self.nan)
 
 
 class VolumeLabelReader(VolumeReader):

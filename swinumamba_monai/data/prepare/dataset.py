@@ -22,7 +22,7 @@ from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, write_datali
 from swinumamba_monai.data.files.label_map import IGNORE_NAME
 from swinumamba_monai.data.files.walk import is_hidden
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
-from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint
+from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, make_fingerprint
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import NNUNET_SPLITS, SPLIT, divide, read_split, split_file
@@ -92,7 +92,7 @@ class PreparedDataset:
         output_dir: folder of the datalist.
         sizes: number of images in each section.
         instances: number of cells in all of them.
-        fingerprint: see :func:`~swinumamba_monai.data.prepare.fingerprint.fingerprint`.
+        fingerprint: see :func:`~swinumamba_monai.data.prepare.fingerprint.make_fingerprint`.
         inputs: the pairs, with what of the source folder is not taken and the problems of what is left out.
         warnings: a sentence for everything that is odd.
     """
@@ -179,7 +179,7 @@ def check_and_write(
     # A single label without foreground is odd; a dataset without any cannot be learnt.
     if not any(number > 0 for name in used for number in good[name].class_counts):
         raise InputError(f"{source} has labels with nothing but background in them; check that these are the labels.")
-    prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
+    prints = make_fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
     warnings = found.warnings + [report.warning for report in good.values() if report.warning]
     if len(used) < len(good):
         warnings.append(f"{len(good) - len(used)} images are in no section of {split_name} and are not used.")

@@ -132,7 +132,7 @@ def inspect_volumes(
         nan: number that takes the place of NaN; None refuses it.
     """
     try:
-        (voxels, affine), (ids, label_affine) = read_channels(image, channels, nan), read_volume_label(label)
+        (voxels, affine, _), (ids, label_affine) = read_channels(image, channels, nan), read_volume_label(label)
         image = ensure_tuple(image)[0]
         if voxels.shape[:3] != ids.shape:
             raise InputError(
