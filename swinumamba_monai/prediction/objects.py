@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from skimage.measure import regionprops_table
 
-from swinumamba_monai.data.sampling.intensity import Look, has_bright_ground, look_of
+from swinumamba_monai.data.sampling.intensity import Look, has_bright_ground, has_one_hue, look_of
 from swinumamba_monai.errors import listed
 from swinumamba_monai.inference.rescaling import KNOWN_DIAMETERS, diameter_of
 
@@ -90,7 +90,7 @@ def find_doubts(
         )
     channels = torch.from_numpy(np.atleast_3d(image).astype(np.float32)).permute(2, 0, 1)[:3]
     look = look_of(channels)
-    if look is Look.DARK and "channel" not in given:
+    if look is Look.DARK and "channel" not in given and not has_one_hue(channels):
         doubts.append("there are several colours on a dark ground, of which the brightest counts; or choose --channel")
     if look is Look.GRAY and "invert" not in given and has_bright_ground(channels):
         doubts.append("the ground is bright; if this is fluorescence shown inverted, add --invert")

@@ -26,7 +26,7 @@ from torch import nn
 
 from swinumamba_monai.bundle_failures import explain_failure
 from swinumamba_monai.bundle_options import as_literal, check_option
-from swinumamba_monai.data.files.images import check_pixels
+from swinumamba_monai.data.files.images import check_pixels, image_names
 from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import Inputs
@@ -180,6 +180,11 @@ class Predictor:
         if self.of_volumes and (stack or not _is_path(image)):
             raise InputError(f"{self.bundle_dir.name} takes volumes with their geometry; give the path of a file.")
         if _is_path(image):
+            if not stack and isinstance(image, (str, PathLike)) and len(planes := image_names(Path(image))) > 1:
+                raise InputError(
+                    f"{image} is a stack of {len(planes)} planes; give stack=True, or the name of one, "
+                    f"such as {planes[0]}."
+                )
             items = self.list_images(image) if stack else [{"image": image}]
             if self.blocks is not None and (large := self.blocks.open(image)):
                 with large:
@@ -189,11 +194,18 @@ class Predictor:
                 return self._predict_stack(loaded) if stack else self._predict(*loaded)
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu()
+            image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy does not have
         if isinstance(image, Image.Image) and image.mode in OTHER_MODES:
             raise InputError(
                 f"the numbers of a PIL image of mode {image.mode} are not its brightness; give image.convert('RGB')."
             )
-        array = check_pixels(np.asarray(image), "the array")
+        if np.ma.is_masked(image):
+            raise InputError("pixels of the array are masked; give numbers for them by array.filled(...).")
+        try:
+            array = np.asarray(image)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{type(image).__name__} cannot be made an array: {quoted(error)}.") from error
+        array = check_pixels(array, "the array")
         channels = array.shape[3 if stack else 2 :]
         if array.ndim - stack not in (2, 3) or (channels and channels[0] > MAX_CHANNELS):
             wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"
