@@ -132,5 +132,26 @@ def test_an_output_that_cannot_be_written_is_a_sentence(code):
     assert find_input_error(OSError(errno.ECONNRESET, "reset")) is None
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_of_tensorboard_is_named(tmp_path):
+    import resource
+
+    from torch.utils.tensorboard import SummaryWriter
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = SummaryWriter(tmp_path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+        with pytest.raises(OSError) as caught:
+            for step in range(100):
+                writer.add_scalar("loss", 1, step)
+                writer.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = str(find_input_error(caught.value))
+    assert said.startswith(f"{tmp_path}/events.out.tfevents.") and os.strerror(errno.EFBIG) in said
+
+
 def test_no_sentence_does_anything_to_a_terminal():
     assert str(InputError("a\x1b[31m\x00\x7fb\ud800 c\nd é.")) == "a?[31m??b? c\nd é."

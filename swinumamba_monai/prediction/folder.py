@@ -279,7 +279,7 @@ class _Job:
         polygons = self._path(name, FURTHER["geojson"]) if "geojson" in self.formats else None
         mask = self._path(name, self.saved[0]).with_suffix(".tif")
         found = predict_large(self.predictor.blocks, image, mask, polygons)
-        doubts = self.predictor.doubts(found.overview, found.table)
+        doubts = self.predictor.doubts(found.overview, found.table, drawn=found.drawn)
         if found.cut:
             doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
         self._write_table(name, found.table, found.outlines)

@@ -167,6 +167,7 @@ def _kind(file: Path, source: Path) -> str | None:
 def _made_here(source: Path) -> bool:
     """Whether a former preparation has written labels of its own into this very folder."""
     with suppress(OSError, ValueError, AttributeError, RecursionError):
-        content = json.loads((source / DATALIST_NAME).read_text(encoding="utf-8"))
+        file = source / DATALIST_NAME
+        content = json.loads(file.read_text(encoding="utf-8") if file.is_file() else "{}")
         return content.get("source_dir") == content.get("label_dir") == "."
     return False
