@@ -99,7 +99,7 @@ def predict_images(
         images: files, folders and prepared datasets, as the bundle's inference takes them.
         output_dir: folder of the results; images in several folders have theirs in folders of the same names.
         formats: forms that the objects are written in; the masks always are.
-        overwrite: whether to predict images that are finished, too.
+        overwrite: whether to predict images that are finished, too; what is there of them in other forms is removed.
         share: ``(i, n)``: the i-th of n equal shares of the images is predicted.
         progress: whether to show how far the run is.
         options: values of entries of the bundle's config.
@@ -184,6 +184,7 @@ class _Job:
                 path.unlink(missing_ok=True)
         if overwrite:
             self.rows = {name: row for name, row in self.rows.items() if name not in self.names and not others}
+            self._remove_other_forms()
         elif others:
             raise InputError(
                 f"{self.folder} holds results of another bundle, other weights or other options, as {SETTINGS} in it "
@@ -196,6 +197,14 @@ class _Job:
                     "give another output folder, or --overwrite."
                 )
         write_file(file, text)
+
+    def _remove_other_forms(self) -> None:
+        """Remove what earlier runs wrote of these images in forms that this one does not, for it would be of theirs."""
+        for ending in set(FURTHER.values()) - set(self.endings):
+            for name in self.names:
+                self._path(name, ending).unlink(missing_ok=True)
+        if "coco" not in self.formats:
+            (self.folder / f"{COCO}.json").unlink(missing_ok=True)
 
     def run(self, names: Sequence[str], progress: bool) -> Report:
         """Predict the images of these names that are not finished, and gather."""
