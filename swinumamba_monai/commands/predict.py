@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         options[name] = DefaultParseValue(value)
     for name in ("channel", "invert", "diameter"):
         value = getattr(arguments, name)
-        if value not in (None, False):
+        if value is not None and value is not False:  # but 0, the first channel
             options[name] = DefaultParseValue(value) if isinstance(value, str) else value
     local_rank = os.environ.get("LOCAL_RANK")  # of torchrun, whose processes each have a GPU of their own
     own_device = f"cuda:{local_rank}" if local_rank and torch.cuda.is_available() else None

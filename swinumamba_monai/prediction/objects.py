@@ -85,8 +85,8 @@ def find_doubts(
             f"({row:.0f}, {column:.0f})" for row, column in zip(table["centroid-0"][rows], table["centroid-1"][rows])
         ]
         doubts.append(
-            f"{len(places)} of the cells have one value and sharp edges, as letters, scale bars, masks and saturated "
-            f"specks have; look at them, by row and column: {listed(places)}"
+            f"cells at row and column {listed(places)} have one value and sharp edges, as letters, scale bars, masks "
+            "and saturated specks have; look at them"
         )
     channels = torch.from_numpy(np.atleast_3d(image).astype(np.float32)).permute(2, 0, 1)[:3]
     look = look_of(channels)

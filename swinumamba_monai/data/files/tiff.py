@@ -22,6 +22,8 @@ from swinumamba_monai.errors import InputError
 MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages that form a circle would be followed on
 _PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
+# What scanners of slides put beside the image, as tifffile calls it in files of these kinds.
+_SLIDES, _BESIDE_SLIDE = ("svs", "ndpi"), ("Thumbnail", "Label", "Macro", "Map")
 _CMYK = 1  # of the inks that a file with separated colours may have, the default
 
 
@@ -58,7 +60,12 @@ def _check_pages(path: Path, file: tifffile.TiffFile) -> None:
 
 def _full_size(file: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     """The images of a file, without smaller copies of them, as pyramids and cameras have them, and their masks."""
-    return [series for series in file.series if not (series.keyframe.is_reduced or series.keyframe.is_mask)]
+    return [
+        series
+        for series in file.series
+        if not (series.keyframe.is_reduced or series.keyframe.is_mask)
+        and not (series.kind in _SLIDES and series.name in _BESIDE_SLIDE)
+    ]
 
 
 def decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:
