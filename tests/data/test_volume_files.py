@@ -194,3 +194,14 @@ def test_more_slices_than_a_nifti_file_can_hold(tmp_path):
     with pytest.raises(InputError, match="has at most 32767 along an axis"):
         write_volume(tmp_path / "a.nii.gz", np.zeros((1, 1, 32768), np.uint8), np.eye(4))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+@pytest.mark.parametrize("kind", [".tif", ".hdf", ".png"])
+def test_what_is_in_a_file_of_itk_does_not_choose_the_decoder(tmp_path, suffix, kind):
+    sitk = pytest.importorskip("SimpleITK")
+    sitk.WriteImage(sitk.Image([4, 4], sitk.sitkUInt8), str(tmp_path / f"a{kind}"))
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes((tmp_path / f"a{kind}").read_bytes() + b"\nNDims = 2\nElementDataFile = LOCAL\n")
+    with pytest.raises(InputError, match="cannot be decoded"):
+        read_volume(path)
