@@ -63,7 +63,7 @@ def test_hook_of_the_command(monkeypatch, capsys):
     for error, said in ((OSError(errno.ENOSPC, "full"), ""), (KeyError("other"), "KeyError: 'other'")):
         thread = threading.Thread(target=raise_it, args=[error])
         thread.start()
-        thread.join(timeout=60)
+        thread.join(timeout=300)
         told = capsys.readouterr().err
         assert said in told and bool(told) == bool(said)
 

@@ -26,6 +26,6 @@ def test_it_ends_and_says_where(tmp_path, pytestconfig):
     (tmp_path / "test_that_hangs.py").write_text(HANGS)
     settings = ["-c", str(pytestconfig.rootpath / "setup.cfg"), "-p", "no:cacheprovider"]
     line = [sys.executable, "-m", "pytest", *settings, "-o", "faulthandler_timeout=1", "test_that_hangs.py"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "Timeout (0:00:01)!" in done.stderr and "in test_waits_with_the_lock_in_hand" in done.stderr

@@ -19,7 +19,7 @@ from monai.utils import ensure_tuple
 
 from swinumamba_monai.data.datalist import is_prepared, load_datalist
 from swinumamba_monai.data.files.dicom_series import is_dicom_folder
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, check_channel, image_names, is_image_file
 from swinumamba_monai.data.files.numbered import without_number
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
@@ -180,7 +180,7 @@ def _checked(
                 return
             if Path(ensure_tuple(name)[0]).suffix.lower() not in VIDEO_SUFFIXES:
                 image, meta = reader.get_data(reader.read(name))
-                _check_channel(name, image, channel)
+                check_channel(name, image.shape[2] if image.ndim == 3 else 1, channel)
                 if memory is not None:
                     memory(ensure_tuple(name)[0], image, meta)
 
@@ -191,12 +191,6 @@ def _checked(
     return found
 
 
-def _check_channel(name: object, image: np.ndarray, channel: int | None) -> None:
-    channels = image.shape[2] if image.ndim == 3 else 1
-    if channel is not None and channel >= channels:
-        raise InputError(f"{name} has {channels} channel(s), so there is no channel {channel}; the first is 0.")
-
-
 def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True, channel: int | None = None) -> bool:
     """Whether an image goes by blocks; with ``read`` one that cannot is refused."""
     image = blocks.open(name)
@@ -205,7 +199,8 @@ def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True,
     with image:
         if read:
             blocks.check(image)
-            _check_channel(image.path, image.read(0, 1), channel)
+            rows = image.read(0, 1)
+            check_channel(image.path, rows.shape[2] if rows.ndim == 3 else 1, channel)
             blocks.read_once(image)
     return True
 

@@ -59,6 +59,7 @@ ECHOES = [([0, 0, 4 * z], AXIAL, {"MREchoSequence": {"EffectiveEchoTime": t}}) f
 TIMES = [([0, 0, 4 * z], AXIAL, content(TemporalPositionIndex=t)) for z in range(3) for t in (1, 2)]
 INDICES = [([0, 0, 4 * z], AXIAL, content(DimensionIndexValues=[z, v])) for z in range(3) for v in (1, 2)]
 PLANES = [([0, 0, 4 * z], AXIAL, {}) for z in range(3)] + [([0, 4 * z, 0], CORONAL, {}) for z in range(3)]
+BOTH = [(place, way, echo) for _, _, echo in ECHOES[::3] for place, way, _ in PLANES]
 STACKS = [([0, 0, place + 4 * z], AXIAL, content(StackID=str(place))) for place in (7, 90) for z in range(3)]
 
 
@@ -69,22 +70,23 @@ STACKS = [([0, 0, place + 4 * z], AXIAL, content(StackID=str(place))) for place 
         (TIMES, [0, 2, 4], "TemporalPositionIdentifier 1"),
         (INDICES, [0, 2, 4], "DimensionIndex2 1"),
         (PLANES, [0, 1, 2], "axial"),
+        (BOTH, [0, 1, 2], "axial, EchoTime 10"),
         (STACKS, [0, 1, 2], "StackID 7"),
     ],
-    ids="echoes times indices planes stacks".split(),
+    ids="echoes times indices planes both stacks".split(),
 )
 def test_each_volume_has_its_own_frames(frames, first, words, tmp_path):
     pixels = write_enhanced(tmp_path / "case" / "a.dcm", frames)
-    with pytest.raises(InputError, match=rf"case has slices of 2 series: - '{words}' \(3 frames"):
+    with pytest.raises(InputError, match=rf"case has slices of {len(frames) // 3} series: - '{words}' \(3 frames"):
         list_series(tmp_path / "case")
     (chosen,) = list_series(tmp_path / "case", words)
     voxels, affine = read_volume(chosen)
     np.testing.assert_array_equal(voxels, np.transpose(pixels[first], (2, 1, 0)))
     np.testing.assert_allclose(affine[:3, 3], np.array(frames[0][0]) * [-1, -1, 1])
     names = list_series(tmp_path / "case", "all")
-    others = [number for number in range(6) if number not in first]
-    (other,) = set(names) - {chosen}
-    planes = np.moveaxis(read_volume(other)[0], -1, 0)
+    others = [number for number in range(len(frames)) if number not in first]
+    planes = [plane for name in {*names} - {chosen} for plane in np.moveaxis(read_volume(name)[0], -1, 0)]
+    assert len(planes) == len(others)
     assert {plane.tobytes() for plane in planes} == {pixels[number].T.tobytes() for number in others}
 
 

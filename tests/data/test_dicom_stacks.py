@@ -160,6 +160,23 @@ def test_stacks_of_two_sizes_in_a_series_are_a_volume_each(tmp_path):
     assert read_volume(name)[0].shape == (columns - 2, rows - 1, len(PLANES))
 
 
+def test_stacks_in_two_directions_with_two_echoes_each_are_four_volumes(tmp_path):
+    for number, echo in enumerate((10, 80)):
+        series(tmp_path / "a", PLANES + 100 * number, first=5 * number, EchoTime=echo)
+        for index, plane in enumerate(PLANES[:4]):
+            dataset = write_slice(tmp_path / "coronal.dcm", plane + 100 * number, (0, 3 * index, 0), 50, EchoTime=echo)
+            dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+            dataset.SOPInstanceUID = f"1.5.{number}.{index}"
+            dataset.save_as(tmp_path / "a" / f"coronal{number}{index}.dcm")
+    with pytest.raises(InputError, match=r"slices of 4 series: .*'coronal, EchoTime 10'"):
+        load_volumes(tmp_path / "a", reader=VolumeReader())
+    check(tmp_path / "a", VOXELS + 100, series="axial, EchoTime 80")
+    (item,) = load_volumes(tmp_path / "a", "coronal, EchoTime 80", reader=VolumeReader())
+    np.testing.assert_array_equal(
+        np.sort(read_volume(item["image"])[0], axis=2), np.sort(VOXELS[..., :4] + 100, axis=2)
+    )
+
+
 def test_a_series_is_not_replaced_by_the_only_one_of_another_case(tmp_path, capsys):
     source = tmp_path / "source"
     (source / "labels").mkdir(parents=True)

@@ -99,6 +99,20 @@ def test_palettes_of_one_bit_and_of_eight(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "eight.tif"), np.dstack([0 * GRAY, GRAY, 0 * GRAY]))
 
 
+def test_a_slide_of_a_scanner_is_its_largest_level(tmp_path):
+    """As Aperio's scanners write it, renamed: thumbnail and label are full images by their tags."""
+    file, colours = tmp_path / "slide.tif", np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
+    words = "Aperio Image Library v11\n{} [0,0 {}] (128x128) JPEG/RGB Q=70|AppMag = 40|MPP = 0.25"
+    with tifffile.TiffWriter(file) as writer:
+        for pixels, tiles in ((colours, (128, 128)), (colours[:90], None), (colours[::4, ::4], (64, 64))):
+            size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+            writer.write(pixels, tile=tiles, description=words.format(size, size), metadata=None)
+        writer.write(colours[:40], description="Aperio label", metadata=None, subfiletype=1)
+        writer.write(colours[:30], description="Aperio macro", metadata=None, subfiletype=9)
+    assert image_names(file) == [str(file)]
+    np.testing.assert_array_equal(read_image(file), colours)
+
+
 def test_pyramids_and_thumbnails_are_one_image(tmp_path):
     """As ImageMagick's ptif and cameras write them: smaller copies and masks of the first image behind it."""
     large = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)

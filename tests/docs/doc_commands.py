@@ -86,7 +86,7 @@ def read_commands(block: Block, folder: Path) -> list[list[str]]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0 and not done.stderr, f"{block}: bash: {done.stderr}"
     records = record.read_bytes().decode().split("\x1e\0")

@@ -166,7 +166,7 @@ PICTURES = {
     "TIFF, palette, with or without alpha": palette_tiff,
     "TIFF, CMYK of 8 bits": cmyk_tiff,
     "TIFF of two to four channels, ImageJ's or OME's": composite,
-    "TIFF pyramid, or with a thumbnail": pyramid,
+    "TIFF pyramid, or with a thumbnail, or a slide of a scanner under the name `.tif`": pyramid,
     "TIFF stack of planes in depth or time": stack,
     "any of them, to be turned by EXIF or a TIFF tag": turned,
 }

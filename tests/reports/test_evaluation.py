@@ -164,7 +164,7 @@ def test_a_second_evaluation_in_the_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"an evaluation is running in .*process {first.pid} on .*--output_dir"):
             evaluate(tmp_path, ITEMS)
         assert [path.name for path in tmp_path.iterdir()] == [".evaluation.lock"]
-        first.communicate(b"\n", timeout=60)
+        first.communicate(b"\n", timeout=300)
     evaluate(tmp_path, ITEMS, num_figures=0)
     assert (tmp_path / "metrics.csv").is_file() and not (tmp_path / ".evaluation.lock").exists()
 

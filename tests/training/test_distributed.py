@@ -100,7 +100,7 @@ def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     # They meet through a file: ignite's port is the same in every run, and two runs on one machine would fight over it.
     meeting = (folder / "meeting").as_uri()
-    group = {"nproc_per_node": 2, "init_method": meeting, "timeout": timedelta(seconds=120)}
+    group = {"nproc_per_node": 2, "init_method": meeting, "timeout": timedelta(seconds=300)}
     idist.spawn("gloo", in_each_process, (str(folder),), start_method=START_METHOD, **group)
     return folder
 

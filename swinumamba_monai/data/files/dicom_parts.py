@@ -148,17 +148,13 @@ def parts_of(
         where nothing in the headers tells slices at one place apart. Stacks in several directions, and of several
         sizes, are volumes each.
     """
-    if len(sizes := by_size(group)) > 1:
-        parts = []
-        for size, part in sizes.items():
-            for name, files, words in parts_of(f"{key}-{size.replace(' ', '')}", part, tags):
-                parts.append((name, files, ", ".join(filter(None, (size, words)))))
-        return parts
-    stacks = by_direction(group)
-    if len(stacks) > 1 and all(len(stack) > 1 for stack in stacks):
-        named = [(plane_of(next(iter(stack.values()))), stack) for stack in stacks]
-        if len({plane for plane, _ in named}) == len(named):
-            return [(f"{key}-{plane}", stack, plane) for plane, stack in named]
+    for named in (by_size(group), by_plane(group)):
+        if len(named) > 1:
+            return [
+                (name, files, ", ".join(filter(None, (word, words))))
+                for word, part in named.items()
+                for name, files, words in parts_of(f"{key}-{word.replace(' ', '')}", part, tags)
+            ]
     places = [_text(getattr(header, "ImagePositionPatient", "")) for header in group.values()]
     most = max(Counter(places).values())  # slices at one place, so as many volumes
     if most == 1 or "" in places:
@@ -173,6 +169,13 @@ def parts_of(
                     parts.setdefault(", ".join(map(" ".join, zip(some, values))), {})[file] = header
                 return [(re.sub(NO_NAME, "_", f"{key}-{name.replace(' ', '-')}"), parts[name], name) for name in parts]
     return [(key, group, "")]
+
+
+def by_plane(group: dict[Path, pydicom.Dataset]) -> dict[str, dict[Path, pydicom.Dataset]]:
+    """The files of each stack by its plane, where all directions have several slices and a plane of their own."""
+    stacks = by_direction(group)
+    named = {plane_of(next(iter(stack.values()))): stack for stack in stacks if len(stack) > 1}
+    return named if len(named) == len(stacks) else {}
 
 
 def by_direction(group: dict[Path, pydicom.Dataset]) -> list[dict[Path, pydicom.Dataset]]:

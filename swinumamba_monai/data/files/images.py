@@ -92,6 +92,21 @@ def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
     return image
 
 
+def check_channel(source: object, channels: int, channel: int | None) -> None:
+    """Refuse to look at a channel that an image does not have.
+
+    Args:
+        source: the image, as the sentence names it.
+        channels: number of its channels.
+        channel: number of the channel that is looked at, from 0; None where none is chosen.
+
+    Raises:
+        InputError: there is no such channel.
+    """
+    if channel is not None and channel >= channels:
+        raise InputError(f"{source} has {channels} channel(s), so there is no channel {channel}; the first is 0.")
+
+
 def is_image_file(path: Path) -> bool:
     """Whether the name is that of an image, and not of a hidden one (macOS puts a ``._a.png`` next to ``a.png``)."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")

@@ -15,18 +15,20 @@ from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
 from swinumamba_monai.data.files.limits import MAX_CHANNELS, check_size, check_unfolding
-from swinumamba_monai.data.files.numbered import numbered
+from swinumamba_monai.data.files.numbered import name_part
 from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, turn, valid
 from swinumamba_monai.errors import InputError
 
 MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages that form a circle would be followed on
 _PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
+# What scanners of slides put beside the image, as tifffile calls it in files of these kinds.
+_SLIDES, _BESIDE_SLIDE = ("svs", "ndpi"), ("Thumbnail", "Label", "Macro", "Map")
 _CMYK = 1  # of the inks that a file with separated colours may have, the default
 
 
 def plane_names(file: Path) -> list[str]:
-    """What the planes of a file are called, in their order, as :func:`numbered` does; the file itself for a single one.
+    """What the planes of a file are called, in their order, by :func:`name_part`; the file itself for a single one.
 
     The planes are all that is along axes other than rows, columns and channels: depth, time, positions. A damaged file
     is called by its own name.
@@ -36,7 +38,7 @@ def plane_names(file: Path) -> list[str]:
         (series,) = _full_size(opened)
         planes = math.prod(size for axis, size in zip(series.axes, series.shape) if axis not in _PLANE_AXES)
         if planes > 1:
-            return [numbered(file, number) for number in range(planes)]
+            return [name_part(file, number) for number in range(planes)]
     return [str(file)]
 
 
@@ -58,7 +60,12 @@ def _check_pages(path: Path, file: tifffile.TiffFile) -> None:
 
 def _full_size(file: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     """The images of a file, without smaller copies of them, as pyramids and cameras have them, and their masks."""
-    return [series for series in file.series if not (series.keyframe.is_reduced or series.keyframe.is_mask)]
+    return [
+        series
+        for series in file.series
+        if not (series.keyframe.is_reduced or series.keyframe.is_mask)
+        and not (series.kind in _SLIDES and series.name in _BESIDE_SLIDE)
+    ]
 
 
 def decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:

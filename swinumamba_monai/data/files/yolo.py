@@ -16,8 +16,6 @@ from swinumamba_monai.errors import InputError, explained, shown
 
 yaml, _has_yaml = optional_import("yaml")
 
-__all__ = ["read_yolo"]
-
 _OUTSIDE = 0.5  # how far outlines may leave the image, in parts of it; tools clip them, or do not
 _NAME_FILES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
 _FOLDERS_ABOVE = 3  # labels/train/a.txt

@@ -23,8 +23,6 @@ from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
 from swinumamba_monai.data.files.walk import find_files, is_hidden
 from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, YOLO_SUFFIX
 
-__all__ = ["LABEL_ENDS", "Key", "Pictures", "image_keys", "label_keys", "same_text", "section_in", "sort_files"]
-
 _SECTIONS = {
     **dict.fromkeys(("train", "training", "tr"), "training"),
     **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),

@@ -15,7 +15,8 @@ from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Orientationd, Spacingd, Transform
 from monai.utils import TransformBackends, convert_to_numpy, convert_to_tensor, ensure_tuple
 
-from swinumamba_monai.data.files.volumes import MIN_LEAN
+from swinumamba_monai.data.files.grids import MIN_LEAN
+from swinumamba_monai.data.files.images import check_channel
 from swinumamba_monai.errors import InputError, shown
 
 MAX_SLAB = 1 << 22  # voxels that are resampled at once, or one slice
@@ -100,8 +101,7 @@ class ToRGBd(MapTransform):
         for key in self.key_iterator(items):
             image = items[key]
             if self.channel is not None:
-                if self.channel >= image.shape[0]:
-                    raise InputError(f"The image has {image.shape[0]} channels, so there is no channel {self.channel}.")
+                check_channel("The image", image.shape[0], self.channel)
                 image = image[self.channel : self.channel + 1]
             items[key] = self.convert(image)
         return items
