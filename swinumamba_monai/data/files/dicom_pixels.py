@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,10 @@ _generate_frames_2, _ = optional_import("pydicom.encaps", name="generate_pixel_d
 
 _MAX_SAMPLES, _MAX_BITS = 4, 64  # of a pixel
 _MAX_WHOLE_BITS = 32
-# The one syntax whose whole file is compressed, so that reading its header reads all of it, and how large such a file
-# may be: it unfolds to at most a thousand times as much.
+# The one syntax whose whole file is compressed, so that reading its header reads all of it, how large such a file may
+# be, and to what it may unfold, which pydicom holds twice.
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_MAX_DEFLATED_BYTES = 1 << 21
+_MAX_DEFLATED_BYTES, _MAX_INFLATED_BYTES = 1 << 21, 1 << 28
 _PREAMBLE, _MARK = 128, b"DICM"
 # Old programs write neither; such a file begins with an element of its header, by the group of its tag.
 _GROUPS = (b"\x02\0", b"\x08\0")
@@ -88,21 +89,37 @@ def read_header(file: Path, tags: Sequence[str] | None = None) -> pydicom.Datase
     Raises:
         InputError: The file unfolds to more than it may. Whatever pydicom raises for a broken file comes out of here.
     """
-    syntax = _transfer_syntax(file)
-    if syntax == _DEFLATED and file.stat().st_size > _MAX_DEFLATED_BYTES:
-        raise InputError(f"{file} is a deflated file of over {_MAX_DEFLATED_BYTES} bytes; store it uncompressed.")
+    syntax, begin = _transfer_syntax(file)
+    if syntax == _DEFLATED:
+        _check_deflated(file, begin)
     force = not _has_mark(file) and _begins_with_element(file)
     if tags is None:
         return dcmread(file, force=force)
     return dcmread(file, force=force, stop_before_pixels=True, specific_tags=list(tags))
 
 
-def _transfer_syntax(file: Path) -> str | None:
-    """What the file says of how it is written, before it is read; None where it does not say it."""
+def _check_deflated(file: Path, begin: int) -> None:
+    """Refuse a deflated file that is large, or unfolds to much, without keeping what it unfolds to.
+
+    Args:
+        file: path of the file.
+        begin: where its compressed part begins.
+    """
+    if file.stat().st_size > _MAX_DEFLATED_BYTES:
+        raise InputError(f"{file} is a deflated file of over {_MAX_DEFLATED_BYTES} bytes; store it uncompressed.")
+    content, inflate, size = file.read_bytes()[begin:], zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while part := inflate.decompress(content, 1 << 20):
+        content, size = inflate.unconsumed_tail, size + len(part)
+        if size > _MAX_INFLATED_BYTES:
+            raise InputError(f"{file} is deflated, and unfolds to over {_MAX_INFLATED_BYTES} bytes; replace it.")
+
+
+def _transfer_syntax(file: Path) -> tuple[str | None, int]:
+    """What the file says of how it is written, None where it does not say it, and where that ends."""
     with file.open("rb") as stream:
         stream.seek(_PREAMBLE + len(_MARK) if _has_mark(file) else 0)
         meta = _read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    return getattr(meta, "TransferSyntaxUID", None)
+        return getattr(meta, "TransferSyntaxUID", None), stream.tell()
 
 
 def read_pixels(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarray]:
