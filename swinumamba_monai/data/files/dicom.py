@@ -23,6 +23,7 @@ from swinumamba_monai.errors import InputError, explained, shown
 if TYPE_CHECKING:
     import pydicom
 
+_ONE_VOLUME = "give a folder with one volume, or with the one file of several, of which --series takes one"
 _ASIDE = 0.5  # how many pixels a slice may lie beside its place
 _UPRIGHT_TOLERANCE = 0.05  # of the products of direction cosines, which some programs round to two digits
 _DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4  # of direction cosines, and of mm: numbers are rounded in files
@@ -95,7 +96,7 @@ def read_dicom_files(
             if not any(np.allclose(value, other, rtol=0, atol=tolerance) for other in different):
                 different.append(value)
         if len(different) > 1:
-            raise InputError(f"{place} has slices of {len(different)} {plural}; give a folder with one series of one.")
+            raise InputError(f"{place} has slices of {len(different)} {plural}; {_ONE_VOLUME}.")
     order, axes, step = _geometry(place, slices)
     voxels = np.stack([slices[index].pixels.T for index in order], axis=-1)
     affine = np.eye(4)
@@ -208,8 +209,8 @@ def _geometry(place: Path, slices: Sequence[Slice]) -> tuple[list[int], tuple[np
     if gaps[index] <= 1e-3 * max(typical, 1e-3):
         first, second = slices[order[index]].name, slices[order[index + 1]].name
         raise InputError(
-            f"{first} and {second} lie at one position; give a folder with one volume, or with the one file of "
-            "several, of which --series takes one, or NIfTI: dcm2niix writes a file for each volume of a series."
+            f"{first} and {second} lie at one position; {_ONE_VOLUME}, or NIfTI: dcm2niix writes a file for each "
+            "volume of a series."
         )
     if uneven(gaps):
         raise InputError(_why_uneven(place, [Path(slices[index].name).name for index in order], gaps, typical))
