@@ -30,10 +30,11 @@ demo: $(VENV)/demo
 	@echo "instance maps of the test images: $(DEMO)/predictions"
 	@echo "two real images, outlined by the network that ships: $(DEMO)/shipped"
 
-# Two processes, each with whole files of tests, because a file's tests share what is slow to make.
+# Two processes, each with whole files of tests, because a file's tests share what is slow to make. A test that crashes
+# its process, or waits until setup.cfg ends that, would be tried again in the next, so it ends the run.
 WORKERS = 2
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0
 
 # Damaged files of every format, and whole ones with strange insides, for as long as you like; `make test`: a minute.
 SECONDS = 600

@@ -141,7 +141,7 @@ def compile_report(file: str, macros: dict[str, int], architecture: str) -> dict
         source.write_text(read_source(file), encoding="utf-8")
         command = ["nvcc", "-cubin", "-std=c++17", f"-arch={architecture}", "-Xptxas", "-v", "-o", f"{source}.cubin"]
         command += [f"-D{key}={value}" for key, value in macros.items()]
-        done = subprocess.run([*command, str(source)], capture_output=True, text=True)
+        done = subprocess.run([*command, str(source)], capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise RuntimeError(f"nvcc could not compile {file}:\n{done.stderr}")
     return read_report(done.stderr)

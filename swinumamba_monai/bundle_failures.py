@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from swinumamba_monai.errors import InputError, listed, quoted, shown
 
@@ -43,21 +43,36 @@ def explain_failure(
         if missing := _NOT_FOUND.search(str(error)):
             return _not_there(missing[1], options, config)
         if lacking := _NOT_DEFINED.search(str(error)):
-            section = re.split("::", lacking[1])[0]
-            given = [f"--{name} {value}" for name, value in options.items() if re.split("#|::", name)[0] == section]
-            instead = f", for {listed(given)} took its place" if given else ""
-            return InputError(f"the config refers to @{lacking[1].replace('::', '#')}, which it lacks{instead}.")
+            return _lacking(lacking[1], options)
         if str(error).startswith("Failed to evaluate ConfigExpression"):
             wanted = [name for name, value in options.items() if _is_evaluated(value, str(error))]
             if wanted and error.__cause__ is not None:
-                given = listed(f"--{name} {options[name]}" for name in wanted)
-                return InputError(f"{given} cannot be evaluated ({quoted(error.__cause__)}).")
+                return InputError(f"{_as_typed(wanted, options)} cannot be evaluated ({quoted(error.__cause__)}).")
         if found := _NOT_MADE.match(str(error)):
             failure, cause = found, error.__cause__
         error = error.__cause__ or error.__context__
     if failure is None or cause is None:
         return None
-    target, arguments = failure[1], failure[2].split(",")
+    return _not_made(failure[1], failure[2].split(","), cause, options, config)
+
+
+def _as_typed(names: Iterable[str], options: Mapping[str, object]) -> str:
+    """Options as they were typed."""
+    return listed(f"--{name} {options[name]}" for name in names)
+
+
+def _lacking(entry: str, options: Mapping[str, object]) -> InputError:
+    """The sentence for an entry that others refer to."""
+    section = entry.split("::")[0]
+    given = _as_typed((name for name in options if re.split("#|::", name)[0] == section), options)
+    instead = f", for {given} took its place" if given else ""
+    return InputError(f"the config refers to @{entry.replace('::', '#')}, which it lacks{instead}.")
+
+
+def _not_made(
+    target: str, arguments: Sequence[str], cause: BaseException, options: Mapping[str, object], config: Mapping
+) -> InputError | None:
+    """The sentence for a component that cannot be made of its arguments, or None where no option is behind it."""
     places, behind = [], set()
     for place, component in _components(config):
         if target.endswith(str(component.get("_target_"))):
@@ -73,9 +88,7 @@ def explain_failure(
             return None
         return InputError(f"{made} cannot be made as {listed(places)} of the config says ({quoted(cause)}).")
     named = [name for name in guilty if re.search(rf"\b{re.escape(last[name])}\b", str(cause))]
-    guilty = named or guilty
-    given = listed(f"--{name} {options[name]}" for name in guilty)
-    return InputError(f"{made} cannot be made with {given} ({quoted(cause)}).")
+    return InputError(f"{made} cannot be made with {_as_typed(named or guilty, options)} ({quoted(cause)}).")
 
 
 def _not_there(target: str, options: Mapping[str, object], config: Mapping[str, object]) -> InputError:

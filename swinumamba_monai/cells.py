@@ -183,12 +183,21 @@ def classes_to_instances(classes: np.ndarray, min_size: int = 0, grow: int = 0) 
     if not isinstance(min_size, (int, np.integer)):
         raise InputError(f"min_size {min_size} is for the target flows; give a number of pixels.")
     if min_size > 0:
-        keep = np.bincount(ids.ravel(), minlength=count + 1) >= min_size
-        keep[0] = False
-        ids = np.where(keep, np.cumsum(keep), 0).astype(np.int32)[ids]
+        ids = keep_cells(ids, np.bincount(ids.ravel(), minlength=count + 1) >= min_size)
     if grow > 0:
         ids = np.where(classes == BOUNDARY, expand_labels(ids, distance=grow), ids)
     return ids
+
+
+def keep_cells(ids: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Some of the cells, numbered anew from 1 on in their order, (H, W) int32; the others become background.
+
+    Args:
+        ids: instance ids of shape (H, W), 0 background, up to n.
+        keep: whether a cell is kept, by its number, (n + 1,) bool; background stays background.
+    """
+    kept = keep & (np.arange(len(keep)) > 0)
+    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[ids]
 
 
 def cell_scores(logits: torch.Tensor, ids: np.ndarray) -> np.ndarray:

@@ -14,6 +14,6 @@ def find_device(name: str | int | torch.device | None) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name in (None, "") else name)
         torch.zeros(1, device=device).item()  # which a meta device cannot
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device '{name}' cannot be used: {str(error).splitlines()[0].partition('. ')[0]}") from error
     return device

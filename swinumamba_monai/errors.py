@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from traceback import walk_tb
 from types import TracebackType
 
 
@@ -104,7 +105,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
         if isinstance(error, InputError):
             return error
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
-            place = error.filename2 or error.filename  # of a copy, where it goes
+            place = error.filename2 or error.filename or _file_of_tensorboard(error)  # of a copy, where it goes
             return InputError(f"{shown(place or 'an output')} cannot be written or opened: {error.strerror}.")
         if found := _AS_TEXT.search(str(error)):
             return InputError(found[1])
@@ -114,6 +115,13 @@ def find_input_error(error: BaseException | None) -> InputError | None:
             )
         error = error.__cause__ or error.__context__
     return None
+
+
+def _file_of_tensorboard(error: OSError) -> str | None:
+    """The file that TensorBoard was writing, which the system does not tell of one that it has opened already."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    writing = [frame for frame in frames if frame.f_globals.get("__name__", "").startswith("tensorboard.")]
+    return next((os.fsdecode(frame.f_locals["filename"]) for frame in writing if "filename" in frame.f_locals), None)
 
 
 @contextmanager

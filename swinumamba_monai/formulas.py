@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["as_cell", "from_cell"]
-
 _BEGINNING = r"(?:^|(?<=[;\t\r\n]))"
 # Blanks and quotation marks before it are dropped by some; in Japanese, the wide forms begin a formula, too.
 _FORMULA = r"""'*(?:[\t\r]|(?:[^\S\t\r\n]|")*[=+\-@＝＋－＠])"""

@@ -20,7 +20,7 @@ class _Number(NamedTuple):
     Args:
         least: the smallest, in the option's own unit.
         most: the largest.
-        open: of "least" and "most" those that are excluded.
+        open: bounds that are excluded, of "least" and "most".
         whole: whether it is a whole one.
         others: what the option may be instead.
     """

@@ -63,8 +63,8 @@ def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndar
         image: gray or colour image (H, W) or (H, W, C), stretched from its 0.5 % to its 99.5 % quantile; of a volume
             (X, Y, Z) or (X, Y, Z, C) the slice along Z is shown in which most was found.
         labels: numbers of that shape without the channels, 0 is background.
-        one_colour: whether all outlines are green, which shows on gray and on stains, or magenta where what was found
-            is green itself, as GFP often is; else every number has a colour.
+        one_colour: whether all outlines are green, which shows on gray and on stains, or magenta around what is green
+            itself, as GFP often is; else every number has a colour.
     """
     if labels.ndim == 3:
         best = (labels > 0).sum((0, 1)).argmax()
@@ -78,7 +78,7 @@ def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndar
     picture = np.clip((channels - low) * (255 / span), 0, 255) * np.ones(3)
     colours = palette(labels.max())
     if one_colour:
-        red, green, blue = picture[labels > 0].sum(0)
-        colours[:] = MAGENTA if green > 2 * max(red, blue) else GREEN
+        red, green, blue = (np.bincount(labels.ravel(), channel.ravel()) for channel in np.moveaxis(picture, -1, 0))
+        colours = np.where((green > 2 * np.maximum(red, blue))[:, None], MAGENTA, GREEN)
     paint(picture, labels, 255 * colours, opacity=0)
     return np.rint(picture).astype(np.uint8)

@@ -15,8 +15,6 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["check_pickles", "is_archive"]
-
 MAX_TUPLE = 1000  # parts of a tuple, with those of the tuples in it, which its hash runs over each time
 MAX_LONG = 1000  # numbers of over 60 bits, of which any may have the same hash; as any tuples may, which are no keys
 LEGACY_PICKLES = 5  # before the numbers in a torch file that is no archive: three of its version, content, names

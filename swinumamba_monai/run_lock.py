@@ -108,7 +108,7 @@ def prediction_lock(folder: str | PathLike, suffix: str = "") -> RunLock:
 
     Args:
         folder: the output folder.
-        suffix: of a part of the images, which has a lock of its own.
+        suffix: name of a share of the images, which has a lock of its own.
     """
     return RunLock(lock_file(folder, f"predict{suffix}"))
 

@@ -10,7 +10,6 @@ import re
 import struct
 import zipfile
 from collections.abc import Mapping
-from functools import cache
 from os import PathLike
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from .atomic import write_file
-from .errors import InputError, explained, listed
+from .errors import InputError, explained, listed, log_once
 from .pickles import check_pickles, is_archive
 
 logger = logging.getLogger(__name__)
@@ -147,11 +146,11 @@ def _what_it_is(path: Path) -> str | None:
     return None
 
 
-@cache
 def _warn_of_old_torch() -> None:
     if TorchVersion(torch.__version__) < SAFE_TORCH:
         attack = f"torch {torch.__version__} can be attacked by a crafted .pt file, even so (CVE-2026-24747)"
-        logger.warning("%s: use files of those you trust, safetensors, or torch %s", attack, SAFE_TORCH)
+        advice = f"use files of those you trust, safetensors, or torch {SAFE_TORCH}"
+        log_once(logger, logging.WARNING, f"{attack}: {advice}")
 
 
 def _count_bytes(content: object, depth: int = 0, seen: set[int] | None = None) -> int:

@@ -4,13 +4,24 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """A process that does not end after its tests says where it waits, and ends; ``setup.cfg`` bounds each test.
+
+    Not xdist's workers, which wait for each other then, and which it ends itself.
+    """
+    if not hasattr(config, "workerinput"):
+        faulthandler.dump_traceback_later(120, exit=True, file=sys.__stderr__)
 
 
 @pytest.fixture(scope="session", autouse=True)

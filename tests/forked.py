@@ -16,11 +16,14 @@ import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
+
+import torch
 
 TIMEOUT = 300  # seconds
 START_METHOD = "forkserver" if hasattr(os, "fork") else "spawn"  # of multiprocessing; Windows imports each time
@@ -64,6 +67,26 @@ def _become_one(environment: dict[str, str], *arguments: object) -> None:
     become(*arguments)
 
 
+def call_in_group(function: Callable[[int, Path], None], folder: Path, processes: int = 2) -> None:
+    """Call a function of a test's module, with rank and folder, in processes of their own.
+
+    They have none of the threads of this one, so none waits for what a thread held when it was forked.
+
+    Args:
+        function: what each calls.
+        folder: where they find each other and leave what they have.
+        processes: how many.
+    """
+    group = torch.multiprocessing.start_processes(function, (folder,), processes, False, start_method=START_METHOD)
+    end = time.monotonic() + TIMEOUT
+    try:
+        while not group.join(max(0, end - time.monotonic())):
+            assert time.monotonic() < end, f"no end after {TIMEOUT} s: {function.__name__}"
+    finally:
+        for process in group.processes:
+            process.kill()
+
+
 def _group(processes: int) -> dict[str, str]:
     """What ``torchrun`` would put into the environment of all of them; nothing for one."""
     if processes == 1:
@@ -95,13 +118,15 @@ def run_forked(line: Sequence[str], folder: Path = Path(), processes: int = 1) -
         code = 0
         while running and not code:
             done = wait(list(running), TIMEOUT)
-            assert done, f"no end after {TIMEOUT} s: {line}"
+            if not done:
+                break
             for sentinel in done:
                 process = running.pop(sentinel)
                 process.join()
                 code = code or process.exitcode
-        for process in running.values():  # it waits for the one that failed
+        for process in running.values():  # it waits for the one that failed, or for ever
             process.kill()
             process.join()
+        assert code or not running, f"no end after {TIMEOUT} s: {line}"
         output, errors = ("".join(file.read_text() for file in files if file.exists()) for files in zip(*logs))
         return subprocess.CompletedProcess(line, code, output, errors)

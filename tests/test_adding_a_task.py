@@ -17,7 +17,8 @@ from monai.data import NumpyReader
 from swinumamba_monai import tasks
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import dataset_dir_or_synthetic, load_class_names, load_datalist
-from swinumamba_monai.data.prepare.dataset import FoundPairs, PrepareOptions, check_and_write
+from swinumamba_monai.data.prepare.dataset import PrepareOptions, check_and_write
+from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import PairReport
 from swinumamba_monai.data.prepare.layouts import match_by_name
 from swinumamba_monai.data.synthetic.folder import write_synthetic
@@ -129,7 +130,7 @@ def test_looking_a_task_up_loads_no_reader():
         "import sys; from swinumamba_monai.tasks import TASKS; TASKS['microscopy'].roi_size; "
         "print([m for m in ('torch', 'monai', 'nibabel', 'tifffile', 'imagecodecs', 'PIL') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout == "[]\n", done.stderr
 
 

@@ -57,7 +57,7 @@ def start(monkeypatch):
     yield run
     for process in started:
         process.kill()
-        process.wait()
+        process.wait(timeout=300)
 
 
 def hold(start, block: str, *arguments: object) -> subprocess.Popen:
@@ -68,7 +68,7 @@ def hold(start, block: str, *arguments: object) -> subprocess.Popen:
 
 def kill(process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=300)
 
 
 def test_a_file_is_replaced_whole(tmp_path) -> None:
@@ -89,7 +89,7 @@ def test_processes_with_one_number_do_not_meet(tmp_path, start) -> None:
     """Containers are all process 1, and may write one file into one folder."""
     target = tmp_path / "model.pt"
     writers = [start(WRITE, target, letter) for letter in "abcdef"]
-    assert [writer.wait(timeout=120) for writer in writers] == [0] * len(writers)
+    assert [writer.wait(timeout=300) for writer in writers] == [0] * len(writers)
     content = target.read_text()
     assert len(content) == 10_000 and len(set(content)) == 1 and os.listdir(tmp_path) == ["model.pt"]
 
@@ -194,7 +194,7 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path, start) -> None:
 def test_the_lock_is_gone_when_the_process_ends(tmp_path) -> None:
     take = "from swinumamba_monai.run_lock import RunLock; RunLock(sys.argv[1]).acquire()"
     code = f"import sys; {take}; sys.exit(3)"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")])
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], timeout=300)
     assert done.returncode == 3 and not Path(tmp_path / "lock").exists()
 
 
@@ -239,7 +239,7 @@ def test_what_workers_share_goes_with_the_process_or_the_next(tmp_path, start, m
     kill(killed)
     assert Path(of_parent.strip()).exists()
     following = start(WORKERS, 0)
-    assert following.wait() == 0
+    assert following.wait(timeout=300) == 0
     (folder,) = Path(short).iterdir()
     assert not list(folder.iterdir())
     folder.rmdir()
@@ -247,7 +247,7 @@ def test_what_workers_share_goes_with_the_process_or_the_next(tmp_path, start, m
     long.mkdir()
     monkeypatch.setenv("TMPDIR", str(long))
     following = start(WORKERS, 0)  # multiprocessing's own
-    assert f"{long}/pymp-" in following.stdout.readline() and following.wait() == 0
+    assert f"{long}/pymp-" in following.stdout.readline() and following.wait(timeout=300) == 0
     Path(short).rmdir()
 
 

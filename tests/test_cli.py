@@ -56,7 +56,9 @@ def test_without_a_command_the_commands_are_listed(capsys):
 
 def test_help_loads_nothing_slow():
     code = "import sys; from swinumamba_monai.cli import make_parser; make_parser().format_help(); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    ).stdout.split()
     assert not {"torch", "monai", "numpy"} & set(loaded)
 
 

@@ -63,7 +63,7 @@ def test_hook_of_the_command(monkeypatch, capsys):
     for error, said in ((OSError(errno.ENOSPC, "full"), ""), (KeyError("other"), "KeyError: 'other'")):
         thread = threading.Thread(target=raise_it, args=[error])
         thread.start()
-        thread.join()
+        thread.join(timeout=300)
         told = capsys.readouterr().err
         assert said in told and bool(told) == bool(said)
 
@@ -130,6 +130,27 @@ def test_an_output_that_cannot_be_written_is_a_sentence(code):
     copied = OSError(code, os.strerror(code), "in.csv", None, "out/in.csv")
     assert str(find_input_error(copied)).startswith("out/in.csv cannot be written")
     assert find_input_error(OSError(errno.ECONNRESET, "reset")) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_of_tensorboard_is_named(tmp_path):
+    import resource
+
+    from torch.utils.tensorboard import SummaryWriter
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = SummaryWriter(tmp_path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+        with pytest.raises(OSError) as caught:
+            for step in range(100):
+                writer.add_scalar("loss", 1, step)
+                writer.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = str(find_input_error(caught.value))
+    assert said.startswith(f"{tmp_path}/events.out.tfevents.") and os.strerror(errno.EFBIG) in said
 
 
 def test_no_sentence_does_anything_to_a_terminal():

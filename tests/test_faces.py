@@ -24,7 +24,11 @@ def test_every_name_is_there(face):
 def loaded_by(module: str) -> set[str]:
     """What an import of a module loads, in a process of its own."""
     code = f"import sys, {module}; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+        ).stdout.split()
+    )
 
 
 @pytest.mark.parametrize("face", FACES)
@@ -38,3 +42,10 @@ def test_the_benchmarks_cases_load_no_reader():
     loaded = loaded_by("benchmarks.cases")
     assert "swinumamba_monai.analysis.steps" in loaded
     assert not {name for name in loaded if name.startswith(("swinumamba_monai.data", "swinumamba_monai.reports"))}
+
+
+def test_the_scores_load_no_reader():
+    """Of the files they need what lies where and what classes are called; what MONAI loads is MONAI's."""
+    loaded = loaded_by("swinumamba_monai.metrics.segmentation")
+    files = {name for name in loaded if name.startswith("swinumamba_monai.data.files.")}
+    assert files == {f"swinumamba_monai.data.files.{name}" for name in ("grids", "label_map")}

@@ -33,7 +33,7 @@ def module(tmp_path, monkeypatch) -> str:
 def test_ends_as_an_interpreter_does(module, tmp_path, end):
     line = [sys.executable, "-m", module, end]
     forked = run_forked(line, tmp_path)
-    real = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    real = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (forked.returncode, forked.stdout) == (real.returncode, real.stdout)
     assert forked.returncode == {"good": 0, "number": 3, "raise": 1}[end]
     assert forked.stderr.splitlines()[0] == real.stderr.splitlines()[0] == "to the errors"

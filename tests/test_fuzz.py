@@ -10,6 +10,7 @@ decoder ends its process, so it has one of its own. ``SWINUMAMBA_FUZZ_SECONDS`` 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import subprocess
@@ -30,6 +31,7 @@ FORMATS += " a.geojson coco.json cvat.xml a.txt a.roi a.npy"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
 def test_damaged_files(tmp_path):
+    faulthandler.cancel_dump_traceback_later()  # of setup.cfg: the process has a bound of its own
     script = Path(__file__).with_name("fuzzing.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

@@ -21,7 +21,7 @@ def test_quick_commands(tmp_path):
     script = Path(__file__).with_name("kills.py")
     line = [sys.executable, str(script), str(KILLS), str(tmp_path / "kills"), "0", *COMMANDS]
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
-    done = subprocess.run(line, capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     counts = json.loads(done.stdout.splitlines()[-1])
     assert {name: counts[name]["tried"] for name in COMMANDS} == dict.fromkeys(COMMANDS, KILLS // len(COMMANDS))

@@ -54,7 +54,7 @@ def other(tmp_path: Path) -> Iterator[Callable[[str], int]]:
 
     yield hold
     for process in processes:
-        process.communicate()
+        process.communicate(timeout=300)
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

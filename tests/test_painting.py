@@ -72,6 +72,14 @@ def test_outlines_can_be_seen_on_cells_of_any_colour(brightness, colour):
     assert tuple(picture[5, 5]) == colour and tuple(picture[10, 10]) != colour
 
 
+def test_green_and_red_cells_of_one_picture():
+    labels = np.zeros((20, 30), int)
+    labels[5:15, 5:15], labels[5:15, 18:28] = 1, 2
+    image = np.stack([labels == 2, labels == 1], -1) * 200.0
+    picture = outlined(image, labels, one_colour=True)
+    assert tuple(picture[5, 5]) == (255, 26, 255) and tuple(picture[5, 18]) == (26, 255, 26)
+
+
 def test_of_a_volume_the_slice_with_most_is_outlined():
     labels = np.zeros((20, 30, 4), int)
     labels[2:18, 2:28, 2] = 1

@@ -26,10 +26,9 @@ from monai.handlers import CheckpointLoader
 from PIL import Image
 from small_weights import ON_CPU, SMALL_NETWORK
 
-from swinumamba_monai import weight_files
 from swinumamba_monai.data import load_datalist, load_images, load_volumes
 from swinumamba_monai.distribution import package_bundle
-from swinumamba_monai.errors import InputError, find_input_error
+from swinumamba_monai.errors import InputError, find_input_error, log_once
 from swinumamba_monai.tasks import find_task
 from swinumamba_monai.weight_files import read_checkpoint, read_weights, save_half_precision
 
@@ -235,12 +234,12 @@ class TestCraftedTensors:
         torch.save({"a": torch.ones(2)}, tmp_path / "model.pt")
         for version, warns in (("2.9.1", True), ("2.10.0", False)):
             monkeypatch.setattr(torch, "__version__", version)
-            weight_files._warn_of_old_torch.cache_clear()
+            log_once.cache_clear()
             caplog.clear()
             read_checkpoint(tmp_path / "model.pt")
             read_checkpoint(tmp_path / "model.pt")
             assert [version in record.message for record in caplog.records] == [True] * warns, "once"
-        weight_files._warn_of_old_torch.cache_clear()
+        log_once.cache_clear()
 
     def test_a_file_that_may_not_be_read(self, tmp_path, monkeypatch):
         torch.save({"a": torch.ones(2)}, tmp_path / "model.pt")
@@ -333,7 +332,7 @@ def test_evaluation_can_be_switched_off(tmp_path, monkeypatch):
         "print(p.get_parsed_content('b'), p.get_parsed_content('a'))"
     )
     environment = {**os.environ, "MONAI_EVAL_EXPR": "0"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
     assert done.stdout == f"0001-02-03 open('{EXPLODED}', 'w')\n", done.stderr[-2000:]
     assert not Path(EXPLODED).exists()
     parser = ConfigParser()

@@ -16,7 +16,7 @@ class ClaimTask(NamedTuple):
     Args:
         classes: names of the classes but the background.
         crop: height and width in pixels.
-        steps: of a training, of 12 crops each.
+        steps: number of steps of a training, each of 12 crops.
         parts: those that are left out and tested.
     """
 
@@ -38,7 +38,7 @@ class Arm(NamedTuple):
 
     Args:
         network: name for ``build_network``.
-        encoder: of VMamba, or None for a network without.
+        encoder: name of VMamba's encoder; None for a network without.
         weights: name of the file that it begins from, in the folder of weights; None: random weights.
         is_adapted: whether its encoder then learns from the task's training images by masked image modelling.
         rates: learning rates, of which the validation chooses.
@@ -73,9 +73,9 @@ class Job(NamedTuple):
     Args:
         task: key of :data:`CLAIM_TASKS`.
         arm: key of :data:`ARMS`.
-        part: that is left out.
-        seed: of weights and crops, and of the choice of cases.
-        share: of the cases that it learns from.
+        part: number of the part that is left out and tested.
+        seed: seed of the weights, the crops, and the choice of cases.
+        share: share of the cases that it learns from, 0 to 1.
         rate: learning rate to be tried, in half of the steps on the validation; None: a test at the best of these.
         steps: factor of the task's number of steps.
     """

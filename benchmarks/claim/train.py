@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
         rate: the largest learning rate.
         steps: number of batches.
         weights: file to begin from, or None.
-        seed: of weights and crops.
+        seed: seed of the weights and the crops.
     """
 
     rate: float

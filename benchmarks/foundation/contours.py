@@ -38,7 +38,7 @@ class Contour(NamedTuple):
     Args:
         fewest, most: vertices.
         swell: amplitude of the waves of :data:`SWELLS` periods around, as a share of the mean radius.
-        lobes: that of one wave of :data:`LOBES` periods.
+        lobes: amplitude of one wave of :data:`LOBES` periods, as a share of the mean radius.
         rough: standard deviation of a vertex's displacement.
     """
 
@@ -80,11 +80,11 @@ class Shapes(NamedTuple):
 
     Args:
         centre: rows and columns in pixels, (b, n, 2).
-        matrix: from offsets in the image to places in the shape's plane, (b, n, 2, 2).
-        radii: of the vertices in that plane, (b, n, most vertices); those after the last count for nothing.
+        matrix: linear map from offsets in the image to places in the shape's plane, (b, n, 2, 2).
+        radii: radii of the vertices in that plane, (b, n, most vertices); those after the last count for nothing.
         count: number of vertices, (b, n).
         kind: number of the shape's kind, (b, n); 0 is the ground.
-        style: of each kind, (b, :data:`KINDS` + 1): number of the contour × 4 + number of the texture.
+        style: number of the contour × 4 + number of the texture of each kind, (b, :data:`KINDS` + 1).
     """
 
     centre: Tensor

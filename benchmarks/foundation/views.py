@@ -76,7 +76,7 @@ class Batch(NamedTuple):
         image: (b, 3, side, side), 0 to 1.
         label: (b,).
         other: label of the image that was mixed in, (b,).
-        share: of the first image, 0-dimensional; 1 where nothing was mixed in.
+        share: share of the first image, 0-dimensional; 1 where nothing was mixed in.
     """
 
     image: Tensor

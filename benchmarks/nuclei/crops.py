@@ -54,7 +54,7 @@ class Sample(NamedTuple):
         instances: the cells' ids, (H, W) int32, 0 background.
         flows: directions to the cells' centres along rows and columns, (H, W, 2) int8, 127 for 1.
         centres: the cells' places, (n, 2) float32.
-        diameter: that of a circle of the median cell's area, in pixels.
+        diameter: diameter of a circle of the median cell's area, in pixels.
         modality: a key of :data:`SHARES`.
     """
 
@@ -99,7 +99,7 @@ class Views(NamedTuple):
 
     Args:
         sample: number of the sample of each, (b,), int64.
-        matrix: from offsets in the crop to offsets in the image, (b, 2, 2).
+        matrix: linear map from offsets in the crop to offsets in the image, (b, 2, 2).
         centre: place in the image of the crop's middle, (b, 2).
     """
 

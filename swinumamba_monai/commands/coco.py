@@ -8,7 +8,7 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.HelpFormatter  # there are no defaults to show
     parser.add_argument("predictions", help="folder that the inference of microscopy or endoscopy wrote")
-    parser.add_argument("--images", required=True, help="what was predicted: a file, a folder, or a prepared dataset")
+    parser.add_argument("--images", required=True, help="the predicted images: a file, a folder, or a prepared dataset")
     parser.add_argument("--output_file", required=True, help="the .json file to write")
     parser.add_argument("--metadata", help="configs/metadata.json of the bundle, which names the classes of endoscopy")
 

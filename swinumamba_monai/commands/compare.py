@@ -8,8 +8,8 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A.csv", help="metrics.csv of one evaluation")
     parser.add_argument("b", metavar="B.csv", help="metrics.csv of the other")
-    parser.add_argument("--columns", nargs="+", help="what to compare, where it is not every column they share")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--columns", nargs="+", help="columns to compare; default: every one that they share")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
 
 
 def run(arguments: argparse.Namespace) -> None:

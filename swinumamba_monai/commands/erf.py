@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", help="an image, a folder of images or a prepared dataset; default: random input")
     parser.add_argument("--num_images", type=int, default=100, help="averaged over, at most; the paper: 1000")
     parser.add_argument("--in_channels", type=int, default=3, help="1 or 3")
-    parser.add_argument("--num_classes", type=int, default=3, help="of the network")
+    parser.add_argument("--num_classes", type=int, default=3, help="classes of the network, background included")
     parser.add_argument("--roi_size", type=int, nargs=2, default=[320, 320], metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and input")
-    parser.add_argument("--device", help="as cuda:0 or cpu; default: a GPU if there is one")
-    parser.add_argument("--output_dir", default=".", help="where NETWORK_erf.png, erf.csv and erf.png go")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random weights and input")
+    parser.add_argument("--device", help="cuda:0, cpu, ...; default: a GPU if there is one")
+    parser.add_argument("--output_dir", default=".", help="folder of NETWORK_erf.png, erf.csv and erf.png")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -10,9 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config_file", required=True, help="configs/inference.json of the bundle")
     parser.add_argument("--ckpt_file", required=True, help="weights, as training wrote them or as .safetensors")
     parser.add_argument("--filepath", required=True, help="the file to write")
-    parser.add_argument("--in_channels", type=int, help="of the image, where it is not the config's")
-    parser.add_argument("--num_classes", type=int, help="background included, where it is not the config's")
-    parser.add_argument("--encoder", help="of VMamba, where it is not the config's")
+    parser.add_argument("--in_channels", type=int, help="channels of the image; default: the config's")
+    parser.add_argument("--num_classes", type=int, help="classes, background included; default: the config's")
+    parser.add_argument("--encoder", help="encoder of VMamba; default: the config's")
 
 
 def run(arguments: argparse.Namespace) -> None:

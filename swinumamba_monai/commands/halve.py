@@ -6,8 +6,8 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="such as models/model.pt")
-    parser.add_argument("safetensors", help="such as bundles/microscopy/models/model.safetensors")
+    parser.add_argument("checkpoint", help="weights to read, such as models/model.pt")
+    parser.add_argument("safetensors", help="file to write, such as bundles/microscopy/models/model.safetensors")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="which; default: the list of all")
+    parser.add_argument("name", nargs="?", help="name of an overlay; default: the list of all")
 
 
 def run(arguments: argparse.Namespace) -> None:

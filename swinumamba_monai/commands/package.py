@@ -6,9 +6,9 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle_dir", help="such as bundles/microscopy")
-    parser.add_argument("--output_dir", required=True, help="it may hold other bundles and versions already")
-    parser.add_argument("--release_url", help="where the archives will lie; default: files are named without it")
+    parser.add_argument("bundle_dir", help="folder of the bundle, such as bundles/microscopy")
+    parser.add_argument("--output_dir", required=True, help="folder to write; other bundles and versions in it stay")
+    parser.add_argument("--release_url", help="address of the archives; default: files are named without it")
     parser.add_argument("--encoder_weights", help="safetensors file of a pretrained encoder, to be released beside it")
 
 

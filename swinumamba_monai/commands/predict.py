@@ -14,18 +14,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.HelpFormatter
     parser.add_argument("bundle", help="microscopy, endoscopy, abdomen_mri, or the folder of a bundle such as ./mine")
     parser.add_argument("images", nargs="+", help="files, folders or a prepared dataset")
-    parser.add_argument("--output_dir", required=True, help="where the results go; images finished there are skipped")
+    parser.add_argument("--output_dir", required=True, help="folder of the results; images finished there are skipped")
     parser.add_argument("--checkpoint", nargs="+", help="weights, several for an ensemble; default: the bundle's own")
     parser.add_argument("--format", nargs="+", default=["masks"], help="masks, geojson, coco, roi; masks always are")
     parser.add_argument("--channel", type=int, help="the channel to look at, from 0 on; default: all of them")
     parser.add_argument("--invert", action="store_true", help="dark cells on a bright ground, as inverted fluorescence")
     parser.add_argument(
-        "--diameter", help="of the cells in pixels; default: auto, which looks again where they are small or large"
+        "--diameter",
+        help="diameter of the cells in pixels; default: auto, which looks again at small or large ones",
     )
-    parser.add_argument("--device", help="as cuda:0 or cpu; default: a GPU if there is one")
+    parser.add_argument("--device", help="cuda:0, cpu, ...; default: a GPU if there is one")
     parser.add_argument("--overwrite", action="store_true", help="predict finished images again")
-    parser.add_argument("--bundle_dir", help="where the bundle lies, for a package installed without the repository")
-    parser.add_argument("--share", help="as 3/8, the third of eight shares of the images; default: the one of torchrun")
+    parser.add_argument("--bundle_dir", help="folder of the bundle, for a package installed without the repository")
+    parser.add_argument("--share", help="share of the images, as 3/8, the third of eight; default: torchrun's")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="entries of inference.json"
     )
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         options[name] = DefaultParseValue(value)
     for name in ("channel", "invert", "diameter"):
         value = getattr(arguments, name)
-        if value not in (None, False):
+        if value is not None and value is not False:  # but 0, the first channel
             options[name] = DefaultParseValue(value) if isinstance(value, str) else value
     local_rank = os.environ.get("LOCAL_RANK")  # of torchrun, whose processes each have a GPU of their own
     own_device = f"cuda:{local_rank}" if local_rank and torch.cuda.is_available() else None

@@ -11,17 +11,17 @@ from swinumamba_monai.tasks import TASKS, find_task
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=tuple(TASKS))
     parser.add_argument("--source_dir", required=True, help="the images with their labels, left as they are")
-    parser.add_argument("--output_dir", required=True, help="what --dataset_dir of the bundle will be")
-    parser.add_argument("--val_fraction", type=float, default=0.1, help="of the training images, where no split says")
-    parser.add_argument("--test_fraction", type=float, default=0.2, help="of all images, where no split says")
-    parser.add_argument("--seed", type=int, default=0, help="of these random choices")
-    parser.add_argument("--fold", type=int, help="which of the folds in split.json, from 0; default: no fold")
+    parser.add_argument("--output_dir", required=True, help="folder to write, the --dataset_dir of the bundle")
+    parser.add_argument("--val_fraction", type=float, default=0.1, help="share of the training images, without a split")
+    parser.add_argument("--test_fraction", type=float, default=0.2, help="share of all images, without a split")
+    parser.add_argument("--seed", type=int, default=0, help="seed of these random choices")
+    parser.add_argument("--fold", type=int, help="number of a fold in split.json, from 0; default: no fold")
     parser.add_argument("--label_map", help="JSON file of classes and their numbers; default: the paper's classes")
     parser.add_argument(
         "--mask_threshold", type=float, help="least value of a black and white mask, such as 128; default: none"
     )
-    parser.add_argument("--series", help="of several DICOM series in a folder: number, UID or a part of the name")
-    parser.add_argument("--nan", type=float, help="what takes the place of NaN in volumes, such as 0; default: refused")
+    parser.add_argument("--series", help="DICOM series of several in a folder: number, UID or a part of the name")
+    parser.add_argument("--nan", type=float, help="number in the place of NaN in volumes, such as 0; default: refused")
     parser.add_argument("--in_channels", type=int, help="channels that volumes hold as a fourth dimension; default: 1")
     parser.add_argument(
         "--label_grid",

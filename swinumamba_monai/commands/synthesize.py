@@ -9,12 +9,12 @@ from swinumamba_monai.tasks import TASKS, find_task
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=tuple(TASKS))
-    parser.add_argument("--output_dir", required=True, help="what --dataset_dir of the bundle will be")
+    parser.add_argument("--output_dir", required=True, help="folder to write, the --dataset_dir of the bundle")
     parser.add_argument("--num_train", type=int, help="training images; default: the task's")
     parser.add_argument("--num_validation", type=int, help="validation images; default: the task's")
     parser.add_argument("--num_test", type=int, help="test images; default: the task's")
     parser.add_argument("--image_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the task's")
-    parser.add_argument("--num_slices", type=int, help="of a volume; default: the task's")
+    parser.add_argument("--num_slices", type=int, help="slices of a volume; default: the task's")
     parser.add_argument("--seed", type=int, default=0)
 
 

@@ -16,22 +16,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     complexity.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
     complexity.add_argument("--systems", nargs="+", metavar="NETWORK_NAME", help="default: all")
     complexity.add_argument(
-        "--encoders", nargs="*", metavar="ENCODER", help="of VMamba, besides the paper's; default: all; none by no name"
+        "--encoders",
+        nargs="*",
+        metavar="ENCODER",
+        help="VMamba's besides the paper's; default: all; none by no name",
     )
-    complexity.add_argument("--output_dir", default=".", help="where complexity.md, .csv and what is measured go")
+    complexity.add_argument("--output_dir", default=".", help="folder of complexity.md, .csv and what is measured")
     complexity.add_argument(
         "--measure", action="store_true", help="time and memory too, and Fig. 1 with time for FLOPs"
     )
-    complexity.add_argument("--device", help="to measure on, as cuda:0 or cpu; default: a GPU if there is one")
+    complexity.add_argument("--device", help="where to measure: cuda:0, cpu, ...; default: a GPU if there is one")
     complexity.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    complexity.add_argument("--batch_size", type=int, default=2, help="of the training step")
-    complexity.add_argument("--repeats", type=int, default=5, help="samples of each")
+    complexity.add_argument("--batch_size", type=int, default=2, help="images of a training step")
+    complexity.add_argument("--repeats", type=int, default=5, help="samples of each measurement")
     complexity.set_defaults(table=_complexity)
 
     results = tables.add_parser("results", help="evaluations as Tables I–III and V", formatter_class=defaults)
-    results.add_argument("dirs", nargs="+", metavar="DIR", help="what an evaluation wrote; NAME=DIR calls its row NAME")
-    results.add_argument("--reading", choices=["published", "corrected"], default="published", help="of the scores")
-    results.add_argument("--output_dir", default=".", help="where results.md and results.csv go")
+    results.add_argument("dirs", nargs="+", metavar="DIR", help="folder of an evaluation; NAME=DIR calls its row NAME")
+    results.add_argument("--reading", choices=["published", "corrected"], default="published", help="reading of scores")
+    results.add_argument("--output_dir", default=".", help="folder of results.md and results.csv")
     results.set_defaults(table=_results)
 
 

@@ -12,7 +12,7 @@ from swinumamba_monai.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundles", nargs="+", help="folders, or archives made by package")
-    parser.add_argument("--schema_file", help="what the metadata's schema names; default: the required fields alone")
+    parser.add_argument("--schema_file", help="the schema that the metadata names; default: the required fields alone")
     parser.add_argument("--override", default="{}", help="JSON of id-value pairs for the configs")
 
 

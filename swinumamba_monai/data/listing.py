@@ -147,7 +147,9 @@ def load_volumes(
     found.bad += refuse_or_leave_out(problems, skip_bad, path)
     if Path(path).is_dir() and not is_prepared(path):
         taken = {file for item in found for name in ensure_tuple(item["image"]) for file in volume_files(name)}
-        found.not_taken = not_taken_of(file for file in find_files(Path(path).absolute()) if file not in taken)
+        found.not_taken = not_taken_of(
+            file for file in find_files(Path(path).absolute(), pipes=True) if file not in taken
+        )
     return _checked(found, reader, skip_bad, memory)
 
 

@@ -23,6 +23,7 @@ from monai.utils import convert_to_numpy
 from scipy import ndimage
 from tqdm import tqdm
 
+from swinumamba_monai.cells import keep_cells
 from swinumamba_monai.data.files.tiff_rows import TiffRows, open_rows
 from swinumamba_monai.data.sampling.intensity import sampling_step
 from swinumamba_monai.errors import InputError
@@ -46,9 +47,9 @@ class Block:
         corner: row and column of the block's first pixel in the image.
         image: the block (H, W) or (H, W, C), as it was read.
         labels: numbers (H, W) of the cells that are this block's, from 1 on.
-        scores: of these cells, (n,).
-        before: how many cells are those of earlier blocks; a cell's number in the image is that much higher.
-        cut: how many of the cells reach beyond the margin, and are not whole.
+        scores: scores of these cells, (n,).
+        before: number of cells of earlier blocks; a cell's number in the image is that much higher.
+        cut: number of the cells that reach beyond the margin, and are not whole.
         rows: rows (h, W of the image) of the whole map that are final now, from row ``corner[0]`` on; none before the
             last block of a row of blocks.
     """
@@ -238,7 +239,7 @@ def _own_cells(found: np.ndarray, written: np.ndarray, rows: _Span, columns: _Sp
 
 def _numbers_of(found: np.ndarray, written: np.ndarray, own: np.ndarray) -> np.ndarray:
     """The numbers (H, W) of a block's own cells, from 1 on, where no earlier cell is; each in one piece."""
-    numbers = np.where(own, np.cumsum(own), 0).astype(np.int32)[found]
+    numbers = keep_cells(found, own)
     trimmed = np.unique(numbers[written > 0])
     numbers[written > 0] = 0
     boxes = ndimage.find_objects(numbers) if trimmed.any() else []

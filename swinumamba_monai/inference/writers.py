@@ -204,7 +204,7 @@ class VolumeWriter(ImageWriter):
     last axis of the file. A NIfTI file gets both forms of the NIfTI file that the image came from, with their codes.
 
     Attributes:
-        output_dtype: of the file; None for that of the data.
+        output_dtype: data type of the file; None for that of the data.
 
     Raises:
         InputError: the volume would have to be resampled, or the file cannot be written.

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from skimage.measure import label
 from torch import Tensor
+
+from swinumamba_monai.cells import keep_cells
 
 AUTO = "auto"
 AUTO_SIZES = 10, 30  # pixels that a cell has at the least, by itself and beside large ones
@@ -48,7 +51,7 @@ def finish_cells(
     keep[0] = False
     if most is not None and keep.any():
         keep &= area >= min(most, np.median(area[keep]) / 2)
-    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[whole], score[keep].astype(np.float32)
+    return keep_cells(whole, keep), score[keep].astype(np.float32)
 
 
 def resize_cells(ids: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -65,32 +68,16 @@ def resize_cells(ids: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> 
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, ids.shape))
     smaller = _largest_pieces(ids[np.ix_(rows, columns)])
     keep = np.bincount(smaller.ravel(), minlength=len(scores) + 1) > 0
-    keep[0] = False
-    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[smaller], scores[keep[1:]]
+    return keep_cells(smaller, keep), scores[keep[1:]]
 
 
 def _cell_means(ids: np.ndarray, values: np.ndarray, area: np.ndarray) -> np.ndarray:
     return np.bincount(ids.ravel(), values.ravel(), len(area)) / np.maximum(area, 1)
 
 
-def split_pieces(ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the 4-connected pieces of cells, ids (H, W): pieces of one cell differ, and cells that touch stay two.
-
-    Returns:
-        numbers of shape (H, W), int32, 0 background, and how many there are.
-    """
-    # On a grid of twice the size every step between two pixels is a pixel too, and it is open within a cell only.
-    fine = np.zeros([2 * side - 1 for side in ids.shape], bool)
-    fine[::2, ::2] = ids > 0
-    fine[1::2, ::2] = (ids[1:] == ids[:-1]) & (ids[1:] > 0)
-    fine[::2, 1::2] = (ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] > 0)
-    pieces, count = ndimage.label(fine)
-    return pieces[::2, ::2], count
-
-
 def _largest_pieces(ids: np.ndarray) -> np.ndarray:
-    """Each cell's largest piece; the others become background."""
-    pieces, count = split_pieces(ids)
+    """Each cell's largest 4-connected piece; the others become background."""
+    pieces, count = label(ids, background=0, connectivity=1, return_num=True)  # cells that touch are two
     if count == 0:
         return np.zeros(ids.shape, np.int32)
     area = np.bincount(pieces.ravel(), minlength=count + 1)

@@ -34,7 +34,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from skimage.segmentation import relabel_sequential
 
-from swinumamba_monai.cells import class_map, classes_to_instances
+from swinumamba_monai.cells import class_map, classes_to_instances, keep_cells
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.metrics.case_scores import CORRECTED, PUBLISHED, CaseMetric, CaseScores, Column, dice
 
@@ -174,8 +174,7 @@ def _number(ids: np.ndarray, count_border_cells: bool) -> np.ndarray:
     # Not skimage's clear_border: of a cell in two pieces it would take away only the piece at the border.
     keep = np.ones(ids.max() + 1, bool)
     keep[ids[frame]] = False
-    keep[0] = False
-    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[ids]
+    return keep_cells(ids, keep)
 
 
 class CellF1Metric(CaseScores):

@@ -32,8 +32,8 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import convert_to_numpy, ensure_tuple_rep
 
+from swinumamba_monai.data.files.grids import MIN_LEAN, lean_of
 from swinumamba_monai.data.files.label_map import simple_name
-from swinumamba_monai.data.files.volumes import MIN_LEAN, lean_of
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.metrics.case_scores import CORRECTED, MEAN, PUBLISHED, CaseMetric, CaseScores, Column, dice
 from swinumamba_monai.metrics.surface import find_boundaries, surface_dice

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from swinumamba_monai.data.files.volumes import MIN_LEAN, lean_of
+from swinumamba_monai.data.files.grids import MIN_LEAN, lean_of
 
 
 def put_upright(labels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ class MambaMixer(nn.Module):
         d_model: number of channels of the map.
         d_state: number of states of each scanned channel.
         expand: ratio of scanned channels to ``d_model``.
-        norm_name: of no effect: Mamba has no norm before its gate.
+        norm_name: no effect: Mamba has no norm before its gate.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
     """
 
@@ -63,7 +63,7 @@ class VimMixer(MambaMixer):
         d_model: number of channels of the map.
         d_state: number of states of each scanned channel.
         expand: ratio of scanned channels to ``d_model``.
-        options: ``norm_name``, of no effect, and ``scan_backend``.
+        options: ``norm_name``, without effect, and ``scan_backend``.
     """
 
     def __init__(self, d_model: int, d_state: int = 16, expand: int = 2, **options) -> None:
@@ -88,7 +88,7 @@ class ConvMixer(nn.Module):
 
     Args:
         d_model: number of channels of the map.
-        d_state: of no effect: a convolution has no states.
+        d_state: no effect: a convolution has no states.
         expand: ratio of mixed channels to ``d_model``.
         norm_name: norm after the convolution, a key of :data:`.norm.NORMS`.
         scan_backend: backend of the norm, one of :data:`swinumamba_monai.ops.BACKENDS`.

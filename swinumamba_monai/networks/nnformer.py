@@ -7,6 +7,8 @@ structure and the parameter names are those of the released code (its Synapse co
 kept), with three of its peculiarities, without which released weights would mean something else: the index of the
 relative position bias lets some offsets share a bias, the decoder's stages have the heads of the next coarser stage
 of the encoder, and the zeros that fill the last windows take part in the attention.
+
+``spatial_dims`` of every layer is the number of axes of its map, 2 or 3.
 """
 
 from __future__ import annotations
@@ -43,7 +45,6 @@ class Projection(nn.Module):
         in_channels: number of channels of the input.
         channels: number of channels of the output.
         stride: stride of the first convolution along each axis.
-        spatial_dims: number of axes of the map, 2 or 3.
         last: whether GELU and LayerNorm are left out after the second convolution.
     """
 
@@ -67,7 +68,6 @@ class PatchEmbedding(nn.Module):
         in_channels: number of channels of the image.
         dim: number of channels of a patch.
         patch_size: sides of a patch in pixels, each 1, 2 or 4.
-        spatial_dims: number of axes of the map, 2 or 3.
     """
 
     def __init__(self, in_channels: int, dim: int, patch_size: Sequence[int], spatial_dims: int) -> None:
@@ -83,12 +83,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Downsample(nn.Module):
-    """GELU, LayerNorm and a convolution with stride 2: (b, *spatial, dim) to (b, *spatial / 2, 2 dim).
-
-    Args:
-        dim: number of channels before.
-        spatial_dims: number of axes of the map, 2 or 3.
-    """
+    """GELU, LayerNorm and a convolution with stride 2: (b, *spatial, dim) to (b, *spatial / 2, 2 dim)."""
 
     def __init__(self, dim: int, spatial_dims: int) -> None:
         super().__init__()
@@ -100,12 +95,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """LayerNorm and a transposed convolution: (b, *spatial, 2 dim) to (b, *2 spatial, dim).
-
-    Args:
-        dim: number of channels after.
-        spatial_dims: number of axes of the map, 2 or 3.
-    """
+    """LayerNorm and a transposed convolution: (b, *spatial, 2 dim) to (b, *2 spatial, dim)."""
 
     def __init__(self, dim: int, spatial_dims: int) -> None:
         super().__init__()
@@ -117,14 +107,7 @@ class Upsample(nn.Module):
 
 
 class Head(nn.Module):
-    """A transposed convolution over patches: (b, *patches, dim) to logits (b, out_channels, *spatial).
-
-    Args:
-        dim: number of channels of a patch.
-        out_channels: number of classes, background included.
-        patch_size: sides of a patch in pixels.
-        spatial_dims: number of axes of the map, 2 or 3.
-    """
+    """A transposed convolution over patches: (b, *patches, dim) to logits (b, out_channels, *spatial)."""
 
     def __init__(self, dim: int, out_channels: int, patch_size: Sequence[int], spatial_dims: int) -> None:
         super().__init__()
@@ -140,12 +123,9 @@ class Stage(nn.Module):
     """Blocks of one resolution; in the encoder with what leads down from it, in the decoder with what leads up to it.
 
     Args:
-        dim: number of channels.
-        window: side of a window in pixels.
         shifts: shift of the windows in pixels, for each block.
-        num_heads: number of heads of the attention.
-        spatial_dims: number of axes of the map, 2 or 3.
         drop_paths: drop path rate of each block.
+        dim, window, num_heads: see :class:`.nnformer_attention.TransformerBlock`.
         downsample: whether a coarser stage of the encoder follows.
         upsample: whether this is a stage of the decoder.
     """
@@ -205,11 +185,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Stages, stored finest first, that go up from the encoder's coarsest map.
-
-    Args:
-        stages: the stages, finest first.
-    """
+    """Stages, stored finest first, that go up from the encoder's coarsest map."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         super().__init__()
@@ -291,20 +267,12 @@ class NNFormer(BaseNetwork, nn.Module):
         super().__init__()
         self.in_channels, self.out_channels, self.spatial_dims = in_channels, out_channels, spatial_dims
         self.step = [MERGED * side for side in patch_size]
-        coarsest = min(-(-side // stride) for side, stride in zip(roi_size, self.step))
-        finest = min(-(-side // stride) * MERGED for side, stride in zip(roi_size, self.step))
-        smallest = [finest // 2**i for i in range(3)] + [coarsest]
-        windows = [min(window, side) for window, side in zip(window_size, smallest)]
-        shifts = [window // 2 if side > window else 0 for window, side in zip(windows, smallest)]
-
-        def rates(depths: Sequence[int]) -> list[list[float]]:
-            line = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
-            return [part.tolist() for part in line]
+        windows, shifts = _windows(window_size, roi_size, self.step)
 
         def stage(i: int, shifts: list[int], heads: int, drop_paths: list[float], **links: bool) -> Stage:
             return Stage(dims[i], windows[i], shifts, heads, spatial_dims, drop_paths, **links)
 
-        down, up = rates(depths), rates(depths[2::-1])
+        down, up = _rates(drop_path_rate, depths), _rates(drop_path_rate, depths[2::-1])
         encoder = [
             stage(i, [shift * (block % 2) for block in range(depth)], num_heads[i], down[i], downsample=i < 3)
             for i, (depth, shift) in enumerate(zip(depths, shifts))
@@ -324,3 +292,16 @@ class NNFormer(BaseNetwork, nn.Module):
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         maps = self.decoder(self.model_down(x))
         return [head(m) for head, m in zip(self.final, maps if all_heads else maps[:1])]
+
+
+def _windows(sizes: Sequence[int], roi_size: Sequence[int], step: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Sides and shifts of each stage's windows, in pixels of its map, which for a crop may be smaller than a window."""
+    sides = [-(-side // stride) for side, stride in zip(roi_size, step)]  # of the coarsest map
+    smallest = [min(sides) * MERGED // 2**i for i in range(3)] + [min(sides)]
+    windows = [min(window, side) for window, side in zip(sizes, smallest)]
+    return windows, [window // 2 if side > window else 0 for window, side in zip(windows, smallest)]
+
+
+def _rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Drop path rates of the blocks of each stage, from 0 for the first of all to ``last``."""
+    return [part.tolist() for part in torch.linspace(0, last, sum(depths), device="cpu").split(list(depths))]

@@ -41,11 +41,8 @@ class WindowAttention(nn.Module):
     """Multi-head attention inside windows, with a learnt bias for each relative position.
 
     Args:
-        dim: number of channels.
-        window: side of a window in pixels.
-        num_heads: number of heads, a divisor of ``dim``.
-        spatial_dims: number of axes of the map, 2 or 3.
         cross: whether queries come from elsewhere than keys and values; they are then not projected.
+        dim, window, num_heads, spatial_dims: see :class:`TransformerBlock`.
     """
 
     def __init__(self, dim: int, window: int, num_heads: int, spatial_dims: int, cross: bool) -> None:
@@ -93,7 +90,7 @@ class WindowAttention(nn.Module):
         return self.proj(attended.transpose(1, 2).reshape(batch, windows, pixels, dim))
 
 
-class MLP(nn.Module):
+class FeedForward(nn.Module):
     """Two linear layers with GELU, named as the released ones: (..., dim) to (..., dim)."""
 
     def __init__(self, dim: int) -> None:
@@ -112,7 +109,7 @@ class TransformerBlock(nn.Module):
         dim: number of channels.
         window: side of a window in pixels.
         shift: number of pixels by which the windows are shifted.
-        num_heads: number of heads of the attention.
+        num_heads: number of heads of the attention, a divisor of ``dim``.
         spatial_dims: number of axes of the map, 2 or 3.
         drop_path: probability with which a residual branch is skipped for a sample in training.
         cross: whether this is a skip connection: queries from the decoder, keys and values from the encoder.
@@ -127,7 +124,7 @@ class TransformerBlock(nn.Module):
         self.attn = WindowAttention(dim, window, num_heads, spatial_dims, cross)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim)
+        self.mlp = FeedForward(dim)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Map (b, *spatial, dim) to the same shape; for a skip connection with the encoder's map of this size."""

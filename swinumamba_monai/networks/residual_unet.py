@@ -85,14 +85,9 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualStage(nn.Module):
-    """Residual blocks at one resolution, of which the first changes channels and resolution; arguments as theirs.
+    """Residual blocks at one resolution, of which the first changes channels and resolution.
 
-    Args:
-        spatial_dims: number of axes, 2 or 3.
-        in_channels: number of channels of the input.
-        out_channels: number of channels of the output.
-        kernel_size: odd side of the kernels along each axis.
-        strides: stride of the first convolution along each axis.
+    Its arguments are those of :class:`ResidualBlock`.
     """
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, kernel_size, strides) -> None:

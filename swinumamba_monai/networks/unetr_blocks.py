@@ -46,14 +46,7 @@ class UnetrResidualBlock(UnetResBlock):
 
 
 class SkipBlock(nn.Module):
-    """A residual block between the encoder and the decoder.
-
-    Args:
-        in_channels: number of channels of the input.
-        out_channels: number of channels of the output.
-        norm_name: norm, any that MONAI's ``get_norm_layer`` takes.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
-    """
+    """A residual block between the encoder and the decoder; its arguments are those of :class:`UnetrResidualBlock`."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_name: tuple | str, scan_backend: str = "auto") -> None:
         super().__init__()
@@ -70,8 +63,7 @@ class UpBlock(nn.Module):
     Args:
         in_channels: number of channels of the coarse map.
         out_channels: number of channels of the skip connection and of the output.
-        norm_name: norm, any that MONAI's ``get_norm_layer`` takes.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        norm_name, scan_backend: see :class:`UnetrResidualBlock`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, norm_name: tuple | str, scan_backend: str = "auto") -> None:

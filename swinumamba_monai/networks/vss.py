@@ -98,8 +98,7 @@ class VSSBlock(nn.Module):
     Args:
         d_model: number of channels of the map.
         drop_path: probability with which the block is skipped for a sample in training.
-        norm_name: key of :data:`.norm.NORMS`.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        norm_name, scan_backend: see the module's text.
         mixer: class that stands in the place of :class:`SS2D` and takes its arguments (see :mod:`.mixers`).
         options: further keyword arguments of the mixer, such as ``d_state``.
     """
@@ -163,8 +162,7 @@ class PatchEmbed(nn.Module):
         in_channels: number of channels of the image.
         channels: number of features of a patch.
         patch_size: side p of a patch in pixels.
-        norm_name: norm, a key of :data:`.norm.NORMS`.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        norm_name, scan_backend: see the module's text.
     """
 
     def __init__(
@@ -185,8 +183,7 @@ class PatchMerging(nn.Module):
 
     Args:
         channels: number of channels before.
-        norm_name: norm, a key of :data:`.norm.NORMS`.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        norm_name, scan_backend: see the module's text.
     """
 
     def __init__(self, channels: int, norm_name: str = "layer", scan_backend: str = "auto") -> None:
@@ -208,8 +205,7 @@ class PatchExpanding(nn.Module):
         in_channels: number of channels before.
         out_channels: number of channels after.
         scale: factor s of both sides of the map.
-        norm_name: norm, a key of :data:`.norm.NORMS`.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        norm_name, scan_backend: see the module's text.
     """
 
     def __init__(

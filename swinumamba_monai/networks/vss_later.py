@@ -5,6 +5,7 @@
 Source: VMamba (arXiv 2401.10166, v3 of May 2024; its forward type "v05_noz"); the parameter names are those of the
 checkpoints released with it. Against :mod:`.vss` SS2D has no gate and one state a channel, an MLP follows it, and
 resolution changes by convolutions of 3×3 pixels that overlap. Feature maps are channels last, (b, h, w, c).
+``norm_name`` and ``scan_backend`` of every layer are as in :mod:`.vss`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ class VSSMLPBlock(nn.Module):
     Args:
         d_model: number of channels of the map.
         drop_path: probability with which either half of the block is skipped for a sample in training.
-        norm_name: key of :data:`.norm.NORMS`.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        norm_name, scan_backend: see the module's text.
         scan: further keyword arguments of :class:`.vss.SS2D`, such as ``d_state``.
 
     >>> import torch
@@ -91,8 +91,7 @@ class ConvPatchEmbed(nn.Sequential):
     Args:
         in_channels, channels: number of channels of the image, and of features of a patch.
         patch_size: side p of a patch in pixels, 2 or 4.
-        norm_name: norm, a key of :data:`.norm.NORMS`.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        norm_name, scan_backend: see the module's text.
     """
 
     def __init__(
@@ -111,8 +110,7 @@ class ConvDownsample(nn.Sequential):
 
     Args:
         channels: number of channels before.
-        norm_name: norm, a key of :data:`.norm.NORMS`.
-        scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+        norm_name, scan_backend: see the module's text.
     """
 
     def __init__(self, channels: int, norm_name: str = "layer", scan_backend: str = "auto") -> None:

@@ -10,8 +10,6 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-__all__ = ["to_autocast_dtype", "without_autocast"]
-
 
 def without_autocast(op: Callable) -> Callable:
     """Autocast would run the matrix products of an operator's body in half precision; the states are float32."""

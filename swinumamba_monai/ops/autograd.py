@@ -12,8 +12,6 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["direct_function", "register_backward"]
-
 
 def register_backward(operator: torch.library.CustomOpDef, backward: Callable, num_options: int) -> None:
     """Let autograd differentiate a registered operator, once, by its first output.

@@ -45,18 +45,6 @@ from .mamba_ssm import selective_scan_mamba, why_mamba_is_unavailable
 from .portable import selective_scan_portable
 from .reference import cross_scan_2d_ref, selective_scan_ref
 
-__all__ = [
-    "BACKENDS",
-    "Backend",
-    "BackendChoice",
-    "check_backend_name",
-    "choose_backend",
-    "fastest_backend",
-    "find_backend",
-    "is_exporting",
-    "log_backend_once",
-]
-
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT_VARIABLE = "SWINUMAMBA_BACKEND"

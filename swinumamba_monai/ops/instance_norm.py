@@ -7,8 +7,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["instance_norm"]
-
 
 def instance_norm(
     x: Tensor,

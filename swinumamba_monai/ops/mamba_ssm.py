@@ -9,8 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["selective_scan_mamba", "why_mamba_is_unavailable"]
-
 MAX_STATES = 256  # of a channel
 
 

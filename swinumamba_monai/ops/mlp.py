@@ -15,8 +15,6 @@ from torch import Tensor
 from .autocast import to_autocast_dtype, without_autocast
 from .autograd import direct_function
 
-__all__ = ["mlp"]
-
 
 @without_autocast
 def _forward(x, weight1, bias1, weight2, bias2):

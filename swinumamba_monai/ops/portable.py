@@ -27,8 +27,6 @@ from .autocast import without_autocast
 from .autograd import register_backward
 from .reference import state_dtype
 
-__all__ = ["selective_scan_portable"]
-
 CHUNK_ELEMENTS = 1 << 18  # states held at a time: 1 MiB in float32, about a core's cache
 MIN_CHUNK = 16  # positions; bounds the stored chunk states to 1/16 of all states however large the batch
 
@@ -181,16 +179,5 @@ register_backward(_forward, _backward, num_options=1)
 
 
 def selective_scan_portable(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
-    """Selective scan by chunks; see the module's text for the shapes. Returns (b, l, g, d) in the dtype of ``u``.
-
-    Args:
-        u: input sequences, (b, l, g, d).
-        delta: step sizes, (b, l, g, d).
-        A: state matrices, (g, d, n).
-        B: input matrices, (b, l, g, n).
-        C: output matrices, (b, l, g, n).
-        D: skip weights, (g, d).
-        delta_bias: offsets of ``delta``, (g, d).
-        delta_softplus: whether ``delta`` passes through softplus.
-    """
+    """Selective scan by chunks; see the module's text for the shapes. Returns (b, l, g, d) in the dtype of ``u``."""
     return _forward(u, delta, A, B, C, D, delta_bias, delta_softplus)[0]

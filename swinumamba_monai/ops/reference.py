@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["selective_scan_ref", "cross_scan_2d_ref", "scan_orders", "state_dtype"]
-
 
 def state_dtype(u: Tensor, delta: Tensor, A: Tensor) -> torch.dtype:
     """The precision every backend computes and keeps the state in: float64 when one of these is, else float32.
@@ -108,17 +106,7 @@ def scan_orders(height: int, width: int, device: torch.device | str | None = Non
 def cross_scan_2d_ref(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """Four-direction scan of a 2D map (SS2D, eqs. (5)-(7)); the shapes are those of :func:`.scan.cross_scan_2d`.
-
-    Args:
-        x: feature map, (b, h, w, d), channels last.
-        delta: step sizes Δ before bias and softplus of each direction, (b, h, w, 4, d).
-        A: state matrices, (4, d, n).
-        B: input matrices, (b, h, w, 4, n).
-        C: output matrices, (b, h, w, 4, n).
-        D: skip weights, (4, d).
-        delta_bias: offsets of ``delta``, (4, d).
-    """
+    """Four-direction scan of a 2D map (SS2D, eqs. (5)-(7)); the arguments are those of :func:`.scan.cross_scan_2d`."""
     batch, height, width, channels = x.shape
     merged = torch.zeros_like(x).flatten(1, 2)
     for k, order in enumerate(scan_orders(height, width, x.device)):

@@ -14,8 +14,6 @@ from torch import Tensor
 from .backends import Backend, find_backend, log_backend_once
 from .reference import scan_orders
 
-__all__ = ["cross_scan_2d", "projected_scan_2d", "selective_scan"]
-
 
 def _find(backend: str | Backend, x: Tensor, d_state: int) -> Backend:
     """As :func:`.backends.find_backend`, but what was asked for by name is named in the log."""
@@ -138,13 +136,9 @@ def projected_scan_2d(
     """:func:`cross_scan_2d` of what one projection of the map makes: Δ as a low rank, B and C of each direction.
 
     Args:
-        x: feature map, (b, h, w, d), channels last.
         projected: r numbers for Δ, then B, then C, (b, h, w, 4, r + 2n).
         delta_weight: weight that makes Δ before bias and softplus from the r numbers, (4, d, r).
-        A: state matrices, (4, d, n).
-        D: skip weights, (4, d).
-        delta_bias: offsets of ``delta``, (4, d).
-        backend: record, or one of :data:`.backends.BACKENDS`.
+        x, A, D, delta_bias, backend: see :func:`cross_scan_2d`.
     """
     found = _find(backend, x, A.shape[2])
     if found.projected_scan is not None:

@@ -21,8 +21,6 @@ from torch import Tensor
 from .backends import Backend, find_backend
 from .scan import projected_scan_2d
 
-__all__ = ["ss2d", "ss2d_ref"]
-
 DIRECTIONS = 4
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -26,7 +27,7 @@ from swinumamba_monai.atomic import replacing, write_file
 from swinumamba_monai.bundle_options import as_literal
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.tiff_rows import TiffRows
-from swinumamba_monai.errors import InputError, check_known, find_input_error, plain_errors, quoted, shown
+from swinumamba_monai.errors import InputError, check_known, find_input_error, listed, plain_errors, quoted, shown
 from swinumamba_monai.formulas import as_cell, from_cell
 from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.folders import keep_folders, result_names
@@ -38,6 +39,8 @@ from swinumamba_monai.prediction.predictor import Prediction, Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
 from swinumamba_monai.run_lock import prediction_lock
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("masks", "geojson", "coco", "roi")
 SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
@@ -99,7 +102,7 @@ def predict_images(
         images: files, folders and prepared datasets, as the bundle's inference takes them.
         output_dir: folder of the results; images in several folders have theirs in folders of the same names.
         formats: forms that the objects are written in; the masks always are.
-        overwrite: whether to predict images that are finished, too.
+        overwrite: whether to predict images that are finished, too; files of theirs in other forms stay, and are named.
         share: ``(i, n)``: the i-th of n equal shares of the images is predicted.
         progress: whether to show how far the run is.
         options: values of entries of the bundle's config.
@@ -184,6 +187,7 @@ class _Job:
                 path.unlink(missing_ok=True)
         if overwrite:
             self.rows = {name: row for name, row in self.rows.items() if name not in self.names and not others}
+            self._warn_of_other_forms()
         elif others:
             raise InputError(
                 f"{self.folder} holds results of another bundle, other weights or other options, as {SETTINGS} in it "
@@ -196,6 +200,13 @@ class _Job:
                     "give another output folder, or --overwrite."
                 )
         write_file(file, text)
+
+    def _warn_of_other_forms(self) -> None:
+        """Name what earlier runs wrote of these images in forms that this one does not; it may have been edited."""
+        paths = [self._path(name, end) for end in set(FURTHER.values()) - set(self.endings) for name in self.names]
+        paths += [] if "coco" in self.formats else [self.folder / f"{COCO}.json"]
+        if left := sorted(path.name for path in paths if path.is_file()):
+            logger.warning("%s of an earlier run: left as they are, though the results are new", listed(left))
 
     def run(self, names: Sequence[str], progress: bool) -> Report:
         """Predict the images of these names that are not finished, and gather."""
@@ -279,7 +290,7 @@ class _Job:
         polygons = self._path(name, FURTHER["geojson"]) if "geojson" in self.formats else None
         mask = self._path(name, self.saved[0]).with_suffix(".tif")
         found = predict_large(self.predictor.blocks, image, mask, polygons)
-        doubts = self.predictor.doubts(found.overview, found.table)
+        doubts = self.predictor.doubts(found.overview, found.table, drawn=found.drawn)
         if found.cut:
             doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
         self._write_table(name, found.table, found.outlines)

@@ -17,6 +17,7 @@ from swinumamba_monai.inference.blocks import Block, BlockInference
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.inference.writers import write_label_rows
 from swinumamba_monai.painting import outlined, picture_step
+from swinumamba_monai.prediction.drawn import drawn_cells
 from swinumamba_monai.prediction.objects import object_table
 
 
@@ -25,16 +26,18 @@ class LargePrediction:
     """What was found in a large image, but for its map, which is in a file.
 
     Args:
-        table: as of a :class:`~swinumamba_monai.prediction.predictor.Prediction`, in the order of the blocks.
+        table: table of a :class:`~swinumamba_monai.prediction.predictor.Prediction`, in the order of the blocks.
         outlines: the picture, of every n-th pixel.
         overview: every n-th pixel of the image, from which its look was taken.
-        cut: how many cells are not whole.
+        cut: number of cells that are not whole.
+        drawn: numbers of the cells that are none, see :func:`~swinumamba_monai.prediction.drawn.drawn_cells`.
     """
 
     table: dict[str, np.ndarray]
     outlines: np.ndarray
     overview: np.ndarray
     cut: int
+    drawn: np.ndarray
 
 
 def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons: Path | None = None) -> LargePrediction:
@@ -51,12 +54,13 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
     """
     blocks.check(image)
     overview = blocks.read_once(image)
-    picture, tables, cut = _Picture(image), [], []
+    picture, tables, cut, drawn = _Picture(image), [], [], []
 
     def rows() -> Iterator[np.ndarray]:
         for block in blocks.blocks(image, overview):
             tables.append(_table_of(block))
             cut.append(block.cut)
+            drawn.append(drawn_cells(block.labels, block.image) + block.before)
             picture.add(block)
             if features is not None:
                 features.add(block)
@@ -69,7 +73,8 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
         with replacing(polygons) as temporary, _Features(temporary) as features:
             write_label_rows(file, image.shape, rows())
     table = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    return LargePrediction(table, outlined(picture.image, picture.labels, one_colour=True), overview, sum(cut))
+    outlines = outlined(picture.image, picture.labels, one_colour=True)
+    return LargePrediction(table, outlines, overview, sum(cut), np.concatenate(drawn))
 
 
 def _table_of(block: Block) -> dict[str, np.ndarray]:

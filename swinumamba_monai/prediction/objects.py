@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from skimage.measure import regionprops_table
 
-from swinumamba_monai.data.sampling.intensity import Look, has_bright_ground, look_of
+from swinumamba_monai.data.sampling.intensity import Look, has_bright_ground, has_one_hue, look_of
+from swinumamba_monai.errors import listed
 from swinumamba_monai.inference.rescaling import KNOWN_DIAMETERS, diameter_of
 
 SURE = 0.5  # the least mean score that is trusted; all 53 validation images of DSB-2018 have more than 0.55
@@ -50,15 +51,20 @@ def join_tables(tables: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndar
 
 
 def find_doubts(
-    image: np.ndarray, table: Mapping[str, np.ndarray], of_cells: bool = False, given: Collection[str] = ()
+    image: np.ndarray,
+    table: Mapping[str, np.ndarray],
+    of_cells: bool = False,
+    given: Collection[str] = (),
+    drawn: Collection[int] = (),
 ) -> list[str]:
     """Why an answer is not to be trusted, a phrase each; none where nothing speaks against it.
 
     Args:
         image: the image (H, W) or (H, W, C), or a volume, as it was read; or every n-th pixel of an image.
-        table: the objects that were found in it, with ``area`` and ``score``.
+        table: the objects that were found in it, with ``area`` and ``score``, and of cells their ``centroid``.
         of_cells: whether the objects are cells in an image, and not classes.
         given: names of the options that were given; none of them is advised.
+        drawn: numbers of the cells that are none, see :func:`~swinumamba_monai.prediction.drawn.drawn_cells`.
     """
     doubts, area = [], table["area"]
     if not len(area) and image.min() < image.max():
@@ -73,9 +79,18 @@ def find_doubts(
         )
     if len(area) and (score := table["score"].mean()) < SURE:
         doubts.append(f"the network is not sure of what it found (mean score {score:.2f}); look at the outlines")
+    if len(drawn):
+        rows = np.isin(table["label"], drawn)
+        places = [
+            f"({row:.0f}, {column:.0f})" for row, column in zip(table["centroid-0"][rows], table["centroid-1"][rows])
+        ]
+        doubts.append(
+            f"cells at row and column {listed(places)} have one value and sharp edges, as letters, scale bars, masks "
+            "and saturated specks have; look at them"
+        )
     channels = torch.from_numpy(np.atleast_3d(image).astype(np.float32)).permute(2, 0, 1)[:3]
     look = look_of(channels)
-    if look is Look.DARK and "channel" not in given:
+    if look is Look.DARK and "channel" not in given and not has_one_hue(channels):
         doubts.append("there are several colours on a dark ground, of which the brightest counts; or choose --channel")
     if look is Look.GRAY and "invert" not in given and has_bright_ground(channels):
         doubts.append("the ground is bright; if this is fluorescence shown inverted, add --invert")

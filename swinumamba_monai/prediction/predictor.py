@@ -10,7 +10,7 @@ and called as MONAI's evaluator calls them, without what it writes. So the label
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -26,7 +26,7 @@ from torch import nn
 
 from swinumamba_monai.bundle_failures import explain_failure
 from swinumamba_monai.bundle_options import as_literal, check_option
-from swinumamba_monai.data.files.images import check_pixels
+from swinumamba_monai.data.files.images import check_pixels, image_names
 from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import Inputs
@@ -36,6 +36,7 @@ from swinumamba_monai.inference.one_image import ImageInference, as_loaded
 from swinumamba_monai.inference.polygons import class_names
 from swinumamba_monai.inference.rescaling import AUTO
 from swinumamba_monai.inference.uncertainty import class_scores
+from swinumamba_monai.prediction.drawn import drawn_cells
 from swinumamba_monai.prediction.location import CONFIG, find_bundle
 from swinumamba_monai.prediction.objects import find_doubts, join_tables, object_table
 from swinumamba_monai.prediction.progress import count_windows, counting
@@ -89,7 +90,7 @@ class Predictor:
         checkpoints: files that the weights came from.
         of_volumes: whether the bundle takes volumes, from files alone, for they have a geometry.
         savers: the transforms of the config that write results.
-        class_names: by number, where the bundle tells classes; None where it tells cells, each with a number.
+        class_names: names by number, where the bundle tells classes; None where it tells cells, each with a number.
         blocks: predicts images that are too large for a call, by blocks; None where the bundle cannot do that.
 
     Raises:
@@ -179,6 +180,11 @@ class Predictor:
         if self.of_volumes and (stack or not _is_path(image)):
             raise InputError(f"{self.bundle_dir.name} takes volumes with their geometry; give the path of a file.")
         if _is_path(image):
+            if not stack and isinstance(image, (str, PathLike)) and len(planes := image_names(Path(image))) > 1:
+                raise InputError(
+                    f"{image} is a stack of {len(planes)} planes; give stack=True, or the name of one, "
+                    f"such as {planes[0]}."
+                )
             items = self.list_images(image) if stack else [{"image": image}]
             if self.blocks is not None and (large := self.blocks.open(image)):
                 with large:
@@ -188,11 +194,18 @@ class Predictor:
                 return self._predict_stack(loaded) if stack else self._predict(*loaded)
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu()
+            image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy does not have
         if isinstance(image, Image.Image) and image.mode in OTHER_MODES:
             raise InputError(
                 f"the numbers of a PIL image of mode {image.mode} are not its brightness; give image.convert('RGB')."
             )
-        array = check_pixels(np.asarray(image), "the array")
+        if np.ma.is_masked(image):
+            raise InputError("pixels of the array are masked; give numbers for them by array.filled(...).")
+        try:
+            array = np.asarray(image)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{type(image).__name__} cannot be made an array: {quoted(error)}.") from error
+        array = check_pixels(array, "the array")
         channels = array.shape[3 if stack else 2 :]
         if array.ndim - stack not in (2, 3) or (channels and channels[0] > MAX_CHANNELS):
             wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"
@@ -235,12 +248,19 @@ class Predictor:
         key = self._inference.scores_key
         table = object_table(labels, image, data[key] if key else class_scores(item["pred"])[1:], self.class_names)
         looked_again = getattr(self._inference.inferer, "diameter", None) == AUTO
-        doubts = self.doubts(image, table, looked_again)
+        drawn = drawn_cells(labels, image) if self.class_names is None else ()
+        doubts = self.doubts(image, table, looked_again, drawn)
         for doubt in doubts:
             logger.warning("%s: %s", name, doubt)
         return Prediction(labels, table, doubts, image, data)
 
-    def doubts(self, image: np.ndarray, table: Mapping[str, np.ndarray], looked_again: bool = False) -> tuple[str, ...]:
+    def doubts(
+        self,
+        image: np.ndarray,
+        table: Mapping[str, np.ndarray],
+        looked_again: bool = False,
+        drawn: Collection[int] = (),
+    ) -> tuple[str, ...]:
         """See :func:`~swinumamba_monai.prediction.objects.find_doubts`.
 
         Args:
@@ -248,9 +268,10 @@ class Predictor:
             table: columns of :func:`~swinumamba_monai.prediction.objects.object_table` by name.
             looked_again: whether cells of another size than the network knows were looked for in another size of the
                 image, so that their size is no doubt.
+            drawn: numbers of the cells that are none, see :func:`~swinumamba_monai.prediction.drawn.drawn_cells`.
         """
         given = {*self._given, "diameter"} if looked_again else self._given
-        return tuple(find_doubts(image, table, self.class_names is None, given))
+        return tuple(find_doubts(image, table, self.class_names is None, given, drawn))
 
 
 def _is_path(image: object) -> bool:

@@ -49,9 +49,7 @@ def write_table(
     Args:
         output_dir: folder of both files, which is made if absent.
         name: name of both files without suffix.
-        columns: headings of the columns by the keys of the cells that they show.
-        rows: cells by key; None and absent ones stay empty.
-        notes: sentences below the table.
+        columns, rows, notes: see :func:`markdown`.
     """
     write_csv(output_dir, name, rows)
     text = markdown(columns, rows, notes)

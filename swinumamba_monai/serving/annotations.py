@@ -15,8 +15,6 @@ from swinumamba_monai.data.files.xml_tree import read_xml
 from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.inference.polygons import CELL
 
-__all__ = ["elements", "read_asap"]
-
 
 def elements(collection: Mapping) -> list[dict]:
     """The ``elements`` of an annotation of MONAI Label.

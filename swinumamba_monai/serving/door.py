@@ -8,8 +8,6 @@ import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-__all__ = ["Doorkeeper", "is_local"]
-
 REMOVED = ("/proxy", "/ohif", "/reload", "/logs/gpu")  # addresses that begin so
 LOCAL_NAMES = {"localhost"}
 SAME_SITE = {"same-origin", "none"}  # the latter for an address that a person has typed

@@ -15,11 +15,6 @@ from pathlib import PurePosixPath, PureWindowsPath
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.switches import is_on
 
-__all__ = [
-    "INFERENCE", "SAMPLING", "TRAINING", "check_bounds", "check_data", "check_device", "check_fields",
-    "check_file_name", "check_name", "check_sum",
-]  # fmt: skip
-
 MAX_EPOCHS = 100_000
 MAX_NAME = 240  # bytes; a file's name has 255, and gets an ending
 MAX_DEPTH = 8  # of nested lists and objects

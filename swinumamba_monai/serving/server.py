@@ -65,8 +65,6 @@ from monailabel.utils.sessions import SessionInfo  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 from starlette.background import BackgroundTask  # noqa: E402
 
-__all__ = ["app"]
-
 MAX_FIELDS = 20  # of a form, each of at most 1 MB; the largest of MONAI Label's forms has three
 
 

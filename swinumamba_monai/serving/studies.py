@@ -17,8 +17,6 @@ stand_in_for_torchvision()
 from fastapi import HTTPException  # noqa: E402
 from monailabel.datastore.local import LocalDatastore  # noqa: E402
 
-__all__ = ["Studies"]
-
 logger = logging.getLogger(__name__)
 # Methods that read or change the list of images, which one thread at a time may do
 IN_TURN = (

@@ -34,7 +34,7 @@ class TaskFiles:
 
     Args:
         class_names: the paper's classes, background first; none for cells, which are told apart instead.
-        reader: for ``monai.transforms.LoadImage``, of images and labels alike.
+        reader: class of the reader for ``monai.transforms.LoadImage``, of images and labels alike.
         is_image: whether a path names an image of the task, by its name or as a folder; nothing is opened.
         list_images: what a path holds to run inference on: dictionaries with "image".
         inspect: decodes an image and its label of class numbers and says what is wrong with them; called with both
@@ -118,10 +118,13 @@ class Task:
 
         Args:
             output_dir: new or empty folder, or one that holds this very dataset.
-            given: ``num_train``, ``num_validation``, ``num_test``, ``image_size``, ``seed``, and what the task adds.
+            given: ``num_train``, ``num_validation`` and ``num_test``, the numbers of images of each section;
+                ``image_size``, height and width in pixels; ``seed`` of the random numbers, the same of which gives the
+                same files; and what the task adds, as ``num_slices`` of a volume.
 
         Raises:
-            InputError: an argument that the task does not have, or values that are not possible.
+            InputError: an argument that the task does not have, values that are not possible, or a folder that holds
+                something else.
         """
         known = inspect.signature(self.files.synthesize).parameters
         if unknown := [name for name in given if name not in known]:

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.data.files import volumes
+from swinumamba_monai.data.files import grids, volumes
 from swinumamba_monai.data.files.dicom_series import choose_series, find_series
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, as_label_map
 from swinumamba_monai.data.files.nifti import NIFTI_SUFFIXES, read_nifti_grid
 from swinumamba_monai.data.files.volume_writing import write_volume
 from swinumamba_monai.data.listing import load_volumes
 from swinumamba_monai.data.prepare import dataset
+from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import inspect_volumes
 from swinumamba_monai.data.prepare.layouts import choose_label_map, find_pairs, read_dataset_json
 from swinumamba_monai.data.prepare.volume_layouts import find_chaos, find_totalsegmentator
@@ -54,9 +55,7 @@ def prepare_abdomen_mri(
     are written to ``output_dir/labels``.
 
     Args:
-        source_dir: folder of the downloaded dataset, which stays as it is.
-        output_dir: folder of the prepared one, which may be the same.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
+        source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
         label_map: the classes and their numbers in the files, or the JSON file of them. Default: the paper's 13 organs,
             by their names in ``dataset.json`` where there is one; the classes of that file where it lacks one of them.
 
@@ -90,7 +89,7 @@ def prepare_abdomen_mri(
         )
 
 
-def _leave_out_ct(found: dataset.FoundPairs) -> None:
+def _leave_out_ct(found: FoundPairs) -> None:
     """Drop the CT volumes of AMOS 2022."""
     numbers = {name: int(match[1]) for name in found.pairs if (match := _AMOS.match(name))}
     ct = {name for name, number in numbers.items() if number <= _LAST_AMOS_CT}
@@ -101,7 +100,7 @@ def _leave_out_ct(found: dataset.FoundPairs) -> None:
         found.split = {part: names for part, names in found.split.items() if names}
 
 
-def _leave_out_other_series(found: dataset.FoundPairs, source: Path, series: str | None) -> None:
+def _leave_out_other_series(found: FoundPairs, source: Path, series: str | None) -> None:
     """Drop the images that are the only series of their folder, and not the one that is asked for."""
     images = {name: image for name, (image, _) in found.pairs.items()}
     if series is None or not images:
@@ -117,7 +116,7 @@ def _leave_out_other_series(found: dataset.FoundPairs, source: Path, series: str
             found.problems.append(str(error))
 
 
-def _count_channels(found: dataset.FoundPairs, source: Path, wanted: int | None) -> int:
+def _count_channels(found: FoundPairs, source: Path, wanted: int | None) -> int:
     """The channels of the images: those in files of their own, wanted, or of ``dataset.json``; what differs goes."""
     if not found.pairs:
         return 1
@@ -144,7 +143,7 @@ def _count_channels(found: dataset.FoundPairs, source: Path, wanted: int | None)
 
 
 def _write_classes(
-    found: dataset.FoundPairs, labels: LabelMap, folder: Path, channels: int, options: dataset.PrepareOptions
+    found: FoundPairs, labels: LabelMap, folder: Path, channels: int, options: dataset.PrepareOptions
 ) -> None:
     """Write the labels of all pairs as class numbers on the grids of their images, unless all are so already.
 
@@ -157,17 +156,17 @@ def _write_classes(
         try:
             shape, affine = _grid(found.images(name), channels, options.nan)
             label_shape, label_affine = _label_grid(label)
-            same = label_shape == shape and volumes.corners_apart(affine, label_affine, shape) <= volumes.SAME_PLACE
+            same = label_shape == shape and grids.corners_apart(affine, label_affine, shape) <= grids.SAME_PLACE
             if same:
                 continue
             ids, label_affine = volumes.read_volume_label(label)
             if options.label_grid == "image" and ids.shape == shape:
                 turned[name] = ids, affine
             else:
-                ids, turned_affine = volumes.reoriented(ids, label_affine, affine)
-                if ids.shape == shape and volumes.corners_apart(affine, turned_affine, shape) <= volumes.SAME_PLACE:
+                ids, turned_affine = grids.reoriented(ids, label_affine, affine)
+                if ids.shape == shape and grids.corners_apart(affine, turned_affine, shape) <= grids.SAME_PLACE:
                     turned[name] = ids, affine
-                elif (whole := volumes.put_on_grid(ids, turned_affine, affine, shape)) is not None:
+                elif (whole := grids.put_on_grid(ids, turned_affine, affine, shape)) is not None:
                     turned[name] = whole, affine
         except InputError:
             continue  # the inspection says what is wrong
@@ -194,7 +193,7 @@ def _grid(paths: Sequence[Path], channels: int, nan: float | None) -> tuple[tupl
     if first.name.lower().endswith(NIFTI_SUFFIXES):
         shape, affine = read_nifti_grid(first)
         return (*shape, 1, 1)[:3], affine
-    voxels, affine = volumes.read_channels(paths, channels, nan)
+    voxels, affine, _ = volumes.read_channels(paths, channels, nan)
     return voxels.shape[:3], affine
 
 

@@ -21,6 +21,7 @@ from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import FrameReader
 from swinumamba_monai.data.listing import load_frames
 from swinumamba_monai.data.prepare import dataset, label_forms
+from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import inspect_frames
 from swinumamba_monai.data.prepare.layouts import choose_label_map
 from swinumamba_monai.data.prepare.matching import Matched, match_pictures
@@ -67,9 +68,7 @@ def prepare_endoscopy(
     frames of one surgery look alike. Originals are referred to and never copied.
 
     Args:
-        source_dir: folder of the downloaded dataset, which stays as it is.
-        output_dir: folder of the prepared one, which may be the same.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
+        source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
         label_map: the classes and their numbers in the masks, or the JSON file of them or of their colours. Default:
             see above for EndoVis 2017; the names of outlines; and else the paper's seven instruments, by their names in
             ``dataset.json`` where there is one.
@@ -162,9 +161,9 @@ def instrument_of(folder: str) -> str:
 
 def _find_sequences(
     source: Path, sequences: Sequence[Path], labels: LabelMap, made: Path, threshold: float | None
-) -> dataset.FoundPairs:
+) -> FoundPairs:
     """Join the masks of every frame of EndoVis 2017 into one in the folder ``made``."""
-    found = dataset.FoundPairs("EndoVis 2017, sequences with left_frames")
+    found = FoundPairs("EndoVis 2017, sequences with left_frames")
     found.used.update(file for name in _MAPPINGS for file in source.rglob(name))
     class_of = {instrument_of(name): number for number, name in enumerate(labels.names)}
     sections: dict[str, list[str]] = {"training": [], "test": []}
@@ -204,7 +203,7 @@ def _join(
     frame: Path,
     masks: Sequence[tuple[Path, LabelMap | int]],
     made: Path,
-    found: dataset.FoundPairs,
+    found: FoundPairs,
     threshold: float | None,
 ) -> bool:
     """Write one mask of class numbers for a frame, from masks of numbers or of one instrument each."""

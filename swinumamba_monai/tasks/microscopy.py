@@ -41,9 +41,7 @@ def prepare_microscopy(
     ``validation``), lists of names without suffix. The planes of a stack stay in one section.
 
     Args:
-        source_dir: folder of the downloaded dataset, which stays as it is.
-        output_dir: folder of the prepared one, which may be the same.
-        options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
+        source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
 
     Raises:
         InputError: The layout is unknown; for the rest see

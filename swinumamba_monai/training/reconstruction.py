@@ -17,8 +17,6 @@ from swinumamba_monai.atomic import replacing
 from swinumamba_monai.painting import display_range
 from swinumamba_monai.reports.figures import panel_figure
 
-__all__ = ["ReconstructionPicture"]
-
 WIDTH = 2.4  # of a panel, inches
 TITLES = "image", "masked input", "reconstruction"
 GREY = 0.5  # of masked pixels

@@ -77,7 +77,7 @@ def test_early_stop(dataset, tmp_path):
 def sigterm() -> None:
     """To the run and to its loader's workers, from outside, with time for a dead worker to be noticed."""
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
-    subprocess.run(["kill", "-TERM", *map(str, pids)], check=True)
+    subprocess.run(["kill", "-TERM", *map(str, pids)], check=True, timeout=300)
     time.sleep(0.2)
 
 
@@ -214,7 +214,7 @@ class TestResume:
             while not (tmp_path / "models" / "checkpoint.pt").exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
             os.killpg(process.pid, signal.SIGTERM)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=300)
         finally:
             process.kill()
         assert process.returncode == 143

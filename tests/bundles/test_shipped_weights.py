@@ -154,7 +154,10 @@ def forms(image: np.ndarray) -> dict[str, np.ndarray]:
         "out of focus": ndimage.gaussian_filter(values, 1.5).astype(np.uint8),
         "hot pixels": spoilt,
         "twice the size": zoomed(image, 2),
+        "three times the size": zoomed(image, 3),
         "half the size": zoomed(image, 0.5),
+        "a third of the size": zoomed(image, 1 / 3),
+        "floats": values / 255,
     }
 
 
@@ -177,7 +180,7 @@ class TestAnyImage:
         assert plain > 0.95 and max(lost.values()) <= 0.05, (plain, lost)
 
     def test_large_and_tiny_nuclei(self):
-        image, ids = nuclei(0)
+        image, ids = nuclei(0, side=96)  # of nine nuclei, for six times as many pixels a side are looked at twice
         for factor, given in ((1 / 3, {}), (6, {}), (6, {"diameter": 96})):
             predictor = Predictor("microscopy", roi_size=[128, 128], **given)
             form = zoomed(image, factor)
@@ -189,6 +192,9 @@ class TestAnyImage:
         colours = np.stack([image, np.zeros_like(image), image.T], -1)
         said = {name: " ".join(predictor(form).doubts) for name, form in (("bright", 255 - image), ("two", colours))}
         assert "--invert" in said["bright"] and "--channel" in said["two"]
+        speck = image.copy()
+        speck[60:68, 60:68] = 255
+        assert "(64, 64)" in " ".join(predictor(speck).doubts)
         assert not predictor(image).doubts and not predictor(zoomed(image, 1 / 3)).doubts
         assert not Predictor("microscopy", roi_size=[128, 128], invert=True)(255 - image).doubts
 

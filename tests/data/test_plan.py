@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from swinumamba_monai.data.prepare.fingerprint import describe_fingerprint, fingerprint
+from swinumamba_monai.data.prepare.fingerprint import describe_fingerprint, make_fingerprint
 from swinumamba_monai.data.prepare.inspection import PairReport
 from swinumamba_monai.data.prepare.plan import propose_2d
 
@@ -54,7 +54,7 @@ def test_fingerprint_of_volumes():
         volume_report((100, 200, 12), (2.0, 1.0, 8.0), {0: 100}, "LPS"),
         volume_report((150, 150, 14), (1.5, 1.5, 9.0), {0: 80, 1: 10, 2: 10}),
     ]
-    prints = fingerprint(reports, ["background", "liver", "spleen"])
+    prints = make_fingerprint(reports, ["background", "liver", "spleen"])
     assert prints["spacing_median"] == [1.5, 1.5, 8.0] and prints["spacing_max"] == [2.0, 2.0, 9.0]
     assert prints["size_median"] == [150, 150, 12]
     assert prints["orientations"] == {"RAS": 2, "LPS": 1}
@@ -76,5 +76,5 @@ def test_slices_are_across_the_thick_axis():
         ((6.0, 1.0, 1.0), "IPR", [128, 32]),
         ((1.0, 1.0, 1.0), "PLS", [32, 64]),
     ):
-        prints = fingerprint([volume_report((64, 32, 128), spacing, {0: 1, 1: 1})] * 50, ["background", "liver"])
+        prints = make_fingerprint([volume_report((64, 32, 128), spacing, {0: 1, 1: 1})] * 50, ["background", "liver"])
         assert prints["proposal"]["axcodes"] == axcodes and prints["proposal"]["roi_size"] == roi_size

@@ -210,7 +210,7 @@ def test_other_processes_find_the_cache(items, tmp_path):
         f"print(*SliceDataset({items!r}, volume_transform(), sys.argv[2]).folders)"
     )
     arguments = [sys.executable, "-c", code, os.path.dirname(__file__), str(tmp_path / "cache")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.split() == [str(folder) for folder in first.folders]
 
 

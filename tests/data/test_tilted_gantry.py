@@ -15,7 +15,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImage
 
 from swinumamba_monai.data import VolumeReader
-from swinumamba_monai.data.files.volumes import read_volume, spacing_of
+from swinumamba_monai.data.files.grids import spacing_of
+from swinumamba_monai.data.files.volumes import read_volume
 from swinumamba_monai.data.sampling.transforms import SliceOrientationd, SliceSpacingd
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference import RestoreVolumed

@@ -14,7 +14,8 @@ from monai.transforms import LoadImage, LoadImaged, SaveImage
 from PIL import Image
 
 from swinumamba_monai.data.files import video as video_module
-from swinumamba_monai.data.files.video import FrameReader, count_frames, frame_name, read_frames
+from swinumamba_monai.data.files.numbered import name_part
+from swinumamba_monai.data.files.video import FrameReader, count_frames, read_frames
 from swinumamba_monai.data.listing import load_frames
 from swinumamba_monai.errors import InputError
 
@@ -57,10 +58,10 @@ def test_frames_are_items(clip, tmp_path):
     reader = pickle.loads(pickle.dumps(FrameReader()))
     load = LoadImage(reader=reader, ensure_channel_first=True)
     for number in (3, 4, 8, 0, 5):  # forward and back
-        image = load(frame_name(clip, number))
+        image = load(name_part(clip, number))
         assert image.shape == (3, 32, 48) and number_of(image) == number
     SaveImage(tmp_path / "out", output_ext=".png", output_postfix="seg", separate_folder=False, print_log=False)(
-        load(frame_name(clip, 7))[:1]
+        load(name_part(clip, 7))[:1]
     )
     assert (tmp_path / "out" / "clip#000007_seg.png").is_file()
 
@@ -94,7 +95,7 @@ def test_bad_videos_get_a_sentence(clip, tmp_path):
             count_frames(tmp_path / name)
         assert name in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(InputError, match=f"ends after {NUMBER} frames, before frame {NUMBER + 5}"):
-        FrameReader().get_data([Path(frame_name(clip, NUMBER + 5))])
+        FrameReader().get_data([Path(name_part(clip, NUMBER + 5))])
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):

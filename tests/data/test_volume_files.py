@@ -144,7 +144,7 @@ def test_channels_in_files_of_their_own_and_in_one(tmp_path):
     expected = np.stack([VOXELS, VOXELS + 1], axis=-1)
     nib.save(nib.Nifti1Image(expected, AFFINE), tmp_path / "whole.nii.gz")
     for image in (files, tmp_path / "whole.nii.gz"):
-        voxels, _ = read_channels(image, channels=2)
+        voxels, *_ = read_channels(image, channels=2)
         np.testing.assert_array_equal(voxels, expected)
         loaded = LoadImage(reader=VolumeReader(channels=2), ensure_channel_first=True)(image)
         assert loaded.shape == (2, 7, 6, 5)

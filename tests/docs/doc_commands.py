@@ -81,7 +81,12 @@ def read_commands(block: Block, folder: Path) -> list[list[str]]:
         **slurm,
     }
     done = subprocess.run(
-        [shutil.which("bash"), "-eu", "-c", block.text], cwd=folder, env=environment, capture_output=True, text=True
+        [shutil.which("bash"), "-eu", "-c", block.text],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0 and not done.stderr, f"{block}: bash: {done.stderr}"
     records = record.read_bytes().decode().split("\x1e\0")

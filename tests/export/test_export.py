@@ -239,7 +239,7 @@ def test_ckpt_export_of_the_bundles(bundle, tmp_path):
         "import sys, torch; x, y = torch.load(sys.argv[1]); z = torch.jit.load(sys.argv[2])(x);"
         "torch.testing.assert_close(z, y, rtol=0, atol=1e-4); assert 'swinumamba_monai' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script, tmp_path / "pair.pt", tmp_path / "model.ts"], check=True)
+    subprocess.run([sys.executable, "-c", script, tmp_path / "pair.pt", tmp_path / "model.ts"], check=True, timeout=300)
 
 
 @needs_export

@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
+from PIL import Image
 
-from swinumamba_monai.data.sampling.intensity import Look, NormalizeLook, NormalizeLookd, look_of
+from swinumamba_monai.data.sampling.intensity import Look, NormalizeLook, NormalizeLookd, has_one_hue, look_of
 from swinumamba_monai.errors import InputError
 
 
@@ -96,6 +99,24 @@ def test_two_stains_on_dark_are_the_brightest_of_both(gray: torch.Tensor) -> Non
     result = NormalizeLook()(image)
     expected = torch.maximum(NormalizeLook()(gray), NormalizeLook()(gray.flip(1)))
     torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("hue", [(0, 1, 1), (1, 0.6, 0), (0.25, 0.5, 1), (0, 0.17, 1), (1, 1, 1)])
+@pytest.mark.parametrize("quality", [None, 60])
+def test_false_colours_are_one_hue(gray: torch.Tensor, hue: tuple[float, ...], quality: int | None) -> None:
+    picture = (gray[0, ..., None] * torch.tensor(hue)).numpy().astype(np.uint8)
+    if quality is not None:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        picture = np.asarray(Image.open(file))
+    assert has_one_hue(torch.from_numpy(np.moveaxis(picture, -1, 0).astype(np.float32)))
+
+
+@pytest.mark.parametrize("weaker", [1, 0.25])
+def test_other_cells_in_another_channel_are_not_one_hue(gray: torch.Tensor, weaker: float) -> None:
+    image = only(gray, 2)
+    image[0] = weaker * gray[0].flip(0)
+    assert not has_one_hue(image) and has_one_hue(gray)
 
 
 def test_noise_of_an_empty_channel_stays_small(gray: torch.Tensor) -> None:

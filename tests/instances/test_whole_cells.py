@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from swinumamba_monai.instances.whole_cells import finish_cells, split_pieces
+from swinumamba_monai.instances.whole_cells import finish_cells
 
 
 def test_a_cell_is_its_largest_piece_without_holes() -> None:
@@ -44,9 +44,10 @@ def test_cells_are_numbered_in_the_order_of_their_first_pixels() -> None:
 
 
 def test_pieces_of_touching_cells() -> None:
-    pieces, count = split_pieces(np.array([[1, 1, 2, 2, 0, 1]]))
-    np.testing.assert_array_equal(pieces, [[1, 1, 2, 2, 0, 3]])
-    assert count == 3
+    """Cells that touch stay two, and a piece of a cell beyond another is no part of it."""
+    whole, score = finish_cells(np.array([[1, 1, 2, 2, 2, 1]]), np.array([[0.5, 0.5, 1, 1, 1, 1]]), 0, 0.0)
+    np.testing.assert_array_equal(whole, [[1, 1, 2, 2, 2, 0]])
+    assert score.tolist() == [0.5, 1]
 
 
 def test_specks_are_dropped_by_the_size_of_the_others():

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from forked import call_in_group
 from label_volumes import random_labels, scores_of
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
@@ -180,7 +180,7 @@ def test_frames_are_reported(tmp_path: Path) -> None:
 
 def share(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    join = f"file://{folder / 'join'}"
+    join = (folder / "join").as_uri()
     torch.distributed.init_process_group("gloo", join, timedelta(seconds=60), world_size=2, rank=rank)
     metric = DiceNSDMetric(["a", "b", "c"], 1)
     for seed in ((0, 1, 2), (3,))[rank]:  # not as many on both
@@ -190,9 +190,8 @@ def share(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs processes that start at once")
 def test_mean_over_the_cases_of_all_processes(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(share, (tmp_path,), nprocs=2, start_method="fork")
+    call_in_group(share, tmp_path)
     metric = DiceNSDMetric(["a", "b", "c"], 1)
     for seed in range(4):
         truth, pred = (torch.tensor(labels)[None] for labels in random_labels((12, 14), seed))

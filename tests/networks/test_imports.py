@@ -16,7 +16,7 @@ PARTS = "data metrics inference analysis training serving distribution tasks"
 def loaded(code: str) -> set[str]:
     """Names of the modules that a fresh interpreter has after some lines."""
     script = f"import sys\n{code}\nprint(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     return set(run.stdout.split())
 
 

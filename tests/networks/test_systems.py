@@ -69,6 +69,9 @@ def test_distributed_without_a_search_for_unused_parameters(name, tmp_path):
         network = torch.nn.parallel.DistributedDataParallel(build(name))
         for _ in range(2):
             network(torch.randn(2, 2, *ROI)).square().mean().backward()
+        # Its reducer must not outlive the process group: whoever ends the group's threads with Python's lock in hand
+        # waits for ever where one of them wants it.
+        del network
     finally:
         torch.distributed.destroy_process_group()
 

@@ -208,7 +208,7 @@ def test_forked_process_can_scan():
     inputs = [t.detach() for t in random_map(1, 3, 3, 70, 4, torch.float32)]
     expected = cross_scan_2d_jit(*inputs).tolist()
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply_async(_scan_with_two_threads, (inputs,)).get(timeout=60) == expected
+        assert pool.apply_async(_scan_with_two_threads, (inputs,)).get(timeout=300) == expected
 
 
 def test_operator_is_registered_correctly():
@@ -254,4 +254,4 @@ def test_auto_takes_the_loops_on_the_cpu_or_says_what_is_missing(monkeypatch, ca
 
 def test_importing_the_operators_does_not_import_numba():
     code = "import sys, swinumamba_monai.ops; sys.exit('numba' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0

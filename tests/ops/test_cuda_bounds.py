@@ -92,6 +92,6 @@ with pytest.MonkeyPatch.context() as monkeypatch:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forbids pages by mmap and mprotect")
 def test_no_access_beyond_a_tensor(emulator, pytestconfig):
     command = [sys.executable, "-c", SCRIPT]
-    done = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
     assert done.stdout.splitlines() == ["the page is behind each tensor", "the page is before each tensor"]

@@ -52,7 +52,7 @@ def test_a_neighbour_comes_and_goes(machine):
     assert len(team_threads()) == 1
     (held,) = team_threads()
     assert not machine.after(1, 0.01)
-    held.join(timeout=60)
+    held.join(timeout=300)
     assert not team_threads()
 
 
@@ -64,7 +64,7 @@ def test_looks_are_not_taken_more_often_than_that_costs_nothing(machine):
 def test_another_thread_has_another_count(machine):
     thread = threading.Thread(target=machine.after, args=(1, 1))
     thread.start()
-    thread.join()
+    thread.join(timeout=300)
     assert not machine.waiting.short
     assert not machine.after(1, 1), "nor has this one anything to compare with"
     assert machine.after(1, 1)

@@ -66,7 +66,7 @@ def test_a_second_prediction_in_the_folder_is_refused(small, tmp_path, capsys):
         assert main(small.words(tmp_path)) == 1
         assert f"a prediction is running in {tmp_path} (process {first.pid} on " in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == [".predict.lock"]
-        first.communicate(b"\n")
+        first.communicate(b"\n", timeout=300)
 
 
 class TestWrites:
@@ -100,6 +100,19 @@ class TestWrites:
         assert [image["file_name"] for image in content["images"]] == [image.name for image in small.images]
         counts = [int(row["objects"]) for row in read_rows(done / "summary.csv")]
         assert np.bincount([entry["image_id"] for entry in content["annotations"]])[1:].tolist() == counts
+
+    @pytest.mark.parametrize("channel", [0, 2])
+    def test_one_channel(self, small, tmp_path, channel):
+        """Also the first, whose number is no "none given"."""
+        picture = np.zeros((64, 64, 3), np.uint8)
+        picture[10:30, 10:30, 0], picture[35:60, 30:50, 1], picture[40:60, 5:25, 2] = 200, 220, 180
+        Image.fromarray(picture).save(tmp_path / "colours.png")
+        one = replace(small, folder=tmp_path / "colours.png")
+        assert main(one.words(tmp_path, "--channel", channel)) == 0
+        predictor = Predictor(small.task, small.checkpoint, device="cpu", **small.options)
+        expected = predictor(picture[..., channel]).labels
+        np.testing.assert_array_equal(read_image(tmp_path / "colours_instances.png"), expected)
+        assert expected.any() and not np.array_equal(expected, predictor(picture).labels)
 
     def test_one_line_at_the_end(self, small, tmp_path, capsys):
         assert main(small.words(tmp_path)) == 0
@@ -157,11 +170,13 @@ class TestAgain:
         assert "(2 finished before)" in capsys.readouterr().out
         assert read_rows(copy / "summary.csv") == rows
 
-    def test_overwrite_predicts_them_again(self, small, copy):
+    def test_overwrite_predicts_them_again(self, small, copy, caplog):
         before = times(copy)
-        assert main(small.words(copy, "--overwrite", "--format", "masks", "geojson", "roi")) == 0
+        assert main(small.words(copy, "--overwrite", "--format", "masks", "geojson")) == 0
         after = times(copy)
-        assert {name for name in before if after[name] == before[name]} == {"coco.json"}
+        others = {"coco.json", *(f"{image.stem}_rois.zip" for image in small.images)}
+        assert {name for name in before if after[name] == before[name]} == others, "they may have been edited"
+        assert all(name in caplog.text for name in others) and "left as they are" in caplog.text
 
     @pytest.mark.parametrize("lost", ["{}_instances.png", "{}_objects.csv", "{}_rois.zip"])
     def test_an_image_with_a_file_lost_is_predicted_again(self, small, copy, lost, capsys):

@@ -73,6 +73,7 @@ class TestArrays:
         from_file = cells(small_bundle("microscopy").images[0])
         weight = torch.tensor(image, dtype=torch.float32, requires_grad=True)
         layouts = image.tolist(), np.asfortranarray(image), image.astype(np.uint16), torch.tensor(image)
+        layouts += (torch.tensor(image).bfloat16(),)  # which has room for eight bits
         for array in (image, *layouts, weight):
             from_array = cells(array)
             np.testing.assert_array_equal(from_array.labels, from_file.labels)
@@ -103,8 +104,9 @@ class TestArrays:
         np.testing.assert_array_equal(
             cells(tmp_path / "stack.tif", stack=True).labels, cells(slices, stack=True).labels
         )
-        with pytest.raises(InputError, match="is a stack"):
+        with pytest.raises(InputError, match=r"stack of 2 planes; give stack=True, or .*stack#000000\.tif") as no:
             cells(tmp_path / "stack.tif")
+        np.testing.assert_array_equal(cells(str(no.value).split("such as ")[1][:-1]).labels, cells(image).labels)
         Image.fromarray(image).save(tmp_path / "a.png")
         Image.fromarray(image[1:]).save(tmp_path / "b.png")
         (tmp_path / "stack.tif").unlink()
@@ -141,6 +143,8 @@ class TestArrays:
             (np.zeros((0, 4)), False, "which is none"),
             (np.full((4, 4), np.nan), False, "NaN or infinite"),
             (np.zeros((4, 4), complex), False, "pixels of type complex"),
+            (np.ma.masked_less(np.ones((4, 4)), 2), False, r"masked; give numbers for them by array.filled"),
+            (["a.png", np.zeros((4, 4))], False, "list cannot be made an array"),
             ("nowhere.png", False, "nowhere.png does not exist"),
         ],
     )
@@ -229,6 +233,10 @@ class TestOptions:
             ({"min_size": "many"}, "--min_size must be a whole number"),
             ({"output_ext": 5}, "--output_ext must be a word, such as .png; got 5"),
             ({"device": "warp"}, "device 'warp' cannot be used"),
+            ({"device": 3.5}, "device '3.5' cannot be used"),
+            ({"bundle": None}, "bundle must be a task .* or a path; got None"),
+            ({"bundle": ["microscopy"]}, "bundle must be a task .* or a path"),
+            ({"bundle_dir": 5}, "bundle_dir must be a task .* or a path; got 5"),
             ({"checkpoint": "nowhere.pt"}, "there are no weights nowhere.pt"),
             ({"bundle": "telescopy"}, "'telescopy' is no task .* and no folder of a bundle"),
             ({"num_classes": 5}, "--num_classes is made by the config"),
@@ -273,5 +281,7 @@ class TestLocation:
 
 def test_the_package_is_light_and_has_the_predictor():
     code = "import sys, swinumamba_monai as s; assert 'Predictor' in dir(s); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    ).stdout.split()
     assert not {"torch", "monai", "numpy", "skimage"} & set(loaded)

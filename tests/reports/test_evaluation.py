@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import subprocess
 import sys
 from datetime import timedelta
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import call_in_group
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, MetaTensor
 from PIL import Image
@@ -164,7 +164,7 @@ def test_a_second_evaluation_in_the_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"an evaluation is running in .*process {first.pid} on .*--output_dir"):
             evaluate(tmp_path, ITEMS)
         assert [path.name for path in tmp_path.iterdir()] == [".evaluation.lock"]
-        first.communicate(b"\n")
+        first.communicate(b"\n", timeout=300)
     evaluate(tmp_path, ITEMS, num_figures=0)
     assert (tmp_path / "metrics.csv").is_file() and not (tmp_path / ".evaluation.lock").exists()
 
@@ -230,7 +230,7 @@ def test_interval_of_the_mean() -> None:
 
 def evaluate_share(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    join = f"file://{folder / 'join'}"
+    join = (folder / "join").as_uri()
     torch.distributed.init_process_group("gloo", join, timedelta(seconds=60), world_size=2, rank=rank)
     with pytest.MonkeyPatch.context() as monkeypatch:
         drawn = drawn_by(monkeypatch, folder / "report", ITEMS[:2] if rank == 0 else ITEMS[2:], num_figures=1)
@@ -239,9 +239,8 @@ def evaluate_share(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs processes that start at once")
 def test_images_of_all_processes_are_reported(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(evaluate_share, (tmp_path,), nprocs=2, start_method="fork")
+    call_in_group(evaluate_share, tmp_path)
     with (tmp_path / "report" / "metrics.csv").open(newline="") as file:
         _, *rows = csv.reader(file)
     assert [row[:4] for row in rows] == [["a.png", "4", "4", "4"], ["b.tif", "3", "1", "1"], ["c.png", "2", "0", "0"]]

@@ -26,11 +26,11 @@ pytestmark = pytest.mark.skipif(
 
 
 def ask(server: Server, method: str, path: str, **options: object) -> int:
-    return requests.request(method, f"{server.url}{path}", timeout=120, **options).status_code
+    return requests.request(method, f"{server.url}{path}", timeout=300, **options).status_code
 
 
 def ask_with_origins(server: Server, *origins: str) -> int:
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=120)
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=300)
     connection.putrequest("GET", "/info/")
     for origin in origins:
         connection.putheader("Origin", origin)
@@ -178,7 +178,7 @@ def test_a_client_cannot_get_in(tmp_path, tmp_path_factory, monkeypatch) -> None
             ("HEAD", "/datastore/image?image=rgb&check_sum=XX:1", {}),
         ]
         for method, path, options in refused:
-            answer = requests.request(method, f"{server.url}{path}", timeout=120, **options)
+            answer = requests.request(method, f"{server.url}{path}", timeout=300, **options)
             assert 400 <= answer.status_code < 500, (method, path, answer.status_code)
             if method != "HEAD":
                 said = answer.json()["detail"]
@@ -265,7 +265,7 @@ def test_many_clients_at_once_and_images_too_large(tmp_path) -> None:
         resource.prlimit(server.process.pid, resource.RLIMIT_AS, (taken + (4 << 30), taken + (4 << 30)))
         before = server.memory("VmRSS")
         for _ in range(3):
-            answer = requests.post(f"{server.url}/infer/microscopy", files=large, timeout=120)
+            answer = requests.post(f"{server.url}/infer/microscopy", files=large, timeout=300)
             assert answer.status_code == 400 and "GB of memory" in answer.json()["detail"], answer.text
         assert server.memory("VmRSS") < before + (300 << 20)  # the pixels alone are 81 MB, and 324 as numbers
 
@@ -285,7 +285,7 @@ def test_a_training_ends_with_its_server(tmp_path) -> None:
         while not (bundle / "models" / "label_checkpoint.pt").exists():
             assert server.call("GET", "/train/").json()["status"] in ("SUBMITTED", "RUNNING")
             time.sleep(0.2)
-    still = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    still = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True, timeout=300).stdout
     assert "ps -eo args" in still and str(bundle) not in still
 
 

@@ -276,7 +276,7 @@ class TestFolder:
                 start(tmp_path, None, resume=resume)
         finally:
             other.kill()
-            other.wait()
+            other.wait(timeout=300)
         start(tmp_path, None, resume=resume)
 
     def test_a_folder_that_is_a_file(self, tmp_path):

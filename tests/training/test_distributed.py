@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -99,9 +100,8 @@ def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     # They meet through a file: ignite's port is the same in every run, and two runs on one machine would fight over it.
     meeting = (folder / "meeting").as_uri()
-    idist.spawn(
-        "gloo", in_each_process, (str(folder),), nproc_per_node=2, init_method=meeting, start_method=START_METHOD
-    )
+    group = {"nproc_per_node": 2, "init_method": meeting, "timeout": timedelta(seconds=300)}
+    idist.spawn("gloo", in_each_process, (str(folder),), start_method=START_METHOD, **group)
     return folder
 
 

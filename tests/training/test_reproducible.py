@@ -30,7 +30,7 @@ def test_a_worker_heeds_its_parent_alone():
     next(batches)
     (worker,) = set(multiprocessing.active_children()) - before
     for name in ("TERM", "INT"):
-        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True, timeout=300)
     time.sleep(0.2)
     assert sum(1 for _ in zip(range(10), batches)) == 10
     worker.terminate()

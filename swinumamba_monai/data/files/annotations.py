@@ -19,8 +19,6 @@ from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_e
 from swinumamba_monai.data.files.xml_tree import read_xml
 from swinumamba_monai.errors import InputError, explained, shown
 
-__all__ = ["read_annotations", "read_outlines"]
-
 # Of QuPath's objects the ones that are taken, if there are any of them: regions around cells are no cells.
 _OBJECT_TYPES = ("cell", "detection")
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError)

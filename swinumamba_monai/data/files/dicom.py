@@ -36,10 +36,10 @@ class Slice:
     Attributes:
         name: the file, and the number of the frame where it has several.
         pixels: (rows, columns).
-        position: of the centre of the first pixel (3).
-        orientation: the directions along a row and along a column (6).
-        spacing: the distances of rows and of columns.
-        thickness: of the slice, or None.
+        position: place of the centre of the first pixel (3), in mm.
+        orientation: direction cosines along a row and along a column (6).
+        spacing: distances of rows and of columns, in mm.
+        thickness: thickness of the slice in mm, or None.
     """
 
     name: str
@@ -67,7 +67,7 @@ def read_dicom_files(
         place: the folder or file that sentences name.
         files: the files of the series, one at least.
         planes: (rows, columns) in the place of the pixels, in the order of the files: a label of each slice.
-        frames: of files that hold several volumes, the frames of the one that is wanted; None for all.
+        frames: frames of the volume that is wanted, of files that hold several; None for all.
 
     Returns:
         The voxels (columns, rows, slices) and the affine (4, 4) to millimetres, RAS+. Without rescaling the data type

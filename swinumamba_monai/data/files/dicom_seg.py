@@ -20,8 +20,6 @@ from swinumamba_monai.errors import InputError, explained
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["find_segmentation", "read_segmentation"]
-
 _MODALITY = "SEG"
 _OFF_GRID = 0.05  # of the distance of slices
 

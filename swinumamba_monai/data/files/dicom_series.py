@@ -62,9 +62,9 @@ class Series:
     Attributes:
         key: its UID, without what no name of a file can hold, and which part of it this is.
         files: sorted by path; broken ones of the same folder are among them.
-        number: as the scanner counted it, or "".
+        number: number that the scanner gave it, or "".
         description: what the scanner called it, or "".
-        frames: of files that hold several volumes, the frames of this one; None for all.
+        frames: frames of this volume, of files that hold several; None for all.
     """
 
     key: str

@@ -48,7 +48,7 @@ class LabelMap:
 
     Attributes:
         names: the name of every class, background first; the position is the number that the network predicts.
-        ids: for every class the numbers in the label files that mean it.
+        ids: numbers in the label files that mean a class, for every class.
         ignored: the numbers of what is neither learnt nor scored; :data:`IGNORED` where there are classes already.
         regions: names of unions of classes, with their numbers, which are scored instead of the classes.
     """

@@ -17,7 +17,7 @@ _NUMBERED = re.compile(r"^(?P<stem>.+)#(?P<number>\d+)(?P<suffix>\.\w+)$")
 _NUMBER = re.compile(r"#\d{6,}")
 
 
-def numbered(file: Path, number: int) -> str:
+def name_part(file: Path, number: int) -> str:
     """What a part of a file is called, ``FILE#000007.SUFFIX``.
 
     Args:

@@ -16,11 +16,8 @@ from swinumamba_monai.errors import InputError, shown
 
 logger = logging.getLogger(__name__)
 
-MAX_CUTS = (
-    1 << 26
-)  # of the outline of one part with the rows of pixels; a jagged one around a large image has thousands
-
-__all__ = ["NO_AREA", "Annotations", "Shape", "as_ellipse", "as_ring", "decode_runs", "numbers_of", "rasterize"]
+# Of the outline of one part with the rows of pixels; a jagged one around a large image has thousands.
+MAX_CUTS = 1 << 26
 
 _CORNERS = 360  # of an ellipse
 
@@ -32,12 +29,12 @@ class Shape:
     """One thing that was marked in an image.
 
     Attributes:
-        name: of its class; empty where the tool has none.
-        polygons: for each of its parts the rings (N, 2) float64, x and y in pixels from the upper left corner of the
-            image; what lies in two rings of a part is a hole.
+        name: name of its class; empty where the tool has none.
+        polygons: rings (N, 2) float64 of each of its parts, x and y in pixels from the upper left corner of the image;
+            what lies in two rings of a part is a hole.
         masks: further parts, (h, w) bool, each with the row and column of its upper left pixel. Without a part a shape
             has no pixels.
-        number: of its class in the file, or None.
+        number: number of its class in the file, or None.
         group: number of the thing that it is a part of, beside others of its name, or None.
     """
 
@@ -56,7 +53,7 @@ class Annotations:
         source: the file.
         shapes: what was marked, in the order in which they take their pixels.
         size: height and width of the image in pixels, as the file has them, or None.
-        names: of all classes of the file, in its order.
+        names: names of all classes of the file, in its order.
         relative: whether the numbers of the polygons are parts of width and height and no pixels.
         image: name of the image in a file of many, or "".
     """

@@ -15,7 +15,7 @@ from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
 from swinumamba_monai.data.files.limits import MAX_CHANNELS, check_size, check_unfolding
-from swinumamba_monai.data.files.numbered import numbered
+from swinumamba_monai.data.files.numbered import name_part
 from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, turn, valid
 from swinumamba_monai.errors import InputError
 
@@ -28,7 +28,7 @@ _CMYK = 1  # of the inks that a file with separated colours may have, the defaul
 
 
 def plane_names(file: Path) -> list[str]:
-    """What the planes of a file are called, in their order, as :func:`numbered` does; the file itself for a single one.
+    """What the planes of a file are called, in their order, by :func:`name_part`; the file itself for a single one.
 
     The planes are all that is along axes other than rows, columns and channels: depth, time, positions. A damaged file
     is called by its own name.
@@ -38,7 +38,7 @@ def plane_names(file: Path) -> list[str]:
         (series,) = _full_size(opened)
         planes = math.prod(size for axis, size in zip(series.axes, series.shape) if axis not in _PLANE_AXES)
         if planes > 1:
-            return [numbered(file, number) for number in range(planes)]
+            return [name_part(file, number) for number in range(planes)]
     return [str(file)]
 
 

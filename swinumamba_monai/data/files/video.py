@@ -18,8 +18,7 @@ from monai.config import PathLike
 from monai.utils import ImageMetaKey, optional_import
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
-from swinumamba_monai.data.files.numbered import file_and_number
-from swinumamba_monai.data.files.numbered import numbered as frame_name
+from swinumamba_monai.data.files.numbered import file_and_number, name_part
 from swinumamba_monai.errors import InputError, explained, quoted
 
 av, _has_av = optional_import("av")
@@ -129,7 +128,7 @@ def frame_names(video: Path) -> list[str]:
     """What the frames of a video file are called, in their order; of another or a hidden file there are none."""
     if video.suffix.lower() not in VIDEO_SUFFIXES or video.name.startswith("."):
         return []
-    return [frame_name(video, number) for number in range(count_frames(video))]
+    return [name_part(video, number) for number in range(count_frames(video))]
 
 
 class FrameReader(ImageFileReader):

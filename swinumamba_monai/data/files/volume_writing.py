@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from swinumamba_monai.data.files.grids import MIN_LEAN, lean_of, spacing_of
 from swinumamba_monai.data.files.itk import check_itk, write_itk
 from swinumamba_monai.data.files.nifti import FREESURFER_SUFFIXES, NIFTI_SUFFIXES, affine_of, put_forms
-from swinumamba_monai.data.files.volumes import MIN_LEAN, lean_of, spacing_of
 from swinumamba_monai.errors import InputError
 
 MAX_NIFTI = 32767  # voxels along an axis

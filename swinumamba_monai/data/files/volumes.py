@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.data import ImageReader
@@ -19,6 +18,7 @@ from swinumamba_monai.data.files.dicom import read_dicom_files
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_seg import find_segmentation, read_segmentation
 from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, holds_volume, is_dicom_folder
+from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, lean_of
 from swinumamba_monai.data.files.itk import ITK_SUFFIXES, read_itk
 from swinumamba_monai.data.files.nifti import (
     FORMS_KEY,
@@ -32,12 +32,8 @@ from swinumamba_monai.errors import InputError
 
 DICOM_SUFFIX = ".dcm"  # of a file, which is a volume where it holds all slices
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
-# The cosine of the angle between two axes, 0 for right angles: from where on it is more than rounding, and up to where
-# it may be that of a tilted gantry (30 degrees at most).
-MIN_LEAN, _MAX_LEAN = 1e-3, 0.7
+_MAX_LEAN = 0.7  # cosine of the angle between two axes, up to which a gantry may be tilted (30 degrees at most)
 _FLAT = 1e-6  # of the volume of a voxel with right angles: axes in one plane
-# Grids are one when their corners are closer than this part of a voxel.
-SAME_PLACE = 0.05
 
 
 def is_volume_file(path: Path) -> bool:
@@ -131,7 +127,7 @@ def _read(path: Path, channels: int, nan: float | None) -> tuple[np.ndarray, np.
 
 def read_channels(
     image: PathLike | Sequence[PathLike], channels: int = 1, nan: float | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """:func:`read_volume` of one file with all channels, or of a file for each of them, which have one grid.
 
     Args:
@@ -139,17 +135,15 @@ def read_channels(
         channels: number of channels.
         nan: number that takes the place of NaN; None refuses it.
 
+    Returns:
+        The voxels, the affine, and the forms of the NIfTI header of the first file, see
+        :func:`~swinumamba_monai.data.files.nifti.read_nifti`.
+
     Raises:
         InputError: As for :func:`read_volume`; there are more or fewer files than channels, or they differ in size or
             place.
     """
-    return _read_all([Path(path) for path in ensure_tuple(image)], channels, nan)[:2]
-
-
-def _read_all(
-    paths: Sequence[Path], channels: int, nan: float | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """:func:`read_channels`, and the forms of the header of the first file."""
+    paths = [Path(path) for path in ensure_tuple(image)]
     if len(paths) == 1:
         return _read(paths[0], channels, nan)
     if len(paths) != channels:
@@ -162,63 +156,6 @@ def _read_all(
         if voxels.shape != parts[0][0].shape or corners_apart(affine, parts[0][1], voxels.shape) > SAME_PLACE:
             raise InputError(f"{path} has another size or place than {paths[0].name}; channels need one grid.")
     return np.stack([voxels for voxels, *_ in parts], axis=-1), *parts[0][1:]
-
-
-def corners_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """How far apart two affines put the corners of a volume, in voxels of the first; a small error moves them most.
-
-    Args:
-        affine: affine (4, 4) from voxels to mm.
-        other: another one, of the same axes.
-        shape: numbers of voxels (X, Y, Z) of the volume.
-    """
-    corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
-    return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max()) / min(spacing_of(affine))
-
-
-def reoriented(voxels: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels with their axes in the order and direction of another affine, where they stay, and their affine then.
-
-    Args:
-        voxels: volume (X, Y, Z) or (X, Y, Z, C).
-        affine: affine of the volume, (4, 4).
-        like: affine whose axes are wanted, (4, 4).
-    """
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(like))
-    return (
-        nib.orientations.apply_orientation(voxels, turn),
-        affine @ nib.orientations.inv_ornt_aff(turn, voxels.shape),
-    )
-
-
-def put_on_grid(
-    labels: np.ndarray, affine: np.ndarray, grid: np.ndarray, shape: tuple[int, int, int]
-) -> np.ndarray | None:
-    """Labels of a part of a grid on the whole of it, 0 around them, as 3D Slicer cuts what it saves.
-
-    Args:
-        labels: (X, Y, Z), with the axes of the grid in their order and direction.
-        affine: (4, 4) of the labels.
-        grid: (4, 4) of the grid.
-        shape: number of voxels of the grid along each axis.
-
-    Returns:
-        The labels in ``shape``; None where their voxels are no voxels of the grid, or as many as it has, as when
-        two axes were exchanged, or where a label lies beyond it.
-    """
-    first = np.rint(np.linalg.solve(grid, affine)[:3, 3]).astype(int)
-    place = grid.copy()
-    place[:3, 3] += grid[:3, :3] @ first
-    if labels.size == math.prod(shape) or corners_apart(place, affine, labels.shape) > SAME_PLACE:
-        return None
-    starts, stops = np.maximum(first, 0), np.minimum(first + labels.shape, shape)
-    part = labels[tuple(map(slice, np.maximum(starts - first, 0), np.maximum(stops - first, 0)))]
-    if np.count_nonzero(part) < np.count_nonzero(labels):
-        return None
-    whole = np.zeros(shape, labels.dtype)
-    if part.size:
-        whole[tuple(map(slice, starts, stops))] = part
-    return whole
 
 
 def _with_channels(voxels: np.ndarray, channels: int, path: Path) -> np.ndarray:
@@ -286,21 +223,6 @@ def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     return voxels.astype(np.int32), affine
 
 
-def lean_of(affine: np.ndarray) -> float:
-    """The largest cosine of the angle between two axes of a grid: 0 where all are right angles."""
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return float(np.abs(axes.T @ axes - np.eye(3)).max())
-
-
-def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
-    """The distance of neighbouring voxels along each array axis, in mm; of planes along the third where it leans."""
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if lean_of(affine) > MIN_LEAN:
-        plane = np.cross(affine[:3, 0], affine[:3, 1])
-        sizes[2] = abs(plane @ affine[:3, 2]) / np.linalg.norm(plane)
-    return tuple(float(round(value, 5)) for value in sizes)
-
-
 class VolumeReader(ImageReader):
     """:func:`read_volume` for ``monai.transforms.LoadImage(d)``.
 
@@ -348,7 +270,7 @@ class VolumeReader(ImageReader):
 
     def decode(self, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Voxels, affine, and both forms of a NIfTI header, of the files of one volume."""
-        return _read_all(paths, self.channels, self.nan)
+        return read_channels(paths, self.channels, self.nan)
 
 
 class VolumeLabelReader(VolumeReader):

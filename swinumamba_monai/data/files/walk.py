@@ -17,17 +17,19 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _FOLDERS
 
 
-def find_files(folder: Path, skipped: Collection[Path] = ()) -> Iterator[Path]:
+def find_files(folder: Path, skipped: Collection[Path] = (), pipes: bool = False) -> Iterator[Path]:
     """All files below a folder but hidden ones, by name; links to folders are followed, once.
 
     Args:
         folder: the folder to be searched.
         skipped: folders below it that are not searched.
+        pipes: whether pipes, sockets and devices are named, too; who opens one may wait for ever.
     """
     seen = {os.path.realpath(path) for path in skipped} - {os.path.realpath(folder)}
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
         if real not in seen:
-            yield from (Path(place, name) for name in sorted(files) if not is_hidden(name))
+            paths = (Path(place, name) for name in sorted(files) if not is_hidden(name))
+            yield from (path for path in paths if pipes or path.is_file() or not path.exists())
         seen.add(real)

@@ -9,8 +9,6 @@ from xml.etree import ElementTree
 
 from swinumamba_monai.errors import InputError, explained
 
-__all__ = ["read_xml"]
-
 
 class _Builder(ElementTree.TreeBuilder):
     """Builds the tree of a file that declares nothing, in whatever encoding it would declare it."""

@@ -16,8 +16,6 @@ from swinumamba_monai.errors import InputError, explained, shown
 
 yaml, _has_yaml = optional_import("yaml")
 
-__all__ = ["read_yolo"]
-
 _OUTSIDE = 0.5  # how far outlines may leave the image, in parts of it; tools clip them, or do not
 _NAME_FILES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
 _FOLDERS_ABOVE = 3  # labels/train/a.txt
@@ -58,7 +56,7 @@ def _sorted_names(shapes: list[Shape]) -> tuple[str, ...]:
 def _names_for(path: Path) -> Mapping[int, str]:
     """The names of the classes by their numbers, from the nearest file that has them; none where there is none."""
     for folder in list(path.parents)[:_FOLDERS_ABOVE]:
-        for file in (folder / name for name in _NAME_FILES):
+        for file in filter(Path.is_file, (folder / name for name in _NAME_FILES)):
             with suppress(OSError, UnicodeDecodeError):
                 text = file.read_text(encoding="utf-8")
                 names = _names_of_yaml(file, text) if file.suffix == ".yaml" else dict(enumerate(text.splitlines()))

@@ -9,20 +9,21 @@ import logging
 import os
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing, temporary_folder, write_file
-from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, leads_outside, write_datalist
+from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, write_datalist
 from swinumamba_monai.data.files.label_map import IGNORE_NAME
 from swinumamba_monai.data.files.walk import is_hidden
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
-from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, fingerprint
+from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, make_fingerprint
+from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import NNUNET_SPLITS, SPLIT, divide, read_split, split_file
 from swinumamba_monai.errors import InputError
@@ -41,15 +42,15 @@ class PrepareOptions:
     Attributes:
         val_fraction: the part of the training images that becomes the validation section when no split names one.
         test_fraction: the part of all images that becomes the test section when nothing says which.
-        seed: of the division.
+        seed: seed of the division.
         fold: the number of a fold in ``split.json``; None for its default division.
         skip_bad: leave out what cannot be used instead of stopping.
         mask_threshold: the least value of a pixel that belongs to a mask of black and white, whose edges may be soft;
             None for masks of numbers.
-        series: of DICOM volumes, which to take: a UID, a number, or a part of the description.
+        series: the DICOM series to be taken: a UID, a number, or a part of the description.
         nan: what takes the place of NaN in volumes; None refuses it.
-        in_channels: of volumes that hold their channels as a fourth dimension, how many; None where a
-            ``dataset.json`` or files of their own say it.
+        in_channels: number of channels of volumes that hold them as a fourth dimension; None where a ``dataset.json``
+            or files of their own say it.
         label_grid: "image" where the voxels of a label volume are those of its image, whatever its header says;
             "file" where the header counts.
         progress: called with the number of pairs checked and of all pairs.
@@ -81,71 +82,6 @@ class PrepareOptions:
             raise InputError(f"seed must be a whole number from 0 on, not {self.seed}.")
 
 
-@dataclass
-class FoundPairs:
-    """The pairs of image and label in a source folder.
-
-    Attributes:
-        layout: how the folder is arranged, in words.
-        pairs: image and label by the name of the image.
-        channels: all images of a pair, the first of which is in ``pairs``, where every channel has a file.
-        problems: a sentence for everything that is no pair.
-        warnings: a sentence for everything that is odd.
-        split: the names of the sections that the layout itself gives, which a ``split.json`` overrules.
-        used: files and folders of the source that the pairs are made of, or that a problem or warning names.
-        links: for each pair the folders outside of the source that its image and its label are links into, or None.
-    """
-
-    layout: str
-    pairs: dict[str, tuple[Path, Path]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    split: dict[str, list[str]] = field(default_factory=dict)
-    used: set[Path] = field(default_factory=set)
-    channels: dict[str, tuple[Path, ...]] = field(default_factory=dict)
-    links: dict[str, tuple[Path | None, Path | None]] = field(default_factory=dict)
-
-    def add(self, name: str, image: Path, label: Path, source: Path) -> None:
-        """Take a pair of files, or note why not.
-
-        Args:
-            name: name of the pair.
-            image: path of its image.
-            label: path of its label.
-            source: folder of the dataset, out of which no link is followed for a single pair.
-        """
-        self.used |= {image, label}
-        if name in self.pairs:
-            self.problems.append(f"{image} has the name of {self.pairs[name][0]}; rename one.")
-            return
-        self.pairs[name] = (image, label)
-        self.links[name] = tuple(f.resolve().parent if leads_outside(f, source) else None for f in (image, label))
-
-    def linked_dir(self, source: Path) -> Path | None:
-        """The folder of what links lead to: all images or all labels are some, for a single one is left out."""
-        ends: list[Path] = []
-        for kind in (0, 1):
-            linked = [name for name, links in self.links.items() if links[kind]]
-            if len(linked) == len(self.links):
-                ends += [links[kind] for links in self.links.values()]
-                continue
-            for name in linked:
-                image, _ = self.pairs.pop(name, (None, None))
-                if image is not None:
-                    self.problems.append(
-                        f"{image} or its label is a link out of {source}; give the folder that it leads to."
-                    )
-        return Path(os.path.commonpath(ends)) if ends else None
-
-    def add_channels(self, name: str, channels: Sequence[Path]) -> None:
-        """Take the further channels of a pair's image."""
-        self.channels[name] = (self.pairs[name][0], *sorted(channels))
-
-    def images(self, name: str) -> tuple[Path, ...]:
-        """The image of a pair, or all of its channels."""
-        return self.channels.get(name, self.pairs[name][:1])
-
-
 @dataclass(frozen=True)
 class PreparedDataset:
     """What preparing made.
@@ -156,7 +92,7 @@ class PreparedDataset:
         output_dir: folder of the datalist.
         sizes: number of images in each section.
         instances: number of cells in all of them.
-        fingerprint: see :func:`~swinumamba_monai.data.prepare.fingerprint.fingerprint`.
+        fingerprint: see :func:`~swinumamba_monai.data.prepare.fingerprint.make_fingerprint`.
         inputs: the pairs, with what of the source folder is not taken and the problems of what is left out.
         warnings: a sentence for everything that is odd.
     """
@@ -224,22 +160,15 @@ def check_and_write(
     """
     output = Path(output_dir).resolve()
     linked_dir, split = found.linked_dir(source), _read_split(source, found, options.fold)
-    items = [
-        {"image": tuple(map(str, images)) if len(images := found.images(name)) > 1 else str(image), "label": str(label)}
-        for name, (image, label) in found.pairs.items()
-    ]
+    items = found.items()
     made_here = {output, lock_file(output, "prepare"), *([output / "labels"] if made_labels.is_dir() else [])}
     inputs = Inputs(items, source, not_taken_of(_unused(source, found.used, made_here)))
     inputs.log()
     reports = dict(zip(found.pairs, inspect_pairs(items, inspect, options.progress), strict=True))
     reports = {name: _of_originals(report, *found.pairs[name], made_labels) for name, report in reports.items()}
-    problems = found.problems + [report.problem for report in reports.values() if report.problem]
     split_name = split_file(source / SPLIT, options.fold).name
-    problems += [
-        f"{split_name} names {name}, but there is no such pair of image and label{_hint(name, found.pairs)}."
-        for name in chain.from_iterable(split.values())
-        if name not in found.pairs
-    ]
+    problems = found.problems + [report.problem for report in reports.values() if report.problem]
+    problems += _without_pair(chain.from_iterable(split.values()), found.pairs, split_name)
     inputs.bad = refuse_or_leave_out(problems, options.skip_bad, source)
     inputs[:] = [item for item, report in zip(items, reports.values(), strict=True) if not report.problem]
     good = {name: report for name, report in reports.items() if not report.problem}
@@ -250,27 +179,22 @@ def check_and_write(
     # A single label without foreground is odd; a dataset without any cannot be learnt.
     if not any(number > 0 for name in used for number in good[name].class_counts):
         raise InputError(f"{source} has labels with nothing but background in them; check that these are the labels.")
-    prints = fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
+    prints = make_fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
     warnings = found.warnings + [report.warning for report in good.values() if report.warning]
     if len(used) < len(good):
         warnings.append(f"{len(good) - len(used)} images are in no section of {split_name} and are not used.")
     taught = {number for name in sections["training"] for number in good[name].class_counts}
     warnings += _what_is_odd([name for number, name in enumerate(known_names) if number not in taught], prints)
     content = f"{prints['instances']} cells" if not class_names else f"{len(known_names) - 1} classes"
-    description = f"{content} in {len(used)} images of {source.name}"
+    label_root = made_labels.parent if made_labels.is_dir() else source
     _copy_labels(made_labels, output)
-    made, entries = made_labels.is_dir(), {}
-    for name, (_, label) in found.pairs.items():
-        images = [image.relative_to(source).as_posix() for image in found.images(name)]
-        place = label.relative_to(made_labels.parent if made else source)
-        entries[name] = {"image": images if len(images) > 1 else images[0], "label": place.as_posix()}
     # After the labels, so that there is a datalist of whole labels or none, and the same command goes on from there.
     write_datalist(
         output,
-        {section: [entries[name] for name in names] for section, names in sections.items()},
-        description,
+        {section: [found.entry(name, source, label_root) for name in names] for section, names in sections.items()},
+        f"{content} in {len(used)} images of {source.name}",
         source_dir="." if source == output else str(source),
-        label_dir="." if made else None,
+        label_dir=None if label_root == source else ".",
         task=task,
         class_names=class_names,
         regions=regions,
@@ -322,9 +246,13 @@ def _unread_splits(source: Path) -> Iterator[str]:
             yield f"{path.name} is not read; call it {SPLIT} if it says which images train, validate and test."
 
 
-def _hint(name: str, pairs: Mapping[str, object]) -> str:
-    known = next((other for other in pairs if name.startswith(f"{other}.")), None)
-    return f"; write {known}, without the suffix" if known else ""
+def _without_pair(names: Iterable[str], pairs: Mapping[str, object], split_name: str) -> Iterator[str]:
+    """A sentence on each name of a split that there is no pair of."""
+    for name in names:
+        if name not in pairs:
+            known = next((other for other in pairs if name.startswith(f"{other}.")), None)
+            hint = f"; write {known}, without the suffix" if known else ""
+            yield f"{split_name} names {name}, but there is no such pair of image and label{hint}."
 
 
 def _what_is_odd(untaught: Sequence[str], prints: Mapping) -> Iterator[str]:

@@ -23,7 +23,7 @@ AXIAL = "PLS"
 _VIEWS = {2: (AXIAL, (1, 0)), 1: ("ILA", (2, 0)), 0: ("IPR", (2, 1))}
 
 
-def fingerprint(reports: Sequence[PairReport], class_names: Sequence[str] = ()) -> dict:
+def make_fingerprint(reports: Sequence[PairReport], class_names: Sequence[str] = ()) -> dict:
     """Describe the images that a network is developed on (training and validation; a test section is not looked at).
 
     Args:

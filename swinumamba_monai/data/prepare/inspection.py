@@ -18,9 +18,10 @@ from monai.config import PathLike
 from monai.utils import ensure_tuple
 from skimage import measure
 
+from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, spacing_of
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import IGNORED, LabelMap
-from swinumamba_monai.data.files.volumes import SAME_PLACE, corners_apart, read_channels, read_volume_label, spacing_of
+from swinumamba_monai.data.files.volumes import read_channels, read_volume_label
 from swinumamba_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ class PairReport:
         shape: (H, W), (H, W, C) or (X, Y, Z) of the image, volumes along right-left, anterior-posterior,
             superior-inferior; empty when there is a problem.
         spacing: the size of a voxel along the axes of a volume in mm; empty for pixels, which have none.
-        dtype: of the image file.
-        orientation: where the axes of a volume file lead, as in "LPS"; empty for pixels.
+        dtype: data type of the image file.
+        orientation: letters of where the axes of a volume file lead, as in "LPS"; empty for pixels.
         num_instances: the number of cells in the label.
         class_counts: the number of pixels of each class.
         sample: (N, C) intensities of at most ``SAMPLE_SIZE`` foreground pixels; of any pixels without foreground.
@@ -132,7 +133,7 @@ def inspect_volumes(
         nan: number that takes the place of NaN; None refuses it.
     """
     try:
-        (voxels, affine), (ids, label_affine) = read_channels(image, channels, nan), read_volume_label(label)
+        (voxels, affine, _), (ids, label_affine) = read_channels(image, channels, nan), read_volume_label(label)
         image = ensure_tuple(image)[0]
         if voxels.shape[:3] != ids.shape:
             raise InputError(
@@ -197,10 +198,6 @@ def check_pairs(
     """Inspect items as :func:`inspect_pairs`: for each the sentence that says why it cannot be used, or None.
 
     What is only odd about them is logged.
-
-    Args:
-        items: dictionaries with the paths "image" and "label".
-        inspect: one of the functions above.
     """
     reports = inspect_pairs(items, inspect)
     warnings = [report.warning for report in reports if report.warning]

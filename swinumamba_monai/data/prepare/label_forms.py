@@ -25,21 +25,6 @@ from swinumamba_monai.data.files.shapes import Annotations, Shape, numbers_of, r
 from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.errors import InputError, explained, shown
 
-__all__ = [
-    "LABEL_SUFFIXES",
-    "YOLO_SUFFIX",
-    "Label",
-    "as_outlines",
-    "cells_of",
-    "class_ids_of",
-    "is_image_name",
-    "read_colours",
-    "read_cvat_colours",
-    "size_of",
-    "values_of",
-    "write_numbers",
-]
-
 YOLO_SUFFIX = ".txt"
 
 # The label of one image: a file (or a plane of one), a mask for every cell, or its part of a file for many images.

@@ -13,7 +13,7 @@ from pathlib import Path
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
 from swinumamba_monai.data.files.volume_listing import list_volumes
 from swinumamba_monai.data.files.volumes import volume_name
-from swinumamba_monai.data.prepare.dataset import FoundPairs
+from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.volume_layouts import MASKS
 from swinumamba_monai.errors import InputError, explained
 

@@ -16,7 +16,7 @@ from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, stat
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of
-from swinumamba_monai.data.prepare.dataset import FoundPairs
+from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label
 from swinumamba_monai.data.prepare.pictures import (
     LABEL_ENDS,
@@ -30,8 +30,6 @@ from swinumamba_monai.data.prepare.pictures import (
 )
 from swinumamba_monai.errors import InputError
 
-__all__ = ["Matched", "match_pictures"]
-
 _FURTHER_CHANNEL = re.compile(r"_000[1-9]$")
 
 
@@ -41,8 +39,8 @@ class Matched:
 
     Attributes:
         found: layout, problems, warnings and sections; its pairs are still empty.
-        labels: for each name the image, and its label in the form that it has.
-        groups: for names that are of one video, patient or stack, what they have in common.
+        labels: image of each name, and its label in the form that it has.
+        groups: what names of one video, patient or stack have in common, by the name.
     """
 
     found: FoundPairs

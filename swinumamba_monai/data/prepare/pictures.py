@@ -23,8 +23,6 @@ from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
 from swinumamba_monai.data.files.walk import find_files, is_hidden
 from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, YOLO_SUFFIX
 
-__all__ = ["LABEL_ENDS", "Key", "Pictures", "image_keys", "label_keys", "same_text", "section_in", "sort_files"]
-
 _SECTIONS = {
     **dict.fromkeys(("train", "training", "tr"), "training"),
     **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),
@@ -169,6 +167,7 @@ def _kind(file: Path, source: Path) -> str | None:
 def _made_here(source: Path) -> bool:
     """Whether a former preparation has written labels of its own into this very folder."""
     with suppress(OSError, ValueError, AttributeError, RecursionError):
-        content = json.loads((source / DATALIST_NAME).read_text(encoding="utf-8"))
+        file = source / DATALIST_NAME
+        content = json.loads(file.read_text(encoding="utf-8") if file.is_file() else "{}")
         return content.get("source_dir") == content.get("label_dir") == "."
     return False

@@ -13,12 +13,13 @@ import numpy as np
 
 from swinumamba_monai.data.files.dicom import read_dicom_files
 from swinumamba_monai.data.files.dicom_series import choose_series, find_series
+from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart
 from swinumamba_monai.data.files.images import read_classes
 from swinumamba_monai.data.files.label_map import LabelMap, select_classes, simple_name
 from swinumamba_monai.data.files.volume_writing import write_volume
-from swinumamba_monai.data.files.volumes import SAME_PLACE, corners_apart, read_volume_label
+from swinumamba_monai.data.files.volumes import read_volume_label
 from swinumamba_monai.data.files.walk import find_files
-from swinumamba_monai.data.prepare.dataset import FoundPairs
+from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.errors import InputError, listed
 
 # The gray values of CHAOS's organs in MRI, each with those around it.

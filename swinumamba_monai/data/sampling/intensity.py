@@ -25,6 +25,7 @@ CLIP = 3.0  # the largest value, and the least one with a minus: a few bright nu
 BRIGHT = 0.5  # of the bright end: a colour image whose median lies higher is a stain on a bright ground
 LEAST_RANGE = 0.25  # of the widest channel's range: a channel that holds less is not stretched to the whole
 EMPTY = 0.02  # of the widest channel's range: a channel that holds less shows nothing
+ONE_HUE = 0.975  # of the variance of all channels, along one direction: a gray image in false colours, even as a JPEG
 MANY = 2**20  # pixels that percentiles are taken from, at most
 
 
@@ -63,6 +64,17 @@ def has_bright_ground(image: NdarrayOrTensor) -> bool:
     brightest = torch.as_tensor(image).amax(0, keepdim=True)
     low, middle, high = _percentiles(_sample(brightest), LOWER, 50, UPPER)[:, 0]
     return bool(middle - low > BRIGHT * (high - low))
+
+
+def has_one_hue(image: NdarrayOrTensor) -> bool:
+    """Whether the channels of an image (C, H, W) rise and fall together, as those of a gray one in false colours do.
+
+    Of cyan, orange and two blues the direction with most of the variance has at least 0.98, down to a JPEG quality of
+    60; of two channels that show different cells, of which one is four times as bright, it has 0.94.
+    """
+    values = np.asarray(_sample(torch.as_tensor(image)), np.float64)
+    variances = np.linalg.eigvalsh(np.atleast_2d(np.cov(values)))
+    return bool(variances[-1] >= ONE_HUE * variances.sum())
 
 
 class NormalizeLook(Transform):

@@ -15,8 +15,8 @@ from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Orientationd, Spacingd, Transform
 from monai.utils import TransformBackends, convert_to_numpy, convert_to_tensor, ensure_tuple
 
+from swinumamba_monai.data.files.grids import MIN_LEAN
 from swinumamba_monai.data.files.images import check_channel
-from swinumamba_monai.data.files.volumes import MIN_LEAN
 from swinumamba_monai.errors import InputError, shown
 
 MAX_SLAB = 1 << 22  # voxels that are resampled at once, or one slice

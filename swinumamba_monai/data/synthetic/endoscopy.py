@@ -30,13 +30,13 @@ class _Kind:
 
     Attributes:
         jaws: number of jaws.
-        length: of a jaw.
-        width: of a jaw at its root, and at its tip.
-        curve: how far the jaws bend, in radians.
+        length: length of a jaw.
+        width: widths of a jaw at its root and at its tip.
+        curve: angle by which the jaws bend, in radians.
         opening: the largest angle of a jaw to the axis, in radians.
-        colour: of the jaws, RGB.
+        colour: colour of the jaws, RGB.
         wrist: colour of the part between shaft and jaws.
-        slot: a jaw has a long hole, as graspers have.
+        slot: whether a jaw has a long hole, as graspers have.
     """
 
     jaws: int

@@ -25,8 +25,6 @@ from numba.core.serialize import dumps
 from swinumamba_monai.errors import log_once
 from swinumamba_monai.owned import CACHE, keep, load_kept
 
-__all__ = ["LoopCache"]
-
 logger = logging.getLogger(__name__)
 
 _TAKES_A_WHILE = "the loops of the scan are compiled, once for each dtype: ten seconds, half a minute for training"

@@ -17,8 +17,6 @@ from numba.extending import intrinsic, overload
 
 from .kept_loops import LoopCache
 
-__all__ = ["LN2", "LOG2E", "apart", "entry", "exp2", "exp2_falling", "inner", "inner_summing", "sigmoid", "softplus"]
-
 # Multiply-adds may be fused, and a division by zero is not an exception but an infinity. Only where lanes are added up
 # may sums be reordered: it would undo the rounding trick of the exponential, which keeps its own rules when inlined.
 _OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}

@@ -16,8 +16,6 @@ from swinumamba_monai.ops.autograd import register_backward
 
 from .threads import run_tasks
 
-__all__ = ["norm_gate_jit"]
-
 
 def _kernels():
     from . import norm_gate_kernels  # imports Numba, which need not be there

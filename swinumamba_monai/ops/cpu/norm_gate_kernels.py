@@ -14,8 +14,6 @@ import numpy as np
 
 from .math import entry, inner, inner_summing, sigmoid
 
-__all__ = ["norm_gate", "norm_gate_backward"]
-
 
 @inner
 def _pixel(flat, distance, channels, index):

@@ -25,8 +25,6 @@ from swinumamba_monai.ops.reference import state_dtype
 from .scan_layout import chunk_states_shape, count_blocks, count_missing, count_parts
 from .threads import run_tasks
 
-__all__ = ["cross_scan_2d_jit", "selective_scan_jit", "why_jit_is_unavailable"]
-
 
 @cache
 def _import_error() -> str | None:

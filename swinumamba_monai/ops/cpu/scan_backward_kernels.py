@@ -13,8 +13,6 @@ from . import scan_buffers as buffers
 from .math import LN2, LOG2E, apart, entry, exp2, exp2_falling, inner, inner_summing, sigmoid
 from .scan_layout import CHANNELS, POSITIONS, STATES
 
-__all__ = ["backward"]
-
 
 @inner
 def _load_states(source, first, h):

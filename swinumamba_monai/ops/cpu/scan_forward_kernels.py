@@ -13,8 +13,6 @@ from . import scan_buffers as buffers
 from .math import LOG2E, apart, entry, exp2, exp2_falling, inner
 from .scan_layout import CHANNELS, POSITIONS, STATES
 
-__all__ = ["forward"]
-
 
 @inner
 def _store_states(h, first, target):

@@ -26,8 +26,6 @@ from torch import Tensor
 
 from .waiting import TEAM_FUNCTION, Waiting
 
-__all__ = ["run_tasks"]
-
 
 @cache
 def _start_team() -> Callable | None:

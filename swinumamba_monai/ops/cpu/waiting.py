@@ -19,8 +19,6 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["TEAM_FUNCTION", "Waiting", "seconds_without_core"]
-
 TEAM_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 INTERVAL = 0.25  # seconds between two looks
 CROWDED, ALONE = 0.1, 0.02  # share of the time without a core, above and below which the kind of waiting changes

@@ -16,9 +16,6 @@ import onnxscript
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 
-__all__ = ["selective_scan_onnx"]
-
-
 MAP, STATE, SKIP = (FLOAT[(None,) * rank] for rank in (4, 3, 2))
 
 

@@ -13,8 +13,6 @@ import torch
 
 from swinumamba_monai.ops.portable import selective_scan_portable
 
-__all__ = ["selective_scan_exported"]
-
 
 @torch.library.custom_op(
     "swinumamba::selective_scan_inference",

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from swinumamba_monai.ops.reference import state_dtype
 
-__all__ = ["selective_scan_torchscript"]
-
 
 # The annotations are comments, because the compiler cannot resolve those that this file's future import makes strings.
 def _scan(u, delta, A, B, C):

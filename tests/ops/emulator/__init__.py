@@ -44,7 +44,7 @@ def _build(name: str, defines: tuple[tuple[str, int], ...]) -> EmulatedKernels:
     if not library.exists():
         with TemporaryDirectory(dir=library.parent) as folder:
             Path(folder, "kernels.cpp").write_text(source)
-            result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
             if result.returncode:
                 raise RuntimeError(result.stderr)
             Path(folder, "kernels.so").replace(library)

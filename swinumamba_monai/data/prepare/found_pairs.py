@@ -1,0 +1,91 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""The images of a source folder with their labels, and what is odd about the rest of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from swinumamba_monai.data.datalist import leads_outside
+
+
+@dataclass
+class FoundPairs:
+    """The pairs of image and label in a source folder.
+
+    Attributes:
+        layout: how the folder is arranged, in words.
+        pairs: image and label by the name of the image.
+        channels: all images of a pair, the first of which is in ``pairs``, where every channel has a file.
+        problems: a sentence for everything that is no pair.
+        warnings: a sentence for everything that is odd.
+        split: the names of the sections that the layout itself gives, which a ``split.json`` overrules.
+        used: files and folders of the source that the pairs are made of, or that a problem or warning names.
+        links: folders outside of the source that the image and the label of each pair are links into, or None.
+    """
+
+    layout: str
+    pairs: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    split: dict[str, list[str]] = field(default_factory=dict)
+    used: set[Path] = field(default_factory=set)
+    channels: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    links: dict[str, tuple[Path | None, Path | None]] = field(default_factory=dict)
+
+    def add(self, name: str, image: Path, label: Path, source: Path) -> None:
+        """Take a pair of files, or note why not.
+
+        Args:
+            name: name of the pair.
+            image: path of its image.
+            label: path of its label.
+            source: folder of the dataset, out of which no link is followed for a single pair.
+        """
+        self.used |= {image, label}
+        if name in self.pairs:
+            self.problems.append(f"{image} has the name of {self.pairs[name][0]}; rename one.")
+            return
+        self.pairs[name] = (image, label)
+        self.links[name] = tuple(f.resolve().parent if leads_outside(f, source) else None for f in (image, label))
+
+    def linked_dir(self, source: Path) -> Path | None:
+        """The folder of what links lead to: all images or all labels are some, for a single one is left out."""
+        ends: list[Path] = []
+        for kind in (0, 1):
+            linked = [name for name, links in self.links.items() if links[kind]]
+            if len(linked) == len(self.links):
+                ends += [links[kind] for links in self.links.values()]
+                continue
+            for name in linked:
+                image, _ = self.pairs.pop(name, (None, None))
+                if image is not None:
+                    self.problems.append(
+                        f"{image} or its label is a link out of {source}; give the folder that it leads to."
+                    )
+        return Path(os.path.commonpath(ends)) if ends else None
+
+    def add_channels(self, name: str, channels: Sequence[Path]) -> None:
+        """Take the further channels of a pair's image."""
+        self.channels[name] = (self.pairs[name][0], *sorted(channels))
+
+    def images(self, name: str) -> tuple[Path, ...]:
+        """The image of a pair, or all of its channels."""
+        return self.channels.get(name, self.pairs[name][:1])
+
+    def items(self) -> list[dict[str, str | tuple[str, ...]]]:
+        """The paths "image" and "label" of every pair, those of all channels where there are several."""
+        images = {name: tuple(map(str, self.images(name))) for name in self.pairs}
+        return [
+            {"image": paths if len(paths) > 1 else paths[0], "label": str(self.pairs[name][1])}
+            for name, paths in images.items()
+        ]
+
+    def entry(self, name: str, source: Path, label_root: Path) -> dict[str, str | list[str]]:
+        """What the datalist says of a pair: its images below ``source`` and its label below ``label_root``."""
+        images = [image.relative_to(source).as_posix() for image in self.images(name)]
+        label = self.pairs[name][1].relative_to(label_root).as_posix()
+        return {"image": images if len(images) > 1 else images[0], "label": label}
