@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +14,14 @@ import numpy as np
 from monai.utils import optional_import
 
 from swinumamba_monai.data.files.limits import check_unfolding
-from swinumamba_monai.errors import InputError, explained, shown
+from swinumamba_monai.errors import InputError, explained, log_once, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pydicom
+
+logger = logging.getLogger(__name__)
 
 dcmread, has_pydicom = optional_import("pydicom", name="dcmread")
 _read_dataset, _ = optional_import("pydicom.filereader", name="read_dataset")
@@ -177,7 +180,7 @@ def rescale(pixels: np.ndarray, dataset: pydicom.Dataset, slope: object, interce
     Args:
         pixels: numbers as they are stored, (frames, rows, columns).
         dataset: header of the file.
-        slope: factor of the header; None for 1.
+        slope: factor of the header; None for 1, and so is 0, which the log says.
         intercept: offset of the header; None for 0.
         file: path of the file, for the sentence.
 
@@ -190,6 +193,9 @@ def rescale(pixels: np.ndarray, dataset: pydicom.Dataset, slope: object, interce
         slope, intercept = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
         if not np.isfinite([slope, intercept]).all():
             raise ValueError("not finite")
+    if slope == 0 and pixels.any():  # every voxel would be the intercept
+        slope = 1.0
+        log_once(logger, logging.WARNING, f"{file.parent}: a rescale slope of 0 is taken for 1, as ITK and dcm2niix do")
     if (slope, intercept) == (1, 0):
         return pixels
     return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
