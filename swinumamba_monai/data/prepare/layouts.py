@@ -84,10 +84,19 @@ _PLAIN = tuple(
 )
 
 
+# BTCV has img0001 and label0001, LiTS volume-0 and segmentation-0, others 1_image and 1_mask.
+_IMAGE_WORD, _LABEL_WORD = (
+    re.compile(rf"^(?:{words})[ _-]?(?=\d)|(?<=\d)[ _-](?:{words})$", re.IGNORECASE)
+    for words in ("image|img|volume|vol|scan", "label|mask|segmentation|seg|gt")
+)
+
+
 def match_by_name(
     images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
 ) -> None:
     """Put images and labels with one name together; a label may have an end like ``_seg`` after it.
+
+    Where the names differ in the words for image and label alone, as ``img0001`` and ``label0001``, they are one too.
 
     Args:
         images: files of images.
@@ -102,8 +111,13 @@ def match_by_name(
             if names.setdefault(name_of(file), file) != file:
                 found.problems.append(f"{file} has the name of {names[name_of(file)]}; rename one.")
     image_of, label_of = by_name
+    alike: dict[str, list[str]] = {}
+    for name in label_of:
+        alike.setdefault(_LABEL_WORD.sub("", name), []).append(name)
     for name, image in image_of.items():
-        label = next((label_of.pop(name + end) for end in _LABEL_ENDS if name + end in label_of), None)
+        others = alike.get(_IMAGE_WORD.sub("", name), [])
+        otherwise = others[0] if len(others) == 1 else None
+        label = label_of.pop(next((name + end for end in _LABEL_ENDS if name + end in label_of), otherwise), None)
         if label is None:
             found.problems.append(f"{image} has no label.")
         else:

@@ -1,0 +1,40 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which image and which label of a folder of volumes are a pair, by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_prepare_volumes import LABELS, SHAPE, classes, noise, save
+
+from swinumamba_monai.data.datalist import load_datalist
+from swinumamba_monai.errors import InputError
+from swinumamba_monai.tasks.abdomen_mri import prepare_abdomen_mri
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("img000{}", "label000{}"), ("volume-{}", "segmentation-{}"), ("000{}_image", "000{}_mask"), ("{}", "seg_{}")],
+)
+def test_names_that_differ_in_the_words_for_image_and_label_are_one(image, label, tmp_path):
+    source = tmp_path / "source"
+    for case in range(4):
+        save(source / "images" / f"{image.format(case)}.nii.gz", noise(*SHAPE))
+        save(source / "labels" / f"{label.format(case)}.nii.gz", classes())
+    prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS)
+    sections = ("training", "validation", "test")
+    pairs = [item for section in sections for item in load_datalist(tmp_path / "out", section)]
+    names = sorted((Path(item["image"]).name, Path(item["label"]).name) for item in pairs)
+    assert names == [(f"{image.format(case)}.nii.gz", f"{label.format(case)}.nii.gz") for case in range(4)]
+
+
+def test_a_label_of_another_number_is_no_partner(tmp_path):
+    source = tmp_path / "source"
+    for case in range(4):
+        save(source / "images" / f"img{case}.nii.gz", noise(*SHAPE))
+        save(source / "labels" / f"label{case}{case}.nii.gz", classes())
+    with pytest.raises(InputError, match=r"img1\.nii\.gz has no label") as error:
+        prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS)
+    assert str(error.value).count("has no image") == 4
