@@ -1,11 +1,12 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which image and which label of a folder of volumes are a pair, by their names."""
+"""Which image and which label of a folder of volumes are a pair, by their names and grids."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_prepare_volumes import LABELS, SHAPE, classes, noise, save
 
@@ -38,3 +39,15 @@ def test_a_label_of_another_number_is_no_partner(tmp_path):
     with pytest.raises(InputError, match=r"img1\.nii\.gz has no label") as error:
         prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS)
     assert str(error.value).count("has no image") == 4
+
+
+def test_a_label_with_exchanged_axes_is_no_part_of_the_grid(tmp_path):
+    """Its voxels may all be voxels of the image by the header, and nothing but background beyond it."""
+    source = tmp_path / "source"
+    for case in range(4):
+        label = np.zeros(SHAPE, np.uint8)
+        label[1:4, 2:6] = 1
+        save(source / "images" / f"{case}.nii.gz", noise(*SHAPE))
+        save(source / "labels" / f"{case}.nii.gz", label if case else label.transpose(1, 0, 2))
+    with pytest.raises(InputError, match=r"1 problem.*\n.*0.nii.gz has.*\(9, 8, 4\)"):
+        prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS)
