@@ -293,6 +293,8 @@ class _Job:
         doubts = self.predictor.doubts(found.overview, found.table, drawn=found.drawn)
         if found.cut:
             doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
+        for doubt in doubts:
+            logger.warning("%s: %s", image.path, doubt)
         self._write_table(name, found.table, found.outlines)
         return _summary_of(found.table, doubts)
 
