@@ -235,7 +235,7 @@ def _list(
             problems.append(str(error))
             continue
         names += found
-        others += [] if found else [entry]
+        others += [] if found else [entry] if by_entry or entry.is_file() else find_files(entry)
     inputs = Inputs(({"image": name} for name in names), path, not_taken_of(others))
     if results:
         inputs.not_taken["results of earlier runs"] = sorted(entry.name for entry in results)

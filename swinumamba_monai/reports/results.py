@@ -104,18 +104,23 @@ def read_evaluation(argument: str) -> Evaluation:
         value = training.get(fact, 0)
         if not isinstance(value, (int, float)) or not 0 <= value < MAX_NUMBER:
             raise InputError(f"{path / 'summary.json'} says that {fact} is {shown(value)}; correct or remove it.")
-    if not isinstance(task, str) or task not in TASKS or not isinstance(system, str) or not system:
+    if not isinstance(task, str) or task not in TASKS:
+        raise InputError(
+            f"{path} does not say which task it is of, and no task has its scores and classes; evaluate it with the "
+            "evaluate.json of a bundle."
+        )
+    if not isinstance(system, str) or not system:
         raise InputError(f"{path} does not say which network it is of; write NAME={path}.")
     row = _row_name(name, system, len(trainings), training)
     return Evaluation(path, task, system, row, training, read_cases(path / "metrics.csv"))
 
 
 def _task_of(columns: Mapping) -> str | None:
-    """Of a report that does not say: cells have F1; the two others differ in their classes alone."""
-    if "f1" in columns:
-        return "microscopy"
-    classes = {column.get("class") for column in columns.values()}
-    return "abdomen_mri" if "liver" in classes else "endoscopy" if "dsc_published" in columns else None
+    """Of a report that does not say: the task that has all of these scores and, unless it is of cells, classes."""
+    scores = {column.get("score") for column in columns.values()}
+    classes = {str(column.get("class")).replace("_", " ") for column in columns.values()}
+    tasks = (task for task in TASKS.values() if scores.issuperset(task.scores))
+    return next((task.name for task in tasks if classes.issuperset(task.files.class_names[1:])), None)
 
 
 def _row_name(name: str, system: str, num_members: int, training: Mapping) -> str:

@@ -134,6 +134,22 @@ def test_a_table_takes_the_place_of_the_slope(tmp_path):
     np.testing.assert_array_equal(stored(folder), np.array([5, 10, 20, 40])[PIXELS % 4])
 
 
+def test_a_slope_of_nothing_is_one_as_itk_takes_it(tmp_path, caplog):
+    folder = write_series(tmp_path / "s", PIXELS, RescaleSlope="0", RescaleIntercept="0")
+    np.testing.assert_array_equal(stored(folder), PIXELS)
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.ReadImage(sorted(map(str, folder.iterdir())))
+    np.testing.assert_array_equal(np.sort(sitk.GetArrayFromImage(image), axis=None), np.sort(PIXELS, axis=None))
+    assert "s: a rescale slope of 0 is taken for 1" in caplog.text
+
+
+@pytest.mark.parametrize("directions", [[0, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0], [2, 0, 0, 0, 1, 0]])
+def test_directions_that_are_none_are_named(directions, tmp_path):
+    folder = write_series(tmp_path / "s", PIXELS, ImageOrientationPatient=directions)
+    with pytest.raises(InputError, match=r"\.dcm .*which are no two directions at a right angle.*correct its header"):
+        read_volume(folder)
+
+
 # Slices in one file, or at other places than a stack's
 
 

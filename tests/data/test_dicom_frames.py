@@ -110,9 +110,10 @@ def test_one_volume_stays_one(tmp_path):
     assert nib.affines.voxel_sizes(affine).tolist() == [1, 1, 4]
 
 
-def test_a_file_alone_says_where_its_volumes_are_chosen(tmp_path):
-    write_enhanced(tmp_path / "a.dcm", ECHOES)
-    with pytest.raises(InputError, match=r"lie at one position; .* the one file of several, of which --series takes"):
+@pytest.mark.parametrize(("frames", "what"), [(ECHOES, "lie at one position"), (PLANES, "slices of 2 orientations")])
+def test_a_file_alone_says_where_its_volumes_are_chosen(frames, what, tmp_path):
+    write_enhanced(tmp_path / "a.dcm", frames)
+    with pytest.raises(InputError, match=rf"{what}; .* the one file of several, of which --series takes"):
         read_volume(tmp_path / "a.dcm")
 
 

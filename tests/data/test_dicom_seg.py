@@ -109,17 +109,16 @@ def test_slices_between_without_a_frame_are_background(tmp_path):
     np.testing.assert_array_equal(ids, np.transpose(truth[1:], (2, 1, 0)))
 
 
-@pytest.mark.parametrize(("slices", "words"), [(4_000_000, "claims .* no file of its size"), (50_000, "at most 32767")])
-def test_frames_far_apart(tmp_path, slices, words):
-    """A kilobyte may name slices that take gigabytes, or more of them than a NIfTI file can hold."""
+def test_frames_far_apart(tmp_path):
+    """A kilobyte may name slices that take gigabytes."""
     for name in "abcd":
         write_series(tmp_path / "in" / "images" / name)
         path = write_seg(tmp_path / "in" / "labels" / name / "seg.dcm")
     dataset = pydicom.dcmread(path)
     place = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
-    place.ImagePositionPatient = [float(value) for value in STEP * slices]
+    place.ImagePositionPatient = [float(value) for value in STEP * 5000]
     dataset.save_as(path)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match="frames, but as far apart as 5000 slices"):
         prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=LABELS)
 
 

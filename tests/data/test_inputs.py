@@ -72,6 +72,13 @@ def test_what_is_not_taken_is_counted_by_reason(folder, load, caplog):
     assert f"2 taken from {folder}" in caplog.text and "1 subfolders (old)" in caplog.text
 
 
+def test_files_that_are_no_volumes_are_named_where_there_is_nothing_else(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.dcm.gz").write_bytes(b"1")
+    with pytest.raises(InputError, match=r"has no volume that can be read here, but 1 \.gz files \(1\.dcm\.gz\); use"):
+        load_volumes(tmp_path)
+
+
 def test_nothing_passed_over_is_no_warning(tmp_path, caplog):
     picture(tmp_path / "a.png")
     with caplog.at_level(logging.INFO):

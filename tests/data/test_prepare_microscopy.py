@@ -222,6 +222,9 @@ def test_unusable_arguments_are_refused(source, tmp_path):
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="no known layout"):
         prepare_microscopy(tmp_path / "bare", tmp_path / "out")
+    (tmp_path / "bare" / "a.gif").write_bytes(b"GIF89a")
+    with pytest.raises(InputError, match=r"0 images and 0 masks were found, and besides 1 \.gif files \(a\.gif\)\)"):
+        prepare_microscopy(tmp_path / "bare", tmp_path / "out")
     with pytest.raises(InputError, match="not a folder"):
         prepare_microscopy(tmp_path / "nowhere", tmp_path / "out")
     for fractions in ({"val_fraction": 0.0}, {"test_fraction": 1.0}):

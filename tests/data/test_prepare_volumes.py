@@ -134,6 +134,18 @@ def test_labels_that_are_stored_otherwise_are_turned(tmp_path):
         np.testing.assert_allclose(label_affine, affine if is_series else AFFINE, atol=1e-5)
 
 
+def test_a_label_with_exchanged_axes_is_no_part_of_the_grid(tmp_path):
+    """Its voxels may all be voxels of the image by the header, and nothing but background beyond it."""
+    source = tmp_path / "source"
+    for case in range(4):
+        label = np.zeros(SHAPE, np.uint8)
+        label[1:4, 2:6] = 1
+        save(source / "images" / f"{case}.nii.gz", noise(*SHAPE))
+        save(source / "labels" / f"{case}.nii.gz", label if case else label.transpose(1, 0, 2))
+    with pytest.raises(InputError, match=r"1 problem.*\n.*0.nii.gz has.*\(9, 8, 4\)"):
+        prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS)
+
+
 def test_labels_with_another_header_only_when_asked(tmp_path):
     source = tmp_path / "source"
     for case in range(4):

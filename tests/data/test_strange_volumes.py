@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -86,6 +87,18 @@ def test_a_large_deflated_file_without_its_mark_is_refused_unread(tmp_path):
     (folder / "0.dcm").write_bytes(without_preamble(folder / "0.dcm") + bytes(1 << 21))
     with pytest.raises(InputError, match="deflated file of over"):
         load_volumes(folder, reader=VolumeReader())
+
+
+def test_a_small_deflated_file_that_unfolds_to_gigabytes_is_refused(tmp_path):
+    """They would be held twice to find that the file is no slice."""
+    syntax = b"\x02\0\x10\0UI\x16\x001.2.840.10008.1.2.1.99"
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    parts = [deflate.compress(b"\xe0\x7f\x10\0OW\0\0" + (300 << 20).to_bytes(4, "little"))]
+    parts += [deflate.compress(bytes(1 << 20)) for _ in range(300)]
+    (tmp_path / "0.dcm").write_bytes(b"".join([bytes(128), b"DICM", syntax, *parts, deflate.flush()]))
+    assert (tmp_path / "0.dcm").stat().st_size < 1 << 20
+    with pytest.raises(InputError, match="is deflated, and unfolds to over 268435456 bytes"):
+        load_volumes(tmp_path / "0.dcm", reader=VolumeReader())
 
 
 def test_copies_of_slices_are_set_aside_and_named(tmp_path, caplog):

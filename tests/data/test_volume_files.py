@@ -13,6 +13,7 @@ from monai.transforms import LoadImage
 
 from swinumamba_monai.data.files import itk
 from swinumamba_monai.data.files.volume_listing import case_names, find_volumes
+from swinumamba_monai.data.files.volume_writing import write_volume
 from swinumamba_monai.data.files.volumes import VolumeReader, read_channels, read_volume
 from swinumamba_monai.errors import InputError
 
@@ -187,3 +188,20 @@ def test_results_of_an_earlier_run_are_not_its_images(tmp_path, caplog):
     nib.save(nib.Nifti1Image(VOXELS, AFFINE), tmp_path / "c_classes.nii.gz")  # of no image here
     assert find_volumes(tmp_path) == [str(tmp_path / f"{name}.nii.gz") for name in ("a", "b_0000", "c_classes")]
     assert "3 results of earlier runs are not taken: a_classes.nii.gz" in caplog.text
+
+
+def test_more_slices_than_a_nifti_file_can_hold(tmp_path):
+    with pytest.raises(InputError, match="has at most 32767 along an axis"):
+        write_volume(tmp_path / "a.nii.gz", np.zeros((1, 1, 32768), np.uint8), np.eye(4))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+@pytest.mark.parametrize("kind", [".tif", ".hdf", ".png"])
+def test_what_is_in_a_file_of_itk_does_not_choose_the_decoder(tmp_path, suffix, kind):
+    sitk = pytest.importorskip("SimpleITK")
+    sitk.WriteImage(sitk.Image([4, 4], sitk.sitkUInt8), str(tmp_path / f"a{kind}"))
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes((tmp_path / f"a{kind}").read_bytes() + b"\nNDims = 2\nElementDataFile = LOCAL\n")
+    with pytest.raises(InputError, match="cannot be decoded"):
+        read_volume(path)

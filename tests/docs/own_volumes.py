@@ -67,7 +67,7 @@ def series(folder: Path, voxels=VOXELS, encode=None, syntax="1.2.840.10008.1.2.1
 
 
 def check(path: Path, expected=VOXELS, channels: int = 1) -> None:
-    voxels, affine = read_channels(path, channels)
+    voxels, affine, _ = read_channels(path, channels)
     np.testing.assert_array_equal(voxels, expected)
     np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
 

@@ -139,7 +139,10 @@ def pyramid(folder: Path):
     with tifffile.TiffWriter(folder / "a.tif") as file:
         for step in (1, 2, 4):
             file.write(GRAY[::step, ::step], photometric="minisblack", metadata=None, subfiletype=int(step > 1))
-    return {"a.tif": GRAY}
+    with tifffile.TiffWriter(folder / "slide.tif") as file:
+        for pixels in (GRAY, GRAY[::2, ::2]):
+            file.write(pixels, photometric="minisblack", metadata=None, description="Aperio Image Library")
+    return {"a.tif": GRAY, "slide.tif": GRAY}
 
 
 def turned(folder: Path):

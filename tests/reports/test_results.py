@@ -11,8 +11,10 @@ import pytest
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.metrics.segmentation import DiceNSDMetric
 from swinumamba_monai.reports import read_evaluation
 from swinumamba_monai.reports.tables import write_csv
+from swinumamba_monai.tasks import TASKS
 
 
 def evaluation(folder, scores, network_name="nnUNet", training=None, run=True, name="metrics.csv"):
@@ -77,6 +79,21 @@ def test_a_name_of_ones_own_and_table_v(tmp_path):
     assert {row["table"] for row in rows} == {"Table III, microscopy", "Table V, microscopy"}
 
 
+@pytest.mark.parametrize(("task", "left_out"), [("abdomen_mri", ""), ("endoscopy", ""), ("abdomen_mri", "liver")])
+def test_a_report_that_does_not_say_its_task(tmp_path, task, left_out):
+    """It is known by the names of the paper's classes; one that has others is not taken for any task."""
+    names = [name for name in TASKS[task].files.class_names[1:] if name != left_out]
+    scored = DiceNSDMetric(names, tolerances=1.0).columns
+    columns = {column.name: {"score": column.score, "class": column.label, "mean": 0.5} for column in scored}
+    (tmp_path / "summary.json").write_text(json.dumps({"run": None, "columns": columns}))
+    (tmp_path / "metrics.csv").write_text("name,dsc_published,nsd_published\na,0.5,0.6\n")
+    if left_out:
+        with pytest.raises(InputError, match="does not say which task it is of"):
+            read_evaluation(f"nnUNet={tmp_path}")
+    else:
+        assert read_evaluation(f"nnUNet={tmp_path}").task == task
+
+
 @pytest.mark.parametrize("what", ["nothing", "unnamed", "cases"])
 def test_bad_folders_are_one_sentence(tmp_path, capsys, what):
     folders = {
@@ -106,7 +123,7 @@ def test_bad_folders_are_one_sentence(tmp_path, capsys, what):
 )  # fmt: skip
 def test_damaged_summaries_get_a_sentence(tmp_path, summary):
     (tmp_path / "summary.json").write_text(summary)
-    with pytest.raises(InputError, match=r"is no folder of an evaluation|does not say which network"):
+    with pytest.raises(InputError, match=r"is no folder of an evaluation|does not say which (network|task)"):
         read_evaluation(str(tmp_path))
 
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import logging
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +14,14 @@ import numpy as np
 from monai.utils import optional_import
 
 from swinumamba_monai.data.files.limits import check_unfolding
-from swinumamba_monai.errors import InputError, explained, shown
+from swinumamba_monai.errors import InputError, explained, log_once, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pydicom
+
+logger = logging.getLogger(__name__)
 
 dcmread, has_pydicom = optional_import("pydicom", name="dcmread")
 _read_dataset, _ = optional_import("pydicom.filereader", name="read_dataset")
@@ -28,10 +32,10 @@ _generate_frames_2, _ = optional_import("pydicom.encaps", name="generate_pixel_d
 
 _MAX_SAMPLES, _MAX_BITS = 4, 64  # of a pixel
 _MAX_WHOLE_BITS = 32
-# The one syntax whose whole file is compressed, so that reading its header reads all of it, and how large such a file
-# may be: it unfolds to at most a thousand times as much.
+# The one syntax whose whole file is compressed, so that reading its header reads all of it, how large such a file may
+# be, and to what it may unfold, which pydicom holds twice.
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_MAX_DEFLATED_BYTES = 1 << 21
+_MAX_DEFLATED_BYTES, _MAX_INFLATED_BYTES = 1 << 21, 1 << 28
 _PREAMBLE, _MARK = 128, b"DICM"
 # Old programs write neither; such a file begins with an element of its header, by the group of its tag.
 _GROUPS = (b"\x02\0", b"\x08\0")
@@ -88,21 +92,37 @@ def read_header(file: Path, tags: Sequence[str] | None = None) -> pydicom.Datase
     Raises:
         InputError: The file unfolds to more than it may. Whatever pydicom raises for a broken file comes out of here.
     """
-    syntax = _transfer_syntax(file)
-    if syntax == _DEFLATED and file.stat().st_size > _MAX_DEFLATED_BYTES:
-        raise InputError(f"{file} is a deflated file of over {_MAX_DEFLATED_BYTES} bytes; store it uncompressed.")
+    syntax, begin = _transfer_syntax(file)
+    if syntax == _DEFLATED:
+        _check_deflated(file, begin)
     force = not _has_mark(file) and _begins_with_element(file)
     if tags is None:
         return dcmread(file, force=force)
     return dcmread(file, force=force, stop_before_pixels=True, specific_tags=list(tags))
 
 
-def _transfer_syntax(file: Path) -> str | None:
-    """What the file says of how it is written, before it is read; None where it does not say it."""
+def _check_deflated(file: Path, begin: int) -> None:
+    """Refuse a deflated file that is large, or unfolds to much, without keeping what it unfolds to.
+
+    Args:
+        file: path of the file.
+        begin: where its compressed part begins.
+    """
+    if file.stat().st_size > _MAX_DEFLATED_BYTES:
+        raise InputError(f"{file} is a deflated file of over {_MAX_DEFLATED_BYTES} bytes; store it uncompressed.")
+    content, inflate, size = file.read_bytes()[begin:], zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while part := inflate.decompress(content, 1 << 20):
+        content, size = inflate.unconsumed_tail, size + len(part)
+        if size > _MAX_INFLATED_BYTES:
+            raise InputError(f"{file} is deflated, and unfolds to over {_MAX_INFLATED_BYTES} bytes; replace it.")
+
+
+def _transfer_syntax(file: Path) -> tuple[str | None, int]:
+    """What the file says of how it is written, None where it does not say it, and where that ends."""
     with file.open("rb") as stream:
         stream.seek(_PREAMBLE + len(_MARK) if _has_mark(file) else 0)
         meta = _read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    return getattr(meta, "TransferSyntaxUID", None)
+        return getattr(meta, "TransferSyntaxUID", None), stream.tell()
 
 
 def read_pixels(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarray]:
@@ -160,7 +180,7 @@ def rescale(pixels: np.ndarray, dataset: pydicom.Dataset, slope: object, interce
     Args:
         pixels: numbers as they are stored, (frames, rows, columns).
         dataset: header of the file.
-        slope: factor of the header; None for 1.
+        slope: factor of the header; None for 1, and so is 0, which the log says.
         intercept: offset of the header; None for 0.
         file: path of the file, for the sentence.
 
@@ -173,6 +193,9 @@ def rescale(pixels: np.ndarray, dataset: pydicom.Dataset, slope: object, interce
         slope, intercept = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
         if not np.isfinite([slope, intercept]).all():
             raise ValueError("not finite")
+    if slope == 0 and pixels.any():  # every voxel would be the intercept
+        slope = 1.0
+        log_once(logger, logging.WARNING, f"{file.parent}: a rescale slope of 0 is taken for 1, as ITK and dcm2niix do")
     if (slope, intercept) == (1, 0):
         return pixels
     return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MODALITY = "SEG"
 _OFF_GRID = 0.05  # of the distance of slices
+_MAX_SLICES = 4096  # where most are without a frame, which takes no place in the file but some in memory
 
 
 def find_segmentation(path: Path) -> Path | None:
@@ -96,7 +97,9 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.rint(places).astype(int)
     if not step > 0 or np.abs(places - numbers).max() > _OFF_GRID or rows * columns * (numbers.max() + 1) > MAX_VOXELS:
         raise InputError(f"{file} has frames at uneven distances; convert it to NIfTI.")
-    check_unfolding(file, rows * columns * int(numbers.max() + 1))  # slices without a frame are in no file
+    if numbers.max() >= max(count, _MAX_SLICES):
+        raise InputError(f"{file} has {count} frames, but as far apart as {numbers.max() + 1} slices; replace it.")
+    check_unfolding(file, 4 * rows * columns * int(numbers.max() + 1))  # slices without a frame are in no file
     ids = np.zeros((numbers.max() + 1, rows, columns), np.int32)
     for plane, group, place in zip(pixels, groups, numbers):
         part = plane.astype(np.int32)

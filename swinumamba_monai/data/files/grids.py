@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import nibabel as nib
@@ -67,13 +68,13 @@ def put_on_grid(
         shape: number of voxels of the grid along each axis.
 
     Returns:
-        The labels in ``shape``; None where their voxels are no voxels of the grid, or as many as it has, or where a
-        label lies beyond it.
+        The labels in ``shape``; None where their voxels are no voxels of the grid, or as many as it has, as when
+        two axes were exchanged, or where a label lies beyond it.
     """
     first = np.rint(np.linalg.solve(grid, affine)[:3, 3]).astype(int)
     place = grid.copy()
     place[:3, 3] += grid[:3, :3] @ first
-    if labels.shape == tuple(shape) or corners_apart(place, affine, labels.shape) > SAME_PLACE:
+    if labels.size == math.prod(shape) or corners_apart(place, affine, labels.shape) > SAME_PLACE:
         return None
     starts, stops = np.maximum(first, 0), np.minimum(first + labels.shape, shape)
     part = labels[tuple(map(slice, np.maximum(starts - first, 0), np.maximum(stops - first, 0)))]

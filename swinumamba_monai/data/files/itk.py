@@ -67,6 +67,8 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
         log_once(logger, logging.WARNING, _NO_SPACE.format(path))
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    # What is in the file would choose among ITK's decoders, and HDF5 leads to other files.
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in _NRRD_SUFFIXES else "MetaImageIO")
     with explained(f"{path} cannot be decoded", "it is damaged, so replace it"):
         reader.ReadImageInformation()
         shape, channels = reader.GetSize(), reader.GetNumberOfComponents()

@@ -14,6 +14,8 @@ from swinumamba_monai.data.datalist import leads_outside
 from swinumamba_monai.data.files.annotations import read_annotations
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, stated_orientation
 from swinumamba_monai.data.files.shapes import Annotations
+from swinumamba_monai.data.files.walk import find_files
+from swinumamba_monai.data.inputs import Inputs, not_taken_of
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label
 from swinumamba_monai.data.prepare.pictures import (
@@ -128,8 +130,10 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
         matched.found.layout = "outlines of all images in one file"
         _match_annotations(matched, files, for_many, source)
     elif not pairs and not samples and not (files.images and masks):
+        others = Inputs((), source, not_taken_of({*find_files(source)} - {*files.images, *files.labels})).reasons
+        besides = f", and besides {others}" if others else ""
         layout = (
-            f"{source} has no known layout ({len(files.images)} images and {len(masks)} masks were found); it "
+            f"{source} has no known layout ({len(files.images)} images and {len(masks)} masks were found{besides}); it "
             "needs folders images and labels (or masks; also imagesTr and labelsTr), labels next to their images named "
             "<name>_label or <name>_masks, a folder with masks for every image, or a COCO or CVAT file."
         )

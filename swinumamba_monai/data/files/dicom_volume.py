@@ -18,12 +18,14 @@ from swinumamba_monai.data.files.dicom_frames import Frame, count_groups, elemen
 from swinumamba_monai.data.files.dicom_parts import SPACING_TOLERANCE, uneven
 from swinumamba_monai.data.files.dicom_pixels import read_pixels, rescale
 from swinumamba_monai.data.files.limits import MAX_VOXELS
-from swinumamba_monai.errors import InputError, explained
+from swinumamba_monai.errors import InputError, explained, shown
 
 if TYPE_CHECKING:
     import pydicom
 
+_ONE_VOLUME = "give a folder with one volume, or with the one file of several, of which --series takes one"
 _ASIDE = 0.5  # how many pixels a slice may lie beside its place
+_UPRIGHT_TOLERANCE = 0.05  # of the products of direction cosines, which some programs round to two digits
 _DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4  # of direction cosines, and of mm: numbers are rounded in files
 
 
@@ -94,7 +96,7 @@ def read_dicom_files(
             if not any(np.allclose(value, other, rtol=0, atol=tolerance) for other in different):
                 different.append(value)
         if len(different) > 1:
-            raise InputError(f"{place} has slices of {len(different)} {plural}; give a folder with one series of one.")
+            raise InputError(f"{place} has slices of {len(different)} {plural}; {_ONE_VOLUME}.")
     order, axes, step = _geometry(place, slices)
     voxels = np.stack([slices[index].pixels.T for index in order], axis=-1)
     affine = np.eye(4)
@@ -129,7 +131,7 @@ def _slice(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray, number: int
         name=f"{file}" if frames == 1 else f"{file} (frame {number + 1})",
         pixels=pixels,
         position=_numbers(value("PlanePositionSequence", "ImagePositionPatient"), 3),
-        orientation=_numbers(value("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+        orientation=_directions(value("PlaneOrientationSequence", "ImageOrientationPatient")),
         spacing=tuple(_numbers(value("PixelMeasuresSequence", "PixelSpacing"), 2).tolist()),
         thickness=float(thickness) if thickness else None,
     )
@@ -140,6 +142,15 @@ def _numbers(value: object, count: int) -> np.ndarray:
     numbers = np.asarray(value, dtype=np.float64)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise ValueError(f"not {count} finite numbers")
+    return numbers
+
+
+def _directions(value: object) -> np.ndarray:
+    """The directions along a row and along a column (6); a ValueError where they are none, as zeros are."""
+    numbers = _numbers(value, 6)
+    sides = numbers.reshape(2, 3)
+    if np.abs(sides @ sides.T - np.eye(2)).max() > _UPRIGHT_TOLERANCE:
+        raise ValueError(f"an orientation of {shown(numbers.tolist())}, which are no two directions at a right angle")
     return numbers
 
 
@@ -198,8 +209,8 @@ def _geometry(place: Path, slices: Sequence[Slice]) -> tuple[list[int], tuple[np
     if gaps[index] <= 1e-3 * max(typical, 1e-3):
         first, second = slices[order[index]].name, slices[order[index + 1]].name
         raise InputError(
-            f"{first} and {second} lie at one position; give a folder with one volume, or with the one file of "
-            "several, of which --series takes one, or NIfTI: dcm2niix writes a file for each volume of a series."
+            f"{first} and {second} lie at one position; {_ONE_VOLUME}, or NIfTI: dcm2niix writes a file for each "
+            "volume of a series."
         )
     if uneven(gaps):
         raise InputError(_why_uneven(place, [Path(slices[index].name).name for index in order], gaps, typical))
