@@ -28,7 +28,7 @@ from swinumamba_monai.bundle_options import as_literal
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.errors import InputError, check_known, find_input_error, listed, plain_errors, quoted, shown
-from swinumamba_monai.formulas import as_cell, from_cell
+from swinumamba_monai.formulas import as_cell
 from swinumamba_monai.inference.coco import to_coco
 from swinumamba_monai.inference.folders import keep_folders, result_names
 from swinumamba_monai.inference.polygons import geojson
@@ -38,6 +38,7 @@ from swinumamba_monai.prediction.large import predict_large
 from swinumamba_monai.prediction.predictor import Prediction, Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
+from swinumamba_monai.prediction.summary import COLUMNS, add_row, as_text, columns_of, read_summary, write_summary
 from swinumamba_monai.run_lock import prediction_lock
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,6 @@ _ARGUMENTS = {
     "output_dir",
     "progress",
 }
-COLUMNS = ("name", "image", "objects", "area_mean", "score_mean", "warnings", "error")
 
 
 @dataclass
@@ -182,7 +182,7 @@ class _Job:
         file, text = self.folder / SETTINGS, json.dumps(settings, indent=1)
         others = file.is_file() and file.read_text(encoding="utf-8") != text
         for path in [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]:
-            self.rows.update(_read_summary(path))
+            self.rows.update(read_summary(path))
             if others and overwrite:
                 path.unlink(missing_ok=True)
         if overwrite:
@@ -215,15 +215,14 @@ class _Job:
         report.finished = len(mine)
         summary = self.folder / f"{SUMMARY}{self.suffix}.csv"
         kept = mine if self.suffix else {name: row for name, row in self.rows.items() if name not in names} | mine
-        _write_summary(summary, kept)
+        write_summary(summary, kept)
         waiting = [name for name in names if name not in mine]
         with bar_of(len(waiting), "image", disable=not progress) as bar:
             for name in waiting:
                 bar.set_postfix_str(shown(Path(name).name), refresh=False)
                 row = self._predict(name)
                 mine[name] = row
-                with summary.open("a", newline="", encoding="utf-8") as file:
-                    csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(_cells(row))
+                add_row(summary, row)
                 if row["error"]:
                     report.failed.append(row["error"])
                 bar.update()
@@ -234,7 +233,7 @@ class _Job:
         if "coco" in self.formats:
             report.files.append(self._write_coco([name for name in names if not mine[name]["error"]]))
         if not self.suffix:
-            _write_summary(summary, dict(sorted((kept | mine).items())))
+            write_summary(summary, dict(sorted((kept | mine).items())))
             # What shares have written is gathered now; a COCO file of theirs is if there is one of all images.
             gathered = [f"{SUMMARY}_*of*.csv", *([f"{COCO}_*of*.json"] if "coco" in self.formats else [])]
             for path in [path for pattern in gathered for path in self.folder.glob(pattern)]:
@@ -273,7 +272,7 @@ class _Job:
             place = str(InputError(self.names[name]))  # as in a sentence, whatever letters it has
             return row | {"error": sentence if place in sentence else f"{place}: {sentence}"}
         self._write(name, found)
-        return row | _summary_of(found.table, found.doubts)
+        return row | columns_of(found.table, found.doubts)
 
     def _open_large(self, name: str) -> TiffRows | None:
         """The image, if it is one that is predicted by blocks."""
@@ -290,11 +289,13 @@ class _Job:
         polygons = self._path(name, FURTHER["geojson"]) if "geojson" in self.formats else None
         mask = self._path(name, self.saved[0]).with_suffix(".tif")
         found = predict_large(self.predictor.blocks, image, mask, polygons)
-        doubts = self.predictor.doubts(found.overview, found.table, drawn=found.drawn)
+        doubts = self.predictor.doubts(found.overview, found.table, artefacts=found.artefacts)
         if found.cut:
             doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
+        for doubt in doubts:
+            logger.warning("%s: %s", image.path, doubt)
         self._write_table(name, found.table, found.outlines)
-        return _summary_of(found.table, doubts)
+        return columns_of(found.table, doubts)
 
     def _write_table(self, name: str, objects: Mapping[str, np.ndarray], outlines: np.ndarray) -> None:
         self._path(name, OBJECTS).parent.mkdir(parents=True, exist_ok=True)
@@ -304,7 +305,7 @@ class _Job:
         ):
             table = csv.writer(file, lineterminator="\n")
             table.writerow(objects)
-            table.writerows([_text(as_cell(value)) for value in row] for row in zip(*objects.values()))
+            table.writerows([as_text(as_cell(value)) for value in row] for row in zip(*objects.values()))
         with replacing(self._path(name, OUTLINES)) as temporary:
             Image.fromarray(outlines).save(temporary)
 
@@ -327,37 +328,3 @@ class _Job:
         file = self.folder / f"{COCO}{self.suffix}.json"
         write_file(file, json.dumps(to_coco(items, self.predictor.class_names)))
         return file.name
-
-
-def _read_summary(path: Path) -> dict[str, dict[str, str]]:
-    """The rows by name, without those that a stopped run has left half written."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if set(row) == set(COLUMNS) and None not in row.values()]
-    rows = [{column: from_cell(text) for column, text in row.items()} for row in rows]
-    return {row["name"]: row for row in rows}
-
-
-def _write_summary(path: Path, rows: Mapping[str, Mapping[str, object]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(map(_cells, rows.values()))
-
-
-def _cells(row: Mapping[str, object]) -> dict[str, object]:
-    return {column: as_cell(value) for column, value in row.items()}
-
-
-def _summary_of(table: Mapping[str, np.ndarray], doubts: Sequence[str]) -> dict[str, object]:
-    """What the row of an image says of its objects."""
-    columns: dict[str, object] = {"objects": len(table["label"]), "warnings": "; ".join(doubts)}
-    if columns["objects"]:
-        columns |= {f"{of}_mean": _text(table[of].mean(dtype=float)) for of in ("area", "score")}
-    return columns
-
-
-def _text(value: object) -> str:
-    """A number as short as it can be, with four digits behind the point."""
-    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, (float, np.floating)) else str(value)

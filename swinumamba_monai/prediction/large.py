@@ -17,7 +17,7 @@ from swinumamba_monai.inference.blocks import Block, BlockInference
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.inference.writers import write_label_rows
 from swinumamba_monai.painting import outlined, picture_step
-from swinumamba_monai.prediction.drawn import drawn_cells
+from swinumamba_monai.prediction.artefacts import artefact_cells
 from swinumamba_monai.prediction.objects import object_table
 
 
@@ -30,14 +30,14 @@ class LargePrediction:
         outlines: the picture, of every n-th pixel.
         overview: every n-th pixel of the image, from which its look was taken.
         cut: number of cells that are not whole.
-        drawn: numbers of the cells that are none, see :func:`~swinumamba_monai.prediction.drawn.drawn_cells`.
+        artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
     """
 
     table: dict[str, np.ndarray]
     outlines: np.ndarray
     overview: np.ndarray
     cut: int
-    drawn: np.ndarray
+    artefacts: np.ndarray
 
 
 def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons: Path | None = None) -> LargePrediction:
@@ -54,13 +54,13 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
     """
     blocks.check(image)
     overview = blocks.read_once(image)
-    picture, tables, cut, drawn = _Picture(image), [], [], []
+    picture, tables, cut, artefacts = _Picture(image), [], [], []
 
     def rows() -> Iterator[np.ndarray]:
         for block in blocks.blocks(image, overview):
             tables.append(_table_of(block))
             cut.append(block.cut)
-            drawn.append(drawn_cells(block.labels, block.image) + block.before)
+            artefacts.append(artefact_cells(block.labels, block.image) + block.before)
             picture.add(block)
             if features is not None:
                 features.add(block)
@@ -74,7 +74,7 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
             write_label_rows(file, image.shape, rows())
     table = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     outlines = outlined(picture.image, picture.labels, one_colour=True)
-    return LargePrediction(table, outlines, overview, sum(cut), np.concatenate(drawn))
+    return LargePrediction(table, outlines, overview, sum(cut), np.concatenate(artefacts))
 
 
 def _table_of(block: Block) -> dict[str, np.ndarray]:

@@ -55,7 +55,7 @@ def find_doubts(
     table: Mapping[str, np.ndarray],
     of_cells: bool = False,
     given: Collection[str] = (),
-    drawn: Collection[int] = (),
+    artefacts: Collection[int] = (),
 ) -> list[str]:
     """Why an answer is not to be trusted, a phrase each; none where nothing speaks against it.
 
@@ -64,7 +64,7 @@ def find_doubts(
         table: the objects that were found in it, with ``area`` and ``score``, and of cells their ``centroid``.
         of_cells: whether the objects are cells in an image, and not classes.
         given: names of the options that were given; none of them is advised.
-        drawn: numbers of the cells that are none, see :func:`~swinumamba_monai.prediction.drawn.drawn_cells`.
+        artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
     """
     doubts, area = [], table["area"]
     if not len(area) and image.min() < image.max():
@@ -79,8 +79,8 @@ def find_doubts(
         )
     if len(area) and (score := table["score"].mean()) < SURE:
         doubts.append(f"the network is not sure of what it found (mean score {score:.2f}); look at the outlines")
-    if len(drawn):
-        rows = np.isin(table["label"], drawn)
+    if len(artefacts):
+        rows = np.isin(table["label"], artefacts)
         places = [
             f"({row:.0f}, {column:.0f})" for row, column in zip(table["centroid-0"][rows], table["centroid-1"][rows])
         ]

@@ -36,7 +36,7 @@ from swinumamba_monai.inference.one_image import ImageInference, as_loaded
 from swinumamba_monai.inference.polygons import class_names
 from swinumamba_monai.inference.rescaling import AUTO
 from swinumamba_monai.inference.uncertainty import class_scores
-from swinumamba_monai.prediction.drawn import drawn_cells
+from swinumamba_monai.prediction.artefacts import artefact_cells
 from swinumamba_monai.prediction.location import CONFIG, find_bundle
 from swinumamba_monai.prediction.objects import find_doubts, join_tables, object_table
 from swinumamba_monai.prediction.progress import count_windows, counting
@@ -248,8 +248,8 @@ class Predictor:
         key = self._inference.scores_key
         table = object_table(labels, image, data[key] if key else class_scores(item["pred"])[1:], self.class_names)
         looked_again = getattr(self._inference.inferer, "diameter", None) == AUTO
-        drawn = drawn_cells(labels, image) if self.class_names is None else ()
-        doubts = self.doubts(image, table, looked_again, drawn)
+        artefacts = artefact_cells(labels, image) if self.class_names is None else ()
+        doubts = self.doubts(image, table, looked_again, artefacts)
         for doubt in doubts:
             logger.warning("%s: %s", name, doubt)
         return Prediction(labels, table, doubts, image, data)
@@ -259,7 +259,7 @@ class Predictor:
         image: np.ndarray,
         table: Mapping[str, np.ndarray],
         looked_again: bool = False,
-        drawn: Collection[int] = (),
+        artefacts: Collection[int] = (),
     ) -> tuple[str, ...]:
         """See :func:`~swinumamba_monai.prediction.objects.find_doubts`.
 
@@ -268,10 +268,10 @@ class Predictor:
             table: columns of :func:`~swinumamba_monai.prediction.objects.object_table` by name.
             looked_again: whether cells of another size than the network knows were looked for in another size of the
                 image, so that their size is no doubt.
-            drawn: numbers of the cells that are none, see :func:`~swinumamba_monai.prediction.drawn.drawn_cells`.
+            artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
         """
         given = {*self._given, "diameter"} if looked_again else self._given
-        return tuple(find_doubts(image, table, self.class_names is None, given, drawn))
+        return tuple(find_doubts(image, table, self.class_names is None, given, artefacts))
 
 
 def _is_path(image: object) -> bool:

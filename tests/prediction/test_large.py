@@ -59,7 +59,7 @@ def read_rows(file) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def test_the_files_are_those_of_the_whole_image(folder, tmp_path):
+def test_the_files_are_those_of_the_whole_image(folder, tmp_path, caplog):
     report = predict_images("microscopy", [folder], tmp_path, ["masks", "geojson"], device="cpu", options=OPTIONS)
     assert report.predicted == 2 and not report.failed
     assert report.files[:2] == ["NAME_instances.png", "NAME_instances.tif"]
@@ -74,6 +74,10 @@ def test_the_files_are_those_of_the_whole_image(folder, tmp_path):
         "small_objects.csv",
         "small_outlines.png",
     ]
+    said = f" and {25 * 31 - 3} more have one value and sharp edges"  # as the squares of all blocks have
+    assert said in whole.doubts[-1] and said in read_rows(tmp_path / "summary.csv")[0]["warnings"]
+    logged = [record.message for record in caplog.records if record.name.endswith("prediction.folder")]
+    assert any("slide.tif" in line and said in line for line in logged)
     labels = read_image(tmp_path / "slide_instances.tif")
     assert len(np.unique(np.stack([labels.ravel(), whole.labels.ravel()]), axis=1).T) == 25 * 31 + 1, "one to one"
     rows = read_rows(tmp_path / "slide_objects.csv")

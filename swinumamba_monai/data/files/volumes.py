@@ -14,10 +14,10 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
-from swinumamba_monai.data.files.dicom import read_dicom_files
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_seg import find_segmentation, read_segmentation
 from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, holds_volume, is_dicom_folder
+from swinumamba_monai.data.files.dicom_volume import read_dicom_files
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, lean_of
 from swinumamba_monai.data.files.itk import ITK_SUFFIXES, read_itk
 from swinumamba_monai.data.files.nifti import (
@@ -97,7 +97,7 @@ def read_volume(path: PathLike, channels: int = 1, nan: float | None = None) -> 
     Raises:
         InputError: The file is missing, damaged or of another format; has other dimensions or channels; has colours,
             NaN or infinite voxels, or no usable geometry. For a series see
-            :func:`~swinumamba_monai.data.files.dicom.read_dicom_files`.
+            :func:`~swinumamba_monai.data.files.dicom_volume.read_dicom_files`.
     """
     return _read(Path(path), channels, nan)[:2]
 

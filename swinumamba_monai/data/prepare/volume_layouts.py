@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from swinumamba_monai.data.files.dicom import read_dicom_files
 from swinumamba_monai.data.files.dicom_series import choose_series, find_series
+from swinumamba_monai.data.files.dicom_volume import read_dicom_files
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart
 from swinumamba_monai.data.files.images import read_classes
 from swinumamba_monai.data.files.label_map import LabelMap, select_classes, simple_name

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from skimage.draw import disk
 
-from swinumamba_monai.prediction.drawn import drawn_cells
+from swinumamba_monai.prediction.artefacts import artefact_cells
 from swinumamba_monai.prediction.objects import find_doubts, object_table
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "microscopy"
@@ -59,18 +59,18 @@ def test_what_was_drawn_is_named_and_no_nucleus(what, look):
     elif look in ("colours", "alpha"):
         drawn = draw(np.stack([image // 8, image // 4, image], -1), what, (255, 255, 0))
         drawn = drawn if look == "colours" else np.concatenate([drawn, np.full_like(drawn[..., :1], 255)], -1)
-    assert drawn_cells(labels, drawn).tolist() == [17]
+    assert artefact_cells(labels, drawn).tolist() == [17]
 
 
 @pytest.mark.parametrize("peak", [30, 120, 400, 2000])
 def test_nuclei_are_not_drawn_however_bright(peak):
     image, labels = nuclei(peak)
-    assert not len(drawn_cells(labels, image)) and not len(drawn_cells(labels, 255 - image))
+    assert not len(artefact_cells(labels, image)) and not len(artefact_cells(labels, 255 - image))
 
 
 def test_flat_images_and_no_cells():
     image, labels = nuclei(120)
-    assert not len(drawn_cells(labels, np.full_like(image, 255))) and not len(drawn_cells(0 * labels, image))
+    assert not len(artefact_cells(labels, np.full_like(image, 255))) and not len(artefact_cells(0 * labels, image))
 
 
 def test_the_doubt_says_where():
@@ -78,7 +78,7 @@ def test_the_doubt_says_where():
     labels[30:38, 30:38] = 17
     drawn = draw(image, "speck", 255)
     table = object_table(labels, drawn, np.ones(17))
-    (doubt,) = find_doubts(drawn, table, of_cells=True, drawn=drawn_cells(labels, drawn))
+    (doubt,) = find_doubts(drawn, table, of_cells=True, artefacts=artefact_cells(labels, drawn))
     assert doubt.startswith("cells at row and column (34, 34) have one value and sharp edges")
 
 
@@ -88,4 +88,4 @@ def test_no_true_nucleus_of_small_training_images_was_drawn():
         rows = [row for row in csv.DictReader(file) if row["split"] == "train" and int(row["width"]) <= 320]
     for row in rows[:60]:
         image, labels = (np.asarray(Image.open(SHARED / kind / f"{row['name']}.png")) for kind in ("images", "labels"))
-        assert not len(drawn_cells(labels.astype(np.int32), image)), row["name"]
+        assert not len(artefact_cells(labels.astype(np.int32), image)), row["name"]
