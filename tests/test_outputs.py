@@ -99,3 +99,17 @@ def test_a_disk_that_gets_full(given, tmp_path, capsys, monkeypatch, name):
     assert os.strerror(errno.EFBIG) in error and str(tmp_path / output)[:60] in error
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size == 50], "half a file"
+
+
+def test_half_a_package_is_none(given, tmp_path, capsys):
+    """The weights, which come last, do not fit any more; what a release is made of is not there without them."""
+    line, output = commands(given)["package"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        limit = (given / "microscopy" / "models" / "model.pt").stat().st_size - 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        assert "huggingface" in refused(capsys, [*line, str(tmp_path / output)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / output / "huggingface").iterdir())
+    assert main([*line, str(tmp_path / output)]) == 0

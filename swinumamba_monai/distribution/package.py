@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from swinumamba_monai.atomic import remove_unfinished, write_file
+from swinumamba_monai.atomic import remove_unfinished, write_file, writing_folder
 from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.archive import read_archive, write_archive
 from swinumamba_monai.errors import InputError, explained
@@ -292,7 +292,15 @@ def _stale_files(folder: Path, files: Mapping[str, bytes], packed: set[str]) -> 
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes], stale: list[Path]) -> None:
-    """Make a folder that holds these files and no others; ``stale`` are those of an earlier package to take away."""
+    """Make a folder that holds these files and no others; ``stale`` are those of an earlier package to take away.
+
+    One that is not there yet appears whole.
+    """
+    if not folder.exists():
+        with writing_folder(folder) as unfinished:
+            for name, content in files.items():
+                _write(unfinished / name, content)
+        return
     for path in stale:
         path.unlink()
         for parent in path.relative_to(folder).parents[:-1]:

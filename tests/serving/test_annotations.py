@@ -100,8 +100,8 @@ def test_a_jagged_outline_takes_no_hour(tmp_path) -> None:
     """A hundred thousand corners, in and far outside of a large image: scikit-image would test each with each pixel."""
     corners = [(x, 3000 * (x % 2) - 1e9 * (x == 7)) for x in range(100_000)]
     path = write_asap([{"label": "cell", "contours": [corners]}], tmp_path / "label.xml")
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(InputError, match="simplify it"):
         read_asap(path, (2000, 2000))
     assert read_asap(write_asap([{"label": "cell", "contours": [corners[8:9000]]}], path), (2000, 2000)).any()
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
