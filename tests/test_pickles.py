@@ -111,12 +111,12 @@ def as_dict(value: bytes) -> bytes:
 
 
 def refuse(path: Path) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(
         InputError, match=r"corrupt, or holds Python objects|corrupt or truncated|an archive of other files"
     ):
         read_checkpoint(path)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("archive", [True, False])

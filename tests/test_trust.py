@@ -186,12 +186,12 @@ class TestCraftedTensors:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.save(CRAFTED[name](), path)
-        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         for read in (read_checkpoint, read_weights, lambda p: save_half_precision(p, tmp_path / "half.safetensors")):
             with pytest.raises(InputError) as caught:
                 read(path)
             assert str(path) in str(caught.value) and len(str(caught.value)) < 500
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
         assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 200, "MB"
 
     def test_containers_in_each_other_many_times(self, tmp_path):
