@@ -76,9 +76,10 @@ def outlined(image: np.ndarray, labels: np.ndarray, one_colour: bool) -> np.ndar
         channels = np.concatenate([channels, np.zeros_like(channels[..., :1])], -1)
     low, span = display_range(channels)
     picture = np.clip((channels - low) * (255 / span), 0, 255) * np.ones(3)
-    colours = palette(labels.max())
     if one_colour:
         red, green, blue = (np.bincount(labels.ravel(), channel.ravel()) for channel in np.moveaxis(picture, -1, 0))
         colours = np.where((green > 2 * np.maximum(red, blue))[:, None], MAGENTA, GREEN)
+    else:
+        colours = palette(labels.max())
     paint(picture, labels, 255 * colours, opacity=0)
     return np.rint(picture).astype(np.uint8)

@@ -106,7 +106,17 @@ def scan_orders(height: int, width: int, device: torch.device | str | None = Non
 def cross_scan_2d_ref(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """Four-direction scan of a 2D map (SS2D, eqs. (5)-(7)); the arguments are those of :func:`.scan.cross_scan_2d`."""
+    """Four-direction scan of a 2D map (SS2D, eqs. (5)-(7)); the shapes are those of :func:`.scan.cross_scan_2d`.
+
+    Args:
+        x: feature map, (b, h, w, d), channels last.
+        delta: step sizes Δ before bias and softplus of each direction, (b, h, w, 4, d).
+        A: state matrices, (4, d, n).
+        B: input matrices, (b, h, w, 4, n).
+        C: output matrices, (b, h, w, 4, n).
+        D: skip weights, (4, d).
+        delta_bias: offsets of ``delta``, (4, d).
+    """
     batch, height, width, channels = x.shape
     merged = torch.zeros_like(x).flatten(1, 2)
     for k, order in enumerate(scan_orders(height, width, x.device)):

@@ -168,6 +168,7 @@ def _made_here(source: Path) -> bool:
     """Whether a former preparation has written labels of its own into this very folder."""
     with suppress(OSError, ValueError, AttributeError, RecursionError):
         file = source / DATALIST_NAME
-        content = json.loads(file.read_text(encoding="utf-8") if file.is_file() else "{}")
-        return content.get("source_dir") == content.get("label_dir") == "."
+        if file.is_file():  # and no pipe, whose end would be waited for
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return content.get("source_dir") == content.get("label_dir") == "."
     return False
