@@ -18,7 +18,7 @@ import torch.nn as nn
 from monai.utils import optional_import
 
 from .atomic import check_output_folder, replacing, write_file
-from .bundle_network import build_bundle_network
+from .distribution.network_of_config import build_bundle_network
 from .errors import InputError
 from .pretrained import load_pretrained
 
@@ -30,7 +30,7 @@ def read_network(config_file: str | PathLike, ckpt_file: str | PathLike, **overr
     """The network of a bundle with trained weights, in evaluation mode on the CPU.
 
     Args:
-        config_file: config of the bundle, as for :func:`.bundle_network.build_bundle_network`.
+        config_file: config of the bundle, as for :func:`.distribution.network_of_config.build_bundle_network`.
         ckpt_file: file with the whole weights of that network.
         overrides: values of the config's entries, such as ``num_classes``.
 

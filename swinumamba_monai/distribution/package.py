@@ -32,8 +32,8 @@ from pathlib import Path
 import torch
 
 from swinumamba_monai.atomic import remove_unfinished, write_file, writing_folder
-from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.archive import read_archive, write_archive
+from swinumamba_monai.distribution.network_of_config import build_bundle_network
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.networks.encoders import name_encoder

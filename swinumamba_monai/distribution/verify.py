@@ -17,7 +17,7 @@ import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
 from swinumamba_monai.atomic import temporary_folder
-from swinumamba_monai.bundle_network import build_bundle_network
+from swinumamba_monai.distribution.network_of_config import build_bundle_network
 from swinumamba_monai.distribution.package import check_version, read_metadata
 from swinumamba_monai.errors import InputError, find_input_error
 from swinumamba_monai.pretrained import load_pretrained

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Who builds a bundle's network: this reads its config, for the commands that need the network alone."""
+"""The network of a bundle's config, for the commands that need it alone: export, verify and package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 from torch import nn
 
-from .errors import InputError, find_input_error, quoted
+from swinumamba_monai.errors import InputError, find_input_error, quoted
 
 
 def build_bundle_network(config_file: str | PathLike, overrides: Mapping[str, object] | None = None) -> nn.Module:
