@@ -180,7 +180,7 @@ def _checked(
                 return
             if Path(ensure_tuple(name)[0]).suffix.lower() not in VIDEO_SUFFIXES:
                 image, meta = reader.get_data(reader.read(name))
-                check_channel(name, image.shape[2] if image.ndim == 3 else 1, channel)
+                check_channel(name, np.atleast_3d(image).shape[2], channel)
                 if memory is not None:
                     memory(ensure_tuple(name)[0], image, meta)
 
@@ -199,8 +199,7 @@ def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True,
     with image:
         if read:
             blocks.check(image)
-            rows = image.read(0, 1)
-            check_channel(image.path, rows.shape[2] if rows.ndim == 3 else 1, channel)
+            check_channel(image.path, np.atleast_3d(image.read(0, 1)).shape[2], channel)
             blocks.read_once(image)
     return True
 

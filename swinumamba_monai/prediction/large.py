@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.inference.blocks import Block, BlockInference
 from swinumamba_monai.inference.polygons import geojson
-from swinumamba_monai.inference.writers import write_label_rows
 from swinumamba_monai.painting import outlined, picture_step
 from swinumamba_monai.prediction.artefacts import artefact_cells
 from swinumamba_monai.prediction.objects import object_table
@@ -52,29 +50,24 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
     Raises:
         InputError: it cannot be predicted in blocks, or not with the memory there is; its file is damaged.
     """
-    blocks.check(image)
-    overview = blocks.read_once(image)
-    picture, tables, cut, artefacts = _Picture(image), [], [], []
+    picture, tables, artefacts = _Picture(image), [], []
 
-    def rows() -> Iterator[np.ndarray]:
-        for block in blocks.blocks(image, overview):
-            tables.append(_table_of(block))
-            cut.append(block.cut)
-            artefacts.append(artefact_cells(block.labels, block.image) + block.before)
-            picture.add(block)
-            if features is not None:
-                features.add(block)
-            yield block.rows
+    def gather(block: Block) -> None:
+        tables.append(_table_of(block))
+        artefacts.append(artefact_cells(block.labels, block.image) + block.before)
+        picture.add(block)
+        if features is not None:
+            features.add(block)
 
     features = None
     if polygons is None:
-        write_label_rows(file, image.shape, rows())
+        overview, cut = blocks.write(image, file, gather)
     else:
         with replacing(polygons) as temporary, _Features(temporary) as features:
-            write_label_rows(file, image.shape, rows())
+            overview, cut = blocks.write(image, file, gather)
     table = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     outlines = outlined(picture.image, picture.labels, one_colour=True)
-    return LargePrediction(table, outlines, overview, sum(cut), np.concatenate(artefacts))
+    return LargePrediction(table, outlines, overview, cut, np.concatenate(artefacts))
 
 
 def _table_of(block: Block) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ def find_bundle(bundle: str | PathLike, bundle_dir: str | PathLike | None = None
     Raises:
         InputError: it is no text and no path, or there is none; the sentence says how to get it.
     """
-    for name, given in {"bundle": bundle, "bundle_dir": bundle if bundle_dir is None else bundle_dir}.items():
+    for name, given in {"bundle": bundle, **({} if bundle_dir is None else {"bundle_dir": bundle_dir})}.items():
         if not isinstance(given, (str, PathLike)):
             raise InputError(f"{name} must be a task ({', '.join(TASKS)}) or a path; got {given!r}.")
     if bundle_dir is not None:
