@@ -15,7 +15,7 @@ import numpy as np
 from monai.config import PathLike
 from PIL import Image
 
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes, read_image
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes
 from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, as_label_map, select_classes, simple_name
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import FrameReader
@@ -217,7 +217,7 @@ def _join(
                     raise InputError(f"{file} numbers the instruments, so it takes no mask_threshold; leave it out.")
                 mask = value.to_classes(read_classes(file), file)
             else:
-                mask = np.where(_is_instrument(file, threshold), np.uint8(value), np.uint8(0))
+                mask = np.where(label_forms.marked_in(file, threshold), np.uint8(value), np.uint8(0))
             classes = np.zeros_like(mask) if classes is None else classes
             if mask.shape != classes.shape:
                 raise InputError(f"{file} is {mask.shape}, but the masks of a frame must be of one size.")
@@ -229,13 +229,6 @@ def _join(
     Image.fromarray(classes).save(label)
     found.pairs[name] = (frame, label)
     return True
-
-
-def _is_instrument(file: Path, threshold: float | None) -> np.ndarray:
-    """Where a mask of one instrument is not black, or as bright as the threshold, (H, W) bool; some are in colour."""
-    mask = read_image(file)
-    mask = mask if mask.ndim == 2 else mask[..., :3].max(-1)
-    return mask > 0 if threshold is None else mask >= threshold
 
 
 def _read_mappings(source: Path, sequences: Sequence[Path]) -> LabelMap:
