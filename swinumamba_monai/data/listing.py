@@ -26,7 +26,7 @@ from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
 from swinumamba_monai.data.files.volume_listing import find_volumes, names_of_results
 from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
 from swinumamba_monai.data.files.walk import find_files
-from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
+from swinumamba_monai.data.inputs import Inputs, not_taken_of, noting, refuse_or_leave_out
 from swinumamba_monai.errors import InputError
 
 Reader = ImageReader | type[ImageReader]
@@ -228,13 +228,10 @@ def _list(
     for entry in entries:
         if entry in results:
             continue
-        try:
+        with noting(problems):
             found = names_of(entry.absolute())
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        names += found
-        others += [] if found else [entry] if by_entry or entry.is_file() else find_files(entry)
+            names += found
+            others += [] if found else [entry] if by_entry or entry.is_file() else find_files(entry)
     inputs = Inputs(({"image": name} for name in names), path, not_taken_of(others))
     if results:
         inputs.not_taken["results of earlier runs"] = sorted(entry.name for entry in results)

@@ -27,6 +27,7 @@ from swinumamba_monai.atomic import replacing, write_file
 from swinumamba_monai.bundle_options import as_literal
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.tiff_rows import TiffRows
+from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.errors import InputError, check_known, find_input_error, listed, plain_errors, quoted, shown
 from swinumamba_monai.formulas import as_cell
 from swinumamba_monai.inference.coco import to_coco
@@ -129,10 +130,8 @@ def predict_images(
         raise InputError(f"{predictor.bundle_dir.name} writes volumes, which have no outlines; leave --format out.")
     inputs, problems = [], []
     for path in images:
-        try:
+        with noting(problems):
             inputs.append(predictor.list_images(path))
-        except InputError as error:
-            problems.append(str(error))
     if not inputs:
         raise InputError(problems[0])
     # An image may be several files, each a channel; it is called by the first.

@@ -19,6 +19,7 @@ from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files,
 from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, as_label_map, select_classes, simple_name
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import FrameReader
+from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.data.listing import load_frames
 from swinumamba_monai.data.prepare import dataset, label_forms
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
@@ -146,12 +147,10 @@ def _write_classes(
 ) -> None:
     """Write every label as a mask of class numbers into the folder ``made``."""
     for name, (image, label) in matched.labels.items():
-        try:
+        with noting(matched.found.problems):
             ids = label_forms.class_ids_of(label, label_forms.size_of(image, label), labels, threshold, colours)
             source = label.source if isinstance(label, Annotations) else label
             matched.found.pairs[name] = (image, label_forms.write_numbers(labels.to_classes(ids, source), made / name))
-        except InputError as error:
-            matched.found.problems.append(str(error))
 
 
 def instrument_of(folder: str) -> str:
