@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from traceback import walk_tb
 
 from swinumamba_monai.errors import InputError, listed, quoted, shown
 
@@ -84,7 +85,7 @@ def _not_made(
     guilty = guilty or [name for name in options if last[name] in behind]
     made = target.rpartition(".")[2]
     if not guilty:
-        if len(places) == 0 or _frames(cause) > _OWN_FRAMES:
+        if len(places) == 0 or len(list(walk_tb(cause.__traceback__))) > _OWN_FRAMES:
             return None
         return InputError(f"{made} cannot be made as {listed(places)} of the config says ({quoted(cause)}).")
     named = [name for name in guilty if re.search(rf"\b{re.escape(last[name])}\b", str(cause))]
@@ -108,14 +109,6 @@ def _is_evaluated(value: object, message: str) -> bool:
         return False
     expression = REFERENCE.sub(r"__local_refs['\1']", value)
     return re.sub(r"\W", "", message.partition(":")[2]) == re.sub(r"\W", "", expression)
-
-
-def _frames(error: BaseException) -> int:
-    """Number of calls between MONAI, which reports an error, and the place that raised it."""
-    count, trace = 0, error.__traceback__
-    while trace is not None:
-        count, trace = count + 1, trace.tb_next
-    return count
 
 
 def _components(config: object, place: str = "") -> Iterator[tuple[str, Mapping[str, object]]]:

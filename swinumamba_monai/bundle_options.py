@@ -16,7 +16,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 from swinumamba_monai.bundle_failures import REFERENCE, explain_failure
@@ -107,9 +107,7 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
 def _check_dropped(name: str, config: Mapping[str, object]) -> None:
     """Refuse a None that MONAI drops where the config has something else, which would stay."""
     top, *rest = re.split("#|::", name)
-    default = config.get(top, config.get(f"+{top}"))
-    for part in rest[:-1]:
-        default = _part(default, part)
+    default = reduce(_part, rest[:-1], config.get(top, config.get(f"+{top}")))
     if rest:
         default = _part(default, rest[-1]) if isinstance(default, list) or rest[-1] in (default or {}) else "its own"
     if default is not None:
@@ -192,11 +190,8 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
     top, passed = rest[-1] if rest else top, []
     while isinstance(default, str) and (found := REFERENCE.fullmatch(default)) and default not in passed:
         passed.append(default)
-        top, *rest = found[1].replace("::", "#").split("#")
-        default = _part(config, top)
-        for part in rest:
-            default = _part(default, part)
-        top = rest[-1] if rest else top
+        parts = re.split("#|::", found[1])
+        default, top, rest = reduce(_part, parts, config), parts[-1], parts[1:]
     if isinstance(value, str) and value.startswith(_MACROS):
         return
     if value is not None:

@@ -18,28 +18,10 @@ import torch.nn as nn
 from monai.utils import optional_import
 
 from .atomic import check_output_folder, replacing, write_file
-from .bundle_network import build_bundle_network
 from .errors import InputError
-from .pretrained import load_pretrained
 
 EXAMPLE_SIZE = (70, 100)  # of the image that is followed through the network: no multiples of 32, and different
 OPSET = 18
-
-
-def read_network(config_file: str | PathLike, ckpt_file: str | PathLike, **overrides) -> nn.Module:
-    """The network of a bundle with trained weights, in evaluation mode on the CPU.
-
-    Args:
-        config_file: config of the bundle, as for :func:`.bundle_network.build_bundle_network`.
-        ckpt_file: file with the whole weights of that network.
-        overrides: values of the config's entries, such as ``num_classes``.
-
-    Raises:
-        InputError: no such files, a config without a network, or weights that do not fit.
-    """
-    network = build_bundle_network(config_file, overrides)
-    load_pretrained(network, ckpt_file, strict=True)
-    return network.eval()
 
 
 def make_program(network: nn.Module) -> torch.export.ExportedProgram:

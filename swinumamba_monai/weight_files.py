@@ -22,7 +22,7 @@ from torch.torch_version import TorchVersion
 
 from .atomic import write_file
 from .errors import InputError, explained, listed, log_once
-from .pickles import check_pickles, is_archive
+from .weight_pickles import check_pickles, is_archive
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from fuzzed_structures import METRICS, SUMMARY, as_csv, as_json
 
-from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.cli import main
+from swinumamba_monai.distribution.network_of_config import build_bundle_network
 from swinumamba_monai.tasks import find_task
 
 resource = pytest.importorskip("resource")  # which Windows has not

@@ -17,9 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import export
+    from swinumamba_monai.distribution.network_of_config import read_bundle_network
 
     given = {name: getattr(arguments, name) for name in ("in_channels", "num_classes", "encoder")}
     overrides = {name: value for name, value in given.items() if value is not None}
-    network = export.read_network(arguments.config_file, arguments.ckpt_file, **overrides)
+    network = read_bundle_network(arguments.config_file, arguments.ckpt_file, overrides)
     write = {"onnx": export.export_onnx, "program": export.export_program}[arguments.format]
     print(f"ready: {write(network, arguments.filepath)}")

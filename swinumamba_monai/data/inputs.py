@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from swinumamba_monai.data.files.walk import is_hidden
@@ -101,6 +102,21 @@ class Inputs(list):
             part.log()
         if bad := list(dict.fromkeys(sentence for part in parts for sentence in part.bad)):
             raise InputError(f"all but {len(bad)} are done; these were left out:\n" + "\n".join(bad))
+
+
+@contextmanager
+def noting(problems: list[str] | None) -> Iterator[None]:
+    """Put the sentence of an :class:`InputError` that ends the block among the problems, and go on behind it.
+
+    Args:
+        problems: sentences, one for each image that cannot be used; with None the error comes out.
+    """
+    try:
+        yield
+    except InputError as error:
+        if problems is None:
+            raise
+        problems.append(str(error))
 
 
 def refuse_or_leave_out(problems: Sequence[str], skip_bad: bool, source: object) -> list[str]:

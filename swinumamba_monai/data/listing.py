@@ -26,7 +26,7 @@ from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
 from swinumamba_monai.data.files.volume_listing import find_volumes, names_of_results
 from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
 from swinumamba_monai.data.files.walk import find_files
-from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
+from swinumamba_monai.data.inputs import Inputs, not_taken_of, noting, refuse_or_leave_out
 from swinumamba_monai.errors import InputError
 
 Reader = ImageReader | type[ImageReader]
@@ -180,7 +180,7 @@ def _checked(
                 return
             if Path(ensure_tuple(name)[0]).suffix.lower() not in VIDEO_SUFFIXES:
                 image, meta = reader.get_data(reader.read(name))
-                check_channel(name, image.shape[2] if image.ndim == 3 else 1, channel)
+                check_channel(name, np.atleast_3d(image).shape[2], channel)
                 if memory is not None:
                     memory(ensure_tuple(name)[0], image, meta)
 
@@ -199,8 +199,7 @@ def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True,
     with image:
         if read:
             blocks.check(image)
-            rows = image.read(0, 1)
-            check_channel(image.path, rows.shape[2] if rows.ndim == 3 else 1, channel)
+            check_channel(image.path, np.atleast_3d(image.read(0, 1)).shape[2], channel)
             blocks.read_once(image)
     return True
 
@@ -229,13 +228,10 @@ def _list(
     for entry in entries:
         if entry in results:
             continue
-        try:
+        with noting(problems):
             found = names_of(entry.absolute())
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        names += found
-        others += [] if found else [entry] if by_entry or entry.is_file() else find_files(entry)
+            names += found
+            others += [] if found else [entry] if by_entry or entry.is_file() else find_files(entry)
     inputs = Inputs(({"image": name} for name in names), path, not_taken_of(others))
     if results:
         inputs.not_taken["results of earlier runs"] = sorted(entry.name for entry in results)

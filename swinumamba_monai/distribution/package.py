@@ -32,8 +32,8 @@ from pathlib import Path
 import torch
 
 from swinumamba_monai.atomic import remove_unfinished, write_file, writing_folder
-from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.distribution.archive import read_archive, write_archive
+from swinumamba_monai.distribution.network_of_config import read_bundle_network
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.networks.encoders import name_encoder
@@ -98,7 +98,7 @@ def package_bundle(
             package made; another process packs into ``output_dir``.
     """
     bundle, output = Path(bundle_dir).resolve(), Path(output_dir)
-    version = check_version(read_metadata(bundle), bundle)
+    version = check_version(bundle)
     folders = {"models": output / "models" / bundle.name, "huggingface": output / "huggingface" / bundle.name}
     for folder in folders.values():
         if bundle.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(bundle):
@@ -168,13 +168,15 @@ def read_metadata(bundle: Path) -> dict:
         return {**json.loads(path.read_text(encoding="utf-8"))}  # a TypeError for what is no object
 
 
-def check_version(metadata: Mapping, bundle: Path) -> str:
+def check_version(bundle: Path) -> str:
     """The version of a bundle, if it can be released under it.
 
     Raises:
-        InputError: it is not in the changelog, is no version, or is not the last of the changelog in the order of
-            text, which is how MONAI finds the latest (0.10.0 comes before 0.9.0); or MONAI would cut the bundle's name.
+        InputError: there is no ``configs/metadata.json``; what it names is not in its changelog, is no version, or is
+            not the last of the changelog in the order of text, which is how MONAI finds the latest (0.10.0 comes before
+            0.9.0); or MONAI would cut the bundle's name.
     """
+    metadata = read_metadata(bundle)
     version, changelog = metadata.get("version"), metadata.get("changelog")
     if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
         raise InputError(f"{bundle} has the version {version!r}; give it one like 0.1.0 in configs/metadata.json.")
@@ -222,8 +224,7 @@ def _weights(bundle: Path) -> bytes | None:
     path = Path(find_checkpoint(bundle / "models"))
     if not path.is_file():
         return None
-    network = build_bundle_network(bundle / "configs" / "inference.json")
-    load_pretrained(network, path, strict=True)
+    read_bundle_network(bundle / "configs" / "inference.json", path)
     stream = io.BytesIO()  # torch.save puts the name of a file into it
     torch.save({name: weight.clone() for name, weight in sorted(read_weights(path).items())}, stream)
     return stream.getvalue()

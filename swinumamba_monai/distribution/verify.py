@@ -17,7 +17,7 @@ import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
 from swinumamba_monai.atomic import temporary_folder
-from swinumamba_monai.bundle_network import build_bundle_network
+from swinumamba_monai.distribution.network_of_config import build_bundle_network, read_bundle_network
 from swinumamba_monai.distribution.package import check_version, read_metadata
 from swinumamba_monai.errors import InputError, find_input_error
 from swinumamba_monai.pretrained import load_pretrained
@@ -45,14 +45,12 @@ class _Bundle:
     def config(self, name: str) -> str:
         return str(self.root / "configs" / f"{name}.json")
 
-    def network(self) -> torch.nn.Module:
-        return build_bundle_network(self.config("inference"), self.override)
-
     def checkpoint(self) -> str:
         """The bundle's weights as MONAI's exporter reads them; random ones for a bundle that has none."""
         path = self.scratch / "model.pt"
         if not path.exists():
-            network, weights = self.network(), Path(find_checkpoint(self.root / "models"))
+            network = build_bundle_network(self.config("inference"), self.override)
+            weights = Path(find_checkpoint(self.root / "models"))
             if weights.is_file():
                 load_pretrained(network, weights, strict=True)
             torch.save(network.state_dict(), path)
@@ -119,10 +117,6 @@ def _check_files(bundle: _Bundle) -> None:
         raise InputError(f"{bundle.root} lacks {', '.join(missing)}.")
 
 
-def _check_version(bundle: _Bundle) -> None:
-    check_version(read_metadata(bundle.root), bundle.root)
-
-
 def _check_metadata(bundle: _Bundle) -> None:
     if bundle.schema_file is not None:
         verify_metadata(meta_file=bundle.config("metadata"), filepath=bundle.schema_file)
@@ -172,8 +166,7 @@ def _check_torchscript(bundle: _Bundle) -> None:
         input_shape=[1, image["num_channels"], 64, 64],
         **bundle.override,
     )
-    network = bundle.network().eval()
-    load_pretrained(network, bundle.checkpoint(), strict=True)
+    network = read_bundle_network(bundle.config("inference"), bundle.checkpoint(), bundle.override)
     x = torch.rand(1, image["num_channels"], 64, 96)
     with torch.inference_mode():
         difference = (torch.jit.load(path)(x) - network(x)).abs().max().item()
@@ -190,9 +183,9 @@ def _check_inference(bundle: _Bundle) -> None:
         raise InputError(f"inference with {bundle.root} wrote nothing.")
 
 
-_CHECKS: dict[str, Callable[[_Bundle], None]] = {
+_CHECKS: dict[str, Callable[[_Bundle], object]] = {
     "files": _check_files,
-    "version and changelog": _check_version,
+    "version and changelog": lambda bundle: check_version(bundle.root),
     "metadata": _check_metadata,
     "network gives what the metadata says": _check_network,
     "properties of train.json": _check_properties("train", "training"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -152,19 +152,40 @@ class BlockInference:
         """Predict the "image" of each item and write its cells, as the bundle's ``inference`` does."""
         for item in items:
             with self.open(item["image"]) as image:
-                self.check(image)
-                blocks, cut = self.blocks(image, self.read_once(image)), []
-
-                def rows(blocks: Iterator[Block] = blocks, cut: list[int] = cut) -> Iterator[np.ndarray]:
-                    for block in blocks:
-                        cut.append(block.cut)
-                        yield block.rows
-
                 file = self.file_of(item["image"])
-                write_label_rows(file, image.shape, rows())
+                _, cut = self.write(image, file)
                 logger.info("%s: written to %s", image.path, file)
-                if sum(cut):
-                    logger.warning("%s: %s", image.path, self.doubt(sum(cut)))
+                if cut:
+                    logger.warning("%s: %s", image.path, self.doubt(cut))
+
+    def write(
+        self, image: TiffRows, file: Path, gather: Callable[[Block], None] = lambda block: None
+    ) -> tuple[np.ndarray, int]:
+        """Predict an image and write its cells.
+
+        Args:
+            image: image that :meth:`open` gave.
+            file: ``.tif`` file to write, whole or not at all.
+            gather: called with every block before its rows are written.
+
+        Returns:
+            what :meth:`read_once` gives, and how many cells are not whole.
+
+        Raises:
+            InputError: it cannot be predicted in blocks, or not with the memory there is; its file is damaged.
+        """
+        self.check(image)
+        overview, cut = self.read_once(image), 0
+
+        def rows() -> Iterator[np.ndarray]:
+            nonlocal cut
+            for block in self.blocks(image, overview):
+                cut += block.cut
+                gather(block)
+                yield block.rows
+
+        write_label_rows(file, image.shape, rows())
+        return overview, cut
 
     def doubt(self, cut: int) -> str:
         """What is said of cells that are not whole."""

@@ -9,6 +9,7 @@ from copy import deepcopy
 from os import PathLike
 
 import torch.nn as nn
+from monai.utils import ensure_tuple
 from torch import Tensor
 
 from swinumamba_monai.errors import InputError
@@ -34,7 +35,7 @@ class Ensemble(nn.Module):
         Raises:
             InputError: there is no checkpoint, or one that cannot be read or does not fit.
         """
-        paths = [ckpt_path] if isinstance(ckpt_path, (str, PathLike)) else list(ckpt_path)
+        paths = ensure_tuple(ckpt_path)
         if not paths:
             raise InputError("ckpt_path names no checkpoint; give a file, or a list of files for an ensemble.")
         network = self.members[0]

@@ -32,12 +32,11 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import convert_to_numpy, ensure_tuple_rep
 
-from swinumamba_monai.data.files.grids import MIN_LEAN, lean_of
+from swinumamba_monai.data.files.grids import MIN_LEAN, lean_of, put_upright
 from swinumamba_monai.data.files.label_map import simple_name
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.metrics.case_scores import CORRECTED, MEAN, PUBLISHED, CaseMetric, CaseScores, Column, dice
 from swinumamba_monai.metrics.surface import find_boundaries, surface_dice
-from swinumamba_monai.metrics.upright import put_upright
 
 READINGS = PUBLISHED, CORRECTED
 FLOAT32_SLACK = 1 + 1e-6

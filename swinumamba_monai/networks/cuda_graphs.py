@@ -50,9 +50,6 @@ class CUDAGraphs:
         self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
         self._failed = False
 
-    def __deepcopy__(self, memo: dict) -> CUDAGraphs:
-        return CUDAGraphs(self.training)
-
     def __reduce__(self) -> tuple:
         return CUDAGraphs, (self.training,)
 

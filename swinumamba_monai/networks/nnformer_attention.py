@@ -7,34 +7,14 @@ Source, and what is peculiar to it: :mod:`.nnformer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.layers import DropPath
-from monai.networks.nets.swin_unetr import window_partition, window_reverse
+from monai.networks.nets.swin_unetr import compute_mask, window_partition, window_reverse
 from torch import Tensor
-
-APART = -100.0  # added to the logits of pairs that only the cyclic shift brought together
-
-
-def _partition(x: Tensor, window: int) -> Tensor:
-    """(b, *spatial, c) to (b, windows, pixels of a window, c)."""
-    return window_partition(x, [window] * (x.ndim - 2)).unflatten(0, (len(x), -1))
-
-
-def _shift_mask(spatial: Sequence[int], window: int, device: torch.device) -> Tensor:
-    """What keeps pixels apart that are not neighbours in a shifted map: (windows, pixels, pixels) of 0 and -100."""
-    regions = torch.zeros(1, *[1] * len(spatial), 1, dtype=torch.long, device=device)
-    for axis, side in enumerate(spatial):
-        padded = -(-side // window) * window
-        place = torch.arange(padded, device=device)
-        region = (place >= padded - window).long() + (place >= padded - window // 2).long()
-        regions = 3 * regions + region.view(-1, *[1] * (len(spatial) - axis))
-    regions = _partition(regions, window)[0, :, :, 0]
-    return (regions[:, :, None] != regions[:, None, :]) * APART
 
 
 class WindowAttention(nn.Module):
@@ -131,14 +111,16 @@ class TransformerBlock(nn.Module):
         spatial, axes = x.shape[1:-1], tuple(range(1, x.ndim - 1))
         fill = [n for side in reversed(spatial) for n in (0, -side % self.window)]
 
-        def windows(x: Tensor) -> Tensor:
-            x = F.pad(self.norm1(x), (0, 0, *fill))
-            return _partition(x.roll([-self.shift] * len(axes), axes) if self.shift else x, self.window)
+        padded, sides = [-(-side // self.window) * self.window for side in spatial], [self.window] * len(axes)
 
-        mask = _shift_mask(spatial, self.window, x.device) if self.shift else None
+        def windows(x: Tensor) -> Tensor:  # to (b, windows, pixels of a window, dim)
+            x = F.pad(self.norm1(x), (0, 0, *fill))
+            x = x.roll([-self.shift] * len(axes), axes) if self.shift else x
+            return window_partition(x, sides).unflatten(0, (len(x), -1))
+
+        mask = compute_mask(padded, sides, [self.shift] * len(axes), x.device) if self.shift else None
         y = self.attn(windows(x), None if skip is None else windows(skip), mask)
-        padded = [-(-side // self.window) * self.window for side in spatial]
-        y = window_reverse(y.flatten(0, 1), [self.window] * len(axes), [len(x), *padded])
+        y = window_reverse(y.flatten(0, 1), sides, [len(x), *padded])
         if self.shift:
             y = y.roll([self.shift] * len(axes), axes)
         for axis, side in zip(axes, spatial):

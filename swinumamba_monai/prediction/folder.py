@@ -27,6 +27,7 @@ from swinumamba_monai.atomic import replacing, write_file
 from swinumamba_monai.bundle_options import as_literal
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.tiff_rows import TiffRows
+from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.errors import InputError, check_known, find_input_error, listed, plain_errors, quoted, shown
 from swinumamba_monai.formulas import as_cell
 from swinumamba_monai.inference.coco import to_coco
@@ -129,10 +130,8 @@ def predict_images(
         raise InputError(f"{predictor.bundle_dir.name} writes volumes, which have no outlines; leave --format out.")
     inputs, problems = [], []
     for path in images:
-        try:
+        with noting(problems):
             inputs.append(predictor.list_images(path))
-        except InputError as error:
-            problems.append(str(error))
     if not inputs:
         raise InputError(problems[0])
     # An image may be several files, each a channel; it is called by the first.
@@ -261,10 +260,11 @@ class _Job:
         """The row of the summary, after all files of the image are written; without them if it failed."""
         row = dict.fromkeys(COLUMNS, "") | {"name": name, "image": self.names[name]}
         try:
-            if large := self._open_large(name):
+            image, blocks = self.images[self.names[name]], self.predictor.blocks
+            if large := blocks and blocks.open(image):
                 with large:
                     return row | self._predict_large(name, large)
-            found = self.predictor(self.images[self.names[name]])
+            found = self.predictor(image)
             if found.labels.max() > MAX_16_BIT and ".png" in self.saved[0]:
                 raise InputError(f"{self.names[name]} has over {MAX_16_BIT} cells; give the option output_ext=.tif.")
         except Exception as error:  # whatever is wrong with one image, the others are to be predicted
@@ -273,10 +273,6 @@ class _Job:
             return row | {"error": sentence if place in sentence else f"{place}: {sentence}"}
         self._write(name, found)
         return row | columns_of(found.table, found.doubts)
-
-    def _open_large(self, name: str) -> TiffRows | None:
-        """The image, if it is one that is predicted by blocks."""
-        return self.predictor.blocks and self.predictor.blocks.open(self.images[self.names[name]])
 
     def _predict_large(self, name: str, image: TiffRows) -> dict[str, object]:
         """The columns of the summary of an image that is predicted by blocks, after its files are written."""

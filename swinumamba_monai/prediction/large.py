@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.inference.blocks import Block, BlockInference
 from swinumamba_monai.inference.polygons import geojson
-from swinumamba_monai.inference.writers import write_label_rows
 from swinumamba_monai.painting import outlined, picture_step
 from swinumamba_monai.prediction.artefacts import artefact_cells
 from swinumamba_monai.prediction.objects import object_table
@@ -52,29 +52,19 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
     Raises:
         InputError: it cannot be predicted in blocks, or not with the memory there is; its file is damaged.
     """
-    blocks.check(image)
-    overview = blocks.read_once(image)
-    picture, tables, cut, artefacts = _Picture(image), [], [], []
+    picture, tables, artefacts = _Picture(image), [], []
 
-    def rows() -> Iterator[np.ndarray]:
-        for block in blocks.blocks(image, overview):
-            tables.append(_table_of(block))
-            cut.append(block.cut)
-            artefacts.append(artefact_cells(block.labels, block.image) + block.before)
-            picture.add(block)
-            if features is not None:
-                features.add(block)
-            yield block.rows
+    def gather(block: Block) -> None:
+        tables.append(_table_of(block))
+        artefacts.append(artefact_cells(block.labels, block.image) + block.before)
+        picture.add(block)
+        add_features(block)
 
-    features = None
-    if polygons is None:
-        write_label_rows(file, image.shape, rows())
-    else:
-        with replacing(polygons) as temporary, _Features(temporary) as features:
-            write_label_rows(file, image.shape, rows())
+    with _features_in(polygons) as add_features:
+        overview, cut = blocks.write(image, file, gather)
     table = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     outlines = outlined(picture.image, picture.labels, one_colour=True)
-    return LargePrediction(table, outlines, overview, sum(cut), np.concatenate(artefacts))
+    return LargePrediction(table, outlines, overview, cut, np.concatenate(artefacts))
 
 
 def _table_of(block: Block) -> dict[str, np.ndarray]:
@@ -108,21 +98,21 @@ class _Picture:
         whole[top : top + part.shape[0], left : left + part.shape[1]] = part
 
 
-class _Features:
-    """A GeoJSON file that is written feature by feature."""
+@contextmanager
+def _features_in(path: Path | None) -> Iterator[Callable[[Block], None]]:
+    """What adds the cells of a block to a GeoJSON file, which is there whole or not at all; nothing without a file."""
+    if path is None:
+        yield lambda block: None
+        return
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = ""
 
-    def __init__(self, path: Path) -> None:
-        self._file, self._count = path.open("w", encoding="utf-8"), 0
+        def add(block: Block) -> None:
+            nonlocal separator
+            for feature in geojson(block.labels, corner=block.corner, before=block.before)["features"]:
+                file.write(separator + json.dumps(feature))
+                separator = ", "
 
-    def __enter__(self) -> _Features:
-        self._file.write('{"type": "FeatureCollection", "features": [')
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.write("]}")
-        self._file.close()
-
-    def add(self, block: Block) -> None:
-        for feature in geojson(block.labels, corner=block.corner, before=block.before)["features"]:
-            self._file.write(", " * (self._count > 0) + json.dumps(feature))
-            self._count += 1
+        file.write('{"type": "FeatureCollection", "features": [')
+        yield add
+        file.write("]}")

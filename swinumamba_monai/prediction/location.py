@@ -29,9 +29,10 @@ def find_bundle(bundle: str | PathLike, bundle_dir: str | PathLike | None = None
     Raises:
         InputError: it is no text and no path, or there is none; the sentence says how to get it.
     """
-    for name, given in {"bundle": bundle, "bundle_dir": bundle if bundle_dir is None else bundle_dir}.items():
-        if not isinstance(given, (str, PathLike)):
-            raise InputError(f"{name} must be a task ({', '.join(TASKS)}) or a path; got {given!r}.")
+    given = {"bundle": bundle} if bundle_dir is None else {"bundle": bundle, "bundle_dir": bundle_dir}
+    for name, value in given.items():
+        if not isinstance(value, (str, PathLike)):
+            raise InputError(f"{name} must be a task ({', '.join(TASKS)}) or a path; got {value!r}.")
     if bundle_dir is not None:
         places = [Path(bundle_dir), Path(bundle_dir) / bundle]
     elif bundle in TASKS:

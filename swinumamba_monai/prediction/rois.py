@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import struct
 import zipfile
+from collections.abc import Sequence
 from os import PathLike
 
 import numpy as np
 
 from swinumamba_monai.atomic import replacing
-from swinumamba_monai.inference.polygons import geojson
+from swinumamba_monai.data.files.imagej_roi import CLOSE, LINE, MOVE, POLYGON, RECTANGLE
+from swinumamba_monai.inference.polygons import outlines, regions
 
-POLYGON, RECTANGLE = 0, 1
-MOVE, LINE, CLOSE = 0, 1, 4
 VERSION = 227
 MAX_CORNER, MAX_CORNERS = (1 << 15) - 1, (1 << 16) - 1
 # Name of the format, version, kind, box (top, left, bottom, right), number of corners; at byte 36 the length of a
@@ -37,17 +37,15 @@ def write_rois(path: str | PathLike, labels: np.ndarray) -> None:
         path: ``.zip`` file to write, whole or not at all; each region in it is called by its number.
         labels: numbers (H, W), 0 is background.
     """
-    present = np.unique(labels[labels > 0]).tolist()
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number, feature in zip(present, geojson(labels)["features"], strict=True):
+        for number, mask, corner in regions(labels):
+            rings = [np.array(ring[:-1]) for polygon in outlines(mask, corner) for ring in polygon]
             # With a date of its own, the same regions would never be the same file.
-            archive.writestr(zipfile.ZipInfo(f"{number:05d}.roi"), _roi(feature["geometry"], f"{number:05d}"))
+            archive.writestr(zipfile.ZipInfo(f"{number:05d}.roi"), _roi(rings, f"{number:05d}"))
 
 
-def _roi(geometry: dict, name: str) -> bytes:
-    """An outline as GeoJSON has it, as ImageJ's file."""
-    polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
-    rings = [np.array(ring[:-1]) for polygon in polygons for ring in polygon]
+def _roi(rings: Sequence[np.ndarray], name: str) -> bytes:
+    """The corners (n, 2) of the rings of a region, x and y, as ImageJ's file."""
     corners = np.concatenate(rings)
     (left, top), (right, bottom) = corners.min(0), corners.max(0)
     box = np.minimum((top, left, bottom, right), MAX_CORNER).tolist()  # of a shape ImageJ takes the path alone

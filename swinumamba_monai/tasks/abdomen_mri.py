@@ -17,6 +17,7 @@ from swinumamba_monai.data.files.dicom_series import choose_series, find_series
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, as_label_map
 from swinumamba_monai.data.files.nifti import NIFTI_SUFFIXES, read_nifti_grid
 from swinumamba_monai.data.files.volume_writing import write_volume
+from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.data.listing import load_volumes
 from swinumamba_monai.data.prepare import dataset
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
@@ -102,18 +103,16 @@ def _leave_out_ct(found: FoundPairs) -> None:
 
 def _leave_out_other_series(found: FoundPairs, source: Path, series: str | None) -> None:
     """Drop the images that are the only series of their folder, and not the one that is asked for."""
-    images = {name: image for name, (image, _) in found.pairs.items()}
-    if series is None or not images:
+    if series is None or not found.pairs:
         return
-    if all(map(Path.is_file, images.values())):
+    if all(image.is_file() for image, _ in found.pairs.values()):
         raise InputError(f"series chooses among DICOM series, and {source} has none; leave it out.")
-    for name, image in images.items():
-        try:
+    pairs, found.pairs = found.pairs, {}
+    for name, (image, label) in pairs.items():
+        with noting(found.problems):
             if image.is_dir():
                 choose_series(image, find_series(image), series)
-        except InputError as error:
-            del found.pairs[name]
-            found.problems.append(str(error))
+            found.pairs[name] = (image, label)
 
 
 def _count_channels(found: FoundPairs, source: Path, wanted: int | None) -> int:
@@ -175,16 +174,13 @@ def _write_classes(
     if turned:
         found.warnings.append(f"{len(turned)} labels lie otherwise than their images and are written on their grids.")
     folder.mkdir()
-    for name, (image, label) in list(found.pairs.items()):
-        try:
+    pairs, found.pairs = found.pairs, {}
+    for name, (image, label) in pairs.items():
+        with noting(found.problems):
             ids, affine = turned.get(name) or volumes.read_volume_label(label)
             made = folder / f"{name}.nii.gz"
             write_volume(made, labels.to_classes(ids, label), affine)
-        except InputError as error:
-            found.problems.append(str(error))
-            del found.pairs[name]
-            continue
-        found.pairs[name] = (image, made)
+            found.pairs[name] = (image, made)
 
 
 def _grid(paths: Sequence[Path], channels: int, nan: float | None) -> tuple[tuple[int, ...], np.ndarray]:

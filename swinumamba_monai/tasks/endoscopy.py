@@ -15,10 +15,11 @@ import numpy as np
 from monai.config import PathLike
 from PIL import Image
 
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes, read_image
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes
 from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, as_label_map, select_classes, simple_name
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import FrameReader
+from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.data.listing import load_frames
 from swinumamba_monai.data.prepare import dataset, label_forms
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
@@ -146,12 +147,10 @@ def _write_classes(
 ) -> None:
     """Write every label as a mask of class numbers into the folder ``made``."""
     for name, (image, label) in matched.labels.items():
-        try:
+        with noting(matched.found.problems):
             ids = label_forms.class_ids_of(label, label_forms.size_of(image, label), labels, threshold, colours)
             source = label.source if isinstance(label, Annotations) else label
             matched.found.pairs[name] = (image, label_forms.write_numbers(labels.to_classes(ids, source), made / name))
-        except InputError as error:
-            matched.found.problems.append(str(error))
 
 
 def instrument_of(folder: str) -> str:
@@ -217,7 +216,7 @@ def _join(
                     raise InputError(f"{file} numbers the instruments, so it takes no mask_threshold; leave it out.")
                 mask = value.to_classes(read_classes(file), file)
             else:
-                mask = np.where(_is_instrument(file, threshold), np.uint8(value), np.uint8(0))
+                mask = np.where(label_forms.marked_in(file, threshold), np.uint8(value), np.uint8(0))
             classes = np.zeros_like(mask) if classes is None else classes
             if mask.shape != classes.shape:
                 raise InputError(f"{file} is {mask.shape}, but the masks of a frame must be of one size.")
@@ -229,13 +228,6 @@ def _join(
     Image.fromarray(classes).save(label)
     found.pairs[name] = (frame, label)
     return True
-
-
-def _is_instrument(file: Path, threshold: float | None) -> np.ndarray:
-    """Where a mask of one instrument is not black, or as bright as the threshold, (H, W) bool; some are in colour."""
-    mask = read_image(file)
-    mask = mask if mask.ndim == 2 else mask[..., :3].max(-1)
-    return mask > 0 if threshold is None else mask >= threshold
 
 
 def _read_mappings(source: Path, sequences: Sequence[Path]) -> LabelMap:

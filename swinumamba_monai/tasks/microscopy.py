@@ -10,6 +10,7 @@ from monai.config import PathLike
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.data.files.shapes import Annotations
+from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.data.prepare import dataset
 from swinumamba_monai.data.prepare.inspection import inspect_cells
@@ -63,11 +64,9 @@ def prepare_microscopy(
         else:
             maps.mkdir()
             for name, (image, label) in matched.labels.items():
-                try:
+                with noting(found.problems):
                     cells = cells_of(label, size_of(image, label), options.mask_threshold)
                     found.pairs[name] = (image, write_numbers(cells, maps / name))
-                except InputError as error:
-                    found.problems.append(str(error))
         return dataset.check_and_write("microscopy", found, source, output, options, inspect_cells, maps, groups=stacks)
 
 

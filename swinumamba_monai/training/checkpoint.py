@@ -18,6 +18,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
 from swinumamba_monai.atomic import remove_unfinished, write_file
@@ -75,8 +76,7 @@ def run_record(ckpt_path: str | PathLike | Sequence[str | PathLike], **facts) ->
     Raises:
         InputError: a ``run.json`` that is damaged.
     """
-    paths = [ckpt_path] if isinstance(ckpt_path, (str, PathLike)) else ckpt_path
-    return {**facts, "training": [_read_record(Path(path).with_name(RECORD_NAME)) for path in paths]}
+    return {**facts, "training": [_read_record(Path(path).with_name(RECORD_NAME)) for path in ensure_tuple(ckpt_path)]}
 
 
 def _read_record(path: Path) -> dict | None:

@@ -108,27 +108,28 @@ class MaskedImageModel(nn.Module):
 
     Args:
         network: network with a VMamba encoder, and maybe a ``stem`` before it.
+
+    Attributes:
         stride: number of pixels of the image to one of the encoder's last map, in each direction.
 
     Raises:
         InputError: the network has no such encoder.
     """
 
-    def __init__(self, network: nn.Module, stride: int = 32) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         encoder = find_encoder(network)
         if encoder is None:
             raise InputError(f"{type(network).__name__} has no VMamba encoder; choose SwinUMambaD or SwinUMamba.")
-        self.stride = stride
+        self.stride = network.step[0]
         self.vssm_encoder = encoder
         if hasattr(network, "stem"):
             self.stem = network.stem
         channels = self.vssm_encoder.channels
         self.mask_token = nn.Parameter(torch.empty(channels[0]))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.head = nn.Sequential(
-            nn.Conv2d(channels[-1], stride**2 * network.in_channels, kernel_size=1), nn.PixelShuffle(stride)
-        )
+        pixels = self.stride**2 * network.in_channels
+        self.head = nn.Sequential(nn.Conv2d(channels[-1], pixels, kernel_size=1), nn.PixelShuffle(self.stride))
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """The image (b, c, h, w) that is predicted, whose pixels that were seen carry no meaning.

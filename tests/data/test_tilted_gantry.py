@@ -15,13 +15,12 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImage
 
 from swinumamba_monai.data import VolumeReader
-from swinumamba_monai.data.files.grids import spacing_of
+from swinumamba_monai.data.files.grids import put_upright, spacing_of
 from swinumamba_monai.data.files.volumes import read_volume
 from swinumamba_monai.data.sampling.transforms import SliceOrientationd, SliceSpacingd
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference import RestoreVolumed
 from swinumamba_monai.metrics import DiceNSDMetric
-from swinumamba_monai.metrics.upright import put_upright
 from swinumamba_monai.tasks.abdomen_mri import prepare_abdomen_mri
 
 pydicom = pytest.importorskip("pydicom")

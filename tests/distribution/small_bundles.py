@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from swinumamba_monai.bundle_network import build_bundle_network
+from swinumamba_monai.distribution.network_of_config import build_bundle_network
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = ("abdomen_mri", "endoscopy", "microscopy")

@@ -19,9 +19,9 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from small_bundles import BUNDLES, ROOT
 
-from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.cli import main
 from swinumamba_monai.distribution import package_bundle
+from swinumamba_monai.distribution.network_of_config import build_bundle_network
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.weight_files import find_checkpoint, read_weights
 

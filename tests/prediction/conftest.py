@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_weights import SMALL_NETWORK
 
-from swinumamba_monai.bundle_network import build_bundle_network
+from swinumamba_monai.distribution.network_of_config import build_bundle_network
 from swinumamba_monai.prediction import find_bundle
 from swinumamba_monai.tasks import find_task
 

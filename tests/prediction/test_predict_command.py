@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from skimage.measure import regionprops
 
-from swinumamba_monai.bundle_network import build_bundle_network
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import read_image
+from swinumamba_monai.distribution.network_of_config import build_bundle_network
 from swinumamba_monai.inference import InstanceWriter
 from swinumamba_monai.prediction import Predictor, find_bundle
 from swinumamba_monai.tasks import TASKS

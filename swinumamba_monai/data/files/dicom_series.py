@@ -35,6 +35,7 @@ from swinumamba_monai.data.files.dicom_parts import (
 )
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
 from swinumamba_monai.data.files.walk import find_files
+from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.errors import InputError, listed, log_once, shown
 
 if TYPE_CHECKING:
@@ -241,15 +242,10 @@ def list_series(
         places = {place: chosen for place, group in places.items() if (chosen := [one for one in group if one in kept])}
     for place, group in places.items():
         below = [one for one in found if one.folder.is_relative_to(place)]
-        try:
+        with noting(problems):
             chosen = group if wanted is not None else choose_series(place, group)
-        except InputError as error:
-            if problems is None:
-                raise
-            problems.append(str(error))
-            continue
-        own = place / place.name if beside_others and place == folder else place
-        names += [f"{own if len(below) == 1 else place / one.key}{SERIES_SUFFIX}" for one in chosen]
+            own = place / place.name if beside_others and place == folder else place
+            names += [f"{own if len(below) == 1 else place / one.key}{SERIES_SUFFIX}" for one in chosen]
     return names
 
 

@@ -16,14 +16,15 @@ from swinumamba_monai.errors import InputError, quoted, shown
 MAX_ROIS, MAX_ROI_BYTES = 1 << 17, 1 << 22
 
 # The kinds that have an area, by the number at byte 6; the rest are lines, angles and points.
-_POLYGONS = (0, 7, 8)  # polygon, freehand, traced
-_RECTANGLE, _OVAL = 1, 2
+POLYGON = 0
+_POLYGONS = (POLYGON, 7, 8)  # with freehand and traced ones
+RECTANGLE, _OVAL = 1, 2
 _OTHERS = {3: "line", 4: "freehand line", 5: "segmented line", 6: "nothing", 9: "angle", 10: "point"}
 _TEXT, _IMAGE = 1, 4  # of the subtypes at byte 48, which are rectangles for ImageJ
 _SUBPIXEL = 128  # of the options at byte 50
 _FIRST_SUBPIXEL_BOX = 223  # version that keeps fractions of rectangles and ovals, at byte 18
 _HEADER = 64  # bytes
-_MOVE, _LINE, _CLOSE = 0, 1, 4  # of the path of a composite region
+MOVE, LINE, CLOSE = 0, 1, 4  # of the path of a composite region
 
 
 def read_rois(path: Path) -> Annotations:
@@ -60,15 +61,15 @@ def _parse(data: bytes, name: str) -> Shape:
     top, left, bottom, right = struct.unpack_from(">4h", data, 8)
     subtype, options = struct.unpack_from(">2h", data, 48)
     has_box = options & _SUBPIXEL and struct.unpack_from(">h", data, 4)[0] >= _FIRST_SUBPIXEL_BOX
-    if has_box and kind in (_RECTANGLE, _OVAL):
+    if has_box and kind in (RECTANGLE, _OVAL):
         left, top, width, height = struct.unpack_from(">4f", data, 18)
         right, bottom = left + width, top + height
     composite = struct.unpack_from(">i", data, 36)[0]
     if composite > 0:
         return Shape(name, [_path(np.frombuffer(data, ">f4", composite, _HEADER).tolist(), name)])
-    if kind == _RECTANGLE and subtype in (_TEXT, _IMAGE):
+    if kind == RECTANGLE and subtype in (_TEXT, _IMAGE):
         raise InputError(f"{shown(name)} is a text or a picture, which has no pixels; keep areas only.")
-    if kind == _RECTANGLE:
+    if kind == RECTANGLE:
         return Shape(name, [[as_ring([(left, top), (right, top), (right, bottom), (left, bottom)])]])
     if kind == _OVAL:
         middle, radii = ((left + right) / 2, (top + bottom) / 2), ((right - left) / 2, (bottom - top) / 2)
@@ -92,13 +93,13 @@ def _path(numbers: list[float], name: str) -> list[np.ndarray]:
     place = 0
     while place < len(numbers):
         step = numbers[place]
-        if step not in (_MOVE, _LINE, _CLOSE):
+        if step not in (MOVE, LINE, CLOSE):
             raise InputError(f"{shown(name)} has curves, which are not read; convert it to polygons.")
-        if step == _MOVE:
+        if step == MOVE:
             rings.append([])
-        if step != _CLOSE:
+        if step != CLOSE:
             rings[-1].append((numbers[place + 1], numbers[place + 2]))
-        place += 1 if step == _CLOSE else 3
+        place += 1 if step == CLOSE else 3
     rings = [ring for ring in rings if len(ring) > 2]
     if not rings:
         raise InputError(f"{shown(name)} has no outline; remove it.")

@@ -19,6 +19,7 @@ from swinumamba_monai.data.files.dicom_series import (
 )
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
 from swinumamba_monai.data.files.walk import find_files
+from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.errors import InputError, listed
 
 logger = logging.getLogger(__name__)
@@ -44,12 +45,8 @@ def list_volumes(folder: Path, series: str | None = None, problems: list[str] | 
         return volumes
     chosen = []
     for volume in volumes:
-        try:
+        with noting(problems):
             chosen.append(_chosen(volume, series))
-        except InputError as error:
-            if problems is None:
-                raise
-            problems.append(str(error))
     if problems and not chosen:
         raise InputError(problems[0])
     return chosen
@@ -132,15 +129,12 @@ def _group_channels(files: Sequence[Path], channels: int, problems: list[str] | 
         else:
             found.append(str(file))
     for case, parts in groups.items():
-        if sorted(parts) != list(range(channels)):
-            numbers = ", ".join(f"{number:04d}" for number in sorted(parts))
-            sentence = (
-                f"{case} has the channels {numbers}, but 0000 to {channels - 1:04d} are needed for in_channels "
-                f"{channels}; complete them."
-            )
-            if problems is None:
-                raise InputError(sentence)
-            problems.append(sentence)
-            continue
-        found.append(tuple(str(parts[number]) for number in range(channels)))
+        with noting(problems):
+            if sorted(parts) != list(range(channels)):
+                numbers = ", ".join(f"{number:04d}" for number in sorted(parts))
+                raise InputError(
+                    f"{case} has the channels {numbers}, but 0000 to {channels - 1:04d} are needed for in_channels "
+                    f"{channels}; complete them."
+                )
+            found.append(tuple(str(parts[number]) for number in range(channels)))
     return found

@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from swinumamba_monai.data.datalist import leads_outside
+
+FURTHER_CHANNEL = re.compile(r"_000[1-9]$")  # of nnU-Net, behind the name of an image; numbers of cases are larger
 
 
 @dataclass

@@ -101,9 +101,7 @@ def class_ids_of(
     if threshold is not None:
         if len(labels.names) != 2:
             raise InputError(f"mask_threshold parts one class from the background, but there are {labels.names[1:]}.")
-        mask = read_image(label)
-        mask = mask[..., :3].max(-1) if mask.ndim == 3 else mask
-        return np.where(mask >= threshold, labels.ids[1][0], labels.ids[0][0]).astype(np.int32)
+        return np.where(marked_in(label, threshold), labels.ids[1][0], labels.ids[0][0]).astype(np.int32)
     if colours is not None:
         return _by_colour(label, colours)
     ids = read_classes(label)
@@ -117,6 +115,13 @@ def class_ids_of(
             "give mask_threshold 128, or the mask before it was smoothed."
         )
     return ids
+
+
+def marked_in(mask: Path, threshold: float | None) -> np.ndarray:
+    """Where a black and white mask is not black, or as bright as the threshold, (H, W) bool; some are in colour."""
+    pixels = read_image(mask)
+    pixels = pixels if pixels.ndim == 2 else pixels[..., :3].max(-1)
+    return pixels > 0 if threshold is None else pixels >= threshold
 
 
 def as_outlines(label: Label) -> Label:

@@ -13,7 +13,7 @@ from pathlib import Path
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
 from swinumamba_monai.data.files.volume_listing import list_volumes
 from swinumamba_monai.data.files.volumes import volume_name
-from swinumamba_monai.data.prepare.found_pairs import FoundPairs
+from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
 from swinumamba_monai.data.prepare.volume_layouts import MASKS
 from swinumamba_monai.errors import InputError, explained
 
@@ -21,7 +21,7 @@ from swinumamba_monai.errors import InputError, explained
 _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 
 # The number of a channel that nnU-Net puts after the name of an image.
-_CHANNEL, _FURTHER = re.compile(r"(?<=.)_\d{4}$"), re.compile(r"_000[1-9]$")  # numbers of cases like _0507 are larger
+_CHANNEL = re.compile(r"(?<=.)_\d{4}$")
 _LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg")
 
 _KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM series each,"
@@ -143,7 +143,7 @@ def _match_channels(images: Sequence[Path], labels: Sequence[Path], source: Path
     for image in images:
         own = volume_name(image)
         case = own if own in label_names else _CHANNEL.sub("", own)
-        if own in label_names or not _FURTHER.search(own):
+        if own in label_names or not FURTHER_CHANNEL.search(own):
             names[image] = case
         else:
             further.setdefault(case, []).append(image)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, stat
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of
-from swinumamba_monai.data.prepare.found_pairs import FoundPairs
+from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
 from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label
 from swinumamba_monai.data.prepare.pictures import (
     LABEL_ENDS,
@@ -29,8 +28,6 @@ from swinumamba_monai.data.prepare.pictures import (
     sort_files,
 )
 from swinumamba_monai.errors import InputError
-
-_FURTHER_CHANNEL = re.compile(r"_000[1-9]$")
 
 
 @dataclass
@@ -194,7 +191,7 @@ def _match_files(matched: Matched, files: Pictures, pairs: dict[Path, tuple[Key,
             found.warnings.append(f"{len(images)} images of the {section} section are not used: it has no labels.")
             continue
         for image in images:
-            if _FURTHER_CHANNEL.search(image.stem) and f"{image.stem[:-4]}0000" in stems:
+            if FURTHER_CHANNEL.search(image.stem) and f"{image.stem[:-4]}0000" in stems:
                 found.problems.append(
                     f"{image} is a further channel of its image; save all channels in one file, or keep _0000 alone."
                 )

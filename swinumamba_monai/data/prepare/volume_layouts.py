@@ -19,6 +19,7 @@ from swinumamba_monai.data.files.label_map import LabelMap, select_classes, simp
 from swinumamba_monai.data.files.volume_writing import write_volume
 from swinumamba_monai.data.files.volumes import read_volume_label
 from swinumamba_monai.data.files.walk import find_files
+from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.errors import InputError, listed
 
@@ -72,13 +73,10 @@ def find_chaos(
         if sequence not in wanted:
             continue
         name = f"chaos_{ground.parents[1].name}_{sequence}"
-        try:
+        with noting(found.problems):
             ids, affine = _read_ground(ground, place)
             write_volume(made / f"{name}.nii.gz", numbers.to_classes(ids, ground), affine)
-        except InputError as error:
-            found.problems.append(str(error))
-            continue
-        found.pairs[name] = (place, made / f"{name}.nii.gz")
+            found.pairs[name] = (place, made / f"{name}.nii.gz")
     return found, LabelMap.of_names(labels.names)
 
 
@@ -113,7 +111,7 @@ def find_totalsegmentator(
             found.problems.append(f"{folder} has no {' or '.join(_TOTALSEGMENTATOR_IMAGES)}.")
             continue
         label = made / f"{folder.name}.nii.gz"
-        try:
+        with noting(found.problems):
             masks = {number: read_volume_label(folder / MASKS / structures[number - 1]) for number in wanted}
             ids, affine = next(iter(masks.values()))
             ids = np.zeros_like(ids)
@@ -122,10 +120,7 @@ def find_totalsegmentator(
                     raise InputError(f"{folder} has masks on several grids; replace {structures[number - 1]}.")
                 ids[mask > 0] = number
             write_volume(label, labels.to_classes(ids, folder), affine)
-        except InputError as error:
-            found.problems.append(str(error))
-            continue
-        found.pairs[folder.name] = (images[folder], label)
+            found.pairs[folder.name] = (images[folder], label)
     found.split = _read_meta(source / "meta.csv", found)
     return found, LabelMap.of_names(labels.names)
 

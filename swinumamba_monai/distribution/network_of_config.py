@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Who builds a bundle's network: this reads its config, for the commands that need the network alone."""
+"""The network of a bundle's config, for the commands that need it alone: export, verify and package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 from torch import nn
 
-from .errors import InputError, find_input_error, quoted
+from swinumamba_monai.errors import InputError, find_input_error, quoted
+from swinumamba_monai.pretrained import load_pretrained
 
 
 def build_bundle_network(config_file: str | PathLike, overrides: Mapping[str, object] | None = None) -> nn.Module:
@@ -35,3 +36,20 @@ def build_bundle_network(config_file: str | PathLike, overrides: Mapping[str, ob
     except Exception as error:  # a config can fail in any way, or have none
         reason = find_input_error(error) or quoted(error)
         raise InputError(f"{path} gives no network_def that can be built ({reason}).") from error
+
+
+def read_bundle_network(
+    config_file: str | PathLike, ckpt_file: str | PathLike, overrides: Mapping[str, object] | None = None
+) -> nn.Module:
+    """The network of a bundle's config with trained weights, in evaluation mode on the CPU.
+
+    Args:
+        config_file, overrides: see :func:`build_bundle_network`.
+        ckpt_file: file with the whole weights of that network.
+
+    Raises:
+        InputError: no such files, a config without a network, or weights that do not fit.
+    """
+    network = build_bundle_network(config_file, overrides)
+    load_pretrained(network, ckpt_file, strict=True)
+    return network.eval()
