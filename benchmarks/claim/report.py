@@ -35,6 +35,7 @@ SCRATCH = {  # the same network from random weights
     "†, stage 1": "†",
     "† s1l8, MIM": "† s1l8",
     "† s1l8, stage 1 + MIM": "† s1l8",
+    "† s1l8, formula": "† s1l8",
 }
 RUN = ("task", "arm", "part", "seed", "share", "steps", "rate")  # what tells a run in scores.csv
 SCORES = {"microscopy": "F1", "endoscopy": "DSC", "abdomen_mri": "DSC"}
