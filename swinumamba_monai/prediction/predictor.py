@@ -26,7 +26,7 @@ from torch import nn
 
 from swinumamba_monai.bundle_failures import explain_failure
 from swinumamba_monai.bundle_options import as_literal, check_option
-from swinumamba_monai.data.files.images import check_pixels, image_names
+from swinumamba_monai.data.files.images import check_pixels, check_steps, image_names
 from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import Inputs
@@ -205,7 +205,7 @@ class Predictor:
             array = np.asarray(image)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{type(image).__name__} cannot be made an array: {quoted(error)}.") from error
-        array = check_pixels(array, "the array")
+        array = check_steps(check_pixels(array, "the array"), "the array")
         channels = array.shape[3 if stack else 2 :]
         if array.ndim - stack not in (2, 3) or (channels and channels[0] > MAX_CHANNELS):
             wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"

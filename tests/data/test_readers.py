@@ -131,12 +131,42 @@ def test_stacks_are_refused(tmp_path):
     refused(tmp_path / "series.tif", "2 separate images")
 
 
+@pytest.mark.parametrize(
+    "pixels",
+    [GRAY * 1e-50, GRAY * 1.0 + 1e12, GRAY.astype(np.uint32) + 3_000_000_000],
+    ids=["tiny", "on_a_large_number", "integers_on_a_large_number"],
+)
+def test_pixels_that_float32_makes_one_are_refused(pixels, tmp_path):
+    """Otherwise the network sees a flat image, in which nothing is found without a word."""
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    refused(tmp_path / "a.tif", "float32 cannot tell apart; subtract the least")
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [GRAY * 1e-40, GRAY * 1.0 + 1e8, GRAY.astype(np.uint32) * 1000 + 3_000_000_000, np.array([[0.3, 0.1 + 0.2]])],
+    ids=["small", "on_a_number", "integers", "flat_but_for_rounding"],
+)
+def test_pixels_that_float32_tells_apart_are_read(pixels, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), pixels)
+
+
+def test_an_animation_is_refused(tmp_path):
+    """Pillow reads its first picture, and the others would be passed over in silence."""
+    Image.fromarray(GRAY).save(tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(255 - GRAY)])
+    refused(tmp_path / "a.png", "animation of 2 pictures; save each as a file of its own")
+
+
 def test_pixels_that_cannot_be_used_are_refused(tmp_path):
     nan, infinite = GRAY.astype(np.float32), GRAY.astype(np.float32)
     nan[0, 0], infinite[1, 2] = np.nan, np.inf
     for name, pixels in (("nan.tif", nan), ("inf.tif", infinite)):
         tifffile.imwrite(tmp_path / name, pixels)
         refused(tmp_path / name, "NaN or infinite")
+    missing = np.where(GRAY == 0, np.finfo(np.float32).min, GRAY).astype(np.float32)
+    tifffile.imwrite(tmp_path / "missing.tif", missing)
+    refused(tmp_path / "missing.tif", "beyond 1e+30", "replace them where they mark what is missing")
     tifffile.imwrite(tmp_path / "complex.tif", GRAY.astype(np.complex64))
     refused(tmp_path / "complex.tif", "complex64")
     five = np.zeros((8, 9, 5), np.uint8)

@@ -26,6 +26,9 @@ from swinumamba_monai.data.files.tiff import decode_tiff, plane_names, tiff_orie
 from swinumamba_monai.errors import InputError, explained
 
 MAX_NUMBER = 1 << 24  # whole numbers beyond it are not all exact in float32
+MAX_VALUE = 1e30  # larger pixels have no sum in float32; 3.4e38 marks missing ones in some programs
+MIN_STEPS = 16  # of float32 between the least and the largest pixel: with fewer there is no image left to see
+ROUNDING = 1e-12  # of float64 pixels that should be equal, as a share of them
 MAX_SCANS = 100  # of a progressive JPEG, which is decoded as often; encoders make about ten
 
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
@@ -53,7 +56,8 @@ def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
 
     Raises:
         InputError: The file is missing, of another format, damaged or truncated, is a stack of images, has more than
-            ``MAX_PIXELS`` pixels or ``MAX_CHANNELS`` channels, or has NaN or infinite pixels.
+            ``MAX_PIXELS`` pixels or ``MAX_CHANNELS`` channels, or has pixels that are NaN, infinite, or too large or
+            too near to each other for float32.
     """
     path, plane = file_and_number(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -66,7 +70,7 @@ def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
         image = decode_tiff(path, plane, indices) if suffix in TIFF_SUFFIXES else _decode_pillow(path, suffix, indices)
     if image.ndim not in (2, 3):
         raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
-    return check_pixels(image, path)
+    return check_steps(check_pixels(image, path), path)
 
 
 def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
@@ -77,7 +81,7 @@ def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
         source: origin of the pixels, as the sentence names it.
 
     Raises:
-        InputError: there is no pixel, or pixels are no finite numbers.
+        InputError: there is no pixel, or pixels are no finite numbers or beyond ``MAX_VALUE``.
     """
     if image.size == 0:
         raise InputError(f"{source} has {image.shape} pixels, which is none; it is damaged.")
@@ -87,8 +91,33 @@ def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
         raise InputError(f"{source} has pixels of type {image.dtype}; convert it to integers or floats.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise InputError(f"{source} has pixels that are NaN or infinite; replace them by numbers.")
-    if image.dtype.itemsize > 4 and max(abs(float(image.min())), abs(float(image.max()))) > np.finfo(np.float32).max:
-        raise InputError(f"{source} has pixels beyond 3.4e38, which float32 cannot hold; divide them by a number.")
+    if image.dtype.kind == "f" and max(abs(float(image.min())), abs(float(image.max()))) > MAX_VALUE:
+        raise InputError(
+            f"{source} has pixels beyond {MAX_VALUE:g}, which float32 cannot sum; divide them by a number, or replace "
+            "them where they mark what is missing."
+        )
+    return image
+
+
+def check_steps(image: np.ndarray, source: object) -> np.ndarray:
+    """The image, if its pixels are as good as told apart in float32, in which the network computes.
+
+    Args:
+        image: all pixels of an image, as :func:`check_pixels` gives them.
+        source: origin of the pixels, as the sentence names it.
+
+    Raises:
+        InputError: they differ, but by less than float32 has numbers for.
+    """
+    if image.dtype.itemsize < 4 or image.dtype == np.float32:
+        return image
+    least, most = float(image.min()), float(image.max())
+    largest = max(abs(least), abs(most))
+    if ROUNDING * largest < most - least < MIN_STEPS * float(np.spacing(np.float32(largest))):
+        raise InputError(
+            f"{source} has pixels from {least} to {most}, which float32 cannot tell apart; subtract the least from "
+            "them, or multiply them by a number."
+        )
     return image
 
 
@@ -263,6 +292,8 @@ def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
         return deep
     with _PILLOW_FILES[suffix](path) as file:
         check_size(path, file.height, file.width, len(file.getbands()))
+        if (pictures := getattr(file, "n_frames", 1)) > 1:
+            raise InputError(f"{path} is an animation of {pictures} pictures; save each as a file of its own.")
         depth = _png_bit_depth(path) if isinstance(file, PngImageFile) else 8
         check_unfolding(path, file.height * file.width * len(file.getbands()) * (1 if depth <= 8 else 2))
         if isinstance(file, JpegImageFile) and path.read_bytes().count(b"\xff\xda") > MAX_SCANS:
