@@ -310,7 +310,7 @@ class _Job:
             Image.fromarray(outlines).save(temporary)
 
     def _write(self, name: str, found: Prediction) -> None:
-        outlines = outlined(found.image, found.labels, self.predictor.class_names is None)
+        outlines = outlined(self.predictor.seen(found.image), found.labels, self.predictor.class_names is None)
         self._write_table(name, found.table, outlines)
         if "geojson" in self.formats:
             polygons = geojson(found.labels, self.predictor.class_names)

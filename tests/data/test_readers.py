@@ -17,7 +17,13 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImage
 from PIL import Image
 
 from swinumamba_monai.data.files import limits
-from swinumamba_monai.data.files.images import ImageFileReader, image_names, read_image, read_instances
+from swinumamba_monai.data.files.images import (
+    ImageFileReader,
+    MultiplexFileReader,
+    image_names,
+    read_image,
+    read_instances,
+)
 from swinumamba_monai.errors import InputError, find_input_error
 
 # 2 x 3 pixels, so that rows and columns cannot be confused.
@@ -152,6 +158,18 @@ def test_pixels_that_float32_tells_apart_are_read(pixels, tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), pixels)
 
 
+def test_many_channels_where_one_is_named(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 8, 9), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", ome=True, metadata={"axes": "CYX"})
+    image, _ = MultiplexFileReader().get_data([tmp_path / "a.tif"])
+    np.testing.assert_array_equal(image, np.moveaxis(pixels, 0, -1))
+    tifffile.imwrite(
+        tmp_path / "b.tif", np.zeros((8, 9, 65), np.uint8), photometric="minisblack", planarconfig="contig"
+    )
+    with pytest.raises(InputError, match=r"65 channels, but 64 is the limit; keep those that matter\.$"):
+        MultiplexFileReader().get_data([tmp_path / "b.tif"])
+
+
 def test_an_animation_is_refused(tmp_path):
     """Pillow reads its first picture, and the others would be passed over in silence."""
     Image.fromarray(GRAY).save(tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(255 - GRAY)])
@@ -171,7 +189,7 @@ def test_pixels_that_cannot_be_used_are_refused(tmp_path):
     refused(tmp_path / "complex.tif", "complex64")
     five = np.zeros((8, 9, 5), np.uint8)
     tifffile.imwrite(tmp_path / "five.tif", five, photometric="minisblack", planarconfig="contig")
-    refused(tmp_path / "five.tif", "5 channels")
+    refused(tmp_path / "five.tif", "5 channels", "or look for cells in one of them by --channel")
     tifffile.imwrite(tmp_path / "last.tif", np.zeros((40, 50, 2), np.uint16))  # as if it were 40 planes
     with pytest.raises(InputError, match="40 planes of 50 x 2 pixels, as if its channels came last"):
         read_image(image_names(tmp_path / "last.tif")[0])

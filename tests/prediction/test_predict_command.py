@@ -15,6 +15,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from skimage.measure import regionprops
@@ -113,6 +114,33 @@ class TestWrites:
         expected = predictor(picture[..., channel]).labels
         np.testing.assert_array_equal(read_image(tmp_path / "colours_instances.png"), expected)
         assert expected.any() and not np.array_equal(expected, predictor(picture).labels)
+
+    @pytest.mark.parametrize(("channels", "channel"), [(6, 0), (6, 5), (4, 3)])
+    def test_one_channel_of_a_multiplex_image(self, small, tmp_path, channels, channel):
+        """All channels are measured, and the picture shows the one that was looked at."""
+        pixels = np.random.default_rng(0).integers(0, 20, (channels, 64, 72), np.uint8)
+        pixels[channel, 10:30, 10:40] += 200
+        options = {"photometric": "minisblack", "ome": True, "metadata": {"axes": "CYX"}}
+        tifffile.imwrite(tmp_path / "a.ome.tif", pixels, **options)
+        Image.fromarray(pixels[channel]).save(tmp_path / "alone.png")
+        for name in ("a.ome.tif", "alone.png"):
+            one = replace(small, folder=tmp_path / name)
+            assert (
+                main(one.words(tmp_path / "out", "--channel", channel if name == "a.ome.tif" else 0, "--overwrite"))
+                == 0
+            )
+        files = [
+            (tmp_path / "out" / f"{name}_{end}")
+            for name in ("a.ome", "alone")
+            for end in ("instances.png", "outlines.png")
+        ]
+        labels, picture, labels_alone, picture_alone = map(read_image, files)
+        np.testing.assert_array_equal(labels, labels_alone)
+        np.testing.assert_array_equal(picture, picture_alone)
+        table = read_rows(tmp_path / "out" / "a.ome_objects.csv")
+        for number, region in enumerate(regionprops(labels, np.moveaxis(pixels, 0, -1).astype(np.float32))):
+            for place, mean in enumerate(region.intensity_mean):
+                assert float(table[number][f"intensity_mean-{place}"]) == pytest.approx(mean, abs=1e-4)
 
     def test_one_line_at_the_end(self, small, tmp_path, capsys):
         assert main(small.words(tmp_path)) == 0

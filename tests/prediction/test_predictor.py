@@ -154,6 +154,15 @@ class TestArrays:
         with pytest.raises(InputError, match=words):
             cells(array, stack=stack)
 
+    def test_of_many_channels_one_of_which_is_named(self, small_bundle, image):
+        many = np.dstack([np.zeros((*image.shape[:2], 6), image.dtype), np.atleast_3d(image)[..., :1]])
+        found, alone = (
+            predictor_of(small_bundle("microscopy"), channel=6)(many),
+            predictor_of(small_bundle("microscopy")),
+        )
+        np.testing.assert_array_equal(found.labels, alone(many[..., 6]).labels)
+        assert found.image.shape == many.shape and "intensity_mean-6" in found.table
+
     def test_of_volumes_are_not_taken(self, small_bundle):
         with pytest.raises(InputError, match="takes volumes with their geometry; give the path"):
             predictor_of(small_bundle("abdomen_mri"))(np.zeros((4, 4, 4)))

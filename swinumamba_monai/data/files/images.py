@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import imagecodecs
@@ -18,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from swinumamba_monai.data.files.jpeg import decode_deep, jpeg_orientation
-from swinumamba_monai.data.files.limits import MAX_DEFLATE, check_size, check_unfolding
+from swinumamba_monai.data.files.limits import MAX_CHANNELS, MAX_DEFLATE, MOST_CHANNELS, check_size, check_unfolding
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
 from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES, JPEG_SUFFIXES, TIFF_SUFFIXES, suffix_of
@@ -38,7 +39,7 @@ _PILLOW_FILES = {".png": PngImageFile, **dict.fromkeys(JPEG_SUFFIXES, JpegImageF
 _PILLOW_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB"}
 
 
-def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
+def read_image(path: PathLike, indices: bool = False, max_channels: int = MAX_CHANNELS) -> np.ndarray:
     """Read one 2D image from a PNG, JPEG, BMP or TIFF file.
 
     The alpha of a gray image is dropped, that of a colour image is the fourth channel. Palettes become RGB without
@@ -50,13 +51,14 @@ def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
         path: the file; its suffix, in any case, is one of ``IMAGE_SUFFIXES``; what is in it
             decides how it is read. A plane of a TIFF stack as :func:`image_names` calls it.
         indices: whether the numbers of a palette's colours are read instead of the colours.
+        max_channels: largest number of channels that a TIFF file may have.
 
     Returns:
-        (H, W) or (H, W, C) with 2 to 4 channels, rows first, in the data type of the file.
+        (H, W) or (H, W, C) with 2 to ``max_channels`` channels, rows first, in the data type of the file.
 
     Raises:
         InputError: The file is missing, of another format, damaged or truncated, is a stack of images, has more than
-            ``MAX_PIXELS`` pixels or ``MAX_CHANNELS`` channels, or has pixels that are NaN, infinite, or too large or
+            ``MAX_PIXELS`` pixels or ``max_channels`` channels, or has pixels that are NaN, infinite, or too large or
             too near to each other for float32.
     """
     path, plane = file_and_number(path)
@@ -67,7 +69,10 @@ def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
     advice = f"it is damaged, truncated or not a {path.suffix.lower()} file, so replace it"
     with explained(f"{path} cannot be decoded", advice):
         suffix = suffix_of(path)
-        image = decode_tiff(path, plane, indices) if suffix in TIFF_SUFFIXES else _decode_pillow(path, suffix, indices)
+        if suffix in TIFF_SUFFIXES:
+            image = decode_tiff(path, plane, indices, max_channels)
+        else:
+            image = _decode_pillow(path, suffix, indices)
     if image.ndim not in (2, 3):
         raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
     return check_steps(check_pixels(image, path), path)
@@ -262,6 +267,12 @@ class ImageFileReader(ImageReader):
             MetaKeys.SPATIAL_SHAPE: np.asarray(image.shape[:2]),
             MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if image.ndim == 3 else float("nan"),
         }
+
+
+class MultiplexFileReader(ImageFileReader):
+    """The same for images with up to ``MOST_CHANNELS`` channels, of which one is to be named that is looked at."""
+
+    decode = staticmethod(partial(read_image, max_channels=MOST_CHANNELS))
 
 
 class ClassFileReader(ImageFileReader):
