@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from datetime import timedelta
 
 from swinumamba_monai.errors import InputError, shown
 
@@ -70,8 +71,19 @@ def run(arguments: argparse.Namespace) -> None:
         print(line)
     for sentence in report.failed:
         print(f"problem: {sentence}", file=sys.stderr)
+    if arguments.share is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        _wait_for_all()
     if report.failed:
         raise InputError(f"{len(report.failed)} of the images could not be predicted; they are named above.")
+
+
+def _wait_for_all() -> None:
+    """Wait until every process of torchrun has done its share: torchrun ends all of them when one exits with 1."""
+    from torch.distributed import rendezvous
+
+    store, rank, count = next(rendezvous("env://"))
+    store.set(f"predicted {rank}", "")
+    store.wait([f"predicted {other}" for other in range(count)], timedelta(days=365))
 
 
 def _share(text: str | None) -> tuple[int, int]:

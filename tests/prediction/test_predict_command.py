@@ -276,6 +276,21 @@ class TestBadInput:
         assert main(words) == 0
         assert "4 images (3 finished before)" in capsys.readouterr().out
 
+    def test_a_bad_share_does_not_stop_the_others_of_torchrun(self, small, tmp_path):
+        """torchrun ends all processes when one exits with 1, and here the second has bad files alone."""
+        (tmp_path / "images").mkdir()
+        large = np.tile(read_image(small.images[0]), (6, 6))  # seconds, in which the other process has ended
+        for name in "ace":
+            Image.fromarray(large).save(tmp_path / "images" / f"{name}.png")
+        for name in "bdf":
+            (tmp_path / "images" / f"{name}.png").write_bytes(b"no image")
+        words = replace(small, folder=tmp_path / "images").words(tmp_path / "out")
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "swinumamba_monai"]
+        ended = subprocess.run([sys.executable, *torchrun, *words], capture_output=True, text=True, timeout=600)
+        assert ended.returncode == 1 and "3 of the images could not be predicted" in ended.stderr
+        assert [row["name"] for row in read_rows(tmp_path / "out" / "summary_1of2.csv")] == ["a", "c", "e"]
+        assert ": 3 images, " in ended.stdout
+
     def test_an_error_of_any_kind_does_not_stop_the_rest(self, small, tmp_path, monkeypatch, capsys):
         predict = Predictor.__call__
 
