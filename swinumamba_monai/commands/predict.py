@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     before = f" ({report.finished} finished before)" if report.finished else ""
     doubtful = f", {len(report.warned)} to look at" if report.warned else ""
-    images = f"{report.predicted + report.finished} images{before}, {report.objects} objects{doubtful}"
+    count = report.predicted + report.finished
+    images = f"{count} image{'s' * (count != 1)}{before}, {report.objects} objects{doubtful}"
     print(f"{arguments.output_dir}: {images}: {', '.join(report.files)}")
     for line in report.passed_over:
         print(line)

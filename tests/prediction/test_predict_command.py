@@ -15,7 +15,6 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-import tifffile
 import torch
 from PIL import Image
 from skimage.measure import regionprops
@@ -114,33 +113,6 @@ class TestWrites:
         expected = predictor(picture[..., channel]).labels
         np.testing.assert_array_equal(read_image(tmp_path / "colours_instances.png"), expected)
         assert expected.any() and not np.array_equal(expected, predictor(picture).labels)
-
-    @pytest.mark.parametrize(("channels", "channel"), [(6, 0), (6, 5), (4, 3)])
-    def test_one_channel_of_a_multiplex_image(self, small, tmp_path, channels, channel):
-        """All channels are measured, and the picture shows the one that was looked at."""
-        pixels = np.random.default_rng(0).integers(0, 20, (channels, 64, 72), np.uint8)
-        pixels[channel, 10:30, 10:40] += 200
-        options = {"photometric": "minisblack", "ome": True, "metadata": {"axes": "CYX"}}
-        tifffile.imwrite(tmp_path / "a.ome.tif", pixels, **options)
-        Image.fromarray(pixels[channel]).save(tmp_path / "alone.png")
-        for name in ("a.ome.tif", "alone.png"):
-            one = replace(small, folder=tmp_path / name)
-            assert (
-                main(one.words(tmp_path / "out", "--channel", channel if name == "a.ome.tif" else 0, "--overwrite"))
-                == 0
-            )
-        files = [
-            (tmp_path / "out" / f"{name}_{end}")
-            for name in ("a.ome", "alone")
-            for end in ("instances.png", "outlines.png")
-        ]
-        labels, picture, labels_alone, picture_alone = map(read_image, files)
-        np.testing.assert_array_equal(labels, labels_alone)
-        np.testing.assert_array_equal(picture, picture_alone)
-        table = read_rows(tmp_path / "out" / "a.ome_objects.csv")
-        for number, region in enumerate(regionprops(labels, np.moveaxis(pixels, 0, -1).astype(np.float32))):
-            for place, mean in enumerate(region.intensity_mean):
-                assert float(table[number][f"intensity_mean-{place}"]) == pytest.approx(mean, abs=1e-4)
 
     def test_one_line_at_the_end(self, small, tmp_path, capsys):
         assert main(small.words(tmp_path)) == 0
@@ -275,21 +247,6 @@ class TestBadInput:
         shutil.copy(small.images[0], images / "a.png")  # mended
         assert main(words) == 0
         assert "4 images (3 finished before)" in capsys.readouterr().out
-
-    def test_a_bad_share_does_not_stop_the_others_of_torchrun(self, small, tmp_path):
-        """torchrun ends all processes when one exits with 1, and here the second has bad files alone."""
-        (tmp_path / "images").mkdir()
-        large = np.tile(read_image(small.images[0]), (6, 6))  # seconds, in which the other process has ended
-        for name in "ace":
-            Image.fromarray(large).save(tmp_path / "images" / f"{name}.png")
-        for name in "bdf":
-            (tmp_path / "images" / f"{name}.png").write_bytes(b"no image")
-        words = replace(small, folder=tmp_path / "images").words(tmp_path / "out")
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "swinumamba_monai"]
-        ended = subprocess.run([sys.executable, *torchrun, *words], capture_output=True, text=True, timeout=600)
-        assert ended.returncode == 1 and "3 of the images could not be predicted" in ended.stderr
-        assert [row["name"] for row in read_rows(tmp_path / "out" / "summary_1of2.csv")] == ["a", "c", "e"]
-        assert ": 3 images, " in ended.stdout
 
     def test_an_error_of_any_kind_does_not_stop_the_rest(self, small, tmp_path, monkeypatch, capsys):
         predict = Predictor.__call__
