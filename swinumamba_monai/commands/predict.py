@@ -51,18 +51,24 @@ def run(arguments: argparse.Namespace) -> None:
             options[name] = DefaultParseValue(value) if isinstance(value, str) else value
     local_rank = os.environ.get("LOCAL_RANK")  # of torchrun, whose processes each have a GPU of their own
     own_device = f"cuda:{local_rank}" if local_rank and torch.cuda.is_available() else None
-    report = predict_images(
-        arguments.bundle,
-        arguments.images,
-        arguments.output_dir,
-        formats=arguments.format,
-        overwrite=arguments.overwrite,
-        share=_share(arguments.share),
-        options=options,
-        checkpoint=arguments.checkpoint,
-        device=arguments.device or own_device,
-        bundle_dir=arguments.bundle_dir,
-    )
+    try:
+        report = predict_images(
+            arguments.bundle,
+            arguments.images,
+            arguments.output_dir,
+            formats=arguments.format,
+            overwrite=arguments.overwrite,
+            share=_share(arguments.share),
+            options=options,
+            checkpoint=arguments.checkpoint,
+            device=arguments.device or own_device,
+            bundle_dir=arguments.bundle_dir,
+        )
+    except KeyboardInterrupt:
+        print(
+            f"{arguments.output_dir}: what is finished stays; the same command goes on with the rest", file=sys.stderr
+        )
+        raise
     before = f" ({report.finished} finished before)" if report.finished else ""
     doubtful = f", {len(report.warned)} to look at" if report.warned else ""
     count = report.predicted + report.finished

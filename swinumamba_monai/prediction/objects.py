@@ -93,6 +93,8 @@ def find_doubts(
             f"cells at row and column {listed(places)} have one value and sharp edges, as letters, scale bars, masks "
             "and saturated specks have; look at them"
         )
+    if "channel" not in given and image.shape[2:] == (4,) and np.ptp(image[..., 3]) > 0:
+        doubts.append("the fourth channel is taken for transparency; if it shows cells, try --channel 3")
     channels = torch.from_numpy(np.atleast_3d(image).astype(np.float32)).permute(2, 0, 1)[:3]
     look = look_of(channels)
     if look is Look.DARK and "channel" not in given and not has_one_hue(channels):

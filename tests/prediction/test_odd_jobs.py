@@ -7,8 +7,10 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -81,6 +83,29 @@ def test_a_bad_share_does_not_stop_the_others_of_torchrun(small, tmp_path):
     assert ended.returncode == 1 and "3 of the images could not be predicted" in ended.stderr
     assert [row["name"] for row in read_rows(tmp_path / "out" / "summary_1of2.csv")] == ["a", "c", "e"]
     assert ": 3 images, " in ended.stdout
+
+
+def test_ctrl_c_ends_with_a_sentence_and_the_command_goes_on(small, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    large = np.tile(read_image(small.images[0]), (4, 4))
+    for name in ("a", "b", "c", "d"):
+        Image.fromarray(large).save(tmp_path / "images" / f"{name}.png")
+    words, summary = (
+        replace(small, folder=tmp_path / "images").words(tmp_path / "out"),
+        tmp_path / "out" / "summary.csv",
+    )
+    command = [sys.executable, "-m", "swinumamba_monai", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and not (summary.is_file() and len(read_rows(summary)) > 0):
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=300)
+    assert running.returncode == 130
+    expected = f"{tmp_path / 'out'}: what is finished stays; the same command goes on with the rest\nstopped.\n"
+    assert said.endswith(expected) and "Traceback" not in said
+    finished = len(read_rows(summary))
+    assert main(words) == 0
+    assert f"4 images ({finished} finished before)" in capsys.readouterr().out
 
 
 def test_the_last_line_names_no_file_that_is_not_there(small, tmp_path, capsys):

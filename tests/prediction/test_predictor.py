@@ -229,6 +229,15 @@ class TestTable:
         assert doubt == "the cells are 5 pixels across, but the network knows 9 to 64; try --diameter 5"
         assert not find_doubts(image, table, of_cells=True, given=["diameter"])
 
+    def test_a_fourth_channel_that_is_no_even_transparency(self):
+        table = {"area": np.array([300.0, 300.0]), "score": np.array([0.9, 0.9])}
+        image = np.stack([np.arange(400.0).reshape(20, 20) ** 2] * 4, -1)
+        doubts = find_doubts(image, table, of_cells=True)
+        assert doubts == ["the fourth channel is taken for transparency; if it shows cells, try --channel 3"]
+        assert not find_doubts(image, table, of_cells=True, given=["channel"])
+        image[..., 3] = 255
+        assert not find_doubts(image, table, of_cells=True)
+
 
 class TestOptions:
     def test_go_to_the_config(self, small_bundle, image):
