@@ -22,7 +22,7 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it did what was asked, 1 with one sentence on standard error if it could not.
+    """Run a command; 0 if it did what was asked, 1 with one sentence on standard error if it could not, 130 if stopped.
 
     Without a command it prints the list of them there, and is 2, as for every command line that is none.
     """
@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from datetime import timedelta
 
 from swinumamba_monai.errors import InputError, shown
 
@@ -50,28 +51,46 @@ def run(arguments: argparse.Namespace) -> None:
             options[name] = DefaultParseValue(value) if isinstance(value, str) else value
     local_rank = os.environ.get("LOCAL_RANK")  # of torchrun, whose processes each have a GPU of their own
     own_device = f"cuda:{local_rank}" if local_rank and torch.cuda.is_available() else None
-    report = predict_images(
-        arguments.bundle,
-        arguments.images,
-        arguments.output_dir,
-        formats=arguments.format,
-        overwrite=arguments.overwrite,
-        share=_share(arguments.share),
-        options=options,
-        checkpoint=arguments.checkpoint,
-        device=arguments.device or own_device,
-        bundle_dir=arguments.bundle_dir,
-    )
+    try:
+        report = predict_images(
+            arguments.bundle,
+            arguments.images,
+            arguments.output_dir,
+            formats=arguments.format,
+            overwrite=arguments.overwrite,
+            share=_share(arguments.share),
+            options=options,
+            checkpoint=arguments.checkpoint,
+            device=arguments.device or own_device,
+            bundle_dir=arguments.bundle_dir,
+        )
+    except KeyboardInterrupt:
+        print(
+            f"{arguments.output_dir}: what is finished stays; the same command goes on with the rest", file=sys.stderr
+        )
+        raise
     before = f" ({report.finished} finished before)" if report.finished else ""
     doubtful = f", {len(report.warned)} to look at" if report.warned else ""
-    images = f"{report.predicted + report.finished} images{before}, {report.objects} objects{doubtful}"
+    count = report.predicted + report.finished
+    images = f"{count} image{'s' * (count != 1)}{before}, {report.objects} objects{doubtful}"
     print(f"{arguments.output_dir}: {images}: {', '.join(report.files)}")
     for line in report.passed_over:
         print(line)
     for sentence in report.failed:
         print(f"problem: {sentence}", file=sys.stderr)
+    if arguments.share is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        _wait_for_all()
     if report.failed:
         raise InputError(f"{len(report.failed)} of the images could not be predicted; they are named above.")
+
+
+def _wait_for_all() -> None:
+    """Wait until every process of torchrun has done its share: torchrun ends all of them when one exits with 1."""
+    from torch.distributed import rendezvous
+
+    store, rank, count = next(rendezvous("env://"))
+    store.set(f"predicted {rank}", "")
+    store.wait([f"predicted {other}" for other in range(count)], timedelta(days=365))
 
 
 def _share(text: str | None) -> tuple[int, int]:

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "ClassFileReader",
             "ImageFileReader",
             "InstanceFileReader",
+            "MultiplexFileReader",
             "read_classes",
             "read_image",
             "read_instances",

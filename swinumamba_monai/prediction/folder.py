@@ -26,6 +26,7 @@ from PIL import Image
 from swinumamba_monai.atomic import replacing, write_file
 from swinumamba_monai.bundle_options import as_literal
 from swinumamba_monai.data.files.images import read_image
+from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.errors import InputError, check_known, find_input_error, listed, plain_errors, quoted, shown
@@ -212,6 +213,10 @@ class _Job:
         report = Report()
         mine = {name: self.rows[name] for name in names if self._is_finished(name)}
         report.finished = len(mine)
+        if changed := [Path(self.names[name]).name for name in mine if self._has_changed(name)]:
+            logger.warning(
+                "%s changed after the results were written, which are kept; --overwrite predicts again", listed(changed)
+            )
         summary = self.folder / f"{SUMMARY}{self.suffix}.csv"
         kept = mine if self.suffix else {name: row for name, row in self.rows.items() if name not in names} | mine
         write_summary(summary, kept)
@@ -241,9 +246,11 @@ class _Job:
 
     def _files(self, names: Sequence[str]) -> list[str]:
         """What the files of finished images are called; the masks of large ones are TIFF files."""
+        if not names:
+            return []
         mask, *others = self.endings
         large = [name for name in names if not self._path(name, mask).is_file()]
-        masks = [mask] * (not names or len(large) < len(names)) + [str(Path(mask).with_suffix(".tif"))] * bool(large)
+        masks = [mask] * (len(large) < len(names)) + [str(Path(mask).with_suffix(".tif"))] * bool(large)
         return [f"NAME{ending}" for ending in (*masks, *others)]
 
     def _path(self, name: str, ending: str) -> Path:
@@ -255,6 +262,11 @@ class _Job:
             return False
         mask, *others = (self._path(name, ending) for ending in self.endings)
         return any(file.is_file() for file in (mask, mask.with_suffix(".tif"))) and all(map(Path.is_file, others))
+
+    def _has_changed(self, name: str) -> bool:
+        """Whether the file of a finished image is newer than what was found in it."""
+        file, _ = file_and_number(self.names[name])
+        return file.is_file() and file.stat().st_mtime > self._path(name, OUTLINES).stat().st_mtime
 
     def _predict(self, name: str) -> dict[str, object]:
         """The row of the summary, after all files of the image are written; without them if it failed."""
@@ -306,7 +318,7 @@ class _Job:
             Image.fromarray(outlines).save(temporary)
 
     def _write(self, name: str, found: Prediction) -> None:
-        outlines = outlined(found.image, found.labels, self.predictor.class_names is None)
+        outlines = outlined(self.predictor.seen(found.image), found.labels, self.predictor.class_names is None)
         self._write_table(name, found.table, outlines)
         if "geojson" in self.formats:
             polygons = geojson(found.labels, self.predictor.class_names)

@@ -19,22 +19,27 @@ PROPERTIES = ("label", "area", "centroid", "bbox", "intensity_mean")
 
 
 def object_table(
-    labels: np.ndarray, image: np.ndarray, scores: np.ndarray, names: Mapping[int, str] | None = None
+    labels: np.ndarray,
+    image: np.ndarray,
+    scores: np.ndarray,
+    names: Mapping[int, str] | None = None,
+    has_alpha: bool = True,
 ) -> dict[str, np.ndarray]:
     """A row for every object, as :func:`skimage.measure.regionprops_table` makes it; ``pandas.DataFrame`` takes it.
 
     Args:
         labels: number of the object at every pixel (H, W) or voxel (X, Y, Z), 0 is background.
-        image: image of that shape, perhaps with channels as a last axis; of four channels the last is an alpha.
+        image: image of that shape, perhaps with channels as a last axis.
         scores: certainty of each object, 0 to 1, shape (n,) for the numbers 1 to n.
         names: names of the classes, where the numbers are classes and not cells.
+        has_alpha: whether the last of four channels is an alpha, which has no column.
 
     Returns:
         columns of one length: ``label``, ``area`` in pixels, ``centroid-0``, ... (rows, columns), ``bbox-0``, ...
         (first row and column, and those behind the last), ``intensity_mean`` (``intensity_mean-0``, ... for channels),
         ``score`` from 0 to 1, and ``name`` of classes.
     """
-    if image.ndim > labels.ndim and image.shape[-1] == 4:
+    if image.ndim > labels.ndim and image.shape[-1] == 4 and has_alpha:
         image = image[..., :3]
     table = regionprops_table(labels, image, properties=PROPERTIES)
     table["score"] = np.asarray(scores, np.float32)[table["label"] - 1]
@@ -88,6 +93,8 @@ def find_doubts(
             f"cells at row and column {listed(places)} have one value and sharp edges, as letters, scale bars, masks "
             "and saturated specks have; look at them"
         )
+    if "channel" not in given and image.shape[2:] == (4,) and np.ptp(image[..., 3]) > 0:
+        doubts.append("the fourth channel is taken for transparency; if it shows cells, try --channel 3")
     channels = torch.from_numpy(np.atleast_3d(image).astype(np.float32)).permute(2, 0, 1)[:3]
     look = look_of(channels)
     if look is Look.DARK and "channel" not in given and not has_one_hue(channels):

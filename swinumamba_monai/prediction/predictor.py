@@ -26,8 +26,8 @@ from torch import nn
 
 from swinumamba_monai.bundle_failures import explain_failure
 from swinumamba_monai.bundle_options import as_literal, check_option
-from swinumamba_monai.data.files.images import check_pixels, image_names
-from swinumamba_monai.data.files.limits import MAX_CHANNELS
+from swinumamba_monai.data.files.images import check_pixels, check_steps, image_names
+from swinumamba_monai.data.files.limits import MAX_CHANNELS, MOST_CHANNELS
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.devices import find_device
@@ -91,6 +91,7 @@ class Predictor:
         of_volumes: whether the bundle takes volumes, from files alone, for they have a geometry.
         savers: the transforms of the config that write results.
         class_names: names by number, where the bundle tells classes; None where it tells cells, each with a number.
+        channel: number of the channel that is looked at; None for all.
         blocks: predicts images that are too large for a call, by blocks; None where the bundle cannot do that.
 
     Raises:
@@ -149,6 +150,7 @@ class Predictor:
         of_cells = self._inference.scores_key is not None
         self.class_names = None if of_cells else class_names(self.bundle_dir / "configs" / "metadata.json")
         self._need = get("memory") if "memory" in self._config else None  # bundles made before 2026-11-28 have none
+        self.channel = get("channel") if "channel" in self._config else None
         self.blocks = get("blocks") if "blocks" in self._config else None
         if self.blocks is not None:
             self.blocks.progress = self.progress
@@ -166,12 +168,24 @@ class Predictor:
             self._config.update(listing | ({"blocks": None} if self.blocks else {}))  # large ones are not told apart
             return self._config.get_parsed_content("dataset#data")
 
+    def seen(self, image: np.ndarray) -> np.ndarray:
+        """What the network looks at in an image (H, W) or (H, W, C): of a multiplex image the channel that is named.
+
+        It is the first three channels otherwise, of which a named one is to be seen beside the others.
+        """
+        beyond = (
+            self.channel is not None
+            and image.ndim == 3
+            and (image.shape[2] > MAX_CHANNELS or self.channel == MAX_CHANNELS - 1)
+        )
+        return image[..., self.channel] if beyond else image
+
     def __call__(self, image: np.ndarray | torch.Tensor | Paths, stack: bool = False) -> Prediction:
         """Predict one image, or the slices of a stack one by one.
 
         Args:
             image: path of an image or volume, or the paths of its channels; or an array or tensor (H, W), or (H, W, C)
-                with up to four channels.
+                with up to four channels, or up to 64 where one is chosen by the option ``channel``.
             stack: whether the file is a stack, or the array has slices as its first axis: (Z, H, W) or (Z, H, W, C).
 
         Raises:
@@ -205,13 +219,13 @@ class Predictor:
             array = np.asarray(image)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{type(image).__name__} cannot be made an array: {quoted(error)}.") from error
-        array = check_pixels(array, "the array")
-        channels = array.shape[3 if stack else 2 :]
-        if array.ndim - stack not in (2, 3) or (channels and channels[0] > MAX_CHANNELS):
+        array = check_steps(check_pixels(array, "the array"), "the array")
+        channels, most = array.shape[3 if stack else 2 :], MAX_CHANNELS if self.channel is None else MOST_CHANNELS
+        if array.ndim - stack not in (2, 3) or (channels and channels[0] > most):
             wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"
             first = array.ndim - stack == 3 and array.shape[stack] <= MAX_CHANNELS
             how = f"; if the channels come first, give np.moveaxis(array, {int(stack)}, -1)" if first else ""
-            raise InputError(f"the array has the shape {array.shape}; give {wanted}, C up to {MAX_CHANNELS}{how}.")
+            raise InputError(f"the array has the shape {array.shape}; give {wanted}, C up to {most}{how}.")
         with plain_errors():
             return self._predict_stack(list(map(as_loaded, array))) if stack else self._predict(as_loaded(array))
 
@@ -246,10 +260,11 @@ class Predictor:
         del data["image"]  # as the network saw it, and where it did: an answer that is kept must not keep GPU memory
         labels = convert_to_numpy(data["pred"])[0].astype(np.int32)
         key = self._inference.scores_key
-        table = object_table(labels, image, data[key] if key else class_scores(item["pred"])[1:], self.class_names)
+        scores, seen = data[key] if key else class_scores(item["pred"])[1:], self.seen(image)
+        table = object_table(labels, image, scores, self.class_names, has_alpha=seen is image)
         looked_again = getattr(self._inference.inferer, "diameter", None) == AUTO
-        artefacts = artefact_cells(labels, image) if self.class_names is None else ()
-        doubts = self.doubts(image, table, looked_again, artefacts)
+        artefacts = artefact_cells(labels, seen) if self.class_names is None else ()
+        doubts = self.doubts(seen, table, looked_again, artefacts)
         for doubt in doubts:
             logger.warning("%s: %s", name, doubt)
         return Prediction(labels, table, doubts, image, data)

@@ -17,7 +17,13 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImage
 from PIL import Image
 
 from swinumamba_monai.data.files import limits
-from swinumamba_monai.data.files.images import ImageFileReader, image_names, read_image, read_instances
+from swinumamba_monai.data.files.images import (
+    ImageFileReader,
+    MultiplexFileReader,
+    image_names,
+    read_image,
+    read_instances,
+)
 from swinumamba_monai.errors import InputError, find_input_error
 
 # 2 x 3 pixels, so that rows and columns cannot be confused.
@@ -131,17 +137,59 @@ def test_stacks_are_refused(tmp_path):
     refused(tmp_path / "series.tif", "2 separate images")
 
 
+@pytest.mark.parametrize(
+    "pixels",
+    [GRAY * 1e-50, GRAY * 1.0 + 1e12, GRAY.astype(np.uint32) + 3_000_000_000],
+    ids=["tiny", "on_a_large_number", "integers_on_a_large_number"],
+)
+def test_pixels_that_float32_makes_one_are_refused(pixels, tmp_path):
+    """Otherwise the network sees a flat image, in which nothing is found without a word."""
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    refused(tmp_path / "a.tif", "float32 cannot tell apart; subtract the least")
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [GRAY * 1e-40, GRAY * 1.0 + 1e8, GRAY.astype(np.uint32) * 1000 + 3_000_000_000, np.array([[0.3, 0.1 + 0.2]])],
+    ids=["small", "on_a_number", "integers", "flat_but_for_rounding"],
+)
+def test_pixels_that_float32_tells_apart_are_read(pixels, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), pixels)
+
+
+def test_many_channels_where_one_is_named(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 8, 9), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", ome=True, metadata={"axes": "CYX"})
+    image, _ = MultiplexFileReader().get_data([tmp_path / "a.tif"])
+    np.testing.assert_array_equal(image, np.moveaxis(pixels, 0, -1))
+    tifffile.imwrite(
+        tmp_path / "b.tif", np.zeros((8, 9, 65), np.uint8), photometric="minisblack", planarconfig="contig"
+    )
+    with pytest.raises(InputError, match=r"65 channels, but 64 is the limit; keep those that matter\.$"):
+        MultiplexFileReader().get_data([tmp_path / "b.tif"])
+
+
+def test_an_animation_is_refused(tmp_path):
+    """Pillow reads its first picture, and the others would be passed over in silence."""
+    Image.fromarray(GRAY).save(tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(255 - GRAY)])
+    refused(tmp_path / "a.png", "animation of 2 pictures; save each as a file of its own")
+
+
 def test_pixels_that_cannot_be_used_are_refused(tmp_path):
     nan, infinite = GRAY.astype(np.float32), GRAY.astype(np.float32)
     nan[0, 0], infinite[1, 2] = np.nan, np.inf
     for name, pixels in (("nan.tif", nan), ("inf.tif", infinite)):
         tifffile.imwrite(tmp_path / name, pixels)
         refused(tmp_path / name, "NaN or infinite")
+    missing = np.where(GRAY == 0, np.finfo(np.float32).min, GRAY).astype(np.float32)
+    tifffile.imwrite(tmp_path / "missing.tif", missing)
+    refused(tmp_path / "missing.tif", "beyond 1e+30", "replace them where they mark what is missing")
     tifffile.imwrite(tmp_path / "complex.tif", GRAY.astype(np.complex64))
     refused(tmp_path / "complex.tif", "complex64")
     five = np.zeros((8, 9, 5), np.uint8)
     tifffile.imwrite(tmp_path / "five.tif", five, photometric="minisblack", planarconfig="contig")
-    refused(tmp_path / "five.tif", "5 channels")
+    refused(tmp_path / "five.tif", "5 channels", "or look for cells in one of them by --channel")
     tifffile.imwrite(tmp_path / "last.tif", np.zeros((40, 50, 2), np.uint16))  # as if it were 40 planes
     with pytest.raises(InputError, match="40 planes of 50 x 2 pixels, as if its channels came last"):
         read_image(image_names(tmp_path / "last.tif")[0])

@@ -79,6 +79,21 @@ def test_hot_pixels_and_a_speck_change_little(gray: torch.Tensor) -> None:
     assert result.max() == 3
 
 
+@pytest.mark.parametrize("margin", [150, 300])
+def test_a_black_margin_larger_than_the_tissue_leaves_it_a_stain(margin: int, stain: torch.Tensor) -> None:
+    framed = torch.nn.functional.pad(stain, (margin,) * 4)
+    assert framed[0].numel() > 2 * stain[0].numel() and look_of(framed) is Look.BRIGHT
+
+
+@pytest.mark.parametrize("offset", [0, 5, 40, 90])
+@pytest.mark.parametrize("ground", [0, 15])
+def test_colours_on_black_or_on_an_offset_are_no_stain(offset: int, ground: int, gray: torch.Tensor) -> None:
+    """A program may have made the ground black, and a camera may have added a number."""
+    clear = (gray - 30).clamp_min(0) + ground
+    colours = torch.cat([clear, clear.flip(1) / 2, torch.zeros_like(clear)]) + offset
+    assert look_of(colours) is Look.DARK
+
+
 def test_a_stain_keeps_its_colours(stain: torch.Tensor, nuclei: np.ndarray) -> None:
     assert look_of(stain) is Look.BRIGHT
     result = NormalizeLook()(stain)

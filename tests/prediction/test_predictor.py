@@ -136,7 +136,9 @@ class TestArrays:
             (np.zeros((5, 40, 50)), False, r"has the shape \(5, 40, 50\); give .* stack=True"),
             (np.zeros((3, 40, 50)), False, r"channels come first, give np.moveaxis\(array, 0, -1\)"),
             (np.zeros((2, 3, 40, 50)), True, r"channels come first, give np.moveaxis\(array, 1, -1\)"),
-            (np.full((4, 4), -1e300), False, "beyond 3.4e38, which float32 cannot hold"),
+            (np.full((4, 4), -1e300), False, "beyond 1e\\+30, which float32 cannot sum"),
+            (np.full((4, 4), np.float32(-3e38)), False, "beyond 1e\\+30"),
+            (np.linspace(0, 1e-50, 16).reshape(4, 4), False, "float32 cannot tell apart; subtract the least"),
             (np.zeros(7), False, r"has the shape \(7,\)"),
             (np.zeros((40, 50)), True, r"give \(Z, H, W\)"),
             (np.zeros((2, 40, 50, 7)), True, "C up to 4"),
@@ -151,6 +153,15 @@ class TestArrays:
     def test_that_cannot_be_used_are_one_sentence(self, cells, array, stack, words):
         with pytest.raises(InputError, match=words):
             cells(array, stack=stack)
+
+    def test_of_many_channels_one_of_which_is_named(self, small_bundle, image):
+        many = np.dstack([np.zeros((*image.shape[:2], 6), image.dtype), np.atleast_3d(image)[..., :1]])
+        found, alone = (
+            predictor_of(small_bundle("microscopy"), channel=6)(many),
+            predictor_of(small_bundle("microscopy")),
+        )
+        np.testing.assert_array_equal(found.labels, alone(many[..., 6]).labels)
+        assert found.image.shape == many.shape and "intensity_mean-6" in found.table
 
     def test_of_volumes_are_not_taken(self, small_bundle):
         with pytest.raises(InputError, match="takes volumes with their geometry; give the path"):
@@ -217,6 +228,15 @@ class TestTable:
         (doubt,) = find_doubts(image, table, of_cells=True)
         assert doubt == "the cells are 5 pixels across, but the network knows 9 to 64; try --diameter 5"
         assert not find_doubts(image, table, of_cells=True, given=["diameter"])
+
+    def test_a_fourth_channel_that_is_no_even_transparency(self):
+        table = {"area": np.array([300.0, 300.0]), "score": np.array([0.9, 0.9])}
+        image = np.stack([np.arange(400.0).reshape(20, 20) ** 2] * 4, -1)
+        doubts = find_doubts(image, table, of_cells=True)
+        assert doubts == ["the fourth channel is taken for transparency; if it shows cells, try --channel 3"]
+        assert not find_doubts(image, table, of_cells=True, given=["channel"])
+        image[..., 3] = 255
+        assert not find_doubts(image, table, of_cells=True)
 
 
 class TestOptions:

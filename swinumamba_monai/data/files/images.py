@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import imagecodecs
@@ -18,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from swinumamba_monai.data.files.jpeg import decode_deep, jpeg_orientation
-from swinumamba_monai.data.files.limits import MAX_DEFLATE, check_size, check_unfolding
+from swinumamba_monai.data.files.limits import MAX_CHANNELS, MAX_DEFLATE, MOST_CHANNELS, check_size, check_unfolding
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
 from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES, JPEG_SUFFIXES, TIFF_SUFFIXES, suffix_of
@@ -26,6 +27,9 @@ from swinumamba_monai.data.files.tiff import decode_tiff, plane_names, tiff_orie
 from swinumamba_monai.errors import InputError, explained
 
 MAX_NUMBER = 1 << 24  # whole numbers beyond it are not all exact in float32
+MAX_VALUE = 1e30  # larger pixels have no sum in float32; 3.4e38 marks missing ones in some programs
+MIN_STEPS = 16  # of float32 between the least and the largest pixel: with fewer there is no image left to see
+ROUNDING = 1e-12  # of float64 pixels that should be equal, as a share of them
 MAX_SCANS = 100  # of a progressive JPEG, which is decoded as often; encoders make about ten
 
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
@@ -35,7 +39,7 @@ _PILLOW_FILES = {".png": PngImageFile, **dict.fromkeys(JPEG_SUFFIXES, JpegImageF
 _PILLOW_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB"}
 
 
-def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
+def read_image(path: PathLike, indices: bool = False, max_channels: int = MAX_CHANNELS) -> np.ndarray:
     """Read one 2D image from a PNG, JPEG, BMP or TIFF file.
 
     The alpha of a gray image is dropped, that of a colour image is the fourth channel. Palettes become RGB without
@@ -47,13 +51,15 @@ def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
         path: the file; its suffix, in any case, is one of ``IMAGE_SUFFIXES``; what is in it
             decides how it is read. A plane of a TIFF stack as :func:`image_names` calls it.
         indices: whether the numbers of a palette's colours are read instead of the colours.
+        max_channels: largest number of channels that a TIFF file may have.
 
     Returns:
-        (H, W) or (H, W, C) with 2 to 4 channels, rows first, in the data type of the file.
+        (H, W) or (H, W, C) with 2 to ``max_channels`` channels, rows first, in the data type of the file.
 
     Raises:
         InputError: The file is missing, of another format, damaged or truncated, is a stack of images, has more than
-            ``MAX_PIXELS`` pixels or ``MAX_CHANNELS`` channels, or has NaN or infinite pixels.
+            ``MAX_PIXELS`` pixels or ``max_channels`` channels, or has pixels that are NaN, infinite, or too large or
+            too near to each other for float32.
     """
     path, plane = file_and_number(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -63,10 +69,13 @@ def read_image(path: PathLike, indices: bool = False) -> np.ndarray:
     advice = f"it is damaged, truncated or not a {path.suffix.lower()} file, so replace it"
     with explained(f"{path} cannot be decoded", advice):
         suffix = suffix_of(path)
-        image = decode_tiff(path, plane, indices) if suffix in TIFF_SUFFIXES else _decode_pillow(path, suffix, indices)
+        if suffix in TIFF_SUFFIXES:
+            image = decode_tiff(path, plane, indices, max_channels)
+        else:
+            image = _decode_pillow(path, suffix, indices)
     if image.ndim not in (2, 3):
         raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
-    return check_pixels(image, path)
+    return check_steps(check_pixels(image, path), path)
 
 
 def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
@@ -77,7 +86,7 @@ def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
         source: origin of the pixels, as the sentence names it.
 
     Raises:
-        InputError: there is no pixel, or pixels are no finite numbers.
+        InputError: there is no pixel, or pixels are no finite numbers or beyond ``MAX_VALUE``.
     """
     if image.size == 0:
         raise InputError(f"{source} has {image.shape} pixels, which is none; it is damaged.")
@@ -87,8 +96,33 @@ def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
         raise InputError(f"{source} has pixels of type {image.dtype}; convert it to integers or floats.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise InputError(f"{source} has pixels that are NaN or infinite; replace them by numbers.")
-    if image.dtype.itemsize > 4 and max(abs(float(image.min())), abs(float(image.max()))) > np.finfo(np.float32).max:
-        raise InputError(f"{source} has pixels beyond 3.4e38, which float32 cannot hold; divide them by a number.")
+    if image.dtype.kind == "f" and max(abs(float(image.min())), abs(float(image.max()))) > MAX_VALUE:
+        raise InputError(
+            f"{source} has pixels beyond {MAX_VALUE:g}, which float32 cannot sum; divide them by a number, or replace "
+            "them where they mark what is missing."
+        )
+    return image
+
+
+def check_steps(image: np.ndarray, source: object) -> np.ndarray:
+    """The image, if its pixels are as good as told apart in float32, in which the network computes.
+
+    Args:
+        image: all pixels of an image, as :func:`check_pixels` gives them.
+        source: origin of the pixels, as the sentence names it.
+
+    Raises:
+        InputError: they differ, but by less than float32 has numbers for.
+    """
+    if image.dtype.itemsize < 4 or image.dtype == np.float32:
+        return image
+    least, most = float(image.min()), float(image.max())
+    largest = max(abs(least), abs(most))
+    if ROUNDING * largest < most - least < MIN_STEPS * float(np.spacing(np.float32(largest))):
+        raise InputError(
+            f"{source} has pixels from {least} to {most}, which float32 cannot tell apart; subtract the least from "
+            "them, or multiply them by a number."
+        )
     return image
 
 
@@ -235,6 +269,12 @@ class ImageFileReader(ImageReader):
         }
 
 
+class MultiplexFileReader(ImageFileReader):
+    """The same for images with up to ``MOST_CHANNELS`` channels, of which one is to be named that is looked at."""
+
+    decode = staticmethod(partial(read_image, max_channels=MOST_CHANNELS))
+
+
 class ClassFileReader(ImageFileReader):
     """:func:`read_classes` for ``monai.transforms.LoadImage(d)``: training reads a mask just as the checks do."""
 
@@ -263,6 +303,8 @@ def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
         return deep
     with _PILLOW_FILES[suffix](path) as file:
         check_size(path, file.height, file.width, len(file.getbands()))
+        if (pictures := getattr(file, "n_frames", 1)) > 1:
+            raise InputError(f"{path} is an animation of {pictures} pictures; save each as a file of its own.")
         depth = _png_bit_depth(path) if isinstance(file, PngImageFile) else 8
         check_unfolding(path, file.height * file.width * len(file.getbands()) * (1 if depth <= 8 else 2))
         if isinstance(file, JpegImageFile) and path.read_bytes().count(b"\xff\xda") > MAX_SCANS:

@@ -12,6 +12,7 @@ from swinumamba_monai.errors import InputError
 MAX_PIXELS = 1 << 29
 MAX_VOXELS = 1 << 31  # of a volume
 MAX_CHANNELS = 4
+MOST_CHANNELS = 64  # of a multiplex image, where one of them is named that is looked at
 # How much deflate, the method of PNG and gzip, can shrink: no file holds more, whatever its header claims. The methods
 # of JPEG and BMP do not reach that.
 MAX_DEFLATE = 1032
@@ -20,7 +21,14 @@ MAX_DEFLATE = 1032
 MAX_UNFOLDED_BYTES, MAX_UNFOLDING = 1 << 30, 50
 
 
-def check_size(path: Path, height: int, width: int, channels: int, max_pixels: int | None = None) -> None:
+def check_size(
+    path: Path,
+    height: int,
+    width: int,
+    channels: int,
+    max_pixels: int | None = None,
+    max_channels: int = MAX_CHANNELS,
+) -> None:
     """Refuse what the header claims before any memory is reserved for it; ``max_pixels`` is ``MAX_PIXELS`` if None.
 
     Args:
@@ -29,12 +37,16 @@ def check_size(path: Path, height: int, width: int, channels: int, max_pixels: i
         width: pixels of a row that it claims.
         channels: numbers of a pixel that it claims.
         max_pixels: largest number of pixels that is read; None for ``MAX_PIXELS``.
+        max_channels: largest number of channels that is read.
     """
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     if height * width > limit:
         raise InputError(f"{path} claims {height} x {width} pixels, but {limit} is the limit; cut it into parts.")
-    if channels > MAX_CHANNELS:
-        raise InputError(f"{path} has {channels} channels, but {MAX_CHANNELS} is the limit; keep those that matter.")
+    if channels > max_channels:
+        how = "" if channels > MOST_CHANNELS else ", or look for cells in one of them by --channel"
+        raise InputError(
+            f"{path} has {channels} channels, but {max_channels} is the limit; keep those that matter{how}."
+        )
 
 
 def check_unfolding(path: Path, claimed_bytes: int) -> None:

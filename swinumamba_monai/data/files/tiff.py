@@ -68,16 +68,17 @@ def _full_size(file: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     ]
 
 
-def decode_tiff(path: Path, plane: int | None, indices: bool) -> np.ndarray:
+def decode_tiff(path: Path, plane: int | None, indices: bool, max_channels: int = MAX_CHANNELS) -> np.ndarray:
     """The whole file as an image, or a plane of it; see :class:`TiffPlane`.
 
     Args:
         path: path of the file.
         plane: number of the plane in a stack; None for the only one.
         indices: whether a palette's numbers are wanted, instead of its colours.
+        max_channels: largest number of channels that is read.
     """
     with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name other files, which are not opened
-        tiff = TiffPlane(path, file, plane)
+        tiff = TiffPlane(path, file, plane, max_channels=max_channels)
         return tiff.as_seen(tiff.decode(), indices)
 
 
@@ -89,6 +90,7 @@ class TiffPlane:
         file: the file, opened.
         plane: the number of the plane of a stack; None where the file has one image.
         max_pixels: largest number of pixels that the image may have; None for ``MAX_PIXELS``.
+        max_channels: largest number of channels that it may have.
 
     Attributes:
         page: the page that says how all of them are stored.
@@ -101,7 +103,12 @@ class TiffPlane:
     """
 
     def __init__(
-        self, path: Path, file: tifffile.TiffFile, plane: int | None = None, max_pixels: int | None = None
+        self,
+        path: Path,
+        file: tifffile.TiffFile,
+        plane: int | None = None,
+        max_pixels: int | None = None,
+        max_channels: int = MAX_CHANNELS,
     ) -> None:
         _check_pages(path, file)
         found = _full_size(file)
@@ -127,7 +134,8 @@ class TiffPlane:
                 f"{path} is a stack of {planes} planes of {sizes['Y']} x {sizes['X']} pixels, as if its channels came "
                 "last; save it with the channels first, as ImageJ or OME do, or as RGB."
             )
-        check_size(path, sizes["Y"], sizes["X"], sizes.get("S", 1) * sizes.get("C", 1), max_pixels)
+        channels = sizes.get("S", 1) * sizes.get("C", 1)
+        check_size(path, sizes["Y"], sizes["X"], channels, max_pixels, max_channels)
         check_size(path, page.tilelength, page.tilewidth, 1)
         check_unfolding(path, math.prod(self._shape) * page.dtype.itemsize if page.dtype else 0)
         if (parts := math.prod(page.chunked)) > len(page.dataoffsets):

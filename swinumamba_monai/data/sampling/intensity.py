@@ -23,6 +23,7 @@ from swinumamba_monai.errors import InputError
 LOWER, UPPER = 0.5, 99.8  # percentiles that become -1 and 1
 CLIP = 3.0  # the largest value, and the least one with a minus: a few bright nuclei stand out, a speck does no harm
 BRIGHT = 0.5  # of the bright end: a colour image whose median lies higher is a stain on a bright ground
+BLACK, LIT = 0.05, 10  # of the bright end: what is darker may be a margin; a percentile of what is not
 LEAST_RANGE = 0.25  # of the widest channel's range: a channel that holds less is not stretched to the whole
 EMPTY = 0.02  # of the widest channel's range: a channel that holds less shows nothing
 ONE_HUE = 0.975  # of the variance of all channels, along one direction: a gray image in false colours, even as a JPEG
@@ -34,7 +35,7 @@ class Look(Enum):
 
     GRAY: one channel, several that are equal, or one beside empty ones. DARK: colours on a dark ground, as fluorescence
     is shown; the brightest channel of each pixel counts. BRIGHT: colours on a bright ground, as stained tissue; they
-    stay.
+    stay; a black margin around it, as scanners and turned images have, may be larger than the tissue.
     """
 
     GRAY = "gray"
@@ -46,7 +47,8 @@ def look_of(image: NdarrayOrTensor) -> Look:
     """The kind of an image (C, H, W) of 1 to 3 channels.
 
     In all 478 training images of DSB-2018 the median of the brightest channel lies below 0.27 of its upper percentile
-    in fluorescence, and above 0.88 in stained tissue.
+    in fluorescence, and above 0.88 in stained tissue. Of the pixels above 0.05 of it, the 10th percentile is above 0.62
+    in all 107 images of stained tissue, and below 0.1 in 150 pairs of images of fluorescence, each pair as two colours.
     """
     image = torch.as_tensor(image)
     if image.shape[0] == 1 or bool((image == image[:1]).all()):
@@ -54,9 +56,13 @@ def look_of(image: NdarrayOrTensor) -> Look:
     low, high = _ends(image, LOWER, UPPER)
     if torch.count_nonzero(_shows(high - low)) <= 1:
         return Look.GRAY
-    low, middle, high = _percentiles(_sample(image.amax(0, keepdim=True)), 0, 50, UPPER)[:, 0]
+    light = _sample(image.amax(0, keepdim=True))
+    low, middle, high = _percentiles(light, 0, 50, UPPER)[:, 0].tolist()
     zero = min(low, 0.0)  # signed data may begin below
-    return Look.BRIGHT if middle - zero >= BRIGHT * (high - zero) else Look.DARK
+    ground, margin = (zero + share * (high - zero) for share in (BRIGHT, BLACK))
+    lit = light[:, light[0] > margin]
+    is_bright = middle >= ground or (lit.numel() > 0 and float(_percentiles(lit, LIT)) >= ground)
+    return Look.BRIGHT if is_bright else Look.DARK
 
 
 def has_bright_ground(image: NdarrayOrTensor) -> bool:

@@ -1,0 +1,116 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""``predict``: images of many channels, images that changed since, and processes with nothing but bad files."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from skimage.measure import regionprops
+
+from swinumamba_monai.cli import main
+from swinumamba_monai.data import read_image
+
+
+def read_rows(file) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.fixture(scope="module")
+def small(small_bundle):
+    return small_bundle("microscopy")
+
+
+@pytest.mark.parametrize(("channels", "channel"), [(6, 0), (6, 5), (4, 3)])
+def test_one_channel_of_a_multiplex_image(small, tmp_path, channels, channel):
+    """All channels are measured, and the picture shows the one that was looked at."""
+    pixels = np.random.default_rng(0).integers(0, 20, (channels, 64, 72), np.uint8)
+    pixels[channel, 10:30, 10:40] += 200
+    options = {"photometric": "minisblack", "ome": True, "metadata": {"axes": "CYX"}}
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, **options)
+    Image.fromarray(pixels[channel]).save(tmp_path / "alone.png")
+    for name in ("a.ome.tif", "alone.png"):
+        one = replace(small, folder=tmp_path / name)
+        assert main(one.words(tmp_path / "out", "--channel", channel if name == "a.ome.tif" else 0, "--overwrite")) == 0
+    files = [
+        (tmp_path / "out" / f"{name}_{end}") for name in ("a.ome", "alone") for end in ("instances.png", "outlines.png")
+    ]
+    labels, picture, labels_alone, picture_alone = map(read_image, files)
+    np.testing.assert_array_equal(labels, labels_alone)
+    np.testing.assert_array_equal(picture, picture_alone)
+    table = read_rows(tmp_path / "out" / "a.ome_objects.csv")
+    for number, region in enumerate(regionprops(labels, np.moveaxis(pixels, 0, -1).astype(np.float32))):
+        for place, mean in enumerate(region.intensity_mean):
+            assert float(table[number][f"intensity_mean-{place}"]) == pytest.approx(mean, abs=1e-4)
+
+
+def test_an_image_that_has_changed_since_is_named(small, tmp_path, caplog):
+    images = shutil.copytree(small.folder, tmp_path / "images")
+    mine = replace(small, folder=images)
+    assert main(mine.words(tmp_path / "out")) == 0
+    assert main(mine.words(tmp_path / "out")) == 0
+    assert "changed after" not in caplog.text
+    changed, _ = sorted(images.iterdir())
+    later = (tmp_path / "out" / f"{changed.stem}_outlines.png").stat().st_mtime + 1
+    os.utime(changed, (later, later))
+    assert main(mine.words(tmp_path / "out")) == 0
+    assert f"{changed.name} changed after the results were written" in caplog.text
+
+
+def test_a_bad_share_does_not_stop_the_others_of_torchrun(small, tmp_path):
+    """torchrun ends all processes when one exits with 1, and here the second has bad files alone."""
+    (tmp_path / "images").mkdir()
+    large = np.tile(read_image(small.images[0]), (6, 6))  # seconds, in which the other process has ended
+    for name in "ace":
+        Image.fromarray(large).save(tmp_path / "images" / f"{name}.png")
+    for name in "bdf":
+        (tmp_path / "images" / f"{name}.png").write_bytes(b"no image")
+    words = replace(small, folder=tmp_path / "images").words(tmp_path / "out")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "swinumamba_monai"]
+    ended = subprocess.run([sys.executable, *torchrun, *words], capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 1 and "3 of the images could not be predicted" in ended.stderr
+    assert [row["name"] for row in read_rows(tmp_path / "out" / "summary_1of2.csv")] == ["a", "c", "e"]
+    assert ": 3 images, " in ended.stdout
+
+
+def test_ctrl_c_ends_with_a_sentence_and_the_command_goes_on(small, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    large = np.tile(read_image(small.images[0]), (4, 4))
+    for name in ("a", "b", "c", "d"):
+        Image.fromarray(large).save(tmp_path / "images" / f"{name}.png")
+    words, summary = (
+        replace(small, folder=tmp_path / "images").words(tmp_path / "out"),
+        tmp_path / "out" / "summary.csv",
+    )
+    command = [sys.executable, "-m", "swinumamba_monai", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and not (summary.is_file() and len(read_rows(summary)) > 0):
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=300)
+    assert running.returncode == 130
+    expected = f"{tmp_path / 'out'}: what is finished stays; the same command goes on with the rest\nstopped.\n"
+    assert said.endswith(expected) and "Traceback" not in said
+    finished = len(read_rows(summary))
+    assert main(words) == 0
+    assert f"4 images ({finished} finished before)" in capsys.readouterr().out
+
+
+def test_the_last_line_names_no_file_that_is_not_there(small, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    assert main(replace(small, folder=tmp_path / "a.png").words(tmp_path / "out")) == 1
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 0 images, 0 objects: summary.csv\n"
+    assert main(replace(small, folder=small.images[0]).words(tmp_path / "out")) == 0
+    assert ": 1 image, " in capsys.readouterr().out
