@@ -105,7 +105,8 @@ def _exp_of_minus_float32(x):
 def _fit_log():
     q = (np.cos(np.pi * (np.arange(4000) + 0.5) / 4000) + 1) / 18
     truth = 2 * np.arctanh(np.sqrt(q)) / np.sqrt(q)
-    return np.linalg.lstsq(q[:, None] ** np.arange(1, 5) / truth[:, None], 1 - 2 / truth, rcond=None)[0].astype(np.float32)
+    terms = q[:, None] ** np.arange(1, 5) / truth[:, None]
+    return np.linalg.lstsq(terms, 1 - 2 / truth, rcond=None)[0].astype(np.float32)
 
 
 _L1, _L2, _L3, _L4 = _fit_log()
