@@ -31,7 +31,6 @@ from torch import Tensor
 from swinumamba_monai.checks import require_one_of
 from swinumamba_monai.errors import log_once
 
-from .cpu.conv_silu import conv_silu_jit
 from .cpu.norm_gate import norm_gate_jit
 from .cpu.scan import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
 from .cuda.class_sums import class_sums_cuda
@@ -65,18 +64,6 @@ def _norm_gate_numba(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps:
     return (norm_gate_jit if float32 else _norm_gate)(y, gate, weight, bias, eps)
 
 
-def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[-1])
-    return F.silu(x).permute(0, 2, 3, 1)
-
-
-def _conv_silu_numba(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    tensors = [t for t in (x, weight, bias) if t is not None]
-    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    fits = all(t.dtype == torch.float32 for t in tensors) and not differentiated
-    return (conv_silu_jit if fits else _conv_silu)(x, weight, bias)
-
-
 def _scan_reference(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
     sequences = (t.permute(0, 2, 3, 1) for t in (u, delta, B, C))  # (b, g, d or n, l)
     u, delta, B, C = sequences
@@ -98,8 +85,6 @@ class Backend:
         projected_scan: scan as :func:`.scan.projected_scan_2d`.
         norm: LayerNorm over the last axis, of x (..., d), weight (d,), bias (d,) and eps.
         instance_norm: instance norm as :func:`.instance_norm.instance_norm`.
-        conv_silu: SiLU of a depthwise convolution of 3×3 pixels with zeros around the map, of x (b, h, w, d), weight
-            (d, 1, 3, 3) and bias (d,) or None.
         norm_gate: LayerNorm over the channels of a map times SiLU of a gate, of y and gate, both (b, h, w, d), weight
             (d,), bias (d,) and eps.
         ss2d: one operator for all of :func:`.ss2d.ss2d` with a layer norm.
@@ -113,7 +98,6 @@ class Backend:
     projected_scan: Callable[..., Tensor] | None = None
     norm: Callable[..., Tensor] = _layer_norm
     instance_norm: Callable[..., Tensor] = instance_norm
-    conv_silu: Callable[..., Tensor] = _conv_silu
     norm_gate: Callable[..., Tensor] = _norm_gate
     ss2d: Callable[..., Tensor] | None = None
     class_sums: Callable[..., Tensor] | None = None
@@ -136,7 +120,6 @@ REGISTRY = {
         why_jit_is_unavailable,
         map_scan=cross_scan_2d_jit,
         projected_scan=projected_scan_2d_jit,
-        conv_silu=_conv_silu_numba,
         norm_gate=_norm_gate_numba,
     ),
     "mamba_ssm": Backend("mamba_ssm", selective_scan_mamba, why_mamba_is_unavailable),

@@ -85,7 +85,7 @@ def ss2d_ref(
     found = find_backend(backend, x, A_logs.shape[1])
     x, *gate = F.linear(x, in_proj_weight).chunk(2 if gated else 1, dim=-1)
     channels = x.shape[-1]
-    x = found.conv_silu(x, conv_weight, conv_bias)
+    x = F.silu(F.conv2d(x.permute(0, 3, 1, 2), conv_weight, conv_bias, padding=1, groups=channels)).permute(0, 2, 3, 1)
     projected = F.linear(x, x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
     # VMamba's final version, which has no gate, takes A from float32 even where all else is float64
     A_logs = A_logs.to(torch.promote_types(A_logs.dtype, torch.float32) if gated else torch.float32)

@@ -23,7 +23,7 @@ def _kernels():
     return norm_gate_kernels
 
 
-def flatten_map(x: Tensor) -> tuple[Tensor, int]:
+def _flat(x: Tensor) -> tuple[Tensor, int]:
     """The memory under a map (b, h, w, c) from its first to its last element, and the distance of its pixels."""
     _, height, width, channels = x.shape
     distance = x.stride(2)
@@ -50,7 +50,7 @@ def norm_gate_jit(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: fl
     """
     _check(y, gate, weight, bias)
     out = y.new_empty(y.shape)
-    inputs = (y.contiguous(), *flatten_map(gate), weight.contiguous(), bias.contiguous())
+    inputs = (y.contiguous(), *_flat(gate), weight.contiguous(), bias.contiguous())
     run_tasks(_kernels().norm_gate, y.shape[0] * y.shape[1], *inputs, eps, out)
     return out
 
@@ -67,7 +67,7 @@ def _norm_gate_backward(
     rows, channels = y.shape[0] * y.shape[1], y.shape[-1]
     dy, dgate = y.new_empty(y.shape), y.new_empty(y.shape)
     dweight, dbias = y.new_empty((rows, channels)), y.new_empty((rows, channels))
-    inputs = (dout.contiguous(), y.contiguous(), *flatten_map(gate), weight.contiguous(), bias.contiguous())
+    inputs = (dout.contiguous(), y.contiguous(), *_flat(gate), weight.contiguous(), bias.contiguous())
     run_tasks(_kernels().norm_gate_backward, rows, *inputs, eps, dy, dgate, dweight, dbias)
     return dy, dgate, dweight.sum(0), dbias.sum(0)
 
