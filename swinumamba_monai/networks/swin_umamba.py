@@ -34,7 +34,7 @@ from .vss import PatchExpanding, VSSStage
 
 PARTS = 4  # of a batch whose finest logits a GPU computes one after another: the expanded map is the largest
 STRIDE = 32  # pixels of the image to a pixel of the coarsest map
-CHUNK_PIXELS = 1024  # of the decoder's last map, expanded at once on a CPU: the result stays in its cache
+CHUNK_PIXELS = 256  # of the decoder's last map, expanded at once on a CPU: the result stays in its cache
 
 
 class MambaDecoder(nn.Module):

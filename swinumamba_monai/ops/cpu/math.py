@@ -101,8 +101,15 @@ def _exp_of_minus_float32(x):
     return _compose(rounded, (-x - k * _LN2_HIGH - k * _LN2_LOW) * _LOG2E_32)
 
 
-# log(1 + e) = 2 artanh(s), s = e / (2 + e) <= 1/3: eight terms of the series 2 (s + s^3 / 3 + s^5 / 5 + ...)
-_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = (np.float32(2 / i) for i in range(1, 17, 2))
+# log(1 + e) = 2 artanh(s), s = e / (2 + e) <= 1/3: s times a polynomial in s^2, within 6e-9 of the series, 2 at s = 0
+def _fit_log():
+    q = (np.cos(np.pi * (np.arange(4000) + 0.5) / 4000) + 1) / 18
+    truth = 2 * np.arctanh(np.sqrt(q)) / np.sqrt(q)
+    terms = q[:, None] ** np.arange(1, 5) / truth[:, None]
+    return np.linalg.lstsq(terms, 1 - 2 / truth, rcond=None)[0].astype(np.float32)
+
+
+_L1, _L2, _L3, _L4 = _fit_log()
 
 
 @inner
@@ -110,7 +117,7 @@ def _softplus_float32(x):
     e = _exp_of_minus_float32(abs(x))
     s = e / (_TWO + e)
     q = s * s
-    log1p = s * (((((((_L7 * q + _L6) * q + _L5) * q + _L4) * q + _L3) * q + _L2) * q + _L1) * q + _L0)
+    log1p = s * ((((_L4 * q + _L3) * q + _L2) * q + _L1) * q + _TWO)
     return (x if x > _ZERO else _ZERO) + log1p
 
 

@@ -193,15 +193,15 @@ def _backward_task(
         buffers.load_rows(u, b, where, g % u.shape[2], first, u_c)
         buffers.load_rows(dy, b, where, g % u.shape[2], first, dy_c)
         buffers.load_rows(projected, b, where, g, 0, rows)
-        step[:] = 0
+        buffers.clear(step)
         if rank == 0:
             buffers.load_rows(delta, b, where, g, first, step)
         buffers.add_delta(rows, weight, step)
         _differentiate_discretisation(step, bias, delta_softplus, slope)
         buffers.discretise(step, bias, delta_softplus)
         buffers.multiply(step, u_c, inflow)
-        dstep[:] = 0
-        dinflow[:] = 0
+        buffers.clear(dstep)
+        buffers.clear(dinflow)
         chunk = rows[:length]
         for s in range(0, n, STATES):
             h_s, A_s = h[s * CHANNELS : s * CHANNELS + lanes], A[s * CHANNELS : s * CHANNELS + lanes]

@@ -119,6 +119,15 @@ def load_matrix(source, first):
 
 
 @inner
+def clear(buffer):
+    """Fill a buffer with zeros, by vectors, which ``buffer[:] = 0`` does not."""
+    apart()
+    for t in range(POSITIONS):
+        for j in range(CHANNELS):
+            buffer[t, j] = 0
+
+
+@inner
 def add_delta(rows, weight, step):
     """Add delta, the low rank at the head of ``rows`` times ``weight``, whose rows of zeros drop what follows there."""
     apart()

@@ -98,7 +98,7 @@ def _forward_task(
             _store_states(h, first, chunk_states[i])
         buffers.load_rows(u, b, where, g % u.shape[2], first, u_c)
         buffers.load_rows(projected, b, where, g, 0, rows)
-        step[:] = 0
+        buffers.clear(step)
         if rank == 0:
             buffers.load_rows(delta, b, where, g, first, step)
         buffers.add_delta(rows, weight, step)
