@@ -125,12 +125,18 @@ def predict_images(
     options = dict(options or {})
     for name in _ARGUMENTS & options.keys():
         raise InputError(f"{name} is no option to be set: it follows from the arguments of the prediction.")
+    places, problems = [], []
+    for path in images:
+        with noting(problems):
+            places.append(_place_of_images(path))
+    if not places:
+        raise InputError(problems[0])
     place = as_literal(str(output_dir))
     predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": place})
     if predictor.of_volumes and set(formats) - {"masks"}:
         raise InputError(f"{predictor.bundle_dir.name} writes volumes, which have no outlines; leave --format out.")
-    inputs, problems = [], []
-    for path in images:
+    inputs = []
+    for path in places:
         with noting(problems):
             inputs.append(predictor.list_images(path))
     if not inputs:
@@ -146,6 +152,15 @@ def predict_images(
     report.failed += [*problems, *(sentence for items in inputs for sentence in items.bad)]
     report.passed_over = [items.summary() for items in inputs if items.not_taken]
     return report
+
+
+def _place_of_images(path: str | PathLike) -> Path:
+    """The path, unless it is known before a network is built that no images are there."""
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist; give images, a folder of them or a prepared dataset.")
+    if (Path(path) / SETTINGS).is_file():
+        raise InputError(f"{path} holds the results of a prediction, as {SETTINGS} in it says; give its images.")
+    return Path(path)
 
 
 class _Job:

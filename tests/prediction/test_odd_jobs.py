@@ -114,3 +114,16 @@ def test_the_last_line_names_no_file_that_is_not_there(small, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: 0 images, 0 objects: summary.csv\n"
     assert main(replace(small, folder=small.images[0]).words(tmp_path / "out")) == 0
     assert ": 1 image, " in capsys.readouterr().out
+
+
+def test_places_without_images_are_refused_before_a_network_is_built(small, tmp_path, capsys, monkeypatch):
+    assert main(small.words(tmp_path / "out")) == 0
+
+    def build(*_, **__):
+        raise AssertionError("a network is built")
+
+    monkeypatch.setattr("swinumamba_monai.prediction.folder.Predictor", build)
+    for place, words in [("out", "out holds the results of a prediction"), ("nowhere", "nowhere does not exist")]:
+        assert main(replace(small, folder=tmp_path / place).words(tmp_path / "second")) == 1
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "second").exists()
