@@ -24,6 +24,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from swinumamba_monai.cells import keep_cells
+from swinumamba_monai.data.files.images import check_steps
+from swinumamba_monai.data.files.limits import MAX_CHANNELS, MOST_CHANNELS
 from swinumamba_monai.data.files.tiff_rows import TiffRows, open_rows
 from swinumamba_monai.data.sampling.intensity import sampling_step
 from swinumamba_monai.errors import InputError
@@ -72,15 +74,22 @@ class BlockInference:
         block_size: pixels of the sides of a block with its margins, made a multiple of 256. Images with more than twice
             the pixels of a block go by blocks, if they can be read so; 0 lets none.
         progress: whether to show the blocks.
+        channel: number of the channel that is looked at, from 0; with one, images may have up to ``MOST_CHANNELS``.
+            None for all.
 
     Raises:
         InputError: blocks too small for their margins.
     """
 
     def __init__(
-        self, inference: ImageInference, need: MemoryNeed, block_size: int = 4096, progress: bool = False
+        self,
+        inference: ImageInference,
+        need: MemoryNeed,
+        block_size: int = 4096,
+        progress: bool = False,
+        channel: int | None = None,
     ) -> None:
-        self.need, self.progress = need, progress
+        self.need, self.progress, self.channel = need, progress, channel
         diameter = inference.inferer.diameter
         self.inference = copy.copy(inference)
         if diameter == AUTO:  # which would find cells of different sizes in the blocks of an image
@@ -94,7 +103,8 @@ class BlockInference:
 
     def open(self, name: str | PathLike | Sequence[str | PathLike]) -> TiffRows | None:
         """The image of a path, to be closed, if it goes by blocks; the paths of several channels never do."""
-        image = open_rows(name) if self.block_size and isinstance(name, (str, PathLike)) else None
+        most = MAX_CHANNELS if self.channel is None else MOST_CHANNELS
+        image = open_rows(name, most) if self.block_size and isinstance(name, (str, PathLike)) else None
         if image is None or math.prod(image.shape) > 2 * self.block_size**2:
             return image
         image.close()
@@ -109,14 +119,15 @@ class BlockInference:
             )
         side = min(self.block_size, max(image.shape))
         first = image.read(0, 1)
-        needed = self.need.estimate(np.broadcast_to(np.uint8(0), (side, side)), {})
+        needed = self.need.estimate(np.broadcast_to(np.uint8(0), (side, side, *first.shape[2:])), {})
         needed += side * (2 * first.nbytes + 8 * image.width)  # a row of blocks, and its labels
         self.need.refuse(image.path, image.shape, needed, "give a smaller block_size")
 
     def read_once(self, image: TiffRows) -> np.ndarray:
         """Every n-th pixel, (H, W) or (H, W, C), as many as its look is made of; all of the image is read for it."""
         step = sampling_step(math.prod(image.shape))
-        return np.concatenate([band[-start % step :: step, ::step] for start, band in image.bands(self.block_size)])
+        bands = image.bands(self.block_size)
+        return check_steps(np.concatenate([band[-start % step :: step, ::step] for start, band in bands]), image.path)
 
     def blocks(self, image: TiffRows, overview: np.ndarray) -> Iterator[Block]:
         """Predict an image block by block, from top left, along the rows.

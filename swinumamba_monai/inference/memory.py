@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from monai.data import decollate_batch
 from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple_rep
 
+from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.free_memory import free_memory
 from swinumamba_monai.inference.rescaling import AUTO, wanted_zoom
@@ -65,6 +66,7 @@ class MemoryNeed:
             a_larger = 24 + (14 if self.postprocessing else 4) * self.num_classes + self.postprocessing
             larger = self.zoomed * a_larger if self.zoomed > 1 else 0
             a_pixel = 24 + 14 * self.num_classes + self.saved + self.postprocessing + larger
+            a_pixel += 8 * max(0, math.prod(image.shape[2:]) - MAX_CHANNELS)  # as float32, until one is taken
             return int(math.prod(image.shape[:2]) * a_pixel)
         voxels = math.prod(image.shape[:3])
         sizes = np.linalg.norm(np.asarray(meta[MetaKeys.AFFINE])[:3, :3], axis=0)

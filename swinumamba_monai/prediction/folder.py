@@ -37,6 +37,7 @@ from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.inference.writers import MAX_16_BIT
 from swinumamba_monai.painting import outlined
 from swinumamba_monai.prediction.large import predict_large
+from swinumamba_monai.prediction.objects import seen_in
 from swinumamba_monai.prediction.predictor import Prediction, Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.rois import write_rois
@@ -312,7 +313,8 @@ class _Job:
         polygons = self._path(name, FURTHER["geojson"]) if "geojson" in self.formats else None
         mask = self._path(name, self.saved[0]).with_suffix(".tif")
         found = predict_large(self.predictor.blocks, image, mask, polygons)
-        doubts = self.predictor.doubts(found.overview, found.table, artefacts=found.artefacts)
+        overview = seen_in(found.overview, self.predictor.channel)
+        doubts = self.predictor.doubts(overview, found.table, artefacts=found.artefacts)
         if found.cut:
             doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
         for doubt in doubts:
@@ -333,7 +335,9 @@ class _Job:
             Image.fromarray(outlines).save(temporary)
 
     def _write(self, name: str, found: Prediction) -> None:
-        outlines = outlined(self.predictor.seen(found.image), found.labels, self.predictor.class_names is None)
+        outlines = outlined(
+            seen_in(found.image, self.predictor.channel), found.labels, self.predictor.class_names is None
+        )
         self._write_table(name, found.table, outlines)
         if "geojson" in self.formats:
             polygons = geojson(found.labels, self.predictor.class_names)

@@ -18,7 +18,7 @@ from swinumamba_monai.inference.blocks import Block, BlockInference
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.painting import outlined, picture_step
 from swinumamba_monai.prediction.artefacts import artefact_cells
-from swinumamba_monai.prediction.objects import object_table
+from swinumamba_monai.prediction.objects import object_table, seen_in
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
     picture, tables, artefacts = _Picture(image), [], []
 
     def gather(block: Block) -> None:
-        tables.append(_table_of(block))
-        artefacts.append(artefact_cells(block.labels, block.image) + block.before)
-        picture.add(block)
+        seen = seen_in(block.image, blocks.channel)
+        tables.append(_table_of(block, has_alpha=seen is block.image))
+        artefacts.append(artefact_cells(block.labels, seen) + block.before)
+        picture.add(block, seen)
         add_features(block)
 
     with _features_in(polygons) as add_features:
@@ -67,9 +68,9 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
     return LargePrediction(table, outlines, overview, cut, np.concatenate(artefacts))
 
 
-def _table_of(block: Block) -> dict[str, np.ndarray]:
+def _table_of(block: Block, has_alpha: bool) -> dict[str, np.ndarray]:
     """The rows of a block's cells, with the places and numbers that they have in the image."""
-    table = object_table(block.labels, block.image, block.scores)
+    table = object_table(block.labels, block.image, block.scores, has_alpha=has_alpha)
     table["label"] += block.before
     for axis, start in enumerate(block.corner):
         for name in (f"centroid-{axis}", f"bbox-{axis}", f"bbox-{axis + 2}"):
@@ -85,10 +86,10 @@ class _Picture:
         self.labels = np.zeros([-(-side // self.step) for side in image.shape], np.int32)
         self.image: np.ndarray | None = None
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Block, seen: np.ndarray) -> None:
         if self.image is None:
-            self.image = np.zeros((*self.labels.shape, *block.image.shape[2:]), block.image.dtype)
-        self._paste(self.image, block.image, block.corner)
+            self.image = np.zeros((*self.labels.shape, *seen.shape[2:]), seen.dtype)
+        self._paste(self.image, seen, block.corner)
         self._paste(self.labels, block.rows, (block.corner[0], 0))
 
     def _paste(self, whole: np.ndarray, part: np.ndarray, corner: tuple[int, int]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from skimage.measure import regionprops_table
 
+from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.data.sampling.intensity import Look, has_bright_ground, has_one_hue, look_of
 from swinumamba_monai.errors import listed
 from swinumamba_monai.inference.rescaling import KNOWN_DIAMETERS, diameter_of
@@ -53,6 +54,21 @@ def join_tables(tables: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndar
     lengths = [len(table["label"]) for table in tables]
     joined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     return {"slice": np.repeat(np.arange(len(tables)), lengths), **joined}
+
+
+def seen_in(image: np.ndarray, channel: int | None) -> np.ndarray:
+    """What the network looks at in an image, as far as it is not to be seen beside other channels.
+
+    Args:
+        image: image (H, W) or (H, W, C).
+        channel: number of the channel that was named, from 0, or None.
+
+    Returns:
+        That channel (H, W) of a multiplex image, and the fourth of four; else the very image, of which the first three
+        channels are seen.
+    """
+    beyond = channel is not None and image.ndim == 3 and (image.shape[2] > MAX_CHANNELS or channel == MAX_CHANNELS - 1)
+    return image[..., channel] if beyond else image
 
 
 def find_doubts(

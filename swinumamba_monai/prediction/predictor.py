@@ -38,7 +38,7 @@ from swinumamba_monai.inference.rescaling import AUTO
 from swinumamba_monai.inference.uncertainty import class_scores
 from swinumamba_monai.prediction.artefacts import artefact_cells
 from swinumamba_monai.prediction.location import CONFIG, find_bundle
-from swinumamba_monai.prediction.objects import find_doubts, join_tables, object_table
+from swinumamba_monai.prediction.objects import find_doubts, join_tables, object_table, seen_in
 from swinumamba_monai.prediction.progress import count_windows, counting
 
 logger = logging.getLogger(__name__)
@@ -168,18 +168,6 @@ class Predictor:
             self._config.update(listing | ({"blocks": None} if self.blocks else {}))  # large ones are not told apart
             return self._config.get_parsed_content("dataset#data")
 
-    def seen(self, image: np.ndarray) -> np.ndarray:
-        """What the network looks at in an image (H, W) or (H, W, C): of a multiplex image the channel that is named.
-
-        It is the first three channels otherwise, of which a named one is to be seen beside the others.
-        """
-        beyond = (
-            self.channel is not None
-            and image.ndim == 3
-            and (image.shape[2] > MAX_CHANNELS or self.channel == MAX_CHANNELS - 1)
-        )
-        return image[..., self.channel] if beyond else image
-
     def __call__(self, image: np.ndarray | torch.Tensor | Paths, stack: bool = False) -> Prediction:
         """Predict one image, or the slices of a stack one by one.
 
@@ -260,7 +248,7 @@ class Predictor:
         del data["image"]  # as the network saw it, and where it did: an answer that is kept must not keep GPU memory
         labels = convert_to_numpy(data["pred"])[0].astype(np.int32)
         key = self._inference.scores_key
-        scores, seen = data[key] if key else class_scores(item["pred"])[1:], self.seen(image)
+        scores, seen = data[key] if key else class_scores(item["pred"])[1:], seen_in(image, self.channel)
         table = object_table(labels, image, scores, self.class_names, has_alpha=seen is image)
         looked_again = getattr(self._inference.inferer, "diameter", None) == AUTO
         artefacts = artefact_cells(labels, seen) if self.class_names is None else ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,32 @@ def test_the_files_are_those_of_the_whole_image(folder, tmp_path, caplog):
         assert [*corners.min(0), *corners.max(0)] == box and feature["properties"]["name"] == f"cell {row['label']}"
     again = predict_images("microscopy", [folder], tmp_path, ["masks", "geojson"], device="cpu", options=OPTIONS)
     assert again.finished == 2 and again.objects == report.objects == 25 * 31 + 8
+
+
+@pytest.mark.parametrize(("channels", "channel"), [(6, 5), (4, 3)])
+def test_one_channel_of_a_large_multiplex_image(folder, tmp_path, channels, channel):
+    """It is as that channel alone, and the table measures all of them."""
+    alone = read_image(folder / "slide.tif")
+    image = np.random.default_rng(1).integers(0, 20, (channels, *alone.shape), np.uint8)
+    image[channel] = alone
+    metadata = {"axes": "CYX"}
+    tifffile.imwrite(tmp_path / "many.ome.tif", image, tile=(256, 256), photometric="minisblack", metadata=metadata)
+    for name, file, options in [
+        ("many", tmp_path / "many.ome.tif", {**OPTIONS, "channel": channel}),
+        ("one", folder / "slide.tif", OPTIONS),
+    ]:
+        report = predict_images("microscopy", [file], tmp_path / name, device="cpu", options=options)
+        assert report.predicted == 1 and not report.failed
+    many, one = tmp_path / "many" / "many.ome", tmp_path / "one" / "slide"
+    for end in ("_instances.tif", "_outlines.png"):
+        np.testing.assert_array_equal(read_image(Path(f"{many}{end}")), read_image(Path(f"{one}{end}")))
+    warnings = [read_rows(file.parent / "summary.csv")[0]["warnings"] for file in (many, one)]
+    assert warnings[0] == warnings[1] != ""
+    for row, expected in zip(
+        *(read_rows(file.with_name(f"{file.name}_objects.csv")) for file in (many, one)), strict=True
+    ):
+        assert row[f"intensity_mean-{channel}"] == expected["intensity_mean"] and row["area"] == expected["area"]
+        assert sum(name.startswith("intensity_mean") for name in row) == channels
 
 
 def test_the_bundles_inference_writes_the_same(folder, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from monai.config import PathLike
 from tifffile import COMPRESSION
 
 from swinumamba_monai.data.files.images import check_pixels
+from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import TIFF_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.tiff import TiffPlane
@@ -23,7 +24,7 @@ MAX_PART = 1 << 28  # bytes of a tile or strip, which is decoded as a whole
 _JPEGS = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
 
 
-def open_rows(path: PathLike) -> TiffRows | None:
+def open_rows(path: PathLike, max_channels: int = MAX_CHANNELS) -> TiffRows | None:
     """An image file, or a plane of a TIFF stack, for reading rows; None where that cannot be done.
 
     Why not :func:`~swinumamba_monai.data.files.images.read_image` may say.
@@ -32,7 +33,7 @@ def open_rows(path: PathLike) -> TiffRows | None:
     if not file.is_file() or suffix_of(file) not in TIFF_SUFFIXES:
         return None
     try:
-        rows = TiffRows(file, plane)
+        rows = TiffRows(file, plane, max_channels)
     except Exception:  # whatever a damaged file makes tifffile raise
         return None
     if rows.readable:
@@ -47,6 +48,7 @@ class TiffRows:
     Args:
         path: the file.
         plane: the number of the plane of a stack; None where the file has one image.
+        max_channels: largest number of channels that it may have.
 
     Attributes:
         readable: whether rows can be read without most of the image: it is upright, and in tiles, in strips of a few
@@ -56,11 +58,11 @@ class TiffRows:
         InputError: as for :func:`~swinumamba_monai.data.files.images.read_image`.
     """
 
-    def __init__(self, path: Path, plane: int | None = None) -> None:
+    def __init__(self, path: Path, plane: int | None = None, max_channels: int = MAX_CHANNELS) -> None:
         self.path = path
         self._file = tifffile.TiffFile(path, _multifile=False)
         try:
-            self._tiff = tiff = TiffPlane(path, self._file, plane, MAX_PIXELS)
+            self._tiff = tiff = TiffPlane(path, self._file, plane, MAX_PIXELS, max_channels)
             self._pages = tiff.pages()
             sizes = dict(zip(tiff.axes, tiff.own_shape))
             self.height, self.width = sizes["Y"], sizes["X"]
