@@ -95,7 +95,9 @@ def test_ctrl_c_ends_with_a_sentence_and_the_command_goes_on(small, tmp_path, ca
         tmp_path / "out" / "summary.csv",
     )
     command = [sys.executable, "-m", "swinumamba_monai", *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+    # A shell's background processes, and what they start, ignore Ctrl-C unless they are told otherwise.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **heeding) as running:
         while running.poll() is None and not (summary.is_file() and len(read_rows(summary)) > 0):
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)

@@ -75,7 +75,8 @@ def read_image(path: PathLike, indices: bool = False, max_channels: int = MAX_CH
             image = _decode_pillow(path, suffix, indices)
     if image.ndim not in (2, 3):
         raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
-    return check_steps(check_pixels(image, path), path)
+    image = check_pixels(image, path)
+    return image if indices else check_steps(image, path)  # numbers are counted before they become float32
 
 
 def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
