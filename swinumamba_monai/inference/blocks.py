@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from swinumamba_monai.cells import keep_cells
 from swinumamba_monai.data.files.images import check_steps
-from swinumamba_monai.data.files.limits import MAX_CHANNELS, MOST_CHANNELS
+from swinumamba_monai.data.files.limits import most_channels
 from swinumamba_monai.data.files.tiff_rows import TiffRows, open_rows
 from swinumamba_monai.data.sampling.intensity import sampling_step
 from swinumamba_monai.errors import InputError
@@ -103,8 +103,9 @@ class BlockInference:
 
     def open(self, name: str | PathLike | Sequence[str | PathLike]) -> TiffRows | None:
         """The image of a path, to be closed, if it goes by blocks; the paths of several channels never do."""
-        most = MAX_CHANNELS if self.channel is None else MOST_CHANNELS
-        image = open_rows(name, most) if self.block_size and isinstance(name, (str, PathLike)) else None
+        image = None
+        if self.block_size and isinstance(name, (str, PathLike)):
+            image = open_rows(name, most_channels(self.channel))
         if image is None or math.prod(image.shape) > 2 * self.block_size**2:
             return image
         image.close()

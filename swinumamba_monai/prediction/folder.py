@@ -129,7 +129,8 @@ def predict_images(
     places, problems = [], []
     for path in images:
         with noting(problems):
-            places.append(_place_of_images(path))
+            _check_place(path)
+            places.append(path)
     if not places:
         raise InputError(problems[0])
     place = as_literal(str(output_dir))
@@ -155,13 +156,12 @@ def predict_images(
     return report
 
 
-def _place_of_images(path: str | PathLike) -> Path:
-    """The path, unless it is known before a network is built that no images are there."""
+def _check_place(path: str | PathLike) -> None:
+    """Refuse what is known to hold no images before a network is built."""
     if not Path(path).exists():
         raise InputError(f"{path} does not exist; give images, a folder of them or a prepared dataset.")
     if (Path(path) / SETTINGS).is_file():
         raise InputError(f"{path} holds the results of a prediction, as {SETTINGS} in it says; give its images.")
-    return Path(path)
 
 
 class _Job:

@@ -56,7 +56,7 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
 
     def gather(block: Block) -> None:
         seen = seen_in(block.image, blocks.channel)
-        tables.append(_table_of(block, has_alpha=seen is block.image))
+        tables.append(_table_of(block, blocks.channel))
         artefacts.append(artefact_cells(block.labels, seen) + block.before)
         picture.add(block, seen)
         add_features(block)
@@ -68,9 +68,9 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
     return LargePrediction(table, outlines, overview, cut, np.concatenate(artefacts))
 
 
-def _table_of(block: Block, has_alpha: bool) -> dict[str, np.ndarray]:
+def _table_of(block: Block, channel: int | None) -> dict[str, np.ndarray]:
     """The rows of a block's cells, with the places and numbers that they have in the image."""
-    table = object_table(block.labels, block.image, block.scores, has_alpha=has_alpha)
+    table = object_table(block.labels, block.image, block.scores, channel=channel)
     table["label"] += block.before
     for axis, start in enumerate(block.corner):
         for name in (f"centroid-{axis}", f"bbox-{axis}", f"bbox-{axis + 2}"):

@@ -24,7 +24,7 @@ def object_table(
     image: np.ndarray,
     scores: np.ndarray,
     names: Mapping[int, str] | None = None,
-    has_alpha: bool = True,
+    channel: int | None = None,
 ) -> dict[str, np.ndarray]:
     """A row for every object, as :func:`skimage.measure.regionprops_table` makes it; ``pandas.DataFrame`` takes it.
 
@@ -33,14 +33,15 @@ def object_table(
         image: image of that shape, perhaps with channels as a last axis.
         scores: certainty of each object, 0 to 1, shape (n,) for the numbers 1 to n.
         names: names of the classes, where the numbers are classes and not cells.
-        has_alpha: whether the last of four channels is an alpha, which has no column.
+        channel: number of the channel that was named, from 0, or None; unless it is the last of four channels, that is
+            an alpha, which has no column.
 
     Returns:
         columns of one length: ``label``, ``area`` in pixels, ``centroid-0``, ... (rows, columns), ``bbox-0``, ...
         (first row and column, and those behind the last), ``intensity_mean`` (``intensity_mean-0``, ... for channels),
         ``score`` from 0 to 1, and ``name`` of classes.
     """
-    if image.ndim > labels.ndim and image.shape[-1] == 4 and has_alpha:
+    if image.ndim > labels.ndim and image.shape[-1] == MAX_CHANNELS and channel != MAX_CHANNELS - 1:
         image = image[..., :3]
     table = regionprops_table(labels, image, properties=PROPERTIES)
     table["score"] = np.asarray(scores, np.float32)[table["label"] - 1]

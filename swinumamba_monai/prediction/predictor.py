@@ -27,7 +27,7 @@ from torch import nn
 from swinumamba_monai.bundle_failures import explain_failure
 from swinumamba_monai.bundle_options import as_literal, check_option
 from swinumamba_monai.data.files.images import check_pixels, check_steps, image_names
-from swinumamba_monai.data.files.limits import MAX_CHANNELS, MOST_CHANNELS
+from swinumamba_monai.data.files.limits import MAX_CHANNELS, most_channels
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.devices import find_device
@@ -208,7 +208,7 @@ class Predictor:
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{type(image).__name__} cannot be made an array: {quoted(error)}.") from error
         array = check_steps(check_pixels(array, "the array"), "the array")
-        channels, most = array.shape[3 if stack else 2 :], MAX_CHANNELS if self.channel is None else MOST_CHANNELS
+        channels, most = array.shape[3 if stack else 2 :], most_channels(self.channel)
         if array.ndim - stack not in (2, 3) or (channels and channels[0] > most):
             wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"
             first = array.ndim - stack == 3 and array.shape[stack] <= MAX_CHANNELS
@@ -249,7 +249,7 @@ class Predictor:
         labels = convert_to_numpy(data["pred"])[0].astype(np.int32)
         key = self._inference.scores_key
         scores, seen = data[key] if key else class_scores(item["pred"])[1:], seen_in(image, self.channel)
-        table = object_table(labels, image, scores, self.class_names, has_alpha=seen is image)
+        table = object_table(labels, image, scores, self.class_names, self.channel)
         looked_again = getattr(self._inference.inferer, "diameter", None) == AUTO
         artefacts = artefact_cells(labels, seen) if self.class_names is None else ()
         doubts = self.doubts(seen, table, looked_again, artefacts)

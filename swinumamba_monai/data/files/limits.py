@@ -21,6 +21,11 @@ MAX_DEFLATE = 1032
 MAX_UNFOLDED_BYTES, MAX_UNFOLDING = 1 << 30, 50
 
 
+def most_channels(channel: int | None) -> int:
+    """Largest number of channels of an image of which this one is looked at, or all with None."""
+    return MAX_CHANNELS if channel is None else MOST_CHANNELS
+
+
 def check_size(
     path: Path,
     height: int,

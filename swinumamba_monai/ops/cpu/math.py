@@ -60,13 +60,14 @@ _MANTISSA_BITS = np.int32(23)
 _LOWEST, _HIGHEST = np.float32(-127), np.float32(128)  # where the bits of 2^k are those of 0 and of infinity
 
 
-def _fit_power():
-    r = np.cos(np.pi * (np.arange(4000) + 0.5) / 4000) / 2  # denser at the ends, which makes the largest error small
-    terms = r[:, None] ** np.arange(1, 6) / np.exp2(r)[:, None]
-    return np.linalg.lstsq(terms, 1 - 1 / np.exp2(r), rcond=None)[0].astype(np.float32)
+def _fit(x, truth, at_zero, degree):
+    """Factors of x, x^2, ... of a polynomial that is ``at_zero`` at 0 and whose relative error is small everywhere."""
+    terms = x[:, None] ** np.arange(1, degree + 1) / truth[:, None]
+    return np.linalg.lstsq(terms, 1 - at_zero / truth, rcond=None)[0].astype(np.float32)
 
 
-_P1, _P2, _P3, _P4, _P5 = _fit_power()
+_NODES = np.cos(np.pi * (np.arange(4000) + 0.5) / 4000)  # denser at the ends, which makes the largest error small
+_P1, _P2, _P3, _P4, _P5 = _fit(_NODES / 2, np.exp2(_NODES / 2), 1, 5)
 # e^x likewise with r = x - k ln 2, for which ln 2 is given in two parts
 _LOG2E_32 = np.float32(LOG2E)
 _LN2_HIGH = np.float32(0.693359375)  # nine bits, so that k times it is exact
@@ -102,14 +103,8 @@ def _exp_of_minus_float32(x):
 
 
 # log(1 + e) = 2 artanh(s), s = e / (2 + e) <= 1/3: s times a polynomial in s^2, within 6e-9 of the series, 2 at s = 0
-def _fit_log():
-    q = (np.cos(np.pi * (np.arange(4000) + 0.5) / 4000) + 1) / 18
-    truth = 2 * np.arctanh(np.sqrt(q)) / np.sqrt(q)
-    terms = q[:, None] ** np.arange(1, 5) / truth[:, None]
-    return np.linalg.lstsq(terms, 1 - 2 / truth, rcond=None)[0].astype(np.float32)
-
-
-_L1, _L2, _L3, _L4 = _fit_log()
+_S = np.sqrt((_NODES + 1) / 18)
+_L1, _L2, _L3, _L4 = _fit((_NODES + 1) / 18, 2 * np.arctanh(_S) / _S, 2, 4)
 
 
 @inner
