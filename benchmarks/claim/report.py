@@ -31,11 +31,10 @@ from .arms import ARMS, CLAIM_TASKS, rate_jobs
 
 REFERENCE = "nnU-Net"
 SCRATCH = {  # the same network from random weights
-    "† s1l8, stage 1": "† s1l8",
-    "†, stage 1": "†",
-    "† s1l8, MIM": "† s1l8",
-    "† s1l8, stage 1 + MIM": "† s1l8",
-    "† s1l8, formula": "† s1l8",
+    name: other
+    for name, arm in ARMS.items()
+    for other, base in ARMS.items()
+    if other != name and base == arm._replace(weights=None, is_adapted=False, rates=base.rates)
 }
 RUN = ("task", "arm", "part", "seed", "share", "steps", "rate")  # what tells a run in scores.csv
 SCORES = {"microscopy": "F1", "endoscopy": "DSC", "abdomen_mri": "DSC"}
