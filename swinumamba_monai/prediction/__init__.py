@@ -7,10 +7,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     "swinumamba_monai",
     submod_attrs={
-        "prediction.folder": ["FORMATS", "predict_images"],
+        "prediction.folder": ["predict_images"],
         "prediction.location": ["find_bundle"],
         "prediction.objects": ["object_table"],
         "prediction.predictor": ["Prediction", "Predictor"],
+        "prediction.result_files": ["FORMATS"],
         "prediction.rois": ["write_rois"],
     },
 )

@@ -9,7 +9,6 @@ summary of its own, and a run without a share gathers them.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -18,38 +17,28 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 from monai.transforms import Compose
 from monai.utils import ensure_tuple
-from PIL import Image
 
-from swinumamba_monai.atomic import replacing, write_file
+from swinumamba_monai.atomic import write_file
 from swinumamba_monai.bundle_options import as_literal
-from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import noting
-from swinumamba_monai.errors import InputError, check_known, find_input_error, listed, plain_errors, quoted, shown
-from swinumamba_monai.formulas import as_cell
-from swinumamba_monai.inference.coco import to_coco
+from swinumamba_monai.errors import InputError, check_known, find_input_error, listed, quoted, shown
 from swinumamba_monai.inference.folders import keep_folders, result_names
-from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.inference.writers import MAX_16_BIT
-from swinumamba_monai.painting import outlined
 from swinumamba_monai.prediction.large import predict_large
 from swinumamba_monai.prediction.objects import seen_in
-from swinumamba_monai.prediction.predictor import Prediction, Predictor
+from swinumamba_monai.prediction.predictor import Predictor
 from swinumamba_monai.prediction.progress import bar_of
-from swinumamba_monai.prediction.rois import write_rois
-from swinumamba_monai.prediction.summary import COLUMNS, add_row, as_text, columns_of, read_summary, write_summary
+from swinumamba_monai.prediction.result_files import FORMATS, OUTLINES, ResultFiles
+from swinumamba_monai.prediction.summary import COLUMNS, add_row, columns_of, read_summary, write_summary
 from swinumamba_monai.run_lock import prediction_lock
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("masks", "geojson", "coco", "roi")
 SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
-OUTLINES, OBJECTS = "_outlines.png", "_objects.csv"  # what is added to the name of an image
-FURTHER = {"geojson": ".geojson", "roi": "_rois.zip"}  # the same of the formats
 # Of the predictor and of this module, beside the entries of the config that they decide about.
 _ARGUMENTS = {
     "bundle",
@@ -179,10 +168,7 @@ class _Job:
         self.images = images
         _, self.names = result_names(list(images))
         keep_folders(Compose(predictor.savers), [{"image": image} for image in images])
-        layouts = [saver.saver.folder_layout for saver in predictor.savers]
-        self.saved = [(f"_{layout.postfix}" if layout.postfix else "") + layout.ext for layout in layouts]
-        further = [ending for name, ending in FURTHER.items() if name in formats]
-        self.endings = [*self.saved, OUTLINES, OBJECTS, *further]
+        self.files = ResultFiles(folder, predictor, formats)
         self.rows: dict[str, dict[str, str]] = {}
         self.lock = prediction_lock(folder, suffix)
 
@@ -219,9 +205,10 @@ class _Job:
 
     def _warn_of_other_forms(self) -> None:
         """Name what earlier runs wrote of these images in forms that this one does not; it may have been edited."""
-        paths = [self._path(name, end) for end in set(FURTHER.values()) - set(self.endings) for name in self.names]
-        paths += [] if "coco" in self.formats else [self.folder / f"{COCO}.json"]
-        if left := sorted(path.name for path in paths if path.is_file()):
+        paths = self.files.of_other_forms(self.names)
+        if "coco" not in self.formats:
+            paths += self.folder.glob(f"{COCO}.json")
+        if left := sorted(path.name for path in paths):
             logger.warning("%s of an earlier run: left as they are, though the results are new", listed(left))
 
     def run(self, names: Sequence[str], progress: bool) -> Report:
@@ -249,9 +236,12 @@ class _Job:
         report.predicted = len(waiting) - len(report.failed)
         report.objects = sum(int(row["objects"] or 0) for row in mine.values())
         report.warned = [row["image"] for row in mine.values() if row["warnings"]]
-        report.files = [*self._files([name for name in names if not mine[name]["error"]]), summary.name]
+        answered = {name: self.names[name] for name in names if not mine[name]["error"]}
+        report.files = [*self.files.called(list(answered)), summary.name]
         if "coco" in self.formats:
-            report.files.append(self._write_coco([name for name in names if not mine[name]["error"]]))
+            coco = self.folder / f"{COCO}{self.suffix}.json"
+            self.files.write_coco(coco, answered)
+            report.files.append(coco.name)
         if not self.suffix:
             write_summary(summary, dict(sorted((kept | mine).items())))
             # What shares have written is gathered now; a COCO file of theirs is if there is one of all images.
@@ -260,29 +250,14 @@ class _Job:
                 path.unlink()
         return report
 
-    def _files(self, names: Sequence[str]) -> list[str]:
-        """What the files of finished images are called; the masks of large ones are TIFF files."""
-        if not names:
-            return []
-        mask, *others = self.endings
-        large = [name for name in names if not self._path(name, mask).is_file()]
-        masks = [mask] * (len(large) < len(names)) + [str(Path(mask).with_suffix(".tif"))] * bool(large)
-        return [f"NAME{ending}" for ending in (*masks, *others)]
-
-    def _path(self, name: str, ending: str) -> Path:
-        return self.folder / f"{name}{ending}"
-
     def _is_finished(self, name: str) -> bool:
         row = self.rows.get(name)
-        if row is None or row["error"]:
-            return False
-        mask, *others = (self._path(name, ending) for ending in self.endings)
-        return any(file.is_file() for file in (mask, mask.with_suffix(".tif"))) and all(map(Path.is_file, others))
+        return row is not None and not row["error"] and self.files.are_there(name)
 
     def _has_changed(self, name: str) -> bool:
         """Whether the file of a finished image is newer than what was found in it."""
         file, _ = file_and_number(self.names[name])
-        return file.is_file() and file.stat().st_mtime > self._path(name, OUTLINES).stat().st_mtime
+        return file.is_file() and file.stat().st_mtime > self.files.path(name, OUTLINES).stat().st_mtime
 
     def _predict(self, name: str) -> dict[str, object]:
         """The row of the summary, after all files of the image are written; without them if it failed."""
@@ -293,13 +268,13 @@ class _Job:
                 with large:
                     return row | self._predict_large(name, large)
             found = self.predictor(image)
-            if found.labels.max() > MAX_16_BIT and ".png" in self.saved[0]:
+            if found.labels.max() > MAX_16_BIT and ".png" in self.files.mask:
                 raise InputError(f"{self.names[name]} has over {MAX_16_BIT} cells; give the option output_ext=.tif.")
         except Exception as error:  # whatever is wrong with one image, the others are to be predicted
             sentence = str(find_input_error(error) or quoted(error))
             place = str(InputError(self.names[name]))  # as in a sentence, whatever letters it has
             return row | {"error": sentence if place in sentence else f"{place}: {sentence}"}
-        self._write(name, found)
+        self.files.write(name, found)
         return row | columns_of(found.table, found.doubts)
 
     def _predict_large(self, name: str, image: TiffRows) -> dict[str, object]:
@@ -309,49 +284,13 @@ class _Job:
                 f"{image.path} is so large that it is predicted in blocks, which give masks and geojson, not "
                 f"{' and '.join(sorted(unable))}; leave that out of --format."
             )
-        self._path(name, OBJECTS).parent.mkdir(parents=True, exist_ok=True)
-        polygons = self._path(name, FURTHER["geojson"]) if "geojson" in self.formats else None
-        mask = self._path(name, self.saved[0]).with_suffix(".tif")
-        found = predict_large(self.predictor.blocks, image, mask, polygons)
+        self.files.make_folder(name)
+        found = predict_large(self.predictor.blocks, image, self.files.large_mask(name), self.files.polygons(name))
         overview = seen_in(found.overview, self.predictor.channel)
         doubts = self.predictor.doubts(overview, found.table, artefacts=found.artefacts)
         if found.cut:
             doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
         for doubt in doubts:
             logger.warning("%s: %s", image.path, doubt)
-        self._write_table(name, found.table, found.outlines)
+        self.files.write_table(name, found.table, found.outlines)
         return columns_of(found.table, doubts)
-
-    def _write_table(self, name: str, objects: Mapping[str, np.ndarray], outlines: np.ndarray) -> None:
-        self._path(name, OBJECTS).parent.mkdir(parents=True, exist_ok=True)
-        with (
-            replacing(self._path(name, OBJECTS)) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(objects)
-            table.writerows([as_text(as_cell(value)) for value in row] for row in zip(*objects.values()))
-        with replacing(self._path(name, OUTLINES)) as temporary:
-            Image.fromarray(outlines).save(temporary)
-
-    def _write(self, name: str, found: Prediction) -> None:
-        outlines = outlined(
-            seen_in(found.image, self.predictor.channel), found.labels, self.predictor.class_names is None
-        )
-        self._write_table(name, found.table, outlines)
-        if "geojson" in self.formats:
-            polygons = geojson(found.labels, self.predictor.class_names)
-            write_file(self._path(name, FURTHER["geojson"]), json.dumps(polygons))
-        if "roi" in self.formats:
-            write_rois(self._path(name, FURTHER["roi"]), found.labels)
-        with plain_errors():
-            for saver in self.predictor.savers:
-                saver(found.data)
-
-    def _write_coco(self, names: Sequence[str]) -> str:
-        """One file of all images; its name."""
-        masks = (read_image(self._path(name, self.saved[0])).astype(np.int64) for name in names)
-        items = zip((f"{name}{Path(self.names[name]).suffix}" for name in names), masks)
-        file = self.folder / f"{COCO}{self.suffix}.json"
-        write_file(file, json.dumps(to_coco(items, self.predictor.class_names)))
-        return file.name
