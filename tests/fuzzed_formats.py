@@ -29,7 +29,7 @@ from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.data.files.shapes import Annotations, rasterize
 from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.data.prepare.label_forms import cells_of
-from swinumamba_monai.distribution import unpack, write_archive
+from swinumamba_monai.distribution import unpack_archive, write_archive
 from swinumamba_monai.networks import SwinUMambaD
 from swinumamba_monai.pretrained import load_pretrained
 
@@ -261,6 +261,6 @@ def all_painted(path: Path) -> None:
 
 def whole_or_nothing(path: Path) -> str:
     """Unpack beside the file, and take away what came of it."""
-    bundle = unpack(path, path.parent)
+    bundle = unpack_archive(path, path.parent)
     shutil.rmtree(bundle)
     return bundle.name

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai.atomic import temporary_folder
-    from swinumamba_monai.distribution import unpack, verify_bundle
+    from swinumamba_monai.distribution import unpack_archive, verify_bundle
 
     try:
         override = json.loads(arguments.override)
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         for path in map(Path, arguments.bundles):
             with temporary_folder("unpacked") as temporary:
                 try:
-                    bundle = unpack(path, temporary) if path.is_file() else path
+                    bundle = unpack_archive(path, temporary) if path.is_file() else path
                 except InputError as error:
                     print(f"{path.name}: archive: {error}")
                     failed += 1

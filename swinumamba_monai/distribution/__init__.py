@@ -6,5 +6,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={"archive": ["unpack", "write_archive"], "package": ["package_bundle"], "verify": ["verify_bundle"]},
+    submod_attrs={
+        "archive": ["unpack_archive", "write_archive"],
+        "package": ["package_bundle"],
+        "verify": ["verify_bundle"],
+    },
 )

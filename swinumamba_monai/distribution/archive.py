@@ -47,7 +47,7 @@ def read_archive(path: Path) -> dict[str, bytes] | None:
         return {entry.filename: archive.read(entry) for entry in entries}
 
 
-def unpack(path: str | PathLike, folder: str | PathLike) -> Path:
+def unpack_archive(path: str | PathLike, folder: str | PathLike) -> Path:
     """A bundle's folder, out of its archive, if all in it stays below one new folder and is of bearable size.
 
     Everything is looked at before anything is written.

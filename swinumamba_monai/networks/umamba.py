@@ -32,7 +32,7 @@ from .norm import make_norm
 from .residual_unet import ResidualBlock, ResidualDecoder, ResidualEncoder, Stages
 
 # nnU-Net's, by spatial_dims: the channels at which doubling ends, and a size of crops whose plan is the default
-MAX_CHANNELS = {2: 512, 3: 320}
+CHANNEL_LIMITS = {2: 512, 3: 320}
 ROI_SIZE = {2: (320, 320), 3: (128, 128, 128)}
 
 
@@ -139,7 +139,7 @@ class _UMamba(BaseNetwork, nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.spatial_dims = spatial_dims
         self.step = [math.prod(axis) for axis in zip(*strides)]  # pixels to one of the coarsest map
-        self.channels = [min(base_channels * 2**i, MAX_CHANNELS[spatial_dims]) for i in range(len(strides))]
+        self.channels = [min(base_channels * 2**i, CHANNEL_LIMITS[spatial_dims]) for i in range(len(strides))]
         stages = Stages(self.channels, kernel_sizes, strides)
         self._graphs = CUDAGraphs() if cuda_graphs else None
         self._build_encoder(stages, {"d_state": d_state, "scan_backend": scan_backend})

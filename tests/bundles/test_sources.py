@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from bundle_runs import BUNDLES, ROOT
@@ -79,6 +81,22 @@ class TestPlaceholders:
         (tmp_path / "tasks" / "a.json").write_text('{"train": {"sede": 0}}')
         with pytest.raises(ValueError, match=r"tasks/a says: train\.sede"):
             rendering.render()
+
+
+def test_two_files_make_one_more_bundle(tmp_path, monkeypatch):
+    """As docs/adding_a_task.md has it: those of endoscopy are a beginning, and the bundle is whole."""
+    monkeypatch.setattr(rendering, "ROOT", tmp_path)
+    monkeypatch.setattr(rendering, "SOURCES", tmp_path / "bundle_sources")
+    shutil.copytree(SOURCES, rendering.SOURCES, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT.parent / "LICENSE", tmp_path)
+    for suffix in (".json", ".md"):
+        shutil.copy(SOURCES / "tasks" / f"endoscopy{suffix}", rendering.SOURCES / "tasks" / f"polyps{suffix}")
+    texts = rendering.render()
+    folder = tmp_path / "bundles" / "polyps"
+    made = {path.relative_to(folder): text for path, text in texts.items() if path.is_relative_to(folder)}
+    assert len(made) == 12 and "'polyps')" in made[Path("configs/train.json")]
+    for path, text in made.items():
+        assert text.replace("polyps", "endoscopy") == (ROOT / "endoscopy" / path).read_text(encoding="utf-8")
 
 
 def test_json_fills_its_lines():

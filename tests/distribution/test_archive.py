@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 
-from swinumamba_monai.distribution import archive, unpack, write_archive
+from swinumamba_monai.distribution import archive, unpack_archive, write_archive
 from swinumamba_monai.errors import InputError
 
 FILES = {"b/LICENSE": b"free", "b/configs/a.json": b"{}", "b/docs/README.md": b""}
@@ -20,11 +20,11 @@ FILES = {"b/LICENSE": b"free", "b/configs/a.json": b"{}", "b/docs/README.md": b"
 
 def test_what_was_written_comes_out(tmp_path):
     path = write_archive(tmp_path / "b.zip", FILES)
-    bundle = unpack(path, tmp_path)
+    bundle = unpack_archive(path, tmp_path)
     assert bundle == tmp_path / "b"
     assert {f"b/{f.relative_to(bundle)}": f.read_bytes() for f in bundle.rglob("*") if f.is_file()} == FILES
     with pytest.raises(InputError, match="is there already"):
-        unpack(path, tmp_path)
+        unpack_archive(path, tmp_path)
 
 
 def test_the_bytes_depend_on_the_content_alone(tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_nothing_of_a_bad_archive_is_written(tmp_path, name, mode, words):
         bad.writestr(entry(name, mode), "evil")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=words) as caught:
-        unpack(tmp_path / "bad.zip", folder)
+        unpack_archive(tmp_path / "bad.zip", folder)
     assert str(caught.value).count("\n") == 0
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -84,7 +84,7 @@ def test_bombs_are_refused_by_what_they_claim(tmp_path, monkeypatch):
             for file, content in files.items():
                 bomb.writestr(file, content)
         with pytest.raises(InputError, match="that is no bundle"):
-            unpack(tmp_path / f"{name}.zip", tmp_path)
+            unpack_archive(tmp_path / f"{name}.zip", tmp_path)
 
 
 def test_a_large_file_takes_no_memory(tmp_path):
@@ -94,7 +94,7 @@ def test_a_large_file_takes_no_memory(tmp_path):
     assert (tmp_path / "b.zip").stat().st_size < size / 500
     tracemalloc.start()
     try:
-        assert (unpack(tmp_path / "b.zip", tmp_path) / "a").stat().st_size == size
+        assert (unpack_archive(tmp_path / "b.zip", tmp_path) / "a").stat().st_size == size
         assert tracemalloc.get_traced_memory()[1] < size / 5
     finally:
         tracemalloc.stop()
@@ -107,7 +107,7 @@ def test_damage_is_refused(tmp_path):
     for content in (b"", b"text", whole[:-30], bytes(broken)):
         (tmp_path / "bad.zip").write_bytes(content)
         with pytest.raises(InputError, match=r"bad\.zip"):
-            unpack(tmp_path / "bad.zip", tmp_path)
+            unpack_archive(tmp_path / "bad.zip", tmp_path)
     assert not (tmp_path / "b").exists()
 
 
@@ -119,7 +119,7 @@ def test_a_full_disk_is_called_that(tmp_path, monkeypatch):
 
     monkeypatch.setattr("shutil.copyfileobj", full)
     with pytest.raises(InputError, match="cannot be written or opened: No space left on device"):
-        unpack(path, tmp_path)
+        unpack_archive(path, tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -127,5 +127,5 @@ def test_sentences_quote_little_of_an_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as bad:
         bad.writestr(entry("b/../\x1b[31m" + "x" * 60_000), "evil")
     with pytest.raises(InputError, match="leads out") as caught:
-        unpack(tmp_path / "bad.zip", tmp_path)
+        unpack_archive(tmp_path / "bad.zip", tmp_path)
     assert str(caught.value).isprintable() and len(str(caught.value)) < len(str(tmp_path)) + 200

@@ -130,7 +130,9 @@ def segments_on_an_h100(emulator, batch, height, width, channels):
     u, rows = torch.empty(1, 1, 1, 1, dtype=torch.bfloat16), (4, batch, height * width)
     inputs = (u.expand(1, *rows[1:], channels), u.expand(*rows, channels), torch.empty(4, channels, 16))
     inputs += (u.expand(*rows, 16), u.expand(*rows, 16), torch.empty(4, channels))
-    scans = [cuda_scan._Scan(inputs, (height, width), True, way) for way in ("forward", "backward")]
+    scans = [
+        cuda_scan._Scan(cuda_scan.ScanInputs(*inputs), (height, width), True, way) for way in ("forward", "backward")
+    ]
     return [(scan.segments, scan.params.lead) for scan in scans]
 
 
@@ -327,11 +329,11 @@ def test_the_gradient_of_delta_may_take_its_place():
     dy = torch.randn(1, *y.shape[1:], generator=torch.Generator().manual_seed(2))
     results = []
     for in_place in (False, True):
-        delta = inputs[1].clone(memory_format=torch.preserve_format)
+        delta = inputs.delta.clone(memory_format=torch.preserve_format)
         ddelta = delta if in_place else torch.empty_like(delta)
         dBC = torch.empty(2, 5 * 7, 4, 2, 16)
         du, sums = cuda_scan.scan_backward(
-            dy, states, (inputs[0], delta, *inputs[2:]), (5, 7), True, ddelta=ddelta, dBC=dBC
+            dy, states, inputs._replace(delta=delta), (5, 7), True, ddelta=ddelta, dBC=dBC
         )
         results.append({"du": du, "dBC": dBC, "sums": sums, "ddelta": ddelta})
     assert_equal(*results)
@@ -340,4 +342,6 @@ def test_the_gradient_of_delta_may_take_its_place():
 def kernel_inputs(inputs):
     """u, delta, A, B, C and delta_bias of a map, as ``scan_forward`` takes them."""
     delta, B, C = (inputs[name].permute(3, 0, 1, 2, 4).flatten(2, 3) for name in ("delta", "B", "C"))
-    return inputs["x"].flatten(1, 2)[None], delta, inputs["A"] * LOG2_E, B, C, inputs["delta_bias"]
+    return cuda_scan.ScanInputs(
+        inputs["x"].flatten(1, 2)[None], delta, inputs["A"] * LOG2_E, B, C, inputs["delta_bias"]
+    )

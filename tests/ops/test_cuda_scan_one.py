@@ -118,13 +118,15 @@ def test_operators_are_registered_correctly(size, keep):
 def test_the_gradient_of_delta_may_take_its_place():
     inputs = map_inputs(1, 11, 13, 4, 1)
     delta, B, C = (inputs[name].permute(3, 0, 1, 2, 4).flatten(2, 3) for name in ("delta", "B", "C"))
-    scanned = [inputs["x"].flatten(1, 2)[None], delta.contiguous(), inputs["A"][..., :1], B, C, inputs["delta_bias"]]
+    scanned = cuda_scan.ScanInputs(
+        inputs["x"].flatten(1, 2)[None], delta.contiguous(), inputs["A"][..., :1], B, C, inputs["delta_bias"]
+    )
     y, states = cuda_scan.scan_forward(scanned, (11, 13), True, True)
     results = []
     for in_place in (False, True):
-        delta = scanned[1].clone()
+        delta = scanned.delta.clone()
         ddelta = delta if in_place else torch.empty_like(delta)
-        given = [scanned[0], delta, *scanned[2:]]
+        given = scanned._replace(delta=delta)
         dBC = torch.empty(1, 11 * 13, 4, 2, 1)
         du, sums = cuda_scan.scan_backward(y[:1], states, given, (11, 13), True, ddelta=ddelta, dBC=dBC)
         results.append({"du": du, "dBC": dBC, "sums": sums, "ddelta": ddelta})

@@ -19,7 +19,7 @@ from swinumamba_monai.data.files.picture_kinds import TIFF_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.tiff import TiffPlane
 from swinumamba_monai.errors import explained
 
-MAX_PIXELS = 1 << 36  # of an image that is never in memory as a whole; that its file can hold them is asked elsewhere
+MAX_LARGE_PIXELS = 1 << 36  # of one that is never in memory as a whole; that its file can hold them is asked elsewhere
 MAX_PART = 1 << 28  # bytes of a tile or strip, which is decoded as a whole
 _JPEGS = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
 
@@ -62,7 +62,7 @@ class TiffRows:
         self.path = path
         self._file = tifffile.TiffFile(path, _multifile=False)
         try:
-            self._tiff = tiff = TiffPlane(path, self._file, plane, MAX_PIXELS, max_channels)
+            self._tiff = tiff = TiffPlane(path, self._file, plane, MAX_LARGE_PIXELS, max_channels)
             self._pages = tiff.pages()
             sizes = dict(zip(tiff.axes, tiff.own_shape))
             self.height, self.width = sizes["Y"], sizes["X"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from .scan_layout import FIRST_PASS, STATE_LANES, TUNING, TWO_LAUNCHES, choose_s
 
 __all__ = [
     "LOG2_E",
+    "ScanInputs",
     "count_chunks",
     "cross_scan_2d_cuda",
     "merge",
@@ -69,18 +71,31 @@ _ScanParams = params_type(
 _MergeParams = params_type("MergeParams", "parts skip weight merged", "groups rows channels")
 
 
+class ScanInputs(NamedTuple):
+    """What is scanned, shaped as in the module's text: u, delta, B and C of one dtype and with contiguous channels and
+    states, A and delta_bias contiguous float32.
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    delta_bias: Tensor
+
+
 class _Scan:
     """The sizes of one scan, and the launches of its kernels.
 
     Args:
-        inputs: u, delta, A, B, C, delta_bias as in the module's text.
+        inputs: what is scanned.
         size: height and width of the map whose four directions the groups are, or None for sequences.
         delta_softplus: whether delta passes through softplus.
         way: "forward" or "backward", for which sequences are cut.
     """
 
-    def __init__(self, inputs, size, delta_softplus: bool, way: str) -> None:
-        u, delta, A, B, C, delta_bias = inputs
+    def __init__(self, inputs: ScanInputs, size, delta_softplus: bool, way: str) -> None:
+        u, delta, A, B, C, _ = inputs
         self.groups, self.batch, self.length, self.channels = delta.shape
         self.d_state = A.shape[-1]
         self.sequences = self.groups * self.batch
@@ -97,7 +112,7 @@ class _Scan:
         self.segments = segments.count(self.length)
         height, width = size or (1, self.length)
         self.kernels = load_kernels("scan.cu", self.layout.macros)
-        self.kept = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "delta_bias": delta_bias}
+        self.kept = inputs._asdict()
         self.params = _ScanParams(
             u_group=u.stride(0) if u.shape[0] > 1 else 0, u_batch=u.stride(1), u_position=u.stride(2),
             delta_group=delta.stride(0), delta_batch=delta.stride(1), delta_position=delta.stride(2),
@@ -156,12 +171,11 @@ def count_chunks(length: int, d_state: int, device: torch.device) -> int:
     return -(-length // (scan_one.CHUNK if d_state == 1 else find_chunk(count_shared_kib(device))))
 
 
-def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, keep_states: bool):
+def scan_forward(inputs: ScanInputs, size: tuple[int, int] | None, delta_softplus: bool, keep_states: bool):
     """Scan every group on its own.
 
     Args:
-        inputs: u, delta, A, B, C, delta_bias, shaped as in the module's text; u, delta, B and C of one dtype and with
-            contiguous channels and states, A and delta_bias contiguous float32.
+        inputs: what is scanned.
         size: height and width of the map whose four directions the groups are, or None for sequences.
         delta_softplus: whether delta passes through softplus.
         keep_states: whether a backward will follow.
@@ -169,8 +183,8 @@ def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, kee
     Returns:
         y without the skip D u, (g, b, l, d); the state before each chunk, (b, g, chunks, d, n), or an empty tensor.
     """
-    delta = inputs[1]
-    if inputs[2].shape[-1] == 1:
+    delta = inputs.delta
+    if inputs.A.shape[-1] == 1:
         return scan_one.forward(inputs, size, delta_softplus, keep_states)
     scan = _Scan(inputs, size, delta_softplus, "forward")
     y = delta.new_empty(delta.shape)
@@ -186,7 +200,7 @@ def scan_forward(inputs, size: tuple[int, int] | None, delta_softplus: bool, kee
 def scan_backward(
     dy: Tensor,
     states: Tensor,
-    inputs,
+    inputs: ScanInputs,
     size: tuple[int, int] | None,
     delta_softplus: bool,
     ddelta: Tensor,
@@ -204,8 +218,8 @@ def scan_backward(
     Returns:
         du, (g, b, l, d); (g, (n + 2) * d) float32, which :func:`split_parameters` takes apart.
     """
-    delta = inputs[1]
-    if inputs[2].shape[-1] == 1:
+    delta = inputs.delta
+    if inputs.A.shape[-1] == 1:
         return scan_one.backward(dy, states, inputs, size, delta_softplus, ddelta, dBC)
     scan = _Scan(inputs, size, delta_softplus, "backward")
     scan.give(dy=dy, states=states)
@@ -247,7 +261,7 @@ def merge(parts: Tensor, skip: Tensor, weight: Tensor, merged: Tensor) -> Tensor
 @on_its_device
 @without_autocast
 def _forward(u, delta, A, B, C, D, delta_bias, size, delta_softplus, keep):
-    y, states = scan_forward((u, delta, A, B, C, delta_bias), tuple(size) or None, delta_softplus, keep)
+    y, states = scan_forward(ScanInputs(u, delta, A, B, C, delta_bias), tuple(size) or None, delta_softplus, keep)
     return _skip(y, u, D, size), states
 
 
@@ -280,7 +294,7 @@ def _backward(dy, states, u, delta, A, B, C, D, delta_bias, size, delta_softplus
     if ddelta.stride() != delta.stride():  # delta has gaps, or repeats itself; its gradient does not
         delta = delta.contiguous()
         ddelta = torch.empty_like(delta)
-    inputs = (u, delta, A, B, C, delta_bias)
+    inputs = ScanInputs(u, delta, A, B, C, delta_bias)
     groups, batch, length, _ = delta.shape
     dBC = B.new_empty(batch, length, groups, 2, A.shape[-1])
     du, dparameters = scan_backward(dy, states, inputs, tuple(size) or None, delta_softplus, ddelta, dBC)

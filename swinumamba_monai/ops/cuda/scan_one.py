@@ -58,8 +58,8 @@ def shared_bytes(warps: int) -> int:
     return 4 * CHANNELS * warps * 5
 
 
-def _launch(way: str, inputs: tuple[Tensor, ...], size, delta_softplus: bool, keep: bool = False, **tensors) -> None:
-    u, delta, A, B, C, delta_bias = inputs
+def _launch(way: str, inputs, size, delta_softplus: bool, keep: bool = False, **tensors) -> None:
+    u, delta, B = inputs.u, inputs.delta, inputs.B
     groups, batch, length, channels = delta.shape
     blocks = (-(-channels // CHANNELS), groups * batch, 1)
     macros = make_macros(blocks[0] * blocks[1], length, count_multiprocessors(u.device), delta_softplus)
@@ -67,7 +67,7 @@ def _launch(way: str, inputs: tuple[Tensor, ...], size, delta_softplus: bool, ke
     own = {"ELEMENT": ELEMENTS[u.dtype], "VECTOR": alignment(channels, u, delta)}
     kernels = load_kernels("scan_one.cu", own | macros)
     height, width = size or (1, length)
-    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "delta_bias": delta_bias, **tensors}
+    named = inputs._asdict() | tensors
     params = _Params(
         u_group=u.stride(0) if u.shape[0] > 1 else 0, u_batch=u.stride(1), u_position=u.stride(2),
         delta_group=delta.stride(0), delta_batch=delta.stride(1), delta_position=delta.stride(2),
@@ -81,7 +81,7 @@ def _launch(way: str, inputs: tuple[Tensor, ...], size, delta_softplus: bool, ke
 
 def forward(inputs, size, delta_softplus: bool, keep_states: bool) -> tuple[Tensor, Tensor]:
     """:func:`.scan.scan_forward`; the states are those before each CHUNK of this module."""
-    delta = inputs[1]
+    delta = inputs.delta
     groups, batch, length, channels = delta.shape
     y = delta.new_empty(delta.shape)
     states = delta.new_empty(batch, groups, -(-length // CHUNK) if keep_states else 0, channels, 1)
@@ -91,7 +91,7 @@ def forward(inputs, size, delta_softplus: bool, keep_states: bool) -> tuple[Tens
 
 def backward(dy: Tensor, states: Tensor, inputs, size, delta_softplus: bool, ddelta: Tensor, dBC: Tensor):
     """:func:`.scan.scan_backward`."""
-    delta, A = inputs[1], inputs[2]
+    delta, A = inputs.delta, inputs.A
     groups, batch, length, channels = delta.shape
     du = delta.new_empty(delta.shape)
     parts = A.new_empty(-(-channels // CHANNELS), batch, length, groups, 2, 1)

@@ -21,7 +21,7 @@ from .device import ALIGNED
 from .fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward
 from .nvrtc import on_its_device
 from .packing import pack, unpack
-from .scan import count_chunks, merge, samples_that_fill, scan_backward, scan_forward
+from .scan import ScanInputs, count_chunks, merge, samples_that_fill, scan_backward, scan_forward
 
 __all__ = ["ss2d_cuda"]
 
@@ -82,13 +82,13 @@ class _Weights:
         self.to_map, self.to_gate = in_proj.chunk(2) if len(in_proj) > self.channels else (in_proj, None)
         self.dt_bias, self.A_logs, self.D = p.dt_bias, p.A_logs, p.Ds.unflatten(0, (DIRECTIONS, -1))
 
-    def project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def project(self, x: Tensor) -> tuple[Tensor, ScanInputs]:
         """What Δ is made of, (4, b * l, r with zeros), and the inputs of the scan, from x (b, l, d)."""
         projected = (x.flatten(0, 1) @ self.x_proj.t()).unflatten(1, (DIRECTIONS, -1)).transpose(0, 1)
         low = projected[..., self.low_start :]
         delta = torch.bmm(low, self.dt.transpose(1, 2))
         BC = projected[..., : self.num_BC].unflatten(1, x.shape[:2]).chunk(2, dim=-1)
-        return low, (x[None], delta.unflatten(1, x.shape[:2]), self.A, *BC, self.dt_bias)
+        return low, ScanInputs(x[None], delta.unflatten(1, x.shape[:2]), self.A, *BC, self.dt_bias)
 
 
 def _slices(x: Tensor, d_state: int) -> list[slice]:
@@ -140,10 +140,10 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     scanned = conv_silu(x @ weights.to_map.t(), weights.taps).flatten(1, 2)
     dmerged = dmerged.view(scanned.shape)
     dprojected = x.new_empty(*scanned.shape[:2], DIRECTIONS, len(weights.x_proj) // DIRECTIONS)
-    sums = []
+    ddts, dscans = [], []  # of the samples that are scanned at a time
     for samples in _slices(scanned, weights.A.shape[-1]):
         low, inputs = weights.project(scanned[samples])
-        delta = inputs[1]  # is overwritten by its gradient
+        delta = inputs.delta  # is overwritten by its gradient
         dBC = dprojected[samples, ..., : weights.num_BC].unflatten(-1, (2, -1))
         du, dscan = scan_backward(
             dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta, dBC=dBC
@@ -153,9 +153,10 @@ def _backward(dout, merged, states, statistics, x, *parameters):
         ddelta = delta.flatten(1, 2)
         dlow = torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
         dprojected[samples, ..., weights.num_BC :] = dlow[..., weights.zeros :]
-        sums.append((_products_of_parts(ddelta, low), dscan))
+        ddts.append(_products_of_parts(ddelta, low))
+        dscans.append(dscan)
         del low, inputs, delta, ddelta, dlow, dBC
-    ddt, dscan = sums[0] if len(sums) == 1 else (torch.cat([s[0] for s in sums], 1), sum(s[1] for s in sums))
+    ddt, dscan = (ddts[0], dscans[0]) if len(ddts) == 1 else (torch.cat(ddts, 1), sum(dscans))
     dprojected = dprojected.flatten(0, 1).flatten(1)
     dscanned = dmerged.flatten(0, 1).addmm_(dprojected, weights.x_proj)
     dx_proj = dprojected.t() @ scanned.flatten(0, 1)
