@@ -29,7 +29,8 @@ class FusedDiceCELoss(DiceCELoss):
     There it is computed by :mod:`swinumamba_monai.ops.cuda.class_sums`, from logits in half precision too, and a
     target that is no class makes it NaN. Elsewhere, with more than 32 classes, and with options that are not
     ``to_onehot_y``, ``softmax``, ``include_background``, ``batch``, ``smooth_nr``, ``smooth_dr``, ``lambda_dice`` and
-    ``lambda_ce``, it is MONAI's own.
+    ``lambda_ce``, it is MONAI's own. ``SWINUMAMBA_BACKEND=portable`` has MONAI's everywhere; the ``scan_backend`` of a
+    network decides about the network alone.
 
     Args:
         options: options of MONAI's ``DiceCELoss``.
