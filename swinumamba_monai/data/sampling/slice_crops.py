@@ -32,7 +32,7 @@ from swinumamba_monai.owned import refuse, why_not_own
 
 logger = logging.getLogger(__name__)
 
-HASHES = "hashes.json"  # of the other files of a volume's folder
+HASHES = "hashes.json"  # file with the hashes of the others in a volume's folder
 
 
 class SliceDataset(Randomizable, Dataset):
