@@ -43,10 +43,10 @@ class Tuning(NamedTuple):
         forward_warps: number of warps of a block, at the most. Few, so that multiprocessors get about as many each.
         backward_warps: number of warps of a block, at the most. They add up dB and dC, and what blocks give is added up
             in memory.
-        forward_room: warps that shall fit a multiprocessor, which limits the registers of a thread.
-        backward_room: the same for the backward.
-        forward_busy: warps of a multiprocessor below which fewer take as long.
-        backward_busy: the same for the backward.
+        forward_room: number of warps that shall fit a multiprocessor, which limits the registers of a thread.
+        backward_room: number of warps that shall fit a multiprocessor in the backward.
+        forward_busy: number of warps of a multiprocessor below which fewer take as long.
+        backward_busy: number of warps of a multiprocessor below which fewer take as long in the backward.
         uneven: whether the backward may cut a sequence in two of different lengths; up to 9 % faster.
     """
 
@@ -174,7 +174,7 @@ def make_layout(
         d_state: states of a channel.
         dtype: dtype of the maps.
         vector: neighbouring channels that a thread may load at a time.
-        matrix_vector: the same for B and C.
+        matrix_vector: neighbouring states of B or C that a thread may load at a time.
         delta_softplus: whether delta passes through softplus.
         shared_kib: shared memory that a block may have, in KiB; a multiprocessor has one more, and so costs a block.
         tuning: numbers found by measurement.
