@@ -29,7 +29,7 @@ from swinumamba_monai.training import default_amp
 from .cases import BATCHES, TOY, Batch, MeasuredStep
 from .record import ROOT, Record, make_parser, start
 
-SLICES = 24  # of a synthetic volume
+SLICES = 24  # number of slices of a synthetic volume
 COLUMNS = {
     "batch": "batch",
     "augmentation": "augmentation",

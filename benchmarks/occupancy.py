@@ -24,8 +24,8 @@ from swinumamba_monai.ops.cuda.nvrtc import read_source
 from swinumamba_monai.ops.cuda.scan_layout import TUNING, make_layout
 from swinumamba_monai.reports.tables import markdown_lines
 
-CHANNELS, STATES = 192, 16  # that a scan of the paper's first stage has
-DECODER_CHANNELS = 48  # of Swin-UMamba's finest maps
+CHANNELS, STATES = 192, 16  # numbers of channels and of states of a scan of the paper's first stage
+DECODER_CHANNELS = 48  # number of channels of Swin-UMamba's finest maps
 DEEPEST = 1536  # channels of the last stage, and of the widest norm
 LARGE, SMALL = 1000, 2  # blocks of a scan of channels with one state, which takes few warps a block or many
 MULTIPROCESSORS = 108

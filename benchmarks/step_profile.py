@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from .cases import BATCHES, NETWORKS, QUICK_BATCHES, MeasuredStep
 from .record import Record, make_parser, start
 
-STEPS = 3  # that are profiled
+STEPS = 3  # number of steps that are profiled
 # What kernels do, by their names; the first that matches counts.
 WORK = {
     "scan, backward": r"scan_(one_)?backward|scan_(end|chain)_gradients",

@@ -11,11 +11,11 @@ from traceback import walk_tb
 
 from swinumamba_monai.errors import InputError, listed, quoted, shown
 
-REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")  # to an entry, at the top of the config or in a section
+REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")  # a reference to an entry, at the top of the config or in a section
 _NOT_MADE = re.compile(r"Failed to instantiate component '([\w.]+)' with keywords: (\S*)")
 _NOT_FOUND = re.compile(r"Cannot locate class or function path: '(.*)'")
 _NOT_DEFINED = re.compile(r"the referring item `@([\w:]+)` is not defined in the config content")
-_OWN_FRAMES = 3  # of an error that a constructor raises itself: MONAI's call of it, a decorator, the constructor
+_OWN_FRAMES = 3  # frames of an error that a constructor raises itself: MONAI's call of it, a decorator, the constructor
 
 
 def last_part(name: str) -> str:

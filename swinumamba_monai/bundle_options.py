@@ -31,7 +31,7 @@ _COMMANDS = (["run"], ["run_workflow"])
 _PATH_ENDINGS = ("_dir", "_path", "_root", "_file", "_uri")
 _LISTS = ("ckpt_path", "config_file", "meta_file")  # these may be several files
 _MACROS = ("$", "@", "%")  # a value that begins with one is an expression of MONAI
-_SEPARATOR = "#"  # of ids, which MONAI writes as ::
+_SEPARATOR = "#"  # separator in ids, which MONAI writes as ::
 _FLAG = re.compile("--|-[a-zA-Z]")
 _NO_PYTHON = {"true": "True", "false": "False", "null": "'$None'"}  # texts on the command line, and texts are true
 

@@ -17,7 +17,7 @@ import torch
 import swinumamba_monai
 from swinumamba_monai.ops import backends
 
-D_STATE = 16  # of the networks
+D_STATE = 16  # number of states of the networks' channels
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}  # what training and inference compute in by default
 # What to do where the fastest backend cannot run, by device type.
 REMEDIES = {

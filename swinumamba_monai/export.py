@@ -20,7 +20,8 @@ from monai.utils import optional_import
 from .atomic import check_output_folder, replacing, write_file
 from .errors import InputError
 
-EXAMPLE_SIZE = (70, 100)  # of the image that is followed through the network: no multiples of 32, and different
+# Size (h, w) of the image that is followed through the network: no multiples of 32, and different.
+EXAMPLE_SIZE = (70, 100)
 OPSET = 18
 
 

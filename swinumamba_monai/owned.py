@@ -21,7 +21,7 @@ from swinumamba_monai.atomic import replacing
 
 logger = logging.getLogger(__name__)
 
-CACHE = Path("~/.cache/swinumamba_monai")  # of compiled code
+CACHE = Path("~/.cache/swinumamba_monai")  # folder of compiled code
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

@@ -25,13 +25,13 @@ from .weight_files import find_weights, read_checkpoint
 logger = logging.getLogger(__name__)
 
 ENCODER = "vssm_encoder."
-DECODER = "decoder.stages."  # of Swin-UMamba†
+DECODER = "decoder.stages."  # the decoder of Swin-UMamba†
 STEM = "stem."  # the convolution before the encoder of Swin-UMamba, pretrained with it
 PRETRAINING_ONLY = ("head.", "mask_token")  # the rest of a masked image model
 # of VMamba's first version, which the paper took, and of its final one
 VMAMBA_KEYS = {"patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs", "layers.0.downsample.norm.weight"}
 LATER_KEYS = {"patch_embed.0.weight", "layers.0.blocks.0.op.A_logs", "layers.0.downsample.1.weight"}
-_EMBEDDINGS = "patch_embed.proj.weight", "patch_embed.0.weight"  # of VMamba's first version, and of the final one
+_EMBEDDINGS = "patch_embed.proj.weight", "patch_embed.0.weight"  # names in VMamba's first version, and in the final one
 LANDMARKS = (*(ENCODER + name for name in _EMBEDDINGS), *_EMBEDDINGS)
 LATER_BLOCK = "layers.0.blocks.0.op."
 

@@ -37,7 +37,8 @@ class RunLock:
     """
 
     was_left = False
-    _held: ClassVar[dict[tuple[int, Path], RunLock]] = {}  # by process, for forks take a copy of it along
+    # Locks that are held, by process, for forks take a copy of it along.
+    _held: ClassVar[dict[tuple[int, Path], RunLock]] = {}
 
     def __init__(self, path: str | PathLike) -> None:
         self.path = Path(path).absolute()

@@ -26,10 +26,10 @@ from .weight_pickles import check_pickles, is_archive
 
 logger = logging.getLogger(__name__)
 
-SAFE_TORCH = "2.10"  # from which on no memory is known to be overwritten by what weights_only=True reads
-MAX_DEPTH = 20  # of what lies in a checkpoint
+SAFE_TORCH = "2.10"  # first version in which no memory is known to be overwritten by what weights_only=True reads
+MAX_DEPTH = 20  # number of levels of lists and dictionaries in a checkpoint
 MAX_HEADER = 1 << 21  # bytes of a safetensors file; 20,000 tensors have as many
-MAX_NAMES = 16  # of a tensor; released U-Mamba checkpoints name most of them four times
+MAX_NAMES = 16  # number of names of a tensor; released U-Mamba checkpoints name most of them four times
 DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16}
 DTYPES |= {torch.int8, torch.uint8, torch.bool}  # of tensors that torch can compute with everywhere
 
@@ -41,7 +41,7 @@ _END, _END64, _LOCATOR = struct.Struct("<4s8xLLH"), struct.Struct("<4s36xQQ"), s
 # averaged models), and what they count beside it (averaged models, thop).
 WRAPPERS = ("network_weights", "model", "state_dict", "model_state_dict", "net", "network", "model_ema", "ema")
 PREFIXES = re.compile(r"^((module|_orig_mod|model|net|network|ema_model|ema)\.)+")
-SHARD = re.compile(r"-\d+-of-\d+\.")  # of a checkpoint in several files
+SHARD = re.compile(r"-\d+-of-\d+\.")  # number in the names of the files of a checkpoint that has several
 COUNTERS = re.compile(r"(^|\.)(n_averaged|total_ops|total_params)$")
 
 # How files begin that are no weights, though they were downloaded or saved as such, with what to do.

@@ -17,7 +17,8 @@ from pathlib import Path
 
 MAX_TUPLE = 1000  # parts of a tuple, with those of the tuples in it, which its hash runs over each time
 MAX_LONG = 1000  # numbers of over 60 bits, of which any may have the same hash; as any tuples may, which are no keys
-LEGACY_PICKLES = 5  # before the numbers in a torch file that is no archive: three of its version, content, names
+# Number of pickles before the numbers in a torch file that is no archive: three of its version, content, names.
+LEGACY_PICKLES = 5
 
 _CALLED = {
     "torch Size", "torch device", "torch.nn.parameter Parameter", "torch.serialization _get_layout",
@@ -28,12 +29,13 @@ _HASHING = (_ORDERED, "collections Counter", *_SETS)
 _REBUILD = "torch._utils _rebuild_"
 _DTYPE, _ENCODE = "numpy dtype", "_codecs encode"
 _SCALAR = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
-_KINDS = ("f8", "f4", "i8", "i4", "b1")  # of numpy's numbers that a log holds
-_STATES = tuple((3, order, None, None, None, -1, -1, 0) for order in "<|")  # of their dtypes
-_ENCODINGS = ("latin1", "latin-1")  # by which bytes are kept as text
+_KINDS = ("f8", "f4", "i8", "i4", "b1")  # kinds of numpy's numbers that a log holds
+_STATES = tuple((3, order, None, None, None, -1, -1, 0) for order in "<|")  # states of their dtypes
+_ENCODINGS = ("latin1", "latin-1")  # encodings by which bytes are kept as text
 
 _PUTS, _GETS = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
-_MADE = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "NEWFALSE": bool, "NEWTRUE": bool}  # of a bool the kind matters alone
+# Kinds of what they make; a bool's value does not matter.
+_MADE = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "NEWFALSE": bool, "NEWTRUE": bool}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUSHED = {
     "NONE", "EMPTY_SET", "BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "LONG1", "GLOBAL",

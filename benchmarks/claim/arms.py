@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 BATCH_SIZE = 12
-ADAPTATION_STEPS = 400  # of masked image modelling
+ADAPTATION_STEPS = 400  # steps of masked image modelling
 
 
 class ClaimTask(NamedTuple):

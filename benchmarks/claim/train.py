@@ -37,7 +37,7 @@ from .packs import Picture
 
 GRADIENT_CLIP = 12.0
 ADAPTATION_RATE, ADAPTATION_SIZE = 2e-4, (192, 192)  # as in pretrain.json
-MOMENTUM, SGD_DECAY, POWER = 0.99, 3e-5, 0.9  # of nnU-Net
+MOMENTUM, SGD_DECAY, POWER = 0.99, 3e-5, 0.9  # nnU-Net's numbers
 
 
 class Recipe(NamedTuple):

@@ -61,8 +61,8 @@ NUM_CLASSES = 1 + STYLES  # 0 is the ground
 SWELLS, LOBES = (2, 3, 4, 5), (5, 10)  # the second: from, to before
 RADII = (0.3, 2.0)  # a vertex lies between them, as shares of the mean radius
 
-SHAPES, KINDS = 24, 4  # of an image, at most
-MEDIAN_RADIUS = (0.035, 0.25)  # of an image's shapes, as a share of its side
+SHAPES, KINDS = 24, 4  # numbers of shapes of an image and of their kinds, at most
+MEDIAN_RADIUS = (0.035, 0.25)  # median radius of an image's shapes, as a share of its side
 LEAST_RADIUS = 0.015
 RADIUS_SPREAD, STRETCH_SPREAD = 0.3, 0.35  # standard deviations of logarithms
 COVERAGE = (0.3, 1.5)  # area of the shapes as a share of the image's, where SHAPES are enough

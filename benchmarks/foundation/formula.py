@@ -38,10 +38,10 @@ from .views import normalized
 
 __all__ = ["NUM_CLASSES", "make_images"]
 
-EXPONENT = (0.5, 3.5)  # of the power spectrum of a kind's noise: fine to soft
-WAVELENGTH = (0.02, 0.2)  # of stripes and spots, as a share of the side
+EXPONENT = (0.5, 3.5)  # exponent of the power spectrum of a kind's noise: fine to soft
+WAVELENGTH = (0.02, 0.2)  # wavelength of stripes and spots, as a share of the side
 TURNS = (0.4, 3.5)  # rings from a shape's middle to its contour
-SHARPNESS = (0.8, 5.0)  # of stripes and spots
+SHARPNESS = (0.8, 5.0)  # sharpness of stripes and spots
 CONTRAST, GROUND_CONTRAST = (0.03, 0.3), 0.6  # half of a texture's range; the ground's as a share of it
 RIM, RIM_WIDTH = 0.2, (0.05, 0.25)  # a contour may be brighter or darker
 SLOPE, DRIFT = 0.12, 0.05  # standard deviations: light from one side, and what a shape differs by from its kind

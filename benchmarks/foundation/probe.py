@@ -38,8 +38,8 @@ from .train import STORED_SIDE, TOY
 from .views import middle_views, normalized
 
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)  # weights of the squared coefficients, to choose from
-CHOOSING_EVERY = 5  # of the images for training, on which it is chosen
-ITERATIONS = 100  # of L-BFGS
+CHOOSING_EVERY = 5  # number of images for training to one on which the decay is chosen
+ITERATIONS = 100  # number of iterations of L-BFGS
 
 
 def load_encoder(name: str, weights: Path | None, **options) -> VMambaClassifier:

@@ -19,7 +19,7 @@ from swinumamba_monai.weight_files import save_half_precision
 
 __all__ = ["Student", "dense_loss", "export_encoder", "is_head", "save_weights"]
 
-_HEAD = re.compile(r"^(head|norm|classifier)\.")  # of either version's classifier
+_HEAD = re.compile(r"^(head|norm|classifier)\.")  # names of either version's classifier
 
 
 class Student(nn.Module):

@@ -32,7 +32,7 @@ class EfficientNetLite2(nn.Module):
     """
 
     num_classes = 1000
-    channels = (48, 120, 352)  # of its maps
+    channels = (48, 120, 352)  # numbers of channels of its maps
     strides = (8, 16, 32)  # and how many pixels of the enlarged view lie between two of theirs
 
     def __init__(self, weights: Path | None = None, side: int = 192) -> None:

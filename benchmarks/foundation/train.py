@@ -35,8 +35,8 @@ from .training import Training, add_options, prepare, write_result
 from .views import Batch, RandomViews, middle_views, normalized
 
 LABEL_SMOOTHING = 0.1
-WEIGHTS = (1.0, 1.0, 3.0)  # of the losses: labels, the teacher's classes, its maps
-STORED_SIDE = 9 / 8  # of the decoded images, as a multiple of the largest views'
+WEIGHTS = (1.0, 1.0, 3.0)  # weights of the losses: labels, the teacher's classes, its maps
+STORED_SIDE = 9 / 8  # side of the decoded images, as a multiple of the largest views'
 
 QUICK = {"epochs": 2, "minutes": None, "batch_size": 4, "image_size": [32, 64], "num_workers": 1}
 TOY = {"depths": (1, 1, 1, 1), "feature_size": 8}

@@ -31,11 +31,11 @@ from swinumamba_monai.weight_files import read_checkpoint
 __all__ = ["Training", "add_options", "prepare", "rate_factor", "write_result"]
 
 WARM_UP, LAST_RATE = 0.05, 0.01  # share of the way on which the learning rate grows, and what is left of it at the end
-BETAS, EPSILON = (0.9, 0.99), 1e-6  # of AdamW
+BETAS, EPSILON = (0.9, 0.99), 1e-6  # AdamW's numbers
 GRADIENT_CLIP = 5.0
-AVERAGE_DECAY = 0.998  # of the weights' moving average
+AVERAGE_DECAY = 0.998  # decay of the weights' moving average
 LOG_EVERY = 50  # steps
-VALIDATIONS = 10  # on the way
+VALIDATIONS = 10  # number of validations on the way
 
 
 class Training(ABC):

@@ -21,15 +21,15 @@ from .packed import Images
 
 __all__ = ["Batch", "RandomViews", "cut", "middle_views", "normalized"]
 
-AREA = (0.2, 1.0)  # of an image, shown by a crop
+AREA = (0.2, 1.0)  # share of an image's area that a crop shows
 STRETCH = 4 / 3  # a crop is so much wider than high at most, or higher than wide
 GRAY = 0.15  # share of gray views
 SATURATION = (0.5, 1.3)
 GAMMA_SPREAD = 0.2  # standard deviation of its logarithm
-CAST_SPREAD = 0.1  # of the logarithm of each channel's gain
+CAST_SPREAD = 0.1  # standard deviation of the logarithm of each channel's gain
 MIXED = 0.5  # share of mixed batches: half of them have a rectangle of another image, half are sums of two
-MIDDLE = 0.9  # of the shorter side, shown by an evaluation's view
-SEEDS = 1_000_003  # between the random numbers of two seeds: more than the steps of a training
+MIDDLE = 0.9  # share of the shorter side that an evaluation's view shows
+SEEDS = 1_000_003  # distance between the random numbers of two seeds: more than the steps of a training
 FLAT = 1e-3  # standard deviation of a channel below which it counts as one colour
 
 

@@ -29,11 +29,11 @@ from .looks import BRIGHTFIELD, FLUORESCENCE, STAINED, RandomLooks
 
 __all__ = ["Atlas", "RandomCrops", "Sample", "Views", "make_sample", "read_sample"]
 
-LEVELS = 4  # of an image: its full size, a half, a quarter and an eighth
+LEVELS = 4  # number of sizes of an image: full, a half, a quarter and an eighth
 LIMIT = 1.5  # normalised images are kept from -LIMIT to LIMIT, as bytes,
 IMAGE_STEPS, FLOW_STEPS = 85, 127  # so many to 1; and flows as bytes too
 
-SHARES = {FLUORESCENCE: 0.58, STAINED: 0.36, BRIGHTFIELD: 0.06}  # of the crops
+SHARES = {FLUORESCENCE: 0.58, STAINED: 0.36, BRIGHTFIELD: 0.06}  # shares of the crops
 AREA_POWER = 0.35  # larger images come a little more often
 NEAR, NEAR_SPREAD = 0.6, 0.3  # share of crops whose scale is near 1, and the standard deviation of its logarithm
 DIAMETERS = (7, 64)  # pixels: in the other crops the image's median cell has a diameter between them
@@ -42,7 +42,7 @@ FILLED, LEAST_SIDE = 0.8, 0.6  # share of crops of which the image's longer side
 STRETCH_SPREAD = 0.08  # standard deviation of the logarithm of height over width, halved
 ANY_ANGLE = 0.7  # share of crops at any angle; the others are turned by quarters
 AT_A_CELL, AROUND = 0.5, 0.8  # share of crops for which a cell is chosen, and the part of the side where it may lie
-INSIDE = 0.9  # of half a crop's side: so far from the border its middle stays, where the image is large enough
+INSIDE = 0.9  # share of half a crop's side: so far from the border its middle stays, where the image is large enough
 NO_CELLS = 20.0  # pixels, the diameter that is taken for the cells of an image without any
 
 

@@ -20,13 +20,13 @@ __all__ = ["BRIGHTFIELD", "FLUORESCENCE", "RandomLooks", "STAINED", "blurred"]
 FLUORESCENCE, STAINED, BRIGHTFIELD = range(3)  # modalities
 
 # How often each change is made, as a share of the images that it fits.
-SYNTHETIC_STAIN = 0.22  # of fluorescence
-OTHER_DYES = 0.5  # of real stains
-SWAPPED_COLOURS, STAIN_AS_GRAY = 0.15, 0.15  # of stains, synthetic ones included
+SYNTHETIC_STAIN = 0.22  # share of fluorescence images
+OTHER_DYES = 0.5  # share of real stains
+SWAPPED_COLOURS, STAIN_AS_GRAY = 0.15, 0.15  # shares of stains, synthetic ones included
 BLURRED = 0.35
 OTHER_GAMMA = 0.6
 UNEVEN_LIGHT = 0.3
-GLOW, SECOND_STRUCTURE = 0.25, 0.1  # of fluorescence
+GLOW, SECOND_STRUCTURE = 0.25, 0.1  # shares of fluorescence images
 NOISE, SHOT_NOISE = 0.4, 0.5  # the second: of the noise
 FEW_LEVELS = 0.15
 HOT_PIXELS, SPECK = 0.15, 0.08
@@ -41,10 +41,10 @@ LIGHT_SPREAD, SLIDE_LIGHT_SPREAD = 0.3, 0.12
 GLOW_HEIGHT, SECOND_HEIGHT = 0.35, 0.25  # at most
 NOISE_SIGMA = 0.12  # at most; small ones are more frequent
 LEVEL_BITS = (3, 7)
-HOT_SHARE, HOT_VALUE = 2e-4, 2.0  # of the pixels; twice the bright end
+HOT_SHARE, HOT_VALUE = 2e-4, 2.0  # share of the pixels, and their value: twice the bright end
 SPECK_SIDE = (2, 12)  # pixels
 LOW, HIGH = 0.005, 0.998  # quantiles that become the dark and the bright end
-LEAST_RANGE = 0.25  # of the widest channel's range: a channel that holds less is not stretched to the whole
+LEAST_RANGE = 0.25  # share of the widest channel's range: a channel that holds less is not stretched to the whole
 FLAT = 0.03  # a range below it is taken for this
 GAIN_SPREAD, OFFSET_SPREAD, CLIP = 0.12, 0.04, 3.0  # the percentiles are a little wrong, and the ends are cut as always
 

@@ -24,11 +24,11 @@ DYE_SPREAD = 0.08  # standard deviation of each number
 ANTIBODY = 0.3  # share of images in which brown DAB takes the place of eosin, as in immunohistochemistry,
 COUNTERSTAIN = (0.25, 1.0)  # and of hematoxylin there is so much of what there would be
 AMOUNT_SPREAD = (0.25, 0.4, 0.3)  # standard deviations of its logarithm: of hematoxylin, the other dye and the rest
-DARKEST = 0.08  # of the light is left at an image's dark end
+DARKEST = 0.08  # share of the light that is left at an image's dark end
 
-NUMBERS = 4096  # that many nuclei of an image differ from each other
+NUMBERS = 4096  # number of nuclei of an image that differ from each other
 SHELL = 4  # pixels between a nucleus and the middle of the membrane around it
-FIBRES = (3.0, 24.0)  # across a crop
+FIBRES = (3.0, 24.0)  # number of fibres across a crop
 BEND = (0.5, 4.0)  # radians by which fibres are bent
 
 

@@ -49,9 +49,9 @@ from swinumamba_monai.weight_files import save_half_precision
 from .crops import Atlas, RandomCrops, Sample, read_sample
 
 WARM_UP, LAST_RATE = 200, 0.01  # steps in which the learning rate grows, and the share of it that is left at the end
-WEIGHT_DECAY, BETAS, EPSILON = 0.05, (0.9, 0.99), 1e-6  # of AdamW
+WEIGHT_DECAY, BETAS, EPSILON = 0.05, (0.9, 0.99), 1e-6  # AdamW's numbers
 GRADIENT_CLIP = 5.0
-AVERAGE_DECAY = 0.998  # of the weights' moving average
+AVERAGE_DECAY = 0.998  # decay of the weights' moving average
 LOG_EVERY = 50  # steps
 
 QUICK = {"steps": 6, "batch_size": 2, "roi_size": 64, "num_workers": 0}

@@ -26,7 +26,7 @@ from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.reports.tables import write_csv
 
-DECADES = 4  # below a map's maximum, which the colours show
+DECADES = 4  # powers of ten below a map's maximum that the colours show
 
 
 def load_inputs(

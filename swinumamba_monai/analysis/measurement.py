@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-MAX_CALLS = 200  # of a sample, however short they are
+MAX_CALLS = 200  # number of calls of a sample, however short they are
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 

@@ -16,7 +16,7 @@ from swinumamba_monai.errors import InputError, listed, shown
 
 logger = logging.getLogger(__name__)
 
-MAX_THREADS = 4  # that decode at a time: each holds a whole file
+MAX_THREADS = 4  # number of threads that decode at a time: each holds a whole file
 
 
 class Inputs(list):

@@ -30,7 +30,7 @@ from swinumamba_monai.data.inputs import Inputs, not_taken_of, noting, refuse_or
 from swinumamba_monai.errors import InputError
 
 Reader = ImageReader | type[ImageReader]
-Need = Callable[[object, np.ndarray, Mapping], None]  # of the name, the array and the metadata of an image
+Need = Callable[[object, np.ndarray, Mapping], None]  # a check of the name, the array and the metadata of an image
 
 
 class Blocks(Protocol):

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from swinumamba_monai.atomic import replacing, writing_folder
 from swinumamba_monai.errors import InputError, find_input_error, quoted, shown
 
-MAX_BYTES = 1 << 31  # of all files together; a bundle with weights of every fold has a few hundred megabytes
+MAX_BYTES = 1 << 31  # size of all files together; a bundle with weights of every fold has a few hundred megabytes
 MAX_FILES = 10_000
 
 _MODE = stat.S_IFREG | 0o644

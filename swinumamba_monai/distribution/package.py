@@ -41,7 +41,7 @@ from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.run_lock import one_run
 from swinumamba_monai.weight_files import find_checkpoint, read_weights
 
-PARTS = ("LICENSE", "configs", "docs")  # of a bundle; the rest of its folder is what runs leave there
+PARTS = ("LICENSE", "configs", "docs")  # parts of a bundle; the rest of its folder is what runs leave there
 WEIGHTS = "models/model.pt"
 ENCODER_WEIGHTS = "models/encoder.safetensors"
 MODEL_INFO = "models/model_info.json"

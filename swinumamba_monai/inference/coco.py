@@ -22,7 +22,8 @@ from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.polygons import CELL, class_names, outlines, regions
 
-POSTFIXES = ("instances", "classes")  # of the files that the bundles write: numbers of cells, numbers of classes
+# Ends of the names of files that the bundles write: numbers of cells, numbers of classes.
+POSTFIXES = ("instances", "classes")
 SUFFIXES = (".png", ".tif", ".tiff")
 
 

@@ -23,6 +23,15 @@ class Ensemble(nn.Module):
 
     Args:
         network: first member, in evaluation mode when it is called.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> ensemble = Ensemble(nn.Linear(1, 1, bias=False))
+    >>> with TemporaryDirectory() as folder:
+    ...     torch.save({"weight": torch.tensor([[1.0]])}, f"{folder}/fold0.pt")
+    ...     torch.save({"weight": torch.tensor([[2.0]])}, f"{folder}/fold1.pt")
+    ...     ensemble.load([f"{folder}/fold0.pt", f"{folder}/fold1.pt"])
+    >>> ensemble.requires_grad_(False)(torch.ones(1, 1))
+    tensor([[1.5000]])
     """
 
     def __init__(self, network: nn.Module) -> None:

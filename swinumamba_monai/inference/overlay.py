@@ -14,7 +14,7 @@ from monai.utils import convert_to_dst_type, convert_to_numpy
 
 from swinumamba_monai.painting import display_range, paint, palette
 
-OPACITY = 0.4  # of a class; its rim is opaque
+OPACITY = 0.4  # opacity of a class; its rim is opaque
 
 
 class Overlayd(MapTransform):

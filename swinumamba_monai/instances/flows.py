@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.instances.whole_cells import AUTO, finish_cells, resize_cells, weighted_mean
 
-FLOW_CHANNELS = 4  # of a network: background, cell, rows, columns
-FLOW_WEIGHT = 12.5  # of the squared error of the flow, as in Cellpose: half of the error of five times the flow
+FLOW_CHANNELS = 4  # number of channels of a network's output: background, cell, rows, columns
+FLOW_WEIGHT = 12.5  # weight of the squared error of the flow, as in Cellpose: half of the error of five times the flow
 STEPS = 4  # pixels walked one by one before the distances are doubled
 MIN_ARRIVALS = 3  # pixels that must arrive at a place before it can be the centre of a cell
 STRAY = 4.0  # pixels from a centre, up to which single arrivals still belong to it

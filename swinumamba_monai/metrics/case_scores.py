@@ -65,7 +65,7 @@ class CaseScores(CumulativeIterationMetric):
         InputError: there is no such column.
     """
 
-    class_names: Sequence[str] | None = None  # of a prediction's labels 1, 2, ...; None if labels are instances
+    class_names: Sequence[str] | None = None  # names of a prediction's labels 1, 2, ...; None if labels are instances
 
     def __init__(self, columns: Sequence[Column], key: str) -> None:
         super().__init__()

@@ -106,6 +106,9 @@ class SegResNet(BaseNetwork, nets.SegResNet):
         out_channels: number of classes, background included.
         init_filters: number of channels of the first stage.
         options: further keyword arguments of :class:`monai.networks.nets.SegResNet`.
+
+    >>> SegResNet(1, 2, init_filters=8).eval()(torch.zeros(1, 1, 20, 33)).shape
+    torch.Size([1, 2, 20, 33])
     """
 
     def __init__(self, in_channels: int, out_channels: int, init_filters: int = 32, **options) -> None:
@@ -129,6 +132,10 @@ class UNETR(BaseNetwork, nets.UNETR):
 
     Raises:
         ValueError: a ``roi_size`` that patches of 16 pixels don't fill.
+
+    >>> small = {"hidden_size": 24, "mlp_dim": 48, "num_heads": 2}
+    >>> UNETR(1, 2, roi_size=(32, 48), **small).eval()(torch.zeros(1, 1, 20, 33)).shape
+    torch.Size([1, 2, 20, 33])
     """
 
     def __init__(self, in_channels: int, out_channels: int, roi_size: Sequence[int], **options) -> None:
@@ -163,6 +170,9 @@ class SwinUNETR(BaseNetwork, nets.SwinUNETR):
         out_channels: number of classes, background included.
         feature_size: number of channels of the first stage, a multiple of 12.
         options: further keyword arguments of :class:`monai.networks.nets.SwinUNETR`.
+
+    >>> SwinUNETR(1, 2, feature_size=12).eval()(torch.zeros(1, 1, 40, 33)).shape
+    torch.Size([1, 2, 40, 33])
     """
 
     step = (32, 32)

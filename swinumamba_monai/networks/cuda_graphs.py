@@ -18,8 +18,10 @@ from torch.func import functional_call
 
 logger = logging.getLogger(__name__)
 
-MAX_GRAPHS = 4  # kept at a time of each kind; each holds the memory of one forward, or of one forward and backward
-CALLS_BEFORE = 2  # with the same kind of input before it is recorded, so that images of many sizes cost nothing
+# Number of graphs kept at a time of each kind; each holds the memory of one forward, or of one forward and backward.
+MAX_GRAPHS = 4
+# Number of calls with the same kind of input before it is recorded, so that images of many sizes cost nothing.
+CALLS_BEFORE = 2
 
 Forward = Callable[[Tensor], list[Tensor]]
 

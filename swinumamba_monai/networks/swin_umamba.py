@@ -32,9 +32,11 @@ from .unetr_blocks import SkipBlock, UpBlock
 from .vmamba import FIRST, VMambaEncoder
 from .vss import PatchExpanding, VSSStage
 
-PARTS = 4  # of a batch whose finest logits a GPU computes one after another: the expanded map is the largest
+# Number of parts of a batch whose finest logits a GPU computes one after another: the expanded map is the largest.
+PARTS = 4
 STRIDE = 32  # pixels of the image to a pixel of the coarsest map
-CHUNK_PIXELS = 256  # of the decoder's last map, expanded at once on a CPU: the result stays in its cache
+# Number of pixels of the decoder's last map that are expanded at once on a CPU: the result stays in its cache.
+CHUNK_PIXELS = 256
 
 
 class MambaDecoder(nn.Module):

@@ -63,6 +63,9 @@ class MambaLayer(nn.Module):
         channels: number of channels of the map.
         d_state: number of states of each scanned channel.
         scan_backend: one of :data:`swinumamba_monai.ops.BACKENDS`.
+
+    >>> MambaLayer(8, d_state=4, scan_backend="auto")(torch.zeros(2, 8, 5, 3)).shape
+    torch.Size([2, 8, 5, 3])
     """
 
     def __init__(self, channels: int, d_state: int, scan_backend: str) -> None:
@@ -95,6 +98,11 @@ class MambaEncoder(ResidualEncoder):
         in_channels: number of channels of the image.
         stages: channels, kernels and strides of the stages.
         mamba: ``d_state`` and ``scan_backend`` of every :class:`MambaLayer`.
+
+    >>> stages = Stages(channels=(4, 8), kernel_sizes=[(3, 3)] * 2, strides=[(1, 1), (2, 2)])
+    >>> encoder = MambaEncoder(2, 1, stages, d_state=4, scan_backend="auto")
+    >>> [tuple(features.shape) for features in encoder(torch.zeros(1, 1, 16, 12))]
+    [(1, 4, 16, 12), (1, 8, 8, 6)]
     """
 
     def __init__(self, spatial_dims: int, in_channels: int, stages: Stages, **mamba) -> None:
@@ -220,6 +228,10 @@ class UMambaEnc(_UMamba):
 
     Raises:
         ValueError: an argument out of its range; the message names it.
+
+    >>> network = UMambaEnc(1, 2, roi_size=(32, 32), base_channels=4)
+    >>> [tuple(head.shape) for head in network(torch.zeros(1, 1, 32, 48))]
+    [(1, 2, 32, 48), (1, 2, 16, 24), (1, 2, 8, 12)]
     """
 
     def _build_encoder(self, stages: Stages, mamba: dict) -> None:

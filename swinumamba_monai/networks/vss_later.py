@@ -20,7 +20,7 @@ from swinumamba_monai.ops.mlp import mlp
 from .norm import make_norm
 from .vss import SS2D
 
-MLP_RATIO = 4  # of the channels between the two layers of an MLP to those around it
+MLP_RATIO = 4  # number of channels between the two layers of an MLP to one around it
 
 
 class MLP(nn.Module):

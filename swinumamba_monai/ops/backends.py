@@ -48,7 +48,7 @@ from .reference import cross_scan_2d_ref, selective_scan_ref
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT_VARIABLE = "SWINUMAMBA_BACKEND"
-_FASTEST = {"cpu": "numba", "cuda": "cuda"}  # by device type; "portable" on all others
+_FASTEST = {"cpu": "numba", "cuda": "cuda"}  # the fastest backend of a device type; "portable" on all others
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

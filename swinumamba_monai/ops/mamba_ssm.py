@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-MAX_STATES = 256  # of a channel
+MAX_STATES = 256  # number of states of a channel
 
 
 @cache

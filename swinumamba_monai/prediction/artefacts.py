@@ -11,12 +11,13 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-FULL = 0.01  # of the image's range: what is so little below an object's brightest pixel has its full value
-SHARE = 0.1  # of an object's pixels that have it, at the least; the outlines of letters are wider than their lines
-PIXELS = 12  # that have it, at the least; nuclei of a few pixels have no other edge
-CONTRAST = 0.7  # of the image's range, from the ground to the full value, at the least
-BARE = 0.05  # of this contrast, by which the pixels beside stand out from the ground, at the most
-BESIDE, GROUND = 2, (4, 6)  # pixels from those of the full value
+FULL = 0.01  # share of the image's range: what is so little below an object's brightest pixel has its full value
+# Share of an object's pixels of full value, at the least; the outlines of letters are wider than their lines.
+SHARE = 0.1
+PIXELS = 12  # number of pixels that have the full value, at the least; nuclei of a few pixels have no other edge
+CONTRAST = 0.7  # share of the image's range from the ground to the full value, at the least
+BARE = 0.05  # share of this contrast by which the pixels beside stand out from the ground, at the most
+BESIDE, GROUND = 2, (4, 6)  # distances in pixels from those of the full value
 
 
 def artefact_cells(labels: np.ndarray, image: np.ndarray) -> np.ndarray:

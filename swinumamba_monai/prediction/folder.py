@@ -39,7 +39,7 @@ from swinumamba_monai.run_lock import prediction_lock
 logger = logging.getLogger(__name__)
 
 SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
-# Of the predictor and of this module, beside the entries of the config that they decide about.
+# Arguments of the predictor and of this module, beside the entries of the config that they decide about.
 _ARGUMENTS = {
     "bundle",
     "bundle_dir",

@@ -43,7 +43,8 @@ from swinumamba_monai.prediction.progress import count_windows, counting
 
 logger = logging.getLogger(__name__)
 
-OTHER_MODES = {"P", "PA", "LA", "La", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}  # of PIL: palettes, inks, gray with alpha
+# PIL's modes: palettes, inks, gray with alpha.
+OTHER_MODES = {"P", "PA", "LA", "La", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
 
 Paths = str | PathLike | Sequence[str | PathLike]
 

@@ -19,7 +19,7 @@ from swinumamba_monai.inference.mirroring import MirrorInferer
 from swinumamba_monai.inference.rescaling import AUTO, RescalingInferer
 
 PATIENCE = 3  # seconds that an image may take before a bar appears for it
-SECONDS_IN_A_FILE = 30  # between two states of a bar that goes into a log
+SECONDS_IN_A_FILE = 30  # seconds between two states of a bar that goes into a log
 
 
 @contextmanager

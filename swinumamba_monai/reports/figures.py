@@ -17,10 +17,10 @@ from monai.utils import convert_to_numpy
 from swinumamba_monai.metrics.case_scores import CORRECTED, PUBLISHED, Column
 from swinumamba_monai.painting import display_range, paint, palette
 
-MAX_SIDE = 512  # of a kept picture, pixels
-WIDTH = 3.6  # of a panel of image, truth or prediction, inches
-TITLE = 0.3  # of a line of text, inches
-OPACITY = 0.55  # of a cell or class; its rim is opaque
+MAX_SIDE = 512  # side of a kept picture, pixels
+WIDTH = 3.6  # width of a panel of image, truth or prediction, inches
+TITLE = 0.3  # height of a line of text, inches
+OPACITY = 0.55  # opacity of a cell or class; its rim is opaque
 UNMATCHED = 1.0, 1.0, 1.0
 READING_COLOURS = {PUBLISHED: "#c8c8c8", CORRECTED: "#7fb2dd", "": "#a9d3a4"}
 

@@ -17,9 +17,9 @@ from swinumamba_monai.switches import is_on
 
 MAX_EPOCHS = 100_000
 MAX_NAME = 240  # bytes; a file's name has 255, and gets an ending
-MAX_DEPTH = 8  # of nested lists and objects
-MAX_VALUES = 100_000  # in a request: points of a click, corners of a region, letters
-MAX_NUMBER = 2**53  # that JavaScript keeps whole, too
+MAX_DEPTH = 8  # number of levels of nested lists and objects
+MAX_VALUES = 100_000  # number of values in a request: points of a click, corners of a region, letters
+MAX_NUMBER = 2**53  # largest number that JavaScript keeps whole, too
 
 _DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,2})?")
 _SUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]{1,128}")

@@ -65,7 +65,7 @@ from monailabel.utils.sessions import SessionInfo  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 from starlette.background import BackgroundTask  # noqa: E402
 
-MAX_FIELDS = 20  # of a form, each of at most 1 MB; the largest of MONAI Label's forms has three
+MAX_FIELDS = 20  # number of fields of a form, each of at most 1 MB; the largest of MONAI Label's forms has three
 
 
 def _device(field: str, value: object) -> str:

@@ -32,7 +32,7 @@ HOST_VARIABLE, ORIGINS_VARIABLE = "SWINUMAMBA_LABEL_HOST", "SWINUMAMBA_LABEL_ORI
 SESSIONS_VARIABLE = "MONAI_LABEL_SESSION_PATH"
 
 DATASTORE, LABELS = "datastore_v2.json", "labels"
-OWN_FILES = {DATASTORE, ".lock"}  # of MONAI Label, in the studies folder
+OWN_FILES = {DATASTORE, ".lock"}  # MONAI Label's own files in the studies folder
 
 
 def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: int = 8000) -> None:

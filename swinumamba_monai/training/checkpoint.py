@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 MAX_EPOCHS = 1_000_000  # the schedule of so many is replayed in seconds
 
-MAX_STEPS = 1 << 31  # between two changes of a gradient scaler's factor
+MAX_STEPS = 1 << 31  # number of steps between two changes of a gradient scaler's factor
 
-SCALARS = ("step", "mu_product", "eta", "mu")  # that torch's optimizers keep of a parameter as one number
+SCALARS = ("step", "mu_product", "eta", "mu")  # names of what torch's optimizers keep of a parameter as one number
 
 # What a run is resumed from; the rest is not in files of every version.
 _STATE = {"model": Mapping, "optimizer": Mapping, "epoch": int, "best_metric": float, "best_metric_epoch": int}

@@ -22,6 +22,12 @@ class EarlyStop:
     Args:
         patience: number of validations.
         val_interval: number of epochs from one validation to the next.
+
+    >>> trainer, evaluator = Engine(lambda *_: evaluator.run([0])), Engine(lambda *_: None)
+    >>> EarlyStop(patience=2).attach(trainer, evaluator)
+    >>> evaluator.state.best_metric_epoch = 1  # no later one is better
+    >>> trainer.run([0], max_epochs=10).epoch
+    3
     """
 
     def __init__(self, patience: int, val_interval: int = 1) -> None:
@@ -52,6 +58,12 @@ class FiniteWeights:
 
     Args:
         network: network to train.
+
+    >>> network = nn.Linear(1, 1).requires_grad_(False)
+    >>> _ = network.weight.fill_(torch.nan)
+    >>> FiniteWeights(network)(Engine(lambda *_: None))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    swinumamba_monai.errors.InputError: the training has diverged: in epoch 0 weight became infinite or no number. ...
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -81,6 +93,14 @@ class FreezeEncoder:
     Args:
         network: network to train; one without a VMamba encoder is trained as a whole from the start.
         epochs: number of epochs in which the encoder stays as it is.
+
+    >>> from swinumamba_monai.networks import SwinUMamba
+    >>> network = SwinUMamba(1, 2, depths=(1, 1, 1, 1), feature_size=8)
+    >>> for parameter in network.parameters():
+    ...     parameter.grad = torch.ones_like(parameter)
+    >>> FreezeEncoder(network)(Engine(lambda *_: None))
+    >>> {name.split(".")[0] for name, p in network.vssm_encoder.named_parameters() if p.grad is not None}  # these learn
+    {'patch_embed'}
     """
 
     def __init__(self, network: nn.Module, epochs: int = 10) -> None:
@@ -104,6 +124,13 @@ class GradientClip:
 
     Args:
         max_norm: largest 2-norm of the gradient over all parameters.
+
+    >>> weight, trainer = nn.Parameter(torch.zeros(2)), Engine(lambda *_: None)
+    >>> trainer.optimizer, trainer.scaler = torch.optim.SGD([weight]), None
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> GradientClip(max_norm=1.0)(trainer)
+    >>> weight.grad
+    tensor([0.6000, 0.8000])
     """
 
     def __init__(self, max_norm: float = 12.0) -> None:

@@ -70,6 +70,10 @@ class MaskedBatch:
         mask_patch_size: side of a patch in pixels.
         seed: seed of the masks, which are then the same for every batch, so that a validation is comparable with the
             next; by default they come from torch's random state.
+
+    >>> image, target, (mask,), _ = MaskedBatch()({"image": torch.rand(2, 1, 192, 192)})
+    >>> mask.sum((1, 2, 3)) / 32**2, torch.equal(target[mask], image[mask]), target[~mask].isnan().all()
+    (tensor([22., 22.]), True, tensor(True))
     """
 
     def __init__(self, mask_ratio: float = 0.6, mask_patch_size: int = 32, seed: int | None = None) -> None:
@@ -114,6 +118,11 @@ class MaskedImageModel(nn.Module):
 
     Raises:
         InputError: the network has no such encoder.
+
+    >>> from swinumamba_monai.networks import SwinUMamba
+    >>> model = MaskedImageModel(SwinUMamba(1, 2, depths=(1, 1, 1, 1), feature_size=8))
+    >>> model(torch.zeros(1, 1, 64, 32), mask=torch.ones(1, 1, 64, 32, dtype=torch.bool)).shape
+    torch.Size([1, 1, 64, 32])
     """
 
     def __init__(self, network: nn.Module) -> None:

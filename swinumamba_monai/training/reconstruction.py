@@ -17,9 +17,9 @@ from swinumamba_monai.atomic import replacing
 from swinumamba_monai.painting import display_range
 from swinumamba_monai.reports.figures import panel_figure
 
-WIDTH = 2.4  # of a panel, inches
+WIDTH = 2.4  # width of a panel, inches
 TITLES = "image", "masked input", "reconstruction"
-GREY = 0.5  # of masked pixels
+GREY = 0.5  # brightness of masked pixels, from 0 (black) to 1 (white)
 
 
 class ReconstructionPicture(TensorBoardHandler):

@@ -19,7 +19,7 @@ from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_e
 from swinumamba_monai.data.files.xml_tree import read_xml
 from swinumamba_monai.errors import InputError, explained, shown
 
-# Of QuPath's objects the ones that are taken, if there are any of them: regions around cells are no cells.
+# Kinds of QuPath's objects that are taken, if there are any of them: regions around cells are no cells.
 _OBJECT_TYPES = ("cell", "detection")
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError)
 _MAX_FRAMES = 1_000_000

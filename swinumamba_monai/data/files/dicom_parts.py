@@ -26,7 +26,7 @@ PART_TAGS = (
     "EchoTime EchoNumbers AcquisitionNumber TemporalPositionIdentifier DiffusionBValue DiffusionGradientOrientation "
     "TriggerTime InversionTime FlipAngle ImageType AcquisitionTime"
 ).split()
-_MOST_TAGS = 2  # that tell volumes apart together: every echo at every time
+_MOST_TAGS = 2  # number of tags that tell volumes apart together: every echo at every time
 PARALLEL = 1e-2  # how far direction cosines of parallel slices may differ
 # How much the distances of neighbouring slices may differ, relative to their median: positions are rounded in files.
 SPACING_TOLERANCE = 0.05
@@ -35,7 +35,7 @@ STACK_TAGS = (
     "StudyInstanceUID FrameOfReferenceUID Modality SeriesDescription ImageOrientationPatient PixelSpacing Rows Columns"
 ).split()
 _LEAST_STACK = 3
-_PLANES = ("sagittal", "coronal", "axial")  # by the axis that the normal of a slice is next to
+_PLANES = ("sagittal", "coronal", "axial")  # the plane of a slice, by the axis that its normal is next to
 
 
 def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:

@@ -30,7 +30,7 @@ _apply_modality_lut, _ = optional_import("pydicom.pixel_data_handlers.util", nam
 _generate_frames, _is_pydicom_3 = optional_import("pydicom.encaps", name="generate_frames")
 _generate_frames_2, _ = optional_import("pydicom.encaps", name="generate_pixel_data_frame")
 
-_MAX_SAMPLES, _MAX_BITS = 4, 64  # of a pixel
+_MAX_SAMPLES, _MAX_BITS = 4, 64  # numbers of samples and of bits of a pixel
 _MAX_WHOLE_BITS = 32
 # The one syntax whose whole file is compressed, so that reading its header reads all of it, how large such a file may
 # be, and to what it may unfold, which pydicom holds twice.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pydicom
 
 _MODALITY = "SEG"
-_OFF_GRID = 0.05  # of the distance of slices
+_OFF_GRID = 0.05  # share of the distance of slices by which one may lie beside its place
 _MAX_SLICES = 4096  # where most are without a frame, which takes no place in the file but some in memory
 
 

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 _ONE_VOLUME = "give a folder with one volume, or with the one file of several, of which --series takes one"
 _ASIDE = 0.5  # how many pixels a slice may lie beside its place
-_UPRIGHT_TOLERANCE = 0.05  # of the products of direction cosines, which some programs round to two digits
-_DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4  # of direction cosines, and of mm: numbers are rounded in files
+_UPRIGHT_TOLERANCE = 0.05  # error of the products of direction cosines, which some programs round to two digits
+# Errors of direction cosines, and in mm: numbers are rounded in files.
+_DIRECTION_TOLERANCE, _PIXEL_TOLERANCE = 1e-3, 1e-4
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ MAX_ROIS, MAX_ROI_BYTES = 1 << 17, 1 << 22
 
 # The kinds that have an area, by the number at byte 6; the rest are lines, angles and points.
 POLYGON = 0
-_POLYGONS = (POLYGON, 7, 8)  # with freehand and traced ones
+_POLYGONS = (POLYGON, 7, 8)  # kinds of polygons: drawn corner by corner, freehand and traced
 RECTANGLE, _OVAL = 1, 2
 _OTHERS = {3: "line", 4: "freehand line", 5: "segmented line", 6: "nothing", 9: "angle", 10: "point"}
-_TEXT, _IMAGE = 1, 4  # of the subtypes at byte 48, which are rectangles for ImageJ
-_SUBPIXEL = 128  # of the options at byte 50
+_TEXT, _IMAGE = 1, 4  # subtypes at byte 48, which are rectangles for ImageJ
+_SUBPIXEL = 128  # bit of the options at byte 50
 _FIRST_SUBPIXEL_BOX = 223  # version that keeps fractions of rectangles and ovals, at byte 18
 _HEADER = 64  # bytes
-MOVE, LINE, CLOSE = 0, 1, 4  # of the path of a composite region
+MOVE, LINE, CLOSE = 0, 1, 4  # steps of the path of a composite region
 
 
 def read_rois(path: Path) -> Annotations:

@@ -28,9 +28,9 @@ from swinumamba_monai.errors import InputError, explained
 
 MAX_NUMBER = 1 << 24  # whole numbers beyond it are not all exact in float32
 MAX_VALUE = 1e30  # larger pixels have no sum in float32; 3.4e38 marks missing ones in some programs
-MIN_STEPS = 16  # of float32 between the least and the largest pixel: with fewer there is no image left to see
-ROUNDING = 1e-12  # of float64 pixels that should be equal, as a share of them
-MAX_SCANS = 100  # of a progressive JPEG, which is decoded as often; encoders make about ten
+MIN_STEPS = 16  # steps of float32 between the least and the largest pixel: with fewer there is no image left to see
+ROUNDING = 1e-12  # difference of float64 pixels that should be equal, as a share of them
+MAX_SCANS = 100  # number of scans of a progressive JPEG, which is decoded as often; encoders make about ten
 
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
 _PILLOW_FILES = {".png": PngImageFile, **dict.fromkeys(JPEG_SUFFIXES, JpegImageFile), ".bmp": BmpImageFile}

@@ -10,9 +10,9 @@ from swinumamba_monai.errors import InputError
 
 # Larger files are taken for decompression bombs: a few kilobytes can claim terabytes of pixels.
 MAX_PIXELS = 1 << 29
-MAX_VOXELS = 1 << 31  # of a volume
+MAX_VOXELS = 1 << 31  # number of voxels of a volume
 MAX_CHANNELS = 4
-MOST_CHANNELS = 64  # of a multiplex image, where one of them is named that is looked at
+MOST_CHANNELS = 64  # number of channels of a multiplex image, where one of them is named that is looked at
 # How much deflate, the method of PNG and gzip, can shrink: no file holds more, whatever its header claims. The methods
 # of JPEG and BMP do not reach that.
 MAX_DEFLATE = 1032

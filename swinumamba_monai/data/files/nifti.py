@@ -21,7 +21,7 @@ from swinumamba_monai.errors import InputError, explained, log_once
 logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-PAIR_SUFFIX = ".hdr"  # of a header that has its voxels beside it, in a file .img or .img.gz
+PAIR_SUFFIX = ".hdr"  # end of the name of a header that has its voxels beside it, in a file .img or .img.gz
 FREESURFER_SUFFIXES = (".mgh", ".mgz")
 _MAX_OFFSET = 1 << 24  # bytes
 _NO_FORMS = (

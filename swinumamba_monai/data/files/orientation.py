@@ -11,9 +11,9 @@ import numpy as np
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-ORIENTATION_TAG = 274  # of EXIF and of TIFF
+ORIENTATION_TAG = 274  # number of the tag in EXIF and in TIFF
 UPRIGHT = 1
-# Of the chunks that may say it; the last two are ImageMagick's.
+# Marks of the chunks of a PNG that may say it; the last two are ImageMagick's.
 _PNG_MARKS = (b"eXIf", b"adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1")
 
 # Whether rows and columns change places, and the steps along both after that.

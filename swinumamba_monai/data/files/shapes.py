@@ -16,10 +16,10 @@ from swinumamba_monai.errors import InputError, shown
 
 logger = logging.getLogger(__name__)
 
-# Of the outline of one part with the rows of pixels; a jagged one around a large image has thousands.
+# Number of cuts of one part's outline with the rows of pixels; a jagged one around a large image has thousands.
 MAX_CUTS = 1 << 26
 
-_CORNERS = 360  # of an ellipse
+_CORNERS = 360  # number of corners of an ellipse
 
 NO_AREA = "has a {} of the kind '{}', which has no pixels; export polygons or masks."
 

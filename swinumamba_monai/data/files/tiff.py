@@ -19,12 +19,13 @@ from swinumamba_monai.data.files.numbered import name_part
 from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, turn, valid
 from swinumamba_monai.errors import InputError
 
-MAX_PAGES = 1000  # of a TIFF file, which should have one: links of its pages that form a circle would be followed on
+# Number of pages of a TIFF file, which should have one: links of its pages that form a circle would be followed on.
+MAX_PAGES = 1000
 _PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 # What scanners of slides put beside the image, as tifffile calls it in files of these kinds.
 _SLIDES, _BESIDE_SLIDE = ("svs", "ndpi"), ("Thumbnail", "Label", "Macro", "Map")
-_CMYK = 1  # of the inks that a file with separated colours may have, the default
+_CMYK = 1  # value of the tag InkSet for the inks CMYK, the default
 
 
 def plane_names(file: Path) -> list[str]:

@@ -19,7 +19,8 @@ from swinumamba_monai.data.files.picture_kinds import TIFF_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.tiff import TiffPlane
 from swinumamba_monai.errors import explained
 
-MAX_LARGE_PIXELS = 1 << 36  # of one that is never in memory as a whole; that its file can hold them is asked elsewhere
+# Number of pixels of an image that is never in memory as a whole; that its file can hold them is asked elsewhere.
+MAX_LARGE_PIXELS = 1 << 36
 MAX_PART = 1 << 28  # bytes of a tile or strip, which is decoded as a whole
 _JPEGS = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
 

@@ -30,10 +30,10 @@ from swinumamba_monai.data.files.nifti import (
 )
 from swinumamba_monai.errors import InputError
 
-DICOM_SUFFIX = ".dcm"  # of a file, which is a volume where it holds all slices
+DICOM_SUFFIX = ".dcm"  # end of the name of a file, which is a volume where it holds all slices
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
 _MAX_LEAN = 0.7  # cosine of the angle between two axes, up to which a gantry may be tilted (30 degrees at most)
-_FLAT = 1e-6  # of the volume of a voxel with right angles: axes in one plane
+_FLAT = 1e-6  # share of the volume of a voxel with right angles: with less the axes lie in one plane
 
 
 def is_volume_file(path: Path) -> bool:

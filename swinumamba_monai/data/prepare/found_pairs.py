@@ -12,7 +12,8 @@ from pathlib import Path
 
 from swinumamba_monai.data.datalist import leads_outside
 
-FURTHER_CHANNEL = re.compile(r"_000[1-9]$")  # of nnU-Net, behind the name of an image; numbers of cases are larger
+# Number of a channel, as nnU-Net writes it behind the name of an image; numbers of cases are larger.
+FURTHER_CHANNEL = re.compile(r"_000[1-9]$")
 
 
 @dataclass

@@ -25,7 +25,7 @@ from swinumamba_monai.errors import InputError, listed
 
 # The gray values of CHAOS's organs in MRI, each with those around it.
 _CHAOS_ORGANS = {"liver": (55, 70), "right kidney": (110, 135), "left kidney": (175, 200), "spleen": (240, 255)}
-_CHAOS_SEQUENCES = ("T2SPIR", "InPhase", "OutPhase")  # of which the first that there is is taken
+_CHAOS_SEQUENCES = ("T2SPIR", "InPhase", "OutPhase")  # sequences, of which the first that there is is taken
 _TOTALSEGMENTATOR_IMAGES = ("ct.nii.gz", "mri.nii.gz")  # the last that there is counts
 MASKS = "segmentations"  # TotalSegmentator's folder of them, beside an image
 _TOTALSEGMENTATOR_SPLIT = {"train": "training", "val": "validation", "test": "test"}

@@ -22,11 +22,12 @@ from swinumamba_monai.errors import InputError
 
 LOWER, UPPER = 0.5, 99.8  # percentiles that become -1 and 1
 CLIP = 3.0  # the largest value, and the least one with a minus: a few bright nuclei stand out, a speck does no harm
-BRIGHT = 0.5  # of the bright end: a colour image whose median lies higher is a stain on a bright ground
-BLACK, LIT = 0.05, 10  # of the bright end: what is darker may be a margin; a percentile of what is not
-LEAST_RANGE = 0.25  # of the widest channel's range: a channel that holds less is not stretched to the whole
-EMPTY = 0.02  # of the widest channel's range: a channel that holds less shows nothing
-ONE_HUE = 0.975  # of the variance of all channels, along one direction: a gray image in false colours, even as a JPEG
+BRIGHT = 0.5  # share of the bright end: a colour image whose median lies higher is a stain on a bright ground
+BLACK, LIT = 0.05, 10  # share of the bright end: what is darker may be a margin; a percentile of what is not
+LEAST_RANGE = 0.25  # share of the widest channel's range: a channel that holds less is not stretched to the whole
+EMPTY = 0.02  # share of the widest channel's range: a channel that holds less shows nothing
+# Share of the variance of all channels along one direction: a gray image in false colours, even as a JPEG.
+ONE_HUE = 0.975
 MANY = 2**20  # pixels that percentiles are taken from, at most
 
 

@@ -32,7 +32,7 @@ from swinumamba_monai.owned import refuse, why_not_own
 
 logger = logging.getLogger(__name__)
 
-HASHES = "hashes.json"  # of the other files of a volume's folder
+HASHES = "hashes.json"  # file with the hashes of the others in a volume's folder
 
 
 class SliceDataset(Randomizable, Dataset):
@@ -62,6 +62,15 @@ class SliceDataset(Randomizable, Dataset):
     Raises:
         InputError: ``volume_transform`` cannot be pickled or gives other shapes, labels do not fit in 8 bits, or the
             disk is full.
+
+    >>> from functools import partial
+    >>> from tempfile import TemporaryDirectory
+    >>> load = partial(dict, image=np.ones((1, 12, 20, 5)))  # in the place of a chain of transforms: five slices
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "case.nii").touch()
+    ...     dataset = SliceDataset([{"image": f"{folder}/case.nii"}], load, f"{folder}/cache", roi_size=(8, 16))
+    ...     len(dataset), dataset[0]["image"].shape
+    (1, torch.Size([1, 8, 16]))
     """
 
     def __init__(
@@ -189,6 +198,15 @@ class EverySliceDataset(Dataset):
 
     Args:
         data, volume_transform, cache_dir, transform, num_workers: see :class:`SliceDataset`.
+
+    >>> from functools import partial
+    >>> from tempfile import TemporaryDirectory
+    >>> load = partial(dict, image=np.ones((1, 12, 20, 5)))  # in the place of a chain of transforms: five slices
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "case.nii").touch()
+    ...     dataset = EverySliceDataset([{"image": f"{folder}/case.nii"}], load, f"{folder}/cache")
+    ...     len(dataset), dataset[0]["image"].shape
+    (5, torch.Size([1, 12, 20]))
     """
 
     def __init__(

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-CHANNELS = 64  # of a block: four vectors of AVX-512, whose latencies overlap, in float32
-POSITIONS = 32  # of a chunk: 8 KiB a buffer in float32
-STATES = 4  # of a channel that the loops take at once, as many as they write out, or its only one
+CHANNELS = 64  # number of channels of a block: four vectors of AVX-512, whose latencies overlap, in float32
+POSITIONS = 32  # number of positions of a chunk: 8 KiB a buffer in float32
+STATES = 4  # number of states of a channel that the loops take at once, as many as they write out, or its only one
 
 
 def count_parts(u: Tensor, A: Tensor) -> int:

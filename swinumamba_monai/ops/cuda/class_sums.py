@@ -23,10 +23,10 @@ from .row_sums import sum_rows
 
 __all__ = ["MAX_CLASSES", "class_sums_cuda"]
 
-MAX_CLASSES = 32  # whose sums a thread has in registers
-LOGITS = 32  # that it has besides
+MAX_CLASSES = 32  # number of classes whose sums a thread has in registers
+LOGITS = 32  # number of logits that a thread has in registers besides the sums
 THREADS = 256
-BLOCKS = 8  # that fit a multiprocessor if their threads have few registers
+BLOCKS = 8  # number of blocks that fit a multiprocessor if their threads have few registers
 
 _Params = params_type("ClassSumsParams", "logits target sums dsums dlogits", "pixels", ("ignored", ctypes.c_double))
 

@@ -29,7 +29,7 @@ ROW_ITEMS = 4  # vectors that each of them has at the most, unless a warp has th
 CONV_VECTOR = 2  # channels that a thread of conv.cu has at the most; more take too many registers
 RUN = 4  # pixels of a row that it has
 ROWS = (4, 2, 1)  # rows that it may have of them
-BUSY_BLOCKS = 2  # of a multiprocessor that patches are cut for; fewer leave it waiting
+BUSY_BLOCKS = 2  # number of blocks of a multiprocessor that patches are cut for; fewer leave it waiting
 
 
 _ConvParams = params_type("ConvParams", "x dy taps y dparameters", "height width channels patches lanes")

@@ -22,9 +22,9 @@ from .row_sums import MOST_WARPS, sum_rows
 
 __all__ = ["instance_norm_cuda"]
 
-THREADS = 256  # of a block, at the most
-BLOCKS = 4  # that a multiprocessor has room for
-TEAM_PIXELS = 4  # that a team has at the least, unless the image has fewer
+THREADS = 256  # number of threads of a block, at the most
+BLOCKS = 4  # number of blocks that a multiprocessor has room for
+TEAM_PIXELS = 4  # number of pixels of a team, at the least, unless the image has fewer
 
 _Params = params_type(
     "InstanceParams",

@@ -10,7 +10,7 @@ from .nvrtc import load_kernels, params_type
 
 __all__ = ["sum_rows"]
 
-COLUMNS = 32  # of a block
+COLUMNS = 32  # number of columns of a block
 MOST_WARPS = 32
 
 _SumParams = params_type("SumParams", "parts sums", "rows columns")

@@ -28,7 +28,8 @@ __all__ = [
 
 CHUNK = 32  # positions between two states that are kept for the backward; half where shared memory is short
 STATE_LANES = 4  # threads that share the states of a channel
-SHORT_KIB = 99  # where a chunk of the backward would leave a multiprocessor with one block of four warps
+# Shared memory with which a chunk of the backward would leave a multiprocessor with one block of four warps.
+SHORT_KIB = 99
 
 
 class Tuning(NamedTuple):
@@ -39,12 +40,13 @@ class Tuning(NamedTuple):
         stages: tiles on their way from memory.
         unrolled: positions of the forward that the compiler sees at a time.
         subtile: positions between two states that the backward keeps for itself.
-        forward_warps: of a block, at the most. Few, so that multiprocessors get about as many each.
-        backward_warps: of a block, at the most. They add up dB and dC, and what blocks give is added up in memory.
-        forward_room: warps that shall fit a multiprocessor, which limits the registers of a thread.
-        backward_room: the same for the backward.
-        forward_busy: warps of a multiprocessor below which fewer take as long.
-        backward_busy: the same for the backward.
+        forward_warps: number of warps of a block, at the most. Few, so that multiprocessors get about as many each.
+        backward_warps: number of warps of a block, at the most. They add up dB and dC, and what blocks give is added up
+            in memory.
+        forward_room: number of warps that shall fit a multiprocessor, which limits the registers of a thread.
+        backward_room: number of warps that shall fit a multiprocessor in the backward.
+        forward_busy: number of warps of a multiprocessor below which fewer take as long.
+        backward_busy: number of warps of a multiprocessor below which fewer take as long in the backward.
         uneven: whether the backward may cut a sequence in two of different lengths; up to 9 % faster.
     """
 
@@ -65,7 +67,7 @@ TUNING = Tuning()
 # The first pass over segments, relative to the pass that gives the results; and two launches, in positions of a warp.
 FIRST_PASS = {"forward": 0.75, "backward": 0.35}
 TWO_LAUNCHES = 1500
-WORTH_IT = 0.95  # of the time: what uneven segments must be better than, for the estimate is not exact
+WORTH_IT = 0.95  # share of the time that uneven segments must be better than, for the estimate is not exact
 
 
 def find_chunk(shared_kib: int) -> int:
@@ -144,11 +146,11 @@ class Layout(NamedTuple):
     """How the scan of some kind of tensors is laid out; in dictionaries one number for each way.
 
     Args:
-        states: of a channel, with surplus ones.
+        states: number of states of a channel, with surplus ones.
         warps: number of warps of a block.
-        blocks: for the channels of a sequence.
+        blocks: number of blocks for the channels of a sequence.
         fitting: blocks that a multiprocessor has room for.
-        shared_bytes: of a block.
+        shared_bytes: size of the shared memory of a block, in bytes.
         macros: what the kernels are compiled with.
     """
 
@@ -172,7 +174,7 @@ def make_layout(
         d_state: states of a channel.
         dtype: dtype of the maps.
         vector: neighbouring channels that a thread may load at a time.
-        matrix_vector: the same for B and C.
+        matrix_vector: neighbouring states of B or C that a thread may load at a time.
         delta_softplus: whether delta passes through softplus.
         shared_kib: shared memory that a block may have, in KiB; a multiprocessor has one more, and so costs a block.
         tuning: numbers found by measurement.

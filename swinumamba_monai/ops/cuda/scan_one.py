@@ -13,7 +13,7 @@ from .row_sums import sum_rows
 __all__ = ["CHUNK", "backward", "forward", "make_macros", "shared_bytes"]
 
 CHUNK = 16  # positions between two states that are kept for the backward, which a warp has
-CHANNELS = 32  # of a block
+CHANNELS = 32  # number of channels of a block
 # Warps of a block, and blocks that a multiprocessor shall have room for, which limits the registers of a thread; by
 # measurement on an H200. More warps take a sequence in fewer steps, fewer wait less for each other: the fewest are
 # taken that keep all multiprocessors busy.

@@ -41,11 +41,12 @@ from swinumamba_monai.serving.requests import TRAINING, check_device, check_fiel
 from swinumamba_monai.serving.studies import Studies  # noqa: E402
 from swinumamba_monai.training import autocast_dtype, default_amp  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results"  # in the server's own copy of this folder, which goes when the server ends
+# Folder in the server's own copy of this one, which goes when the server ends.
+RESULTS = Path(__file__).parent / "results"
 SENT = 60  # seconds after which a folder without a file is not one that is about to get it
 
 LAST_CHECKPOINT = "label_checkpoint.pt"
-DATASTORE_OPTIONS = ("auto_reload", "read_only")  # of MONAI Label's settings
+DATASTORE_OPTIONS = ("auto_reload", "read_only")  # options among MONAI Label's settings
 
 
 def _new_folder() -> str:
