@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from swinumamba_monai.prediction.summary import as_text
 FORMATS = ("masks", "geojson", "coco", "roi")
 OUTLINES, OBJECTS = "_outlines.png", "_objects.csv"  # what is added to the name of an image
 FURTHER = {"geojson": ".geojson", "roi": "_rois.zip"}  # the same of the formats
+# Bytes of the name of a file, which has a dot, 32 digits and a hyphen before it while it is written.
+MAX_NAME = 255 - 34
 
 
 class ResultFiles:
@@ -57,6 +60,10 @@ class ResultFiles:
     def polygons(self, name: str) -> Path | None:
         """Where the polygons go, if they are wanted."""
         return self.path(name, FURTHER["geojson"]) if "geojson" in self.formats else None
+
+    def are_too_long(self, name: str) -> bool:
+        """Whether a file system would refuse the names of an image's files."""
+        return any(len(os.fsencode(self.path(name, ending).name)) > MAX_NAME for ending in (self.mask, *self._others))
 
     def are_there(self, name: str) -> bool:
         """Whether an image has all its files."""

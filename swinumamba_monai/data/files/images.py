@@ -65,7 +65,8 @@ def read_image(path: PathLike, indices: bool = False, max_channels: int = MAX_CH
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path} is not an image that can be read here; use one of {', '.join(IMAGE_SUFFIXES)}.")
     if not path.is_file():
-        raise InputError(f"{path} does not exist; check the path.")
+        wrong = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {wrong}; check the path.")
     advice = f"it is damaged, truncated or not a {path.suffix.lower()} file, so replace it"
     with explained(f"{path} cannot be decoded", advice):
         suffix = suffix_of(path)
