@@ -16,8 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="microscopy, endoscopy, abdomen_mri, or the folder of a bundle such as ./mine")
     parser.add_argument("images", nargs="+", help="files, folders or a prepared dataset")
     parser.add_argument("--output_dir", required=True, help="folder of the results; images finished there are skipped")
-    parser.add_argument("--checkpoint", nargs="+", help="weights, several for an ensemble; default: the bundle's own")
-    parser.add_argument("--format", nargs="+", default=["masks"], help="masks, geojson, coco, roi; masks always are")
+    parser.add_argument(
+        "--checkpoint", nargs="+", action="extend", help="weights, several for an ensemble; default: the bundle's own"
+    )
+    parser.add_argument(
+        "--format", nargs="+", action="extend", default=["masks"], help="masks, geojson, coco, roi; masks always are"
+    )
     parser.add_argument("--channel", type=int, help="the channel to look at, from 0 on; default: all of them")
     parser.add_argument("--invert", action="store_true", help="dark cells on a bright ground, as inverted fluorescence")
     parser.add_argument(
@@ -48,6 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("channel", "invert", "diameter"):
         value = getattr(arguments, name)
         if value is not None and value is not False:  # but 0, the first channel
+            if name in options:
+                raise InputError(f"--{name} and --set {name} are both given; leave one out.")
             options[name] = DefaultParseValue(value) if isinstance(value, str) else value
     local_rank = os.environ.get("LOCAL_RANK")  # of torchrun, whose processes each have a GPU of their own
     own_device = f"cuda:{local_rank}" if local_rank and torch.cuda.is_available() else None
@@ -61,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
             share=_share(arguments.share),
             options=options,
             checkpoint=arguments.checkpoint,
-            device=arguments.device or own_device,
+            device=own_device if arguments.device is None else arguments.device,
             bundle_dir=arguments.bundle_dir,
         )
     except KeyboardInterrupt:

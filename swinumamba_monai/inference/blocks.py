@@ -99,7 +99,10 @@ class BlockInference:
         self.block_size = block_size // LABEL_TILE * LABEL_TILE
         if block_size and self.block_size <= 2 * self.margin:
             least = 2 * self.margin + LABEL_TILE
-            raise InputError(f"block_size is {block_size}, but blocks need margins: {least} or more, or 0 for none.")
+            cells = f" for cells of the diameter {known:g}" if known else ""
+            raise InputError(
+                f"block_size is {block_size}, but blocks need margins{cells}: {least} or more, or 0 for none."
+            )
 
     def open(self, name: str | PathLike | Sequence[str | PathLike]) -> TiffRows | None:
         """The image of a path, to be closed, if it goes by blocks; the paths of several channels never do."""

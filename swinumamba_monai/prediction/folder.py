@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -108,6 +109,8 @@ def predict_images(
     if not 1 <= number <= count:
         raise InputError(f"share {number}/{count} is none; the shares of 8 are 1/8 to 8/8.")
     check_known("format", formats, FORMATS)
+    if not os.fspath(output_dir):
+        raise InputError("--output_dir is empty; give the folder of the results.")
     if any(Path(path).is_dir() and Path(path).resolve() == Path(output_dir).resolve() for path in images):
         raise InputError(
             f"{output_dir} holds the images; give another output folder, or results become images next time."
@@ -130,10 +133,13 @@ def predict_images(
     for path in places:
         with noting(problems):
             inputs.append(predictor.list_images(path))
-    if not inputs:
+    found = {}
+    for item in (item for items in inputs for item in items):
+        with noting(problems):
+            # An image may be several files, each a channel; it is called by the first.
+            found[_check_letters(ensure_tuple(item["image"])[0])] = item["image"]
+    if not found:
         raise InputError(problems[0])
-    # An image may be several files, each a channel; it is called by the first.
-    found = {ensure_tuple(item["image"])[0]: item["image"] for items in inputs for item in items}
     job = _Job(predictor, Path(output_dir), formats, found, "" if count == 1 else f"_{number}of{count}")
     try:
         job.open(options, overwrite)
@@ -147,10 +153,21 @@ def predict_images(
 
 def _check_place(path: str | PathLike) -> None:
     """Refuse what is known to hold no images before a network is built."""
+    if not os.fspath(path):
+        raise InputError("a path is empty; give images, a folder of them or a prepared dataset.")
     if not Path(path).exists():
         raise InputError(f"{path} does not exist; give images, a folder of them or a prepared dataset.")
     if (Path(path) / SETTINGS).is_file():
         raise InputError(f"{path} holds the results of a prediction, as {SETTINGS} in it says; give its images.")
+
+
+def _check_letters(name: str) -> str:
+    """The name of an image, unless no table could hold it: in Linux it may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {name} is not in UTF-8; rename it.") from error
+    return name
 
 
 class _Job:
@@ -196,9 +213,10 @@ class _Job:
                 "says; give another output folder, or --overwrite."
             )
         for name, row in self.rows.items():
-            if row["image"] != self.names.get(name, row["image"]):
+            image = self.names.get(name, row["image"])
+            if row["image"] != image and os.path.realpath(row["image"]) != os.path.realpath(image):
                 raise InputError(
-                    f"{self.folder} holds results of {row['image']}, and {self.names[name]} would have the same names; "
+                    f"{self.folder} holds results of {row['image']}, and {image} would have the same names; "
                     "give another output folder, or --overwrite."
                 )
         write_file(file, text)
@@ -263,6 +281,8 @@ class _Job:
         """The row of the summary, after all files of the image are written; without them if it failed."""
         row = dict.fromkeys(COLUMNS, "") | {"name": name, "image": self.names[name]}
         try:
+            if not self.files.can_be_called(name):
+                raise InputError(f"{self.names[name]} has a name too long for those of its results; rename it.")
             image, blocks = self.images[self.names[name]], self.predictor.blocks
             if large := blocks and blocks.open(image):
                 with large:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from swinumamba_monai.prediction.summary import as_text
 FORMATS = ("masks", "geojson", "coco", "roi")
 OUTLINES, OBJECTS = "_outlines.png", "_objects.csv"  # what is added to the name of an image
 FURTHER = {"geojson": ".geojson", "roi": "_rois.zip"}  # the same of the formats
+_MOST_BYTES = 255 - 34  # of the name of a file, which has a dot, 32 digits and a hyphen before it while it is written
 
 
 class ResultFiles:
@@ -57,6 +59,11 @@ class ResultFiles:
     def polygons(self, name: str) -> Path | None:
         """Where the polygons go, if they are wanted."""
         return self.path(name, FURTHER["geojson"]) if "geojson" in self.formats else None
+
+    def can_be_called(self, name: str) -> bool:
+        """Whether the names of an image's files are as short as a name has to be."""
+        names = (self.path(name, ending).name for ending in (self.mask, *self._others))
+        return max(len(os.fsencode(file)) for file in names) <= _MOST_BYTES
 
     def are_there(self, name: str) -> bool:
         """Whether an image has all its files."""

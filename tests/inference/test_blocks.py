@@ -254,7 +254,7 @@ class TestSays:
             make(768, savers=2).check(image)
         with pytest.raises(InputError, match="block_size is 700, but blocks need margins: 768 or more, or 0 for none"):
             make(block_size=700)
-        with pytest.raises(InputError, match="1280 or more"):
+        with pytest.raises(InputError, match="for cells of the diameter 100: 1280 or more"):
             make(768, diameter=100)  # cells of 100 pixels have margins of 400, made 512 and with a core
 
     def test_no_block_is_looked_at_in_a_size_of_its_own(self, make):

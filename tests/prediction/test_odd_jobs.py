@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -129,3 +130,52 @@ def test_places_without_images_are_refused_before_a_network_is_built(small, tmp_
         assert main(replace(small, folder=tmp_path / place).words(tmp_path / "second")) == 1
         assert words in capsys.readouterr().err
         assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("empty", ["images", "output_dir"])
+def test_an_empty_path_is_not_the_current_folder(small, tmp_path, monkeypatch, capsys, empty):
+    """As a variable of a shell is that nobody has set."""
+    images = shutil.copytree(small.folder, tmp_path / "images")
+    monkeypatch.chdir(images)
+    words = small.words(tmp_path / "out")
+    words[words.index(str(small.folder if empty == "images" else tmp_path / "out"))] = ""
+    assert main(words) == 1
+    assert " is empty; give " in capsys.readouterr().err
+    assert sorted(path.name for path in images.iterdir()) == [image.name for image in small.images]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_option_given_twice_is_refused_or_adds_up(small, tmp_path, capsys):
+    assert main(small.words(tmp_path / "out", "--set", "diameter=20", "--diameter", "40")) == 1
+    assert "--diameter and --set diameter are both given; leave one out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(small.words(tmp_path / "out", "--format", "geojson", "--format", "coco")) == 0
+    assert {"NAME.geojson", "coco.json"} <= set(capsys.readouterr().out.split(": ")[-1].strip().split(", "))
+    assert main(small.words(tmp_path / "two", "--checkpoint", small.checkpoint)) == 0
+    assert len(json.loads((tmp_path / "two" / "predict.json").read_text())["weights"]) == 2
+
+
+def test_names_that_no_result_can_have_do_not_stop_the_rest(small, tmp_path, capsys):
+    """Of letters that are no UTF-8, as of archives from Windows, or so long that nothing can be added."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    good, _ = small.images
+    names = [b"a\xe4.png", b"b" * 240 + b".png", os.fsencode(good.name)]
+    try:
+        for name in names:
+            shutil.copy(good, os.path.join(os.fsencode(folder), name))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert main(replace(small, folder=folder).words(tmp_path / "out")) == 1
+    said = capsys.readouterr()
+    assert ": 1 image, " in said.out
+    assert "is not in UTF-8; rename it" in said.err and "name too long for those of its results" in said.err
+    assert [row["name"] for row in read_rows(tmp_path / "out" / "summary.csv") if not row["error"]] == [good.stem]
+
+
+def test_a_finished_image_is_known_by_another_way_to_it(small, tmp_path, capsys):
+    image = small.images[0]
+    other = image.parent / ".." / image.parent.name / image.name
+    assert main(replace(small, folder=other).words(tmp_path / "out")) == 0
+    assert main(replace(small, folder=image).words(tmp_path / "out")) == 0
+    assert "1 image (1 finished before)" in capsys.readouterr().out
