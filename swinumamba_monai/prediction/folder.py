@@ -200,10 +200,14 @@ class _Job:
             "options": {name: repr(value) for name, value in options.items()},
         }
         file, text = self.folder / SETTINGS, json.dumps(settings, indent=1)
-        others = file.is_file() and file.read_text(encoding="utf-8") != text
-        for path in [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]:
+        summaries = [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]
+        for path in summaries:
             self.rows.update(read_summary(path))
-            if others and overwrite:
+        # Where nothing but failures is there, the same command may be given again with what it lacked.
+        have_failed = self.rows and all(row["error"] for row in self.rows.values())
+        others = file.is_file() and file.read_text(encoding="utf-8") != text and not have_failed
+        if others and overwrite:
+            for path in summaries:
                 path.unlink(missing_ok=True)
         if overwrite:
             self.rows = {name: row for name, row in self.rows.items() if name not in self.names and not others}

@@ -52,7 +52,7 @@ def test_a_stack_and_a_turned_picture_of_other_names(tmp_path):
 def test_a_folder_called_like_a_picture(tmp_path):
     (tmp_path / "a.png").mkdir()
     assert image_names(tmp_path / "a.png") == [str(tmp_path / "a.png")]
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="is no file"):
         read_image(tmp_path / "a.png")
 
 

@@ -186,3 +186,11 @@ def test_a_folder_called_like_an_image_is_named_as_one(small, tmp_path, capsys):
     (images / "folder.png").mkdir()
     assert main(replace(small, folder=images).words(tmp_path / "out")) == 1
     assert "folder.png is no file" in capsys.readouterr().err
+
+
+def test_a_job_of_which_all_failed_may_be_given_again_with_other_options(small, tmp_path, capsys):
+    assert main(small.words(tmp_path / "out", "--channel", "7")) == 1
+    assert main(small.words(tmp_path / "out")) == 0
+    assert all(not row["error"] for row in read_rows(tmp_path / "out" / "summary.csv"))
+    assert main(small.words(tmp_path / "out", "--channel", "0")) == 1
+    assert "other options" in capsys.readouterr().err
