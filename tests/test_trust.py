@@ -296,7 +296,7 @@ class TestDatalists:
     def test_a_pipe_does_not_hang(self, write):
         folder = write("images/pipe.png")
         os.mkfifo(folder / "images" / "pipe.png")
-        with pytest.raises(InputError, match="does not exist"):
+        with pytest.raises(InputError, match="is no file"):
             load_datalist(folder, "test")
 
     def test_a_circle_of_links(self, write):
