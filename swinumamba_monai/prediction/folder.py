@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def predict_images(
         with noting(problems):
             inputs.append(predictor.list_images(path))
     found = {}
-    for item in (item for items in inputs for item in items):
+    for item in chain.from_iterable(inputs):
         with noting(problems):
             # An image may be several files, each a channel; it is called by the first.
             found[_check_letters(ensure_tuple(item["image"])[0])] = item["image"]
@@ -200,19 +201,15 @@ class _Job:
             "options": {name: repr(value) for name, value in options.items()},
         }
         file, text = self.folder / SETTINGS, json.dumps(settings, indent=1)
-        summaries = [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]
-        for path in summaries:
+        others = file.is_file() and file.read_text(encoding="utf-8") != text
+        for path in [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]:
             self.rows.update(read_summary(path))
-        # Where nothing but failures is there, the same command may be given again with what it lacked.
-        have_failed = self.rows and all(row["error"] for row in self.rows.values())
-        others = file.is_file() and file.read_text(encoding="utf-8") != text and not have_failed
-        if others and overwrite:
-            for path in summaries:
+            if others and overwrite:
                 path.unlink(missing_ok=True)
         if overwrite:
             self.rows = {name: row for name, row in self.rows.items() if name not in self.names and not others}
             self._warn_of_other_forms()
-        elif others:
+        elif others and not (self.rows and all(row["error"] for row in self.rows.values())):  # failures are no results
             raise InputError(
                 f"{self.folder} holds results of another bundle, other weights or other options, as {SETTINGS} in it "
                 "says; give another output folder, or --overwrite."
