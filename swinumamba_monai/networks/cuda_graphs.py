@@ -115,10 +115,14 @@ class CUDAGraphs:
         return None if graph.is_busy() else graph
 
 
+def has_hooks(m: nn.Module) -> bool:
+    """Whether a module has hooks that its forward or the backward of that calls."""
+    return any((m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
+
+
 def _is_plain(network: nn.Module) -> bool:
     """Whether nothing happens in a forward but the network's own work."""
-    hooks = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in network.modules())
-    return not hooks and all(p.is_leaf for p in network.parameters())
+    return not any(map(has_hooks, network.modules())) and all(p.is_leaf for p in network.parameters())
 
 
 class _Graph:

@@ -24,8 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from swinumamba_monai.ops.backends import BackendChoice
 from swinumamba_monai.ops.ss2d import ss2d
 
+from .cuda_graphs import has_hooks
 from .mamba import init_scan
-from .norm import make_norm
+from .norm import LayerNorm, make_norm
 
 
 class SS2D(nn.Module):
@@ -83,13 +84,37 @@ class SS2D(nn.Module):
                 nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # what nn.Linear does
         init_scan(self.A_logs, self.Ds, self.dt_projs_weight, self.dt_projs_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (b, h, w, d_model) to the same shape; RuntimeError if the backend asked for cannot scan it."""
+    def forward(self, x: Tensor, pre_norm: tuple[Tensor, Tensor, float] | None = None) -> Tensor:
+        """Map (b, h, w, d_model) to the same shape; RuntimeError if the backend asked for cannot scan it.
+
+        Args:
+            x: the map.
+            pre_norm: weight, bias and eps of a layer norm that it goes through first; None for no such norm.
+        """
         return ss2d(
             x, self.in_proj.weight, self.conv2d.weight, self.conv2d.bias, self.x_proj_weight, self.dt_projs_weight,
             self.dt_projs_bias, self.A_logs, self.Ds, self.out_norm.weight, getattr(self.out_norm, "bias", None),
-            self.out_proj.weight, self.out_norm.eps, gated=self.gate, backend=self.backend.find(x),
+            self.out_proj.weight, self.out_norm.eps, gated=self.gate, pre_norm=pre_norm,
+            backend=self.backend.find(x),
         )  # fmt: skip
+
+
+def mix_normed(norm: nn.Module, mixer: nn.Module, x: Tensor) -> Tensor:
+    """``mixer(norm(x))``, where a backend's operator for SS2D may have the norm inside and keep x alone for both.
+
+    A compiler sees to the memory itself. What else could tell the difference, such as a hook, has both called.
+
+    Args:
+        norm: module that normalizes maps.
+        mixer: module that maps (b, h, w, d_model) to the same shape.
+        x: (b, h, w, d_model).
+    """
+    if torch.compiler.is_compiling() or type(norm) is not LayerNorm or type(mixer) is not SS2D:
+        return mixer(norm(x))
+    backend = mixer.backend.find(x)
+    if backend.ss2d is None or backend is not norm.backend.find(x) or has_hooks(norm) or has_hooks(mixer):
+        return mixer(norm(x))
+    return mixer(x, (norm.weight, norm.bias, norm.eps))
 
 
 class VSSBlock(nn.Module):
@@ -119,7 +144,7 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, h, w, d_model) to the same shape."""
-        return x + self.drop_path(self.self_attention(self.ln_1(x)))
+        return x + self.drop_path(mix_normed(self.ln_1, self.self_attention, x))
 
 
 class VSSStage(nn.Module):

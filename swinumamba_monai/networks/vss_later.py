@@ -18,7 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from swinumamba_monai.ops.mlp import mlp
 
 from .norm import make_norm
-from .vss import SS2D
+from .vss import SS2D, mix_normed
 
 MLP_RATIO = 4  # number of channels between the two layers of an MLP to one around it
 
@@ -62,7 +62,7 @@ class VSSMLPBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, h, w, d_model) to the same shape."""
-        x = x + self.drop_path(self.op(self.norm(x)))
+        x = x + self.drop_path(mix_normed(self.norm, self.op, x))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

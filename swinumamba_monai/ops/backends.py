@@ -87,7 +87,7 @@ class Backend:
         instance_norm: instance norm as :func:`.instance_norm.instance_norm`.
         norm_gate: LayerNorm over the channels of a map times SiLU of a gate, of y and gate, both (b, h, w, d), weight
             (d,), bias (d,) and eps.
-        ss2d: one operator for all of :func:`.ss2d.ss2d` with a layer norm.
+        ss2d: one operator for all of :func:`.ss2d.ss2d` with a layer norm; its ``pre_norm`` comes last.
         class_sums: what a loss needs of each image, as :func:`.cuda.class_sums.class_sums_cuda`.
     """
 

@@ -9,7 +9,7 @@
     out     = out_proj(layer_norm(y) * silu(gate))
 
 VMamba's final version has no gate: all of in_proj(x) is the map. :func:`ss2d_ref` is that, line for line. A backend may
-have all of it as one operator of its own (:mod:`.cuda.ss2d`).
+have all of it as one operator of its own (:mod:`.cuda.ss2d`), and the layer norm that a block has before it inside.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def ss2d(
     eps: float = 1e-5,
     *,
     gated: bool = True,
+    pre_norm: tuple[Tensor, Tensor, float] | None = None,
     backend: str | Backend = "auto",
 ) -> Tensor:
     """SS2D, by the operator of the backend where it has one, and by :func:`ss2d_ref` elsewhere.
@@ -59,6 +60,7 @@ def ss2d(
         out_proj_weight: projection back, (m, d).
         eps: number added to the norm's variance.
         gated: whether there is a gate.
+        pre_norm: weight (m,), bias (m,) and eps of a layer norm that x goes through first; None for no such norm.
         backend: record, or one of :data:`.backends.BACKENDS`.
 
     Returns:
@@ -67,21 +69,23 @@ def ss2d(
     Raises:
         RuntimeError: a backend that cannot run on these tensors.
     """
-    tensors = (
-        x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight,
-        norm_bias, out_proj_weight,
+    parameters = (
+        in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight, norm_bias,
+        out_proj_weight, eps,
     )  # fmt: skip
     found = find_backend(backend, x, A_logs.shape[1])
     if found.ss2d is not None and norm_bias is not None:
-        return found.ss2d(*tensors, eps)
-    return ss2d_ref(*tensors, eps, gated=gated, backend=found)
+        return found.ss2d(x, *parameters, pre_norm)
+    if pre_norm is not None:
+        x = found.norm(x, *pre_norm)
+    return ss2d_ref(x, *parameters, gated=gated, backend=found)
 
 
 def ss2d_ref(
     x, in_proj_weight, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_logs, Ds, norm_weight, norm_bias,
     out_proj_weight, eps=1e-5, *, gated=True, backend="auto",
 ) -> Tensor:  # fmt: skip
-    """:func:`ss2d` in torch operations, around the scan and the norm that the backend has; the same arguments."""
+    """:func:`ss2d` without a norm before it, in torch operations around the scan and the norm that the backend has."""
     found = find_backend(backend, x, A_logs.shape[1])
     x, *gate = F.linear(x, in_proj_weight).chunk(2 if gated else 1, dim=-1)
     channels = x.shape[-1]

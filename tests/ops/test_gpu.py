@@ -185,6 +185,23 @@ def test_ss2d_without_a_gate(sizes, expand, dtype, tolerance):
 
 
 @DTYPES
+@pytest.mark.parametrize("gated", [True, False])
+def test_ss2d_with_a_norm_inside(gated, dtype):
+    """Bit for bit what the norm before it gives."""
+    inputs = ss2d_inputs(2, 40, 40, 96, 16, 6, dtype=dtype, device="cuda", gated=gated)
+    draw = Draw(1, device="cuda")
+    inputs = leaves({**inputs, "pre_weight": draw.parameter(96), "pre_bias": draw.parameter(96)})
+
+    def inside(pre_weight, pre_bias, **inputs):
+        return ss2d(**{"conv_bias": None, **inputs}, gated=gated, pre_norm=(pre_weight, pre_bias, 1e-5))
+
+    def before(x, pre_weight, pre_bias, **inputs):
+        return ss2d(layer_norm(x, pre_weight, pre_bias), **{"conv_bias": None, **inputs}, gated=gated)
+
+    assert_equal(*(output_and_gradients(function, inputs) for function in (inside, before)))
+
+
+@DTYPES
 @pytest.mark.parametrize("shape", [(1, 1), (1601, 96), (2, 7, 5, 3072)], ids=str)
 def test_layer_norm(shape, dtype):
     """3072 channels need more shared memory than a block has without asking."""

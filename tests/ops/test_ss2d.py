@@ -10,6 +10,7 @@ import pytest
 import torch
 from cuda_cases import (
     TOLERANCES,
+    Draw,
     assert_equal,
     assert_like_float64,
     assert_near,
@@ -20,7 +21,9 @@ from cuda_cases import (
 from monai.data import MetaTensor
 
 from swinumamba_monai.networks import SwinUMambaD
-from swinumamba_monai.networks.vss import SS2D
+from swinumamba_monai.networks.vss import SS2D, VSSBlock
+from swinumamba_monai.networks.vss_later import VSSMLPBlock
+from swinumamba_monai.ops.backends import find_backend
 from swinumamba_monai.ops.cuda import ss2d as ss2d_module
 from swinumamba_monai.ops.ss2d import ss2d, ss2d_ref
 
@@ -165,6 +168,65 @@ def test_an_rms_norm_takes_the_scan_alone(emulator):
     assert "scan_backward" in launched and "conv_silu" not in launched
 
 
+def norm_inside(x, pre_weight, pre_bias, **inputs):
+    return ss2d(x, **{"conv_bias": None, **inputs}, gated="conv_bias" in inputs, pre_norm=(pre_weight, pre_bias, 1e-3))
+
+
+def norm_before(x, pre_weight, pre_bias, **inputs):
+    x = find_backend(inputs.get("backend", "auto"), x).norm(x, pre_weight, pre_bias, 1e-3)
+    return ss2d(x, **{"conv_bias": None, **inputs}, gated="conv_bias" in inputs)
+
+
+def inputs_with_a_norm(*sizes, gated=True, dtype=torch.float32):
+    draw = Draw(1)
+    inputs = ss2d_inputs(*sizes, gated=gated, dtype=dtype)
+    x = 3 * inputs.pop("x") + 2
+    return {"x": x, "pre_weight": draw.parameter(sizes[3]), "pre_bias": draw.parameter(sizes[3]), **inputs}
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_a_norm_inside(emulator, gated, dtype):
+    inputs = leaves(inputs_with_a_norm(2, 3, 5, 12, 4, 2, gated=gated, dtype=dtype))
+    expected = output_and_gradients(norm_before, inputs)
+    emulator.launched.clear()
+    assert_equal(output_and_gradients(norm_inside, inputs), expected)
+    ungated = 0 if gated else 1
+    assert len(emulator.grids("layer_norm")) == 2 + ungated, "again in the backward"
+    assert len(emulator.grids("layer_norm_backward")) == 1 + ungated
+
+
+def test_a_norm_inside_under_autocast(emulator):
+    inputs = leaves(inputs_with_a_norm(1, 5, 7, 10, 16, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, expected = (output_and_gradients(function, inputs) for function in (norm_inside, norm_before))
+    assert actual["out"].dtype == torch.bfloat16 and actual["x"].dtype == torch.float32
+    assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("wanted", [(), ("x",), ("pre_weight",), ("pre_bias", "Ds")], ids=str)
+def test_gradients_of_some_inputs_around_a_norm_inside(emulator, wanted):
+    given = inputs_with_a_norm(1, 3, 5, 8, 4, 2)
+    some = {name: t.requires_grad_(name in wanted) for name, t in leaves(given).items()}
+    if not wanted:
+        assert not norm_inside(**some).requires_grad and norm_inside(**some).equal(norm_before(**some))
+        return
+    assert_equal(output_and_gradients(norm_inside, some), output_and_gradients(norm_before, some))
+
+
+def test_a_norm_inside_compiles_into_one_graph(emulator):
+    inputs = leaves(inputs_with_a_norm(2, 3, 5, 8, 4, 2))
+    compiled = torch.compile(norm_inside, backend="aot_eager", fullgraph=True)
+    assert_equal(output_and_gradients(compiled, inputs), output_and_gradients(norm_inside, inputs))
+
+
+@pytest.mark.parametrize("backend", ["portable", "numba", "reference"])
+def test_backends_without_the_operator_have_the_norm_before(backend):
+    inputs = leaves(inputs_with_a_norm(1, 3, 5, 8, 4, 2))
+    functions = (partial(function, backend=backend) for function in (norm_inside, norm_before))
+    assert_equal(*(output_and_gradients(function, inputs) for function in functions))
+
+
 def test_more_states_than_the_kernels_hold(emulator):
     inputs = ss2d_inputs(1, 2, 3, 2, 17, 1)
     assert_like_float64(ss2d, reference, inputs, TOLERANCES[torch.float32])
@@ -192,6 +254,62 @@ def test_every_parameter_of_the_module(emulator):
     exact = SS2D(8, d_state=4, scan_backend="reference").double()
     exact.load_state_dict(module.state_dict())
     assert_near(actual, module_gradients(exact, x.double()), TOLERANCES[torch.float32])
+
+
+BLOCKS = pytest.mark.parametrize(
+    "make", [partial(VSSBlock, d_state=4), partial(VSSMLPBlock, d_state=1, expand=1)], ids=["first", "later"]
+)
+
+
+def norm_and_mixer(block):
+    return (block.ln_1, block.self_attention) if isinstance(block, VSSBlock) else (block.norm, block.op)
+
+
+@BLOCKS
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_block_keeps_one_map_less(emulator, make, autocast):
+    """Bit for bit the same as where the norm is called, as for a hook of it or of what follows it."""
+    torch.manual_seed(0)
+    block, x = make(8), torch.randn(2, 5, 3, 8)
+    with torch.no_grad():
+        for parameter in norm_and_mixer(block)[0].parameters():
+            parameter.normal_()
+    seen, kept, results = [], [], []
+    for hooked in (None, *norm_and_mixer(block)):
+        handle = hooked and hooked.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+        sizes = []
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t),  # noqa: B023
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            results.append(module_gradients(block, x))
+        kept.append(sum(sizes))
+        if handle:
+            handle.remove()
+    assert [len(inputs) for inputs in seen] == [1, 1] and seen[0][0].equal(x) and not seen[1][0].equal(x)
+    assert_equal(results[0], results[1])
+    assert_equal(results[0], results[2])
+    statistics = 2 * 4
+    assert kept[1] - kept[0] == kept[2] - kept[0] == 2 * 5 * 3 * (8 * (2 if autocast else 4) + statistics)
+
+
+@BLOCKS
+def test_another_norm_or_mixer_is_called(emulator, make):
+    class Other(SS2D):
+        def forward(self, x):
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    block, x = make(8), torch.randn(1, 5, 3, 8)
+    expected = module_gradients(block, x)
+    norm, mixer = norm_and_mixer(block)
+    mixer.__class__ = Other
+    assert_equal(module_gradients(block, x), expected)
+    mixer.__class__, norm.__class__ = SS2D, torch.nn.LayerNorm
+    emulator.launched.clear()
+    assert_near(module_gradients(block, x), expected, 1e-5)
+    others = {VSSBlock: 0, VSSMLPBlock: 2}[type(block)]  # the norms of the ungated scan and of the MLP
+    assert len(emulator.grids("layer_norm")) == others
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 """SS2D (:mod:`swinumamba_monai.ops.ss2d`) as one operator, ``swinumamba::ss2d``, made of the kernels.
 
 It keeps for its backward nothing but its input, the merged scan and some of the scan's states: everything else is
-cheaper to compute again than to store.
+cheaper to compute again than to store. So is a layer norm before it, whose input is then what is kept.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from swinumamba_monai.ops.autograd import direct_function, register_backward
 
 from .device import ALIGNED
 from .fused import conv_silu, conv_silu_backward, layer_norm, layer_norm_backward
+from .layer_norm import layer_norm_cuda
 from .nvrtc import on_its_device
 from .packing import pack, unpack
 from .scan import ScanInputs, count_chunks, merge, samples_that_fill, scan_backward, scan_forward
@@ -49,10 +50,17 @@ class _Parameters(NamedTuple):
 
 def ss2d_cuda(x: Tensor, *parameters: Tensor | float) -> Tensor:
     """:func:`swinumamba_monai.ops.ss2d.ss2d` with a layer norm; the same arguments, without the backend."""
-    *tensors, eps = parameters
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
-    arguments = (to_autocast_dtype(x).contiguous(), *tensors, eps, keep)
-    if torch.compiler.is_compiling():
+    *tensors, eps, pre_norm = parameters
+    pre_tensors = () if pre_norm is None else pre_norm[:2]
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *pre_tensors, *tensors))
+    recorded = torch.compiler.is_compiling()
+    x = to_autocast_dtype(x).contiguous()
+    if pre_norm is not None and keep and not recorded:
+        return _direct_normed(x, *pre_tensors, *tensors, eps, keep, pre_norm[2])
+    if pre_norm is not None:
+        x = layer_norm_cuda(x, *pre_norm)
+    arguments = (x, *tensors, eps, keep)
+    if recorded:
         return _forward_op(*arguments)[0]
     return _direct(*arguments) if keep else _forward(*arguments)[0]
 
@@ -238,4 +246,27 @@ def _differentiate(backward):
 
 
 register_backward(_forward_op, _differentiate(_backward_op), num_options=2)
-_direct = direct_function(_forward, _differentiate(_backward), num_options=2)
+_gradients = _differentiate(_backward)
+_direct = direct_function(_forward, _gradients, num_options=2)
+
+
+@on_its_device
+def _forward_normed(x, weight, bias, *arguments):
+    """:func:`_forward` of the layer norm of x, whose eps is the last argument; autograd keeps x."""
+    *arguments, eps = arguments
+    normed, _ = layer_norm(x.flatten(0, 2), None, weight.float(), bias.float(), eps)
+    return _forward(normed.view(x.shape), *arguments)
+
+
+@on_its_device
+def _backward_normed(dout, merged, states, statistics, x, weight, bias, *inputs):
+    *inputs, eps = inputs
+    rows, scale = x.flatten(0, 2), weight.float()
+    normed, row_statistics = layer_norm(rows, None, scale, bias.float(), eps)
+    dnormed, *dparameters = _gradients(dout, merged, states, statistics, normed.view(x.shape), *inputs)
+    del normed
+    gradients = layer_norm_backward(dnormed.flatten(0, 2), row_statistics, rows, None, scale, scale)
+    return gradients.x.view(x.shape), *gradients.parameters.to(weight.dtype), *dparameters
+
+
+_direct_normed = direct_function(_forward_normed, _backward_normed, num_options=3)
