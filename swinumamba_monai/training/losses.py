@@ -1,30 +1,26 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The loss: MONAI's DiceCELoss by one kernel on a GPU, without pixels that nobody knows, over heads and processes."""
+"""The loss: MONAI's DiceCELoss, by one kernel on a GPU, over the heads of a network and over several processes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 
 import ignite.distributed as idist
 import torch
-from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.losses import DeepSupervisionLoss, DiceCELoss
-from monai.transforms import MapTransform
 from torch import Tensor, nn
 
-from swinumamba_monai.data.files.label_map import IGNORED
 from swinumamba_monai.ops.backends import BackendChoice
 from swinumamba_monai.ops.cuda.class_sums import MAX_CLASSES
 
 # Options of MONAI's loss that the sums are enough for, besides a softmax and classes that are numbers.
 _KNOWN = {"include_background", "to_onehot_y", "softmax", "batch", "smooth_nr", "smooth_dr", "lambda_dice", "lambda_ce"}
-_CERTAIN = 50.0  # a logit: its softmax against the negative is 1 to the last bit of float32
 
 
-def _in_single_precision(x: Tensor) -> Tensor:
+def in_single_precision(x: Tensor) -> Tensor:
     """Half precision to float32; float64 stays as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -57,7 +53,7 @@ class FusedDiceCELoss(DiceCELoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of logits (b, classes, ...) and classes (b, 1, ...), or what else MONAI's loss takes."""
         sums = self.sums(input, target)
-        return super().forward(_in_single_precision(input), target) if sums is None else self.of_sums(sums)
+        return super().forward(in_single_precision(input), target) if sums is None else self.of_sums(sums)
 
     def sums(self, input: Tensor, target: Tensor) -> Tensor | None:
         """Sums over the pixels of each image, (b, 3 * classes + 1); None where the loss is not computed from them.
@@ -81,71 +77,6 @@ class FusedDiceCELoss(DiceCELoss):
         _, own, _, everywhere, _, pixels, cross_entropy = sums.split([skipped, classes - skipped] * 3 + [1], 1)
         dice = (2 * own + self.dice.smooth_nr) / (everywhere + (pixels.detach() + self.dice.smooth_dr))
         return self.lambda_dice * (1 - dice.mean()) + self.lambda_ce * (cross_entropy.sum() / all_pixels)
-
-
-class PartialDiceCELoss(FusedDiceCELoss):
-    """MONAI's DiceCELoss, of the pixels that have a class.
-
-    The others become background that the network is certain of: nothing of Dice without background, no cross entropy,
-    and no gradient. The cross entropy is the mean over the pixels that have a class, as nnU-Net's.
-
-    Args:
-        partial: whether there are pixels without class at all; without them it is MONAI's loss itself.
-        options: options of MONAI's ``DiceCELoss``, with ``to_onehot_y`` and without background.
-    """
-
-    def __init__(self, partial: bool = True, **options: object) -> None:
-        super().__init__(**options)
-        self.partial = partial
-        if partial:
-            self.ignored = IGNORED
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (b, classes, ...) and classes (b, 1, ...), 255 where there is none."""
-        if not self.partial:
-            return super().forward(input, target)
-        if (sums := self.sums(input, target)) is not None:
-            return self.of_sums(sums)
-        input, ignored = _in_single_precision(input), target == IGNORED
-        known, target = _forget(input, ignored), target.masked_fill(ignored, 0)
-        share = ignored.numel() / (~ignored).sum().clamp(min=1)
-        return self.lambda_dice * self.dice(known, target) + self.lambda_ce * share * self.ce(known, target)
-
-
-class IgnoredToBackgroundd(MapTransform):
-    """Make pixels without class background in prediction and label alike, so that no score counts them.
-
-    Args:
-        keys: keys of predictions, logits (classes, ...) or class numbers (1, ...).
-        label_key: key of the label (1, ...) on the same grid.
-
-    >>> data = {"label": torch.tensor([[[1, IGNORED]]]), "pred": torch.tensor([[[1, 1]]])}
-    >>> IgnoredToBackgroundd("pred")(data)
-    {'label': tensor([[[1, 0]]]), 'pred': tensor([[[1, 0]]])}
-    """
-
-    def __init__(self, keys: KeysCollection, label_key: str = "label") -> None:
-        super().__init__(keys)
-        self.label_key = label_key
-
-    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        result = dict(data)
-        ignored = result[self.label_key] == IGNORED
-        if not ignored.any():
-            return result
-        result[self.label_key] = result[self.label_key].masked_fill(ignored, 0)
-        for key in self.key_iterator(result):
-            prediction, place = result[key], torch.as_tensor(ignored).to(result[key].device)
-            several = prediction.shape[0] > 1
-            result[key] = _forget(prediction[None], place[None])[0] if several else prediction.masked_fill(place, 0)
-        return result
-
-
-def _forget(logits: Tensor, ignored: Tensor) -> Tensor:
-    """Logits (b, classes, ...) that are sure of background where pixels (b, 1, ...) are ignored."""
-    background = logits.new_full((1, logits.shape[1], *(1 for _ in logits.shape[2:])), -_CERTAIN)
-    background[:, 0] = _CERTAIN
-    return torch.where(ignored, background, logits)
 
 
 class HalvingDeepSupervisionLoss(DeepSupervisionLoss):
