@@ -140,7 +140,7 @@ def values_of(labels: Sequence[Label]) -> set[int]:
     """The values in those labels that are images; those that cannot be read are left to the checks."""
     values: set[int] = set()
     for label in labels:
-        if isinstance(label, Path) and is_image_name(label):
+        if is_image_name(label):
             with suppress(InputError):
                 values |= set(np.unique(read_classes(label)).tolist())
     return values
@@ -253,9 +253,9 @@ def _class_id(shape: Shape, labels: LabelMap, annotations: Annotations) -> int:
     )
 
 
-def is_image_name(label: Path) -> bool:
+def is_image_name(label: Label) -> bool:
     """Whether a label is an image, or a plane of one, by its name."""
-    return file_and_number(label)[0].suffix.lower() in IMAGE_SUFFIXES
+    return isinstance(label, Path) and file_and_number(label)[0].suffix.lower() in IMAGE_SUFFIXES
 
 
 def size_of(image: Path, label: Label) -> tuple[int, int]:
