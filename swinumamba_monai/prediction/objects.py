@@ -16,6 +16,7 @@ from swinumamba_monai.errors import listed
 from swinumamba_monai.inference.rescaling import KNOWN_DIAMETERS, diameter_of
 
 SURE = 0.5  # the least mean score that is trusted; all 53 validation images of DSB-2018 have more than 0.55
+FAR_OFF = 2  # times the diameter that was given, by which the median cell may be larger or smaller
 PROPERTIES = ("label", "area", "centroid", "bbox", "intensity_mean")
 
 
@@ -78,6 +79,7 @@ def find_doubts(
     of_cells: bool = False,
     given: Collection[str] = (),
     artefacts: Collection[int] = (),
+    said: float | None = None,
 ) -> list[str]:
     """Why an answer is not to be trusted, a phrase each; none where nothing speaks against it.
 
@@ -87,6 +89,7 @@ def find_doubts(
         of_cells: whether the objects are cells in an image, and not classes.
         given: names of the options that were given; none of them is advised.
         artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
+        said: diameter of the cells in pixels, where it was given.
     """
     doubts, area = [], table["area"]
     if not len(area) and image.min() < image.max():
@@ -99,6 +102,8 @@ def find_doubts(
             f"the cells are {diameter:.0f} pixels across, but the network knows {smallest:.0f} to {largest:.0f}; "
             f"try --diameter {diameter:.0f}"
         )
+    if said is not None and diameter is not None and not said / FAR_OFF <= diameter <= said * FAR_OFF:
+        doubts.append(f"the cells are {diameter:.0f} pixels across, not {said:g} as --diameter says; leave that out")
     if len(area) and (score := table["score"].mean()) < SURE:
         doubts.append(f"the network is not sure of what it found (mean score {score:.2f}); look at the outlines")
     if len(artefacts):
