@@ -235,6 +235,26 @@ class TestTable:
         doubts = find_doubts(np.arange(400).reshape(20, 20) ** 2, table, True, ["diameter"], said=said)
         assert doubts == [f"the cells are 10 pixels across, not {said} as --diameter says; leave that out"] * doubted
 
+    @pytest.mark.parametrize(("ground", "words"), [(30, None), (100, "neither dark nor bright"), (190, "add --invert")])
+    def test_a_ground_that_is_not_dark(self, ground, words):
+        """In relief cells have a bright side and a dark one."""
+        image = np.full((20, 20), ground)
+        image[4:8, 4:8], image[4:8, 8:12] = 0, 220
+        table = {"area": np.array([300.0]), "score": np.array([0.9])}
+        doubts = find_doubts(image, table, of_cells=True)
+        assert len(doubts) == (words is not None) and all(words in doubt for doubt in doubts)
+
+    @pytest.mark.parametrize(("red", "words"), [(1, None), (2, "50% of the cells are red"), (4, "100% of the")])
+    def test_red_blood_cells_are_no_nuclei(self, red, words):
+        image, colours = np.full((20, 20, 3), (240, 235, 200)), np.full((4, 3), (100, 60, 140))
+        colours[:red] = 210, 110, 120
+        image[2:18:4, 2:6] = colours[:, None]
+        means = {f"intensity_mean-{channel}": colours[:, channel] for channel in range(3)}
+        table = {"area": np.full(4, 300.0), "score": np.full(4, 0.9), **means}
+        doubts = find_doubts(image, table, of_cells=True)
+        assert len(doubts) == (words is not None) and all(words in doubt for doubt in doubts)
+        assert not find_doubts(image, table, of_cells=True, given=["channel"])
+
     def test_a_fourth_channel_that_is_no_even_transparency(self):
         table = {"area": np.array([300.0, 300.0]), "score": np.array([0.9, 0.9])}
         image = np.stack([np.arange(400.0).reshape(20, 20) ** 2] * 4, -1)
