@@ -143,7 +143,7 @@ def _doubts_of_look(image: np.ndarray, table: Mapping[str, np.ndarray], given: C
         colours = np.stack([table[f"intensity_mean-{channel}"] for channel in range(3)], 1)
         if (share := is_red(colours, channels).mean()) > RED:
             doubts.append(
-                f"{share:.0%} of the cells are red or brown, as red blood cells are, and not blue or violet as stained "
-                "nuclei are; look at the outlines"
+                f"{share:.0%} of the cells are red or brown, as red blood cells and antibody stains are, and not blue "
+                "or violet as nuclei in most stains; look at the outlines"
             )
     return doubts
