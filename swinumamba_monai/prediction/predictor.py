@@ -121,6 +121,8 @@ class Predictor:
         given = {"bundle_root": root, "device": str(self.device), "num_workers": 0, **options}
         if checkpoint is not None:
             paths = [as_literal(str(path)) for path in ensure_tuple(checkpoint)]
+            if not paths or not all(map(str.strip, paths)):
+                raise InputError("checkpoint is empty; give a file of weights, or leave it out for the bundle's own.")
             given["ckpt_path"] = paths[0] if len(paths) == 1 else paths
         config.update(given)
         self._config, self._given = config, tuple(options)
@@ -275,7 +277,9 @@ class Predictor:
             artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
         """
         given = {*self._given, "diameter"} if looked_again else self._given
-        return tuple(find_doubts(image, table, self.class_names is None, given, artefacts))
+        diameter = getattr(self._inference.inferer, "diameter", None)
+        said = None if diameter == AUTO else diameter
+        return tuple(find_doubts(image, table, self.class_names is None, given, artefacts, said))
 
 
 def _is_path(image: object) -> bool:

@@ -23,6 +23,7 @@ from swinumamba_monai.data.files.limits import MAX_CHANNELS, MAX_DEFLATE, MOST_C
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
 from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES, JPEG_SUFFIXES, TIFF_SUFFIXES, suffix_of
+from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.data.files.tiff import decode_tiff, plane_names, tiff_orientation
 from swinumamba_monai.errors import InputError, explained
 
@@ -64,9 +65,7 @@ def read_image(path: PathLike, indices: bool = False, max_channels: int = MAX_CH
     path, plane = file_and_number(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path} is not an image that can be read here; use one of {', '.join(IMAGE_SUFFIXES)}.")
-    if not path.is_file():
-        wrong = "is no file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {wrong}; check the path.")
+    check_file(path)
     advice = f"it is damaged, truncated or not a {path.suffix.lower()} file, so replace it"
     with explained(f"{path} cannot be decoded", advice):
         suffix = suffix_of(path)
@@ -160,6 +159,7 @@ def image_names(file: Path) -> list[str]:
 def stated_orientation(path: Path) -> int:
     """How an image file says that it is to be turned, from 1 (not at all) to 8; 1 for one that cannot be opened."""
     with suppress(Exception):
+        check_file(path)
         suffix = suffix_of(path)
         if suffix in TIFF_SUFFIXES:
             return tiff_orientation(path)

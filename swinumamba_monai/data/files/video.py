@@ -19,6 +19,7 @@ from monai.utils import ImageMetaKey, optional_import
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.data.files.numbered import file_and_number, name_part
+from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.errors import InputError, explained, quoted
 
 av, _has_av = optional_import("av")
@@ -174,8 +175,7 @@ class FrameReader(ImageFileReader):
 
 def _open(path: Path):
     """The opened container of a file that holds a video."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; check the path.")
+    check_file(path)
     if not _has_av:
         raise InputError(f"{path} is a video, which needs PyAV; install swinumamba-monai[video].")
     with explained(f"{path} cannot be opened as a video", "it is damaged or of another kind, so replace it"):

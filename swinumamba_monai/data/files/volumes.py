@@ -28,6 +28,7 @@ from swinumamba_monai.data.files.nifti import (
     read_nifti,
     voxels_beside,
 )
+from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.errors import InputError
 
 DICOM_SUFFIX = ".dcm"  # end of the name of a file, which is a volume where it holds all slices
@@ -106,11 +107,12 @@ def _read(path: Path, channels: int, nan: float | None) -> tuple[np.ndarray, np.
     """:func:`read_volume`, and the forms of a NIfTI header."""
     forms = None
     lower = path.name.lower()
-    if path.is_dir() or (path.suffix == SERIES_SUFFIX and not path.exists()):
+    is_series = path.is_dir() or (path.suffix == SERIES_SUFFIX and not path.exists())
+    if not is_series:
+        check_file(path)
+    if is_series:
         series = find_named(path)
         voxels, affine = read_dicom_files(path, series.files, frames=series.frames)
-    elif not path.is_file():
-        raise InputError(f"{path} does not exist; check the path.")
     elif lower.endswith((*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES)):
         voxels, affine, forms = read_nifti(path)
     elif lower.endswith(ITK_SUFFIXES):
