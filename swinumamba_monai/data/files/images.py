@@ -303,6 +303,9 @@ class InstanceFileReader(ImageFileReader):
 def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
     if suffix in JPEG_SUFFIXES and (deep := decode_deep(path)) is not None:
         return deep
+    if suffix == ".png":
+        with PngImageFile(path) as file:
+            file.verify()  # the check sums of its chunks, which Pillow passes over where it decodes
     with _PILLOW_FILES[suffix](path) as file:
         check_size(path, file.height, file.width, len(file.getbands()))
         if (pictures := getattr(file, "n_frames", 1)) > 1:
