@@ -105,6 +105,8 @@ def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
                 lost.append(quoted(error))
             for frame in frames:
                 last = frame.time or last
+                if frame.is_corrupt:  # it is given, with what the decoder put in the place of what it lacks
+                    lost.append(f"a piece of the picture at {last:.1f} seconds")
                 yield frame
         # What the header says: packets, which Matroska does not count, or how long all streams are.
         seconds = ((container.start_time or 0) + (container.duration or 0)) / av.time_base
