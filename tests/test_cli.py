@@ -23,14 +23,14 @@ SIZES = {"abdomen_mri": ["48", "64", "--num_slices", "6"], "endoscopy": ["64", "
 
 @pytest.mark.parametrize("task", TASKS)
 def test_synthesize_and_prepare(tmp_path, capsys, task):
-    made = str(tmp_path / "made")
+    made = str(tmp_path / "made by me")
     counts = ["--num_train", "5", "--num_validation", "1", "--num_test", "1"]
     assert main(["synthesize", task, "--output_dir", made, *counts, "--image_size", *SIZES[task]]) == 0
-    assert f"ready: --dataset_dir {made}" in capsys.readouterr().out
-    out = tmp_path / "prepared"
+    assert f"ready: --dataset_dir '{made}'" in capsys.readouterr().out
+    out = tmp_path / "my prepared"
     assert main(["prepare", task, "--source_dir", made, "--output_dir", str(out)]) == 0
     printed = capsys.readouterr().out
-    for words in ("as nnU-Net would plan it: roi_size", f"ready: --dataset_dir {out}", "training and validation: 6"):
+    for words in ("as nnU-Net would plan it: roi_size", f"ready: --dataset_dir '{out}'", "training and validation: 6"):
         assert words in printed, printed
     prints = json.loads((out / "fingerprint.json").read_text())
     assert prints["task"] == task and {"roi_size", "batch_size"} <= set(prints["proposal"])

@@ -3,6 +3,7 @@
 """Check a dataset and make it a --dataset_dir."""
 
 import argparse
+import shlex
 import sys
 
 from swinumamba_monai.tasks import TASKS, find_task
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     channels = len(made.fingerprint["intensities"])
     in_channels = f" --in_channels {channels}" if "axes" in made.fingerprint and channels > 1 else ""
     nan = f" --nan {arguments.nan:g}" if arguments.nan is not None else ""
-    print(f"ready: --dataset_dir {made.output_dir}{num_classes}{in_channels}{nan}")
+    print(f"ready: --dataset_dir {shlex.quote(str(made.output_dir))}{num_classes}{in_channels}{nan}")
     made.inputs.finish()
 
 
