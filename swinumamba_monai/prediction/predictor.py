@@ -188,7 +188,10 @@ class Predictor:
                     f"{image} is a stack of {len(planes)} planes; give stack=True, or the name of one, "
                     f"such as {planes[0]}."
                 )
-            items = self.list_images(image) if stack else [{"image": image}]
+            is_chosen = "series" in self._given and isinstance(image, (str, PathLike)) and Path(image).is_dir()
+            items = self.list_images(image) if stack or is_chosen else [{"image": image}]
+            if is_chosen and len(items) > 1:
+                raise InputError(f"{image} has {len(items)} volumes of this series; call it for one of its folders.")
             if self.blocks is not None and (large := self.blocks.open(image)):
                 with large:
                     self._check_large(large)

@@ -156,6 +156,11 @@ class FrameReader(ImageFileReader):
             InputError: As for :func:`read_frames` and the parent class, and when a video ends before the frame.
         """
         file, number = file_and_number(img[0])
+        if number is None and file.suffix.lower() in VIDEO_SUFFIXES:
+            raise InputError(
+                f"{file} is a video, and one frame of it is wanted, such as {name_part(file, 0)}; a Predictor takes all "
+                "of them with stack=True."
+            )
         if number is None or file.suffix.lower() in IMAGE_SUFFIXES:
             return super().get_data(img)
         image = self._frame(file, number)
