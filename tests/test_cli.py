@@ -54,6 +54,16 @@ def test_without_a_command_the_commands_are_listed(capsys):
     assert all(re.search(rf"^ +{name}\s+\w", listed, re.MULTILINE) for name in COMMANDS), listed
 
 
+def test_an_entry_of_the_config_is_no_option_but_the_way_to_give_it_is_told(capsys):
+    """Sentences about files, such as of several series, name the bundle's options."""
+    for words, told in {("predict", "abdomen_mri", "a", "--output_dir", "b"): True, ("doctor",): False}.items():
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--series", "T2"])
+        printed = capsys.readouterr().err
+        assert ended.value.code == 2 and "unrecognized arguments: --series T2" in printed
+        assert ("given as --set NAME=VALUE" in printed) == told
+
+
 def test_help_loads_nothing_slow():
     code = "import sys; from swinumamba_monai.cli import make_parser; make_parser().format_help(); print(*sys.modules)"
     loaded = subprocess.run(

@@ -236,6 +236,8 @@ def _list(
     if results:
         inputs.not_taken["results of earlier runs"] = sorted(entry.name for entry in results)
     inputs.bad += refuse_or_leave_out(problems, skip_bad, path)
+    if problems and not inputs and not others:
+        raise InputError("\n".join(problems))
     if not inputs:
         files = f"{', '.join(readable)}{' files' if len(readable) > 1 else ''}"
         there = f", but {inputs.reasons}" if path.is_dir() and inputs.reasons else ""

@@ -158,8 +158,8 @@ class FrameReader(ImageFileReader):
         file, number = file_and_number(img[0])
         if number is None and file.suffix.lower() in VIDEO_SUFFIXES:
             raise InputError(
-                f"{file} is a video, and one frame of it is wanted, such as {name_part(file, 0)}; a Predictor takes all "
-                "of them with stack=True."
+                f"{file} is a video, and one frame of it is wanted, such as {name_part(file, 0)}; a Predictor takes "
+                "all of them with stack=True."
             )
         if number is None or file.suffix.lower() in IMAGE_SUFFIXES:
             return super().get_data(img)
