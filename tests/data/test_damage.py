@@ -65,3 +65,12 @@ def test_damage_is_noticed(names, tmp_path):
     packed.write_bytes(content[:-6])
     with pytest.raises(InputError, match="cannot be decoded"):
         read(path)
+
+
+def test_lines_before_packed_voxels_are_no_damage(tmp_path):
+    pytest.importorskip("SimpleITK")
+    write_volume(tmp_path / "a.nrrd", LABELS, AFFINE)
+    header, voxels = (tmp_path / "a.nrrd").read_bytes().split(b"\n\n", 1)
+    (tmp_path / "b.raw.gz").write_bytes(b"two\nlines\n" + voxels)
+    (tmp_path / "b.nhdr").write_bytes(header + b"\nline skip: 2\ndata file: b.raw.gz\n\n")
+    np.testing.assert_array_equal(read_volume_label(tmp_path / "b.nhdr")[0], LABELS)

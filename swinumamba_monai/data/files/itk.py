@@ -34,6 +34,8 @@ _BZIP2 = re.compile(rb"^encoding:[ \t]*bz", re.MULTILINE | re.IGNORECASE)
 _PACKED = re.compile(rb"^(?:CompressedData[ \t]*=[ \t]*True|encoding:[ \t]*gz)", re.MULTILINE | re.IGNORECASE)
 _PIECE = 1 << 20  # bytes that are unpacked at once, to see whether they can be
 _PACKED = re.compile(rb"^(?:CompressedData[ \t]*=[ \t]*True|encoding:[ \t]*gz)", re.MULTILINE | re.IGNORECASE)
+# Something that is not packed lies before what is, which is left to ITK.
+_SKIPPED = re.compile(rb"^(?:line ?skip:|HeaderSize[ \t]*=)[ \t]*[1-9]", re.MULTILINE | re.IGNORECASE)
 _PIECE = 1 << 16  # packed bytes, which unpack to a thousand times as many at the most
 _ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS  # as zlib is told to find out which it is
 # The units of places, which ITK passes over; other words than these, and none, are mm, as every program takes them.
@@ -85,9 +87,9 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
         if claimed > data_file.stat().st_size * MAX_DEFLATE:
             raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
-        if _PACKED.search(header):
+        if _PACKED.search(header) and not _SKIPPED.search(header):
             _check_packed(path, data_file)
-        if _PACKED.search(header):
+        if _PACKED.search(header) and not _SKIPPED.search(header):
             _check_packed(path, data_file)
         image = reader.Execute()
         voxels = sitk.GetArrayFromImage(image)
