@@ -15,7 +15,7 @@ from PIL import Image
 from swinumamba_monai.cli import main
 from swinumamba_monai.data.datalist import load_datalist
 from swinumamba_monai.data.files.images import read_classes, read_instances
-from swinumamba_monai.data.files.label_map import IGNORED, read_label_map
+from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, IGNORED, read_label_map
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
 from swinumamba_monai.data.prepare.label_forms import class_ids_of
 from swinumamba_monai.errors import InputError
@@ -135,3 +135,16 @@ def test_shapes_in_the_transparency_of_a_mask_are_not_passed_over(task, tmp_path
     prepare_endoscopy(source, tmp_path / "made")
     (label,) = [item["label"] for item in load_datalist(tmp_path / "made", "test", check=False)]
     np.testing.assert_array_equal(read_classes(label), cells(int(Path(label).stem)) > 0)
+
+
+@pytest.mark.parametrize(("change", "is_said"), [(str, False), (str.upper, False), (lambda name: f"my {name}", True)])
+def test_other_classes_than_the_bundles_but_as_many_are_said(change, is_said, tmp_path, capsys):
+    """The bundle's metadata would give them its names."""
+    names = ["background", *map(change, ENDOSCOPY_CLASSES[1:])]
+    for number in range(5):
+        save(tmp_path / "source" / "images" / f"{number}.png")
+        save(tmp_path / "source" / "masks" / f"{number}.png", cells(number) % 8)
+    (tmp_path / "map.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    given = ["--source_dir", str(tmp_path / "source"), "--output_dir", str(tmp_path / "made")]
+    assert main(["prepare", "endoscopy", *given, "--label_map", str(tmp_path / "map.json")]) == 0
+    assert ("predict calls them by its names" in capsys.readouterr().out) == is_said
