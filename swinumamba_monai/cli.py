@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help(sys.stderr)
         return 2
-    arguments = parser.parse_args(argv)
+    arguments, others = parser.parse_known_args(argv)
+    if others:  # sentences about images name options as the bundles have them
+        hint = "; an entry of the config is given as --set NAME=VALUE" if hasattr(arguments, "set") else ""
+        parser.error(f"unrecognized arguments: {' '.join(others)}{hint}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Whatever is read, MONAI also prepares a reader of DICOM on a GPU, and says in three lines that it cannot be had.
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)

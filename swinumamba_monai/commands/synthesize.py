@@ -3,6 +3,7 @@
 """Make a synthetic dataset."""
 
 import argparse
+import shlex
 
 from swinumamba_monai.tasks import TASKS, find_task
 
@@ -22,4 +23,4 @@ def run(arguments: argparse.Namespace) -> None:
     names = ("num_train", "num_validation", "num_test", "image_size", "num_slices")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     folder = find_task(arguments.task).synthesize(arguments.output_dir, seed=arguments.seed, **given)
-    print(f"ready: --dataset_dir {folder}")
+    print(f"ready: --dataset_dir {shlex.quote(str(folder))}")

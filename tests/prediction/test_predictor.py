@@ -300,6 +300,13 @@ class TestOptions:
         with pytest.raises(InputError, match=words):
             Predictor(**{"bundle": small.task, "checkpoint": small.checkpoint, **small.options, **given})
 
+    def test_another_number_of_classes_has_no_names_of_the_paper(self, small_bundle):
+        small, network = small_bundle("endoscopy"), {"_target_": "torch.nn.Conv2d", "in_channels": 3, "kernel_size": 1}
+        given = {"network_def": {**network, "out_channels": 3}, "num_classes": 3, "checkpointloader": None}
+        predictor = Predictor(small.task, small.checkpoint, "cpu", **given)
+        assert predictor.class_names == {1: "class 1", 2: "class 2"}
+        assert set(predictor(small.images[0]).table["name"]) <= {"class 1", "class 2"}
+
     def test_a_device_by_number_is_a_gpu_and_never_the_cpu(self):
         try:
             assert find_device(0).type != "cpu"

@@ -197,7 +197,7 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
         raise InputError(
             f"{path} is a JPEG, which does not keep {numbers}; take the {kind} it was made of, as {form}{other}."
         )
-    image = without_copies(image)
+    image = without_copies(check_opaque(image, path))
     if image.ndim != 2:
         colours = ", or prepare with a --label_map of their colours" if kind == "mask" else ""
         raise InputError(
@@ -211,6 +211,24 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
             f"0 and {largest}; save {numbers}, with 0 for the background."
         )
     return image.astype(np.int32)
+
+
+def check_opaque(mask: np.ndarray, source: object) -> np.ndarray:
+    """The mask, unless its shapes may be those of its alpha, which no mask is read by.
+
+    Args:
+        mask: pixels as :func:`read_image` gives them.
+        source: file of the mask, as the sentence names it.
+
+    Raises:
+        InputError: transparent pixels have numbers, or a colour.
+    """
+    if mask.shape[2:] == (4,) and mask[mask[..., 3] == 0][:, :3].any():
+        raise InputError(
+            f"{source} has transparent pixels that are not black, so that it does not say which number they have; save "
+            "it without transparency, black where it is transparent."
+        )
+    return mask
 
 
 def without_copies(image: np.ndarray) -> np.ndarray:
@@ -303,6 +321,9 @@ class InstanceFileReader(ImageFileReader):
 def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
     if suffix in JPEG_SUFFIXES and (deep := decode_deep(path)) is not None:
         return deep
+    if suffix == ".png":
+        with PngImageFile(path) as file:
+            file.verify()  # the check sums of its chunks, which Pillow passes over where it decodes
     with _PILLOW_FILES[suffix](path) as file:
         check_size(path, file.height, file.width, len(file.getbands()))
         if (pictures := getattr(file, "n_frames", 1)) > 1:

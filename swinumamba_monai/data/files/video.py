@@ -106,6 +106,8 @@ def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
                 lost.append(quoted(error))
             for frame in frames:
                 last = frame.time or last
+                if frame.is_corrupt:  # it is given, with what the decoder put in the place of what it lacks
+                    lost.append(f"a piece of the picture at {last:.1f} seconds")
                 yield frame
         # What the header says: packets, which Matroska does not count, or how long all streams are.
         seconds = ((container.start_time or 0) + (container.duration or 0)) / av.time_base
@@ -155,6 +157,11 @@ class FrameReader(ImageFileReader):
             InputError: As for :func:`read_frames` and the parent class, and when a video ends before the frame.
         """
         file, number = file_and_number(img[0])
+        if number is None and file.suffix.lower() in VIDEO_SUFFIXES:
+            raise InputError(
+                f"{file} is a video, and one frame of it is wanted, such as {name_part(file, 0)}; a Predictor takes "
+                "all of them with stack=True."
+            )
         if number is None or file.suffix.lower() in IMAGE_SUFFIXES:
             return super().get_data(img)
         image = self._frame(file, number)

@@ -19,6 +19,7 @@ from swinumamba_monai.data.files.dicom_seg import find_segmentation, read_segmen
 from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, holds_volume, is_dicom_folder
 from swinumamba_monai.data.files.dicom_volume import read_dicom_files
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, lean_of
+from swinumamba_monai.data.files.images import MAX_VALUE
 from swinumamba_monai.data.files.itk import ITK_SUFFIXES, read_itk
 from swinumamba_monai.data.files.nifti import (
     FORMS_KEY,
@@ -97,7 +98,7 @@ def read_volume(path: PathLike, channels: int = 1, nan: float | None = None) -> 
 
     Raises:
         InputError: The file is missing, damaged or of another format; has other dimensions or channels; has colours,
-            NaN or infinite voxels, or no usable geometry. For a series see
+            NaN, infinite or immense voxels, or no usable geometry. For a series see
             :func:`~swinumamba_monai.data.files.dicom_volume.read_dicom_files`.
     """
     return _read(Path(path), channels, nan)[:2]
@@ -187,6 +188,11 @@ def _check(voxels: np.ndarray, affine: np.ndarray, path: Path, nan: float | None
             raise InputError(
                 f"{path} has voxels that are NaN or infinite; replace them by numbers, or fill NaN of an image by "
                 "--nan 0."
+            )
+        if max(abs(float(voxels.min())), abs(float(voxels.max()))) > MAX_VALUE:
+            raise InputError(
+                f"{path} has voxels beyond {MAX_VALUE:g}, beside which float32 tells no others apart; replace them by "
+                "the number of the background where they mark what is missing."
             )
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > _FLAT * np.prod(sizes)):
