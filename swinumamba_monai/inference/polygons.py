@@ -23,10 +23,6 @@ from swinumamba_monai.inference.writers import RowsFirstWriter
 logger = logging.getLogger(__name__)
 
 CELL = "cell"
-_OTHER_CLASSES = (
-    "{} names {} classes and the network has {}, so they are called class 1 and so on; name them in the channel_def of "
-    "a copy of the bundle"
-)
 
 
 def geojson(

@@ -32,8 +32,6 @@ _DATA_FILE = re.compile(
 )
 _BZIP2 = re.compile(rb"^encoding:[ \t]*bz", re.MULTILINE | re.IGNORECASE)
 _PACKED = re.compile(rb"^(?:CompressedData[ \t]*=[ \t]*True|encoding:[ \t]*gz)", re.MULTILINE | re.IGNORECASE)
-_PIECE = 1 << 20  # bytes that are unpacked at once, to see whether they can be
-_PACKED = re.compile(rb"^(?:CompressedData[ \t]*=[ \t]*True|encoding:[ \t]*gz)", re.MULTILINE | re.IGNORECASE)
 # Something that is not packed lies before what is, which is left to ITK.
 _SKIPPED = re.compile(rb"^(?:line ?skip:|HeaderSize[ \t]*=)[ \t]*[1-9]", re.MULTILINE | re.IGNORECASE)
 _PIECE = 1 << 16  # packed bytes, which unpack to a thousand times as many at the most
@@ -87,8 +85,6 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
         if claimed > data_file.stat().st_size * MAX_DEFLATE:
             raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
-        if _PACKED.search(header) and not _SKIPPED.search(header):
-            _check_packed(path, data_file)
         if _PACKED.search(header) and not _SKIPPED.search(header):
             _check_packed(path, data_file)
         image = reader.Execute()
