@@ -152,7 +152,7 @@ class Predictor:
         self.savers = self._inference.savers
         of_cells = self._inference.scores_key is not None
         metadata = self.bundle_dir / "configs" / "metadata.json"
-        self.class_names = None if of_cells else class_names(metadata, get("num_classes"))
+        self.class_names = None if of_cells else class_names(metadata, get("num_classes"), self.checkpoints)
         self._need = get("memory") if "memory" in self._config else None  # bundles made before 2026-11-28 have none
         self.channel = get("channel") if "channel" in self._config else None
         self.blocks = get("blocks") if "blocks" in self._config else None

@@ -139,7 +139,7 @@ def test_shapes_in_the_transparency_of_a_mask_are_not_passed_over(task, tmp_path
 
 @pytest.mark.parametrize(("change", "is_said"), [(str, False), (str.upper, False), (lambda name: f"my {name}", True)])
 def test_other_classes_than_the_bundles_but_as_many_are_said(change, is_said, tmp_path, capsys):
-    """The bundle's metadata would give them its names."""
+    """The bundle's metadata would give them its names where the record of the training is lost."""
     names = ["background", *map(change, ENDOSCOPY_CLASSES[1:])]
     for number in range(5):
         save(tmp_path / "source" / "images" / f"{number}.png")
@@ -147,4 +147,4 @@ def test_other_classes_than_the_bundles_but_as_many_are_said(change, is_said, tm
     (tmp_path / "map.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
     given = ["--source_dir", str(tmp_path / "source"), "--output_dir", str(tmp_path / "made")]
     assert main(["prepare", "endoscopy", *given, "--label_map", str(tmp_path / "map.json")]) == 0
-    assert ("predict calls them by its names" in capsys.readouterr().out) == is_said
+    assert ("predict calls them by the bundle's names" in capsys.readouterr().out) == is_said
