@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
     of_bundle = task.files.class_names
     if classes and len(classes) == len(of_bundle) and [*map(simple_name, classes)] != [*map(simple_name, of_bundle)]:
         print(
-            "warning: these are other classes than the bundle's, and as many: where weights lie without the run.json of "
-            "their training, predict calls them by the bundle's names"
+            "warning: these are other classes than the bundle's, and as many: where weights lie without the run.json "
+            "of their training, predict calls them by the bundle's names"
         )
     num_classes = f" --num_classes {len(classes)}" if classes else ""
     channels = len(made.fingerprint["intensities"])

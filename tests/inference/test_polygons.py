@@ -104,5 +104,5 @@ def test_classes_have_the_names_of_their_training(tmp_path) -> None:
     records[1].unlink()
     assert class_names(file, 3, weights) == of_bundle
     records[0].write_text("{")
-    with pytest.raises(InputError, match="run.json cannot be read"):
+    with pytest.raises(InputError, match=r"run\.json cannot be read"):
         class_names(file, 3, weights)
