@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 from monai.transforms import LoadImage
 
 from swinumamba_monai import commands
-from swinumamba_monai.cli import COMMANDS, main
+from swinumamba_monai.cli import COMMANDS, main, make_parser
 from swinumamba_monai.tasks import TASKS
 
 SIZES = {"abdomen_mri": ["48", "64", "--num_slices", "6"], "endoscopy": ["64", "96"], "microscopy": ["64", "64"]}
@@ -106,3 +108,19 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, monkeypatch, arguments, wor
     error = capsys.readouterr().err
     assert error.startswith("error: ") and words in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def parsers_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parser and those of its commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for part in action.choices.values():
+                yield from parsers_of(part)
+
+
+def test_help_says_what_every_option_is():
+    for parser in parsers_of(make_parser()):
+        assert "default: None)" not in parser.format_help(), parser.prog
+        silent = [action.dest for action in parser._actions if action.option_strings and not action.help]
+        assert not silent, (parser.prog, silent)

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_test", type=int, help="test images; default: the task's")
     parser.add_argument("--image_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the task's")
     parser.add_argument("--num_slices", type=int, help="slices of a volume; default: the task's")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn")
 
 
 def run(arguments: argparse.Namespace) -> None:
