@@ -32,13 +32,15 @@ def loaded_after(*imports: str) -> list[set[str]]:
 
 @pytest.fixture(scope="module")
 def loaded_in_turn() -> list[set[str]]:
-    """By the networks, then also by the benchmarks' cases, and then also by the scores.
+    """By the operators, then also by the networks, the benchmarks' cases, and the scores.
 
     One process, because torch and MONAI take most of it; what may not be loaded by the last, the others do not load.
     """
-    modules = "benchmarks.cases", "swinumamba_monai.metrics.segmentation"
     return loaded_after(
-        "from swinumamba_monai.networks import build_network", *(f"import {module}" for module in modules)
+        "import swinumamba_monai.ops",
+        "from swinumamba_monai.networks import build_network",
+        "import benchmarks.cases",
+        "import swinumamba_monai.metrics.segmentation",
     )
 
 
@@ -49,21 +51,26 @@ def test_a_face_loads_no_module_behind_it(face):
     assert "torch" not in loaded
 
 
+def test_the_operators_do_not_load_numba(loaded_in_turn):
+    loaded, *_ = loaded_in_turn
+    assert "swinumamba_monai.ops.backends" in loaded and "numba" not in loaded
+
+
 def test_the_networks_load_no_other_room(loaded_in_turn):
     """What MONAI itself loads when one of its networks is imported is MONAI's."""
-    loaded, _, _ = loaded_in_turn
+    _, loaded, _, _ = loaded_in_turn
     assert "swinumamba_monai.networks.systems" in loaded
     assert not {name for name in loaded if name.startswith(tuple(f"swinumamba_monai.{room}" for room in ROOMS))}
 
 
 def test_the_benchmarks_cases_load_no_reader(loaded_in_turn):
-    _, loaded, _ = loaded_in_turn
+    _, _, loaded, _ = loaded_in_turn
     assert "swinumamba_monai.analysis.steps" in loaded
     assert not {name for name in loaded if name.startswith(("swinumamba_monai.data", "swinumamba_monai.reports"))}
 
 
 def test_the_scores_load_no_reader(loaded_in_turn):
     """Of the files they need what lies where and what classes are called; what MONAI loads is MONAI's."""
-    _, _, loaded = loaded_in_turn
+    *_, loaded = loaded_in_turn
     files = {name for name in loaded if name.startswith("swinumamba_monai.data.files.")}
     assert files == {f"swinumamba_monai.data.files.{name}" for name in ("grids", "label_map")}

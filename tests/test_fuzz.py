@@ -38,7 +38,7 @@ def test_damaged_files(tmp_path):
         [sys.executable, str(script), str(SECONDS), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=SECONDS + 120,
+        timeout=SECONDS + 300,
         env=environment | {"PYTHONPATH": str(script.parents[1])},
     )
     assert done.returncode == 0, f"ended with {done.returncode}, its files are in {tmp_path}:\n{done.stderr[-3000:]}"
@@ -46,6 +46,6 @@ def test_damaged_files(tmp_path):
     assert sorted(report["counts"]) == sorted(FORMATS.split())
     for name, count in report["counts"].items():
         assert count["refused"] > 0, f"{name}: the damage does nothing, {count}"
-        assert count["read"] > 0 or SECONDS < 10, f"{name}: nothing gets past its first check, {count}"
+        assert count["read"] > 0, f"{name}: nothing gets past its first check, {count}"
     assert report["grown_mb"] < MAX_GROWTH, report
     print(json.dumps(report))
