@@ -36,7 +36,8 @@ WORKERS = 2
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0
 
-# Damaged files of every format, and whole ones with strange insides, for as long as you like; `make test`: a minute.
+# Damaged files of every format, and whole ones with strange insides, for as long as you like; in `make test` for half a
+# minute.
 SECONDS = 600
 fuzz: $(VENV)/test
 	SWINUMAMBA_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py

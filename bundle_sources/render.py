@@ -15,6 +15,7 @@ put its two files there. Then render. The placeholders:
 - ``{spacing?}`` may be missing: the entry of the object or list, or the line of the text, is then left out.
 - A list in the place of an item of a list is put in item by item.
 - ``"@": ["seed", "amp"]`` in an object stands for ``"seed": "@seed", "amp": "@amp"``, MONAI's references to options.
+- ``{"<": "saver", "key": "entropy"}`` is the value of ``saver``, in which ``{key}`` is ``entropy``.
 - ``{options}`` are the names at the top of the config, before ``network_def``.
 - ``{package_version}`` is the version of the Python package, ``{task}`` the bundle's name.
 
@@ -85,6 +86,10 @@ class Values:
                 elif value is not _MISSING:
                     filled.append(value)
             return filled
+        if isinstance(node, dict) and "<" in node:
+            own = {key: self.fill(item) for key, item in node.items() if key != "<"}
+            given = {key: value for key, value in own.items() if value is not _MISSING}
+            return Values(given, *self.layers, used=self.used).find(node["<"])
         if isinstance(node, dict):
             filled = {}
             for key, item in node.items():

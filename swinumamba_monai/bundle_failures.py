@@ -18,9 +18,9 @@ _NOT_DEFINED = re.compile(r"the referring item `@([\w:]+)` is not defined in the
 _OWN_FRAMES = 3  # frames of an error that a constructor raises itself: MONAI's call of it, a decorator, the constructor
 
 
-def last_part(name: str) -> str:
-    """The last of the parts of an id, ``lr`` of ``optimizer#lr``."""
-    return re.split("#|::", name)[-1]
+def id_parts(name: str) -> list[str]:
+    """The parts of an id, ``optimizer`` and ``lr`` of ``optimizer#lr``."""
+    return re.split("#|::", name)
 
 
 def explain_failure(
@@ -65,7 +65,7 @@ def _as_typed(names: Iterable[str], options: Mapping[str, object]) -> str:
 def _lacking(entry: str, options: Mapping[str, object]) -> InputError:
     """The sentence for an entry that others refer to."""
     section = entry.split("::")[0]
-    given = _as_typed((name for name in options if re.split("#|::", name)[0] == section), options)
+    given = _as_typed((name for name in options if id_parts(name)[0] == section), options)
     instead = f", for {given} took its place" if given else ""
     return InputError(f"the config refers to @{entry.replace('::', '#')}, which it lacks{instead}.")
 
@@ -79,8 +79,8 @@ def _not_made(
         if target.endswith(str(component.get("_target_"))):
             places.append(place)
             texts = [json.dumps(component[name]) for name in arguments if name in component]
-            behind |= {last_part(found) for text in texts for found in REFERENCE.findall(text)}
-    last = {name: last_part(name) for name in options}
+            behind |= {id_parts(found)[-1] for text in texts for found in REFERENCE.findall(text)}
+    last = {name: id_parts(name)[-1] for name in options}
     guilty = [name for name in options if last[name] in arguments]
     guilty = guilty or [name for name in options if last[name] in behind]
     made = target.rpartition(".")[2]

@@ -19,7 +19,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
 
-from swinumamba_monai.bundle_failures import REFERENCE, explain_failure
+from swinumamba_monai.bundle_failures import REFERENCE, explain_failure, id_parts
 from swinumamba_monai.errors import InputError, check_known, explained, is_bundle_command, listed, report_plainly, shown
 from swinumamba_monai.option_values import check_value
 
@@ -106,7 +106,7 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
 
 def _check_dropped(name: str, config: Mapping[str, object]) -> None:
     """Refuse a None that MONAI drops where the config has something else, which would stay."""
-    top, *rest = re.split("#|::", name)
+    top, *rest = id_parts(name)
     default = reduce(_part, rest[:-1], config.get(top, config.get(f"+{top}")))
     if rest:
         default = _part(default, rest[-1]) if isinstance(default, list) or rest[-1] in (default or {}) else "its own"
@@ -135,7 +135,7 @@ def _check_entries(
 ) -> None:
     """Refuse entries of a config that do not fit the one below it, or that nothing in ``text`` reads, by its name."""
     for name, value in entries.items():
-        top = re.split("#|::", name)[0].lstrip("+")
+        top = id_parts(name)[0].lstrip("+")
         try:
             _check_expression(name, value, config)
             if top in below:
@@ -170,7 +170,7 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
     Raises:
         InputError: there is no such option, with the nearest that there is; or what the value must be.
     """
-    top, *rest = name.replace("::", "#").split("#")
+    top, *rest = id_parts(name)
     options = {entry.lstrip("+"): entry for entry in config}
     if top.lstrip("+") not in options:
         values = sorted(entry for entry in config if not isinstance(config[entry], dict))
@@ -190,7 +190,7 @@ def check_option(name: str, value: object, config: Mapping[str, object]) -> None
     top, passed = rest[-1] if rest else top, []
     while isinstance(default, str) and (found := REFERENCE.fullmatch(default)) and default not in passed:
         passed.append(default)
-        parts = re.split("#|::", found[1])
+        parts = id_parts(found[1])
         default, top, rest = reduce(_part, parts, config), parts[-1], parts[1:]
     if isinstance(value, str) and value.startswith(_MACROS):
         return
@@ -205,7 +205,7 @@ def _check_expression(name: str, value: object, config: Mapping[str, object]) ->
     if not isinstance(value, str) or not value.startswith(_MACROS):
         return
     for entry in REFERENCE.findall(value) if value[0] != "%" else ():
-        if (top := re.split("#|::", entry)[0]) not in config:
+        if (top := id_parts(entry)[0]) not in config:
             near = difflib.get_close_matches(top, config, n=1, cutoff=0.5)
             hint = f"; did you mean @{near[0]}?" if near else "."
             raise InputError(f"--{shown(name)} {shown(value)} refers to @{shown(entry)}, which the config lacks{hint}")

@@ -21,6 +21,13 @@ COMMANDS = (
 )
 
 
+class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the default of an option behind its help, where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did what was asked, 1 with one sentence on standard error if it could not, 130 if stopped.
 
@@ -30,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help(sys.stderr)
         return 2
-    arguments = parser.parse_args(argv)
+    arguments, others = parser.parse_known_args(argv)
+    if others:  # sentences about images name options as the bundles have them
+        hint = "; an entry of the config is given as --set NAME=VALUE" if hasattr(arguments, "set") else ""
+        parser.error(f"unrecognized arguments: {' '.join(others)}{hint}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Whatever is read, MONAI also prepares a reader of DICOM on a GPU, and says in three lines that it cannot be had.
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
@@ -57,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
         module = import_module(f"swinumamba_monai.commands.{name}")
         text = module.__doc__.rstrip(".")
         text = text[0].lower() + text[1:]
-        command = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        command = commands.add_parser(name, help=text, formatter_class=HelpWithDefaults)
         module.add_arguments(command)
         command.set_defaults(command=module.run)
     return parser

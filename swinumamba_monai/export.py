@@ -18,11 +18,18 @@ import torch.nn as nn
 from monai.utils import optional_import
 
 from .atomic import check_output_folder, replacing, write_file
-from .errors import InputError
+from .errors import InputError, explained
 
 # Size (h, w) of the image that is followed through the network: no multiples of 32, and different.
 EXAMPLE_SIZE = (70, 100)
 OPSET = 18
+# Least level of what the packages behind ONNX may say: below it they name what they leave as it is, a line a node.
+LEVELS = {
+    "torch.onnx._internal.exporter._core": logging.ERROR,
+    "torch.onnx._internal.exporter._registration": logging.ERROR,
+    "onnxscript": logging.WARNING,
+    "onnx_ir": logging.WARNING,
+}
 
 
 def make_program(network: nn.Module) -> torch.export.ExportedProgram:
@@ -35,7 +42,8 @@ def make_program(network: nn.Module) -> torch.export.ExportedProgram:
         a program that takes one image, (1, in_channels, h, w), with h and w from 33 on.
 
     Raises:
-        InputError: torch is older than 2.7, and does not tell a network that it is exported.
+        InputError: torch is older than 2.7, and does not tell a network that it is exported; or the network is one that
+            torch cannot follow at sizes that it does not know.
         ValueError: the network is in training mode.
     """
     if not hasattr(torch.compiler, "is_exporting"):
@@ -44,7 +52,8 @@ def make_program(network: nn.Module) -> torch.export.ExportedProgram:
         raise ValueError("the network must be in evaluation mode; call eval() first.")
     example = torch.zeros(1, network.in_channels, *EXAMPLE_SIZE, device=next(network.parameters()).device)
     sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    with torch.no_grad():
+    problem = f"torch.export cannot follow {type(network).__name__} at any size"
+    with torch.no_grad(), explained(problem, "TorchScript can, for images of the size that it is traced with"):
         return torch.export.export(network, (example,), dynamic_shapes=(sides,), strict=False)
 
 
@@ -84,8 +93,8 @@ def export_onnx(network: nn.Module, filepath: str | PathLike) -> Path:
 
     from .ops.export.onnx import selective_scan_onnx
 
-    # it warns of every operator with one output, which is right and means nothing
-    logging.getLogger("torch.onnx._internal.exporter._core").setLevel(logging.ERROR)
+    for name, level in LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     model = torch.onnx.export(
         make_program(network),
         dynamo=True,

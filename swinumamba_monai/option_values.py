@@ -65,12 +65,13 @@ _NUMBERS = {
     "mask_ratio": _Number(0, 1, open=("least", "most")),
     "learning_rate": _Number(open=("least",)),  # with 0 nothing is learnt
     "gradient_clip": _Number(open=("least",)),  # 0 would cut every gradient to nothing
-    "diameter": _Number(open=("least",), others=("auto", None)),
+    "diameter": _Number(1, 100_000, others=("auto", None)),  # no cell is smaller than a pixel, or larger than images
     "nan": _Number(-math.inf, others=(None,)),
 }
 _WORDS = ("encoder", "amp")  # the others have a text in the config
 _MADE = ("amp_dtype", "network", "checkpointloader", "run", "data")
 _SIZES = ("roi_size", "spatial_size")
+_LEAST_SIDE = 16  # pixels: what nnU-Net and UNETR need; with windows of a few an image takes hours, and shows no cell
 
 
 def check_value(name: str, value: object, default: object, shown_name: str = "") -> None:
@@ -111,8 +112,11 @@ def check_value(name: str, value: object, default: object, shown_name: str = "")
             raise InputError(f"{option} must be a word{example}; got {shown(repr(value))}.")
     elif name in _SIZES and isinstance(default, list):
         sides = value if isinstance(value, (list, tuple)) else [value] * len(default)
-        if len(sides) != len(default) or not all(type(side) is int and side > 0 for side in sides):
-            raise InputError(f"{option} must be [height,width] in pixels, or one number; got {shown(repr(value))}.")
+        if len(sides) != len(default) or not all(type(side) is int and side >= _LEAST_SIDE for side in sides):
+            raise InputError(
+                f"{option} must be [height,width] in pixels, or one number, from {_LEAST_SIDE} on; got "
+                f"{shown(repr(value))}."
+            )
     elif isinstance(default, list) and isinstance(value, (str, dict)):
         raise InputError(f"{option} must be a list, such as {shown(default)}; got {shown(repr(value))}.")
 

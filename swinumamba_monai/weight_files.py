@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import re
@@ -26,6 +27,7 @@ from .weight_pickles import check_pickles, is_archive
 
 logger = logging.getLogger(__name__)
 
+RECORD_NAME = "run.json"  # what a training says of itself, beside its weights
 SAFE_TORCH = "2.10"  # first version in which no memory is known to be overwritten by what weights_only=True reads
 MAX_DEPTH = 20  # number of levels of lists and dictionaries in a checkpoint
 MAX_HEADER = 1 << 21  # bytes of a safetensors file; 20,000 tensors have as many
@@ -238,6 +240,19 @@ def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | 
     trained = Path(folder) / f"{name}.pt"
     files = (trained, *(Path(folder) / f"{other}.safetensors" for other in (shipped or name, name)))
     return str(next((file for file in files if file.is_file()), trained))
+
+
+def read_record(path: str | PathLike) -> dict | None:
+    """What the training says of a file of weights, in the ``run.json`` beside it; None where there is none.
+
+    Raises:
+        InputError: that file is damaged.
+    """
+    record = Path(path).with_name(RECORD_NAME)
+    if not record.is_file():
+        return None
+    with explained(f"{record} cannot be read", "remove it, for it only says what the training was"):
+        return dict(json.loads(record.read_text(encoding="utf-8")))
 
 
 def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:

@@ -29,7 +29,8 @@ TIMEOUT = 300  # seconds
 START_METHOD = "forkserver" if hasattr(os, "fork") else "spawn"  # of multiprocessing; Windows imports each time
 _CONTEXT = multiprocessing.get_context(START_METHOD)
 if hasattr(os, "fork"):
-    rooms = ("cli", "training.run_log", "prediction.folder")
+    rooms = ("cli", "training.run_log", "prediction.folder", "networks.systems", "pretrained")
+    rooms += ("ops.cpu.scan_backward_kernels", "ops.cpu.norm_gate_kernels")  # which import Numba
     _CONTEXT.set_forkserver_preload(["monai.bundle", *(f"swinumamba_monai.{name}" for name in rooms)])
 
 
@@ -95,7 +96,7 @@ def _group(processes: int) -> dict[str, str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     count = {name: str(processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-    return {**count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {**count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "forked"}
 
 
 def run_forked(line: Sequence[str], folder: Path = Path(), processes: int = 1) -> subprocess.CompletedProcess:

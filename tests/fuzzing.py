@@ -1,14 +1,15 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged files of every format, given to what reads them, until the time is over; a process of its own.
+"""Damaged files of every format, given to what reads them, until the time is over and ``LEAST`` of each were tried.
 
     python tests/fuzzing.py SECONDS FOLDER [FIRST]
 
-Case ``i`` of a format is always the same file, so a failure can be looked at again: it stays in FOLDER. FIRST is the
-number to begin with. One line of JSON tells how often each format was read and refused, and how much memory it took.
-``make fuzz SECONDS=3600`` is an hour of it. Anything but a result or one sentence ends the process; so does a case of
-more than ``HANG`` seconds, and one that wants more memory than there is. :mod:`fuzzed_formats` says what is damaged and
-what reads it; :mod:`fuzzed_structures` has files that are damaged inside alone.
+A process of its own. Case ``i`` of a format is always the same file, so a failure can be looked at again: it stays in
+FOLDER. FIRST is the number to begin with. One line of JSON tells how often each format was read and refused, and how
+much memory it took. ``make fuzz SECONDS=3600`` is an hour of it. Anything but a result or one sentence ends the
+process; so does a case of more than ``HANG`` seconds, and one that wants more memory than there is.
+:mod:`fuzzed_formats` says what is damaged and what reads it; :mod:`fuzzed_structures` has files that are damaged inside
+alone.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fuzzed_structures import change_insides, strange_value
 from swinumamba_monai.errors import InputError
 
 HANG = 20.0  # seconds; the slowest case takes a tenth of one on an idle machine
+LEAST = 100  # cases of each format; of the first 95 of CVAT's none is read, and a busy machine is slow
 LONGEST_SENTENCE = 800  # characters, with the paths of this machine
 ADDRESS_SPACE = 8 << 30  # beyond what the libraries map themselves
 NUMBERS = (
@@ -132,7 +134,7 @@ def main(seconds: float, folder: Path, first: int = 0) -> None:
     counts = {fmt.name: {"read": 0, "refused": 0} for fmt in all_formats}
     slowest = (0.0, "")
     number, end = first, time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end or number - first < LEAST:
         for fmt in all_formats:
             data, start = case(fmt, number), time.monotonic()
             try:

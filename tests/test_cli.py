@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 from monai.transforms import LoadImage
 
 from swinumamba_monai import commands
-from swinumamba_monai.cli import COMMANDS, main
+from swinumamba_monai.cli import COMMANDS, main, make_parser
 from swinumamba_monai.tasks import TASKS
 
 SIZES = {"abdomen_mri": ["48", "64", "--num_slices", "6"], "endoscopy": ["64", "96"], "microscopy": ["64", "64"]}
@@ -23,14 +25,14 @@ SIZES = {"abdomen_mri": ["48", "64", "--num_slices", "6"], "endoscopy": ["64", "
 
 @pytest.mark.parametrize("task", TASKS)
 def test_synthesize_and_prepare(tmp_path, capsys, task):
-    made = str(tmp_path / "made")
+    made = str(tmp_path / "made by me")
     counts = ["--num_train", "5", "--num_validation", "1", "--num_test", "1"]
     assert main(["synthesize", task, "--output_dir", made, *counts, "--image_size", *SIZES[task]]) == 0
-    assert f"ready: --dataset_dir {made}" in capsys.readouterr().out
-    out = tmp_path / "prepared"
+    assert f"ready: --dataset_dir '{made}'" in capsys.readouterr().out
+    out = tmp_path / "my prepared"
     assert main(["prepare", task, "--source_dir", made, "--output_dir", str(out)]) == 0
     printed = capsys.readouterr().out
-    for words in ("as nnU-Net would plan it: roi_size", f"ready: --dataset_dir {out}", "training and validation: 6"):
+    for words in ("as nnU-Net would plan it: roi_size", f"ready: --dataset_dir '{out}'", "training and validation: 6"):
         assert words in printed, printed
     prints = json.loads((out / "fingerprint.json").read_text())
     assert prints["task"] == task and {"roi_size", "batch_size"} <= set(prints["proposal"])
@@ -52,6 +54,16 @@ def test_without_a_command_the_commands_are_listed(capsys):
     assert main([]) == 2
     listed = capsys.readouterr().err
     assert all(re.search(rf"^ +{name}\s+\w", listed, re.MULTILINE) for name in COMMANDS), listed
+
+
+def test_an_entry_of_the_config_is_no_option_but_the_way_to_give_it_is_told(capsys):
+    """Sentences about files, such as of several series, name the bundle's options."""
+    for words, told in {("predict", "abdomen_mri", "a", "--output_dir", "b"): True, ("doctor",): False}.items():
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--series", "T2"])
+        printed = capsys.readouterr().err
+        assert ended.value.code == 2 and "unrecognized arguments: --series T2" in printed
+        assert ("given as --set NAME=VALUE" in printed) == told
 
 
 def test_help_loads_nothing_slow():
@@ -96,3 +108,19 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, monkeypatch, arguments, wor
     error = capsys.readouterr().err
     assert error.startswith("error: ") and words in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def parsers_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parser and those of its commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for part in action.choices.values():
+                yield from parsers_of(part)
+
+
+def test_help_says_what_every_option_is():
+    for parser in parsers_of(make_parser()):
+        assert "default: None)" not in parser.format_help(), parser.prog
+        silent = [action.dest for action in parser._actions if action.option_strings and not action.help]
+        assert not silent, (parser.prog, silent)

@@ -1,11 +1,11 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""A minute of damaged files, and of whole ones with strange insides: a result or one sentence, never anything else.
+"""Half a minute of damaged files, and of whole ones with strange insides: a result or one sentence, nothing else.
 
 No crash, no hang, no leftover, no memory without bounds.
 
 The files are made by :mod:`fuzzing` from a fixed seed; a faster machine gets further in the same sequence. A crash of a
-decoder ends its process, so it has one of its own. ``SWINUMAMBA_FUZZ_SECONDS`` sets another time than a minute.
+decoder ends its process, so it has one of its own. ``SWINUMAMBA_FUZZ_SECONDS`` sets another time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 
 pytest.importorskip("pydicom")
 
-SECONDS = float(os.environ.get("SWINUMAMBA_FUZZ_SECONDS", 60))
+SECONDS = float(os.environ.get("SWINUMAMBA_FUZZ_SECONDS", 30))
 MAX_GROWTH = 1024  # MB
 FORMATS = "a.png a.jpg a.bmp a.tif a.nii b.nii.gz c.nii.gz a.dcm a.pt a.safetensors datalist.json labels.json a.zip"
 FORMATS += " checkpoint.pt weights.pt run.json summary.json metrics.csv dataset.json split.json"
@@ -38,7 +38,7 @@ def test_damaged_files(tmp_path):
         [sys.executable, str(script), str(SECONDS), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=SECONDS + 120,
+        timeout=SECONDS + 300,
         env=environment | {"PYTHONPATH": str(script.parents[1])},
     )
     assert done.returncode == 0, f"ended with {done.returncode}, its files are in {tmp_path}:\n{done.stderr[-3000:]}"
@@ -46,6 +46,6 @@ def test_damaged_files(tmp_path):
     assert sorted(report["counts"]) == sorted(FORMATS.split())
     for name, count in report["counts"].items():
         assert count["refused"] > 0, f"{name}: the damage does nothing, {count}"
-        assert count["read"] > 0 or SECONDS < 10, f"{name}: nothing gets past its first check, {count}"
+        assert count["read"] > 0, f"{name}: nothing gets past its first check, {count}"
     assert report["grown_mb"] < MAX_GROWTH, report
     print(json.dumps(report))

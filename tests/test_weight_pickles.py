@@ -59,13 +59,14 @@ PRIMES = 11400714785074694791, 14029467366897019727, 2870177450012600261  # of x
 def same_hash_of_tuples(count: int) -> list[tuple[int, int]]:
     """Pairs of small numbers that all have one hash: the second follows from the first."""
     one, two, five = PRIMES
+    last = pow(one, -1, 2**64) * -(2 ^ five ^ 3527539) & MASK
+    last, inverse = last >> 31 | last << 33, pow(two, -1, 2**64)
     found, first = [], 0
     while len(found) < count:
         first += 1
         mixed = (five + first * two) & MASK
         mixed = ((mixed << 31 | mixed >> 33) * one) & MASK
-        last = pow(one, -1, 2**64) * -(2 ^ five ^ 3527539) & MASK
-        second = ((last >> 31 | last << 33) - mixed) * pow(two, -1, 2**64) & MASK
+        second = (last - mixed) * inverse & MASK
         if second < 2**59:
             found.append((first, second))
     return found

@@ -119,7 +119,7 @@ def write_erf(output_dir: PathLike, fields: Mapping[str, np.ndarray], heading: s
 def _draw(path: Path, fields: Mapping[str, np.ndarray], heading: str) -> None:
     """Dark is much, as in the paper; each map relative to its own largest value, over four decades."""
     figure = Figure(figsize=(3.4 * len(fields) + 1, 4), layout="constrained")
-    figure.suptitle(f"Effective receptive field, log10 of the maximum's part; {heading}", fontsize=8)
+    figure.suptitle(f"Effective receptive field: log10 of value / largest value\n{heading}", fontsize=8)
     axes = figure.subplots(1, len(fields), squeeze=False)[0]
     for axis, (name, field) in zip(axes, fields.items()):
         shown = np.log10(np.maximum(field / field.max(), 10.0**-DECADES))

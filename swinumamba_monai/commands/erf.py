@@ -10,13 +10,15 @@ from swinumamba_monai.errors import InputError, check_known
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--network_name", nargs="+", default=["nnUNet", "SegResNet", "UNETR", "SwinUMambaD"])
+    parser.add_argument(
+        "--network_name", nargs="+", default=["nnUNet", "SegResNet", "UNETR", "SwinUMambaD"], help="systems"
+    )
     parser.add_argument("--ckpt_path", nargs="+", help="weights, one file a network; default: random ones")
     parser.add_argument("--images", help="an image, a folder of images or a prepared dataset; default: random input")
     parser.add_argument("--num_images", type=int, default=100, help="averaged over, at most; the paper: 1000")
     parser.add_argument("--in_channels", type=int, default=3, help="1 or 3")
     parser.add_argument("--num_classes", type=int, default=3, help="classes of the network, background included")
-    parser.add_argument("--roi_size", type=int, nargs=2, default=[320, 320], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--roi_size", type=int, nargs=2, default=[320, 320], metavar=("HEIGHT", "WIDTH"), help="input")
     parser.add_argument("--seed", type=int, default=0, help="seed of random weights and input")
     parser.add_argument("--device", help="cuda:0, cpu, ...; default: a GPU if there is one")
     parser.add_argument("--output_dir", default=".", help="folder of NETWORK_erf.png, erf.csv and erf.png")
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_output_folder(arguments.output_dir)
     device, size, in_channels = find_device(arguments.device), tuple(arguments.roi_size), arguments.in_channels
     inputs = analysis.load_inputs(arguments.images, arguments.num_images, in_channels, size, seed=arguments.seed)
-    fields = {}
+    networks = {}
     for name, file in zip(names, files):
         set_determinism(arguments.seed)
         try:
@@ -48,7 +50,9 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError(str(error)) from error
         if file is not None:
             load_pretrained(network, file, strict=True)
-        label = name if name not in fields else f"{name}_{len(fields)}"
+        networks[name if name not in networks else f"{name}_{len(networks)}"] = network
+    fields = {}
+    for label, network in networks.items():
         fields[label] = analysis.effective_receptive_field(network.to(device), inputs)
         print(f"{label}: computed over {len(inputs)} inputs", file=sys.stderr)
     weights = "random weights" if arguments.ckpt_path is None else "weights of ckpt_path"

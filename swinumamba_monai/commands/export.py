@@ -10,6 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config_file", required=True, help="configs/inference.json of the bundle")
     parser.add_argument("--ckpt_file", required=True, help="weights, as training wrote them or as .safetensors")
     parser.add_argument("--filepath", required=True, help="the file to write")
+    parser.add_argument("--network_name", help="system that was trained, such as nnUNet; default: the config's")
     parser.add_argument("--in_channels", type=int, help="channels of the image; default: the config's")
     parser.add_argument("--num_classes", type=int, help="classes, background included; default: the config's")
     parser.add_argument("--encoder", help="encoder of VMamba; default: the config's")
@@ -19,7 +20,7 @@ def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import export
     from swinumamba_monai.distribution.network_of_config import read_bundle_network
 
-    given = {name: getattr(arguments, name) for name in ("in_channels", "num_classes", "encoder")}
+    given = {name: getattr(arguments, name) for name in ("network_name", "in_channels", "num_classes", "encoder")}
     overrides = {name: value for name, value in given.items() if value is not None}
     network = read_bundle_network(arguments.config_file, arguments.ckpt_file, overrides)
     write = {"onnx": export.export_onnx, "program": export.export_program}[arguments.format]

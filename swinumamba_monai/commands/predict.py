@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     for text in arguments.set:
         name, equals, value = text.partition("=")
         if not (name and equals):
-            raise InputError(f"--set takes NAME=VALUE, such as min_size=0, not {shown(text)}.")
+            raise InputError(f"--set takes NAME=VALUE, such as min_size=0, not {shown(repr(text))}.")
         options[name] = DefaultParseValue(value)
     for name in ("channel", "invert", "diameter"):
         value = getattr(arguments, name)
@@ -103,5 +103,5 @@ def _share(text: str | None) -> tuple[int, int]:
     if text is None:
         return int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1))
     if not (parts := re.fullmatch(r"(\d+)/(\d+)", text)):
-        raise InputError(f"--share is like 3/8, not {shown(text)}.")
+        raise InputError(f"--share is like 3/8, not {shown(repr(text))}.")
     return int(parts[1]), int(parts[2])

@@ -3,6 +3,7 @@
 """Check a dataset and make it a --dataset_dir."""
 
 import argparse
+import shlex
 import sys
 
 from swinumamba_monai.tasks import TASKS, find_task
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import data
+    from swinumamba_monai.data.files.label_map import simple_name
 
     names = "val_fraction test_fraction seed fold skip_bad mask_threshold series nan in_channels label_grid".split()
     options = data.PrepareOptions(**{name: getattr(arguments, name) for name in names}, progress=_show_progress)
@@ -46,11 +48,17 @@ def run(arguments: argparse.Namespace) -> None:
     classes = made.fingerprint.get("classes")
     instances = "" if classes else f"; {made.instances} instances"
     print(f"layout: {made.layout}; {sections} images{instances}")
+    of_bundle = task.files.class_names
+    if classes and len(classes) == len(of_bundle) and [*map(simple_name, classes)] != [*map(simple_name, of_bundle)]:
+        print(
+            "warning: these are other classes than the bundle's, and as many: where weights lie without the run.json "
+            "of their training, predict calls them by the bundle's names"
+        )
     num_classes = f" --num_classes {len(classes)}" if classes else ""
     channels = len(made.fingerprint["intensities"])
     in_channels = f" --in_channels {channels}" if "axes" in made.fingerprint and channels > 1 else ""
     nan = f" --nan {arguments.nan:g}" if arguments.nan is not None else ""
-    print(f"ready: --dataset_dir {made.output_dir}{num_classes}{in_channels}{nan}")
+    print(f"ready: --dataset_dir {shlex.quote(str(made.output_dir))}{num_classes}{in_channels}{nan}")
     made.inputs.finish()
 
 

@@ -3,6 +3,7 @@
 """Make a synthetic dataset."""
 
 import argparse
+import shlex
 
 from swinumamba_monai.tasks import TASKS, find_task
 
@@ -15,11 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_test", type=int, help="test images; default: the task's")
     parser.add_argument("--image_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the task's")
     parser.add_argument("--num_slices", type=int, help="slices of a volume; default: the task's")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn")
 
 
 def run(arguments: argparse.Namespace) -> None:
     names = ("num_train", "num_validation", "num_test", "image_size", "num_slices")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     folder = find_task(arguments.task).synthesize(arguments.output_dir, seed=arguments.seed, **given)
-    print(f"ready: --dataset_dir {folder}")
+    print(f"ready: --dataset_dir {shlex.quote(str(folder))}")

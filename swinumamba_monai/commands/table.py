@@ -11,9 +11,9 @@ from swinumamba_monai.tasks import TASKS, find_task
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     tables = parser.add_subparsers(required=True, metavar="TABLE")
-    defaults = argparse.ArgumentDefaultsHelpFormatter
+    defaults = parser.formatter_class
     complexity = tables.add_parser("complexity", help="parameters and FLOPs, Tables I–IV", formatter_class=defaults)
-    complexity.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
+    complexity.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS), help="rows")
     complexity.add_argument("--systems", nargs="+", metavar="NETWORK_NAME", help="default: all")
     complexity.add_argument(
         "--encoders",
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--measure", action="store_true", help="time and memory too, and Fig. 1 with time for FLOPs"
     )
     complexity.add_argument("--device", help="where to measure: cuda:0, cpu, ...; default: a GPU if there is one")
-    complexity.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    complexity.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="when measured")
     complexity.add_argument("--batch_size", type=int, default=2, help="images of a training step")
     complexity.add_argument("--repeats", type=int, default=5, help="samples of each measurement")
     complexity.set_defaults(table=_complexity)

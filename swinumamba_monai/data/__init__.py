@@ -11,7 +11,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "swinumamba_monai",
     submod_attrs={
         "cells": ["InstancesToClasses", "InstancesToClassesd"],
-        "data.datalist": ["has_ignored", "load_class_names", "load_datalist", "load_regions", "write_datalist"],
+        "data.datalist": [
+            "has_ignored",
+            "is_prepared",
+            "load_class_names",
+            "load_datalist",
+            "load_regions",
+            "write_datalist",
+        ],
         "data.default_dataset": ["dataset_dir_or_synthetic", "remind_of_synthetic"],
         "data.files.images": [
             "ClassFileReader",

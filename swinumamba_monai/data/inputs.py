@@ -141,13 +141,15 @@ def refuse_or_leave_out(problems: Sequence[str], skip_bad: bool, source: object)
 
 
 def not_taken_of(paths: Iterable[Path]) -> dict[str, list[str]]:
-    """Names by the reason for which none of these paths is taken: hidden, a folder, or a kind of file."""
+    """Names by the reason for which none of these paths is taken: hidden, a folder, no file, or a kind of one."""
     reasons: dict[str, list[str]] = {}
     for path in sorted(paths):
         if is_hidden(path.name):
             reason = "hidden"
         elif path.is_dir():
             reason = "subfolders"
+        elif path.exists() and not path.is_file():
+            reason = "pipes, sockets or devices"
         else:
             reason = f"{shown(path.suffix.lower())} files" if path.suffix else "files without a suffix"
         reasons.setdefault(reason, []).append(path.name)

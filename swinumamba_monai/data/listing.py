@@ -18,6 +18,7 @@ from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
 from swinumamba_monai.data.datalist import is_prepared, load_datalist
+from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, check_channel, image_names, is_image_file
 from swinumamba_monai.data.files.numbered import without_number
@@ -150,6 +151,10 @@ def load_volumes(
         found.not_taken = not_taken_of(
             file for file in find_files(Path(path).absolute(), pipes=True) if file not in taken
         )
+    elif is_dicom_file(file := Path(path)) and (
+        beside := [other.name for other in sorted(file.parent.iterdir()) if other != file and is_dicom_file(other)]
+    ):
+        found.not_taken["DICOM files beside it, so give the folder if they are slices of one series"] = beside
     return _checked(found, reader, skip_bad, memory)
 
 
@@ -236,6 +241,8 @@ def _list(
     if results:
         inputs.not_taken["results of earlier runs"] = sorted(entry.name for entry in results)
     inputs.bad += refuse_or_leave_out(problems, skip_bad, path)
+    if problems and not inputs and not others:
+        raise InputError("\n".join(problems))
     if not inputs:
         files = f"{', '.join(readable)}{' files' if len(readable) > 1 else ''}"
         there = f", but {inputs.reasons}" if path.is_dir() and inputs.reasons else ""

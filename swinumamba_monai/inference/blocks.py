@@ -78,7 +78,7 @@ class BlockInference:
             None for all.
 
     Raises:
-        InputError: blocks too small for their margins.
+        InputError: blocks too small for the margins of any cells.
     """
 
     def __init__(
@@ -97,12 +97,9 @@ class BlockInference:
         known = 0 if diameter in (None, AUTO) else diameter
         self.margin = math.ceil(max(MARGIN, MARGIN_OF_CELLS * known) / LABEL_TILE) * LABEL_TILE
         self.block_size = block_size // LABEL_TILE * LABEL_TILE
-        if block_size and self.block_size <= 2 * self.margin:
-            least = 2 * self.margin + LABEL_TILE
-            cells = f" for cells of the diameter {known:g}" if known else ""
-            raise InputError(
-                f"block_size is {block_size}, but blocks need margins{cells}: {least} or more, or 0 for none."
-            )
+        if block_size and self.block_size <= 2 * MARGIN:
+            least = 2 * MARGIN + LABEL_TILE
+            raise InputError(f"block_size is {block_size}, but blocks need margins: {least} or more, or 0 for none.")
 
     def open(self, name: str | PathLike | Sequence[str | PathLike]) -> TiffRows | None:
         """The image of a path, to be closed, if it goes by blocks; the paths of several channels never do."""
@@ -120,6 +117,12 @@ class BlockInference:
             raise InputError(
                 f"{image.path} is so large that it is predicted in blocks, which give the cells alone; leave "
                 "save_polygons, save_probabilities and save_entropy out."
+            )
+        if self.block_size <= 2 * self.margin:
+            raise InputError(
+                f"{image.path} is so large that it is predicted in blocks of {self.block_size} pixels, but for cells "
+                f"of the diameter {self.inference.inferer.diameter:g} their margins alone have {2 * self.margin}; give "
+                f"block_size={2 * self.margin + LABEL_TILE}, or 0 to predict it whole."
             )
         side = min(self.block_size, max(image.shape))
         first = image.read(0, 1)

@@ -8,16 +8,21 @@ A polygon goes along the edges of the pixels, not through their middles, so fill
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
+from monai.utils import ensure_tuple
 from scipy import ndimage
 
-from swinumamba_monai.errors import explained
+from swinumamba_monai.errors import explained, log_once
 from swinumamba_monai.inference.writers import RowsFirstWriter
+from swinumamba_monai.weight_files import read_record
+
+logger = logging.getLogger(__name__)
 
 CELL = "cell"
 
@@ -98,6 +103,8 @@ class PolygonWriter(RowsFirstWriter):
 
     Args:
         metadata: ``metadata.json`` of a bundle, whose output names the classes; None for cells.
+        num_classes: see :func:`class_names`.
+        ckpt_path: likewise.
         options: options of :class:`~swinumamba_monai.inference.writers.RowsFirstWriter`.
 
     Raises:
@@ -107,9 +114,15 @@ class PolygonWriter(RowsFirstWriter):
     content = "outlines"
     suffixes = (".geojson",)
 
-    def __init__(self, metadata: PathLike | None = None, **options: object) -> None:
+    def __init__(
+        self,
+        metadata: PathLike | None = None,
+        num_classes: int | None = None,
+        ckpt_path: PathLike | Sequence[PathLike] = (),
+        **options: object,
+    ) -> None:
         super().__init__(**options)
-        self.names = None if metadata is None else class_names(metadata)
+        self.names = None if metadata is None else class_names(metadata, num_classes, ckpt_path)
 
     def pixels(self, array: np.ndarray) -> np.ndarray:
         return self.whole_numbers(array).astype(np.int64)
@@ -118,12 +131,35 @@ class PolygonWriter(RowsFirstWriter):
         path.write_text(json.dumps(geojson(self.data_obj, self.names)), encoding="utf-8")
 
 
-def class_names(metadata: PathLike) -> dict[int, str]:
-    """Names of the classes by number, without the background, in a bundle's ``metadata.json``; else an InputError."""
+def class_names(
+    metadata: PathLike, num_classes: int | None = None, ckpt_path: PathLike | Sequence[PathLike] = ()
+) -> dict[int, str]:
+    """Names of the classes by number, without the background: the training's own, or else the bundle's.
+
+    Args:
+        metadata: ``metadata.json`` of a bundle.
+        num_classes: number of classes of the network with the background; where the file names more or fewer, as of
+            another training, they are called by their numbers, and the log says so. None takes those of the file.
+        ckpt_path: weights of the network, one file or several, whose training may have left its names beside them.
+
+    Raises:
+        InputError: there is no such file, or it names no classes; or the record of a training is damaged.
+    """
+    trained = [(read_record(path) or {}).get("class_names") for path in ensure_tuple(ckpt_path)]
+    names = trained[0] if trained and trained.count(trained[0]) == len(trained) else None
+    if isinstance(names, list) and len(names) == num_classes:
+        return {number: str(name) for number, name in enumerate(names) if number > 0}
     with explained(f"{metadata} does not name the classes of the polygons", "give that of a bundle"):
         content = json.loads(Path(metadata).read_text(encoding="utf-8"))
         channels = content["network_data_format"]["outputs"]["pred"]["channel_def"]
-        return {int(number): name for number, name in channels.items() if int(number) > 0}
+        names = {int(number): name for number, name in channels.items() if int(number) > 0}
+    if num_classes in (None, len(channels)):
+        return names
+    sentence = (
+        f"{metadata} names {len(names)} classes and the network has {num_classes - 1}, so they are called class 1"
+    )
+    log_once(logger, logging.WARNING, f"{sentence} and so on; name them in the channel_def of a copy of the bundle")
+    return {number: f"class {number}" for number in range(1, num_classes)}
 
 
 def _polygon(piece: np.ndarray, top: int, left: int) -> list[list[list[int]]]:

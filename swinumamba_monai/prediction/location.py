@@ -27,12 +27,14 @@ def find_bundle(bundle: str | PathLike, bundle_dir: str | PathLike | None = None
             ``python -m monai.bundle download`` has put into MONAI's folder.
 
     Raises:
-        InputError: it is no text and no path, or there is none; the sentence says how to get it.
+        InputError: it is no text and no path, empty, or there is none; the sentence says how to get it.
     """
     given = {"bundle": bundle} if bundle_dir is None else {"bundle": bundle, "bundle_dir": bundle_dir}
     for name, value in given.items():
         if not isinstance(value, (str, PathLike)):
             raise InputError(f"{name} must be a task ({', '.join(TASKS)}) or a path; got {value!r}.")
+        if not str(value).strip():  # of a variable of the shell that is not set; it would be the working directory
+            raise InputError(f"{name} is empty; give a task ({', '.join(TASKS)}) or the folder of a bundle.")
     if bundle_dir is not None:
         places = [Path(bundle_dir), Path(bundle_dir) / bundle]
     elif bundle in TASKS:

@@ -11,11 +11,16 @@ import torch
 from skimage.measure import regionprops_table
 
 from swinumamba_monai.data.files.limits import MAX_CHANNELS
-from swinumamba_monai.data.sampling.intensity import Look, has_bright_ground, has_one_hue, look_of
+from swinumamba_monai.data.sampling.intensity import Look, ground_of, has_one_hue, is_red, look_of
 from swinumamba_monai.errors import listed
 from swinumamba_monai.inference.rescaling import KNOWN_DIAMETERS, diameter_of
 
 SURE = 0.5  # the least mean score that is trusted; all 53 validation images of DSB-2018 have more than 0.55
+FAR_OFF = 2  # times the diameter that was given, by which the median cell may be larger or smaller
+# Where the ground of a gray image lies between its dark and its bright end. Of the 445 gray images in training and
+# validation of DSB-2018 none is between 0.13 and 0.9; fluorescence in uneven light stays below 0.37, relief has 0.45.
+DARK_GROUND, BRIGHT_GROUND = 0.4, 0.5
+RED = 0.25  # share of the cells that may be red on a bright ground
 PROPERTIES = ("label", "area", "centroid", "bbox", "intensity_mean")
 
 
@@ -78,6 +83,7 @@ def find_doubts(
     of_cells: bool = False,
     given: Collection[str] = (),
     artefacts: Collection[int] = (),
+    said: float | None = None,
 ) -> list[str]:
     """Why an answer is not to be trusted, a phrase each; none where nothing speaks against it.
 
@@ -87,6 +93,7 @@ def find_doubts(
         of_cells: whether the objects are cells in an image, and not classes.
         given: names of the options that were given; none of them is advised.
         artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
+        said: diameter of the cells in pixels, where it was given.
     """
     doubts, area = [], table["area"]
     if not len(area) and image.min() < image.max():
@@ -99,6 +106,8 @@ def find_doubts(
             f"the cells are {diameter:.0f} pixels across, but the network knows {smallest:.0f} to {largest:.0f}; "
             f"try --diameter {diameter:.0f}"
         )
+    if said is not None and diameter is not None and not said / FAR_OFF <= diameter <= said * FAR_OFF:
+        doubts.append(f"the cells are {diameter:.0f} pixels across, not {said:g} as --diameter says; leave that out")
     if len(area) and (score := table["score"].mean()) < SURE:
         doubts.append(f"the network is not sure of what it found (mean score {score:.2f}); look at the outlines")
     if len(artefacts):
@@ -110,12 +119,31 @@ def find_doubts(
             f"cells at row and column {listed(places)} have one value and sharp edges, as letters, scale bars, masks "
             "and saturated specks have; look at them"
         )
+    return doubts + _doubts_of_look(image, table, given)
+
+
+def _doubts_of_look(image: np.ndarray, table: Mapping[str, np.ndarray], given: Collection[str]) -> list[str]:
+    """What the channels, the ground and the colours of an image of cells say against it, as in :func:`find_doubts`."""
+    doubts = []
     if "channel" not in given and image.shape[2:] == (4,) and np.ptp(image[..., 3]) > 0:
         doubts.append("the fourth channel is taken for transparency; if it shows cells, try --channel 3")
     channels = torch.from_numpy(np.atleast_3d(image).astype(np.float32)).permute(2, 0, 1)[:3]
     look = look_of(channels)
     if look is Look.DARK and "channel" not in given and not has_one_hue(channels):
         doubts.append("there are several colours on a dark ground, of which the brightest counts; or choose --channel")
-    if look is Look.GRAY and "invert" not in given and has_bright_ground(channels):
+    ground = ground_of(channels) if look is Look.GRAY else 0
+    if ground > BRIGHT_GROUND and "invert" not in given:
         doubts.append("the ground is bright; if this is fluorescence shown inverted, add --invert")
+    if DARK_GROUND < ground <= BRIGHT_GROUND:
+        doubts.append(
+            "the ground is neither dark nor bright, as in DIC and phase contrast, which the network has not learnt; "
+            "look at the outlines"
+        )
+    if look is Look.BRIGHT and "channel" not in given and len(table["area"]) and "intensity_mean-2" in table:
+        colours = np.stack([table[f"intensity_mean-{channel}"] for channel in range(3)], 1)
+        if (share := is_red(colours, channels).mean()) > RED:
+            doubts.append(
+                f"{share:.0%} of the cells are red or brown, as red blood cells and antibody stains are, and not blue "
+                "or violet as nuclei in most stains; look at the outlines"
+            )
     return doubts

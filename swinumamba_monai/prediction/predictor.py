@@ -121,6 +121,8 @@ class Predictor:
         given = {"bundle_root": root, "device": str(self.device), "num_workers": 0, **options}
         if checkpoint is not None:
             paths = [as_literal(str(path)) for path in ensure_tuple(checkpoint)]
+            if not paths or not all(map(str.strip, paths)):
+                raise InputError("checkpoint is empty; give a file of weights, or leave it out for the bundle's own.")
             given["ckpt_path"] = paths[0] if len(paths) == 1 else paths
         config.update(given)
         self._config, self._given = config, tuple(options)
@@ -149,7 +151,8 @@ class Predictor:
         get("checkpointloader")
         self.savers = self._inference.savers
         of_cells = self._inference.scores_key is not None
-        self.class_names = None if of_cells else class_names(self.bundle_dir / "configs" / "metadata.json")
+        metadata = self.bundle_dir / "configs" / "metadata.json"
+        self.class_names = None if of_cells else class_names(metadata, get("num_classes"), self.checkpoints)
         self._need = get("memory") if "memory" in self._config else None  # bundles made before 2026-11-28 have none
         self.channel = get("channel") if "channel" in self._config else None
         self.blocks = get("blocks") if "blocks" in self._config else None
@@ -188,7 +191,10 @@ class Predictor:
                     f"{image} is a stack of {len(planes)} planes; give stack=True, or the name of one, "
                     f"such as {planes[0]}."
                 )
-            items = self.list_images(image) if stack else [{"image": image}]
+            is_chosen = "series" in self._given and isinstance(image, (str, PathLike)) and Path(image).is_dir()
+            items = self.list_images(image) if stack or is_chosen else [{"image": image}]
+            if is_chosen and len(items) > 1:
+                raise InputError(f"{image} has {len(items)} volumes of this series; call it for one of its folders.")
             if self.blocks is not None and (large := self.blocks.open(image)):
                 with large:
                     self._check_large(large)
@@ -275,7 +281,9 @@ class Predictor:
             artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
         """
         given = {*self._given, "diameter"} if looked_again else self._given
-        return tuple(find_doubts(image, table, self.class_names is None, given, artefacts))
+        diameter = getattr(self._inference.inferer, "diameter", None)
+        said = None if diameter == AUTO else diameter
+        return tuple(find_doubts(image, table, self.class_names is None, given, artefacts, said))
 
 
 def _is_path(image: object) -> bool:

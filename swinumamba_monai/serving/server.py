@@ -151,6 +151,20 @@ def _region(field: str, value: object) -> object:
     return value
 
 
+def _known(kind: str) -> Callable[[str, object], str]:
+    """A name that the server's information has under ``kind``.
+
+    What works in the background would find out in a process of its own, a minute later, and others would wait for it.
+    """
+
+    def check(field: str, value: object) -> str:
+        if check_name(field, value) not in app_instance().info()[kind]:
+            raise InputError(f"there is no {field} of that name on this server.")
+        return value
+
+    return check
+
+
 def _by_model(field: str, value: object) -> dict:
     if value is not None and not isinstance(value, Mapping):
         raise InputError(f"{field} must be an object of names and values.")
@@ -167,10 +181,19 @@ _WITH_NAMES_ALONE = ("remove_image", "remove_label", "download_label", "get_imag
 _CHECKS: list[tuple[ModuleType, dict[str, dict[str, Callable]]]] = [
     (infer, {"run_inference": {"params": _text(_fields(INFERENCE)), "label": _label, "output": _no_dicom}}),
     (wsi_infer, {"run_wsi_inference": {"wsi": _region}}),
-    (batch_infer, {"run": {"params": _batch, "images": lambda field, value: value}}),
-    (train, {"run_model": {"params": _fields(TRAINING)}, "run": {"params": _by_model}}),
+    (batch_infer, {"run": {"model": _known("models"), "params": _batch, "images": lambda field, value: value}}),
+    (
+        train,
+        {"run_model": {"model": _known("trainers"), "params": _fields(TRAINING)}, "run": {"params": _by_model}},
+    ),
     (activelearning, {"sample": {"params": _fields(SAMPLING)}}),
-    (scoring, {"run": {"params": _fields(SAMPLING)}, "run_method": {"params": _fields(SAMPLING)}}),
+    (
+        scoring,
+        {
+            "run": {"params": _fields(SAMPLING)},
+            "run_method": {"method": _known("scoring"), "params": _fields(SAMPLING)},
+        },
+    ),
     (logs, {"get_logs": {}}),
     (
         session,

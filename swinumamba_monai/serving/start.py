@@ -21,6 +21,7 @@ from types import ModuleType
 from monai.config import PathLike
 
 from swinumamba_monai.atomic import temporary_folder
+from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES
 from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.training.checkpoint import save_atomically
 from swinumamba_monai.weight_files import find_checkpoint, read_weights
@@ -30,6 +31,9 @@ APP = Path(__file__).parent / "app"
 MONAI_VARIABLE = "MONAI_LABEL_CORS_ORIGINS"
 HOST_VARIABLE, ORIGINS_VARIABLE = "SWINUMAMBA_LABEL_HOST", "SWINUMAMBA_LABEL_ORIGINS"
 SESSIONS_VARIABLE = "MONAI_LABEL_SESSION_PATH"
+EXTENSIONS_VARIABLE = "MONAI_LABEL_DATASTORE_FILE_EXT"
+# Endings of the images and labels that are listed; MONAI Label's own lack .jpeg, .tiff, .bmp and all in capitals.
+ENDINGS = (".nii.gz", ".nii", ".nrrd", *IMAGE_SUFFIXES, ".xml")
 
 DATASTORE, LABELS = "datastore_v2.json", "labels"
 OWN_FILES = {DATASTORE, ".lock"}  # MONAI Label's own files in the studies folder
@@ -70,6 +74,7 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
     stand_in_for_torchvision()
     os.environ[HOST_VARIABLE] = host
     os.environ[ORIGINS_VARIABLE] = " ".join(origins)
+    os.environ.setdefault(EXTENSIONS_VARIABLE, json.dumps([f"*{e}" for end in ENDINGS for e in (end, end.upper())]))
     os.environ.pop(MONAI_VARIABLE, None)  # MONAI Label 0.8.5 fails on one that is set
     with temporary_folder("label") as folder, _temporary_files_in(folder):
         # MONAI Label writes its log beside the app, so it gets a copy.

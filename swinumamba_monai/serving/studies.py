@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from swinumamba_monai.errors import listed
 from swinumamba_monai.serving.start import LABELS, OWN_FILES, stand_in_for_torchvision
 
 stand_in_for_torchvision()
@@ -46,6 +47,7 @@ class Studies(LocalDatastore):
     def __init__(self, *args: object, **options: object) -> None:
         """As MONAI Label's."""
         self.turn = threading.RLock()
+        self.left_out: set[str] = set()
         super().__init__(*args, **options)
 
     @_in_turn
@@ -73,6 +75,20 @@ class Studies(LocalDatastore):
         self._check_files(label_id, of_image=False)
         super().remove_label(label_id, label_tag)
         self.refresh()
+
+    def _reconcile_datastore(self) -> None:
+        """As MONAI Label's, which leaves files out in silence: here the log names them, each once."""
+        super()._reconcile_datastore()
+        served = {self._filename(name, entry.image.ext) for name, entry in self._datastore.objects.items()}
+        there = {path.name for path in Path(self._datastore_path).iterdir() if not path.name.startswith(".")}
+        if new := sorted(there - served - OWN_FILES - {LABELS} - self.left_out):
+            self.left_out.update(new)
+            logger.warning(
+                "Not served of %s: %s. Served are files that end in %s, and of one name with several endings one.",
+                self._datastore_path,
+                listed(new),
+                ", ".join(extension.lstrip("*") for extension in self._extensions),
+            )
 
     def _on_any_event(self, event: object) -> None:
         try:

@@ -173,14 +173,14 @@ def _write_classes(
         return
     if turned:
         found.warnings.append(f"{len(turned)} labels lie otherwise than their images and are written on their grids.")
-    folder.mkdir()
-    pairs, found.pairs = found.pairs, {}
-    for name, (image, label) in pairs.items():
-        with noting(found.problems):
-            ids, affine = turned.get(name) or volumes.read_volume_label(label)
-            made = folder / f"{name}.nii.gz"
-            write_volume(made, labels.to_classes(ids, label), affine)
-            found.pairs[name] = (image, made)
+
+    def make(name: str, _: Path, label: Path) -> Path:
+        ids, affine = turned.get(name) or volumes.read_volume_label(label)
+        made = folder / f"{name}.nii.gz"
+        write_volume(made, labels.to_classes(ids, label), affine)
+        return made
+
+    found.make_labels(folder, make)
 
 
 def _grid(paths: Sequence[Path], channels: int, nan: float | None) -> tuple[tuple[int, ...], np.ndarray]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
-from PIL import Image
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes
 from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, as_label_map, select_classes, simple_name
@@ -25,7 +24,7 @@ from swinumamba_monai.data.prepare import dataset, label_forms
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import inspect_frames
 from swinumamba_monai.data.prepare.layouts import choose_label_map
-from swinumamba_monai.data.prepare.matching import Matched, match_pictures
+from swinumamba_monai.data.prepare.matching import match_pictures
 from swinumamba_monai.data.synthetic.endoscopy import synthesize_endoscopy
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.tasks import TaskFiles
@@ -82,32 +81,31 @@ def prepare_endoscopy(
     in_colours = label_forms.read_cvat_colours(source) if label_map is None else label_forms.read_colours(label_map)
     label_map, colours = in_colours or (as_label_map(label_map), None)
     options = options or dataset.PrepareOptions()
+    threshold = options.mask_threshold
     sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
-    groups: dict[str, str] = {}
     with dataset.label_folder() as made:
-        made.mkdir()
+
+        def make(name: str, image: Path, label: Path | Annotations) -> Path:
+            ids = label_forms.class_ids_of(label, label_forms.size_of(image, label), labels, threshold, colours)
+            of_label = label.source if isinstance(label, Annotations) else label
+            return label_forms.write_numbers(labels.to_classes(ids, of_label), made / name)
+
         if sequences:
             labels = label_map or _read_mappings(source, sequences)
-            found = _find_sequences(source, sequences, labels, made, options.mask_threshold)
+            found = _find_sequences(source, sequences, labels, made, threshold)
         else:
-            matched = match_pictures(source, output)
-            found, groups = matched.found, matched.groups
-            labels = label_map or _labels_of(matched, source, options.mask_threshold)
-            if colours is None and options.mask_threshold is None and _are_numbers(matched, labels):
-                made.rmdir()
-                found.pairs = dict(matched.labels)
-            else:
-                _write_classes(matched, labels, options.mask_threshold, colours, made)
+            found = match_pictures(source, output)
+            labels = label_map or _labels_of(found, source, threshold)
+            if colours is not None or threshold is not None or not _are_numbers(found, labels):
+                found.make_labels(made, make)
         names, regions = labels.all_names, dict(labels.regions)
         inspect = partial(inspect_frames, label_map=LabelMap.of_names(names))
-        return dataset.check_and_write(
-            "endoscopy", found, source, output, options, inspect, made, names, True, groups, regions
-        )
+        return dataset.check_and_write("endoscopy", found, source, output, options, inspect, made, names, True, regions)
 
 
-def _labels_of(matched: Matched, source: Path, threshold: float | None) -> LabelMap:
+def _labels_of(found: FoundPairs, source: Path, threshold: float | None) -> LabelMap:
     """The classes where none are given: of ``dataset.json``, of outlines, of black and white, or the paper's."""
-    labels = [label for _, label in matched.labels.values()]
+    labels = [label for _, label in found.pairs.values()]
     if not (source / "dataset.json").is_file():
         outlines = [label for label in map(_outlines_or_none, labels) if label is not None]
         names = dict.fromkeys(name for label in outlines for name in label.names if simple_name(name) != "background")
@@ -118,7 +116,7 @@ def _labels_of(matched: Matched, source: Path, threshold: float | None) -> Label
             return select_classes(available, ENDOSCOPY_CLASSES) or available
         if threshold is not None or label_forms.values_of(labels[:_LOOKED_AT]) in _BLACK_AND_WHITE:
             return LabelMap.of_names(_ONE_CLASS)
-    return choose_label_map(source, None, ENDOSCOPY_CLASSES, matched.found)
+    return choose_label_map(source, None, ENDOSCOPY_CLASSES, found)
 
 
 def _outlines_or_none(label: Path | Annotations) -> Annotations | None:
@@ -129,28 +127,17 @@ def _outlines_or_none(label: Path | Annotations) -> Annotations | None:
     return None
 
 
-def _are_numbers(matched: Matched, labels: LabelMap) -> bool:
+def _are_numbers(found: FoundPairs, labels: LabelMap) -> bool:
     """Whether every label is an image of class numbers already; of two classes 255 may stand for the other."""
-    masks = [label for _, label in matched.labels.values()]
-    if not labels.is_identity or not all(isinstance(mask, Path) and label_forms.is_image_name(mask) for mask in masks):
+    masks = [label for _, label in found.pairs.values()]
+    if not labels.is_identity or not all(map(label_forms.is_image_name, masks)):
         return False
     if len(labels.names) > 2:
         return True
     values = label_forms.values_of(masks[:_LOOKED_AT])
     if values in _BLACK_AND_WHITE:
-        matched.found.warnings.append(f"masks of 0 and 255: 255 is taken for {labels.names[1]}.")
+        found.warnings.append(f"masks of 0 and 255: 255 is taken for {labels.names[1]}.")
     return values <= {0, 1}
-
-
-def _write_classes(
-    matched: Matched, labels: LabelMap, threshold: float | None, colours: label_forms.Colours | None, made: Path
-) -> None:
-    """Write every label as a mask of class numbers into the folder ``made``."""
-    for name, (image, label) in matched.labels.items():
-        with noting(matched.found.problems):
-            ids = label_forms.class_ids_of(label, label_forms.size_of(image, label), labels, threshold, colours)
-            source = label.source if isinstance(label, Annotations) else label
-            matched.found.pairs[name] = (image, label_forms.write_numbers(labels.to_classes(ids, source), made / name))
 
 
 def instrument_of(folder: str) -> str:
@@ -162,6 +149,7 @@ def _find_sequences(
     source: Path, sequences: Sequence[Path], labels: LabelMap, made: Path, threshold: float | None
 ) -> FoundPairs:
     """Join the masks of every frame of EndoVis 2017 into one in the folder ``made``."""
+    made.mkdir()
     found = FoundPairs("EndoVis 2017, sequences with left_frames")
     found.used.update(file for name in _MAPPINGS for file in source.rglob(name))
     class_of = {instrument_of(name): number for number, name in enumerate(labels.names)}
@@ -191,43 +179,30 @@ def _find_sequences(
                 continue
             others = (f"{section}_{name}", f"{'_'.join(parts)}_{frame.stem}")  # where sequences have one name
             name = next((one for one in (name, *others) if one not in found.pairs), name)
-            if _join(name, frame, masks, made, found, threshold):
+            found.pairs.pop(name, None)
+            found.used |= {frame, *(mask for mask, _ in masks)}
+            with noting(found.problems):
+                found.pairs[name] = (frame, label_forms.write_numbers(_joined(masks, threshold), made / name))
                 sections[section].append(name)
     found.split = {section: names for section, names in sections.items() if names} if sections["test"] else {}
     return found
 
 
-def _join(
-    name: str,
-    frame: Path,
-    masks: Sequence[tuple[Path, LabelMap | int]],
-    made: Path,
-    found: FoundPairs,
-    threshold: float | None,
-) -> bool:
-    """Write one mask of class numbers for a frame, from masks of numbers or of one instrument each."""
-    found.pairs.pop(name, None)
-    found.used |= {frame, *(mask for mask, _ in masks)}
+def _joined(masks: Sequence[tuple[Path, LabelMap | int]], threshold: float | None) -> np.ndarray:
+    """The class numbers of a frame (H, W), of masks of numbers or of one instrument each; else an InputError."""
     classes: np.ndarray | None = None
-    try:
-        for file, value in masks:
-            if isinstance(value, LabelMap):
-                if threshold is not None:
-                    raise InputError(f"{file} numbers the instruments, so it takes no mask_threshold; leave it out.")
-                mask = value.to_classes(read_classes(file), file)
-            else:
-                mask = np.where(label_forms.marked_in(file, threshold), np.uint8(value), np.uint8(0))
-            classes = np.zeros_like(mask) if classes is None else classes
-            if mask.shape != classes.shape:
-                raise InputError(f"{file} is {mask.shape}, but the masks of a frame must be of one size.")
-            classes[classes == 0] = mask[classes == 0]
-    except InputError as error:
-        found.problems.append(str(error))
-        return False
-    label = made / f"{name}.png"
-    Image.fromarray(classes).save(label)
-    found.pairs[name] = (frame, label)
-    return True
+    for file, value in masks:
+        if isinstance(value, LabelMap):
+            if threshold is not None:
+                raise InputError(f"{file} numbers the instruments, so it takes no mask_threshold; leave it out.")
+            mask = value.to_classes(read_classes(file), file)
+        else:
+            mask = np.where(label_forms.marked_in(file, threshold), np.uint8(value), np.uint8(0))
+        classes = np.zeros_like(mask) if classes is None else classes
+        if mask.shape != classes.shape:
+            raise InputError(f"{file} is {mask.shape}, but the masks of a frame must be of one size.")
+        classes[classes == 0] = mask[classes == 0]
+    return classes
 
 
 def _read_mappings(source: Path, sequences: Sequence[Path]) -> LabelMap:

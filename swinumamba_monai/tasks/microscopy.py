@@ -10,11 +10,10 @@ from monai.config import PathLike
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.data.files.shapes import Annotations
-from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.data.prepare import dataset
 from swinumamba_monai.data.prepare.inspection import inspect_cells
-from swinumamba_monai.data.prepare.label_forms import cells_of, is_image_name, size_of, write_numbers
+from swinumamba_monai.data.prepare.label_forms import Label, cells_of, is_image_name, size_of, write_numbers
 from swinumamba_monai.data.prepare.matching import match_pictures
 from swinumamba_monai.data.synthetic.microscopy import synthesize_microscopy
 from swinumamba_monai.errors import InputError
@@ -50,24 +49,21 @@ def prepare_microscopy(
     """
     source, output = dataset.open_source(source_dir), Path(output_dir).resolve()
     options = options or dataset.PrepareOptions()
-    matched = match_pictures(source, output, masks_of_cells=True)
-    found = matched.found
-    of_cells = [not isinstance(label, (Path, Annotations)) for _, label in matched.labels.values()]
-    if options.mask_threshold is not None and not all(of_cells):
+    found = match_pictures(source, output, masks_of_cells=True)
+    labels = [label for _, label in found.pairs.values()]
+    if options.mask_threshold is not None and any(isinstance(label, (Path, Annotations)) for label in labels):
         raise InputError(
             "mask_threshold is for masks of one cell each, but labels here number the cells; leave it out."
         )
-    stacks = {name: group for name, group in matched.groups.items() if "#" in name}
+    found.groups = {name: stack for name, stack in found.groups.items() if "#" in name}
     with dataset.label_folder() as maps:
-        if all(isinstance(label, Path) and is_image_name(label) for _, label in matched.labels.values()):
-            found.pairs = dict(matched.labels)
-        else:
-            maps.mkdir()
-            for name, (image, label) in matched.labels.items():
-                with noting(found.problems):
-                    cells = cells_of(label, size_of(image, label), options.mask_threshold)
-                    found.pairs[name] = (image, write_numbers(cells, maps / name))
-        return dataset.check_and_write("microscopy", found, source, output, options, inspect_cells, maps, groups=stacks)
+
+        def make(name: str, image: Path, label: Label) -> Path:
+            return write_numbers(cells_of(label, size_of(image, label), options.mask_threshold), maps / name)
+
+        if not all(map(is_image_name, labels)):
+            found.make_labels(maps, make)
+        return dataset.check_and_write("microscopy", found, source, output, options, inspect_cells, maps)
 
 
 FILES = TaskFiles(

@@ -9,11 +9,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "amp": ["autocast_dtype", "default_amp"],
         "checkpoint": ["TrainingCheckpoint", "run_record"],
-        "deep_supervision": ["HalvingDeepSupervisionLoss"],
-        "dice_ce": ["FusedDiceCELoss"],
-        "distributed": ["GlobalBatchLoss"],
         "handlers": ["EarlyStop", "FiniteWeights", "FreezeEncoder", "GradientClip"],
         "ignored": ["IgnoredToBackgroundd", "PartialDiceCELoss"],
+        "losses": ["FusedDiceCELoss", "GlobalBatchLoss", "HalvingDeepSupervisionLoss"],
         "mim": ["MaskedBatch", "MaskedImageModel", "MaskedL1Loss", "random_patch_mask"],
         "reconstruction": ["ReconstructionPicture"],
         "run_log": ["RunLog"],

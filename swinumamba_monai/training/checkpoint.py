@@ -25,9 +25,7 @@ from swinumamba_monai.atomic import remove_unfinished, write_file
 from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.pretrained import load_pretrained
 from swinumamba_monai.run_lock import RunLock
-from swinumamba_monai.weight_files import read_checkpoint
-
-RECORD_NAME = "run.json"
+from swinumamba_monai.weight_files import RECORD_NAME, read_checkpoint, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +74,7 @@ def run_record(ckpt_path: str | PathLike | Sequence[str | PathLike], **facts) ->
     Raises:
         InputError: a ``run.json`` that is damaged.
     """
-    return {**facts, "training": [_read_record(Path(path).with_name(RECORD_NAME)) for path in ensure_tuple(ckpt_path)]}
-
-
-def _read_record(path: Path) -> dict | None:
-    if not path.is_file():
-        return None
-    with explained(f"{path} cannot be read", "remove it, for it is only kept with scores"):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {**facts, "training": [read_record(path) for path in ensure_tuple(ckpt_path)]}
 
 
 class TrainingCheckpoint:

@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from swinumamba_monai.data.files.label_map import IGNORED
-from swinumamba_monai.training.dice_ce import FusedDiceCELoss, in_single_precision
+from swinumamba_monai.training.losses import FusedDiceCELoss, in_single_precision
 
 _CERTAIN = 50.0  # a logit: its softmax against the negative is 1 to the last bit of float32
 

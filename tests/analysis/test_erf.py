@@ -7,10 +7,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from swinumamba_monai.analysis import effective_receptive_field, energy_within, load_inputs
+from swinumamba_monai.analysis import effective_receptive_field, energy_within, load_inputs, write_erf
 from swinumamba_monai.cli import main
 from swinumamba_monai.networks import build_network
 
@@ -44,6 +45,20 @@ def test_inputs(tmp_path):
     assert torch.equal(first, again)
 
 
+def test_titles_are_within_the_pictures(tmp_path, monkeypatch):
+    within = []
+
+    def savefig(figure: Figure, path: object, dpi: int) -> None:
+        figure.draw_without_rendering()
+        title, whole = figure._suptitle.get_window_extent(), figure.bbox
+        within.append(whole.x0 <= title.x0 and title.x1 <= whole.x1)
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    write_erf(tmp_path, {"SwinUMambaD": np.eye(64)}, "100 images of microscopy_test, weights of ckpt_path")
+    assert within == [True, True]
+
+
 def test_command(tmp_path, capsys):
     small = ["--roi_size", "32", "32", "--num_images", "1", "--device", "cpu", "--in_channels", "1"]
     torch.manual_seed(0)
@@ -61,9 +76,11 @@ def test_command(tmp_path, capsys):
         (["erf", "--network_name", "UNet"], "there is no network 'UNet'"),
         (["erf", "--network_name", "SegResNet", "nnUNet", *weights], "2 networks need as many files"),
         (["erf", "--network_name", "nnUNet", *weights], "not of this network"),
+        (["erf", "--network_name", "SegResNet", "nnUNet", *weights, weights[1]], "not of this network"),
         (["erf", "--network_name", "UNETR", "--roi_size", "30", "30"], "multiples of 16"),
         (["erf", "--images", str(tmp_path / "nowhere")], "does not exist"),
     ):
         assert main([*wrong[:1], *small, "--output_dir", str(out), *wrong[1:]]) == 1
         error = capsys.readouterr().err
+        assert "computed over" not in error  # no work is lost
         assert words in error and error.splitlines()[-1].startswith("error: "), error

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -23,6 +22,7 @@ from bundle_runs import (
     command,
     load_weights,
 )
+from forked import run_forked
 from ignite.engine import Events
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -303,7 +303,7 @@ class TestBadInput:
 
     def test_the_user_sees_the_sentence_alone(self, tmp_path):
         line = command("microscopy", "train", tmp_path, dataset_dir=str(tmp_path / "nowhere"))
-        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+        done = run_forked(line)
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in done.stderr

@@ -60,6 +60,12 @@ class TestPlaceholders:
         assert values.fill([1, "{gone?}"]) == [1]
         assert values.fill({"@": ["a", "{extra?}", "{gone?}"], "b": 1}) == {"a": "@a", "c": "@c", "b": 1}
 
+    def test_of_a_value_with_placeholders_of_its_own(self):
+        values = rendering.Values({"saver": {"keys": "{key}", "if": "{when?}", "ext": "{end}"}, "end": ".png"})
+        assert values.fill([{"<": "saver", "key": "pred"}]) == [{"keys": "pred", "ext": ".png"}]
+        given = {"<": "saver", "key": "b", "when": "{gone?}", "end": ".tif"}
+        assert values.fill(given) == {"keys": "b", "ext": ".tif"}
+
     def test_leave_python_and_json_alone(self):
         for text in ("$f\"cuda:{os.environ['RANK']}\"", '`{"train": [...]}`'):
             assert rendering.Values({}).fill(text) == text

@@ -13,6 +13,7 @@ import pytest
 from dicom_files import write_slice
 from test_strange_volumes import NORMAL, PLANES, VOXELS, check, series
 
+from swinumamba_monai import Predictor
 from swinumamba_monai.cli import main
 from swinumamba_monai.data.files.dicom_series import list_series
 from swinumamba_monai.data.files.volumes import VolumeReader, read_volume
@@ -207,3 +208,22 @@ def test_a_series_of_what_has_none_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"series chooses among DICOM series, and .* is no folder with any"):
             load_volumes(place, "T2")
         assert len(load_volumes(place, "all")) == 1
+
+
+def test_a_predictor_takes_the_series_of_a_folder_that_it_was_built_for(tmp_path):
+    for number, (name, planes) in enumerate([("T1", PLANES), ("T2", PLANES[::-1])]):
+        for z, plane in enumerate(planes):
+            given = {"series": f"1.{number}", "SeriesDescription": name}
+            write_slice(tmp_path / f"{name}{z}.dcm", plane, NORMAL * 4 * z, z, **given)
+    network = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    (tmp_path / "model.pt").touch()
+
+    def built(series: str) -> Predictor:
+        options = {"network_def": network, "checkpointloader": None, "roi_size": [32, 32], "series": series}
+        return Predictor("abdomen_mri", tmp_path / "model.pt", "cpu", **options)
+
+    np.testing.assert_array_equal(built("T2")(tmp_path).image, np.transpose(PLANES[::-1], (2, 1, 0)))
+    with pytest.raises(InputError, match="2 volumes of this series"):
+        built("all")(tmp_path)
+    with pytest.raises(InputError, match="but none is T3"):
+        built("T3")(tmp_path)

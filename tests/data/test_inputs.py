@@ -79,6 +79,24 @@ def test_files_that_are_no_volumes_are_named_where_there_is_nothing_else(tmp_pat
         load_volumes(tmp_path)
 
 
+def test_a_slice_is_not_taken_for_its_series_without_a_word(tmp_path, caplog):
+    for number in range(3):
+        write_slice(tmp_path / f"{number}.dcm", np.zeros((4, 5)), (0, 2.4 * number, 3.2 * number), number)
+    assert len(load_volumes(tmp_path / "1.dcm")) == 1
+    assert "not taken: 2 DICOM files beside it, so give the folder if they are" in caplog.text
+    assert "(0.dcm, 2.dcm)" in caplog.text
+    caplog.clear()
+    load_volumes(tmp_path)
+    assert "beside it" not in caplog.text
+
+
+def test_what_is_wrong_with_all_that_there_is_is_all_that_is_said(tmp_path):
+    for number in (0, 1):
+        write_slice(tmp_path / f"{number}.dcm", np.zeros((4, 5)), (0, 0, number), 1, series=f"1.{number}")
+    with pytest.raises(InputError, match=r"\A\S+ has slices of 2 series: [^\n]*\Z"):
+        load_volumes(tmp_path, skip_bad=True)
+
+
 def test_nothing_passed_over_is_no_warning(tmp_path, caplog):
     picture(tmp_path / "a.png")
     with caplog.at_level(logging.INFO):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.data.datalist import load_datalist
-from swinumamba_monai.data.files.images import read_instances
-from swinumamba_monai.data.files.label_map import IGNORED, read_label_map
+from swinumamba_monai.data.files.images import read_classes, read_instances
+from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, IGNORED, read_label_map
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
 from swinumamba_monai.data.prepare.label_forms import class_ids_of
 from swinumamba_monai.errors import InputError
@@ -118,3 +118,33 @@ def test_255_that_is_to_be_ignored_is_neither_white_nor_a_soft_edge(numbers, tmp
     assert np.array_equal(class_ids_of(tmp_path / "a.png", mask.shape, labels), mask)
     classes = labels.to_classes(mask, "a.png")
     assert [int(classes[0, index]) for index in range(len(numbers))] == [*numbers[:-1], IGNORED]
+
+
+@pytest.mark.parametrize("task", ["endoscopy", "microscopy"])
+def test_shapes_in_the_transparency_of_a_mask_are_not_passed_over(task, tmp_path):
+    """White everywhere, and seen where the shapes are: read as white, all of the picture would be one of them."""
+    source = tmp_path / "source"
+    for number in range(5):
+        alpha = (cells(number) > 0).astype(np.uint8) * 255
+        save(source / "images" / f"{number}.png")
+        save(source / "masks" / f"{number}.png", np.dstack([np.full((*SIZE, 3), 255, np.uint8), alpha]))
+    assert problems(source, task).count("has transparent pixels that are not black") == 5
+    for number in range(5):
+        alpha = (cells(number) > 0).astype(np.uint8) * 255
+        save(source / "masks" / f"{number}.png", np.dstack([alpha // 255] * 3 + [alpha]))
+    prepare_endoscopy(source, tmp_path / "made")
+    (label,) = [item["label"] for item in load_datalist(tmp_path / "made", "test", check=False)]
+    np.testing.assert_array_equal(read_classes(label), cells(int(Path(label).stem)) > 0)
+
+
+@pytest.mark.parametrize(("change", "is_said"), [(str, False), (str.upper, False), (lambda name: f"my {name}", True)])
+def test_other_classes_than_the_bundles_but_as_many_are_said(change, is_said, tmp_path, capsys):
+    """The bundle's metadata would give them its names where the record of the training is lost."""
+    names = ["background", *map(change, ENDOSCOPY_CLASSES[1:])]
+    for number in range(5):
+        save(tmp_path / "source" / "images" / f"{number}.png")
+        save(tmp_path / "source" / "masks" / f"{number}.png", cells(number) % 8)
+    (tmp_path / "map.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    given = ["--source_dir", str(tmp_path / "source"), "--output_dir", str(tmp_path / "made")]
+    assert main(["prepare", "endoscopy", *given, "--label_map", str(tmp_path / "map.json")]) == 0
+    assert ("predict calls them by the bundle's names" in capsys.readouterr().out) == is_said

@@ -129,6 +129,21 @@ def test_damage_within(tmp_path, caplog):
         assert "frames that decode" in caplog.text
 
 
+def test_a_frame_that_is_made_up_in_part_is_named(tmp_path, caplog):
+    """The decoder fills what is missing of a picture, and raises nothing."""
+
+    def halved(number, packet):
+        if number != 20:
+            return packet
+        half = av.Packet(bytes(packet)[: packet.size // 2])
+        half.pts, half.dts, half.time_base, half.stream = packet.pts, packet.dts, packet.time_base, packet.stream
+        return half
+
+    assert count_frames(write(tmp_path / "a.mkv", "mpeg4")) == NUMBER and not caplog.text
+    assert count_frames(write(tmp_path / "b.mkv", "mpeg4", halved)) == NUMBER
+    assert "b.mkv has 40 frames that decode; 1 parts do not, the first: a piece of the picture at 2.0" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("suffix", "codec"),
     [

@@ -7,14 +7,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from swinumamba_monai.data.files.images import read_image, stated_orientation
+from swinumamba_monai.data.files.video import count_frames
+from swinumamba_monai.data.files.volumes import read_volume
 from swinumamba_monai.data.files.walk import find_files
-from swinumamba_monai.data.listing import load_volumes
+from swinumamba_monai.data.listing import load_frames, load_volumes
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks import find_task
 
@@ -81,4 +85,40 @@ def test_among_volumes_it_is_named(tmp_path, caplog):
         os.mkfifo(tmp_path / name)
     with caplog.at_level(logging.INFO):
         assert [Path(item["image"]).name for item in load_volumes(tmp_path)] == ["a.nii.gz"]
-    assert all(name in caplog.text for name in ("b.nii.gz", "c.dcm", "d"))
+    assert "3 pipes, sockets or devices (b.nii.gz, c.dcm, d)" in caplog.text
+
+
+READERS = [("a.png", read_image), ("a.mp4", count_frames), ("a.nii.gz", read_volume), ("a.dcm", read_volume)]
+
+
+@pytest.mark.parametrize(("name", "read"), READERS)
+def test_every_reader_says_the_same_of_a_pipe_and_of_a_socket(tmp_path, monkeypatch, name, read):
+    with pytest.raises(InputError, match="does not exist; check the path"):
+        read(tmp_path / name)
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "socket").mkdir()
+    monkeypatch.chdir(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(name)  # whose absolute path may be too long for one
+    for path in (tmp_path / name, tmp_path / "socket" / name):
+        with pytest.raises(InputError, match=f"{name} is no file but a pipe, socket or device; check the path"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_a_folder_is_called_one(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{name} is no file but a folder; check the path"):
+        dict(READERS)[name](tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.nii.gz"])
+def test_one_that_is_given_by_itself(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} is no file but a pipe"):
+        (load_frames if name == "a.mp4" else load_volumes)(tmp_path / name)
+
+
+def test_the_orientation_of_one(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert stated_orientation(tmp_path / "a.png") == 1

@@ -74,13 +74,15 @@ def test_folds(surgeries, tmp_path):
         prepare_endoscopy(surgeries, tmp_path / "x", PrepareOptions(fold=1), PARTS)
 
 
-def test_frames_of_one_recording_are_cut_at_the_end(tmp_path):
-    for number in range(10):
-        save(tmp_path / "source/images" / f"frame{number:03d}.png", np.zeros((6, 8), dtype=np.uint8))
-        save(tmp_path / "source/labels" / f"frame{number:03d}.png", mask(np.s_[:2], value=1))
+@pytest.mark.parametrize("digits", [3, 1])
+def test_frames_of_one_recording_are_cut_at_the_end(digits, tmp_path):
+    """At the end of the time: the neighbours of frame10 are frame9 and frame11, and would be as good as seen."""
+    for number in range(11):
+        save(tmp_path / "source/images" / f"frame{number:0{digits}d}.png", np.zeros((6, 8), dtype=np.uint8))
+        save(tmp_path / "source/labels" / f"frame{number:0{digits}d}.png", mask(np.s_[:2], value=1))
     prepare_endoscopy(tmp_path / "source", tmp_path / "out", label_map=PARTS)
-    assert names(tmp_path / "out", "test") == ["frame008", "frame009"]
-    assert names(tmp_path / "out", "validation") == ["frame007"]
+    assert set(names(tmp_path / "out", "test")) == {f"frame{number:0{digits}d}" for number in (9, 10)}
+    assert names(tmp_path / "out", "validation") == [f"frame{8:0{digits}d}"]
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from forked import run_forked
 from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from monai.data.utils import set_rnd
@@ -203,15 +204,16 @@ def test_leftovers_of_killed_processes_go(items, tmp_path):
     assert not left.exists()
 
 
-def test_other_processes_find_the_cache(items, tmp_path):
+def test_other_processes_find_the_cache(items, tmp_path, monkeypatch):
     first = SliceDataset(items, volume_transform(), tmp_path / "cache")
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_slice_crops import *\n"
-        f"print(*SliceDataset({items!r}, volume_transform(), sys.argv[2]).folders)"
+    (tmp_path / "slices_again.py").write_text(
+        "import sys; from test_slice_crops import *\n"
+        f"print(*SliceDataset({items!r}, volume_transform(), sys.argv[1]).folders)"
     )
-    arguments = [sys.executable, "-c", code, os.path.dirname(__file__), str(tmp_path / "cache")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=300)
-    assert done.stdout.split() == [str(folder) for folder in first.folders]
+    for place in (Path(__file__).parent, tmp_path):
+        monkeypatch.syspath_prepend(place)
+    done = run_forked([sys.executable, "-m", "slices_again", str(tmp_path / "cache")])
+    assert done.stdout.split() == [str(folder) for folder in first.folders], done.stderr[-2000:]
 
 
 def test_ranks_begin_elsewhere(items, tmp_path, monkeypatch):

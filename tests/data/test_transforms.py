@@ -159,6 +159,14 @@ def test_slices_are_resampled_and_stay_where_they_are():
     torch.testing.assert_close(one.as_tensor(), both.as_tensor(), rtol=0, atol=0)
 
 
+def test_slices_that_would_be_one_pixel_are_refused():
+    """As of metres that are taken for millimetres: all of the image would be one number."""
+    volume = MetaTensor(torch.rand(1, 300, 300, 3), affine=np.diag([1e-3, 1e-3, 5e-3, 1]))
+    with pytest.raises(InputError, match=r"become a single pixel of 1\.25 x 1\.25 mm; correct the spacing"):
+        SliceSpacingd("image", 1.25)({"image": volume})
+    assert SliceSpacingd("image", 1.25)({"image": volume[:, :1, :1]})["image"].shape == (1, 1, 1, 3)
+
+
 @pytest.mark.parametrize("spacing", [[1.0], [0.0, 1.0], [1.0, 1.0, 1.0], [1.0, 101.0], 0, "fine", ["1", "2"]], ids=str)
 def test_a_spacing_is_of_two_axes(spacing):
     with pytest.raises(InputError, match="spacing holds the mm"):

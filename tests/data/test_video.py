@@ -94,6 +94,8 @@ def test_bad_videos_get_a_sentence(clip, tmp_path):
         with pytest.raises(InputError, match=words) as error:
             count_frames(tmp_path / name)
         assert name in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"is a video, and one frame of it is wanted, such as .*#000000\.\w+; "):
+        FrameReader().get_data([clip])
     with pytest.raises(InputError, match=f"ends after {NUMBER} frames, before frame {NUMBER + 5}"):
         FrameReader().get_data([Path(name_part(clip, NUMBER + 5))])
 

@@ -7,6 +7,7 @@ The packages that it depends on are those of this environment, which is given to
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -24,6 +25,17 @@ from swinumamba_monai.distribution import package_bundle
 # What a checkout holds besides the sources; wheels that were built before must not find their way into a new one.
 NO_SOURCES = ".* build dist demo *.egg-info __pycache__ models eval shared".split()
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
+
+# ``python -m swinumamba_monai`` with one list of words after another, in one process: most of each would be imports.
+IN_TURN = """
+import json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = words
+    try:
+        runpy.run_module("swinumamba_monai", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert not end.code, words
+"""
 
 
 def run(*line: object, cwd: Path, **environment: str) -> str:
@@ -99,14 +111,13 @@ def test_the_wheel_alone_runs(python, tmp_path):
     package = package_bundle(copy_bundle("endoscopy", tmp_path / "bundles"), tmp_path / "dist")
     empty = tmp_path / "empty"
     empty.mkdir()
-    doctor = run(python, "-m", "swinumamba_monai", "doctor", cwd=empty)
+    height, width = map(str, DATA["endoscopy"]["image_size"])
+    counts = ["--num_train", "1", "--num_validation", "1", "--num_test", "1", "--image_size", height, width]
+    lines = [["doctor"], ["synthesize", "endoscopy", "--output_dir", "data", *counts]]
+    doctor = run(python, "-c", IN_TURN, json.dumps(lines), cwd=empty)
     installed = Path(doctor.splitlines()[0].split(" in ")[1])
     assert installed.is_relative_to(python.parents[1]), "not the package of the checkout"
     assert "scan of float32" in doctor
-
-    height, width = map(str, DATA["endoscopy"]["image_size"])
-    counts = ("--num_train", "1", "--num_validation", "1", "--num_test", "1", "--image_size", height, width)
-    run(python, "-m", "swinumamba_monai", "synthesize", "endoscopy", "--output_dir", "data", *counts, cwd=empty)
     with zipfile.ZipFile(package.archive) as archive:
         archive.extractall(empty)
     run(

@@ -91,7 +91,9 @@ FILE_ROWS: dict[str, Callable[[Path], None]] = {
     "a folder with DICOM files, in it or below": dicom_folder,
     "`.dcm`": dicom_file,
     "NaN": lambda folder: nan(folder, np.nan),
-    "infinite voxels": lambda folder: nan(folder, np.inf),
+    "infinite voxels, and those beyond 1e30, by which some programs mark what is missing": lambda folder: infinite(
+        folder
+    ),
     "colours, complex numbers": partial(
         refused, "one number per voxel", lambda folder: save(folder / "a.nii", VOXELS.astype(np.complex64))
     ),
@@ -110,6 +112,14 @@ def nan(folder: Path, value: float) -> None:
     refused("NaN or infinite", lambda folder: save(folder / "a.nii", voxels), folder)
     if np.isnan(value):
         assert read_volume(folder / "a.nii", nan=0)[0][0, 0, 0] == 0
+
+
+def infinite(folder: Path) -> None:
+    nan(folder, np.inf)
+    for value, kind in ((3e38, np.float32), (-1e300, np.float64)):
+        voxels = VOXELS.astype(kind)
+        voxels[0, 0, 0] = value
+        refused("beyond 1e\\+30", lambda folder, voxels=voxels: save(folder / "a.nii", voxels), folder)
 
 
 @pytest.mark.parametrize("row", rows("Files of volumes"))

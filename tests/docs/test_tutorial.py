@@ -5,16 +5,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 from doc_commands import ROOT
+from forked import run_forked
 
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
 # Its code cells one after another in one namespace, as Jupyter runs them.
 RUNNER = """
-import json, sys
+import json, sys, tempfile
+import matplotlib
+matplotlib.use("Agg")
+tempfile.tempdir = sys.argv[2]
 namespace = {"__name__": "__main__"}
 for number, cell in enumerate(json.load(open(sys.argv[1], encoding="utf-8"))["cells"]):
     if cell["cell_type"] == "code":
@@ -28,10 +30,10 @@ assert max(float(row["f1"]) for row in namespace["scores"]) > 0, "no cell was ri
 """
 
 
-def test_it_runs(tmp_path):
-    environment = {**os.environ, "MPLBACKEND": "Agg", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-c", RUNNER, str(NOTEBOOK)]
-    done = subprocess.run(line, cwd=NOTEBOOK.parent, env=environment, capture_output=True, text=True, timeout=300)
+def test_it_runs(tmp_path, monkeypatch):
+    (tmp_path / "run_notebook.py").write_text(RUNNER)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run_forked([sys.executable, "-m", "run_notebook", str(NOTEBOOK), str(tmp_path)], NOTEBOOK.parent)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

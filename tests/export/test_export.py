@@ -8,6 +8,7 @@ Tolerance: float32 sums of other orders through some ten layers differ by about 
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forked import run_forked
 
 from swinumamba_monai import export
 from swinumamba_monai.cli import main
+from swinumamba_monai.errors import InputError
 from swinumamba_monai.export import make_program
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD, build_network
 from swinumamba_monai.ops import selective_scan
@@ -85,12 +86,14 @@ class TestNetworks:
                 torch.testing.assert_close(loaded(x), network_of[name](x), **TOLERANCE)
 
     @needs_export
-    def test_onnx(self, name, network_of, program_of, tmp_path, monkeypatch):
+    def test_onnx(self, name, network_of, program_of, tmp_path, monkeypatch, caplog):
         pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra: export)")
         onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra: export)")
         onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: export)")
         monkeypatch.setattr(export, "make_program", lambda network: program_of(name))  # made once for both tests
-        path = export.export_onnx(network_of[name], tmp_path / "model.onnx")
+        with caplog.at_level(logging.INFO):  # as the command logs
+            path = export.export_onnx(network_of[name], tmp_path / "model.onnx")
+        assert [record for record in caplog.records if record.name.startswith(("onnx", "torch.onnx"))] == []
         model = onnx.load(path)
         assert {node.domain for node in model.graph.node} == {""} and not model.functions
         assert count_nodes(model.graph) < 1000
@@ -115,6 +118,14 @@ def test_programs_of_other_systems_take_other_sizes(name, options):
         for size in ((64, 64), (70, 129), (100, 64)):
             x = torch.randn(1, 2, *size)
             torch.testing.assert_close(run(x), net(x), **TOLERANCE)
+
+
+@needs_export
+def test_a_network_of_one_size_is_refused():
+    small = {"hidden_size": 12, "mlp_dim": 8, "num_heads": 2}
+    net = build_network("UNETR", in_channels=2, out_channels=3, roi_size=(64, 64), **small)
+    with pytest.raises(InputError, match=r"cannot follow UNETR at any size \(.* up to 64×64.*\); TorchScript"):
+        make_program(net.eval())
 
 
 def count_nodes(graph) -> int:
@@ -188,11 +199,17 @@ class TestCommand:
         torch.manual_seed(0)
         network = build_network("nnUNet", in_channels=2, out_channels=3, roi_size=(64, 64), base_channels=4).eval()
         torch.save(network.state_dict(), "model.pt")
-        definition = {"_target_": "swinumamba_monai.networks.build_network", "name": "nnUNet", "base_channels": 4}
-        definition |= {"in_channels": "@in_channels", "out_channels": "@num_classes", "roi_size": [64, 64]}
-        config = {"in_channels": 2, "num_classes": 3, "network_def": definition}
+        definition = {"_target_": "swinumamba_monai.networks.build_network", "name": "@network_name"}
+        definition |= {
+            "base_channels": 4,
+            "in_channels": "@in_channels",
+            "out_channels": "@num_classes",
+            "roi_size": [64, 64],
+        }
+        config = {"network_name": "SwinUMambaD", "in_channels": 2, "num_classes": 3, "network_def": definition}
         Path("inference.json").write_text(json.dumps(config))
         arguments = {"--config_file": "inference.json", "--ckpt_file": "model.pt", "--filepath": "model.pt2"}
+        arguments["--network_name"] = "nnUNet"
         assert main(["export", "program", *(word for pair in arguments.items() for word in pair)]) == 0
         assert "ready: model.pt2" in capsys.readouterr().out
         x = torch.rand(1, 2, 50, 77)
@@ -256,6 +273,8 @@ def test_onnx_export_of_monai_names_our_command(tmp_path):
     command = f"--config_file {root}/configs/inference.json --bundle_root {root} --net_id network_def"
     command += f" --ckpt_file {tmp_path}/model.pt --filepath {tmp_path}/model.onnx --input_shape [1,3,64,64]"
     small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
-    done = run_forked([sys.executable, "-m", "monai.bundle", "onnx_export", *command.split(), *small])
+    line = [sys.executable, "-m", "monai.bundle", "onnx_export", *command.split(), *small]
+    # no fork, whose networks were imported before there was a command to ask for
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "use python -m swinumamba_monai export onnx" in done.stderr.splitlines()[-1]

@@ -254,8 +254,16 @@ class TestSays:
             make(768, savers=2).check(image)
         with pytest.raises(InputError, match="block_size is 700, but blocks need margins: 768 or more, or 0 for none"):
             make(block_size=700)
-        with pytest.raises(InputError, match="for cells of the diameter 100: 1280 or more"):
-            make(768, diameter=100)  # cells of 100 pixels have margins of 400, made 512 and with a core
+
+    def test_blocks_too_small_for_the_cells_are_refused_where_an_image_needs_blocks(self, make, save):
+        """Cells of 100 pixels have margins of 400, made 512; an image that is no larger than two blocks has none."""
+        by_blocks = make(768, diameter=100)
+        assert by_blocks.open(save(np.zeros((768, 1536), np.uint8), "small.tif")) is None
+        with by_blocks.open(save(np.zeros((1100, 1100), np.uint8))) as image:
+            words = "for cells of the diameter 100 their margins alone have 1024; give block_size=1280, or 0 to"
+            with pytest.raises(InputError, match=words):
+                by_blocks.check(image)
+            make(1280, diameter=100).check(image)
 
     def test_no_block_is_looked_at_in_a_size_of_its_own(self, make):
         assert isinstance(make(768, diameter="auto").inference.inferer, MirrorInferer)

@@ -12,6 +12,7 @@ from matplotlib.path import Path as Outline
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference import PolygonWriter, geojson
+from swinumamba_monai.inference.polygons import class_names
 
 
 def fill(collection: dict, numbers: list[int], shape: tuple[int, int]) -> np.ndarray:
@@ -69,3 +70,39 @@ def test_writer_writes_json_and_wants_names(tmp_path) -> None:
     assert json.loads((tmp_path / "a.geojson").read_text())["features"][0]["properties"]["name"] == "cell 1"
     with pytest.raises(InputError, match="does not name the classes"):
         PolygonWriter(tmp_path / "metadata.json")
+
+
+def test_classes_of_another_training_do_not_get_the_names_of_the_bundle(tmp_path, caplog) -> None:
+    file = tmp_path / "metadata.json"
+    channels = {"0": "background", "1": "liver", "2": "right kidney"}
+    file.write_text(json.dumps({"network_data_format": {"outputs": {"pred": {"channel_def": channels}}}}))
+    assert class_names(file) == class_names(file, 3) == {1: "liver", 2: "right kidney"} and not caplog.text
+    assert class_names(file, 2) == {1: "class 1"}
+    assert "metadata.json names 2 classes and the network has 1, so they are called class 1" in caplog.text
+    assert class_names(file, 4) == {1: "class 1", 2: "class 2", 3: "class 3"}
+    writer = PolygonWriter(file, 2)
+    writer.set_data_array(np.eye(3)[None])
+    writer.write(tmp_path / "a.geojson")
+    assert json.loads((tmp_path / "a.geojson").read_text())["features"][0]["properties"]["name"] == "class 1"
+
+
+def test_classes_have_the_names_of_their_training(tmp_path) -> None:
+    """Where all networks of an ensemble were trained on the same ones, and they are as many as the network has."""
+    file = tmp_path / "metadata.json"
+    channels = {"0": "background", "1": "liver", "2": "right kidney"}
+    file.write_text(json.dumps({"network_data_format": {"outputs": {"pred": {"channel_def": channels}}}}))
+    of_bundle, weights = {1: "liver", 2: "right kidney"}, [tmp_path / "a" / "model.pt", tmp_path / "b" / "model.pt"]
+    records = [path.with_name("run.json") for path in weights]
+    for record in records:
+        record.parent.mkdir()
+        record.write_text(json.dumps({"class_names": ["background", "Leber", "Milz"]}))
+    assert class_names(file, 3, weights) == class_names(file, 3, weights[0]) == {1: "Leber", 2: "Milz"}
+    assert class_names(file, 2, weights) == {1: "class 1"}
+    for other in (["background", "Milz", "Leber"], [], None):
+        records[1].write_text(json.dumps({"class_names": other}))
+        assert class_names(file, 3, weights) == of_bundle
+    records[1].unlink()
+    assert class_names(file, 3, weights) == of_bundle
+    records[0].write_text("{")
+    with pytest.raises(InputError, match=r"run\.json cannot be read"):
+        class_names(file, 3, weights)

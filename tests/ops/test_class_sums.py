@@ -20,7 +20,7 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 
 from swinumamba_monai.data.files.label_map import IGNORED
 from swinumamba_monai.ops.cuda import class_sums
-from swinumamba_monai.training import FusedDiceCELoss, HalvingDeepSupervisionLoss, PartialDiceCELoss, distributed
+from swinumamba_monai.training import FusedDiceCELoss, HalvingDeepSupervisionLoss, PartialDiceCELoss, losses
 
 OPTIONS = {"include_background": False, "to_onehot_y": True, "softmax": True, "batch": True}
 
@@ -158,10 +158,10 @@ def test_several_processes(emulator, monkeypatch):
             assert part.equal(sums[rank]) and not part.requires_grad
             return torch.cat(sums)
 
-        monkeypatch.setattr(distributed.idist, "get_world_size", lambda: 2)
-        monkeypatch.setattr(distributed.idist, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(distributed.idist, "all_gather", all_gather)
-        result = output_and_gradients(lambda x, y=y: distributed.GlobalBatchLoss(loss)(x, y), leaves({"x": x}))
+        monkeypatch.setattr(losses.idist, "get_world_size", lambda: 2)
+        monkeypatch.setattr(losses.idist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(losses.idist, "all_gather", all_gather)
+        result = output_and_gradients(lambda x, y=y: losses.GlobalBatchLoss(loss)(x, y), leaves({"x": x}))
         torch.testing.assert_close(result["out"], whole["out"])
         torch.testing.assert_close(result["x"] / 2, whole["x"][2 * rank : 2 * rank + 2])
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tifffile
+from forked import run_forked
 from PIL import Image
 from skimage.measure import regionprops
 
@@ -79,8 +80,7 @@ def test_a_bad_share_does_not_stop_the_others_of_torchrun(small, tmp_path):
     for name in "bdf":
         (tmp_path / "images" / f"{name}.png").write_bytes(b"no image")
     words = replace(small, folder=tmp_path / "images").words(tmp_path / "out")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "swinumamba_monai"]
-    ended = subprocess.run([sys.executable, *torchrun, *words], capture_output=True, text=True, timeout=600)
+    ended = run_forked([sys.executable, "-m", "swinumamba_monai", *words], processes=2)
     assert ended.returncode == 1 and "3 of the images could not be predicted" in ended.stderr
     assert [row["name"] for row in read_rows(tmp_path / "out" / "summary_1of2.csv")] == ["a", "c", "e"]
     assert ": 3 images, " in ended.stdout

@@ -229,6 +229,32 @@ class TestTable:
         assert doubt == "the cells are 5 pixels across, but the network knows 9 to 64; try --diameter 5"
         assert not find_doubts(image, table, of_cells=True, given=["diameter"])
 
+    @pytest.mark.parametrize(("said", "doubted"), [(41, True), (19, False), (6, False), (4.9, True), (None, False)])
+    def test_cells_of_another_size_than_was_said(self, said, doubted):
+        table = {"area": np.array([78.5, 78.5]), "score": np.array([0.9, 0.9])}
+        doubts = find_doubts(np.arange(400).reshape(20, 20) ** 2, table, True, ["diameter"], said=said)
+        assert doubts == [f"the cells are 10 pixels across, not {said} as --diameter says; leave that out"] * doubted
+
+    @pytest.mark.parametrize(("ground", "words"), [(30, None), (100, "neither dark nor bright"), (190, "add --invert")])
+    def test_a_ground_that_is_not_dark(self, ground, words):
+        """In relief cells have a bright side and a dark one."""
+        image = np.full((20, 20), ground)
+        image[4:8, 4:8], image[4:8, 8:12] = 0, 220
+        table = {"area": np.array([300.0]), "score": np.array([0.9])}
+        doubts = find_doubts(image, table, of_cells=True)
+        assert len(doubts) == (words is not None) and all(words in doubt for doubt in doubts)
+
+    @pytest.mark.parametrize(("red", "words"), [(1, None), (2, "50% of the cells are red"), (4, "100% of the")])
+    def test_red_blood_cells_are_no_nuclei(self, red, words):
+        image, colours = np.full((20, 20, 3), (240, 235, 200)), np.full((4, 3), (100, 60, 140))
+        colours[:red] = 210, 110, 120
+        image[2:18:4, 2:6] = colours[:, None]
+        means = {f"intensity_mean-{channel}": colours[:, channel] for channel in range(3)}
+        table = {"area": np.full(4, 300.0), "score": np.full(4, 0.9), **means}
+        doubts = find_doubts(image, table, of_cells=True)
+        assert len(doubts) == (words is not None) and all(words in doubt for doubt in doubts)
+        assert not find_doubts(image, table, of_cells=True, given=["channel"])
+
     def test_a_fourth_channel_that_is_no_even_transparency(self):
         table = {"area": np.array([300.0, 300.0]), "score": np.array([0.9, 0.9])}
         image = np.stack([np.arange(400.0).reshape(20, 20) ** 2] * 4, -1)
@@ -257,6 +283,13 @@ class TestOptions:
             ({"bundle": None}, "bundle must be a task .* or a path; got None"),
             ({"bundle": ["microscopy"]}, "bundle must be a task .* or a path"),
             ({"bundle_dir": 5}, "bundle_dir must be a task .* or a path; got 5"),
+            ({"bundle": ""}, "bundle is empty; give a task"),
+            ({"bundle_dir": ""}, "bundle_dir is empty; give a task"),
+            ({"device": ""}, "device '' cannot be used"),
+            ({"checkpoint": ""}, "checkpoint is empty; give a file of weights"),
+            ({"checkpoint": []}, "checkpoint is empty; give a file of weights"),
+            ({"roi_size": 4}, "--roi_size must be .* from 16 on; got 4"),
+            ({"diameter": 0.5}, "--diameter must be a number from 1 to 100000 or auto or None; got 0.5"),
             ({"checkpoint": "nowhere.pt"}, "there are no weights nowhere.pt"),
             ({"bundle": "telescopy"}, "'telescopy' is no task .* and no folder of a bundle"),
             ({"num_classes": 5}, "--num_classes is made by the config"),
@@ -266,6 +299,13 @@ class TestOptions:
         small = small_bundle("microscopy")
         with pytest.raises(InputError, match=words):
             Predictor(**{"bundle": small.task, "checkpoint": small.checkpoint, **small.options, **given})
+
+    def test_another_number_of_classes_has_no_names_of_the_paper(self, small_bundle):
+        small, network = small_bundle("endoscopy"), {"_target_": "torch.nn.Conv2d", "in_channels": 3, "kernel_size": 1}
+        given = {"network_def": {**network, "out_channels": 3}, "num_classes": 3, "checkpointloader": None}
+        predictor = Predictor(small.task, small.checkpoint, "cpu", **given)
+        assert predictor.class_names == {1: "class 1", 2: "class 2"}
+        assert set(predictor(small.images[0]).table["name"]) <= {"class 1", "class 2"}
 
     def test_a_device_by_number_is_a_gpu_and_never_the_cpu(self):
         try:

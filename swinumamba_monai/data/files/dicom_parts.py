@@ -20,6 +20,8 @@ from swinumamba_monai.errors import shown
 if TYPE_CHECKING:
     import pydicom
 
+    Headers = dict[Path, pydicom.Dataset]  # headers of files, in their order
+
 NO_NAME = r"[^0-9A-Za-z.-]"  # what no part of a path made of a UID has
 # In what the volumes of one series may differ that have slices at the same places, the plainest first.
 PART_TAGS = (
@@ -38,7 +40,7 @@ _LEAST_STACK = 3
 _PLANES = ("sagittal", "coronal", "axial")  # the plane of a slice, by the axis that its normal is next to
 
 
-def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
+def copies_in(images: Headers) -> dict[Path, str]:
     """Files that are the same as one before, to the last byte, in the same folder."""
     copies: dict[Path, str] = {}
     first: dict[tuple[Path, str], list[Path]] = {}
@@ -51,14 +53,14 @@ def copies_in(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
     return copies
 
 
-def by_folder(group: dict[Path, pydicom.Dataset]) -> list[dict[Path, pydicom.Dataset]]:
+def by_folder(group: Headers) -> list[Headers]:
     """The files of each folder, where all folders have slices at the same places, and no header tells them apart.
 
     Folders that share the slices of one stack, as a CD has them, stay together.
     """
     if len(parts_of("", group)) > 1:
         return [group]
-    folders: dict[Path, dict[Path, pydicom.Dataset]] = {}
+    folders: dict[Path, Headers] = {}
     for file, header in group.items():
         folders.setdefault(file.parent, {})[file] = header
     places = [
@@ -67,7 +69,7 @@ def by_folder(group: dict[Path, pydicom.Dataset]) -> list[dict[Path, pydicom.Dat
     return list(folders.values()) if all(place == places[0] for place in places) else [group]
 
 
-def visits_of(images: dict[Path, pydicom.Dataset]) -> list[set[Path]]:
+def visits_of(images: Headers) -> list[set[Path]]:
     """The files that are of one study or in one folder, and so of one patient."""
     visits: list[tuple[set[str], set[Path]]] = []
     for file, header in images.items():
@@ -81,8 +83,8 @@ def visits_of(images: dict[Path, pydicom.Dataset]) -> list[set[Path]]:
 
 
 def join_lone_slices(
-    groups: dict[tuple[int, str], dict[Path, pydicom.Dataset]],
-) -> tuple[dict[tuple[int, str], dict[Path, pydicom.Dataset]], int, int]:
+    groups: dict[tuple[int, str], Headers],
+) -> tuple[dict[tuple[int, str], Headers], int, int]:
     """Make one series of slices that have a series each, as some scanners and anonymizers leave them.
 
     They agree in ``STACK_TAGS`` (without a study they lie in one folder), and are three or more at even distances;
@@ -109,13 +111,13 @@ def join_lone_slices(
             joined |= dict.fromkeys(keys, keys[0])
         elif len(keys) >= _LEAST_STACK:
             others += len(keys)
-    result: dict[tuple[int, str], dict[Path, pydicom.Dataset]] = {}
+    result: dict[tuple[int, str], Headers] = {}
     for key, group in groups.items():
         result.setdefault(joined.get(key, key), {}).update(group)
     return result, len(joined), others
 
 
-def is_stack(group: dict[Path, pydicom.Dataset]) -> bool:
+def is_stack(group: Headers) -> bool:
     """Whether slices, which are parallel, are three or more at even distances."""
     try:
         positions = np.array([header.ImagePositionPatient for header in group.values()], dtype=np.float64)
@@ -133,9 +135,7 @@ def uneven(gaps: np.ndarray) -> bool:
     return bool(np.abs(gaps - typical).max() > SPACING_TOLERANCE * typical)
 
 
-def parts_of(
-    key: str, group: dict[Path, pydicom.Dataset], tags: Sequence[str] = PART_TAGS
-) -> list[tuple[str, dict[Path, pydicom.Dataset], str]]:
+def parts_of(key: str, group: Headers, tags: Sequence[str] = PART_TAGS) -> list[tuple[str, Headers, str]]:
     """The volumes of a series.
 
     Args:
@@ -164,23 +164,23 @@ def parts_of(
         for some in combinations(tags, count):
             of_files = list(zip(*(texts[tag] for tag in some)))
             if len(set(of_files)) == most and len(set(zip(of_files, places))) == len(group):
-                parts: dict[str, dict[Path, pydicom.Dataset]] = {}
+                parts: dict[str, Headers] = {}
                 for (file, header), values in zip(group.items(), of_files):
                     parts.setdefault(", ".join(map(" ".join, zip(some, values))), {})[file] = header
                 return [(re.sub(NO_NAME, "_", f"{key}-{name.replace(' ', '-')}"), parts[name], name) for name in parts]
     return [(key, group, "")]
 
 
-def by_plane(group: dict[Path, pydicom.Dataset]) -> dict[str, dict[Path, pydicom.Dataset]]:
+def by_plane(group: Headers) -> dict[str, Headers]:
     """The files of each stack by its plane, where all directions have several slices and a plane of their own."""
     stacks = by_direction(group)
     named = {plane_of(next(iter(stack.values()))): stack for stack in stacks if len(stack) > 1}
     return named if len(named) == len(stacks) else {}
 
 
-def by_direction(group: dict[Path, pydicom.Dataset]) -> list[dict[Path, pydicom.Dataset]]:
+def by_direction(group: Headers) -> list[Headers]:
     """The files whose slices are parallel together; those that state no direction are with the first."""
-    stacks: list[tuple[np.ndarray | None, dict[Path, pydicom.Dataset]]] = []
+    stacks: list[tuple[np.ndarray | None, Headers]] = []
     for file, header in group.items():
         way = direction_of(header)
         fits = (stack for first, stack in stacks if way is None or first is None or is_parallel(way, first))
@@ -192,16 +192,16 @@ def by_direction(group: dict[Path, pydicom.Dataset]) -> list[dict[Path, pydicom.
     return [stack for _, stack in stacks]
 
 
-def by_size(group: dict[Path, pydicom.Dataset]) -> dict[str, dict[Path, pydicom.Dataset]]:
+def by_size(group: Headers) -> dict[str, Headers]:
     """The files whose slices are of one size together, by columns and rows, as in ``256 x 192``."""
-    sizes: dict[str, dict[Path, pydicom.Dataset]] = {}
+    sizes: dict[str, Headers] = {}
     for file, header in group.items():
         size = f"{_text(getattr(header, 'Columns', ''))} x {_text(getattr(header, 'Rows', ''))}"
         sizes.setdefault(size, {})[file] = header
     return sizes
 
 
-def of_another_size(group: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
+def of_another_size(group: Headers) -> dict[Path, str]:
     """Single slices of a series whose others are a stack of one size, as a picture of it, with the word for them."""
     sizes = by_size(group)
     alone = {file: header for part in sizes.values() if len(part) == 1 for file, header in part.items()}

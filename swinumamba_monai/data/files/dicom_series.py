@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,8 @@ from swinumamba_monai.errors import InputError, listed, log_once, shown
 
 if TYPE_CHECKING:
     import pydicom
+
+    from swinumamba_monai.data.files.dicom_parts import Headers
 
 UID, _ = optional_import("pydicom.uid", name="UID")
 
@@ -126,33 +128,12 @@ def find_series(folder: Path) -> list[Series]:
     files = [file for file in find_files(folder) if is_dicom_file(file)]
     if files and not has_pydicom:
         raise InputError(f"{folder} holds DICOM files, which need pydicom; install swinumamba-monai[dicom].")
-    broken: list[Path] = []
-    images: dict[Path, pydicom.Dataset] = {}
-    aside: dict[Path, str] = {}
-    for file in files:
-        try:
-            header = read_header(file, _TAGS)
-            for tag in _TAGS:
-                getattr(header, tag, None)
-            if reason := _no_image(header):
-                aside[file] = reason
-            else:
-                images[file] = header
-        except Exception:  # pydicom has no common class for a broken file; reading it says what is wrong
-            broken.append(file)
+    images, aside, broken = _read_headers(files)
     aside |= copies_in(images)
-    images = {file: header for file, header in images.items() if file not in aside}
-    visits = visits_of(images)
+    visits = visits_of(_without(images, aside))
     for visit in visits:
         aside |= _no_scans({file: images[file] for file in visit})
-    images = {file: header for file, header in images.items() if file not in aside}
-    visit_of = {file: number for number, visit in enumerate(visits) for file in visit}
-    groups: dict[tuple[int, str], dict[Path, pydicom.Dataset]] = {}
-    for file, header in images.items():
-        key = _key(header)  # which two patients share where somebody made all alike, or took them out
-        tells = key == _NO_UID or getattr(header, "StudyInstanceUID", None)
-        groups.setdefault((visit_of[file] if tells else 0, key), {})[file] = header
-    groups, joined, alike = join_lone_slices(groups)
+    groups, joined, alike = join_lone_slices(_by_uid(_without(images, aside), visits))
     if joined:
         _warn(f"{folder}: {joined} slices with a SeriesInstanceUID each are put together into stacks")
     if alike:
@@ -164,18 +145,54 @@ def find_series(folder: Path) -> list[Series]:
         aside |= of_another_size(group)
     for visit in visits:
         aside |= _across_stacks([group for group in groups.values() if next(iter(group)) in visit])
-    groups = {key: {f: h for f, h in group.items() if f not in aside} for key, group in groups.items()}
-    groups = {key: group for key, group in groups.items() if group}
     if aside:
         names = listed((f"{file.name} ({reason})" for file, reason in aside.items()), _MAX_LISTED)
         _warn(f"{folder}: {len(aside)} of {len(files)} DICOM files are set aside: {names}")
     series = [
-        one for (_, key), group in groups.items() for whole in by_folder(group) for one in _series(key, whole, broken)
+        one
+        for (_, key), group in groups.items()
+        if (kept := _without(group, aside))
+        for whole in by_folder(kept)
+        for one in _series(key, whole, broken)
     ]
     places = {file.parent for one in series for file in one.files}
     for place in sorted({file.parent for file in broken} - places):
         series.append(Series(_NO_UID, tuple(file for file in broken if file.parent == place)))
     return _with_names(sorted(series, key=lambda one: (one.folder, len(one.number), one.number, one.key, one.files)))
+
+
+def _read_headers(files: Sequence[Path]) -> tuple[Headers, dict[Path, str], list[Path]]:
+    """The headers of images, what the other files are, and which cannot be read."""
+    images: Headers = {}
+    others: dict[Path, str] = {}
+    broken: list[Path] = []
+    for file in files:
+        try:
+            header = read_header(file, _TAGS)
+            for tag in _TAGS:
+                getattr(header, tag, None)
+            if reason := _no_image(header):
+                others[file] = reason
+            else:
+                images[file] = header
+        except Exception:  # pydicom has no common class for a broken file; reading it says what is wrong
+            broken.append(file)
+    return images, others, broken
+
+
+def _without(images: Headers, aside: Container[Path]) -> Headers:
+    return {file: header for file, header in images.items() if file not in aside}
+
+
+def _by_uid(images: Headers, visits: Sequence[set[Path]]) -> dict[tuple[int, str], Headers]:
+    """The files of each series, by the number of their visit where that tells series apart, and by their UID."""
+    visit_of = {file: number for number, visit in enumerate(visits) for file in visit}
+    groups: dict[tuple[int, str], Headers] = {}
+    for file, header in images.items():
+        key = _key(header)  # which two patients share where somebody made all alike, or took them out
+        tells = key == _NO_UID or getattr(header, "StudyInstanceUID", None)
+        groups.setdefault((visit_of[file] if tells else 0, key), {})[file] = header
+    return groups
 
 
 def _with_names(series: Sequence[Series]) -> list[Series]:
@@ -263,7 +280,7 @@ def find_named(path: Path) -> Series:
     return choose_series(path, [one for one in alike if one.folder == path.parent] or alike)[0]
 
 
-def _no_scans(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
+def _no_scans(images: Headers) -> dict[Path, str]:
     """The secondary captures and localizers of a visit, with the word, if there is anything else in it."""
     aside: dict[Path, str] = {}
     captures = [f for f, h in images.items() if str(getattr(h, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)]
@@ -275,7 +292,7 @@ def _no_scans(images: dict[Path, pydicom.Dataset]) -> dict[Path, str]:
     return aside
 
 
-def _across_stacks(groups: Sequence[dict[Path, pydicom.Dataset]]) -> dict[Path, str]:
+def _across_stacks(groups: Sequence[Headers]) -> dict[Path, str]:
     """Slices of the series of a visit that are in other directions than its stacks, with the word for them."""
     aside: dict[Path, str] = {}
     parallel = [by_direction(group) for group in groups]
@@ -293,7 +310,7 @@ def _warn(sentence: str) -> None:
     log_once(logger, logging.WARNING, sentence)  # a series is looked for whenever it is read
 
 
-def _series(name: str, whole: dict[Path, pydicom.Dataset], broken: Sequence[Path]) -> Iterator[Series]:
+def _series(name: str, whole: Headers, broken: Sequence[Path]) -> Iterator[Series]:
     """The volumes of what one name is given to, each as a series."""
     parts = [(key, group, words, None) for key, group, words in parts_of(name, whole)]
     if all(map(holds_several, whole.values())) and (volumes := volumes_in(name, whole)):

@@ -23,6 +23,7 @@ from swinumamba_monai.data.files.limits import MAX_CHANNELS, MAX_DEFLATE, MOST_C
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
 from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES, JPEG_SUFFIXES, TIFF_SUFFIXES, suffix_of
+from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.data.files.tiff import decode_tiff, plane_names, tiff_orientation
 from swinumamba_monai.errors import InputError, explained
 
@@ -64,9 +65,7 @@ def read_image(path: PathLike, indices: bool = False, max_channels: int = MAX_CH
     path, plane = file_and_number(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path} is not an image that can be read here; use one of {', '.join(IMAGE_SUFFIXES)}.")
-    if not path.is_file():
-        wrong = "is no file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {wrong}; check the path.")
+    check_file(path)
     advice = f"it is damaged, truncated or not a {path.suffix.lower()} file, so replace it"
     with explained(f"{path} cannot be decoded", advice):
         suffix = suffix_of(path)
@@ -160,6 +159,7 @@ def image_names(file: Path) -> list[str]:
 def stated_orientation(path: Path) -> int:
     """How an image file says that it is to be turned, from 1 (not at all) to 8; 1 for one that cannot be opened."""
     with suppress(Exception):
+        check_file(path)
         suffix = suffix_of(path)
         if suffix in TIFF_SUFFIXES:
             return tiff_orientation(path)
@@ -197,7 +197,7 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
         raise InputError(
             f"{path} is a JPEG, which does not keep {numbers}; take the {kind} it was made of, as {form}{other}."
         )
-    image = without_copies(image)
+    image = without_copies(check_opaque(image, path))
     if image.ndim != 2:
         colours = ", or prepare with a --label_map of their colours" if kind == "mask" else ""
         raise InputError(
@@ -211,6 +211,24 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
             f"0 and {largest}; save {numbers}, with 0 for the background."
         )
     return image.astype(np.int32)
+
+
+def check_opaque(mask: np.ndarray, source: object) -> np.ndarray:
+    """The mask, unless its shapes may be those of its alpha, which no mask is read by.
+
+    Args:
+        mask: pixels as :func:`read_image` gives them.
+        source: file of the mask, as the sentence names it.
+
+    Raises:
+        InputError: transparent pixels have numbers, or a colour.
+    """
+    if mask.shape[2:] == (4,) and mask[mask[..., 3] == 0][:, :3].any():
+        raise InputError(
+            f"{source} has transparent pixels that are not black, so that it does not say which number they have; save "
+            "it without transparency, black where it is transparent."
+        )
+    return mask
 
 
 def without_copies(image: np.ndarray) -> np.ndarray:
@@ -303,6 +321,9 @@ class InstanceFileReader(ImageFileReader):
 def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
     if suffix in JPEG_SUFFIXES and (deep := decode_deep(path)) is not None:
         return deep
+    if suffix == ".png":
+        with PngImageFile(path) as file:
+            file.verify()  # the check sums of its chunks, which Pillow passes over where it decodes
     with _PILLOW_FILES[suffix](path) as file:
         check_size(path, file.height, file.width, len(file.getbands()))
         if (pictures := getattr(file, "n_frames", 1)) > 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,16 @@ ITK_SUFFIXES = (*_NRRD_SUFFIXES, ".mha", ".mhd")
 _MAX_HEADER = 1 << 22  # bytes; 3D Slicer writes a kilobyte for every segment
 # Where a header ends, and where it names the file of its voxels.
 _NRRD_END = re.compile(rb"\r?\n\r?\n")
+_META_END = re.compile(rb"^ElementDataFile[^\n]*\n", re.MULTILINE | re.IGNORECASE)
 _DATA_FILE = re.compile(
     rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE | re.IGNORECASE
 )
 _BZIP2 = re.compile(rb"^encoding:[ \t]*bz", re.MULTILINE | re.IGNORECASE)
+_PACKED = re.compile(rb"^(?:CompressedData[ \t]*=[ \t]*True|encoding:[ \t]*gz)", re.MULTILINE | re.IGNORECASE)
+# Something that is not packed lies before what is, which is left to ITK.
+_SKIPPED = re.compile(rb"^(?:line ?skip:|HeaderSize[ \t]*=)[ \t]*[1-9]", re.MULTILINE | re.IGNORECASE)
+_PIECE = 1 << 16  # packed bytes, which unpack to a thousand times as many at the most
+_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS  # as zlib is told to find out which it is
 # The units of places, which ITK passes over; other words than these, and none, are mm, as every program takes them.
 _UNIT = re.compile(rb"^(?:(?:space )?units:|DistanceUnits[ \t]*=)(.*)$", re.MULTILINE | re.IGNORECASE)
 _UNITS = {"m": 1000.0, "meter": 1000.0, "cm": 10.0, "mm": 1.0, "um": 0.001, "\u00b5m": 0.001, "micron": 0.001}
@@ -78,6 +85,8 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
         if claimed > data_file.stat().st_size * MAX_DEFLATE:
             raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
+        if _PACKED.search(header) and not _SKIPPED.search(header):
+            _check_packed(path, data_file)
         image = reader.Execute()
         voxels = sitk.GetArrayFromImage(image)
     voxels = np.moveaxis(voxels, -1, 0).T if channels > 1 else voxels.T
@@ -128,6 +137,19 @@ def _data_file(path: Path, header: bytes) -> Path:
             f"({shown(name)}); save it as a single file."
         )
     return target
+
+
+def _check_packed(path: Path, data_file: Path) -> None:
+    """Raise an error where packed voxels are damaged: ITK prints a line then, and gives others than there were."""
+    unpacking = zlib.decompressobj(_ZLIB_OR_GZIP)
+    with data_file.open("rb") as file:
+        if data_file == path:
+            end = _NRRD_END if path.suffix.lower() in _NRRD_SUFFIXES else _META_END
+            file.seek(end.search(file.read(_MAX_HEADER)).end())
+        while not unpacking.eof:
+            if not (piece := file.read(_PIECE)):
+                raise EOFError("its voxels end early")
+            unpacking.decompress(piece)
 
 
 def _unit(path: Path, header: bytes) -> float:

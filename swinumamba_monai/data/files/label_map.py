@@ -136,9 +136,9 @@ def parse_label_map(content: Mapping[str, object], source: object, with_regions:
         with_regions: whether names may share numbers, as regions that overlap.
     """
     with explained(f"{source} is no label map", _EXAMPLE):
-        by_number = all(str(key).lstrip("-").isdigit() for key in content)
-        pairs = [(str(name), (int(key),)) for key, name in content.items()] if by_number else None
-        if pairs is None:
+        if all(str(key).lstrip("-").isdigit() for key in content):
+            pairs = [(str(name), (int(key),)) for key, name in content.items()]
+        else:
             pairs = [
                 (str(name), tuple(map(_whole, value if isinstance(value, list) else [value])))
                 for name, value in content.items()

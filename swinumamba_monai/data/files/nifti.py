@@ -73,7 +73,10 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         claimed = offset + math.prod(shape) * dtype.itemsize
         if claimed > held:
             raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
-        return np.asanyarray(image.dataobj), affine, forms
+        voxels = np.asanyarray(image.dataobj)
+        # What is behind them is short, but at its end gzip says whether all came out as it went in.
+        image.dataobj.file_like.read(_MAX_OFFSET)
+        return voxels, affine, forms
 
 
 def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:

@@ -19,6 +19,7 @@ from monai.utils import ImageMetaKey, optional_import
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.data.files.numbered import file_and_number, name_part
+from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.errors import InputError, explained, quoted
 
 av, _has_av = optional_import("av")
@@ -105,6 +106,8 @@ def _decode(path: Path, lost: list[str]) -> Iterator[av.VideoFrame]:
                 lost.append(quoted(error))
             for frame in frames:
                 last = frame.time or last
+                if frame.is_corrupt:  # it is given, with what the decoder put in the place of what it lacks
+                    lost.append(f"a piece of the picture at {last:.1f} seconds")
                 yield frame
         # What the header says: packets, which Matroska does not count, or how long all streams are.
         seconds = ((container.start_time or 0) + (container.duration or 0)) / av.time_base
@@ -154,6 +157,11 @@ class FrameReader(ImageFileReader):
             InputError: As for :func:`read_frames` and the parent class, and when a video ends before the frame.
         """
         file, number = file_and_number(img[0])
+        if number is None and file.suffix.lower() in VIDEO_SUFFIXES:
+            raise InputError(
+                f"{file} is a video, and one frame of it is wanted, such as {name_part(file, 0)}; a Predictor takes "
+                "all of them with stack=True."
+            )
         if number is None or file.suffix.lower() in IMAGE_SUFFIXES:
             return super().get_data(img)
         image = self._frame(file, number)
@@ -174,8 +182,7 @@ class FrameReader(ImageFileReader):
 
 def _open(path: Path):
     """The opened container of a file that holds a video."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; check the path.")
+    check_file(path)
     if not _has_av:
         raise InputError(f"{path} is a video, which needs PyAV; install swinumamba-monai[video].")
     with explained(f"{path} cannot be opened as a video", "it is damaged or of another kind, so replace it"):

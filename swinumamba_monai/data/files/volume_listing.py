@@ -17,6 +17,7 @@ from swinumamba_monai.data.files.dicom_series import (
     is_dicom_folder,
     list_series,
 )
+from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import noting
@@ -77,9 +78,11 @@ def find_volumes(
         wrote for one of them is left out, and named in the log.
 
     Raises:
-        InputError: A folder has several series and none is chosen; a channel is missing.
+        InputError: There is neither a file nor a folder at ``path``; a folder has several series and none is chosen; a
+            channel is missing.
     """
-    if path.is_file():
+    if not path.is_dir():
+        check_file(path)
         return [str(path)] if is_volume_file(path) or is_dicom_file(path) else []
     files = list(filter(is_volume_file, find_files(path)))
     found = list_series(path, series, problems, bool(files)) if is_dicom_folder(path) else []

@@ -19,6 +19,7 @@ from swinumamba_monai.data.files.dicom_seg import find_segmentation, read_segmen
 from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, holds_volume, is_dicom_folder
 from swinumamba_monai.data.files.dicom_volume import read_dicom_files
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, lean_of
+from swinumamba_monai.data.files.images import MAX_VALUE
 from swinumamba_monai.data.files.itk import ITK_SUFFIXES, read_itk
 from swinumamba_monai.data.files.nifti import (
     FORMS_KEY,
@@ -28,6 +29,7 @@ from swinumamba_monai.data.files.nifti import (
     read_nifti,
     voxels_beside,
 )
+from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.errors import InputError
 
 DICOM_SUFFIX = ".dcm"  # end of the name of a file, which is a volume where it holds all slices
@@ -96,7 +98,7 @@ def read_volume(path: PathLike, channels: int = 1, nan: float | None = None) -> 
 
     Raises:
         InputError: The file is missing, damaged or of another format; has other dimensions or channels; has colours,
-            NaN or infinite voxels, or no usable geometry. For a series see
+            NaN, infinite or immense voxels, or no usable geometry. For a series see
             :func:`~swinumamba_monai.data.files.dicom_volume.read_dicom_files`.
     """
     return _read(Path(path), channels, nan)[:2]
@@ -106,11 +108,12 @@ def _read(path: Path, channels: int, nan: float | None) -> tuple[np.ndarray, np.
     """:func:`read_volume`, and the forms of a NIfTI header."""
     forms = None
     lower = path.name.lower()
-    if path.is_dir() or (path.suffix == SERIES_SUFFIX and not path.exists()):
+    is_series = path.is_dir() or (path.suffix == SERIES_SUFFIX and not path.exists())
+    if not is_series:
+        check_file(path)
+    if is_series:
         series = find_named(path)
         voxels, affine = read_dicom_files(path, series.files, frames=series.frames)
-    elif not path.is_file():
-        raise InputError(f"{path} does not exist; check the path.")
     elif lower.endswith((*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES)):
         voxels, affine, forms = read_nifti(path)
     elif lower.endswith(ITK_SUFFIXES):
@@ -185,6 +188,11 @@ def _check(voxels: np.ndarray, affine: np.ndarray, path: Path, nan: float | None
             raise InputError(
                 f"{path} has voxels that are NaN or infinite; replace them by numbers, or fill NaN of an image by "
                 "--nan 0."
+            )
+        if max(abs(float(voxels.min())), abs(float(voxels.max()))) > MAX_VALUE:
+            raise InputError(
+                f"{path} has voxels beyond {MAX_VALUE:g}, beside which float32 tells no others apart; replace them by "
+                "the number of the background where they mark what is missing."
             )
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > _FLAT * np.prod(sizes)):

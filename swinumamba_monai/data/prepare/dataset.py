@@ -136,7 +136,6 @@ def check_and_write(
     made_labels: Path,
     class_names: Sequence[str] = (),
     by_sequence: bool = False,
-    groups: Mapping[str, str] | None = None,
     regions: Mapping[str, Sequence[int]] | None = None,
 ) -> PreparedDataset:
     """Check every pair, divide them into three sections, and write datalist, fingerprint and the labels made here.
@@ -151,7 +150,6 @@ def check_and_write(
         made_labels: the folder of :func:`label_folder`, with labels that were made, if any; all labels are then in it.
         class_names: names of the numbers in the labels, background first; none for cells.
         by_sequence: see :func:`~swinumamba_monai.data.prepare.split.divide`.
-        groups: likewise.
         regions: see :func:`~swinumamba_monai.data.datalist.write_datalist`.
 
     Raises:
@@ -173,7 +171,9 @@ def check_and_write(
     inputs[:] = [item for item, report in zip(items, reports.values(), strict=True) if not report.problem]
     good = {name: report for name, report in reports.items() if not report.problem}
     shapes = {name: report.shape for name, report in good.items()}
-    sections = divide(shapes, split, options.val_fraction, options.test_fraction, options.seed, by_sequence, groups)
+    sections = divide(
+        shapes, split, options.val_fraction, options.test_fraction, options.seed, by_sequence, found.groups
+    )
     used = list(dict.fromkeys(name for section in SECTIONS for name in sections[section]))
     known_names = [name for name in class_names if name != IGNORE_NAME]
     # A single label without foreground is odd; a dataset without any cannot be learnt.

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from swinumamba_monai.data.datalist import leads_outside
+from swinumamba_monai.data.inputs import noting
+from swinumamba_monai.data.prepare.label_forms import Label
 
 # Number of a channel, as nnU-Net writes it behind the name of an image; numbers of cases are larger.
 FURTHER_CHANNEL = re.compile(r"_000[1-9]$")
@@ -22,23 +24,25 @@ class FoundPairs:
 
     Attributes:
         layout: how the folder is arranged, in words.
-        pairs: image and label by the name of the image.
+        pairs: image and label by the name of the image; the label in the form that it has, until it is made a file.
         channels: all images of a pair, the first of which is in ``pairs``, where every channel has a file.
         problems: a sentence for everything that is no pair.
         warnings: a sentence for everything that is odd.
         split: the names of the sections that the layout itself gives, which a ``split.json`` overrules.
         used: files and folders of the source that the pairs are made of, or that a problem or warning names.
         links: folders outside of the source that the image and the label of each pair are links into, or None.
+        groups: what names of one video, patient or stack have in common, by the name.
     """
 
     layout: str
-    pairs: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    pairs: dict[str, tuple[Path, Label]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     split: dict[str, list[str]] = field(default_factory=dict)
     used: set[Path] = field(default_factory=set)
     channels: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     links: dict[str, tuple[Path | None, Path | None]] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, image: Path, label: Path, source: Path) -> None:
         """Take a pair of files, or note why not.
@@ -71,6 +75,19 @@ class FoundPairs:
                         f"{image} or its label is a link out of {source}; give the folder that it leads to."
                     )
         return Path(os.path.commonpath(ends)) if ends else None
+
+    def make_labels(self, folder: Path, make: Callable[[str, Path, Label], Path]) -> None:
+        """Put a file in the place of every label; what cannot be made is a problem, and no pair any more.
+
+        Args:
+            folder: folder of the files, which is made.
+            make: writes the file of a label, of the name, the image and the label of a pair.
+        """
+        folder.mkdir()
+        pairs, self.pairs = self.pairs, {}
+        for name, (image, label) in pairs.items():
+            with noting(self.problems):
+                self.pairs[name] = (image, make(name, image, label))
 
     def add_channels(self, name: str, channels: Sequence[Path]) -> None:
         """Take the further channels of a pair's image."""

@@ -16,7 +16,14 @@ from PIL import Image
 
 from swinumamba_monai.data.files.annotations import read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, read_classes, read_image, read_instances, without_copies
+from swinumamba_monai.data.files.images import (
+    IMAGE_SUFFIXES,
+    check_opaque,
+    read_classes,
+    read_image,
+    read_instances,
+    without_copies,
+)
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, simple_name
 from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
@@ -62,7 +69,7 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
         return (numbers > 0).astype(np.int32) if np.unique(numbers).size == 2 else numbers
     cells = None
     for number, file in enumerate(label, start=1):
-        mask = without_copies(read_image(file))
+        mask = without_copies(check_opaque(read_image(file), file))
         mask = mask > 0 if threshold is None else mask >= threshold
         cells = np.zeros(mask.shape[:2], np.int32) if cells is None else cells
         if mask.ndim != 2 or mask.shape != cells.shape:
@@ -119,7 +126,7 @@ def class_ids_of(
 
 def marked_in(mask: Path, threshold: float | None) -> np.ndarray:
     """Where a black and white mask is not black, or as bright as the threshold, (H, W) bool; some are in colour."""
-    pixels = read_image(mask)
+    pixels = check_opaque(read_image(mask), mask)
     pixels = pixels if pixels.ndim == 2 else pixels[..., :3].max(-1)
     return pixels > 0 if threshold is None else pixels >= threshold
 
@@ -140,7 +147,7 @@ def values_of(labels: Sequence[Label]) -> set[int]:
     """The values in those labels that are images; those that cannot be read are left to the checks."""
     values: set[int] = set()
     for label in labels:
-        if isinstance(label, Path) and is_image_name(label):
+        if is_image_name(label):
             with suppress(InputError):
                 values |= set(np.unique(read_classes(label)).tolist())
     return values
@@ -214,7 +221,7 @@ def _is_colour(value: object) -> bool:
 
 
 def _by_colour(label: Path, colours: Colours) -> np.ndarray:
-    mask = read_image(label)
+    mask = check_opaque(read_image(label), label)
     mask = np.repeat(mask[..., None], 3, axis=-1) if mask.ndim == 2 else mask[..., :3]
     if mask.dtype != np.uint8 or mask.shape[2] != 3 or suffix_of(label) in JPEG_SUFFIXES:
         raise InputError(
@@ -253,9 +260,9 @@ def _class_id(shape: Shape, labels: LabelMap, annotations: Annotations) -> int:
     )
 
 
-def is_image_name(label: Path) -> bool:
+def is_image_name(label: Label) -> bool:
     """Whether a label is an image, or a plane of one, by its name."""
-    return file_and_number(label)[0].suffix.lower() in IMAGE_SUFFIXES
+    return isinstance(label, Path) and file_and_number(label)[0].suffix.lower() in IMAGE_SUFFIXES
 
 
 def size_of(image: Path, label: Label) -> tuple[int, int]:

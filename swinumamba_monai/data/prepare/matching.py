@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from swinumamba_monai.data.datalist import leads_outside
@@ -30,19 +29,8 @@ from swinumamba_monai.data.prepare.pictures import (
 from swinumamba_monai.errors import InputError
 
 
-@dataclass
-class Matched:
-    """The images of a dataset with their labels.
-
-    Attributes:
-        found: layout, problems, warnings and sections; its pairs are still empty.
-        labels: image of each name, and its label in the form that it has.
-        groups: what names of one video, patient or stack have in common, by the name.
-    """
-
-    found: FoundPairs
-    labels: dict[str, tuple[Path, Label]] = field(default_factory=dict)
-    groups: dict[str, str] = field(default_factory=dict)
+class FoundPictures(FoundPairs):
+    """The images of a 2-D dataset with their labels in the forms that they have."""
 
     def take(self, key: Key, image: Path, label: Label, source: Path) -> None:
         """Take an image with its label, plane by plane where both are stacks, or note why not.
@@ -53,21 +41,21 @@ class Matched:
             label: its label in the form that it has.
             source: folder of the dataset, out of which no link is followed.
         """
-        found, files = self.found, _files_of(label)
-        found.used |= {image, *files}
+        files = _files_of(label)
+        self.used |= {image, *files}
         of_itself = key.folders[-1:] == (key.name,)  # a folder for each image, and both of one name
         name = "_".join(key.folders if of_itself else [*key.folders, key.name])
-        if name in self.labels and key.section:
+        if name in self.pairs and key.section:
             name = f"{key.section}_{name}"
         planes = image_names(image)
         if any(leads_outside(file, source) for file in (image, *files)):
-            found.problems.append(f"{image} or its label is a link out of {source}; give the folder that it leads to.")
-        elif name in self.labels or f"{name}#000000" in self.labels:
-            found.problems.append(f"{image} has the name of another image, {name}; rename one.")
+            self.problems.append(f"{image} or its label is a link out of {source}; give the folder that it leads to.")
+        elif name in self.pairs or f"{name}#000000" in self.pairs:
+            self.problems.append(f"{image} has the name of another image, {name}; rename one.")
         elif len(planes) > 1:
             self._take_planes(key, name, image, planes, label)
         elif isinstance(label, Path) and _is_turned(image, label):
-            found.problems.append(
+            self.problems.append(
                 f"{image} is to be turned before it is seen (its orientation is {stated_orientation(image)}), but its "
                 f"label {label} is not turned like this; save both upright."
             )
@@ -77,7 +65,7 @@ class Matched:
     def _take_planes(self, key: Key, name: str, image: Path, planes: Sequence[str], label: Label) -> None:
         labels = image_names(label) if isinstance(label, Path) else []
         if len(labels) != len(planes):
-            self.found.problems.append(
+            self.problems.append(
                 f"{image} is a stack of {len(planes)} planes, but its label has {len(labels)}; give a stack of as many."
             )
             return
@@ -86,13 +74,13 @@ class Matched:
             self.groups[f"{name}#{number:06d}"] = name
 
     def _add(self, key: Key, name: str, image: Path, label: Label) -> None:
-        self.labels[name] = (image, label)
-        self.found.split.setdefault(key.section, []).append(name)
+        self.pairs[name] = (image, label)
+        self.split.setdefault(key.section, []).append(name)
         if key.folders:
             self.groups[name] = "/".join(key.folders)
 
 
-def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> Matched:
+def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> FoundPictures:
     """Find the images of a folder and their labels.
 
     Args:
@@ -104,28 +92,26 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
         InputError: there are no images, or no labels.
     """
     files = sort_files(source, output)
-    matched = Matched(
-        FoundPairs("folders images and labels" if files.in_folders else "images and labels in one folder")
-    )
+    found = FoundPictures("folders images and labels" if files.in_folders else "images and labels in one folder")
     label_of = _by_key(files, source)
-    pairs = {image: found for image in files.images if (found := _label_of(image, source, label_of)) is not None}
+    pairs = {image: labels for image in files.images if (labels := _labels_of(image, source, label_of)) is not None}
     samples = _samples(files, source, pairs) if masks_of_cells else {}
     if samples:
-        matched.found.layout = "DSB-2018 with a mask per nucleus, or a folder with a label map for every image"
+        found.layout = "DSB-2018 with a mask per nucleus, or a folder with a label map for every image"
         for key, (images, masks) in samples.items():
-            matched.found.used |= {*images, *masks}
+            found.used |= {*images, *masks}
             if len(images) == 1 and masks:
-                matched.take(key, images[0], masks, source)
+                found.take(key, images[0], masks, source)
             else:
                 folder = source.joinpath(*key.folders, key.name)
-                matched.found.problems.append(
+                found.problems.append(
                     f"{folder} has {len(images)} images and {len(masks)} masks, but needs 1 and at least 1."
                 )
-    for_many = {} if pairs or samples else _for_many(files, matched.found)
+    for_many = {} if pairs or samples else _for_many(files, found)
     masks = [label for label in files.labels if label.suffix.lower() in IMAGE_SUFFIXES]
     if for_many:
-        matched.found.layout = "outlines of all images in one file"
-        _match_annotations(matched, files, for_many, source)
+        found.layout = "outlines of all images in one file"
+        _match_annotations(found, files, for_many, source)
     elif not pairs and not samples and not (files.images and masks):
         others = Inputs((), source, not_taken_of({*find_files(source)} - {*files.images, *files.labels})).reasons
         besides = f", and besides {others}" if others else ""
@@ -134,11 +120,11 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
             "needs folders images and labels (or masks; also imagesTr and labelsTr), labels next to their images named "
             "<name>_label or <name>_masks, a folder with masks for every image, or a COCO or CVAT file."
         )
-        raise InputError("\n".join([*matched.found.problems, layout]))
+        raise InputError("\n".join([*found.problems, layout]))
     else:
-        _match_files(matched, files, pairs, source)
-    _set_sections(matched.found)
-    return matched
+        _match_files(found, files, pairs, source)
+    _set_sections(found)
+    return found
 
 
 def _by_key(files: Pictures, source: Path) -> dict[Key, list[Path]]:
@@ -156,14 +142,16 @@ def _rank(label: Path) -> tuple[int, int]:
     return end, max(0, form - len(IMAGE_SUFFIXES) + 1)
 
 
-def _label_of(image: Path, source: Path, label_of: dict[Key, list[Path]]) -> tuple[Key, list[Path]] | None:
+def _labels_of(image: Path, source: Path, label_of: dict[Key, list[Path]]) -> tuple[Key, list[Path]] | None:
     """The key and the labels of an image, the best first; None if there is none."""
     return next(((key, label_of[key]) for key in image_keys(image, source) if key in label_of), None)
 
 
-def _match_files(matched: Matched, files: Pictures, pairs: dict[Path, tuple[Key, list[Path]]], source: Path) -> None:
+def _match_files(
+    found: FoundPictures, files: Pictures, pairs: dict[Path, tuple[Key, list[Path]]], source: Path
+) -> None:
     """Take the pairs, and note which images have no label and which labels no image."""
-    found, seen, taken = matched.found, {}, set()
+    seen, taken = {}, set()
     without: dict[str, list[Path]] = defaultdict(list)
     for image in files.images:
         if image in found.used:
@@ -182,7 +170,7 @@ def _match_files(matched: Matched, files: Pictures, pairs: dict[Path, tuple[Key,
             found.used |= {image, *equal}
         else:
             seen[key] = image
-            matched.take(key, image, labels[0], source)
+            found.take(key, image, labels[0], source)
     stems = {image.stem for image in files.images}
     with_labels = {key.section for key, _ in pairs.values()}
     for section, images in without.items():
@@ -240,10 +228,9 @@ def _for_many(files: Pictures, found: FoundPairs) -> dict[Path, dict[str, Annota
 
 
 def _match_annotations(
-    matched: Matched, files: Pictures, for_many: dict[Path, dict[str, Annotations]], source: Path
+    found: FoundPictures, files: Pictures, for_many: dict[Path, dict[str, Annotations]], source: Path
 ) -> None:
     """Take the images that the files name; of several with one name the one whose folders fit."""
-    found = matched.found
     by_name: dict[str, list[Path]] = defaultdict(list)
     for image in files.images:
         by_name[same_text(image.name)].append(image)
@@ -264,7 +251,7 @@ def _match_annotations(
                 found.problems.append(f"{path} names {name}, of which there are {len(images)}, or which came before.")
                 continue
             key = image_keys(images[0], source)[0]
-            matched.take(key._replace(section=key.section or section), images[0], label, source)
+            found.take(key._replace(section=key.section or section), images[0], label, source)
     for image in files.images:
         if image not in found.used:
             found.problems.append(f"{image} has no label.")

@@ -142,6 +142,11 @@ def sequence_of(name: str) -> str:
     return re.sub(r"[_\-. ]*[A-Za-z]*\d+$", "", name)
 
 
+def _in_time(name: str) -> list[str | int]:
+    """What puts the frames of a recording in order: ``frame9`` before ``frame10``, whose neighbour it is."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name))]
+
+
 def _sample(
     names: Sequence[str], fraction: float, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator
 ) -> list[str]:
@@ -160,7 +165,8 @@ def _sequences(
     for name in names:
         recordings.setdefault(group_of[name], []).append(name)
     if len(recordings) < 2:
-        return sorted(names)[len(names) - max(1, round(fraction * len(names))) :] if len(names) > 1 else []
+        count = max(1, round(fraction * len(names)))
+        return sorted(names, key=_in_time)[len(names) - count :] if len(names) > 1 else []
     chosen: list[str] = []
     for index in rng.permutation(len(recordings))[:-1]:
         chosen += list(recordings.values())[index]

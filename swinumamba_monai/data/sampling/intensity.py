@@ -66,11 +66,29 @@ def look_of(image: NdarrayOrTensor) -> Look:
     return Look.BRIGHT if is_bright else Look.DARK
 
 
-def has_bright_ground(image: NdarrayOrTensor) -> bool:
-    """Whether the median of an image (C, H, W), its brightest channel, is nearer to the bright than to the dark end."""
+def ground_of(image: NdarrayOrTensor) -> float:
+    """Where the median of an image (C, H, W), its brightest channel, lies: 0 at its dark end, 1 at its bright one."""
     brightest = torch.as_tensor(image).amax(0, keepdim=True)
-    low, middle, high = _percentiles(_sample(brightest), LOWER, 50, UPPER)[:, 0]
-    return bool(middle - low > BRIGHT * (high - low))
+    low, middle, high = _percentiles(_sample(brightest), LOWER, 50, UPPER)[:, 0].tolist()
+    return (middle - low) / (high - low) if high > low else 0.0
+
+
+def is_red(colours: NdarrayOrTensor, image: NdarrayOrTensor) -> np.ndarray:
+    """Which colours in an image on a bright ground are red or brown: they let less of the blue light through than red.
+
+    Nuclei in hematoxylin or Giemsa are blue or violet. Of the nuclei in the 78 training and 8 validation images of
+    stained tissue of DSB-2018 at most 6 % of an image are red; of a blood smear 52 to 92 % of what is found.
+
+    Args:
+        colours: red, green and blue of n objects, (n, 3).
+        image: the image (3, H, W), whose brightest pixels are white.
+
+    Returns:
+        a boolean for each, shape (n,).
+    """
+    white = _ends(torch.as_tensor(image), LOWER, UPPER)[1].numpy()
+    through = np.asarray(colours) / np.where(white > 0, white, 1)
+    return through[:, 2] < through[:, 0]
 
 
 def has_one_hue(image: NdarrayOrTensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Orientationd, Spacingd, Transform
-from monai.utils import TransformBackends, convert_to_numpy, convert_to_tensor, ensure_tuple
+from monai.utils import ImageMetaKey, TransformBackends, convert_to_numpy, convert_to_tensor, ensure_tuple
 
 from swinumamba_monai.data.files.grids import MIN_LEAN
 from swinumamba_monai.data.files.images import check_channel
@@ -144,6 +144,9 @@ class SliceSpacingd(Spacingd):
         spacing: distance of the pixels of a slice along H and W, in mm; one number for both.
         mode: mode of the interpolation, one for all keys or one each.
         allow_missing_keys: skip keys that are not there.
+
+    Raises:
+        InputError: ``spacing`` is none, or slices of a volume become a single pixel, as where metres are taken for mm.
     """
 
     def __init__(
@@ -166,6 +169,14 @@ class SliceSpacingd(Spacingd):
         volumes = {key: data[key] for key in self.keys if key in data}
         upright = {key: _put_upright(volume) for key, volume in volumes.items()}
         planned = super().__call__(upright, lazy=True)
+        for key, volume in volumes.items():
+            if max(planned[key].peek_pending_shape()[:2]) == 1 < min(volume.shape[1:3]):
+                name = volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the volume")
+                sides = " x ".join(f"{mm:g}" for mm in self.spacing_transform.pixdim[:2])
+                raise InputError(
+                    f"the slices of {name} become a single pixel of {sides} mm; correct the spacing in its header or "
+                    "the unit of it, or give another --spacing."
+                )
         shapes = [volume.peek_pending_shape() for volume in (*volumes.values(), *planned.values())]
         leaning = any(upright[key] is not volume for key, volume in volumes.items())
         if lazy or self.lazy or (max(map(math.prod, shapes), default=0) <= MAX_SLAB and not leaning):

@@ -21,8 +21,6 @@ from .device import ELEMENTS, count_multiprocessors
 from .nvrtc import load_kernels, on_its_device, params_type
 from .row_sums import sum_rows
 
-__all__ = ["MAX_CLASSES", "class_sums_cuda"]
-
 MAX_CLASSES = 32  # number of classes whose sums a thread has in registers
 LOGITS = 32  # number of logits that a thread has in registers besides the sums
 THREADS = 256

@@ -9,8 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["ALIGNED", "ELEMENTS", "alignment", "count_multiprocessors", "count_shared_kib", "divide_channels"]
-
 ALIGNED = 8  # elements of half precision that the matrix units load at a time
 LANES = 32  # threads of a block with different channels, at the most
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the macro ELEMENT

@@ -14,15 +14,6 @@ from .device import ELEMENTS, alignment, count_multiprocessors, divide_channels
 from .nvrtc import load_kernels, params_type
 from .row_sums import sum_rows
 
-__all__ = [
-    "NormGradients",
-    "conv_silu",
-    "conv_silu_backward",
-    "divide_row",
-    "layer_norm",
-    "layer_norm_backward",
-]
-
 THREADS = 256
 ROW_LANES = (32, 16, 8)  # threads that may have a row of norm.cu
 ROW_ITEMS = 4  # vectors that each of them has at the most, unless a warp has the row

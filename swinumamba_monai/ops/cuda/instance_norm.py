@@ -20,8 +20,6 @@ from .device import ELEMENTS, alignment, count_multiprocessors, divide_channels
 from .nvrtc import load_kernels, on_its_device, params_type
 from .row_sums import MOST_WARPS, sum_rows
 
-__all__ = ["instance_norm_cuda"]
-
 THREADS = 256  # number of threads of a block, at the most
 BLOCKS = 4  # number of blocks that a multiprocessor has room for
 TEAM_PIXELS = 4  # number of pixels of a team, at the least, unless the image has fewer

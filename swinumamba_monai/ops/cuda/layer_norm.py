@@ -17,8 +17,6 @@ from swinumamba_monai.ops.autograd import direct_function, register_backward
 from . import fused
 from .nvrtc import on_its_device
 
-__all__ = ["layer_norm_cuda"]
-
 
 def layer_norm_cuda(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last axis; x (..., d), weight and bias (d,)."""

@@ -21,8 +21,6 @@ from torch import Tensor
 from swinumamba_monai.errors import log_once
 from swinumamba_monai.owned import CACHE, keep, load_kept
 
-__all__ = ["Kernels", "load_kernels", "on_its_device", "params_type", "why_nvrtc_is_unavailable"]
-
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "kernels"

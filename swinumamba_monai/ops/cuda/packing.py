@@ -12,8 +12,6 @@ from torch import Tensor
 from .device import ELEMENTS
 from .nvrtc import load_kernels, params_type
 
-__all__ = ["pack", "unpack"]
-
 THREADS = 256
 
 _PackParams = params_type(

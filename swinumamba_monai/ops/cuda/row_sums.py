@@ -8,8 +8,6 @@ from torch import Tensor
 
 from .nvrtc import load_kernels, params_type
 
-__all__ = ["sum_rows"]
-
 COLUMNS = 32  # number of columns of a block
 MOST_WARPS = 32
 

@@ -27,20 +27,6 @@ from .nvrtc import load_kernels, on_its_device, params_type, why_nvrtc_is_unavai
 from .row_sums import sum_rows
 from .scan_layout import FIRST_PASS, STATE_LANES, TUNING, TWO_LAUNCHES, choose_segments, find_chunk, make_layout
 
-__all__ = [
-    "LOG2_E",
-    "ScanInputs",
-    "count_chunks",
-    "cross_scan_2d_cuda",
-    "merge",
-    "samples_that_fill",
-    "scan_backward",
-    "scan_forward",
-    "selective_scan_cuda",
-    "split_parameters",
-    "why_cuda_is_unavailable",
-]
-
 MAX_STATES = 16  # of a channel
 LOG2_E = math.log2(math.e)
 

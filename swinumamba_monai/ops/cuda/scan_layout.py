@@ -12,20 +12,6 @@ import torch
 
 from .device import ELEMENTS
 
-__all__ = [
-    "CHUNK",
-    "FIRST_PASS",
-    "STATE_LANES",
-    "TUNING",
-    "TWO_LAUNCHES",
-    "Layout",
-    "Segments",
-    "Tuning",
-    "choose_segments",
-    "find_chunk",
-    "make_layout",
-]
-
 CHUNK = 32  # positions between two states that are kept for the backward; half where shared memory is short
 STATE_LANES = 4  # threads that share the states of a channel
 # Shared memory with which a chunk of the backward would leave a multiprocessor with one block of four warps.

@@ -10,8 +10,6 @@ from .device import ELEMENTS, alignment, count_multiprocessors
 from .nvrtc import load_kernels, params_type
 from .row_sums import sum_rows
 
-__all__ = ["CHUNK", "backward", "forward", "make_macros", "shared_bytes"]
-
 CHUNK = 16  # positions between two states that are kept for the backward, which a warp has
 CHANNELS = 32  # number of channels of a block
 # Warps of a block, and blocks that a multiprocessor shall have room for, which limits the registers of a thread; by

@@ -24,8 +24,6 @@ from .nvrtc import on_its_device
 from .packing import pack, unpack
 from .scan import ScanInputs, count_chunks, merge, samples_that_fill, scan_backward, scan_forward
 
-__all__ = ["ss2d_cuda"]
-
 DIRECTIONS = 4
 SCAN_BYTES = 1 << 29  # that a scan may take for itself, unless fewer samples would leave the GPU idle
 PARTS = {256: 64, 512: 16}  # of the rows of a product, by the most channels that it may have; found on an H200

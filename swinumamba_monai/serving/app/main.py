@@ -32,6 +32,15 @@ from monailabel.utils.others.generic import name_to_device  # noqa: E402
 from monailabel.utils.others.label_colors import get_color  # noqa: E402
 
 from swinumamba_monai.data import read_image  # noqa: E402
+from swinumamba_monai.data.files.images import is_image_file  # noqa: E402
+from swinumamba_monai.data.files.label_map import LabelMap  # noqa: E402
+from swinumamba_monai.data.prepare.inspection import (  # noqa: E402
+    PairReport,
+    check_pairs,
+    inspect_cells,
+    inspect_frames,
+    inspect_volumes,
+)
 from swinumamba_monai.errors import InputError  # noqa: E402
 from swinumamba_monai.inference import ClassesToInstancesd, geojson  # noqa: E402
 from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
@@ -131,7 +140,7 @@ class TrainTask(BundleTrainTask):
         return super().__call__(check_fields({**known, "device": device}, TRAINING), datastore)
 
     def _fetch_datalist(self, request: dict, datastore: Datastore) -> list[dict]:
-        """The labels as images, those too that are polygons."""
+        """The labels as images, those too that are polygons; each is decoded and held against its image first."""
         items = super()._fetch_datalist(request, datastore)
         self.folder = tempfile.TemporaryDirectory(dir=RESULTS.parent)  # until the next training
         for number, item in enumerate(items):
@@ -143,7 +152,18 @@ class TrainTask(BundleTrainTask):
                 numbers = read_asap(item["label"], read_image(item["image"]).shape[:2], self.names)
                 item["label"] = f"{self.folder.name}/{number}.png"
                 Image.fromarray(numbers).save(item["label"])
+        if problems := [problem for problem in check_pairs(items, self._inspect) if problem]:
+            raise InputError(f"{len(problems)} of {len(items)} saved labels cannot be trained on: {' '.join(problems)}")
         return items
+
+    def _inspect(self, image: str, label: str) -> PairReport:
+        """As the bundle's own training does it: MONAI Label takes whatever it is sent for a label."""
+        if self.names is None:
+            return inspect_cells(image, label)
+        classes = LabelMap.of_names(map(str, range(self.bundle_config["num_classes"])))
+        if is_image_file(Path(image)):
+            return inspect_frames(image, label, classes)
+        return inspect_volumes(image, label, classes, self.bundle_config["in_channels"], self.bundle_config["nan"])
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list) -> None:
         if pretrained:  # MONAI Label's own cannot do without
@@ -155,7 +175,7 @@ class TrainTask(BundleTrainTask):
         if not overrides.get(self.const.key_validate_dataset_data()):
             overrides[self.const.key_validate_dataset_data()] = train
         overrides["device"] = f"$torch.device('{check_device('device', overrides['device'])}')"
-        overrides["data_dir"] = str(Path(train[0]["image"]).parent)
+        overrides["dataset_dir"] = str(Path(train[0]["image"]).parent)
         overrides["checkpoint#last_name"] = LAST_CHECKPOINT
         overrides["checkpoint#overwrite"] = True
         (Path(self.bundle_path) / "models" / LAST_CHECKPOINT).unlink(missing_ok=True)
