@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 # Number of graphs kept at a time of each kind; each holds the memory of one forward, or of one forward and backward.
 MAX_GRAPHS = 4
-# Number of calls with the same kind of input before it is recorded, so that images of many sizes cost nothing.
+# Number of calls with the same kind of input before it is recorded, so that images of many sizes cost nothing. The
+# first kind that is trained with is recorded at once: what a step without a recording leaves free is in pieces, between
+# the gradients and the optimizer's state, and the graph cannot have it.
 CALLS_BEFORE = 2
 
 Forward = Callable[[Tensor], list[Tensor]]
@@ -29,12 +31,12 @@ Forward = Callable[[Tensor], list[Tensor]]
 class CUDAGraphs:
     """Replays the forward of a network, and its backward in training, where that gives what running it would give.
 
-    A forward is recorded when the same shape, dtype and autocast come for the third time. It is run as usual on a CPU,
-    inside ``torch.compile``, a trace or another recording, for subclasses of ``Tensor`` and inputs that want a
-    gradient, where a module has a forward hook, in a replica of ``DataParallel``, while another thread replays, and in
-    training before the backward of the last replay. New values in the parameters are seen; parameters that moved, or
-    whose ``requires_grad`` changed, are recorded anew. Parameters of heads that a loss leaves out get gradients of
-    zero, not None. Copies and pickles begin empty.
+    A forward is recorded when the same shape, dtype and autocast come for the third time, the first that is trained
+    with at once. It is run as usual on a CPU, inside ``torch.compile``, a trace or another recording, for subclasses of
+    ``Tensor`` and inputs that want a gradient, where a module has a forward hook, in a replica of ``DataParallel``,
+    while another thread replays, and in training before the backward of the last replay. New values in the parameters
+    are seen; parameters that moved, or whose ``requires_grad`` changed, are recorded anew. Parameters of heads that a
+    loss leaves out get gradients of zero, not None. Copies and pickles begin empty.
 
     Args:
         training: whether forwards with gradients are recorded too.
@@ -94,7 +96,8 @@ class CUDAGraphs:
             self._calls[key] = self._calls.pop(key, 0) + 1
             if len(self._calls) > 100 * MAX_GRAPHS:
                 self._calls.popitem(last=False)
-            if self._calls[key] <= CALLS_BEFORE or not _is_plain(network):
+            is_first = torch.is_grad_enabled() and not any(other[-1] for other in self._calls if other != key)
+            if (self._calls[key] <= CALLS_BEFORE and not is_first) or not _is_plain(network):
                 return None
             same_kind = [other for other in self._graphs if other[-1] == key[-1]]  # with gradients, or without
             if len(same_kind) >= MAX_GRAPHS:

@@ -64,6 +64,30 @@ class TestAnywhere:
             (y,) = graphs.run(layer, lambda x: [layer(x)], x)
         assert seen == [True] and not graphs._is_recording and torch.equal(y, layer(x))
 
+    def test_when_recording_begins(self, monkeypatch):
+        """At once for the first kind that is trained with, else at the third call."""
+        graphs, layer = cuda_graphs.CUDAGraphs(), nn.Linear(2, 2)
+        recorded = []
+
+        class Graph:
+            is_valid = staticmethod(lambda: True)
+            is_busy = staticmethod(lambda: False)
+
+            def __init__(self, network, forward, x):
+                recorded.append((len(x), torch.is_grad_enabled()))
+                self.replay = forward
+
+        for kind in ("_Graph", "_TrainingGraph"):
+            monkeypatch.setattr(cuda_graphs, kind, Graph)
+        monkeypatch.setattr(cuda_graphs.CUDAGraphs, "_can_replay", lambda *_: True)
+        calls = [(1, False), (1, True), (2, True), (1, False), (2, True), (1, False), (1, True), (2, True)]
+        when = []
+        for size, is_training in calls:
+            with torch.set_grad_enabled(is_training):
+                graphs.run(layer, lambda x: [layer(x)], torch.ones(size, 2))
+            when.append(len(recorded))
+        assert recorded == [(1, True), (1, False), (2, True)] and when == [0, 1, 1, 1, 1, 2, 2, 3]
+
     def test_what_is_recorded_is_the_function_that_was_given(self):
         """Not the network's own forward; with stand-ins in the places of its parameters."""
         layer = nn.Linear(2, 2)
