@@ -146,7 +146,7 @@ class BaseNetwork:
         *sides, last = (next_multiple(side, step) for side, step in zip(size, self.step))
         if self.two_pixels:
             pixels = math.prod(side // step for side, step in zip([*sides, last], self.step))
-            # Of one pixel 1, else 0. No condition: an exported network would keep its answer. And not 1 // pixels, times
+            # 1 of one pixel, else 0. No condition, which an exported network would keep. And not 1 // pixels, times
             # the step: ONNX Runtime makes step // pixels of that.
             last = last + 2 // (pixels + 1) * self.step[-1]
         return [*sides, last]
