@@ -272,20 +272,22 @@ class TestCommand:
         """Of nnU-Net, because that takes seconds; programs of the others are made above."""
         monkeypatch.chdir(tmp_path)
         torch.manual_seed(0)
-        network = build_network("nnUNet", in_channels=2, out_channels=3, roi_size=(64, 64), base_channels=4).eval()
+        network = build_network("nnUNet", in_channels=2, out_channels=3, roi_size=(64, 32), base_channels=4).eval()
         torch.save(network.state_dict(), "model.pt")
         definition = {"_target_": "swinumamba_monai.networks.build_network", "name": "@network_name"}
         definition |= {
             "base_channels": 4,
             "in_channels": "@in_channels",
             "out_channels": "@num_classes",
-            "roi_size": [64, 64],
+            "roi_size": "@roi_size",
         }
-        config = {"network_name": "SwinUMambaD", "in_channels": 2, "num_classes": 3, "network_def": definition}
+        config = {"network_name": "SwinUMambaD", "in_channels": 2, "num_classes": 3, "roi_size": [64, 64]}
+        config["network_def"] = definition
         Path("inference.json").write_text(json.dumps(config))
         arguments = {"--config_file": "inference.json", "--ckpt_file": "model.pt", "--filepath": "model.pt2"}
         arguments["--network_name"] = "nnUNet"
-        assert main(["export", "program", *(word for pair in arguments.items() for word in pair)]) == 0
+        words = [*(word for pair in arguments.items() for word in pair), "--roi_size", "64", "32"]
+        assert main(["export", "program", *words]) == 0
         assert "ready: model.pt2" in capsys.readouterr().out
         x = torch.rand(1, 2, 50, 77)
         with torch.no_grad():
