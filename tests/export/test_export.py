@@ -23,7 +23,8 @@ from swinumamba_monai import export
 from swinumamba_monai.cli import main
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.export import make_program
-from swinumamba_monai.networks import SwinUMamba, SwinUMambaD, build_network
+from swinumamba_monai.networks import SwinUMamba, SwinUMambaD, UMambaBot, build_network
+from swinumamba_monai.networks.base import BaseNetwork
 from swinumamba_monai.ops import selective_scan
 from swinumamba_monai.ops.reference import selective_scan_ref
 from swinumamba_monai.tasks import TASKS
@@ -128,11 +129,85 @@ def test_programs_of_other_systems_take_other_sizes(name, options):
             torch.testing.assert_close(run(x), net(x), **TOLERANCE)
 
 
+PLANNED = [("nnUNet", {}), ("UMambaBot", {"d_state": 2}), ("UMambaEnc", {"d_state": 2})]  # steps of 8 for crops of 32
+AROUND_ONE_STEP = [(1, 1), (8, 8), (5, 16), (8, 9), (9, 8), (3, 30), (20, 24)]
+
+
+def planned_network(name: str, options: dict) -> torch.nn.Module:
+    torch.manual_seed(0)
+    net = build_network(name, in_channels=2, out_channels=3, roi_size=(32, 32), base_channels=4, **options).eval()
+    assert net.step == [8, 8]
+    return net
+
+
+@pytest.mark.parametrize("traced", [(8, 8), (16, 24)], ids=str)
+@pytest.mark.parametrize(("name", "options"), PLANNED)
+def test_traces_keep_the_second_pixel_of_small_images(name, options, traced):
+    """An image of one pixel of the coarsest map gets another; a trace of such an image, or of a larger one, tells."""
+    net = planned_network(name, options)
+    with torch.no_grad():
+        loaded = torch.jit.trace(net, torch.rand(1, 2, *traced), check_trace=False)
+        for size in AROUND_ONE_STEP:
+            x = torch.randn(2, 2, *size)
+            torch.testing.assert_close(loaded(x), net(x), **TOLERANCE)
+
+
+@needs_export
+def test_onnx_keeps_the_second_pixel_of_small_images(tmp_path):
+    """Also where ONNX Runtime rewrites the arithmetic of sizes."""
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra: export)")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: export)")
+    net = planned_network("nnUNet", {})
+    path = export.export_onnx(net, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        for size in AROUND_ONE_STEP:
+            x = torch.randn(1, 2, *size)
+            (logits,) = session.run(None, {"image": x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(logits), net(x), **TOLERANCE)
+
+
+def test_a_traced_nnformer_takes_several_images():
+    torch.manual_seed(0)
+    small = {"feature_size": 8, "num_heads": (1, 1, 1, 1), "depths": (2, 1, 1, 1)}
+    net = build_network("NNFormer", in_channels=2, out_channels=3, roi_size=(64, 64), **small).eval()
+    with torch.no_grad():
+        loaded = torch.jit.trace(net, torch.rand(1, 2, 64, 64), check_trace=False)
+        for size in ((1, 2, 64, 64), (3, 2, 50, 70)):
+            x = torch.randn(size)
+            torch.testing.assert_close(loaded(x), net(x), **TOLERANCE)
+
+
+@needs_export
+def test_programs_of_large_steps_take_other_sizes():
+    """As those of nnU-Net's plan for crops of 512, 128 pixels: an example of one step would hold the program to it."""
+    torch.manual_seed(0)
+    net = UMambaBot(2, 3, strides=(1, 128), base_channels=2, d_state=2).eval()
+    run = make_program(net).module()
+    with torch.no_grad():
+        for size in ((129, 140), (400, 300)):
+            x = torch.randn(1, 2, *size)
+            torch.testing.assert_close(run(x), net(x), **TOLERANCE)
+
+
+@needs_export
+def test_a_program_of_some_sizes_alone_is_refused():
+    class Tall(BaseNetwork, torch.nn.Conv2d):
+        step = (8, 8)
+
+        def logits(self, x, all_heads):
+            heads = torch.nn.Conv2d.forward(self, x)
+            return [heads if x.shape[2] > x.shape[3] else -heads]
+
+    with pytest.raises(InputError, match=r"^torch.export cannot follow Tall at any size \(.*\); TorchScript can"):
+        make_program(Tall(2, 3, 1).eval())
+
+
 @needs_export
 def test_a_network_of_one_size_is_refused():
     small = {"hidden_size": 12, "mlp_dim": 8, "num_heads": 2}
-    net = build_network("UNETR", in_channels=2, out_channels=3, roi_size=(64, 64), **small)
-    with pytest.raises(InputError, match=r"cannot follow UNETR at any size \(.* up to 64×64.*\); TorchScript"):
+    net = build_network("UNETR", in_channels=2, out_channels=3, roi_size=(128, 128), **small)
+    with pytest.raises(InputError, match=r"cannot follow UNETR at any size \(.* up to 128×128.*\); TorchScript"):
         make_program(net.eval())
 
 
@@ -205,20 +280,22 @@ class TestCommand:
         """Of nnU-Net, because that takes seconds; programs of the others are made above."""
         monkeypatch.chdir(tmp_path)
         torch.manual_seed(0)
-        network = build_network("nnUNet", in_channels=2, out_channels=3, roi_size=(64, 64), base_channels=4).eval()
+        network = build_network("nnUNet", in_channels=2, out_channels=3, roi_size=(64, 32), base_channels=4).eval()
         torch.save(network.state_dict(), "model.pt")
         definition = {"_target_": "swinumamba_monai.networks.build_network", "name": "@network_name"}
         definition |= {
             "base_channels": 4,
             "in_channels": "@in_channels",
             "out_channels": "@num_classes",
-            "roi_size": [64, 64],
+            "roi_size": "@roi_size",
         }
-        config = {"network_name": "SwinUMambaD", "in_channels": 2, "num_classes": 3, "network_def": definition}
+        config = {"network_name": "SwinUMambaD", "in_channels": 2, "num_classes": 3, "roi_size": [64, 64]}
+        config["network_def"] = definition
         Path("inference.json").write_text(json.dumps(config))
         arguments = {"--config_file": "inference.json", "--ckpt_file": "model.pt", "--filepath": "model.pt2"}
         arguments["--network_name"] = "nnUNet"
-        assert main(["export", "program", *(word for pair in arguments.items() for word in pair)]) == 0
+        words = [*(word for pair in arguments.items() for word in pair), "--roi_size", "64", "32"]
+        assert main(["export", "program", *words]) == 0
         assert "ready: model.pt2" in capsys.readouterr().out
         x = torch.rand(1, 2, 50, 77)
         with torch.no_grad():
