@@ -53,9 +53,11 @@ class Studies(LocalDatastore):
 
     @_in_turn
     def add_image(self, image_id: str, image_filename: str, image_info: dict) -> str:
-        """As MONAI Label's; HTTPException 403 for a name that is not to be touched."""
+        """As MONAI Label's, and its labels stay listed; HTTPException 403 for a name that is not to be touched."""
         self._check_files(image_id or self._to_id(Path(image_filename).name)[0], of_image=True)
-        return super().add_image(image_id, image_filename, image_info)
+        image_id = super().add_image(image_id, image_filename, image_info)
+        self.refresh()  # MONAI Label forgets them, though their files are there, until it starts again
+        return image_id
 
     @_in_turn
     def remove_image(self, image_id: str) -> None:

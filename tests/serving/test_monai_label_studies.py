@@ -73,6 +73,8 @@ def test_every_picture_is_served_and_every_label_fits(tmp_path) -> None:
         server.call("DELETE", "/datastore/label?id=b&tag=final")  # and the first does not come back
         assert server.call("GET", "/datastore/").json()["label_tags"] == {"final": 1}
         assert put(server, "b", "label.XML", ASAP.encode()).status_code == 200
+        server.call("PUT", "/datastore/image?image=b", files={"file": ("b.jpeg", (studies / "b.jpeg").read_bytes())})
+        assert server.call("GET", "/datastore/").json()["label_tags"] == {"final": 2}
 
         (labels / "a.png").write_bytes(png(truth[:40, :40]))  # not by the server
         before = (bundle / "models" / "model.pt").read_bytes()
