@@ -44,8 +44,8 @@ class Studies(LocalDatastore):
     its own: here that thread takes turns with the requests, and does not end for what it cannot read.
     """
 
-    def __init__(self, check_label: Callable[[str, str], None], *args: object, **options: object) -> None:
-        """As MONAI Label's, with what refuses the label of an image, InputError, by the paths of both."""
+    def __init__(self, check_label: Callable[[str, str, dict], None], *args: object, **options: object) -> None:
+        """As MONAI Label's, with what refuses a label, InputError: of both paths, and what is said of the label."""
         self.check_label = check_label
         self.turn = threading.RLock()
         self.left_out: set[str] = set()
@@ -76,7 +76,7 @@ class Studies(LocalDatastore):
         self._check_files(image_id, of_image=False)
         if image := self.get_image_uri(image_id):
             try:
-                self.check_label(image, label_filename)
+                self.check_label(image, label_filename, label_info)
             except InputError as error:  # which names the server's copy of what was sent
                 raise InputError(f"Not saved: {str(error).replace(label_filename, 'the label')}") from error
         label_id = super().save_label(image_id, label_filename, label_tag, label_info)

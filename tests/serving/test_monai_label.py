@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import nibabel as nib
 import numpy as np
 import pytest
+import requests
 from label_server import PYTHON, SMALL, Server, make_bundle, make_studies, run, stem
 from PIL import Image
 
@@ -93,6 +94,11 @@ def test_server_gives_what_the_command_line_gives_and_learns(task, tmp_path) -> 
                 volume = nib.load(image)
                 label = nib.Nifti1Image(np.ones(volume.shape, np.uint8), volume.affine)
                 server.save_label(image, f"{stem(image)}.nii.gz", gzip.compress(label.to_bytes()))
+            said = {"label_info": [{"name": "liver", "idx": 1}, {"name": "left kidney", "idx": 2}]}  # as Slicer says it
+            files = {"label": ("label.nii.gz", gzip.compress(label.to_bytes()))}
+            url = f"{server.url}/datastore/label?image={stem(image)}"
+            refused = requests.put(url, files=files, data={"params": json.dumps(said)}, timeout=60)
+            assert refused.status_code == 400 and "left kidney as number 2, and here that is 13" in refused.text
         else:
             check_polygons(server, task, bundle, expected, tmp_path)
             truth = data / json.loads((data / "datalist.json").read_text())["test"][0]["label"]

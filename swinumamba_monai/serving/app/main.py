@@ -46,7 +46,7 @@ from swinumamba_monai.inference import ClassesToInstancesd, geojson  # noqa: E40
 from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
 from swinumamba_monai.instances import FlowsToInstancesd  # noqa: E402
 from swinumamba_monai.serving.annotations import elements, read_asap  # noqa: E402
-from swinumamba_monai.serving.requests import TRAINING, check_device, check_fields  # noqa: E402
+from swinumamba_monai.serving.requests import TRAINING, check_device, check_fields, check_segments  # noqa: E402
 from swinumamba_monai.serving.studies import Studies  # noqa: E402
 from swinumamba_monai.training import autocast_dtype, default_amp  # noqa: E402
 
@@ -163,8 +163,9 @@ class TrainTask(BundleTrainTask):
             raise InputError(f"{len(problems)} of {len(items)} saved labels cannot be trained on: {' '.join(problems)}")
         return items
 
-    def check_label(self, image: str, label: str) -> None:
-        """Refuse a label, InputError, that a training would refuse."""
+    def check_label(self, image: str, label: str, info: dict) -> None:
+        """Refuse a label, InputError, that a training would refuse, or learn with its classes exchanged."""
+        check_segments(info, self.names or {})
         if _are_polygons(image, label):
             read_asap(label, read_image(image).shape[:2], self.names)
         elif problem := self._inspect(image, label).problem:
@@ -218,9 +219,9 @@ class BundleApp(MONAILabelApp):
         extensions = settings.MONAI_LABEL_DATASTORE_FILE_EXT
         return Studies(self.check_label, self.studies, extensions=extensions, **options)
 
-    def check_label(self, image: str, label: str) -> None:
+    def check_label(self, image: str, label: str, info: dict) -> None:
         """Refuse a label, InputError, that the bundle could not be trained on."""
-        self.trainer.check_label(image, label)
+        self.trainer.check_label(image, label, info)
 
     def init_infers(self) -> dict:
         task = InferTask(str(self.bundle), self.conf)
