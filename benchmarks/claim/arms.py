@@ -116,6 +116,7 @@ def plan() -> list[Job]:
     jobs += _with_choice(papers) + _with_choice(others) + _with_choice(decoder)
     jobs += [job for arm in first for job in test_jobs(arm, 0, share=0.3)]
     jobs += test_jobs("nnU-Net", seed=0, steps=2.0)  # does it still rise?
+    jobs += [job for arm in ("nnU-Net", "† s1l8, stage 1") for job in test_jobs(arm, seed=0, steps=4.0)]
     for arms in (papers, decoder, others):
         jobs += [job for seed in (1, 2) for arm in arms for job in test_jobs(arm, seed)]
     return jobs
