@@ -13,7 +13,35 @@ import torch.nn as nn
 from monai.networks.blocks.dynunet_block import UnetResBlock, get_conv_layer
 from torch import Tensor
 
+from swinumamba_monai.ops.cuda.convolution import conv2d_cuda
+
 from .norm import InstanceNorm
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` with the same arguments, on a GPU in forms in which its matrix units are fast.
+
+    >>> Conv2d(3, 8, kernel_size=3, padding=1)(torch.zeros(1, 3, 5, 5)).shape
+    torch.Size([1, 8, 5, 5])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, in_channels, h, w) to (b, out_channels, ...)."""
+        if not x.is_cuda:
+            return super().forward(x)
+        return conv2d_cuda(x, self.weight, self.bias, self.stride[0], self.padding[0])
+
+
+def adopt_convolutions(module: nn.Module) -> None:
+    """Put a :class:`Conv2d` in the place of every plain convolution inside a module, with its parameters."""
+    for parent in list(module.modules()):
+        for name, conv in list(parent.named_children()):
+            if type(conv) is nn.Conv2d:
+                options = {"stride": conv.stride, "padding": conv.padding, "bias": conv.bias is not None}
+                # on "meta" no random number is drawn
+                new = Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, device="meta", **options)
+                new.weight, new.bias = conv.weight, conv.bias
+                setattr(parent, name, new)
 
 
 class UnetrResidualBlock(UnetResBlock):
@@ -31,6 +59,7 @@ class UnetrResidualBlock(UnetResBlock):
         for name, norm in list(self.named_children()):
             if type(norm) is nn.InstanceNorm2d and not norm.track_running_stats:
                 setattr(self, name, InstanceNorm(norm.num_features, norm.eps, norm.affine, scan_backend))
+        adopt_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, in_channels, h, w) to (b, out_channels, h, w)."""
