@@ -20,8 +20,6 @@ from monai.utils import optional_import
 from .atomic import check_output_folder, replacing, write_file
 from .errors import InputError, explained
 
-# Size (h, w) of the image that is followed through the network: no multiples of 32, and different.
-EXAMPLE_SIZE = (70, 100)
 OPSET = 18
 # Least level of what the packages behind ONNX may say: below it they name what they leave as it is, a line a node.
 LEVELS = {
@@ -39,7 +37,8 @@ def make_program(network: nn.Module) -> torch.export.ExportedProgram:
         network: network in evaluation mode, with an attribute ``in_channels``.
 
     Returns:
-        a program that takes one image, (1, in_channels, h, w), with h and w from 33 on.
+        a program that takes one image, (1, in_channels, h, w), with h and w larger than one patch, which is a pixel of
+        the coarsest map: 32 pixels in both Swin-UMambas.
 
     Raises:
         InputError: torch is older than 2.7, and does not tell a network that it is exported; or the network is one that
@@ -50,11 +49,16 @@ def make_program(network: nn.Module) -> torch.export.ExportedProgram:
         raise InputError(f"torch.export and ONNX need torch 2.7 or later, this is {torch.__version__}.")
     if network.training:
         raise ValueError("the network must be in evaluation mode; call eval() first.")
-    example = torch.zeros(1, network.in_channels, *EXAMPLE_SIZE, device=next(network.parameters()).device)
+    # no map may have a side of 1, to which torch would hold the program: two and three patches, and a part of one
+    size = [patches * step + step // 4 for patches, step in zip((2, 3), network.step)]
+    device = next(network.parameters()).device
+    example, other = (torch.zeros(1, network.in_channels, *sides, device=device) for sides in (size, size[::-1]))
     sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     problem = f"torch.export cannot follow {type(network).__name__} at any size"
     with torch.no_grad(), explained(problem, "TorchScript can, for images of the size that it is traced with"):
-        return torch.export.export(network, (example,), dynamic_shapes=(sides,), strict=False)
+        program = torch.export.export(network, (example,), dynamic_shapes=(sides,), strict=False)
+        program.module()(other)  # torch also gives a program that takes sizes like the example's alone
+    return program
 
 
 def export_program(network: nn.Module, filepath: str | PathLike) -> Path:

@@ -15,6 +15,15 @@ import torch
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist begins with the files that have most tests; the longest tests are alone in theirs.
+
+    So they would come last, when nothing is left for the other processes; in the order of their names they do not.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """A process that does not end after its tests says where it waits, and ends; ``setup.cfg`` bounds each test.
 

@@ -71,7 +71,7 @@ class Commands:
             "coco": self.of("microscopy", "inference", **self.small("microscopy", "inference"), output_dir=predicted),
             "table": self.of("microscopy", "evaluate", **self.small("microscopy", "evaluate"), output_dir=evaluated),
         }
-        pretraining = {**PRETRAIN, "spatial_size": [64, 64], **TRAINING}
+        pretraining = {**PRETRAIN, "picture_interval": 1, "spatial_size": [64, 64], **TRAINING}
         everything = ["--format", "masks", "geojson", "coco", "roi", "--device", "cpu"]
         self.lines = {
             "train": self.of("microscopy", "train", **SHORT | TRAINING),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn as nn
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
@@ -32,6 +33,16 @@ def build(cls=SwinUMambaD, seed=0, **changes):
     if cls is SwinUMambaD:
         options["decoder_depths"] = (1, 1, 1)
     return cls(**{**options, **changes})
+
+
+def without_early_blocks(net: nn.Module) -> nn.Module:
+    """The network without the VSS blocks of its encoder's stages before the last; the dagger keeps one a resolution.
+
+    For what follows every operation and takes seconds a block, which is the same in every stage.
+    """
+    for stage in net.vssm_encoder.layers[:-1]:
+        stage.blocks = nn.ModuleList()
+    return net
 
 
 def weights(cls=SwinUMambaD, **changes) -> dict[str, torch.Tensor]:

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from forked import run_forked
 
 COMMANDS = ("prepare", "package", "predict")
 KILLS = 6
@@ -18,10 +17,7 @@ KILLS = 6
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no forks and no such kills")
 def test_quick_commands(tmp_path):
-    script = Path(__file__).with_name("kills.py")
-    line = [sys.executable, str(script), str(KILLS), str(tmp_path / "kills"), "0", *COMMANDS]
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
-    done = subprocess.run(line, capture_output=True, text=True, timeout=500, env=environment)
+    done = run_forked([sys.executable, "-m", "kills", str(KILLS), str(tmp_path / "kills"), "0", *COMMANDS])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     counts = json.loads(done.stdout.splitlines()[-1])
     assert {name: counts[name]["tried"] for name in COMMANDS} == dict.fromkeys(COMMANDS, KILLS // len(COMMANDS))

@@ -52,10 +52,11 @@ def run(arguments: argparse.Namespace) -> None:
             load_pretrained(network, file, strict=True)
         networks[name if name not in networks else f"{name}_{len(networks)}"] = network
     fields = {}
+    count, plural = len(inputs), "s" if len(inputs) != 1 else ""
     for label, network in networks.items():
         fields[label] = analysis.effective_receptive_field(network.to(device), inputs)
-        print(f"{label}: computed over {len(inputs)} inputs", file=sys.stderr)
+        print(f"{label}: computed over {count} input{plural}", file=sys.stderr)
     weights = "random weights" if arguments.ckpt_path is None else "weights of ckpt_path"
-    source = f"images of {Path(arguments.images).name}" if arguments.images else "random inputs"
-    for path in analysis.write_erf(arguments.output_dir, fields, f"{len(inputs)} {source}, {weights}"):
+    source = f"image{plural} of {Path(arguments.images).name}" if arguments.images else f"random input{plural}"
+    for path in analysis.write_erf(arguments.output_dir, fields, f"{count} {source}, {weights}"):
         print(f"written: {path}")

@@ -14,14 +14,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--in_channels", type=int, help="channels of the image; default: the config's")
     parser.add_argument("--num_classes", type=int, help="classes, background included; default: the config's")
     parser.add_argument("--encoder", help="encoder of VMamba; default: the config's")
+    parser.add_argument(
+        "--roi_size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="crops of the training; default: the config's",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import export
     from swinumamba_monai.distribution.network_of_config import read_bundle_network
 
-    given = {name: getattr(arguments, name) for name in ("network_name", "in_channels", "num_classes", "encoder")}
-    overrides = {name: value for name, value in given.items() if value is not None}
+    names = ("network_name", "in_channels", "num_classes", "encoder", "roi_size")
+    overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     network = read_bundle_network(arguments.config_file, arguments.ckpt_file, overrides)
     write = {"onnx": export.export_onnx, "program": export.export_program}[arguments.format]
     print(f"ready: {write(network, arguments.filepath)}")

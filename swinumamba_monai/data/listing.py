@@ -20,8 +20,9 @@ from monai.utils import ensure_tuple
 from swinumamba_monai.data.datalist import is_prepared, load_datalist
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_series import is_dicom_folder
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, check_channel, image_names, is_image_file
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
 from swinumamba_monai.data.files.numbered import without_number
+from swinumamba_monai.data.files.pixel_checks import check_channel
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
 from swinumamba_monai.data.files.volume_listing import find_volumes, names_of_results

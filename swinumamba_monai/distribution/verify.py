@@ -59,7 +59,8 @@ class _Bundle:
     def dataset_dir(self) -> str:
         task = TASKS.get(self.root.name)
         if task is None:
-            raise InputError(f"there are no synthetic images for a bundle {self.root.name}.")
+            names = ", ".join(TASKS)
+            raise InputError(f"images are made by the folder's name, {self.root.name}; verify a copy called {names}.")
         counts = {"num_train": 2, "num_validation": 1, "num_test": 1}
         folder = self.scratch / "data"
         if not folder.exists():

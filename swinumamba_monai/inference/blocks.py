@@ -24,8 +24,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from swinumamba_monai.cells import keep_cells
-from swinumamba_monai.data.files.images import check_steps
 from swinumamba_monai.data.files.limits import most_channels
+from swinumamba_monai.data.files.pixel_checks import check_steps
 from swinumamba_monai.data.files.tiff_rows import TiffRows, open_rows
 from swinumamba_monai.data.sampling.intensity import sampling_step
 from swinumamba_monai.errors import InputError

@@ -11,16 +11,18 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
+from monai.utils import ensure_tuple
 
 from swinumamba_monai.atomic import write_file
 from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.polygons import CELL, class_names, outlines, regions
+from swinumamba_monai.weight_files import find_checkpoint
 
 # Ends of the names of files that the bundles write: numbers of cells, numbers of classes.
 POSTFIXES = ("instances", "classes")
@@ -53,7 +55,11 @@ def to_coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | 
 
 
 def write_coco(
-    predictions: PathLike, images: PathLike, output_file: PathLike, metadata: PathLike | None = None
+    predictions: PathLike,
+    images: PathLike,
+    output_file: PathLike,
+    metadata: PathLike | None = None,
+    ckpt_path: PathLike | Sequence[PathLike] = (),
 ) -> tuple[int, int]:
     """One COCO file of a folder of predictions; the numbers of images and of annotations are returned.
 
@@ -62,10 +68,12 @@ def write_coco(
         images: images, as the inference took them; those without a prediction are left out.
         output_file: ``.json`` file to write, whole or not at all.
         metadata: ``metadata.json`` of the bundle, which names the classes; not needed for cells.
+        ckpt_path: weights that predicted, one file or several, whose training may have left its own names beside them;
+            without any those of the bundle.
 
     Raises:
-        InputError: no prediction is there, predictions of two kinds, classes without ``metadata``, or a class that it
-            does not name.
+        InputError: no prediction or no such weights are there, predictions of two kinds, classes without ``metadata``,
+            or a class that neither it nor the training names.
     """
     files, kinds = {}, set()
     paths = [Path(item["image"]) for item in load_images(images)]
@@ -84,14 +92,19 @@ def write_coco(
     are_classes = kinds == {"classes"}
     if are_classes and metadata is None:
         raise InputError(f"{predictions} holds classes; give the metadata.json of the bundle, which names them.")
-    names = None if metadata is None else class_names(metadata)  # also where cells need none: a wrong path is one
+    if missing := [path for path in ensure_tuple(ckpt_path) if not Path(path).is_file()]:
+        raise InputError(f"there are no weights {missing[0]}.")
+    names = None
+    if metadata is not None:  # also where cells need none: a wrong path is one
+        models = Path(metadata).resolve().parent.with_name("models")
+        names = class_names(metadata, ckpt_path=ckpt_path or find_checkpoint(models))
     class_of = names if are_classes else None
     items = []
     for name, path in files.items():
         numbers = read_image(path).astype(np.int64)
         unknown = set(np.unique(numbers).tolist()) - {0} - (class_of or {}).keys() if are_classes else ()
         if unknown:
-            raise InputError(f"{path} holds class {min(unknown)}, which {metadata} does not name.")
+            raise InputError(f"{path} holds class {min(unknown)}, which neither {metadata} nor the training names.")
         items.append((name, numbers))
     content = to_coco(items, class_of)
     write_file(output_file, json.dumps(content))

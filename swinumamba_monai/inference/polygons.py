@@ -139,7 +139,7 @@ def class_names(
     Args:
         metadata: ``metadata.json`` of a bundle.
         num_classes: number of classes of the network with the background; where the file names more or fewer, as of
-            another training, they are called by their numbers, and the log says so. None takes those of the file.
+            another training, they are called by their numbers, and the log says so. None takes as many as are named.
         ckpt_path: weights of the network, one file or several, whose training may have left its names beside them.
 
     Raises:
@@ -147,7 +147,7 @@ def class_names(
     """
     trained = [(read_record(path) or {}).get("class_names") for path in ensure_tuple(ckpt_path)]
     names = trained[0] if trained and trained.count(trained[0]) == len(trained) else None
-    if isinstance(names, list) and len(names) == num_classes:
+    if isinstance(names, list) and names and num_classes in (None, len(names)):
         return {number: str(name) for number, name in enumerate(names) if number > 0}
     with explained(f"{metadata} does not name the classes of the polygons", "give that of a bundle"):
         content = json.loads(Path(metadata).read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -69,6 +70,7 @@ class BaseNetwork:
     out_channels: int | None = None  # where the class says so
     spatial_dims = 2
     step: Sequence[int]
+    two_pixels = False  # whether the coarsest map has two pixels at least, as an instance norm of it needs
     heads_in_eval = False  # whether deep_supervision goes on in evaluation mode, as nnU-Net's validation wants it
     _deep_supervision = False
     _graphs: CUDAGraphs | None = None
@@ -141,7 +143,13 @@ class BaseNetwork:
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """The size that an image of ``size`` is continued to."""
-        return [next_multiple(side, step) for side, step in zip(size, self.step)]
+        *sides, last = (next_multiple(side, step) for side, step in zip(size, self.step))
+        if self.two_pixels:
+            pixels = math.prod(side // step for side, step in zip([*sides, last], self.step))
+            # 1 of one pixel, else 0. No condition, which an exported network would keep. And not 1 // pixels, times
+            # the step: ONNX Runtime makes step // pixels of that.
+            last = last + 2 // (pixels + 1) * self.step[-1]
+        return [*sides, last]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """

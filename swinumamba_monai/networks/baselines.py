@@ -64,6 +64,8 @@ class NNUNet(BaseNetwork, _PlannedUNet):
     torch.Size([1, 2, 32, 32])
     """
 
+    two_pixels = True
+
     def __init__(
         self,
         in_channels: int,
@@ -150,7 +152,7 @@ class UNETR(BaseNetwork, nets.UNETR):
             **{**paper, **options},
         )
         self.in_channels = in_channels
-        self.roi_size = list(roi_size)
+        self.roi_size = self.step = list(roi_size)
         for name, parameter in self.named_parameters():
             if "norm_cross_attn" in name:  # which MONAI's blocks have and never call
                 parameter.requires_grad_(False)

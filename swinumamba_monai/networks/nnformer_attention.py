@@ -108,7 +108,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Map (b, *spatial, dim) to the same shape; for a skip connection with the encoder's map of this size."""
-        spatial, axes = x.shape[1:-1], tuple(range(1, x.ndim - 1))
+        batch, spatial, axes = x.shape[0], x.shape[1:-1], tuple(range(1, x.ndim - 1))  # len(x) a trace would keep
         fill = [n for side in reversed(spatial) for n in (0, -side % self.window)]
 
         padded, sides = [-(-side // self.window) * self.window for side in spatial], [self.window] * len(axes)
@@ -116,11 +116,11 @@ class TransformerBlock(nn.Module):
         def windows(x: Tensor) -> Tensor:  # to (b, windows, pixels of a window, dim)
             x = F.pad(self.norm1(x), (0, 0, *fill))
             x = x.roll([-self.shift] * len(axes), axes) if self.shift else x
-            return window_partition(x, sides).unflatten(0, (len(x), -1))
+            return window_partition(x, sides).unflatten(0, (batch, -1))
 
         mask = compute_mask(padded, sides, [self.shift] * len(axes), x.device) if self.shift else None
         y = self.attn(windows(x), None if skip is None else windows(skip), mask)
-        y = window_reverse(y.flatten(0, 1), sides, [len(x), *padded])
+        y = window_reverse(y.flatten(0, 1), sides, [batch, *padded])
         if self.shift:
             y = y.roll([self.shift] * len(axes), axes)
         for axis, side in zip(axes, spatial):

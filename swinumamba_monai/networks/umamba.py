@@ -119,6 +119,8 @@ class _UMamba(BaseNetwork, nn.Module):
     Args: as those of :class:`UMambaBot`.
     """
 
+    two_pixels = True
+
     def __init__(
         self,
         in_channels: int,
@@ -169,13 +171,6 @@ class _UMamba(BaseNetwork, nn.Module):
     def _maps(self, x: Tensor) -> list[Tensor]:
         """What the decoder gets, finest first."""
         raise NotImplementedError
-
-    def padded_size(self, size: Sequence[int]) -> list[int]:
-        """Multiples of the strides, and two pixels at the bottleneck at least, as its instance norm needs."""
-        padded = super().padded_size(size)
-        if padded == self.step:
-            padded[-1] *= 2
-        return padded
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         return self.decoder(self._maps(x), all_heads=all_heads)

@@ -26,8 +26,9 @@ from torch import nn
 
 from swinumamba_monai.bundle_failures import explain_failure
 from swinumamba_monai.bundle_options import as_literal, check_option
-from swinumamba_monai.data.files.images import check_pixels, check_steps, image_names
+from swinumamba_monai.data.files.images import image_names
 from swinumamba_monai.data.files.limits import MAX_CHANNELS, most_channels
+from swinumamba_monai.data.files.pixel_checks import check_pixels, check_steps
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.devices import find_device

@@ -41,7 +41,7 @@ def read_asap(path: PathLike, shape: tuple[int, int], names: Mapping[int, str] |
     Args:
         path: the file.
         shape: rows and columns of the image.
-        names: names of the classes, in upper or lower case; None where every polygon is a cell.
+        names: names of the classes, whose case counts where it tells them apart; None where every polygon is a cell.
 
     Returns:
         (H, W) uint16, the number of a pixel's class or cell, 0 outside; where polygons overlap, that of the last.
@@ -50,18 +50,18 @@ def read_asap(path: PathLike, shape: tuple[int, int], names: Mapping[int, str] |
         InputError: the file is damaged, has a polygon of another class, without corners or outside of the image, or
             more cells than the numbers reach.
     """
-    numbers_of = {CELL: None} if names is None else {name.lower(): number for number, name in names.items()}
+    known = {CELL: None} if names is None else {name: number for number, name in names.items()}
+    numbers_of = {name.lower(): number for name, number in known.items()} | known
     shapes, numbers = [], []
     problem = f"{path} is no XML file of ASAP that can be read"
     with explained(problem, "send the polygons again", LookupError, TypeError, ValueError):
         for annotation in read_xml(Path(path)).iterfind("Annotations/Annotation"):
             name = annotation.attrib["Name"]
-            if name.lower() not in numbers_of:
-                known = ", ".join(numbers_of)
-                raise InputError(f"{path} has a polygon of class '{shown(name)}'; the classes are {known}.")
+            if (found := name if name in numbers_of else name.lower()) not in numbers_of:
+                raise InputError(f"{path} has a polygon of class '{shown(name)}'; the classes are {', '.join(known)}.")
             ring = as_ring([float(corner.attrib[axis]) for axis in "XY"] for corner in annotation.iter("Coordinate"))
             shapes.append(Shape(name, [[ring]]))
-            numbers.append(numbers_of[name.lower()] or len(shapes))
+            numbers.append(numbers_of[found] or len(shapes))
     if names is None and len(shapes) > np.iinfo(np.uint16).max:
         raise InputError(f"{path} has {len(shapes)} cells, more than a 16-bit image can number.")
     whole = Annotations(Path(path), shapes[::-1])  # the first of those given has a pixel

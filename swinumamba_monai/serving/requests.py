@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, listed, shown
 from swinumamba_monai.switches import is_on
 
 MAX_EPOCHS = 100_000
@@ -209,6 +209,33 @@ SAMPLING: dict[str, Check] = {
     "label_tag": _optional_name,
     "labels": check_data,
 }
+
+
+def check_segments(value: object, names: Mapping[int, str]) -> None:
+    """Refuse the list of a label's segments in which a class has another number than it has here.
+
+    3D Slicer numbers the segments that are there: behind one that was removed all move up, and each would be learnt as
+    the class before it.
+
+    Args:
+        value: what a client says of a label; Slicer says ``{"label_info": [{"name": "liver", "idx": 1}]}``, with an
+            entry for each number from 1 on. Segments of other names, and all other forms, are passed over.
+        names: names of the classes by their numbers.
+
+    Raises:
+        InputError: a segment is called like a class, and its number is not that of the class.
+    """
+    segments = value.get("label_info") if isinstance(value, Mapping) else None
+    number_of = {name: number for number, name in names.items()}
+    for place, segment in enumerate(segments if isinstance(segments, list) else (), start=1):
+        name, number = (segment.get(key) if isinstance(segment, Mapping) else None for key in ("name", "idx"))
+        # Slicer counts a segment of the background in `idx`, and does not write it into the label.
+        if isinstance(name, str) and number_of.get(name, place) not in (place, number):
+            order = listed([names[number] for number in sorted(names)], len(names))
+            raise InputError(
+                f"the label has {shown(name)} as number {place}, and here that is {number_of[name]}; keep a segment "
+                f"for each class, also where it is empty, in this order: {order}."
+            )
 
 
 def check_fields(given: object, checks: Mapping[str, Check]) -> dict[str, object]:

@@ -22,6 +22,7 @@ from monai.config import PathLike
 
 from swinumamba_monai.atomic import temporary_folder
 from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES
+from swinumamba_monai.distribution.network_of_config import read_bundle_network
 from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.training.checkpoint import save_atomically
 from swinumamba_monai.weight_files import find_checkpoint, read_weights
@@ -50,9 +51,10 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
         port: port of the server.
 
     Raises:
-        InputError: MONAI Label is not installed; a folder or the weights are missing; in ``studies`` lies a link where
-            the server writes, or a list of images that names other folders; or the environment variable
-            ``MONAI_LABEL_CORS_ORIGINS``, which names the web sites whose pages may use the server, is no list of them.
+        InputError: MONAI Label is not installed; a folder or the weights are missing, or these do not fit the network
+            in ``configs/inference.json``; in ``studies`` lies a link where the server writes, or a list of images that
+            names other folders; or the environment variable ``MONAI_LABEL_CORS_ORIGINS``, which names the web sites
+            whose pages may use the server, is no list of them.
     """
     bundle, studies = Path(bundle).resolve(), Path(studies).resolve()
     if find_spec("monailabel") is None:
@@ -65,6 +67,7 @@ def serve(bundle: PathLike, studies: PathLike, host: str = "127.0.0.1", port: in
     if not studies.is_dir():
         raise InputError(f"{studies} is no folder; give the one with the images as --studies.")
     _check_studies(studies)
+    read_bundle_network(bundle / "configs" / "inference.json", weights)  # MONAI Label would answer status 500 for ever
     origins = _read_origins(os.environ.get(MONAI_VARIABLE, ""))
     if weights.suffix == ".safetensors":
         model = weights.with_suffix(".pt")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from swinumamba_monai.errors import listed
+from swinumamba_monai.errors import InputError, listed
 from swinumamba_monai.serving.start import LABELS, OWN_FILES, stand_in_for_torchvision
 
 stand_in_for_torchvision()
@@ -44,17 +44,20 @@ class Studies(LocalDatastore):
     its own: here that thread takes turns with the requests, and does not end for what it cannot read.
     """
 
-    def __init__(self, *args: object, **options: object) -> None:
-        """As MONAI Label's."""
+    def __init__(self, check_label: Callable[[str, str, dict], None], *args: object, **options: object) -> None:
+        """As MONAI Label's, with what refuses a label, InputError: of both paths, and what is said of the label."""
+        self.check_label = check_label
         self.turn = threading.RLock()
         self.left_out: set[str] = set()
         super().__init__(*args, **options)
 
     @_in_turn
     def add_image(self, image_id: str, image_filename: str, image_info: dict) -> str:
-        """As MONAI Label's; HTTPException 403 for a name that is not to be touched."""
+        """As MONAI Label's, and its labels stay listed; HTTPException 403 for a name that is not to be touched."""
         self._check_files(image_id or self._to_id(Path(image_filename).name)[0], of_image=True)
-        return super().add_image(image_id, image_filename, image_info)
+        image_id = super().add_image(image_id, image_filename, image_info)
+        self.refresh()  # MONAI Label forgets them, though their files are there, until it starts again
+        return image_id
 
     @_in_turn
     def remove_image(self, image_id: str) -> None:
@@ -65,9 +68,23 @@ class Studies(LocalDatastore):
 
     @_in_turn
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict) -> str:
-        """As MONAI Label's; HTTPException 403 for a name that is not to be touched."""
+        """As MONAI Label's, in the place of the label before; HTTPException 403 for a name that is not to be touched.
+
+        Raises:
+            InputError: the label cannot be trained on; the one before is as it was.
+        """
         self._check_files(image_id, of_image=False)
-        return super().save_label(image_id, label_filename, label_tag, label_info)
+        if image := self.get_image_uri(image_id):
+            try:
+                self.check_label(image, label_filename, label_info)
+            except InputError as error:  # which names the server's copy of what was sent
+                raise InputError(f"Not saved: {str(error).replace(label_filename, 'the label')}") from error
+        label_id = super().save_label(image_id, label_filename, label_tag, label_info)
+        saved = Path(self.get_label_uri(image_id, label_tag))
+        for path in saved.parent.iterdir():  # with another ending it would come back when this one is removed
+            if self._to_id(path.name)[0] == image_id and not path.samefile(saved):
+                path.unlink()
+        return label_id
 
     @_in_turn
     def remove_label(self, label_id: str, label_tag: str) -> None:

@@ -41,7 +41,7 @@ PRETRAIN = {
     "spatial_size": [32, 64],
     "mask_patch_size": 16,
     "val_interval": 1,
-    "picture_interval": 1,
+    "picture_interval": 9,  # none: it takes as long as the epoch
     "log_interval": 1,
     **{name.replace("_def#", "_def#network#"): value for name, value in NETWORK.items() if name != "roi_size"},
 }

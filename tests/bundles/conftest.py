@@ -49,13 +49,13 @@ def trained_in(tmp_path_factory, dataset_of) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def pretrained_in(tmp_path_factory, dataset_of) -> Callable[[str], Path]:
-    """The folder of a pretraining run of a bundle."""
+    """The folder of a pretraining run of a bundle, with pictures."""
     made = {}
 
     def get(bundle: str) -> Path:
         if bundle not in made:
             made[bundle] = tmp_path_factory.mktemp("pretrained")
-            options = {**PRETRAIN, "max_epochs": 2}
+            options = {**PRETRAIN, "max_epochs": 2, "picture_interval": 1}
             run(bundle, "pretrain", made[bundle], dataset_dir=str(dataset_of(bundle)), **options)
         return made[bundle]
 

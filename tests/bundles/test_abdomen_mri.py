@@ -211,7 +211,7 @@ class TestScores:
             written["moved"] = moved
             out = tmp_path / str(moved)
             options = {"dataset_dir": str(dataset_of("abdomen_mri")), "output_dir": str(out), **NETWORK}
-            run("evaluate", trained_in("abdomen_mri"), truth, **options)
+            run("evaluate", trained_in("abdomen_mri"), truth, num_figures=0, **options)
         with open(tmp_path / "False" / "metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         scores = [name for name in rows[0] if name.startswith(("dsc_corrected", "nsd_corrected"))]
@@ -247,7 +247,7 @@ class TestScores:
         prepare_abdomen_mri(dataset_of("abdomen_mri"), prepared, label_map=label_map)
         options = {**SHORT, "dataset_dir": str(prepared), "num_classes": 4}
         run("train", tmp_path, **options)
-        run("evaluate", tmp_path, output_dir=str(tmp_path / "report"), **options)
+        run("evaluate", tmp_path, output_dir=str(tmp_path / "report"), num_figures=0, **options)
         summary = json.loads((tmp_path / "report" / "summary.json").read_text())
         assert summary["tolerances"] == {"liver": 5, "spleen": 3, "aorta": 2}
         assert summary["published_cut_slices"] == ["aorta"]

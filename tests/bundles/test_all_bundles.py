@@ -274,7 +274,7 @@ class TestProcesses:
     def test_two_evaluate(self, trained_in, dataset_of, tmp_path):
         options = {"dataset_dir": str(dataset_of("abdomen_mri")), **NETWORK, "num_figures": 1}
         options |= {"ckpt_dir": str(trained_in("abdomen_mri") / "models")}
-        run("abdomen_mri", "evaluate", tmp_path, output_dir=str(tmp_path / "one"), **options)
+        run("abdomen_mri", "evaluate", tmp_path, output_dir=str(tmp_path / "one"), **{**options, "num_figures": 0})
         folder = str(tmp_path / "two")
         run_processes("abdomen_mri", "evaluate", tmp_path, "multi_gpu_evaluate", output_dir=folder, **options)
         for name in ("classes.csv", "metrics.csv"):

@@ -171,7 +171,7 @@ class TestScores:
             handlers.insert(0, handlers.pop())  # before the metric
 
         options = {"dataset_dir": str(dataset_of("endoscopy")), "output_dir": str(tmp_path), **NETWORK}
-        run("evaluate", trained_in("endoscopy"), truth, **options)
+        run("evaluate", trained_in("endoscopy"), truth, num_figures=0, **options)
         with open(tmp_path / "metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         names = [name.removeprefix("truth_pixels_") for name in rows[0] if name.startswith("truth_pixels_")]
@@ -191,7 +191,7 @@ class TestScores:
         prepare_endoscopy(dataset_of("endoscopy"), prepared, label_map=label_map)
         options = {**SHORT, "dataset_dir": str(prepared), "num_classes": 3}
         run("train", tmp_path, **options)
-        run("evaluate", tmp_path, output_dir=str(tmp_path / "report"), **options)
+        run("evaluate", tmp_path, output_dir=str(tmp_path / "report"), num_figures=0, **options)
         summary = json.loads((tmp_path / "report" / "summary.json").read_text())
         assert list(summary["tolerances"]) == ["shaft", "manipulator"]
         images = {**NETWORK, "dataset_dir": str(prepared), "output_dir": str(tmp_path / "out")}

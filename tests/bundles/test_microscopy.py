@@ -156,7 +156,8 @@ class TestPretraining:
 
 
 def test_evaluation_writes_its_report(trained, dataset, tmp_path):
-    run("evaluate", trained, dataset_dir=str(dataset), output_dir=str(tmp_path), **NETWORK)
+    """What every bundle's holds, ``test_all_bundles.py`` looks at."""
+    run("evaluate", trained, dataset_dir=str(dataset), output_dir=str(tmp_path), num_figures=0, **NETWORK)
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     expected = [Path(item["image"]).name for item in json.loads((dataset / "datalist.json").read_text())["test"]]
@@ -171,8 +172,6 @@ def test_evaluation_writes_its_report(trained, dataset, tmp_path):
     assert {"f1", "dice"} <= summary["columns"].keys()
     assert summary["columns"]["f1_corrected"]["n"] == 2
     assert (tmp_path / "classes.csv").read_text().startswith("score,reading,class,mean,std,low,high,n,n_present\n")
-    for name in ("predictions.png", "worst_cases.png", "scores.png"):
-        assert Image.open(tmp_path / name).size[0] > 100
 
 
 @pytest.mark.parametrize("extension", [".png", ".tif"])
@@ -196,7 +195,8 @@ class TestTargets:
 
     def test_the_papers_classes(self, dataset, tmp_path):
         run("train", tmp_path, dataset_dir=str(dataset), target="classes", **SHORT)
-        run("evaluate", tmp_path, dataset_dir=str(dataset), target="classes", output_dir=str(tmp_path), **NETWORK)
+        options = {"target": "classes", "output_dir": str(tmp_path), "num_figures": 0, **NETWORK}
+        run("evaluate", tmp_path, dataset_dir=str(dataset), **options)
         summary = json.loads((tmp_path / "summary.json").read_text())
         assert {"f1", "val_dice_interior", "val_dice_boundary"} <= summary["columns"].keys()
         given = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / "out"), **NETWORK}

@@ -44,9 +44,8 @@ def test_from_training_to_inference(prepared, tmp_path):
     options = {**SHORT, **data, "dataset_dir": str(prepared / "out"), "num_workers": 0}
     workflow = bundle_runs.run("abdomen_mri", "train", tmp_path, **options)
     assert np.isfinite(workflow.trainer.state.output[0]["loss"])
-    bundle_runs.run(
-        "abdomen_mri", "evaluate", tmp_path, output_dir=str(tmp_path / "report"), nsd_tolerances=3, **options
-    )
+    report = {"output_dir": str(tmp_path / "report"), "nsd_tolerances": 3, "num_figures": 0}
+    bundle_runs.run("abdomen_mri", "evaluate", tmp_path, **report, **options)
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert summary["tolerances"] == {"organ": 3, "lesion": 3}
     given = {**NETWORK, **data, "dataset_dir": str(prepared / "imagesTr"), "output_dir": str(tmp_path / "labels")}

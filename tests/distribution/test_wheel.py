@@ -26,13 +26,13 @@ from swinumamba_monai.distribution import package_bundle
 NO_SOURCES = ".* build dist demo *.egg-info __pycache__ models eval shared".split()
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
 
-# ``python -m swinumamba_monai`` with one list of words after another, in one process: most of each would be imports.
+# ``python -m`` with one list of words after another, in one process: most of each would be imports.
 IN_TURN = """
 import json, runpy, sys
-for words in json.loads(sys.argv[1]):
+for module, *words in json.loads(sys.argv[1]):
     sys.argv[1:] = words
     try:
-        runpy.run_module("swinumamba_monai", run_name="__main__", alter_sys=True)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         assert not end.code, words
 """
@@ -113,17 +113,18 @@ def test_the_wheel_alone_runs(python, tmp_path):
     empty.mkdir()
     height, width = map(str, DATA["endoscopy"]["image_size"])
     counts = ["--num_train", "1", "--num_validation", "1", "--num_test", "1", "--image_size", height, width]
-    lines = [["doctor"], ["synthesize", "endoscopy", "--output_dir", "data", *counts]]
-    doctor = run(python, "-c", IN_TURN, json.dumps(lines), cwd=empty)
-    installed = Path(doctor.splitlines()[0].split(" in ")[1])
-    assert installed.is_relative_to(python.parents[1]), "not the package of the checkout"
-    assert "scan of float32" in doctor
+    inference = ["--config_file", "endoscopy/configs/inference.json", "--bundle_root", "endoscopy"]
+    inference += ["--dataset_dir", "data", "--output_dir", "results", "--num_workers", "0"]
+    lines = [
+        ["swinumamba_monai", "doctor"],
+        ["swinumamba_monai", "synthesize", "endoscopy", "--output_dir", "data", *counts],
+        ["monai.bundle", "run", *inference],
+    ]
     with zipfile.ZipFile(package.archive) as archive:
         archive.extractall(empty)
-    run(
-        *(python, "-m", "monai.bundle", "run", "--config_file", "endoscopy/configs/inference.json"),
-        *("--bundle_root", "endoscopy", "--dataset_dir", "data", "--output_dir", "results", "--num_workers", "0"),
-        cwd=empty,
-        SWINUMAMBA_BACKEND="portable",  # the other would be compiled for this environment first
-    )
+    backend = {"SWINUMAMBA_BACKEND": "portable"}  # the other would be compiled for this environment first
+    said = run(python, "-c", IN_TURN, json.dumps(lines), cwd=empty, **backend)
+    installed = Path(said.splitlines()[0].split(" in ")[1])
+    assert installed.is_relative_to(python.parents[1]), "not the package of the checkout"
+    assert "scan of float32" in said
     assert len(list((empty / "results").rglob("*_classes.png"))) == 1

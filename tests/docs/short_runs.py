@@ -17,8 +17,8 @@ from swinumamba_monai.cli import main
 AGAIN = "--checkpoint#overwrite True --max_epochs 1 --batch_size 2 --val_interval 1"
 SHORT = {
     "training": f"{AGAIN} --iterations_per_epoch 1 --roi_size [32,32]",
-    "pretraining": f"{AGAIN} --picture_interval 1 --spatial_size [32,32] --mask_patch_size 16",
-    "evaluating": "--roi_size [64,64] --num_figures 1",
+    "pretraining": f"{AGAIN} --spatial_size [32,32] --mask_patch_size 16",
+    "evaluating": "--roi_size [64,64] --num_figures 0",
     "inference": "--roi_size [64,64]",
 }
 SMALL = {

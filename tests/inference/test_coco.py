@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import tracemalloc
 from pathlib import Path
@@ -144,6 +145,26 @@ class TestCommand:
         Image.fromarray(np.full((5, 6), 77, np.uint8)).save(tmp_path / "a_classes.png")
         assert self.run(tmp_path, images, "--metadata", str(METADATA)) == 1
         assert "holds class 77" in capsys.readouterr().err
+
+    def test_classes_have_the_names_of_the_training(self, images, tmp_path, capsys):
+        """Of the bundle's weights, or of those that are named; as in what the inference itself writes."""
+        Image.fromarray(np.full((5, 6), 2, np.uint8)).save(tmp_path / "a_classes.png")
+        bundle = tmp_path / "bundle"
+        (bundle / "configs").mkdir(parents=True)
+        metadata = shutil.copy(METADATA, bundle / "configs")
+        for folder, names in (("models", ["background", "grasper", "scissors"]), ("other", ["background", "a", "b"])):
+            (bundle / folder).mkdir()
+            (bundle / folder / "model.pt").touch()
+            (bundle / folder / "run.json").write_text(json.dumps({"class_names": names}))
+        for options, names in (((), ["grasper", "scissors"]), (("--ckpt_path", bundle / "other/model.pt"), ["a", "b"])):
+            assert self.run(tmp_path, images, "--metadata", metadata, *map(str, options)) == 0
+            content = json.loads((tmp_path / "coco.json").read_text())
+            assert [category["name"] for category in content["categories"]] == names
+        assert self.run(tmp_path, images, "--metadata", metadata, "--ckpt_path", "nosuch.pt") == 1
+        assert "no weights nosuch.pt" in capsys.readouterr().err
+        Image.fromarray(np.full((5, 6), 3, np.uint8)).save(tmp_path / "a_classes.png")
+        assert self.run(tmp_path, images, "--metadata", metadata) == 1
+        assert "holds class 3" in capsys.readouterr().err
 
     @pytest.mark.parametrize("content", [None, "", "[1]", "{}", json.dumps({"network_data_format": "x" * 9999})])
     def test_metadata_that_are_none(self, images, tmp_path, capsys, content):

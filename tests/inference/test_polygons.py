@@ -97,10 +97,12 @@ def test_classes_have_the_names_of_their_training(tmp_path) -> None:
         record.parent.mkdir()
         record.write_text(json.dumps({"class_names": ["background", "Leber", "Milz"]}))
     assert class_names(file, 3, weights) == class_names(file, 3, weights[0]) == {1: "Leber", 2: "Milz"}
+    assert class_names(file, ckpt_path=weights) == {1: "Leber", 2: "Milz"}
     assert class_names(file, 2, weights) == {1: "class 1"}
     for other in (["background", "Milz", "Leber"], [], None):
         records[1].write_text(json.dumps({"class_names": other}))
-        assert class_names(file, 3, weights) == of_bundle
+        assert class_names(file, 3, weights) == class_names(file, ckpt_path=weights) == of_bundle
+    assert class_names(file, ckpt_path=weights[1]) == of_bundle  # a training that knew no names
     records[1].unlink()
     assert class_names(file, 3, weights) == of_bundle
     records[0].write_text("{")

@@ -170,7 +170,7 @@ class TestNetworks:
     @BOTH
     def test_trace(self, cls):
         net = build(cls, scan_backend="auto").eval()
-        traced = torch.jit.trace(net, image(1, 1, 64, 64))
+        traced = torch.jit.trace(net, image(1, 1, 64, 64), check_trace=False)
         x = image(2, 1, 40, 77)
         with torch.no_grad():
             torch.testing.assert_close(traced(x), net(x), rtol=0, atol=1e-4)

@@ -180,7 +180,7 @@ class TestForward:
         """A trace holds for the size it saw: windows and padding are counted in Python."""
         net, x = build(dims).eval(), image(1, 2, *ODD[dims])
         with torch.no_grad():
-            traced = torch.jit.trace(net, x)
+            traced = torch.jit.trace(net, x, check_trace=False)
             other = image(1, 2, *ODD[dims], seed=1)
             torch.testing.assert_close(traced(other), net(other), rtol=0, atol=1e-5)
 

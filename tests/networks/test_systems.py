@@ -162,7 +162,8 @@ def test_wrong_roi_size(roi_size):
 
 
 def test_a_script_is_refused_with_the_command_and_a_trace_is_not():
-    net = build_network("SwinUMambaD", in_channels=1, out_channels=2, roi_size=(32, 32), depths=(1, 1, 1, 1))
+    small = {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1), "feature_size": 8, "d_state": 4}
+    net = build_network("SwinUMambaD", in_channels=1, out_channels=2, roi_size=(32, 32), **small)
     with pytest.raises(InputError, match=r'--use_trace True --input_shape "\[1,1,64,64\]" to ckpt_export'):
         torch.jit.script(net)
     image = torch.rand(1, 1, 32, 32)

@@ -55,6 +55,15 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def predicted(folder, tmp_path_factory):
+    """The folder with the masks, tables and outlines of both."""
+    out = tmp_path_factory.mktemp("predicted")
+    report = predict_images("microscopy", [folder], out, device="cpu", options=OPTIONS)
+    assert report.predicted == 2 and not report.failed
+    return out
+
+
 def read_rows(file) -> list[dict[str, str]]:
     with file.open(newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
@@ -99,23 +108,20 @@ def test_the_files_are_those_of_the_whole_image(folder, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("channels", "channel"), [(6, 5), (4, 3)])
-def test_one_channel_of_a_large_multiplex_image(folder, tmp_path, channels, channel):
+def test_one_channel_of_a_large_multiplex_image(folder, predicted, tmp_path, channels, channel):
     """It is as that channel alone, and the table measures all of them."""
     alone = read_image(folder / "slide.tif")
     image = np.random.default_rng(1).integers(0, 20, (channels, *alone.shape), np.uint8)
     image[channel] = alone
     metadata = {"axes": "CYX"}
     tifffile.imwrite(tmp_path / "many.ome.tif", image, tile=(256, 256), photometric="minisblack", metadata=metadata)
-    for name, file, options in [
-        ("many", tmp_path / "many.ome.tif", {**OPTIONS, "channel": channel}),
-        ("one", folder / "slide.tif", OPTIONS),
-    ]:
-        report = predict_images("microscopy", [file], tmp_path / name, device="cpu", options=options)
-        assert report.predicted == 1 and not report.failed
-    many, one = tmp_path / "many" / "many.ome", tmp_path / "one" / "slide"
+    options = {**OPTIONS, "channel": channel}
+    report = predict_images("microscopy", [tmp_path / "many.ome.tif"], tmp_path, device="cpu", options=options)
+    assert report.predicted == 1 and not report.failed
+    many, one = tmp_path / "many.ome", predicted / "slide"
     for end in ("_instances.tif", "_outlines.png"):
         np.testing.assert_array_equal(read_image(Path(f"{many}{end}")), read_image(Path(f"{one}{end}")))
-    warnings = [read_rows(file.parent / "summary.csv")[0]["warnings"] for file in (many, one)]
+    warnings = [read_rows(file.parent / "summary.csv")[0]["warnings"] for file in (many, one)]  # the slide comes first
     assert warnings[0] == warnings[1] != ""
     for row, expected in zip(
         *(read_rows(file.with_name(f"{file.name}_objects.csv")) for file in (many, one)), strict=True
@@ -124,7 +130,7 @@ def test_one_channel_of_a_large_multiplex_image(folder, tmp_path, channels, chan
         assert sum(name.startswith("intensity_mean") for name in row) == channels
 
 
-def test_the_bundles_inference_writes_the_same(folder, tmp_path, monkeypatch):
+def test_the_bundles_inference_writes_the_same(folder, predicted, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     workflow = ConfigWorkflow(
         config_file=str(find_bundle("microscopy") / "configs" / "inference.json"),
@@ -140,10 +146,9 @@ def test_the_bundles_inference_writes_the_same(folder, tmp_path, monkeypatch):
     )
     workflow.initialize()
     workflow.run()
-    predict_images("microscopy", [folder], tmp_path / "other", device="cpu", options=OPTIONS)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["slide_instances.tif", "small_instances.png"]
     for file in (tmp_path / "out").iterdir():
-        np.testing.assert_array_equal(read_image(file), read_image(tmp_path / "other" / file.name))
+        np.testing.assert_array_equal(read_image(file), read_image(predicted / file.name))
 
 
 def test_what_is_not_made_by_blocks_is_said_before_the_work(folder, tmp_path, capsys):

@@ -44,8 +44,10 @@ def test_classes_there_and_back(solid, tmp_path) -> None:
     found = elements(geojson(solid, NAMES))
     assert [(element["label"], len(element["contours"])) for element in found] == [(NAMES[1], 2), (NAMES[3], 2)]
     path = write_asap(found, tmp_path / "label.xml")
-    capitals = {number: name.upper() for number, name in NAMES.items()}  # MONAI Label tells its clients other cases
+    capitals = {number: name.upper() for number, name in NAMES.items()}  # clients of MONAI Label may use other cases
     np.testing.assert_array_equal(read_asap(path, solid.shape, capitals), solid)
+    both = {1: NAMES[1], 2: NAMES[1].upper(), 3: NAMES[3]}  # and some classes differ in nothing else
+    np.testing.assert_array_equal(read_asap(path, solid.shape, both), solid)
 
 
 def test_every_polygon_is_a_cell(solid, tmp_path) -> None:

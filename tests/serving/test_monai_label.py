@@ -15,12 +15,12 @@ from xml.etree import ElementTree
 import nibabel as nib
 import numpy as np
 import pytest
+import requests
 from label_server import PYTHON, SMALL, Server, make_bundle, make_studies, run, stem
 from PIL import Image
 
 from swinumamba_monai.data import read_image
 from swinumamba_monai.inference import geojson
-from swinumamba_monai.inference.polygons import class_names
 from swinumamba_monai.serving.annotations import elements
 from swinumamba_monai.tasks import find_task
 from swinumamba_monai.weight_files import read_weights, save_half_precision
@@ -28,9 +28,10 @@ from swinumamba_monai.weight_files import read_weights, save_half_precision
 pytestmark = pytest.mark.skipif(
     not PYTHON, reason="SWINUMAMBA_LABEL_PYTHON names no environment with MONAI Label; `make test-label` does"
 )
+OWN_NAMES = ["background", "Greifer", "greifer", *(f"class {number}" for number in range(3, 8))]
 LABELS = {
     "abdomen_mri": {"liver": 1, "left kidney": 13},
-    "endoscopy": {"large needle driver": 1, "drop-in ultrasound probe": 7},
+    "endoscopy": {"Greifer": 1, "greifer": 2, "class 7": 7},
     "microscopy": {"cell": 1},
 }
 
@@ -75,6 +76,8 @@ def test_server_gives_what_the_command_line_gives_and_learns(task, tmp_path) -> 
     if task == "microscopy":  # as it ships
         save_half_precision(model, model.with_suffix(".safetensors"))
         model.unlink()
+    if task == "endoscopy":  # trained on classes of one's own
+        model.with_name("run.json").write_text(json.dumps({"class_names": OWN_NAMES}))
     studies = tmp_path / "studies"
     make_studies(task, studies, data)
     images = sorted(studies.iterdir())
@@ -91,6 +94,11 @@ def test_server_gives_what_the_command_line_gives_and_learns(task, tmp_path) -> 
                 volume = nib.load(image)
                 label = nib.Nifti1Image(np.ones(volume.shape, np.uint8), volume.affine)
                 server.save_label(image, f"{stem(image)}.nii.gz", gzip.compress(label.to_bytes()))
+            said = {"label_info": [{"name": "liver", "idx": 1}, {"name": "left kidney", "idx": 2}]}  # as Slicer says it
+            files = {"label": ("label.nii.gz", gzip.compress(label.to_bytes()))}
+            url = f"{server.url}/datastore/label?image={stem(image)}"
+            refused = requests.put(url, files=files, data={"params": json.dumps(said)}, timeout=60)
+            assert refused.status_code == 400 and "left kidney as number 2, and here that is 13" in refused.text
         else:
             check_polygons(server, task, bundle, expected, tmp_path)
             truth = data / json.loads((data / "datalist.json").read_text())["test"][0]["label"]
@@ -107,7 +115,7 @@ def test_server_gives_what_the_command_line_gives_and_learns(task, tmp_path) -> 
 
 def check_polygons(server: Server, task: str, bundle: Path, expected: dict[Path, Path], folder: Path) -> None:
     """The plugins for QuPath and CVAT get those of what the command line predicts."""
-    names = None if task == "microscopy" else class_names(bundle / "configs" / "metadata.json")
+    names = None if task == "microscopy" else dict(enumerate(OWN_NAMES))
     for image, file in expected.items():
         collection = geojson(read_image(file).astype(int), names)
         answer = server.call("POST", f"/infer/{task}?image={stem(image)}&output=json").json()

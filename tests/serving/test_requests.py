@@ -16,6 +16,7 @@ from swinumamba_monai.serving.requests import (
     check_fields,
     check_file_name,
     check_name,
+    check_segments,
     check_sum,
 )
 
@@ -156,3 +157,30 @@ def test_numbers_are_bounded(number):
     with pytest.raises(InputError, match="lines must be a number of at most 9007199254740992"):
         check_bounds("lines", number)
     assert check_bounds("lines", 300) == 300 and check_bounds("html", True) is True
+
+
+ORGANS = {1: "liver", 2: "right kidney", 3: "spleen"}
+
+
+def slicer(*names: str, first: int = 1) -> dict:
+    """What 3D Slicer says of a label of these segments."""
+    return {"label_info": [{"name": name, "idx": number} for number, name in enumerate(names, first)], "model": "a"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {}, [], None, {"label_info": "liver"}, {"label_info": [None, {"name": ["liver"], "idx": {}}]},
+        slicer(*ORGANS.values()), slicer("liver"), slicer("liver", "Segment_2", "spleen"),
+        slicer(*ORGANS.values(), first=2),  # behind a background, which is not in the label
+    ],
+)  # fmt: skip
+def test_segments_that_are_the_classes(said: object) -> None:
+    check_segments(said, ORGANS)
+
+
+@pytest.mark.parametrize("said", [slicer("liver", "spleen"), slicer("right kidney", "liver", "spleen")], ids=str)
+def test_segments_that_have_moved_up(said: dict) -> None:
+    with pytest.raises(InputError, match="in this order: liver, right kidney, spleen"):
+        check_segments(said, ORGANS)
+    check_segments(said, {})  # of cells every number is one

@@ -32,6 +32,12 @@ def test_refusals(tmp_path, monkeypatch) -> None:
     (tmp_path / "models" / "model.pt").touch()
     with pytest.raises(InputError, match="--studies"):
         serve(tmp_path, tmp_path / "images")
+    network = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": "@num_classes"}
+    config = {"num_classes": 8, "network_def": network}
+    (tmp_path / "configs" / "inference.json").write_text(json.dumps(config))
+    torch.save(torch.nn.Linear(1, 3).state_dict(), tmp_path / "models" / "model.pt")  # trained with --num_classes 3
+    with pytest.raises(InputError, match=r"does not fit the network: weight is \(3, 1\).* num_classes"):
+        serve(tmp_path, tmp_path)
 
 
 def test_half_precision_becomes_what_monai_label_reads(tmp_path, monkeypatch, capsys) -> None:
@@ -47,16 +53,17 @@ def test_half_precision_becomes_what_monai_label_reads(tmp_path, monkeypatch, ca
     monkeypatch.setattr(signal, "signal", lambda *args: None)
     for folder in ("configs", "models", "images"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "configs" / "inference.json").write_text("{}")
+    config = {"network_def": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1, "bias": False}}
+    (tmp_path / "configs" / "inference.json").write_text(json.dumps(config))
     model = tmp_path / "models" / "model.pt"
-    safetensors.torch.save_file({"a": torch.tensor([1.5, 2.0]).half()}, model.with_suffix(".safetensors"))
+    safetensors.torch.save_file({"weight": torch.tensor([[1.5, 2.0]]).half()}, model.with_suffix(".safetensors"))
     serve(tmp_path, tmp_path / "images")
     weights = read_weights(model)
-    assert weights["a"].dtype == torch.float32 and weights["a"].tolist() == [1.5, 2.0]
+    assert weights["weight"].dtype == torch.float32 and weights["weight"].tolist() == [[1.5, 2.0]]
     assert "is made from model.safetensors" in capsys.readouterr().out
-    torch.save({"a": torch.zeros(2)}, model)
+    torch.save({"weight": torch.zeros(1, 2)}, model)
     serve(tmp_path, tmp_path / "images")
-    assert read_weights(model)["a"].tolist() == [0, 0] and len(started) == 2
+    assert read_weights(model)["weight"].tolist() == [[0, 0]] and len(started) == 2
 
 
 def test_studies_that_lead_out_of_their_folder(tmp_path) -> None:

@@ -1,10 +1,9 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The files of one DICOM series that are copies, and the volumes in it: echoes, times and directions of slices."""
+"""The volumes in one DICOM series: echoes, times and directions of slices, and slices that make one together."""
 
 from __future__ import annotations
 
-import filecmp
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -38,19 +37,6 @@ STACK_TAGS = (
 ).split()
 _LEAST_STACK = 3
 _PLANES = ("sagittal", "coronal", "axial")  # the plane of a slice, by the axis that its normal is next to
-
-
-def copies_in(images: Headers) -> dict[Path, str]:
-    """Files that are the same as one before, to the last byte, in the same folder."""
-    copies: dict[Path, str] = {}
-    first: dict[tuple[Path, str], list[Path]] = {}
-    for file, header in images.items():
-        alike = first.setdefault((file.parent, str(getattr(header, "SOPInstanceUID", ""))), [])
-        if same := next((one for one in alike if filecmp.cmp(one, file, shallow=False)), None):
-            copies[file] = f"a copy of {same.name}"
-        else:
-            alike.append(file)
-    return copies
 
 
 def by_folder(group: Headers) -> list[Headers]:
@@ -199,15 +185,6 @@ def by_size(group: Headers) -> dict[str, Headers]:
         size = f"{_text(getattr(header, 'Columns', ''))} x {_text(getattr(header, 'Rows', ''))}"
         sizes.setdefault(size, {})[file] = header
     return sizes
-
-
-def of_another_size(group: Headers) -> dict[Path, str]:
-    """Single slices of a series whose others are a stack of one size, as a picture of it, with the word for them."""
-    sizes = by_size(group)
-    alone = {file: header for part in sizes.values() if len(part) == 1 for file, header in part.items()}
-    if len(alone) == len(group) or any(map(holds_several, alone.values())):
-        return {}
-    return dict.fromkeys(alone, "a slice of another size")
 
 
 def is_parallel(way: np.ndarray, other: np.ndarray) -> bool:

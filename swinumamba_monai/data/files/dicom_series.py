@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which DICOM files of a folder belong together, which are no images of it, and what the series are called."""
+"""Which DICOM files of a folder belong together, and what the series are called."""
 
 from __future__ import annotations
 
@@ -8,30 +8,22 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from monai.utils import optional_import
-
+from swinumamba_monai.data.files.dicom_aside import across_stacks, copies_in, no_scans, of_another_size, why_no_image
 from swinumamba_monai.data.files.dicom_frames import Frame, volumes_in
 from swinumamba_monai.data.files.dicom_parts import (
     NO_NAME,
     PART_TAGS,
     STACK_TAGS,
-    by_direction,
     by_folder,
-    copies_in,
-    direction_of,
     holds_several,
-    is_parallel,
     join_lone_slices,
-    of_another_size,
     parts_of,
     visits_of,
-    words_of,
 )
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
 from swinumamba_monai.data.files.walk import find_files
@@ -43,15 +35,10 @@ if TYPE_CHECKING:
 
     from swinumamba_monai.data.files.dicom_parts import Headers
 
-UID, _ = optional_import("pydicom.uid", name="UID")
-
 logger = logging.getLogger(__name__)
 
 _TAGS = "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesNumber NumberOfFrames ImagePositionPatient".split()
 _TAGS += [*STACK_TAGS, *PART_TAGS]
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_NO_IMAGES = ("SEG", "RTDOSE", "PR", "SR", "KO", "REG", "RTSTRUCT", "RTPLAN")  # modalities
-_LOCALIZERS = {"LOCALIZER", "SCOUT"}
 
 SERIES_SUFFIX = ".dicom"
 _MAX_LISTED = 8
@@ -132,7 +119,7 @@ def find_series(folder: Path) -> list[Series]:
     aside |= copies_in(images)
     visits = visits_of(_without(images, aside))
     for visit in visits:
-        aside |= _no_scans({file: images[file] for file in visit})
+        aside |= no_scans({file: images[file] for file in visit})
     groups, joined, alike = join_lone_slices(_by_uid(_without(images, aside), visits))
     if joined:
         _warn(f"{folder}: {joined} slices with a SeriesInstanceUID each are put together into stacks")
@@ -144,7 +131,7 @@ def find_series(folder: Path) -> list[Series]:
     for group in groups.values():
         aside |= of_another_size(group)
     for visit in visits:
-        aside |= _across_stacks([group for group in groups.values() if next(iter(group)) in visit])
+        aside |= across_stacks([group for group in groups.values() if next(iter(group)) in visit])
     if aside:
         names = listed((f"{file.name} ({reason})" for file, reason in aside.items()), _MAX_LISTED)
         _warn(f"{folder}: {len(aside)} of {len(files)} DICOM files are set aside: {names}")
@@ -171,7 +158,7 @@ def _read_headers(files: Sequence[Path]) -> tuple[Headers, dict[Path, str], list
             header = read_header(file, _TAGS)
             for tag in _TAGS:
                 getattr(header, tag, None)
-            if reason := _no_image(header):
+            if reason := why_no_image(header):
                 others[file] = reason
             else:
                 images[file] = header
@@ -280,32 +267,6 @@ def find_named(path: Path) -> Series:
     return choose_series(path, [one for one in alike if one.folder == path.parent] or alike)[0]
 
 
-def _no_scans(images: Headers) -> dict[Path, str]:
-    """The secondary captures and localizers of a visit, with the word, if there is anything else in it."""
-    aside: dict[Path, str] = {}
-    captures = [f for f, h in images.items() if str(getattr(h, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)]
-    localizers = [file for file, header in images.items() if _LOCALIZERS & set(words_of(header))]
-    for reason, found in (("secondary capture", captures), ("localizer", localizers)):
-        kind = [file for file in found if file not in aside]
-        if len(kind) < len(images) - len(aside):
-            aside |= dict.fromkeys(kind, reason)
-    return aside
-
-
-def _across_stacks(groups: Sequence[Headers]) -> dict[Path, str]:
-    """Slices of the series of a visit that are in other directions than its stacks, with the word for them."""
-    aside: dict[Path, str] = {}
-    parallel = [by_direction(group) for group in groups]
-    ways = [[_stack_direction(part.values()) for part in parts] for parts in parallel]
-    stacks = [way for of_group in ways for way in of_group if way is not None]
-    for parts, of_group in zip(parallel, ways):
-        crossed = len(parts) > 1 and all(way is None for way in of_group)  # a slice in each direction
-        for part, way in zip(parts, of_group):
-            if stacks and way is None and (crossed or not _lies_in(part.values(), stacks)):
-                aside |= dict.fromkeys(part, "slices in other directions, like a localizer's")
-    return aside
-
-
 def _warn(sentence: str) -> None:
     log_once(logger, logging.WARNING, sentence)  # a series is looked for whenever it is read
 
@@ -331,29 +292,3 @@ def _key(header: pydicom.Dataset) -> str:
     """The UID as a part of a path that cannot lead anywhere else."""
     text = re.sub(NO_NAME, "_", str(getattr(header, "SeriesInstanceUID", None) or _NO_UID))
     return text[:64].lstrip(".") or _NO_UID
-
-
-def _no_image(header: pydicom.Dataset) -> str:
-    """What a file without slices is, or ""; an AttributeError where it says nothing at all."""
-    if getattr(header, "Rows", None) and str(getattr(header, "Modality", "")) not in _NO_IMAGES:
-        return ""
-    return shown(UID(header.SOPClassUID).name)
-
-
-def _stack_direction(headers: Iterable[pydicom.Dataset]) -> np.ndarray | bool | None:
-    """The orientation that several slices share, or None; False for a file that holds several itself."""
-    headers = list(headers)
-    if any(map(holds_several, headers)):
-        return False
-    ways = [direction_of(header) for header in headers]
-    if len(ways) < 2 or any(way is None or not is_parallel(way, ways[0]) for way in ways):
-        return None
-    return ways[0]
-
-
-def _lies_in(headers: Iterable[pydicom.Dataset], stacks: Sequence[np.ndarray | bool]) -> bool:
-    """Whether all slices have the orientation of a stack, and may be a part of it that was named otherwise."""
-    ways = [direction_of(header) for header in headers]
-    return any(
-        stack is not False and all(way is not None and is_parallel(way, stack) for way in ways) for stack in stacks
-    )

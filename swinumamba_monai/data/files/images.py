@@ -23,14 +23,12 @@ from swinumamba_monai.data.files.limits import MAX_CHANNELS, MAX_DEFLATE, MOST_C
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
 from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES, JPEG_SUFFIXES, TIFF_SUFFIXES, suffix_of
+from swinumamba_monai.data.files.pixel_checks import check_opaque, check_pixels, check_steps
 from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.data.files.tiff import decode_tiff, plane_names, tiff_orientation
 from swinumamba_monai.errors import InputError, explained
 
 MAX_NUMBER = 1 << 24  # whole numbers beyond it are not all exact in float32
-MAX_VALUE = 1e30  # larger pixels have no sum in float32; 3.4e38 marks missing ones in some programs
-MIN_STEPS = 16  # steps of float32 between the least and the largest pixel: with fewer there is no image left to see
-ROUNDING = 1e-12  # difference of float64 pixels that should be equal, as a share of them
 MAX_SCANS = 100  # number of scans of a progressive JPEG, which is decoded as often; encoders make about ten
 
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
@@ -77,69 +75,6 @@ def read_image(path: PathLike, indices: bool = False, max_channels: int = MAX_CH
         raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
     image = check_pixels(image, path)
     return image if indices else check_steps(image, path)  # numbers are counted before they become float32
-
-
-def check_pixels(image: np.ndarray, source: object) -> np.ndarray:
-    """The image, with 0 and 255 for booleans, if it has pixels and all are finite numbers, wherever it comes from.
-
-    Args:
-        image: array of any shape.
-        source: origin of the pixels, as the sentence names it.
-
-    Raises:
-        InputError: there is no pixel, or pixels are no finite numbers or beyond ``MAX_VALUE``.
-    """
-    if image.size == 0:
-        raise InputError(f"{source} has {image.shape} pixels, which is none; it is damaged.")
-    if image.dtype == bool:
-        image = image.astype(np.uint8) * 255
-    if image.dtype.kind not in "uif":
-        raise InputError(f"{source} has pixels of type {image.dtype}; convert it to integers or floats.")
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise InputError(f"{source} has pixels that are NaN or infinite; replace them by numbers.")
-    if image.dtype.kind == "f" and max(abs(float(image.min())), abs(float(image.max()))) > MAX_VALUE:
-        raise InputError(
-            f"{source} has pixels beyond {MAX_VALUE:g}, which float32 cannot sum; divide them by a number, or replace "
-            "them where they mark what is missing."
-        )
-    return image
-
-
-def check_steps(image: np.ndarray, source: object) -> np.ndarray:
-    """The image, if its pixels are as good as told apart in float32, in which the network computes.
-
-    Args:
-        image: all pixels of an image, as :func:`check_pixels` gives them.
-        source: origin of the pixels, as the sentence names it.
-
-    Raises:
-        InputError: they differ, but by less than float32 has numbers for.
-    """
-    if image.dtype.itemsize < 4 or image.dtype == np.float32:
-        return image
-    least, most = float(image.min()), float(image.max())
-    largest = max(abs(least), abs(most))
-    if ROUNDING * largest < most - least < MIN_STEPS * float(np.spacing(np.float32(largest))):
-        raise InputError(
-            f"{source} has pixels from {least} to {most}, which float32 cannot tell apart; subtract the least from "
-            "them, or multiply them by a number."
-        )
-    return image
-
-
-def check_channel(source: object, channels: int, channel: int | None) -> None:
-    """Refuse to look at a channel that an image does not have.
-
-    Args:
-        source: the image, as the sentence names it.
-        channels: number of its channels.
-        channel: number of the channel that is looked at, from 0; None where none is chosen.
-
-    Raises:
-        InputError: there is no such channel.
-    """
-    if channel is not None and channel >= channels:
-        raise InputError(f"{source} has {channels} channel(s), so there is no channel {channel}; the first is 0.")
 
 
 def is_image_file(path: Path) -> bool:
@@ -211,24 +146,6 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
             f"0 and {largest}; save {numbers}, with 0 for the background."
         )
     return image.astype(np.int32)
-
-
-def check_opaque(mask: np.ndarray, source: object) -> np.ndarray:
-    """The mask, unless its shapes may be those of its alpha, which no mask is read by.
-
-    Args:
-        mask: pixels as :func:`read_image` gives them.
-        source: file of the mask, as the sentence names it.
-
-    Raises:
-        InputError: transparent pixels have numbers, or a colour.
-    """
-    if mask.shape[2:] == (4,) and mask[mask[..., 3] == 0][:, :3].any():
-        raise InputError(
-            f"{source} has transparent pixels that are not black, so that it does not say which number they have; save "
-            "it without transparency, black where it is transparent."
-        )
-    return mask
 
 
 def without_copies(image: np.ndarray) -> np.ndarray:

@@ -12,10 +12,10 @@ import tifffile
 from monai.config import PathLike
 from tifffile import COMPRESSION
 
-from swinumamba_monai.data.files.images import check_pixels
 from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import TIFF_SUFFIXES, suffix_of
+from swinumamba_monai.data.files.pixel_checks import check_pixels
 from swinumamba_monai.data.files.tiff import TiffPlane
 from swinumamba_monai.errors import explained
 

@@ -19,7 +19,6 @@ from swinumamba_monai.data.files.dicom_seg import find_segmentation, read_segmen
 from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, holds_volume, is_dicom_folder
 from swinumamba_monai.data.files.dicom_volume import read_dicom_files
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, lean_of
-from swinumamba_monai.data.files.images import MAX_VALUE
 from swinumamba_monai.data.files.itk import ITK_SUFFIXES, read_itk
 from swinumamba_monai.data.files.nifti import (
     FORMS_KEY,
@@ -29,6 +28,7 @@ from swinumamba_monai.data.files.nifti import (
     read_nifti,
     voxels_beside,
 )
+from swinumamba_monai.data.files.pixel_checks import MAX_VALUE
 from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.errors import InputError
 

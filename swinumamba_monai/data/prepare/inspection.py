@@ -107,8 +107,9 @@ def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> Pai
         label_map: the classes of the numbers in the mask.
     """
     try:
-        pixels, classes = read_image(image), label_map.to_classes(read_classes(label), label)
-        _check_sizes(image, pixels, label, classes)
+        pixels, classes = read_image(image), read_classes(label)
+        _check_sizes(image, pixels, label, classes)  # before the map, which takes several times the mask's memory
+        classes = label_map.to_classes(classes, label)
     except InputError as error:
         return PairReport(problem=str(error))
     classes = np.where(classes == IGNORED, 0, classes)

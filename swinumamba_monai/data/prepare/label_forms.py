@@ -18,7 +18,6 @@ from swinumamba_monai.data.files.annotations import read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import (
     IMAGE_SUFFIXES,
-    check_opaque,
     read_classes,
     read_image,
     read_instances,
@@ -28,6 +27,7 @@ from swinumamba_monai.data.files.label_map import LabelMap, each_once, simple_na
 from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
+from swinumamba_monai.data.files.pixel_checks import check_opaque
 from swinumamba_monai.data.files.shapes import Annotations, Shape, numbers_of, rasterize
 from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.errors import InputError, explained, shown

@@ -16,7 +16,7 @@ from monai.transforms import MapTransform, Orientationd, Spacingd, Transform
 from monai.utils import ImageMetaKey, TransformBackends, convert_to_numpy, convert_to_tensor, ensure_tuple
 
 from swinumamba_monai.data.files.grids import MIN_LEAN
-from swinumamba_monai.data.files.images import check_channel
+from swinumamba_monai.data.files.pixel_checks import check_channel
 from swinumamba_monai.errors import InputError, shown
 
 MAX_SLAB = 1 << 22  # voxels that are resampled at once, or one slice

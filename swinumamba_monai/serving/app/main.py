@@ -46,7 +46,7 @@ from swinumamba_monai.inference import ClassesToInstancesd, geojson  # noqa: E40
 from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
 from swinumamba_monai.instances import FlowsToInstancesd  # noqa: E402
 from swinumamba_monai.serving.annotations import elements, read_asap  # noqa: E402
-from swinumamba_monai.serving.requests import TRAINING, check_device, check_fields  # noqa: E402
+from swinumamba_monai.serving.requests import TRAINING, check_device, check_fields, check_segments  # noqa: E402
 from swinumamba_monai.serving.studies import Studies  # noqa: E402
 from swinumamba_monai.training import autocast_dtype, default_amp  # noqa: E402
 
@@ -68,6 +68,10 @@ def _new_folder() -> str:
     return tempfile.mkdtemp(dir=RESULTS)
 
 
+def _are_polygons(image: str, label: str) -> bool:
+    return label.lower().endswith(".xml") and is_image_file(Path(image))  # of volumes there are none
+
+
 class InferTask(BundleInferTask):
     """A bundle's inference, with its own way back to the image's grid and its own writer.
 
@@ -79,9 +83,12 @@ class InferTask(BundleInferTask):
         transforms = self.bundle_config.get_parsed_content("postprocessing").transforms
         self.saver = next(t for t in transforms if isinstance(t, SaveImaged) and self.key_pred in t.keys)
         self.need = self.bundle_config.get_parsed_content("memory") if "memory" in self.bundle_config else None
-        self.names = class_names(Path(bundle) / "configs" / "metadata.json")
         if any(isinstance(transform, ClassesToInstancesd | FlowsToInstancesd) for transform in transforms):
             self.names, self.labels = None, {CELL: 1}
+        else:
+            metadata, model = Path(bundle) / "configs" / "metadata.json", Path(bundle) / "models" / "model.pt"
+            self.names = class_names(metadata, self.bundle_config.get_parsed_content("num_classes"), model)
+            self.labels = {name: number for number, name in self.names.items()}
 
     def pre_transforms(self, data: dict | None = None) -> Sequence[Callable]:
         """Those of the bundle; an image that would not fit into memory is refused as soon as it is read."""
@@ -148,13 +155,21 @@ class TrainTask(BundleTrainTask):
                 if "#" in path:  # which a config takes for a place in itself
                     ending = "".join(suffix for suffix in Path(path).suffixes[-2:] if "#" not in suffix)
                     item[key] = shutil.copy(path, f"{self.folder.name}/{key}{number}{ending}")
-            if item["label"].endswith(".xml"):
+            if _are_polygons(item["image"], item["label"]):
                 numbers = read_asap(item["label"], read_image(item["image"]).shape[:2], self.names)
                 item["label"] = f"{self.folder.name}/{number}.png"
                 Image.fromarray(numbers).save(item["label"])
         if problems := [problem for problem in check_pairs(items, self._inspect) if problem]:
             raise InputError(f"{len(problems)} of {len(items)} saved labels cannot be trained on: {' '.join(problems)}")
         return items
+
+    def check_label(self, image: str, label: str, info: dict) -> None:
+        """Refuse a label, InputError, that a training would refuse, or learn with its classes exchanged."""
+        check_segments(info, self.names or {})
+        if _are_polygons(image, label):
+            read_asap(label, read_image(image).shape[:2], self.names)
+        elif problem := self._inspect(image, label).problem:
+            raise InputError(problem)
 
     def _inspect(self, image: str, label: str) -> PairReport:
         """As the bundle's own training does it: MONAI Label takes whatever it is sent for a label."""
@@ -201,14 +216,20 @@ class BundleApp(MONAILabelApp):
     def init_datastore(self) -> Datastore:
         """The studies folder, with what MONAI Label's environment variables say of it."""
         options = {name: getattr(settings, f"MONAI_LABEL_DATASTORE_{name.upper()}") for name in DATASTORE_OPTIONS}
-        return Studies(self.studies, extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT, **options)
+        extensions = settings.MONAI_LABEL_DATASTORE_FILE_EXT
+        return Studies(self.check_label, self.studies, extensions=extensions, **options)
+
+    def check_label(self, image: str, label: str, info: dict) -> None:
+        """Refuse a label, InputError, that the bundle could not be trained on."""
+        self.trainer.check_label(image, label, info)
 
     def init_infers(self) -> dict:
-        self.task = InferTask(str(self.bundle), self.conf)
-        return {self.bundle.name: self.task}
+        task = InferTask(str(self.bundle), self.conf)
+        self.trainer = TrainTask(str(self.bundle), self.conf, task.names)  # which checks labels where none train, too
+        return {self.bundle.name: task}
 
     def init_trainers(self) -> dict:
-        return {self.bundle.name: TrainTask(str(self.bundle), self.conf, self.task.names)}
+        return {self.bundle.name: self.trainer}
 
     def init_strategies(self) -> dict:
         return {"random": Random(), "first": First()}
