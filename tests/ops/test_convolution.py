@@ -33,7 +33,7 @@ def test_like_torch(case):
     given = [torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in shapes.values()]
     bias = given[2] if has_bias else None
     expected = F.conv2d(given[0], given[1], bias, stride, padding)
-    found = conv2d_cuda(given[0], given[1], bias, stride, padding)
+    found = conv2d_cuda(given[0], given[1], bias, (stride, stride), (padding, padding))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
     dy = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
     gradients, wanted = (torch.autograd.grad(y, given, dy) for y in (found, expected))
@@ -45,7 +45,7 @@ def test_adopting_changes_no_parameter_and_draws_none():
     block = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Sequential(nn.Conv2d(4, 2, 1, bias=False)))
     state, x = torch.get_rng_state(), torch.ones(1, 3, 5, 5)
     before, y = dict(block.named_parameters()), block(x)
-    adopt_convolutions(block)
+    adopt_convolutions(block, "portable")
     assert [type(m) for m in block.modules() if isinstance(m, nn.Conv2d)] == [Conv2d, Conv2d]
     assert {name: id(p) for name, p in block.named_parameters()} == {name: id(p) for name, p in before.items()}
     assert torch.equal(torch.get_rng_state(), state) and torch.equal(block(x), y)

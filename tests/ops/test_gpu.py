@@ -231,7 +231,7 @@ def test_convolution(sizes, dtype):
     inputs, outputs, side = sizes
     draw = Draw(side, dtype, "cuda")
     given = {"x": draw.normal(2, inputs, 40, 64), "weight": draw.normal(outputs, inputs, side, side)}
-    options = {"bias": None, "stride": 1, "padding": side // 2}
+    options = {"bias": None, "stride": (1, 1), "padding": (side // 2, side // 2)}
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         assert_like_float64(partial(conv2d_cuda, **options), partial(F.conv2d, **options), given, TOLERANCES[dtype])
 

@@ -22,34 +22,37 @@ from .device import ALIGNED
 NARROW = 64  # maps of fewer channels have their pixels taken two by two
 
 
-def conv2d_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+def conv2d_cuda(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
     """``torch.nn.functional.conv2d`` of the same arguments.
 
     Args:
         x: map (b, c, h, w).
         weight: (o, c, rows, columns).
         bias: (o), or None.
-        stride: step of the kernel along both axes.
-        padding: number of zeros on each side of the map.
+        stride: steps of the kernel along both axes.
+        padding: numbers of zeros on each side of the map, along both axes.
 
     Returns:
         map (b, o, ...), its channels last in memory.
     """
     if torch.compiler.is_compiling():
         return F.conv2d(x, weight, bias, stride, padding)
-    x, weight = (to_autocast_dtype(t) for t in (x, weight))
+    x, weight, bias = (None if t is None else to_autocast_dtype(t) for t in (x, weight, bias))
     outputs, inputs = weight.shape[:2]
-    more_outputs, more_inputs = -outputs % ALIGNED, -inputs % ALIGNED
-    x = F.pad(x, (0, 0, 0, 0, 0, more_inputs)).contiguous(memory_format=torch.channels_last)
-    weight = F.pad(weight, (0, 0, 0, 0, 0, more_inputs, 0, more_outputs))
-    if bias is not None:
-        bias = F.pad(to_autocast_dtype(bias), (0, more_outputs))
-    is_same = weight.shape[2:] == (3, 3) and (stride, padding) == (1, 1) and bias is None
+    x = x.contiguous(memory_format=torch.channels_last)
+    if inputs % ALIGNED:
+        x, weight = (F.pad(t, (0, 0, 0, 0, 0, -inputs % ALIGNED)) for t in (x, weight))
+    if outputs % ALIGNED:
+        more = -outputs % ALIGNED
+        weight, bias = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), None if bias is None else F.pad(bias, (0, more))
+    is_same = weight.shape[2:] == (3, 3) and (stride, padding) == ((1, 1), (1, 1)) and bias is None
     if is_same and x.shape[3] % 2 == 0 and min(inputs, outputs) < NARROW:
         y = _NarrowConvolution.apply(x, weight)
     else:
         y = F.conv2d(x, weight, bias, stride, padding)
-    return y[:, :outputs]
+    return y[:, :outputs] if outputs % ALIGNED else y
 
 
 class _NarrowConvolution(torch.autograd.Function):
