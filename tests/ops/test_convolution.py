@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from swinumamba_monai.networks.unetr_blocks import Conv2d, adopt_convolutions
+from swinumamba_monai.ops.cuda import convolution
 from swinumamba_monai.ops.cuda.convolution import conv2d_cuda
 
 # channels in and out, side of the kernel, stride, padding, whether there is a bias, height and width of the map
@@ -24,7 +25,8 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_like_torch(case):
+def test_like_torch(case, monkeypatch):
+    monkeypatch.setattr(convolution, "BY_PAIRS", (torch.float64,))
     inputs, outputs, side, stride, padding, has_bias, height, width = case
     draw = torch.Generator().manual_seed(0)
     shapes = {"x": (2, inputs, height, width), "weight": (outputs, inputs, side, side)}
