@@ -222,6 +222,8 @@ class _TrainingGraph(_Graph):
             run_backward(parameters, heads)
 
         step()  # libraries set themselves up at a first call
+        # What cuBLAS took for this stream then, tens of MB, is of no further use: the recording takes its own.
+        torch._C._cuda_clearCublasWorkspaces()
         self.graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             parameters, heads = run_forward()

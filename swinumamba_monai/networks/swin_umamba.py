@@ -28,7 +28,7 @@ from .cuda_graphs import CUDAGraphs
 from .encoders import RELEASED, encoder_options
 from .mixers import MIXERS
 from .norm import NORMS, InstanceNorm
-from .unetr_blocks import SkipBlock, UpBlock
+from .unetr_blocks import Conv2d, SkipBlock, UpBlock, adopt_convolutions
 from .vmamba import FIRST, VMambaEncoder
 from .vss import PatchExpanding, VSSStage
 
@@ -283,7 +283,7 @@ class SwinUMamba(_SwinUMamba):
             allowed = "a norm that MONAI's get_norm_layer takes"
             raise ValueError(f"norm_name must be {allowed}, got {norm_name!r}.") from error
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, half, kernel_size=7, stride=2, padding=3),
+            Conv2d(in_channels, half, kernel_size=7, stride=2, padding=3, scan_backend=scan_backend),
             InstanceNorm(half, affine=True, scan_backend=scan_backend),
         )
         blocks = {"scan_backend": scan_backend, "use_checkpoint": use_checkpoint}
@@ -304,6 +304,7 @@ class SwinUMamba(_SwinUMamba):
         self.decoder2 = UpBlock(c2, c1, **norms)
         self.decoder1 = SkipBlock(c1, c1, **norms)
         self.out_layers = nn.ModuleList(UnetOutBlock(2, c, out_channels) for c in (c1, c2, c3, c4))
+        adopt_convolutions(self.out_layers, scan_backend)
         self.deep_supervision = deep_supervision
 
     def coarse_heads(self) -> Sequence[nn.Module]:

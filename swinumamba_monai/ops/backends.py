@@ -34,7 +34,9 @@ from swinumamba_monai.errors import log_once
 from .cpu.norm_gate import norm_gate_jit
 from .cpu.scan import cross_scan_2d_jit, projected_scan_2d_jit, selective_scan_jit, why_jit_is_unavailable
 from .cuda.class_sums import class_sums_cuda
+from .cuda.convolution import conv2d_cuda
 from .cuda.instance_norm import instance_norm_cuda
+from .cuda.joining import join_channels
 from .cuda.layer_norm import layer_norm_cuda
 from .cuda.scan import cross_scan_2d_cuda, selective_scan_cuda, why_cuda_is_unavailable
 from .cuda.ss2d import ss2d_cuda
@@ -53,6 +55,10 @@ _FASTEST = {"cpu": "numba", "cuda": "cuda"}  # the fastest backend of a device t
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def _join(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cat((x, y), dim=1)
 
 
 def _norm_gate(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -85,6 +91,8 @@ class Backend:
         projected_scan: scan as :func:`.scan.projected_scan_2d`.
         norm: LayerNorm over the last axis, of x (..., d), weight (d,), bias (d,) and eps.
         instance_norm: instance norm as :func:`.instance_norm.instance_norm`.
+        conv2d: convolution of a map, of the first five arguments of ``torch.nn.functional.conv2d``.
+        join: the maps x and y (b, c or d, h, w) as one (b, c + d, h, w).
         norm_gate: LayerNorm over the channels of a map times SiLU of a gate, of y and gate, both (b, h, w, d), weight
             (d,), bias (d,) and eps.
         ss2d: one operator for all of :func:`.ss2d.ss2d` with a layer norm; its ``pre_norm`` comes last.
@@ -98,6 +106,8 @@ class Backend:
     projected_scan: Callable[..., Tensor] | None = None
     norm: Callable[..., Tensor] = _layer_norm
     instance_norm: Callable[..., Tensor] = instance_norm
+    conv2d: Callable[..., Tensor] = F.conv2d
+    join: Callable[[Tensor, Tensor], Tensor] = _join
     norm_gate: Callable[..., Tensor] = _norm_gate
     ss2d: Callable[..., Tensor] | None = None
     class_sums: Callable[..., Tensor] | None = None
@@ -111,6 +121,8 @@ REGISTRY = {
         map_scan=cross_scan_2d_cuda,
         norm=layer_norm_cuda,
         instance_norm=instance_norm_cuda,
+        conv2d=conv2d_cuda,
+        join=join_channels,
         ss2d=ss2d_cuda,
         class_sums=class_sums_cuda,
     ),

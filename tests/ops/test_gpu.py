@@ -34,6 +34,7 @@ from swinumamba_monai.networks.vss import SS2D
 from swinumamba_monai.ops import backends, cross_scan_2d, selective_scan, selective_scan_ref
 from swinumamba_monai.ops.backends import find_backend
 from swinumamba_monai.ops.cuda import scan as cuda_scan
+from swinumamba_monai.ops.cuda.convolution import conv2d_cuda
 from swinumamba_monai.ops.cuda.scan_layout import CHUNK, Segments
 from swinumamba_monai.ops.instance_norm import instance_norm
 from swinumamba_monai.ops.ss2d import ss2d, ss2d_ref
@@ -221,6 +222,18 @@ def test_instance_norm(sizes, dtype):
         return find_backend("cuda", x).instance_norm(x, residual, weight, bias, 1e-5, 0.01)
 
     assert_like_float64(by_kernels, partial(instance_norm, slope=0.01), inputs, TOLERANCES[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("sizes", [(3, 48, 3), (48, 48, 3), (96, 48, 3), (3, 48, 1), (48, 14, 1)], ids=str)
+def test_convolution(sizes, dtype):
+    """Few channels in and out: padded, and the weights' gradient by pairs of pixels."""
+    inputs, outputs, side = sizes
+    draw = Draw(side, dtype, "cuda")
+    given = {"x": draw.normal(2, inputs, 40, 64), "weight": draw.normal(outputs, inputs, side, side)}
+    options = {"bias": None, "stride": (1, 1), "padding": (side // 2, side // 2)}
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        assert_like_float64(partial(conv2d_cuda, **options), partial(F.conv2d, **options), given, TOLERANCES[dtype])
 
 
 @DTYPES

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .device import ELEMENTS
+from .device import ELEMENTS, alignment
 from .nvrtc import load_kernels, params_type
 
 THREADS = 256
@@ -67,8 +67,10 @@ def pack(
     params = _PackParams(
         *(None if t is None else t.data_ptr() for t in tensors), len(in_proj), model, channels, rank, width, zeros, BC
     )
-    load_kernels("pack.cu", {"ELEMENT": ELEMENTS[dtype], "VECTOR": 1}).launch(
-        "pack", (-(-(packed.numel() + A.numel() + taps.numel()) // THREADS), 1, 1), THREADS, 0, params
+    vector = alignment(channels, in_proj, out_proj, x_proj)
+    elements = packed.numel() + A.numel() + taps.numel()
+    load_kernels("pack.cu", {"ELEMENT": ELEMENTS[dtype], "VECTOR": vector}).launch(
+        "pack", (-(-elements // (vector * THREADS)), 1, 1), THREADS, 0, params
     )
     matrices = zip(packed.split(sizes), (in_proj.shape, out_proj.shape, *shapes))
     return *(part.view(shape) for part, shape in matrices), A, taps

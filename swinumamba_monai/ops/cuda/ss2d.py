@@ -88,9 +88,13 @@ class _Weights:
         self.to_map, self.to_gate = in_proj.chunk(2) if len(in_proj) > self.channels else (in_proj, None)
         self.dt_bias, self.A_logs, self.D = p.dt_bias, p.A_logs, p.Ds.unflatten(0, (DIRECTIONS, -1))
 
-    def project(self, x: Tensor) -> tuple[Tensor, ScanInputs]:
-        """What Δ is made of, (4, b * l, r with zeros), and the inputs of the scan, from x (b, l, d)."""
-        projected = (x.flatten(0, 1) @ self.x_proj.t()).unflatten(1, (DIRECTIONS, -1)).transpose(0, 1)
+    def project(self, x: Tensor, out: Tensor) -> tuple[Tensor, ScanInputs]:
+        """What Δ is made of, (4, b * l, r with zeros), and the inputs of the scan, from x (b, l, d).
+
+        Both lie in ``out``, (b * l, rows of x_proj).
+        """
+        torch.mm(x.flatten(0, 1), self.x_proj.t(), out=out)
+        projected = out.unflatten(1, (DIRECTIONS, -1)).transpose(0, 1)
         low = projected[..., self.low_start :]
         delta = torch.bmm(low, self.dt.transpose(1, 2))
         BC = projected[..., : self.num_BC].unflatten(1, x.shape[:2]).chunk(2, dim=-1)
@@ -113,9 +117,10 @@ def _forward(x, *arguments):
     scanned = conv_silu(x @ weights.to_map.t(), weights.taps).flatten(1, 2)
     merged, states = torch.empty_like(scanned), []
     for samples in _slices(scanned, weights.A.shape[-1]):
-        _, inputs = weights.project(scanned[samples])
+        here = scanned[samples]
+        _, inputs = weights.project(here, x.new_empty(here[..., 0].numel(), len(weights.x_proj)))
         y, kept = scan_forward(inputs, x.shape[1:3], True, keep)
-        merge(y, scanned[samples], weights.D, merged[samples])
+        merge(y, here, weights.D, merged[samples])
         states.append(kept)
         del inputs, y
     merged = merged.flatten(0, 1)
@@ -145,25 +150,26 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     # the scan and its projections
     scanned = conv_silu(x @ weights.to_map.t(), weights.taps).flatten(1, 2)
     dmerged = dmerged.view(scanned.shape)
-    dprojected = x.new_empty(*scanned.shape[:2], DIRECTIONS, len(weights.x_proj) // DIRECTIONS)
+    dprojected = x.new_empty(*scanned.shape[:2], len(weights.x_proj))  # first the projection, then its gradient
     ddts, dscans = [], []  # of the samples that are scanned at a time
     for samples in _slices(scanned, weights.A.shape[-1]):
-        low, inputs = weights.project(scanned[samples])
+        low, inputs = weights.project(scanned[samples], dprojected[samples].flatten(0, 1))
         delta = inputs.delta  # is overwritten by its gradient
-        dBC = dprojected[samples, ..., : weights.num_BC].unflatten(-1, (2, -1))
+        here = dprojected[samples].unflatten(-1, (DIRECTIONS, -1))
+        dBC = here[..., : weights.num_BC].unflatten(-1, (2, -1))
         du, dscan = scan_backward(
             dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta, dBC=dBC
         )
         merge(du, dmerged[samples], weights.D, dmerged[samples])  # now the gradient of what is scanned
         del du
         ddelta = delta.flatten(1, 2)
-        dlow = torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
-        dprojected[samples, ..., weights.num_BC :] = dlow[..., weights.zeros :]
         ddts.append(_products_of_parts(ddelta, low))
+        dlow = torch.bmm(ddelta, weights.dt).movedim(0, 1).view(*dBC.shape[:3], -1)
+        here[..., weights.num_BC :] = dlow[..., weights.zeros :]
         dscans.append(dscan)
-        del low, inputs, delta, ddelta, dlow, dBC
+        del low, inputs, delta, ddelta, dlow, here, dBC
     ddt, dscan = (ddts[0], dscans[0]) if len(ddts) == 1 else (torch.cat(ddts, 1), sum(dscans))
-    dprojected = dprojected.flatten(0, 1).flatten(1)
+    dprojected = dprojected.flatten(0, 1)
     dscanned = dmerged.flatten(0, 1).addmm_(dprojected, weights.x_proj)
     dx_proj = dprojected.t() @ scanned.flatten(0, 1)
     del scanned, dprojected

@@ -34,11 +34,22 @@ struct Share {
         if (team.channel >= p.channels) stop = first;  // a block has all its threads until its last barrier
     }
 
-    // So many pixels are loaded before the first is used.
-    template <int AT_ONCE, typename Use>
-    DEVICE_MEMBER void for_each_pixel(const InstanceParams& p, const Use& use) const {
-#pragma unroll AT_ONCE
-        for (int pixel = first; pixel < stop; pixel += step) use(start + pixel * p.channels);
+    // `use` gets what `load` finds at a pixel's place, and the place. So many pixels are loaded before the first is used:
+    // the compiler may not do so by itself, for what is stored could be what is loaded next.
+    template <int AT_ONCE, typename Load, typename Use>
+    DEVICE_MEMBER void for_each_pixel(const InstanceParams& p, const Load& load, const Use& use) const {
+        typedef decltype(load(0LL)) Loaded;
+        const long long apart = step * p.channels;
+        long long place = start + first * p.channels;
+        int pixel = first;
+        for (; pixel + (AT_ONCE - 1) * step < stop; pixel += AT_ONCE * step, place += AT_ONCE * apart) {
+            Loaded loaded[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) loaded[i] = load(place + i * apart);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) use(loaded[i], place + i * apart);
+        }
+        for (; pixel < stop; pixel += step, place += apart) use(load(place), place);
     }
 };
 
@@ -111,9 +122,10 @@ KERNEL LAUNCH_BOUNDS(256, 4) instance_statistics(const GRID_CONSTANT InstancePar
     // Deviations from the first pixel that the thread has, so that a large mean costs no digits.
     float base[VECTOR] = {}, sum[VECTOR] = {}, squares[VECTOR] = {}, count = 0.f;
     if (share.first < share.stop) to_floats(load(p.x + share.start + share.first * p.channels), base);
-    share.for_each_pixel<8>(p, [&](long long place) {
+    const auto at = [&](long long place) { return load(p.x + place); };
+    share.for_each_pixel<8>(p, at, [&](const elements& loaded, long long) {
         float x[VECTOR];
-        to_floats(load(p.x + place), x);
+        to_floats(loaded, x);
         count += 1.f;
 #pragma unroll
         for (int c = 0; c < VECTOR; ++c) {
@@ -173,10 +185,16 @@ KERNEL LAUNCH_BOUNDS(256, 4) instance_norm(const GRID_CONSTANT InstanceParams p)
     const Team team(int(p.lanes));
     const Normed normed(p, team);
     const float slope = float(p.slope);
-    Share(p, team).for_each_pixel<8>(p, [&](long long place) {
-        float x[VECTOR], residual[VECTOR] = {};
-        to_floats(load(p.x + place), x);
-        if (p.residual) to_floats(load(p.residual + place), residual);
+    struct Loaded {
+        elements x, residual;
+    };
+    const auto at = [&](long long place) {
+        return Loaded{load(p.x + place), p.residual ? load(p.residual + place) : elements{}};
+    };
+    Share(p, team).for_each_pixel<4>(p, at, [&](const Loaded& loaded, long long place) {
+        float x[VECTOR], residual[VECTOR];
+        to_floats(loaded.x, x);
+        to_floats(loaded.residual, residual);
 #pragma unroll
         for (int c = 0; c < VECTOR; ++c) {
             const float affine = fmaf((x[c] - normed.mean[c]) * normed.scale[c], normed.weight[c], normed.bias[c]);
@@ -187,15 +205,24 @@ KERNEL LAUNCH_BOUNDS(256, 4) instance_norm(const GRID_CONSTANT InstanceParams p)
     });
 }
 
-// The gradient before LeakyReLU at a place.
-DEVICE void load_gradient(const InstanceParams& p, long long place, float slope, float (&gradient)[VECTOR]) {
-    to_floats(load(p.dy + place), gradient);
-    if (!p.y) return;
-    float y[VECTOR];
-    to_floats(load(p.y + place), y);
+// What the backward loads of a pixel.
+struct BackwardPixel {
+    elements x, dy, y;
+
+    DEVICE_MEMBER BackwardPixel() {}
+    DEVICE_MEMBER BackwardPixel(const InstanceParams& p, long long place)
+        : x(load(p.x + place)), dy(load(p.dy + place)), y(p.y ? load(p.y + place) : elements{}) {}
+
+    // before LeakyReLU
+    DEVICE_MEMBER void gradient(const InstanceParams& p, float slope, float (&gradient)[VECTOR]) const {
+        to_floats(dy, gradient);
+        if (!p.y) return;
+        float values[VECTOR];
+        to_floats(y, values);
 #pragma unroll
-    for (int c = 0; c < VECTOR; ++c) gradient[c] *= y[c] > 0.f ? 1.f : slope;
-}
+        for (int c = 0; c < VECTOR; ++c) gradient[c] *= values[c] > 0.f ? 1.f : slope;
+    }
+};
 
 KERNEL LAUNCH_BOUNDS(256, 4) instance_sums(const GRID_CONSTANT InstanceParams p) {
     SHARED_MEMORY(shared);
@@ -204,10 +231,11 @@ KERNEL LAUNCH_BOUNDS(256, 4) instance_sums(const GRID_CONSTANT InstanceParams p)
     const Exchange teams(shared, team);
     const float slope = float(p.slope);
     float sum[VECTOR] = {}, projection[VECTOR] = {};
-    Share(p, team).for_each_pixel<4>(p, [&](long long place) {
+    const auto at = [&](long long place) { return BackwardPixel(p, place); };
+    Share(p, team).for_each_pixel<2>(p, at, [&](const BackwardPixel& loaded, long long place) {
         float x[VECTOR], gradient[VECTOR];
-        to_floats(load(p.x + place), x);
-        load_gradient(p, place, slope, gradient);
+        to_floats(loaded.x, x);
+        loaded.gradient(p, slope, gradient);
         if (p.dresidual) store(p.dresidual + place, gradient);
 #pragma unroll
         for (int c = 0; c < VECTOR; ++c) {
@@ -244,10 +272,11 @@ KERNEL LAUNCH_BOUNDS(256, 4) instance_backward(const GRID_CONSTANT InstanceParam
         }
     }
     const float slope = float(p.slope);
-    Share(p, team).for_each_pixel<4>(p, [&](long long place) {
+    const auto at = [&](long long place) { return BackwardPixel(p, place); };
+    Share(p, team).for_each_pixel<2>(p, at, [&](const BackwardPixel& loaded, long long place) {
         float x[VECTOR], gradient[VECTOR];
-        to_floats(load(p.x + place), x);
-        load_gradient(p, place, slope, gradient);
+        to_floats(loaded.x, x);
+        loaded.gradient(p, slope, gradient);
 #pragma unroll
         for (int c = 0; c < VECTOR; ++c) {
             const float value = (x[c] - normed.mean[c]) * normed.scale[c];

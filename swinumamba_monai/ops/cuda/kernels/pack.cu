@@ -22,34 +22,43 @@ struct PackParams {
     long long in_rows, model, channels, rank, width, zeros, BC;
 };
 
+// A thread has VECTOR neighbours of what is written. Each part has a multiple of them, and so has each row of x_proj.
 KERNEL pack(const GRID_CONSTANT PackParams p) {
     const int d = int(p.channels), model = int(p.model), rank = int(p.rank), width = int(p.width), BC = int(p.BC);
     const int zeros = int(p.zeros), rows = BC - zeros + width, in_size = int(p.in_rows) * model;
-    const int e = blockIdx.x * blockDim.x + threadIdx.x;
+    const int e = VECTOR * (blockIdx.x * blockDim.x + threadIdx.x);
     int i = e;
-    float value = 0.f;
+    floats<VECTOR> values = {};
     if (i < in_size) {
-        value = p.in_proj[i];
+        values = read<VECTOR>(p.in_proj + i);
     } else if ((i -= in_size) < d * model) {
-        value = p.out_proj[i];
+        values = read<VECTOR>(p.out_proj + i);
     } else if ((i -= d * model) < 4 * rows * d) {
         const int k = i / (rows * d), row = i / d % rows, column = i % d;
         const int source = row < BC ? rank + row : row - BC;
-        if (row < BC + rank) value = p.x_proj[(k * (rank + BC) + source) * d + column];
+        if (row < BC + rank) values = read<VECTOR>(p.x_proj + (k * (rank + BC) + source) * d + column);
     } else if ((i -= 4 * rows * d) < 4 * d * width) {
-        const int column = i % width - zeros;
-        if (column >= 0 && column < rank) value = p.dt[i / width * rank + column];
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) {
+            const int column = (i + v) % width - zeros;
+            if (column >= 0 && column < rank) values.v[v] = p.dt[(i + v) / width * rank + column];
+        }
     } else {
         i -= 4 * d * width;
-        if (i < 2 * d * BC) {
-            p.A[i] = -1.442695041f * expf(p.A_logs[i]);
-        } else if ((i -= 2 * d * BC) < 10 * d) {
-            const int tap = i / d, channel = i % d;
-            p.taps[i] = tap < 9 ? p.conv_weight[channel * 9 + tap] : p.conv_bias ? p.conv_bias[channel] : 0.f;
+        const bool is_A = i < 2 * d * BC;
+        if (!is_A && (i -= 2 * d * BC) >= 10 * d) return;
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) {
+            const int tap = (i + v) / d, channel = (i + v) % d;
+            if (is_A) {
+                p.A[i + v] = -1.442695041f * expf(p.A_logs[i + v]);
+            } else {
+                p.taps[i + v] = tap < 9 ? p.conv_weight[channel * 9 + tap] : p.conv_bias ? p.conv_bias[channel] : 0.f;
+            }
         }
         return;
     }
-    p.packed[e] = from_float(value);
+    store(p.packed + e, values.v);
 }
 
 struct UnpackParams {

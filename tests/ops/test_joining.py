@@ -1,0 +1,31 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""Joining the channels of two maps as a GPU does it, on a CPU, against torch.cat."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from swinumamba_monai.ops.cuda.joining import dense, join_channels
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [(8, 8), (16, 8), (3, 8)], ids=str)
+def test_like_torch(channels, dtype):
+    draw = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, c, 3, 5, generator=draw).to(dtype).requires_grad_() for c in channels]
+    expected, found = torch.cat(maps, dim=1), join_channels(*maps)
+    assert torch.equal(found, expected)
+    dy = torch.randn(expected.shape, generator=draw).to(dtype)
+    gradients, wanted = (torch.autograd.grad(y, maps, dy) for y in (found, expected))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
+    assert all(gradient.is_contiguous(memory_format=torch.channels_last) for gradient in gradients)
+
+
+@pytest.mark.parametrize("start, stop", [(8, 16), (0, 8), (4, 12), (8, 12)])
+def test_a_part_of_the_channels(start, stop):
+    """Of half precision 8 numbers are 16 bytes: a part that begins or ends elsewhere is copied number by number."""
+    x = torch.randn(2, 3, 16).bfloat16()[..., start:stop]
+    found = dense(x)
+    assert torch.equal(found, x) and found.dtype == x.dtype and found.is_contiguous()
