@@ -199,8 +199,8 @@ def scan_backward(
         states: second result of the forward, the state before each chunk.
         inputs: inputs of the forward, as are the arguments that follow.
         ddelta: memory that the gradient of delta is written to, laid out like delta; it may be delta itself.
-        dBC: memory that the gradients of B and C are written to, (b, l, g, 2, n) of their dtype with any strides; it may
-            be that of B and C.
+        dBC: memory that the gradients of B and C are written to, (b, l, g, 2, n) of their dtype with any strides; it
+            may be that of B and C.
 
     Returns:
         du, (g, b, l, d); (g, (n + 2) * d) float32, which :func:`split_parameters` takes apart.
