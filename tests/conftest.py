@@ -52,6 +52,16 @@ def empty_scans() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def uncached_shapes() -> Iterator[None]:
+    """Torch asks operators each time what they give: where sizes are unknown, its cache of answers takes longer.
+
+    The program is the same; other tests make one with the cache, as users do.
+    """
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
+
+
 @pytest.fixture(scope="session")
 def reference_dir() -> Path:
     """Numbers and names recorded from the released code; a checkout without them skips the tests that compare."""
