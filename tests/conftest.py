@@ -7,6 +7,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,24 @@ def one_thread():
     """
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def empty_scans() -> Iterator[None]:
+    """Scans of the backend ``portable`` give zeros at once, for what counts operations and looks at no number."""
+    with torch.library._scoped_library("swinumamba", "FRAGMENT") as library:
+        library.impl("selective_scan", lambda u, *others: (torch.zeros_like(u), torch.zeros(0)), "CPU")
+        yield
+
+
+@pytest.fixture
+def uncached_shapes() -> Iterator[None]:
+    """Torch asks operators each time what they give: where sizes are unknown, its cache of answers takes longer.
+
+    The program is the same; other tests make one with the cache, as users do.
+    """
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ ABDOMEN = {
 }
 
 
+@pytest.mark.usefixtures("empty_scans")
 class TestCounts:
     @pytest.mark.parametrize("system", ABDOMEN)
     def test_abdomen_mri(self, system):

@@ -87,7 +87,7 @@ class TestNetworks:
                 torch.testing.assert_close(loaded(x), net(x), **TOLERANCE)
 
     @needs_export
-    def test_program(self, name, thin_of, program_of, tmp_path):
+    def test_program(self, name, thin_of, program_of, tmp_path, uncached_shapes):
         torch.export.save(program_of(name), tmp_path / "model.pt2")
         loaded = torch.export.load(tmp_path / "model.pt2").module()
         with torch.no_grad():
@@ -95,7 +95,7 @@ class TestNetworks:
                 torch.testing.assert_close(loaded(x), thin_of[name](x), **TOLERANCE)
 
     @needs_export
-    def test_onnx(self, name, thin_of, program_of, tmp_path, monkeypatch, caplog):
+    def test_onnx(self, name, thin_of, program_of, tmp_path, monkeypatch, caplog, uncached_shapes):
         pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra: export)")
         onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra: export)")
         onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: export)")

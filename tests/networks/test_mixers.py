@@ -50,7 +50,7 @@ class TestInTheNetwork:
         assert sum(p.numel() for p in net.parameters()) == PARAMETERS[block_type]
 
     @pytest.mark.parametrize("block_type, gflops", [("Mamba", 28.69), ("Vim", 34.24), ("Conv", 35.22)])
-    def test_flops(self, block_type, gflops):
+    def test_flops(self, block_type, gflops, empty_scans):
         """Counted on a sixteenth of the pixels: everything is linear in them, up to how fvcore rounds einsum."""
         counted = count(SwinUMambaD(3, 8, block_type=block_type), 3, 96, 160)
         assert counted.flops * 16 / 1e9 == pytest.approx(gflops, abs=0.01)

@@ -49,7 +49,7 @@ class TestPublishedSize:
             entry["name"]: entry["shape"] for entry in manifest["entries"]
         }
 
-    def test_flops(self):
+    def test_flops(self, empty_scans):
         """fvcore's rule and 9·B·L·D·N + B·L·D a scan; the paper prints what is left without two of the projections."""
 
         def scan_flops(inputs, outputs):

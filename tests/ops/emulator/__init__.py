@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,19 +37,42 @@ def _build(name: str, defines: tuple[tuple[str, int], ...]) -> EmulatedKernels:
     source = read_source(name, words=Path(__file__).with_name("cpu.cuh"))
     kernels = re.findall(r"^KERNEL (?:LAUNCH_BOUNDS\([^)]*\) )?(\w+)\(const GRID_CONSTANT (\w+) ", source, re.MULTILINE)
     source += "\n" + "\n".join(f"EMULATED({kernel}, {params})" for kernel, params in kernels)
-    command = [COMPILER, "-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC"]
-    command += ["-U_FORTIFY_SOURCE"]  # it takes a jump to another stack for a mistake
-    command += [f"-D{key}={value}" for key, value in defines]
-    command += ["-o", "kernels.so", "kernels.cpp"]
-    library = Path(os.environ[LIBRARIES], hashlib.sha256("\n".join([*command, source]).encode()).hexdigest() + ".so")
-    if not library.exists():
-        with TemporaryDirectory(dir=library.parent) as folder:
-            Path(folder, "kernels.cpp").write_text(source)
-            result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    options = [COMPILER, "-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-fPIC"]
+    options += ["-U_FORTIFY_SOURCE"]  # it takes a jump to another stack for a mistake
+    command = [*options, "-shared", *(f"-D{key}={value}" for key, value in defines)]
+    return EmulatedKernels(_made(source, command, ".so", ["-include", str(_read_headers(source, options))]))
+
+
+def _read_headers(source: str, options: list[str]) -> Path:
+    """The headers of the C++ library as the compiler has read them, which takes longer than to compile most kernels.
+
+    A file to include, empty beside what has been read: a compiler that cannot use that reads them anew.
+    """
+    headers = "\n".join(re.findall(r"^#include <.*>$", source, re.MULTILINE))
+    header = _made(headers, [*options, "-x", "c++-header"], ".h.gch").with_suffix("")
+    header.touch()
+    return header
+
+
+def _made(source: str, command: list[str], suffix: str, where: Sequence[str] = ()) -> Path:
+    """What the compiler makes of a text, in the folder that the processes of a test run share.
+
+    Args:
+        source: the text.
+        command: compiler and options, which with the text name the file.
+        suffix: how its name ends.
+        where: further options, whose words are paths of this folder.
+    """
+    made = Path(os.environ[LIBRARIES], hashlib.sha256("\n".join([*command, source]).encode()).hexdigest() + suffix)
+    if not made.exists():
+        with TemporaryDirectory(dir=made.parent) as folder:
+            Path(folder, "text.cpp").write_text(source)
+            line = [*command, *where, "-o", "made", "text.cpp"]
+            result = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300)
             if result.returncode:
                 raise RuntimeError(result.stderr)
-            Path(folder, "kernels.so").replace(library)
-    return EmulatedKernels(library)
+            Path(folder, "made").replace(made)
+    return made
 
 
 def load_emulated(name: str, defines: dict[str, int]) -> EmulatedKernels:
