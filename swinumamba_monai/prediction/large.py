@@ -17,7 +17,7 @@ from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.inference.blocks import Block, BlockInference
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.painting import outlined, picture_step
-from swinumamba_monai.prediction.artefacts import artefact_cells
+from swinumamba_monai.prediction.artefacts import artefact_cells, dark_cells
 from swinumamba_monai.prediction.objects import object_table, seen_in
 
 
@@ -31,6 +31,7 @@ class LargePrediction:
         overview: every n-th pixel of the image, from which its look was taken.
         cut: number of cells that are not whole.
         artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
+        dark: numbers of what :func:`~swinumamba_monai.prediction.artefacts.dark_cells` finds.
     """
 
     table: dict[str, np.ndarray]
@@ -38,6 +39,7 @@ class LargePrediction:
     overview: np.ndarray
     cut: int
     artefacts: np.ndarray
+    dark: np.ndarray
 
 
 def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons: Path | None = None) -> LargePrediction:
@@ -52,12 +54,13 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
     Raises:
         InputError: it cannot be predicted in blocks, or not with the memory there is; its file is damaged.
     """
-    picture, tables, artefacts = _Picture(image), [], []
+    picture, tables, artefacts, dark = _Picture(image), [], [], []
 
     def gather(block: Block) -> None:
         seen = seen_in(block.image, blocks.channel)
         tables.append(_table_of(block, blocks.channel))
         artefacts.append(artefact_cells(block.labels, seen) + block.before)
+        dark.append(dark_cells(block.labels, seen) + block.before)
         picture.add(block, seen)
         add_features(block)
 
@@ -65,7 +68,7 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
         overview, cut = blocks.write(image, file, gather)
     table = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     outlines = outlined(picture.image, picture.labels, one_colour=True)
-    return LargePrediction(table, outlines, overview, cut, np.concatenate(artefacts))
+    return LargePrediction(table, outlines, overview, cut, np.concatenate(artefacts), np.concatenate(dark))
 
 
 def _table_of(block: Block, channel: int | None) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ FAR_OFF = 2  # times the diameter that was given, by which the median cell may b
 # validation of DSB-2018 none is between 0.13 and 0.9; fluorescence in uneven light stays below 0.37, relief has 0.45.
 DARK_GROUND, BRIGHT_GROUND = 0.4, 0.5
 RED = 0.25  # share of the cells that may be red on a bright ground
+DARK = 0.5  # share of the cells that may be darker than what is around them on a dark ground
 PROPERTIES = ("label", "area", "centroid", "bbox", "intensity_mean")
 
 
@@ -84,6 +85,7 @@ def find_doubts(
     given: Collection[str] = (),
     artefacts: Collection[int] = (),
     said: float | None = None,
+    dark: Collection[int] = (),
 ) -> list[str]:
     """Why an answer is not to be trusted, a phrase each; none where nothing speaks against it.
 
@@ -94,6 +96,7 @@ def find_doubts(
         given: names of the options that were given; none of them is advised.
         artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
         said: diameter of the cells in pixels, where it was given.
+        dark: numbers of what :func:`~swinumamba_monai.prediction.artefacts.dark_cells` finds.
     """
     doubts, area = [], table["area"]
     if not len(area) and image.min() < image.max():
@@ -119,11 +122,15 @@ def find_doubts(
             f"cells at row and column {listed(places)} have one value and sharp edges, as letters, scale bars, masks "
             "and saturated specks have; look at them"
         )
-    return doubts + _doubts_of_look(image, table, given)
+    return doubts + _doubts_of_look(image, table, given, len(dark) / max(1, len(area)))
 
 
-def _doubts_of_look(image: np.ndarray, table: Mapping[str, np.ndarray], given: Collection[str]) -> list[str]:
-    """What the channels, the ground and the colours of an image of cells say against it, as in :func:`find_doubts`."""
+def _doubts_of_look(
+    image: np.ndarray, table: Mapping[str, np.ndarray], given: Collection[str], dark: float
+) -> list[str]:
+    """What the channels, the ground and the colours of an image of cells say against it, as in :func:`find_doubts`;
+    ``dark`` is the share of the cells that are darker than what is around them.
+    """
     doubts = []
     if "channel" not in given and image.shape[2:] == (4,) and np.ptp(image[..., 3]) > 0:
         doubts.append("the fourth channel is taken for transparency; if it shows cells, try --channel 3")
@@ -134,6 +141,11 @@ def _doubts_of_look(image: np.ndarray, table: Mapping[str, np.ndarray], given: C
     ground = ground_of(channels) if look is Look.GRAY else 0
     if ground > BRIGHT_GROUND and "invert" not in given:
         doubts.append("the ground is bright; if this is fluorescence shown inverted, add --invert")
+    if look is Look.GRAY and ground <= DARK_GROUND and dark > DARK:
+        doubts.append(
+            f"{dark:.0%} of the cells are darker than what is around them, on a dark ground, as what lies between "
+            "membranes is; look at the outlines"
+        )
     if DARK_GROUND < ground <= BRIGHT_GROUND:
         doubts.append(
             "the ground is neither dark nor bright, as in DIC and phase contrast, which the network has not learnt; "

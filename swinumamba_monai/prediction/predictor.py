@@ -37,7 +37,7 @@ from swinumamba_monai.inference.one_image import ImageInference, as_loaded
 from swinumamba_monai.inference.polygons import class_names
 from swinumamba_monai.inference.rescaling import AUTO
 from swinumamba_monai.inference.uncertainty import class_scores
-from swinumamba_monai.prediction.artefacts import artefact_cells
+from swinumamba_monai.prediction.artefacts import artefact_cells, dark_cells
 from swinumamba_monai.prediction.location import CONFIG, find_bundle
 from swinumamba_monai.prediction.objects import find_doubts, join_tables, object_table, seen_in
 from swinumamba_monai.prediction.progress import count_windows, counting
@@ -259,8 +259,8 @@ class Predictor:
         scores, seen = data[key] if key else class_scores(item["pred"])[1:], seen_in(image, self.channel)
         table = object_table(labels, image, scores, self.class_names, self.channel)
         looked_again = getattr(self._inference.inferer, "diameter", None) == AUTO
-        artefacts = artefact_cells(labels, seen) if self.class_names is None else ()
-        doubts = self.doubts(seen, table, looked_again, artefacts)
+        of_cells = (artefact_cells(labels, seen), dark_cells(labels, seen)) if self.class_names is None else ()
+        doubts = self.doubts(seen, table, looked_again, *of_cells)
         for doubt in doubts:
             logger.warning("%s: %s", name, doubt)
         return Prediction(labels, table, doubts, image, data)
@@ -271,6 +271,7 @@ class Predictor:
         table: Mapping[str, np.ndarray],
         looked_again: bool = False,
         artefacts: Collection[int] = (),
+        dark: Collection[int] = (),
     ) -> tuple[str, ...]:
         """See :func:`~swinumamba_monai.prediction.objects.find_doubts`.
 
@@ -280,11 +281,12 @@ class Predictor:
             looked_again: whether cells of another size than the network knows were looked for in another size of the
                 image, so that their size is no doubt.
             artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
+            dark: numbers of what :func:`~swinumamba_monai.prediction.artefacts.dark_cells` finds.
         """
         given = {*self._given, "diameter"} if looked_again else self._given
         diameter = getattr(self._inference.inferer, "diameter", None)
         said = None if diameter == AUTO else diameter
-        return tuple(find_doubts(image, table, self.class_names is None, given, artefacts, said))
+        return tuple(find_doubts(image, table, self.class_names is None, given, artefacts, said, dark))
 
 
 def _is_path(image: object) -> bool:

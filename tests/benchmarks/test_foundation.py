@@ -44,7 +44,7 @@ class ToyTeacher(nn.Module):
         return x.mean((1, 2, 3))[:, None] * torch.arange(5), [F.avg_pool2d(x, stride) for stride in (8, 16, 32)]
 
 
-def run(packed: Path, out: Path, *more: str) -> int:
+def run(packed: Path | str, out: Path, *more: str) -> int:
     options = ["--packed", str(packed), "--output_dir", str(out), "--quick", "--device", "cpu", *more]
     return train.main(options)
 
@@ -120,6 +120,20 @@ class TestTraining:
         assert "other settings (learning_rate)" in capsys.readouterr().err
         (tmp_path / "stopped" / "checkpoint.pt").write_bytes(b"damaged")
         assert run(packed, tmp_path / "stopped", *options) == 1
+
+    def test_one_command_from_folders_of_images(self, packed, tmp_path, capsys):
+        """The pack is made once; with it alone the way would have been the same."""
+        options = "--encoder", "vmamba_tiny_s1l8"
+        assert run(f"mine={packed.parent / 'images'}", tmp_path / "one", *options) == 0
+        pack = tmp_path / "one" / "packs" / "mine.safetensors"
+        made = pack.stat().st_mtime_ns
+        assert run(pack, tmp_path / "two", *options) == 0
+        one, two = (read_weights(tmp_path / name / "classifier.pt") for name in ("one", "two"))
+        assert all(torch.equal(weight, two[name]) for name, weight in one.items())
+        assert run(f"mine={packed.parent / 'images'}", tmp_path / "one", *options) == 0
+        assert pack.stat().st_mtime_ns == made and "from before" in (tmp_path / "one" / "log.txt").read_text()
+        assert run("mine=nowhere", tmp_path / "three", *options) == 1
+        assert "there is no folder nowhere" in capsys.readouterr().err
 
     def test_time_ends_it_too(self, packed, tmp_path):
         images = load_images([packed], 36, 1)

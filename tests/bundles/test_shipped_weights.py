@@ -166,6 +166,16 @@ def zoomed(image: np.ndarray, factor: float) -> np.ndarray:
     return resize(image, sides, anti_aliasing=factor < 1, preserve_range=True).astype(np.uint8)
 
 
+def membranes() -> np.ndarray:
+    """Bright borders between two dozen cells on a dark ground, (128, 128) uint8."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:128, :128]
+    centres = random.random((24, 2)) * 128
+    nearest = np.sort(np.hypot(rows[..., None] - centres[:, 0], columns[..., None] - centres[:, 1]), -1)
+    light = ndimage.gaussian_filter(np.exp(-(((nearest[..., 1] - nearest[..., 0]) / 3) ** 2)), 1)
+    return (140 * light + random.normal(12, 4, light.shape)).clip(0, 255).astype(np.uint8)
+
+
 class TestAnyImage:
     @pytest.fixture(scope="class")
     def predictor(self) -> Predictor:
@@ -195,6 +205,8 @@ class TestAnyImage:
         speck = image.copy()
         speck[60:68, 60:68] = 255
         assert "(64, 64)" in " ".join(predictor(speck).doubts)
+        between = " ".join(predictor(membranes()).doubts)
+        assert "darker than what is around them" in between
         assert not predictor(image).doubts and not predictor(zoomed(image, 1 / 3)).doubts
         assert not Predictor("microscopy", roi_size=[128, 128], invert=True)(255 - image).doubts
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from skimage.draw import disk
 
-from swinumamba_monai.prediction.artefacts import artefact_cells
+from swinumamba_monai.prediction.artefacts import artefact_cells, dark_cells
 from swinumamba_monai.prediction.objects import find_doubts, object_table
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "microscopy"
@@ -68,8 +68,39 @@ def test_nuclei_are_not_drawn_however_bright(peak):
     assert not len(artefact_cells(labels, image)) and not len(artefact_cells(labels, 255 - image))
 
 
+@pytest.mark.parametrize("photons", [None, 10])
+@pytest.mark.parametrize("peak", [30, 120, 2000])
+def test_nuclei_are_brighter_than_what_is_around_them(peak, photons):
+    image, labels = nuclei(peak)
+    if photons is not None:
+        image = np.random.default_rng(1).poisson(image * (photons / image.max()))
+    assert not len(dark_cells(labels, image)) and not len(dark_cells(labels, np.dstack([0 * image, image])))
+    assert dark_cells(labels, image.max() - image).tolist() == list(range(1, 17))
+
+
+def membranes() -> tuple[np.ndarray, np.ndarray]:
+    """Bright membranes on a dark ground, (128, 128) uint8, and what lies between them, by numbers."""
+    _, labels = nuclei(120)
+    light = 150.0 * (ndimage.grey_dilation(labels, 5) * (labels == 0) > 0)
+    light = ndimage.gaussian_filter(light, 1) + np.random.default_rng(0).normal(15, 3, labels.shape)
+    return light.clip(0, 255).astype(np.uint8), labels
+
+
+@pytest.mark.parametrize(("of_membranes", "said"), [(16, True), (8, False)])
+def test_the_doubt_about_membranes(of_membranes, said):
+    (image, labels), (shining, _) = membranes(), nuclei(120)
+    if of_membranes < 16:
+        image = np.concatenate([image[:64], shining[64:]])
+    table, dark = object_table(labels, image, np.ones(16)), dark_cells(labels, image)
+    assert dark.tolist() == list(range(1, of_membranes + 1))
+    words = "100% of the cells are darker than what is around them, on a dark ground, as what lies between membranes is"
+    assert find_doubts(image, table, of_cells=True, dark=dark) == [f"{words}; look at the outlines"] * said
+    assert words not in " ".join(find_doubts(255 - shining, table, of_cells=True, dark=dark)), "on a bright ground"
+
+
 def test_flat_images_and_no_cells():
     image, labels = nuclei(120)
+    assert not len(dark_cells(labels, np.full_like(image, 255))) and not len(dark_cells(0 * labels, image))
     assert not len(artefact_cells(labels, np.full_like(image, 255))) and not len(artefact_cells(0 * labels, image))
 
 
@@ -83,9 +114,11 @@ def test_the_doubt_says_where():
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"DSB-2018 is not here: no {SHARED}")
-def test_no_true_nucleus_of_small_training_images_was_drawn():
+def test_no_true_nucleus_of_small_training_images_was_drawn_and_few_are_dark():
     with (SHARED / "manifest.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "train" and int(row["width"]) <= 320]
     for row in rows[:60]:
         image, labels = (np.asarray(Image.open(SHARED / kind / f"{row['name']}.png")) for kind in ("images", "labels"))
         assert not len(artefact_cells(labels.astype(np.int32), image)), row["name"]
+        if row["group"] == "gray_dark":
+            assert len(dark_cells(labels.astype(np.int32), image)) <= 0.06 * labels.max(), row["name"]

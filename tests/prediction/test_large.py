@@ -32,6 +32,14 @@ class Squares(nn.Module):
         return torch.cat([-20 * x[:, :1], 20 * x[:, :1], -20 - 0 * x[:, :1]], 1)
 
 
+class Holes(nn.Module):
+    """Finds what is one to five standard deviations above the mean; every 4-connected piece, as three classes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hole = 20 * (2 - (x[:, :1] - 3).abs())
+        return torch.cat([-hole, hole, -20 - 0 * hole], 1)
+
+
 OPTIONS = {
     "network": f"$__import__('{__name__}').Squares()",
     "checkpointloader": None,
@@ -105,6 +113,20 @@ def test_the_files_are_those_of_the_whole_image(folder, tmp_path, caplog):
         assert [*corners.min(0), *corners.max(0)] == box and feature["properties"]["name"] == f"cell {row['label']}"
     again = predict_images("microscopy", [folder], tmp_path, ["masks", "geojson"], device="cpu", options=OPTIONS)
     assert again.finished == 2 and again.objects == report.objects == 25 * 31 + 8
+
+
+def test_cells_that_are_darker_than_around_are_counted_in_all_blocks(tmp_path):
+    image = np.full((1200, 1100), 20, np.uint8)
+    for top in range(5, 1190, 48):
+        image[top : top + 22, 40:62] = 180
+        image[top + 4 : top + 18, 44:58] = 60
+    tifffile.imwrite(tmp_path / "rings.tif", image, tile=(256, 256))
+    options = {**OPTIONS, "network": f"$__import__('{__name__}').Holes()"}
+    (doubt,) = Predictor(device="cpu", **{**options, "block_size": 0})(tmp_path / "rings.tif").doubts
+    assert doubt.startswith("100% of the cells are darker than what is around them")
+    predict_images("microscopy", [tmp_path / "rings.tif"], tmp_path / "out", device="cpu", options=options)
+    (row,) = read_rows(tmp_path / "out" / "summary.csv")
+    assert (row["objects"], row["warnings"]) == ("25", doubt)
 
 
 @pytest.mark.parametrize(("channels", "channel"), [(6, 5), (4, 3)])
