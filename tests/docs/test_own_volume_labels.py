@@ -149,6 +149,27 @@ def segmentation(folder: Path) -> None:
         assert made[..., 0].any() and not made[..., 1].any()
 
 
+def named(folder: Path) -> None:
+    """Half of the labels number the segments otherwise; their names make the classes."""
+    sitk = pytest.importorskip("SimpleITK")
+    for case in range(4):
+        save(folder / "in" / "images" / f"{case}.nii.gz")
+        (folder / "in" / "labels").mkdir(exist_ok=True)
+        image = sitk.GetImageFromArray((LABEL if case % 2 else np.where(LABEL, 3 - LABEL, 0).astype(np.uint8)).T)
+        image.SetSpacing((1.5, 2.0, 1.25))
+        image.SetOrigin((-40, 30, 7))
+        for number, name in enumerate(("liver", "spleen") if case % 2 else ("spleen", "liver")):
+            image.SetMetaData(f"Segment{number}_Name", name)
+            image.SetMetaData(f"Segment{number}_LabelValue", str(number + 1))
+        sitk.WriteImage(image, str(folder / "in" / "labels" / f"{case}.seg.nrrd"))
+    prepare_abdomen_mri(folder / "in", folder / "out", label_map=LABELS)
+    for part in ("training", "validation", "test"):
+        for item in load_datalist(folder / "out", part):
+            np.testing.assert_array_equal(read_volume_label(item["label"])[0], LABEL)
+    prepare_abdomen_mri(folder / "in", folder / "own")
+    assert load_class_names(folder / "own") == ["background", "spleen", "liver"]
+
+
 LABEL_ROWS: dict[str, Callable[[Path], None]] = {
     "a class number a voxel": partial(label_as, LABEL * np.float32(0.9999), AFFINE),
     "on the grid of the image in another orientation": partial(
@@ -156,6 +177,7 @@ LABEL_ROWS: dict[str, Callable[[Path], None]] = {
     ),
     "on a part of the image's grid": part_of_grid,
     "a DICOM segmentation, `labels/a.dcm`, or in a folder": segmentation,
+    "segments with names, of 3D Slicer or DICOM": named,
     "on the grid of the image but for the header": partial(label_as, LABEL, np.eye(4), label_grid="image"),
     '`"ignore": 3` in `dataset.json` or the label map': ignored,
     '`"tumor": [1, 2]`, `"core": 2` with `regions_class_order`': regions,

@@ -45,6 +45,16 @@ def _modality(file: Path) -> str:
         return ""
 
 
+def named_segments(file: Path) -> dict[int, str]:
+    """The names of the segments by their numbers; empty for a damaged file, of which reading it says more."""
+    try:
+        segments = read_header(file, ["SegmentSequence"]).get("SegmentSequence") or ()
+        names = {int(segment.SegmentNumber): str(segment.get("SegmentLabel") or "") for segment in segments}
+    except Exception:  # pydicom has no common class for a broken file
+        return {}
+    return {number: name for number, name in names.items() if name}
+
+
 def read_segmentation(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the numbers of the segments; slices without a frame are background, and the first of two segments counts.
 
