@@ -13,7 +13,14 @@ from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.data.prepare import dataset
 from swinumamba_monai.data.prepare.inspection import inspect_cells
-from swinumamba_monai.data.prepare.label_forms import Label, cells_of, is_image_name, size_of, write_numbers
+from swinumamba_monai.data.prepare.label_forms import (
+    Label,
+    cells_of,
+    is_image_name,
+    is_of_objects,
+    size_of,
+    write_numbers,
+)
 from swinumamba_monai.data.prepare.matching import match_pictures
 from swinumamba_monai.data.synthetic.microscopy import synthesize_microscopy
 from swinumamba_monai.errors import InputError
@@ -61,7 +68,7 @@ def prepare_microscopy(
         def make(name: str, image: Path, label: Label) -> Path:
             return write_numbers(cells_of(label, size_of(image, label), options.mask_threshold), maps / name)
 
-        if not all(map(is_image_name, labels)):
+        if not all(is_image_name(label) and not is_of_objects(label) for label in labels):
             found.make_labels(maps, make)
         return dataset.check_and_write("microscopy", found, source, output, options, inspect_cells, maps)
 

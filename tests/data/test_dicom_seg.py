@@ -171,3 +171,13 @@ def test_training_takes_a_segmentation_in_a_folder(tmp_path):
     np.testing.assert_array_equal(np.load(folder / "label.npy"), np.maximum(TRUTH, 1).transpose(0, 2, 1))
     write_seg(Path(item["label"]) / "1.dcm", np.minimum(TRUTH + 1, 2))
     assert SliceDataset([item], Compose(load), tmp_path / "cache").folders != [folder]
+
+
+@pytest.mark.parametrize("place", ["labels/{}.dcm", "labels/{}/1/rs.dcm"])
+def test_contours_are_refused_by_their_name(place, tmp_path):
+    for name in "abcd":
+        (tmp_path / "in" / "images" / name).mkdir(parents=True)
+        write_series(tmp_path / "in" / "images" / name)
+        write_seg(tmp_path / "in" / place.format(name), Modality="RTSTRUCT")
+    with pytest.raises(InputError, match=r"\(RTSTRUCT\), whose contours are not read; convert it to NIfTI"):
+        prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=LABELS)

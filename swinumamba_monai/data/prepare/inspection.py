@@ -19,7 +19,7 @@ from monai.utils import ensure_tuple
 from skimage import measure
 
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, spacing_of
-from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
+from swinumamba_monai.data.files.images import number_of_black, read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import IGNORED, LabelMap
 from swinumamba_monai.data.files.volumes import read_channels, read_volume_label
 from swinumamba_monai.errors import InputError
@@ -109,11 +109,18 @@ def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> Pai
     try:
         pixels, classes = read_image(image), read_classes(label)
         _check_sizes(image, pixels, label, classes)  # before the map, which takes several times the mask's memory
-        classes = label_map.to_classes(classes, label)
+        numbers, classes = classes, label_map.to_classes(classes, label)
     except InputError as error:
         return PairReport(problem=str(error))
     classes = np.where(classes == IGNORED, 0, classes)
-    warning = None if classes.any() else f"{label} has background only."
+    black = number_of_black(Path(label))
+    if black is not None and (numbers == 0).any() and (numbers == black).any():
+        warning = (
+            f"{label} has a palette whose black is number {black}, and 0 is another colour; numbers count and not "
+            "colours: if black is the background, prepare with a --label_map of the colours."
+        )
+    else:
+        warning = None if classes.any() else f"{label} has background only."
     return _describe_pixels(pixels, classes, warning)
 
 

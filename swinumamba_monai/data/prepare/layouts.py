@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from swinumamba_monai.data.files.dicom_seg import CONTOURS_ALONE, has_contours
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
 from swinumamba_monai.data.files.volume_listing import list_volumes
 from swinumamba_monai.data.files.volumes import volume_name
@@ -48,7 +49,7 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
         images, labels = (list_files(folder) if (folder := _called(source, words)) else [] for words in _PLAIN)
         if not images or not labels:
             below = [place for place in sorted(source.iterdir()) if place.is_dir() and _is_dataset(place)]
-            hint = f" {below[0]} has them: give that folder." if below else ""
+            hint = f" {below[0]} has them: give that folder." if below else _contours_in(_called(source, _PLAIN[1]))
             raise InputError(
                 f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
                 f"AMOS 2022), or images and labels, with {_KINDS} in them.{hint}"
@@ -70,6 +71,12 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
     found.split = {section: names for section, names in found.split.items() if names}
     found.problems += problems
     return found
+
+
+def _contours_in(labels: Path | None) -> str:
+    """A sentence on a folder of labels whose files are structure sets, else nothing."""
+    contours = next(filter(has_contours, sorted(labels.iterdir())), None) if labels else None
+    return f" {contours} {CONTOURS_ALONE}" if contours else ""
 
 
 def _is_dataset(place: Path) -> bool:
