@@ -78,6 +78,20 @@ def test_names_that_tools_give(image, label, tmp_path):
     same(labels_in(tmp_path / "out", read_instances))
 
 
+@pytest.mark.parametrize("folder", ["", "tiles/"])
+def test_tiles_of_a_slide_stay_in_one_section(folder, tmp_path):
+    for slide in ("one", "two", "three", "four"):
+        for left in (0, 24, 48, 72):
+            tile = f"{folder}{{}}/{slide} [d=2.5,x={left},y=0,w=24,h=20].png"
+            save(tmp_path / "in" / tile.format("images"), picture())
+            save(tmp_path / "in" / tile.format("labels"), numbers("a"))
+    prepare_microscopy(tmp_path / "in", tmp_path / "out")
+    slides = [
+        {Path(item["image"]).name.split()[0] for item in load_datalist(tmp_path / "out", part)} for part in SECTIONS
+    ]
+    assert [len(of_section) for of_section in slides] == [2, 1, 1] and len(set().union(*slides)) == 4
+
+
 def test_a_png_beside_a_jpeg_is_an_image_where_a_name_says_what_the_label_is(tmp_path):
     for name in NAMES:
         save(tmp_path / "in" / f"{name}.jpg", picture())

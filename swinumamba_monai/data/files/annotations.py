@@ -68,7 +68,7 @@ def _labelme(content: dict, path: Path) -> Annotations:
     """The shapes of labelme's JSON, the last drawn on top; those with one label and one ``group_id`` are one."""
     shapes = [_labelme_shape(entry, path) for entry in reversed(content["shapes"])]
     size = _size([int(content.get(side) or 0) for side in ("imageHeight", "imageWidth")])
-    return Annotations(path, shapes, size, tuple(dict.fromkeys(shape.name for shape in shapes)))
+    return Annotations(path, shapes, size, tuple(dict.fromkeys(shape.name for shape in shapes)), layered=True)
 
 
 def _labelme_shape(entry: dict, path: Path) -> Shape:
@@ -178,7 +178,7 @@ def _cvat(path: Path) -> dict[str, Annotations] | None:
     result = {}
     for image in root.iter("image"):
         name, size = image.attrib["name"], (int(image.attrib["height"]), int(image.attrib["width"]))
-        result[name] = Annotations(path, _cvat_shapes(image, path), size, names, image=name)
+        result[name] = Annotations(path, _cvat_shapes(image, path), size, names, image=name, layered=True)
     return result
 
 
@@ -195,7 +195,10 @@ def _cvat_tracks(root: ElementTree.Element, names: Sequence[str], path: Path) ->
                 element.set("label", track.get("label", ""))
                 frames.setdefault(int(element.attrib["frame"]), []).append(element)
     named = {f"frame_{number:06d}": elements for number, elements in sorted(frames.items())}
-    return {name: Annotations(path, _cvat_shapes(named[name], path), size, names, image=name) for name in named}
+    return {
+        name: Annotations(path, _cvat_shapes(elements, path), size, names, image=name, layered=True)
+        for name, elements in named.items()
+    }
 
 
 def _cvat_shapes(elements: Iterable[ElementTree.Element], path: Path) -> list[Shape]:

@@ -154,9 +154,10 @@ def number_of_black(path: Path) -> int | None:
     if suffix_of(file) != ".png":
         return None
     with PngImageFile(file) as picture:
-        colours = np.frombuffer(picture.palette.palette, np.uint8).reshape(-1, 3) if picture.mode == "P" else None
-    black = np.flatnonzero(~colours.any(axis=1)) if colours is not None else ()
-    return int(black[0]) if len(black) and black[0] > 0 else None
+        palette = bytes(picture.palette.palette) if picture.mode == "P" and picture.palette else b""
+    colours = np.frombuffer(palette[: len(palette) // 3 * 3], np.uint8).reshape(-1, 3)
+    black = np.flatnonzero(~colours.any(axis=1))
+    return int(black[0]) if black.size and black[0] > 0 else None
 
 
 def without_copies(image: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from swinumamba_monai.data.prepare.pictures import (
     label_keys,
     same_text,
     section_in,
+    slide_of,
     sort_files,
 )
 from swinumamba_monai.errors import InputError, listed
@@ -81,8 +82,8 @@ class FoundPictures(FoundPairs):
     def _add(self, key: Key, name: str, image: Path, label: Label) -> None:
         self.pairs[name] = (image, label)
         self.split.setdefault(key.section, []).append(name)
-        if key.folders:
-            self.groups[name] = "/".join(key.folders)
+        if (slide := slide_of(key.name)) or key.folders:
+            self.groups[name] = "/".join([*key.folders, *([slide] if slide else [])])
 
 
 def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> FoundPictures:

@@ -51,6 +51,9 @@ _IMAGE_ENDS = ("_0000", "_img", "_image", "_raw", ".ome")
 # The Dresden dataset has image07.png and mask07.png in one folder.
 _IMAGE_START, _LABEL_START = re.compile(r"(?:image|img|frame)[ _-]?(?=\d)"), re.compile(r"(?:mask|label)[ _-]?(?=\d)")
 
+# What QuPath puts behind the name of a slide for each tile: the downsampling, the place and the size.
+_TILE = re.compile(r"(.+?) \[(?:d=[\d.]+,)?x=-?\d+,y=-?\d+,w=\d+,h=\d+.*\]")
+
 
 class Key(NamedTuple):
     """What an image and its label have in common."""
@@ -170,6 +173,12 @@ def image_keys(file: Path, source: Path) -> list[Key]:
 def label_keys(file: Path, source: Path) -> list[Key]:
     """The same for a label."""
     return _keys_of(file, source, LABEL_ENDS, _LABEL_START)
+
+
+def slide_of(name: str) -> str | None:
+    """The name of the slide that an image is a tile of, as QuPath calls tiles; None for another image."""
+    tile = _TILE.fullmatch(name)
+    return tile[1] if tile else None
 
 
 def same_text(text: str) -> str:
