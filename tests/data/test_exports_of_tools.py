@@ -16,6 +16,7 @@ from swinumamba_monai.data.datalist import SECTIONS, load_class_names, load_data
 from swinumamba_monai.data.files.images import read_classes, read_instances
 from swinumamba_monai.data.files.label_map import LabelMap
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.tasks.endoscopy import prepare_endoscopy
 from swinumamba_monai.tasks.microscopy import prepare_microscopy
 
@@ -219,3 +220,22 @@ def test_planes_that_may_be_channels(tmp_path):
         save(tmp_path / "in" / "labels" / f"{name}.tif", numbers(name))
     with pytest.raises(InputError, match=r"a stack of 3 planes, .* or, if they are channels, save them as such"):
         prepare_microscopy(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_region_that_was_annotated_around_cells_is_no_cell_and_said(tmp_path):
+    """QuPath's annotations, all of one kind: the region comes first, and took the pixels of all cells."""
+    for name in NAMES:
+        save(tmp_path / "in" / "images" / f"{name}.png", picture())
+        content = geojson(numbers(name))
+        region = {"type": "Polygon", "coordinates": [[[0, 1], [22, 1], [22, 20], [0, 20], [0, 1]]]}
+        around = {"type": "Feature", "geometry": region, "properties": {"objectType": "annotation", "name": "ROI"}}
+        content["features"].insert(0, around)
+        (tmp_path / "in" / "labels").mkdir(exist_ok=True)
+        (tmp_path / "in" / "labels" / f"{name}.geojson").write_text(json.dumps(content))
+    report = prepare_microscopy(tmp_path / "in", tmp_path / "out")
+    assert report.instances == 16
+    assert sum("around 3 others, like a region that was marked" in warning for warning in report.warnings) == 4
+    for name, label in labels_in(tmp_path / "out", read_instances).items():
+        cells = numbers(name[0])
+        pairs = set(zip(label[cells > 0].tolist(), cells[cells > 0].tolist()))
+        assert len(pairs) == 3, "each is the cell that it was"

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.utils import ensure_tuple
+from scipy import ndimage
 from skimage import measure
 
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, spacing_of
@@ -32,6 +33,8 @@ SAMPLE_SIZE = 2000
 # Label maps with so few numbers may be masks of classes; a cell in so many pieces is none. Cells cut by a mask of
 # something else do have two or three.
 MAX_CLASS_LIKE, MANY_PIECES = 3, 10
+# A number that so many others lie within is a region that was marked around cells.
+MANY_WITHIN = 3
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def _odd_cells(label: PathLike, instances: np.ndarray, sizes: Mapping[int, int])
     largest = max(cells, key=cells.get)
     if 0 not in sizes and cells[largest] > instances.size / 2:
         return f"{label} has no 0, and {largest} covers over half of it: if that is the background, make it 0."
+    if (within := _count_within(instances, largest)) >= MANY_WITHIN:
+        return f"{label} has one cell, {largest}, around {within} others, like a region that was marked; remove it."
     pieces = measure.label(instances, background=0, connectivity=2)
     owners = instances.ravel()[np.unique(pieces, return_index=True)[1]]
     counts = Counter(owners[owners > 0].tolist())
@@ -96,6 +101,14 @@ def _odd_cells(label: PathLike, instances: np.ndarray, sizes: Mapping[int, int])
     if cells[largest] > instances.size / 2:
         return f"{label} has one cell, {largest}, over half of the image; check that it is one."
     return None
+
+
+def _count_within(instances: np.ndarray, number: int) -> int:
+    """How many other cells lie within the outline of one."""
+    rows, columns = (np.flatnonzero((instances == number).any(axis=axis)) for axis in (1, 0))
+    part = instances[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    within = ndimage.binary_fill_holes(part == number) & (part != number)
+    return int(np.count_nonzero(np.unique(part[within])))
 
 
 def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> PairReport:
