@@ -36,7 +36,7 @@ def make(path: Path, case: int) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((63 * (LABEL[..., number].T > 0)).astype(np.uint8)).save(path.parent / f"{number}.png")
     else:
-        is_label = "label" in path.parent.name or "segment" in path.parent.name
+        is_label = any(word in f"{path.parent.name}/{name}" for word in ("label", "segment", "seg."))
         save(path, np.minimum(LABEL, 1) if "segment" in path.parent.name else LABEL if is_label else VOXELS + case)
 
 
@@ -46,7 +46,7 @@ def test_folders(row, tmp_path):
     for case in range(1, 5):
         for path in paths:
             place = path.replace("/1/", f"/{case}/").replace("s0001", f"s000{case}")
-            make(tmp_path / "in" / re.sub(r"/a(?=[_./])", f"/a{case}", place), case)
+            make(tmp_path / "in" / re.sub(r"(^|/)a(?=[_./])", rf"\1a{case}", place), case)
     own = LabelMap.of_names(["background", "liver"]) if "Ground" in row or "segmentations" in row else LABELS
     report = prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=own)
     assert sum(report.sizes.values()) == 4

@@ -1,6 +1,9 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The folder layouts of volumes: nnU-Net v2, the Decathlon, AMOS 2022, and plain; and what ``dataset.json`` says."""
+"""The folder layouts of volumes: nnU-Net v2, the Decathlon, AMOS 2022, plain, and labels beside their images.
+
+And what ``dataset.json`` says.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from swinumamba_monai.data.datalist import DATALIST_NAME
 from swinumamba_monai.data.files.dicom_seg import CONTOURS_ALONE, has_contours
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
 from swinumamba_monai.data.files.volume_listing import list_volumes
-from swinumamba_monai.data.files.volumes import volume_name
+from swinumamba_monai.data.files.volumes import is_volume_file, volume_name
+from swinumamba_monai.data.files.walk import find_files, is_hidden
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
 from swinumamba_monai.data.prepare.volume_layouts import MASKS
 from swinumamba_monai.errors import InputError, explained
@@ -23,7 +28,9 @@ _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 
 # The number of a channel that nnU-Net puts after the name of an image.
 _CHANNEL = re.compile(r"(?<=.)_\d{4}$")
-_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg")
+_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg", "-label", "_gt", "_dseg")
+# What tells a label from an image where no folder does: the whole name, or its end, as 3D Slicer and BIDS have it too.
+_LABEL_NAME = re.compile(r"(?:.+[ _.-])?(?:labels?|seg|segmentation|masks?|gt|dseg)", re.IGNORECASE)
 
 _KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM series each,"
 
@@ -31,7 +38,8 @@ _KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM se
 def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
     """Match volumes and labels in ``imagesTr`` and ``labelsTr`` (and ``Va``, ``Ts``), or in ``images`` and ``labels``.
 
-    The latter may also be called ``Masks``, ``volumes`` and the like.
+    The latter may also be called ``Masks``, ``volumes`` and the like. Without them labels may lie beside their images:
+    in a folder for each case, or anywhere with the name of the image and a word behind it.
 
     Images may have nnU-Net's ``_0000`` after their names, and further channels ``_0001`` and so on. ``imagesTs``
     without ``labelsTs``, as challenges give it, is not used: its images cannot be evaluated.
@@ -49,10 +57,14 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
         images, labels = (list_files(folder) if (folder := _called(source, words)) else [] for words in _PLAIN)
         if not images or not labels:
             below = [place for place in sorted(source.iterdir()) if place.is_dir() and _is_dataset(place)]
+            if not below and (beside := _find_cases(source, list_files) or _find_by_name(source)):
+                beside.problems += problems
+                return beside
             hint = f" {below[0]} has them: give that folder." if below else _contours_in(_called(source, _PLAIN[1]))
             raise InputError(
                 f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
-                f"AMOS 2022), or images and labels, with {_KINDS} in them.{hint}"
+                f"AMOS 2022), or images and labels, with {_KINDS} in them; or a folder for each case with an image and "
+                f"its label, which is called label, seg or mask or ends so.{hint}"
             )
         found = FoundPairs("folders images and labels")
         _match_channels(images, labels, source, found)
@@ -71,6 +83,38 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
     found.split = {section: names for section, names in found.split.items() if names}
     found.problems += problems
     return found
+
+
+def _find_cases(source: Path, list_files: Callable[[Path], list[Path]]) -> FoundPairs | None:
+    """A folder for each case, with one image and one label in it; None where there is no such folder."""
+    found = FoundPairs("a folder for each case, with an image and its label")
+    for folder in sorted(place for place in source.iterdir() if place.is_dir() and not is_hidden(place.name)):
+        volumes = list_files(folder)
+        labels = [volume for volume in volumes if _LABEL_NAME.fullmatch(volume_name(volume))]
+        images = [volume for volume in volumes if volume not in labels]
+        if len(images) == len(labels) == 1:
+            found.add(folder.name, *images, *labels, source)
+        elif volumes:
+            found.used.update(volumes)
+            found.problems.append(
+                f"{folder} has {len(images)} images and {len(labels)} labels, but needs one of each; take the others "
+                "out, or use the folders imagesTr and labelsTr."
+            )
+    return found if found.pairs else None
+
+
+def _find_by_name(source: Path) -> FoundPairs | None:
+    """Files of a folder and those below with the name of another and a word behind it; None where there are none.
+
+    What a former preparation has written there is passed over.
+    """
+    made = {file.parent for file in find_files(source) if file.name == DATALIST_NAME}
+    made = {folder / "labels" if folder == source else folder for folder in made}
+    volumes = list(filter(is_volume_file, find_files(source, made)))
+    labels = [volume for volume in volumes if _LABEL_NAME.fullmatch(volume_name(volume))]
+    found = FoundPairs("labels beside their images, by their names")
+    _match_channels([volume for volume in volumes if volume not in labels], labels, source, found)
+    return found if found.pairs else None
 
 
 def _contours_in(labels: Path | None) -> str:
