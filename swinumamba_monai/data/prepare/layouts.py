@@ -16,7 +16,7 @@ from pathlib import Path
 from swinumamba_monai.data.datalist import DATALIST_NAME
 from swinumamba_monai.data.files.dicom_seg import CONTOURS_ALONE, has_contours
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
-from swinumamba_monai.data.files.volume_listing import list_volumes
+from swinumamba_monai.data.files.volume_listing import LABEL_NAME, list_volumes
 from swinumamba_monai.data.files.volumes import is_volume_file, volume_name
 from swinumamba_monai.data.files.walk import find_files, is_hidden
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
@@ -29,8 +29,6 @@ _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 # The number of a channel that nnU-Net puts after the name of an image.
 _CHANNEL = re.compile(r"(?<=.)_\d{4}$")
 _LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg", "-label", "_gt", "_dseg")
-# What tells a label from an image where no folder does: the whole name, or its end, as 3D Slicer and BIDS have it too.
-_LABEL_NAME = re.compile(r"(?:.+[ _.-])?(?:labels?|seg|segmentation|masks?|gt|dseg)", re.IGNORECASE)
 
 _KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM series each,"
 
@@ -90,7 +88,7 @@ def _find_cases(source: Path, list_files: Callable[[Path], list[Path]]) -> Found
     found = FoundPairs("a folder for each case, with an image and its label")
     for folder in sorted(place for place in source.iterdir() if place.is_dir() and not is_hidden(place.name)):
         volumes = list_files(folder)
-        labels = [volume for volume in volumes if _LABEL_NAME.fullmatch(volume_name(volume))]
+        labels = [volume for volume in volumes if LABEL_NAME.fullmatch(volume_name(volume))]
         images = [volume for volume in volumes if volume not in labels]
         if len(images) == len(labels) == 1:
             found.add(folder.name, *images, *labels, source)
@@ -111,7 +109,7 @@ def _find_by_name(source: Path) -> FoundPairs | None:
     made = {file.parent for file in find_files(source) if file.name == DATALIST_NAME}
     made = {folder / "labels" if folder == source else folder for folder in made}
     volumes = list(filter(is_volume_file, find_files(source, made)))
-    labels = [volume for volume in volumes if _LABEL_NAME.fullmatch(volume_name(volume))]
+    labels = [volume for volume in volumes if LABEL_NAME.fullmatch(volume_name(volume))]
     found = FoundPairs("labels beside their images, by their names")
     _match_channels([volume for volume in volumes if volume not in labels], labels, source, found)
     return found if found.pairs else None

@@ -175,6 +175,18 @@ def label_keys(file: Path, source: Path) -> list[Key]:
     return _keys_of(file, source, LABEL_ENDS, _LABEL_START)
 
 
+def labels_among(files: Collection[Path]) -> set[Path]:
+    """The pictures of one folder that are called like another one, with a word for labels behind it: ``a_mask.png``."""
+    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    stems = {file.stem.lower() for file in pictures}
+    stems |= {stem[: -len(end)] for stem in stems for end in _IMAGE_ENDS if stem.endswith(end)}
+    return {
+        file
+        for file in pictures
+        if any(file.stem.lower().endswith(end) and file.stem.lower()[: -len(end)] in stems for end in LABEL_ENDS)
+    }
+
+
 def slide_of(name: str) -> str | None:
     """The name of the slide that an image is a tile of, as QuPath calls tiles; None for another image."""
     tile = _TILE.fullmatch(name)
