@@ -235,13 +235,14 @@ def test_results_of_an_earlier_run_are_not_taken(folder):
 
 @pytest.mark.parametrize("load", [load_images, load_frames])
 def test_labels_beside_their_images_are_not_taken(load, tmp_path):
-    for name in ("a.png", "a_masks.png", "B_img.png", "B_Mask.png", "c_mask.png", "d.png", "d_instances.png"):
+    for name in ("a.png", "a_masks.png", "B_img.png", "B_Mask.png", "c_mask.png", "d.png", "d_instances.png",
+                 "image07.png", "mask07.png", "mask08.png"):  # fmt: skip
         picture(tmp_path / name)
     items = load(tmp_path)
-    assert names(items) == ["B_img.png", "a.png", "c_mask.png", "d.png"]
+    assert names(items) == ["B_img.png", "a.png", "c_mask.png", "d.png", "image07.png", "mask08.png"]
     assert items.not_taken == {
         "results of earlier runs": ["d_instances.png"],
-        "labels of others": ["B_Mask.png", "a_masks.png"],
+        "labels of others": ["B_Mask.png", "a_masks.png", "mask07.png"],
     }
     assert names(load(tmp_path / "a_masks.png")) == ["a_masks.png"], "it is asked for"
 

@@ -176,15 +176,17 @@ def label_keys(file: Path, source: Path) -> list[Key]:
 
 
 def labels_among(files: Collection[Path]) -> set[Path]:
-    """The pictures of one folder that are called like another one, with a word for labels behind it: ``a_mask.png``."""
+    """The pictures of one folder that are called like another one but for a word: ``a_mask.png``, ``mask07.png``."""
     pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
     stems = {file.stem.lower() for file in pictures}
     stems |= {stem[: -len(end)] for stem in stems for end in _IMAGE_ENDS if stem.endswith(end)}
-    return {
-        file
-        for file in pictures
-        if any(file.stem.lower().endswith(end) and file.stem.lower()[: -len(end)] in stems for end in LABEL_ENDS)
-    }
+    numbers = {_IMAGE_START.sub("", stem, count=1) for stem in stems if _IMAGE_START.match(stem)}
+
+    def is_label(stem: str) -> bool:
+        of_number = _LABEL_START.match(stem) and _LABEL_START.sub("", stem, count=1) in numbers
+        return bool(of_number) or any(stem.endswith(end) and stem[: -len(end)] in stems for end in LABEL_ENDS)
+
+    return {file for file in pictures if is_label(file.stem.lower())}
 
 
 def slide_of(name: str) -> str | None:
