@@ -181,3 +181,17 @@ def test_contours_are_refused_by_their_name(place, tmp_path):
         write_seg(tmp_path / "in" / place.format(name), Modality="RTSTRUCT")
     with pytest.raises(InputError, match=r"\(RTSTRUCT\), whose contours are not read; convert it to NIfTI"):
         prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=LABELS)
+
+
+@pytest.mark.parametrize("place", ["{}/1.2.9/1-1.dcm", "{}/slices/1-1.dcm", "{}/seg.dcm"])
+def test_a_folder_for_each_case_with_its_segmentation(place, tmp_path):
+    """As archives give series: in folders of their own, in one, or all in the folder of the case."""
+    for name in "abcd":
+        slices = tmp_path / "in" / name / ("" if place == "{}/seg.dcm" else "slices")
+        slices.mkdir(parents=True)
+        write_series(slices)
+        write_seg(tmp_path / "in" / place.format(name))
+    prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=LABELS)
+    (item, *_) = load_datalist(tmp_path / "out", "training")
+    np.testing.assert_array_equal(read_volume_label(item["label"])[0].T, TRUTH)
+    np.testing.assert_array_equal(read_volume(item["image"])[0].T, PIXELS)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from swinumamba_monai.data.datalist import DATALIST_NAME
-from swinumamba_monai.data.files.dicom_seg import CONTOURS_ALONE, has_contours
+from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
+from swinumamba_monai.data.files.dicom_seg import CONTOURS_ALONE, find_segmentation, has_contours
+from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
 from swinumamba_monai.data.files.volume_listing import LABEL_NAME, list_volumes
 from swinumamba_monai.data.files.volumes import is_volume_file, volume_name
@@ -88,8 +91,10 @@ def _find_cases(source: Path, list_files: Callable[[Path], list[Path]]) -> Found
     found = FoundPairs("a folder for each case, with an image and its label")
     for folder in sorted(place for place in source.iterdir() if place.is_dir() and not is_hidden(place.name)):
         volumes = list_files(folder)
-        labels = [volume for volume in volumes if LABEL_NAME.fullmatch(volume_name(volume))]
+        labels = list(filter(_is_label, volumes))
         images = [volume for volume in volumes if volume not in labels]
+        if labels and not images and is_dicom_folder(folder):
+            images = [folder]  # of slices, with a segmentation among them
         if len(images) == len(labels) == 1:
             found.add(folder.name, *images, *labels, source)
         elif volumes:
@@ -99,6 +104,15 @@ def _find_cases(source: Path, list_files: Callable[[Path], list[Path]]) -> Found
                 "out, or use the folders imagesTr and labelsTr."
             )
     return found if found.pairs else None
+
+
+def _is_label(volume: Path) -> bool:
+    """Whether a volume is a label, by its name or as a DICOM segmentation."""
+    if LABEL_NAME.fullmatch(volume_name(volume)):
+        return True
+    with suppress(InputError):  # of several, which reading them says
+        return (volume.is_dir() or is_dicom_file(volume)) and find_segmentation(volume) is not None
+    return True
 
 
 def _find_by_name(source: Path) -> FoundPairs | None:
