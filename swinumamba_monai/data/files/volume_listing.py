@@ -29,10 +29,9 @@ logger = logging.getLogger(__name__)
 _RESULTS = ("classes", "instances", "overlay", "outlines", "probabilities", "entropy")
 # What tells a label from an image where no folder does: the whole name, or its end, as 3D Slicer and BIDS have it too.
 LABEL_NAME = re.compile(r"(?:(.+)[ _.-])?(?:labels?|seg|segmentation|masks?|gt|dseg)", re.IGNORECASE)
-_IMAGE_FOLDER, _LABEL_FOLDER = (
-    re.compile(rf"(?:{words})(?:Tr|Va|Ts)?", re.IGNORECASE)
-    for words in ("images?|imgs?|volumes?|scans?", "labels?|masks?|segmentations?|annotations?|ground[ _]?truths?|gt")
-)
+# What folders of images are called, and those of labels.
+FOLDERS = ("images?|imgs?|volumes?|scans?", "labels?|masks?|segmentations?|annotations?|ground[ _]?truths?|gt")
+_IMAGE_FOLDER, _LABEL_FOLDER = (re.compile(rf"(?:{words})(?:Tr|Va|Ts)?", re.IGNORECASE) for words in FOLDERS)
 # The number of a channel that nnU-Net puts behind the name of a case.
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -98,7 +97,7 @@ def find_volumes(
         names = listed(file.name for file in results)
         logger.warning("%s: %d results of earlier runs are not taken: %s", path, len(results), names)
     files = [file for file in files if file not in results]
-    if labels := _labels_among(files, [Path(name).parent for name in found]):
+    if labels := dict.fromkeys(_labels_among(files, [Path(name).parent for name in found])):
         logger.warning("%s: %d labels of others are not taken: %s", path, len(labels), listed(f.name for f in labels))
     grouped = _group_channels([file for file in files if file not in labels], channels, problems)
     return sorted([*grouped, *found], key=lambda name: name if isinstance(name, str) else name[0])

@@ -19,7 +19,7 @@ from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_seg import CONTOURS_ALONE, find_segmentation, has_contours
 from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
-from swinumamba_monai.data.files.volume_listing import LABEL_NAME, list_volumes
+from swinumamba_monai.data.files.volume_listing import FOLDERS, LABEL_NAME, list_volumes
 from swinumamba_monai.data.files.volumes import is_volume_file, volume_name
 from swinumamba_monai.data.files.walk import find_files, is_hidden
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
@@ -141,10 +141,7 @@ def _is_dataset(place: Path) -> bool:
     return plain or (place / "imagesTr").is_dir() or any(folder.is_dir() for folder in place.glob(f"*/{MASKS}"))
 
 
-_PLAIN = tuple(
-    re.compile(words, re.IGNORECASE)
-    for words in ("images?|imgs?|volumes?|scans?", "labels?|masks?|segmentations?|annotations?|ground[ _]?truths?|gt")
-)
+_PLAIN = tuple(re.compile(words, re.IGNORECASE) for words in FOLDERS)
 
 
 # BTCV has img0001 and label0001, LiTS volume-0 and segmentation-0, others 1_image and 1_mask.
