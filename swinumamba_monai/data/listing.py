@@ -29,6 +29,7 @@ from swinumamba_monai.data.files.volume_listing import find_volumes, names_of_re
 from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, noting, refuse_or_leave_out
+from swinumamba_monai.data.prepare.pictures import labels_among
 from swinumamba_monai.errors import InputError
 
 Reader = ImageReader | type[ImageReader]
@@ -231,8 +232,9 @@ def _list(
     # The frames of a video and the planes of a stack have a result each.
     written = names_of_results([without_number(entry.stem) for entry in entries])
     results = {entry for entry in entries if entry.is_file() and without_number(entry.stem) in written}
+    labels = labels_among(entries) - results
     for entry in entries:
-        if entry in results:
+        if entry in results or entry in labels:
             continue
         with noting(problems):
             found = names_of(entry.absolute())
@@ -241,6 +243,8 @@ def _list(
     inputs = Inputs(({"image": name} for name in names), path, not_taken_of(others))
     if results:
         inputs.not_taken["results of earlier runs"] = sorted(entry.name for entry in results)
+    if labels:
+        inputs.not_taken["labels of others"] = sorted(entry.name for entry in labels)
     inputs.bad += refuse_or_leave_out(problems, skip_bad, path)
     if problems and not inputs and not others:
         raise InputError("\n".join(problems))

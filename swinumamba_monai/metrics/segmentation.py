@@ -141,7 +141,10 @@ class DiceNSDMetric(CaseScores):
         if isinstance(tolerances, Mapping):
             known = {simple_name(name): tolerance for name, tolerance in tolerances.items()}
             if missing := [name for name in class_names if simple_name(name) not in known]:
-                raise InputError(f"There is no NSD tolerance for {', '.join(missing)}: give one each, or one for all.")
+                raise InputError(
+                    f"There is no NSD tolerance for {', '.join(missing)}: give one each, or one for all "
+                    "(nsd_tolerances)."
+                )
             tolerances = [known[name] for name in simple_names]
         cut_names = {simple_name(cut) for cut in cut_slices if isinstance(cut, str)}
         cut_slices = [cut for cut in cut_slices if not isinstance(cut, str)]

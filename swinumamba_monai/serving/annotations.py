@@ -64,6 +64,6 @@ def read_asap(path: PathLike, shape: tuple[int, int], names: Mapping[int, str] |
             numbers.append(numbers_of[found] or len(shapes))
     if names is None and len(shapes) > np.iinfo(np.uint16).max:
         raise InputError(f"{path} has {len(shapes)} cells, more than a 16-bit image can number.")
-    whole = Annotations(Path(path), shapes[::-1])  # the first of those given has a pixel
+    whole = Annotations(Path(path), shapes[::-1], layered=True)  # the first of those given has a pixel
     painted = rasterize(whole, numbers[::-1], shape)
     return painted.astype(np.uint16)

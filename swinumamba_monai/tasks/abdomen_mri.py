@@ -19,7 +19,7 @@ from swinumamba_monai.data.files.nifti import NIFTI_SUFFIXES, read_nifti_grid
 from swinumamba_monai.data.files.volume_writing import write_volume
 from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.data.listing import load_volumes
-from swinumamba_monai.data.prepare import dataset
+from swinumamba_monai.data.prepare import dataset, segment_names
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import inspect_volumes
 from swinumamba_monai.data.prepare.layouts import choose_label_map, find_pairs, read_dataset_json
@@ -58,7 +58,9 @@ def prepare_abdomen_mri(
     Args:
         source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
         label_map: the classes and their numbers in the files, or the JSON file of them. Default: the paper's 13 organs,
-            by their names in ``dataset.json`` where there is one; the classes of that file where it lacks one of them.
+            by their names in ``dataset.json`` where there is one; the classes of that file where it lacks one of them;
+            without it those that the labels name themselves, see
+            :mod:`~swinumamba_monai.data.prepare.segment_names`.
 
     Raises:
         InputError: The layout is unknown; for the rest see
@@ -77,7 +79,8 @@ def prepare_abdomen_mri(
             found = find_pairs(source, options.series)
             _leave_out_other_series(found, source, options.series)
             _leave_out_ct(found)
-            labels = choose_label_map(source, label_map, ABDOMEN_CLASSES, found)
+            labels = label_map or segment_names.classes_of(found, source, ABDOMEN_CLASSES)
+            labels = labels or choose_label_map(source, None, ABDOMEN_CLASSES, found)
         channels = _count_channels(found, source, options.in_channels)
         if not pieces:
             _write_classes(found, labels, made, channels, options)
@@ -147,9 +150,10 @@ def _write_classes(
     """Write the labels of all pairs as class numbers on the grids of their images, unless all are so already.
 
     A label may be stored in another orientation at the same place, as converters of DICOM files do, or for a part of
-    the image's grid alone, as 3D Slicer does. With
-    ``label_grid="image"`` its place does not count.
+    the image's grid alone, as 3D Slicer does. With ``label_grid="image"`` its place does not count. Where it names its
+    numbers itself the names count.
     """
+    maps = segment_names.maps_of(found, labels)
     turned: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, (_, label) in list(found.pairs.items()):
         try:
@@ -169,7 +173,7 @@ def _write_classes(
                     turned[name] = whole, affine
         except InputError:
             continue  # the inspection says what is wrong
-    if labels.is_identity and not turned:
+    if labels.is_identity and not turned and not maps:
         return
     if turned:
         found.warnings.append(f"{len(turned)} labels lie otherwise than their images and are written on their grids.")
@@ -177,7 +181,7 @@ def _write_classes(
     def make(name: str, _: Path, label: Path) -> Path:
         ids, affine = turned.get(name) or volumes.read_volume_label(label)
         made = folder / f"{name}.nii.gz"
-        write_volume(made, labels.to_classes(ids, label), affine)
+        write_volume(made, maps.get(name, labels).to_classes(ids, label), affine)
         return made
 
     found.make_labels(folder, make)

@@ -58,8 +58,8 @@ def prepare_endoscopy(
       of two instruments stays with the first folder by name;
     - those of :mod:`~swinumamba_monai.data.prepare.pictures`: folders ``images`` and ``labels`` or ``masks`` with files
       of the same name, as EndoVis 2015, above or below folders for each video or patient; ``imagesTr`` and ``labelsTr``
-      (and ``Ts``) as nnU-Net v2 has them, ``NAME_0000.png`` and ``NAME.png``; masks next to their frames, as
-      CholecSeg8k; a COCO or CVAT file for all frames.
+      (and ``Ts``) as nnU-Net v2 has them, ``NAME_0000.png`` and ``NAME.png``; ``left_frames`` and ``labels`` as
+      EndoVis 2018; masks next to their frames, as CholecSeg8k; a COCO or CVAT file for all frames.
 
     In the latter masks have one class number per pixel, in one channel, three equal ones or as the index of a palette;
     or a colour for each class, black and white, or outlines, of which masks of numbers are written into
@@ -83,6 +83,7 @@ def prepare_endoscopy(
     options = options or dataset.PrepareOptions()
     threshold = options.mask_threshold
     sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
+    sequences = sequences if any(map(_is_of_2017, sequences)) else []
     with dataset.label_folder() as made:
 
         def make(name: str, image: Path, label: Path | Annotations) -> Path:
@@ -138,6 +139,11 @@ def _are_numbers(found: FoundPairs, labels: LabelMap) -> bool:
     if values in _BLACK_AND_WHITE:
         found.warnings.append(f"masks of 0 and 255: 255 is taken for {labels.names[1]}.")
     return values <= {0, 1}
+
+
+def _is_of_2017(sequence: Path) -> bool:
+    """Whether a sequence has the masks of EndoVis 2017; those of 2018 lie in ``labels``."""
+    return (sequence / "ground_truth").is_dir() or any(path.is_dir() for path in sequence.rglob("TypeSegmentation"))
 
 
 def instrument_of(folder: str) -> str:

@@ -13,8 +13,16 @@ from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.data.prepare import dataset
 from swinumamba_monai.data.prepare.inspection import inspect_cells
-from swinumamba_monai.data.prepare.label_forms import Label, cells_of, is_image_name, size_of, write_numbers
+from swinumamba_monai.data.prepare.label_forms import (
+    Label,
+    cells_of,
+    is_image_name,
+    is_of_objects,
+    size_of,
+    write_numbers,
+)
 from swinumamba_monai.data.prepare.matching import match_pictures
+from swinumamba_monai.data.prepare.pictures import slide_of
 from swinumamba_monai.data.synthetic.microscopy import synthesize_microscopy
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks import TaskFiles
@@ -36,9 +44,10 @@ def prepare_microscopy(
       there;
     - outlines of QuPath (GeoJSON) or ImageJ (ROI) for each image, or one COCO or CVAT file for all.
 
-    Labels that are no images of numbers become instance maps in ``output_dir/labels``; a pixel of two cells stays with
-    the first one. Originals are referred to and never copied. ``split.json`` may give ``train`` and ``test`` (and
-    ``validation``), lists of names without suffix. The planes of a stack stay in one section.
+    Labels that are no images of numbers become instance maps in ``output_dir/labels``; of two masks the first keeps a
+    pixel, of two outlines that on top. Originals are referred to and never copied. ``split.json`` may give ``train``
+    and ``test`` (and ``validation``), lists of names without suffix. The planes of a stack stay in one section, and
+    QuPath's tiles of a slide.
 
     Args:
         source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
@@ -55,13 +64,13 @@ def prepare_microscopy(
         raise InputError(
             "mask_threshold is for masks of one cell each, but labels here number the cells; leave it out."
         )
-    found.groups = {name: stack for name, stack in found.groups.items() if "#" in name}
+    found.groups = {name: whole for name, whole in found.groups.items() if "#" in name or slide_of(name)}
     with dataset.label_folder() as maps:
 
         def make(name: str, image: Path, label: Label) -> Path:
             return write_numbers(cells_of(label, size_of(image, label), options.mask_threshold), maps / name)
 
-        if not all(map(is_image_name, labels)):
+        if not all(is_image_name(label) and not is_of_objects(label) for label in labels):
             found.make_labels(maps, make)
         return dataset.check_and_write("microscopy", found, source, output, options, inspect_cells, maps)
 

@@ -171,3 +171,27 @@ def test_training_takes_a_segmentation_in_a_folder(tmp_path):
     np.testing.assert_array_equal(np.load(folder / "label.npy"), np.maximum(TRUTH, 1).transpose(0, 2, 1))
     write_seg(Path(item["label"]) / "1.dcm", np.minimum(TRUTH + 1, 2))
     assert SliceDataset([item], Compose(load), tmp_path / "cache").folders != [folder]
+
+
+@pytest.mark.parametrize("place", ["labels/{}.dcm", "labels/{}/1/rs.dcm"])
+def test_contours_are_refused_by_their_name(place, tmp_path):
+    for name in "abcd":
+        (tmp_path / "in" / "images" / name).mkdir(parents=True)
+        write_series(tmp_path / "in" / "images" / name)
+        write_seg(tmp_path / "in" / place.format(name), Modality="RTSTRUCT")
+    with pytest.raises(InputError, match=r"\(RTSTRUCT\), whose contours are not read; convert it to NIfTI"):
+        prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=LABELS)
+
+
+@pytest.mark.parametrize("place", ["{}/1.2.9/1-1.dcm", "{}/slices/1-1.dcm", "{}/seg.dcm"])
+def test_a_folder_for_each_case_with_its_segmentation(place, tmp_path):
+    """As archives give series: in folders of their own, in one, or all in the folder of the case."""
+    for name in "abcd":
+        slices = tmp_path / "in" / name / ("" if place == "{}/seg.dcm" else "slices")
+        slices.mkdir(parents=True)
+        write_series(slices)
+        write_seg(tmp_path / "in" / place.format(name))
+    prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=LABELS)
+    (item, *_) = load_datalist(tmp_path / "out", "training")
+    np.testing.assert_array_equal(read_volume_label(item["label"])[0].T, TRUTH)
+    np.testing.assert_array_equal(read_volume(item["image"])[0].T, PIXELS)

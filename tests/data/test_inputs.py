@@ -233,6 +233,42 @@ def test_results_of_an_earlier_run_are_not_taken(folder):
     assert "zz_instances.png" in names(items) and "a_instances.png" not in names(items)
 
 
+@pytest.mark.parametrize("load", [load_images, load_frames])
+def test_labels_beside_their_images_are_not_taken(load, tmp_path):
+    for name in ("a.png", "a_masks.png", "B_img.png", "B_Mask.png", "c_mask.png", "d.png", "d_instances.png",
+                 "image07.png", "mask07.png", "mask08.png"):  # fmt: skip
+        picture(tmp_path / name)
+    items = load(tmp_path)
+    assert names(items) == ["B_img.png", "a.png", "c_mask.png", "d.png", "image07.png", "mask08.png"]
+    assert items.not_taken == {
+        "results of earlier runs": ["d_instances.png"],
+        "labels of others": ["B_Mask.png", "a_masks.png", "mask07.png"],
+    }
+    assert names(load(tmp_path / "a_masks.png")) == ["a_masks.png"], "it is asked for"
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"),
+        ("images/a.nii.gz", "Masks/a.nii.gz"),
+        ("a.nii.gz", "labels/a.nii.gz"),
+        ("a.nii.gz", "a_seg.nii.gz"),
+        ("a_0000.nii.gz", "derivatives/a_dseg.nii.gz"),
+        ("a/T2.nii.gz", "a/Segmentation-label.nii.gz"),
+        ("s1/mri.nii.gz", "s1/segmentations/liver.nii.gz"),
+    ],
+)
+def test_labels_of_volumes_are_not_taken(image, label, tmp_path, caplog):
+    for name in (image, label):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), tmp_path / name)
+    assert names(load_volumes(tmp_path)) == [Path(image).name]
+    assert f"1 labels of others are not taken: {Path(label).name}" in caplog.text
+    (tmp_path / image).unlink()
+    assert names(load_volumes(tmp_path)) == [Path(label).name], "it is beside nothing"
+
+
 def test_results_of_frames_and_planes_are_not_taken(tmp_path):
     tifffile.imwrite(tmp_path / "z.tif", np.zeros((2, 6, 8), np.uint8), imagej=True, metadata={"axes": "ZYX"})
     results = [

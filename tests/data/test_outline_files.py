@@ -154,6 +154,25 @@ def test_detections_of_an_older_qupath(tmp_path):
     assert len(read_outlines(tmp_path / "a.geojson").shapes) == 2
 
 
+@pytest.mark.parametrize("place", ["childObjects", "children"])
+def test_what_qupath_puts_inside_of_others(place, tmp_path):
+    """A hierarchy: a region, in it a cell with a class of two names, and in that another."""
+    shapes = [{"geometry": {"type": "Polygon", "coordinates": [square(left, None)["points"]]}} for left in (1, 5, 9)]
+    inner = {**shapes[2], "properties": {"objectType": "cell", "classification": {"name": "Stroma"}}}
+    outer = {"objectType": "cell", "classification": {"names": ["Tumor", "Positive"]}, place: [inner]}
+    region = {**shapes[0], "properties": {"objectType": "annotation", place: [{**shapes[1], "properties": outer}]}}
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [region]}))
+    assert [shape.name for shape in read_outlines(tmp_path / "a.geojson").shapes] == ["Tumor: Positive", "Stroma"]
+
+
+def test_detections_of_the_oldest_qupath(tmp_path):
+    """It says what an object is where its id should be."""
+    geometry = {"type": "Polygon", "coordinates": [square(1, None)["points"]]}
+    features = [{"id": f"Path{kind}Object", "geometry": geometry} for kind in ("Annotation", "Detection", "Detection")]
+    (tmp_path / "a.geojson").write_text(json.dumps(features))
+    assert len(read_outlines(tmp_path / "a.geojson").shapes) == 2
+
+
 def test_geojson_there_and_back(tmp_path):
     random = np.random.default_rng(0)
     for _ in range(20):

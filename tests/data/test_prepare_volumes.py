@@ -351,3 +351,54 @@ def test_channels_in_a_fourth_dimension_of_plain_folders(tmp_path, capsys):
     intensities = json.loads((tmp_path / "two" / "fingerprint.json").read_text())["intensities"]
     assert [channel["mean"] for channel in intensities] == [0, 7]
     assert main([*command, "--output_dir", str(tmp_path / "three"), "--in_channels", "3"]) == 1
+
+
+# Labels beside their images
+
+
+def test_a_folder_for_each_case(tmp_path):
+    source = tmp_path / "source"
+    for case in range(4):
+        save(source / f"p{case}" / "T2.nii.gz", noise(*SHAPE))
+        save(source / f"p{case}" / "Segmentation-label.nii.gz", classes())
+    series = source / "p4" / "scan"
+    series.mkdir(parents=True)
+    for number in range(4):
+        write_slice(series / f"{number}.dcm", noise(16, 24), number * 4 * np.array([0, 0.6, 0.8]), number)
+    save(source / "p4" / "seg.nii.gz", classes(shape=(24, 16, 4)), read_volume(series)[1])
+    (source / ".git").mkdir()
+    (source / "notes").mkdir()
+    report = prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS)
+    assert sum(report.sizes.values()) == 5 and report.layout.startswith("a folder for each case")
+    names = [Path(item["label"]).parent.name for part in ("training", "validation", "test")
+             for item in load_datalist(tmp_path / "out", part)]  # fmt: skip
+    assert sorted(names) == ["p0", "p1", "p2", "p3", "p4"]
+    save(source / "p1" / "T1.nii.gz", noise(*SHAPE))
+    (source / "p2" / "Segmentation-label.nii.gz").unlink()
+    with pytest.raises(InputError) as error:
+        prepare_abdomen_mri(source, tmp_path / "other", label_map=LABELS)
+    assert "p1 has 2 images and 1 labels" in str(error.value) and "p2 has 1 images and 0 labels" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("{}.nii.gz", "{}-label.nii.gz"),
+        ("sub-{0}/anat/sub-{0}_T2w.nii.gz", "derivatives/manual/sub-{0}/anat/sub-{0}_T2w_dseg.nii.gz"),
+    ],
+)
+def test_labels_with_the_name_of_their_image(image, label, tmp_path):
+    for case in "abcd":
+        save(tmp_path / image.format(case), noise(*SHAPE, seed=ord(case)))
+        save(tmp_path / label.format(case), (classes() * (ord(case) % 2 + 1)) % 3)
+    for _ in range(2):  # the second time beside what the first has written
+        prepare_abdomen_mri(tmp_path, tmp_path / "out", label_map=LabelMap(("background", "x"), ((0, 2), (1,))))
+    prepare_abdomen_mri(tmp_path, tmp_path, label_map=LabelMap(("background", "x"), ((0, 2), (1,))))
+    prepare_abdomen_mri(tmp_path, tmp_path, label_map=LabelMap(("background", "x"), ((0, 2), (1,))))
+    items = [item for part in ("training", "validation", "test") for item in load_datalist(tmp_path, part)]
+    assert len(items) == 4
+    for item in items:
+        case = Path(item["image"]).name.removeprefix("sub-")[0]
+        np.testing.assert_array_equal(read_volume(item["image"])[0], noise(*SHAPE, seed=ord(case)))
+        expected = (classes() * (ord(case) % 2 + 1)) % 3 == 1
+        np.testing.assert_array_equal(read_volume_label(item["label"])[0], expected)

@@ -22,7 +22,7 @@ def test_overlaps_and_runs():
         Shape("b", [[square + 2]]),
         Shape("c", masks=[(np.ones((2, 2), bool), (-1, -1))]),
     ]
-    painted = rasterize(Annotations(Path("x"), shapes), [1, 2, 3], (6, 6))
+    painted = rasterize(Annotations(Path("x"), shapes, layered=True), [1, 2, 3], (6, 6))
     assert (painted[:4, :4] == 1).all() and (painted == 2).sum() == 12 and (painted == 3).sum() == 0
     assert decode_runs([1, 2, 1], 2, 2, "F", "x").tolist() == [[False, True], [True, False]]
     assert decode_runs([1, 2], 2, 2, "C", "x").tolist() == [[False, True], [True, False]]
@@ -56,6 +56,21 @@ def test_a_jagged_outline_of_a_slide_takes_no_minutes():
     painted = rasterize(Annotations(Path("x"), [Shape("", [[ring]])]), [1], (2000, 2000))
     assert time.process_time() - start < 5  # each of four million pixels against each corner is a quarter of an hour
     assert painted.sum() == pytest.approx(np.pi * 900**2, rel=0.01)
+
+
+def test_what_lies_within_another_is_on_top_where_the_file_does_not_say(caplog):
+    """QuPath lists a region before what is marked within it, and COCO has no order."""
+    square = np.array([(0, 0), (6, 0), (6, 6), (0, 6)], float)
+    shapes = [Shape("around", [[square]]), Shape("within", [[square / 3 + 1]]), Shape("same", [[square / 3 + 1]])]
+    painted = rasterize(Annotations(Path("x.json"), shapes), [1, 2, 3], (6, 6))
+    assert (painted[1:3, 1:3] == 2).all() and (painted == 1).sum() == 32
+    assert "x.json has 1 shapes that lie under others and have no pixel left" in caplog.text
+    caplog.clear()
+    rasterize(Annotations(Path("x.json"), shapes[:2], layered=True), [1, 2], (6, 6))
+    assert "1 shapes that lie under others" in caplog.text
+    caplog.clear()
+    rasterize(Annotations(Path("x.json"), shapes[:2], layered=True), [1, 1], (6, 6))
+    assert not caplog.text, "both are of one thing"
 
 
 def test_shapes_smaller_than_a_pixel_are_said(caplog):

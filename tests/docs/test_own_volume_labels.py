@@ -36,7 +36,7 @@ def make(path: Path, case: int) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((63 * (LABEL[..., number].T > 0)).astype(np.uint8)).save(path.parent / f"{number}.png")
     else:
-        is_label = "label" in path.parent.name or "segment" in path.parent.name
+        is_label = any(word in f"{path.parent.name}/{name}" for word in ("label", "segment", "seg."))
         save(path, np.minimum(LABEL, 1) if "segment" in path.parent.name else LABEL if is_label else VOXELS + case)
 
 
@@ -46,7 +46,7 @@ def test_folders(row, tmp_path):
     for case in range(1, 5):
         for path in paths:
             place = path.replace("/1/", f"/{case}/").replace("s0001", f"s000{case}")
-            make(tmp_path / "in" / re.sub(r"/a(?=[_./])", f"/a{case}", place), case)
+            make(tmp_path / "in" / re.sub(r"(^|/)a(?=[_./])", rf"\1a{case}", place), case)
     own = LabelMap.of_names(["background", "liver"]) if "Ground" in row or "segmentations" in row else LABELS
     report = prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=own)
     assert sum(report.sizes.values()) == 4
@@ -149,6 +149,27 @@ def segmentation(folder: Path) -> None:
         assert made[..., 0].any() and not made[..., 1].any()
 
 
+def named(folder: Path) -> None:
+    """Half of the labels number the segments otherwise; their names make the classes."""
+    sitk = pytest.importorskip("SimpleITK")
+    for case in range(4):
+        save(folder / "in" / "images" / f"{case}.nii.gz")
+        (folder / "in" / "labels").mkdir(exist_ok=True)
+        image = sitk.GetImageFromArray((LABEL if case % 2 else np.where(LABEL, 3 - LABEL, 0).astype(np.uint8)).T)
+        image.SetSpacing((1.5, 2.0, 1.25))
+        image.SetOrigin((-40, 30, 7))
+        for number, name in enumerate(("liver", "spleen") if case % 2 else ("spleen", "liver")):
+            image.SetMetaData(f"Segment{number}_Name", name)
+            image.SetMetaData(f"Segment{number}_LabelValue", str(number + 1))
+        sitk.WriteImage(image, str(folder / "in" / "labels" / f"{case}.seg.nrrd"))
+    prepare_abdomen_mri(folder / "in", folder / "out", label_map=LABELS)
+    for part in ("training", "validation", "test"):
+        for item in load_datalist(folder / "out", part):
+            np.testing.assert_array_equal(read_volume_label(item["label"])[0], LABEL)
+    prepare_abdomen_mri(folder / "in", folder / "own")
+    assert load_class_names(folder / "own") == ["background", "spleen", "liver"]
+
+
 LABEL_ROWS: dict[str, Callable[[Path], None]] = {
     "a class number a voxel": partial(label_as, LABEL * np.float32(0.9999), AFFINE),
     "on the grid of the image in another orientation": partial(
@@ -156,6 +177,7 @@ LABEL_ROWS: dict[str, Callable[[Path], None]] = {
     ),
     "on a part of the image's grid": part_of_grid,
     "a DICOM segmentation, `labels/a.dcm`, or in a folder": segmentation,
+    "segments with names, of 3D Slicer or DICOM": named,
     "on the grid of the image but for the header": partial(label_as, LABEL, np.eye(4), label_grid="image"),
     '`"ignore": 3` in `dataset.json` or the label map': ignored,
     '`"tumor": [1, 2]`, `"core": 2` with `regions_class_order`': regions,

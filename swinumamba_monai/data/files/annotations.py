@@ -21,6 +21,8 @@ from swinumamba_monai.errors import InputError, explained, shown
 
 # Kinds of QuPath's objects that are taken, if there are any of them: regions around cells are no cells.
 _OBJECT_TYPES = ("cell", "detection")
+# What QuPath 0.2 calls them, as the id of a feature.
+_OLD_TYPES = {"PathCellObject": "cell", "PathDetectionObject": "detection"}
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError)
 _MAX_FRAMES = 1_000_000
 
@@ -35,21 +37,33 @@ def read_outlines(path: Path) -> Annotations:
         InputError: the file is of another form, or has a point or a line.
     """
     problem = f"{path} has no outlines of QuPath (GeoJSON) or labelme that can be read"
-    with explained(problem, "export again", *_MALFORMED):
+    with explained(problem, "export again, as one of these or as COCO", *_MALFORMED):
         content = _read_json(path)
         if isinstance(content, dict) and "shapes" in content:
             return _labelme(content, path)
         single = isinstance(content, dict) and content.get("type") == "Feature"
         features = [content] if single else content["features"] if isinstance(content, dict) else content
+        features = _with_children(features)
         kinds = {_type_of(feature) for feature in features}
         wanted = next((kind for kind in _OBJECT_TYPES if kind in kinds), None)
         shapes = [_feature(f, path) for f in features if wanted is None or _type_of(f) == wanted]
     return Annotations(path, shapes, names=tuple(dict.fromkeys(shape.name for shape in shapes)))
 
 
+def _with_children(features: Iterable[dict]) -> list[dict]:
+    """The features, and behind each those that QuPath puts inside it where it exports a hierarchy."""
+    found, waiting = [], list(features)[::-1]
+    while waiting:
+        found.append(waiting.pop())
+        properties = found[-1].get("properties") or {}
+        waiting += (properties.get("childObjects") or properties.get("children") or [])[::-1]
+    return found
+
+
 def _type_of(feature: dict) -> str:
     properties = feature.get("properties") or {}
-    return properties.get("objectType", properties.get("object_type", "annotation"))  # before QuPath 0.4 the second
+    old = _OLD_TYPES.get(str(feature.get("id")), "annotation")
+    return properties.get("objectType", properties.get("object_type", old))  # before QuPath 0.4 the second
 
 
 def _feature(feature: dict, path: Path) -> Shape:
@@ -60,15 +74,16 @@ def _feature(feature: dict, path: Path) -> Shape:
     if not all(polygons):
         raise ValueError("a shape without outlines")
     classification = (feature.get("properties") or {}).get("classification") or {}
-    name = classification if isinstance(classification, str) else classification.get("name", "")
-    return Shape(str(name), [[as_ring(ring) for ring in polygon] for polygon in polygons])
+    if isinstance(classification, dict):  # a class within another has several names
+        classification = classification.get("name") or ": ".join(classification.get("names") or ())
+    return Shape(str(classification), [[as_ring(ring) for ring in polygon] for polygon in polygons])
 
 
 def _labelme(content: dict, path: Path) -> Annotations:
     """The shapes of labelme's JSON, the last drawn on top; those with one label and one ``group_id`` are one."""
     shapes = [_labelme_shape(entry, path) for entry in reversed(content["shapes"])]
     size = _size([int(content.get(side) or 0) for side in ("imageHeight", "imageWidth")])
-    return Annotations(path, shapes, size, tuple(dict.fromkeys(shape.name for shape in shapes)))
+    return Annotations(path, shapes, size, tuple(dict.fromkeys(shape.name for shape in shapes)), layered=True)
 
 
 def _labelme_shape(entry: dict, path: Path) -> Shape:
@@ -178,7 +193,7 @@ def _cvat(path: Path) -> dict[str, Annotations] | None:
     result = {}
     for image in root.iter("image"):
         name, size = image.attrib["name"], (int(image.attrib["height"]), int(image.attrib["width"]))
-        result[name] = Annotations(path, _cvat_shapes(image, path), size, names, image=name)
+        result[name] = Annotations(path, _cvat_shapes(image, path), size, names, image=name, layered=True)
     return result
 
 
@@ -195,7 +210,10 @@ def _cvat_tracks(root: ElementTree.Element, names: Sequence[str], path: Path) ->
                 element.set("label", track.get("label", ""))
                 frames.setdefault(int(element.attrib["frame"]), []).append(element)
     named = {f"frame_{number:06d}": elements for number, elements in sorted(frames.items())}
-    return {name: Annotations(path, _cvat_shapes(named[name], path), size, names, image=name) for name in named}
+    return {
+        name: Annotations(path, _cvat_shapes(elements, path), size, names, image=name, layered=True)
+        for name, elements in named.items()
+    }
 
 
 def _cvat_shapes(elements: Iterable[ElementTree.Element], path: Path) -> list[Shape]:

@@ -20,7 +20,12 @@ from swinumamba_monai.errors import InputError, explained
 if TYPE_CHECKING:
     import pydicom
 
-_MODALITY = "SEG"
+_MODALITY, _CONTOURS = "SEG", "RTSTRUCT"
+# What is said of such a file.
+CONTOURS_ALONE = (
+    "is a DICOM structure set (RTSTRUCT), whose contours are not read; convert it to NIfTI or to a DICOM segmentation, "
+    "as 3D Slicer does."
+)
 _OFF_GRID = 0.05  # share of the distance of slices by which one may lie beside its place
 _MAX_SLICES = 4096  # where most are without a frame, which takes no place in the file but some in memory
 
@@ -29,13 +34,21 @@ def find_segmentation(path: Path) -> Path | None:
     """The file of a segmentation: the file itself, or the only one in a folder and below; None where there is none.
 
     Raises:
-        InputError: There are several.
+        InputError: There are several, or nothing but contours.
     """
     files = [path] if path.is_file() else find_files(path) if path.is_dir() else []
-    found = [file for file in files if is_dicom_file(file) and _modality(file) == _MODALITY]
+    modalities = {file: _modality(file) for file in files if is_dicom_file(file)}
+    found = [file for file, modality in modalities.items() if modality == _MODALITY]
     if len(found) > 1:
         raise InputError(f"{path} has {len(found)} DICOM segmentations, but a label is one; take the others out.")
+    if modalities and set(modalities.values()) == {_CONTOURS}:
+        raise InputError(f"{next(iter(modalities))} {CONTOURS_ALONE}")
     return found[0] if found else None
+
+
+def has_contours(file: Path) -> bool:
+    """Whether a file is a DICOM structure set, of radiotherapy."""
+    return is_dicom_file(file) and _modality(file) == _CONTOURS
 
 
 def _modality(file: Path) -> str:
@@ -43,6 +56,16 @@ def _modality(file: Path) -> str:
         return str(read_header(file, ["Modality"]).get("Modality", ""))
     except Exception:  # pydicom has no common class for a broken file, which reading it says is one
         return ""
+
+
+def named_segments(file: Path) -> dict[int, str]:
+    """The names of the segments by their numbers; empty for a damaged file, of which reading it says more."""
+    try:
+        segments = read_header(file, ["SegmentSequence"]).get("SegmentSequence") or ()
+        names = {int(segment.SegmentNumber): str(segment.get("SegmentLabel") or "") for segment in segments}
+    except Exception:  # pydicom has no common class for a broken file
+        return {}
+    return {number: name for number, name in names.items() if name}
 
 
 def read_segmentation(file: Path) -> tuple[np.ndarray, np.ndarray]:

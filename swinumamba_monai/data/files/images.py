@@ -148,6 +148,18 @@ def _read_numbers(path: PathLike, kind: str, numbers: str, dtype: type, form: st
     return image.astype(np.int32)
 
 
+def number_of_black(path: Path) -> int | None:
+    """The number that is black in the palette of a PNG file in which 0 is another colour; None for any other file."""
+    file, _ = file_and_number(path)
+    if suffix_of(file) != ".png":
+        return None
+    with PngImageFile(file) as picture:
+        palette = bytes(picture.palette.palette) if picture.mode == "P" and picture.palette else b""
+    colours = np.frombuffer(palette[: len(palette) // 3 * 3], np.uint8).reshape(-1, 3)
+    black = np.flatnonzero(~colours.any(axis=1))
+    return int(black[0]) if black.size and black[0] > 0 else None
+
+
 def without_copies(image: np.ndarray) -> np.ndarray:
     """An image (H, W, C) as (H, W) where it is gray stored in three channels, perhaps with alpha; else the image."""
     is_gray = image.ndim == 3 and image.shape[2] > 2 and (image[..., 1:3] == image[..., :1]).all()

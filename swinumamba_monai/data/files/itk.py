@@ -44,6 +44,8 @@ _NO_SPACE = (
     "{} does not say where its axes lead (it has no anatomical space); they are taken to lead left, posterior and "
     "superior, as ITK takes them: correct its header"
 )
+# What 3D Slicer says of the segments of a label.
+_SEGMENT = re.compile(rb"^Segment(\d+)_(Name|LabelValue):=(.*?)\r?$", re.MULTILINE)
 _FEW_DIMENSIONS = re.compile(rb"^NDims[ \t]*=[ \t]*[1-5][ \t]*\r?$", re.MULTILINE)
 
 
@@ -91,6 +93,20 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
         voxels = sitk.GetArrayFromImage(image)
     voxels = np.moveaxis(voxels, -1, 0).T if channels > 1 else voxels.T
     return voxels, np.diag([unit, unit, unit, 1.0]) @ _affine(image)
+
+
+def named_numbers(path: Path) -> dict[int, str]:
+    """The names of the numbers of a label, as 3D Slicer writes them into an NRRD header; empty where there are none."""
+    if path.suffix.lower() not in _NRRD_SUFFIXES:
+        return {}
+    segments: dict[bytes, dict[bytes, str]] = {}
+    for segment, key, value in _SEGMENT.findall(_header(path)):
+        segments.setdefault(segment, {})[key] = value.decode(errors="replace").strip()
+    return {
+        int(keys[b"LabelValue"]): keys[b"Name"]
+        for keys in segments.values()
+        if keys.get(b"Name") and re.fullmatch(r"\d{1,9}", keys.get(b"LabelValue", ""))
+    }
 
 
 def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:

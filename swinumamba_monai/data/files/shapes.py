@@ -51,11 +51,13 @@ class Annotations:
 
     Attributes:
         source: the file.
-        shapes: what was marked, in the order in which they take their pixels.
+        shapes: what was marked.
         size: height and width of the image in pixels, as the file has them, or None.
         names: names of all classes of the file, in its order.
         relative: whether the numbers of the polygons are parts of width and height and no pixels.
         image: name of the image in a file of many, or "".
+        layered: whether the shapes come as they lie on each other, the topmost first; where a tool does not say how
+            they lie the smaller ones are on top, because a region that was marked within another would be lost.
     """
 
     source: Path
@@ -64,6 +66,7 @@ class Annotations:
     names: Sequence[str] = ()
     relative: bool = False
     image: str = ""
+    layered: bool = False
 
     def __str__(self) -> str:
         """The file, and the image in it, for a sentence."""
@@ -97,7 +100,9 @@ def numbers_of(shapes: Iterable[Shape]) -> list[int]:
 
 
 def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """Put a number into the pixels of every shape; a pixel of two shapes stays with the first.
+    """Put a number into the pixels of every shape; a pixel of two shapes is of that on top.
+
+    Shapes without a pixel are counted in the log: those that are smaller than one, and those that lie under others.
 
     Args:
         annotations: the shapes.
@@ -114,8 +119,9 @@ def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int,
         raise InputError(f"{annotations} is for an image of {annotations.size} pixels, but its image has {size}.")
     scale = np.array(size[::-1] if annotations.relative else (1, 1))
     result = np.zeros(size, np.int32)
-    empty = 0
-    for position, (shape, number) in enumerate(zip(annotations.shapes, numbers, strict=True), start=1):
+    empty = hidden = 0
+    shapes = list(enumerate(zip(annotations.shapes, numbers, strict=True), start=1))
+    for position, (shape, number) in shapes if annotations.layered else sorted(shapes, key=_area):
         parts = [*shape.masks, *(_fill([ring * scale for ring in rings], size) for rings in shape.polygons)]
         if not parts:
             empty += 1
@@ -129,10 +135,25 @@ def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int,
             )
         for mask, window in windows:
             result[window][mask & (result[window] == 0)] = number
-        empty += not any(mask.any() for mask, _ in windows)
+        if not any(mask.any() for mask, _ in windows):
+            empty += 1
+        elif not any((result[window][mask] == number).any() for mask, window in windows):
+            hidden += 1
     if empty:
         logger.warning("%s has %d shapes that are smaller than a pixel; they are not used", annotations, empty)
+    if hidden:
+        logger.warning("%s has %d shapes that lie under others and have no pixel left", annotations, hidden)
     return result
+
+
+def _area(item: tuple[int, tuple[Shape, int]]) -> float:
+    """The area of a shape in the unit of its file, holes included, by which shapes are sorted."""
+    _, (shape, _) = item
+    area = float(sum(np.count_nonzero(mask) for mask, _ in shape.masks))
+    for rings in shape.polygons:
+        (x, y), (next_x, next_y) = rings[0].T, np.roll(rings[0], -1, axis=0).T
+        area += abs(float(np.sum(x * next_y - next_x * y))) / 2
+    return area
 
 
 def _within(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndarray, tuple[slice, slice]]:

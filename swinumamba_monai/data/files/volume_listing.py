@@ -27,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 # What inference and predict put behind the name of an image.
 _RESULTS = ("classes", "instances", "overlay", "outlines", "probabilities", "entropy")
+# What tells a label from an image where no folder does: the whole name, or its end, as 3D Slicer and BIDS have it too.
+LABEL_NAME = re.compile(r"(?:(.+)[ _.-])?(?:labels?|seg|segmentation|masks?|gt|dseg)", re.IGNORECASE)
+# What folders of images are called, and those of labels.
+FOLDERS = ("images?|imgs?|volumes?|scans?", "labels?|masks?|segmentations?|annotations?|ground[ _]?truths?|gt")
+_IMAGE_FOLDER, _LABEL_FOLDER = (re.compile(rf"(?:{words})(?:Tr|Va|Ts)?", re.IGNORECASE) for words in FOLDERS)
 # The number of a channel that nnU-Net puts behind the name of a case.
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -75,7 +80,7 @@ def find_volumes(
 
     Returns:
         The path of each file, those of the channels of one image, and the name of each series, sorted. What inference
-        wrote for one of them is left out, and named in the log.
+        wrote for one of them is left out, and named in the log, and so are the labels of others.
 
     Raises:
         InputError: There is neither a file nor a folder at ``path``; a folder has several series and none is chosen; a
@@ -91,8 +96,30 @@ def find_volumes(
     if results:
         names = listed(file.name for file in results)
         logger.warning("%s: %d results of earlier runs are not taken: %s", path, len(results), names)
-    grouped = _group_channels([file for file in files if file not in results], channels, problems)
+    files = [file for file in files if file not in results]
+    if labels := dict.fromkeys(_labels_among(files, [Path(name).parent for name in found])):
+        logger.warning("%s: %d labels of others are not taken: %s", path, len(labels), listed(f.name for f in labels))
+    grouped = _group_channels([file for file in files if file not in labels], channels, problems)
     return sorted([*grouped, *found], key=lambda name: name if isinstance(name, str) else name[0])
+
+
+def _labels_among(files: Sequence[Path], series: Sequence[Path]) -> list[Path]:
+    """The files that are labels of others: by their folder, beside one of images, or by their name, beside an image.
+
+    Args:
+        files: files of volumes.
+        series: folders of DICOM series, which are images too.
+    """
+    images = {file.parent for file in files if not LABEL_NAME.fullmatch(volume_name(file))} | {*series}
+    with_images = images | {folder.parent for folder in images if _IMAGE_FOLDER.fullmatch(folder.name)}
+    names = {name for file in files for name in (volume_name(file), volume_name(file).removesuffix("_0000"))}
+    labels = []
+    for file in files:
+        named = LABEL_NAME.fullmatch(volume_name(file))
+        in_folder = _LABEL_FOLDER.fullmatch(file.parent.name) and file.parent.parent in with_images
+        if in_folder or (named and (named[1] in names or file.parent in images)):
+            labels.append(file)
+    return labels
 
 
 def case_names(names: Sequence[str]) -> dict[str, str]:

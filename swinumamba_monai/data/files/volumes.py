@@ -15,11 +15,11 @@ from monai.data import ImageReader
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
-from swinumamba_monai.data.files.dicom_seg import find_segmentation, read_segmentation
+from swinumamba_monai.data.files.dicom_seg import find_segmentation, named_segments, read_segmentation
 from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, holds_volume, is_dicom_folder
 from swinumamba_monai.data.files.dicom_volume import read_dicom_files
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, lean_of
-from swinumamba_monai.data.files.itk import ITK_SUFFIXES, read_itk
+from swinumamba_monai.data.files.itk import ITK_SUFFIXES, named_numbers, read_itk
 from swinumamba_monai.data.files.nifti import (
     FORMS_KEY,
     FREESURFER_SUFFIXES,
@@ -229,6 +229,17 @@ def read_volume_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     if voxels.min() < np.iinfo(np.int32).min or voxels.max() > np.iinfo(np.int32).max:
         raise InputError(f"{path} is no label volume: its values reach {voxels.max()}; save the ids of the classes.")
     return voxels.astype(np.int32), affine
+
+
+def names_of_numbers(path: PathLike) -> dict[int, str]:
+    """What a label volume itself calls its numbers: the segments of 3D Slicer's ``.seg.nrrd``, and of DICOM; else none.
+
+    There are none either in what cannot be read, of which :func:`read_volume_label` says more.
+    """
+    with suppress(InputError):
+        if (segmentation := find_segmentation(volume_path(path))) is not None:
+            return named_segments(segmentation)
+    return named_numbers(Path(path)) if Path(path).is_file() else {}
 
 
 class VolumeReader(ImageReader):

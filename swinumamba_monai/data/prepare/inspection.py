@@ -16,10 +16,11 @@ import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.utils import ensure_tuple
+from scipy import ndimage
 from skimage import measure
 
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, spacing_of
-from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
+from swinumamba_monai.data.files.images import number_of_black, read_classes, read_image, read_instances
 from swinumamba_monai.data.files.label_map import IGNORED, LabelMap
 from swinumamba_monai.data.files.volumes import read_channels, read_volume_label
 from swinumamba_monai.errors import InputError
@@ -32,6 +33,8 @@ SAMPLE_SIZE = 2000
 # Label maps with so few numbers may be masks of classes; a cell in so many pieces is none. Cells cut by a mask of
 # something else do have two or three.
 MAX_CLASS_LIKE, MANY_PIECES = 3, 10
+# A number that so many others lie within is a region that was marked around cells.
+MANY_WITHIN = 3
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def _odd_cells(label: PathLike, instances: np.ndarray, sizes: Mapping[int, int])
     largest = max(cells, key=cells.get)
     if 0 not in sizes and cells[largest] > instances.size / 2:
         return f"{label} has no 0, and {largest} covers over half of it: if that is the background, make it 0."
+    if (within := _count_within(instances, largest)) >= MANY_WITHIN:
+        return f"{label} has one cell, {largest}, around {within} others, like a region that was marked; remove it."
     pieces = measure.label(instances, background=0, connectivity=2)
     owners = instances.ravel()[np.unique(pieces, return_index=True)[1]]
     counts = Counter(owners[owners > 0].tolist())
@@ -98,6 +103,14 @@ def _odd_cells(label: PathLike, instances: np.ndarray, sizes: Mapping[int, int])
     return None
 
 
+def _count_within(instances: np.ndarray, number: int) -> int:
+    """How many other cells lie within the outline of one."""
+    rows, columns = (np.flatnonzero((instances == number).any(axis=axis)) for axis in (1, 0))
+    part = instances[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    within = ndimage.binary_fill_holes(part == number) & (part != number)
+    return int(np.count_nonzero(np.unique(part[within])))
+
+
 def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> PairReport:
     """Decode a frame and its class mask and say what is wrong with them, or what they hold.
 
@@ -109,11 +122,18 @@ def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> Pai
     try:
         pixels, classes = read_image(image), read_classes(label)
         _check_sizes(image, pixels, label, classes)  # before the map, which takes several times the mask's memory
-        classes = label_map.to_classes(classes, label)
+        numbers, classes = classes, label_map.to_classes(classes, label)
     except InputError as error:
         return PairReport(problem=str(error))
     classes = np.where(classes == IGNORED, 0, classes)
-    warning = None if classes.any() else f"{label} has background only."
+    black = number_of_black(Path(label))
+    if black is not None and (numbers == 0).any() and (numbers == black).any():
+        warning = (
+            f"{label} has a palette whose black is number {black}, and 0 is another colour; numbers count and not "
+            "colours: if black is the background, prepare with a --label_map of the colours."
+        )
+    else:
+        warning = None if classes.any() else f"{label} has background only."
     return _describe_pixels(pixels, classes, warning)
 
 

@@ -29,6 +29,7 @@ from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.pixel_checks import check_opaque
 from swinumamba_monai.data.files.shapes import Annotations, Shape, numbers_of, rasterize
+from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.errors import InputError, explained, shown
 
@@ -39,6 +40,9 @@ Label = Path | Sequence[Path] | Annotations
 
 _OUTLINE_SUFFIXES = (".geojson", ".json", ".zip", ".roi", YOLO_SUFFIX)
 LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", *_OUTLINE_SUFFIXES)
+# VOC's and CVAT's folders, in lower case, of labels with a colour for each class, and for each object.
+CLASSES, OBJECTS = "segmentationclass", "segmentationobject"
+_VOID = 0xE0E0C0  # VOC's colour of edges between objects
 _PICKLED = "_seg.npy"  # what Cellpose's window saves
 
 Colours = Mapping[tuple[int, int, int], int]
@@ -61,6 +65,8 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
     label = as_outlines(label)
     if isinstance(label, Annotations):
         return rasterize(label, numbers_of(label.shapes), size)
+    if isinstance(label, Path) and is_of_objects(label):
+        return _by_object(label)
     if isinstance(label, Path):
         return read_instances(label) if is_image_name(label) else _read_array(label)
     if len(label) == 1 and threshold is None:
@@ -158,7 +164,8 @@ def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] |
 
     A class may have several colours, in a list. The background is black where the map does not name it. Lists of three
     numbers that could be ids, because none comes twice and the background has its own, are taken for ids;
-    ``[[10, 20, 30]]`` is always a colour.
+    ``[[10, 20, 30]]`` is always a colour. EndoVis 2018's ``labels.json`` is such a map too, a list of names with
+    colours, of which the black one is the background whatever it is called.
 
     Args:
         path: the JSON file; with anything else, or in a file that has no colours, the result is None.
@@ -170,9 +177,12 @@ def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] |
         return None
     try:
         content = json.loads(Path(path).read_bytes(), object_pairs_hook=each_once)
-        content = dict(content.get("labels", content))
-    except (AttributeError, OSError, TypeError, ValueError, RecursionError):
+        of_endovis = isinstance(content, list)
+        content = _of_endovis(content) if of_endovis else dict(content.get("labels", content))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError):
         return None  # read_label_map says what is wrong with it
+    if of_endovis:
+        return _classes_of_colours(content, path)
     background = next((name for name in content if name.lower() == "background"), "background")
     given = {name: value for name, value in content.items() if name != background}
     triples = [value for value in given.values() if _is_colour(value)]
@@ -185,19 +195,34 @@ def read_colours(path: PathLike | LabelMap | None) -> tuple[LabelMap, Colours] |
     return _classes_of_colours(content, path)
 
 
+def _of_endovis(entries: list) -> dict[str, list[int]]:
+    """The colours of EndoVis 2018's list; what is wrong with them is told by who takes them for classes."""
+    colours = {str(entry["name"]): list(entry["color"]) for entry in entries}
+    if len(colours) < len(entries):
+        raise ValueError("a name is there twice")
+    return {"background" if colour == [0, 0, 0] else name: colour for name, colour in colours.items()}
+
+
 def read_cvat_colours(source: Path) -> tuple[LabelMap, Colours] | None:
     """The same of the ``labelmap.txt`` that CVAT puts beside its "Segmentation mask 1.1"; None where there is none.
 
     Raises:
-        InputError: a line is no ``name:red,green,blue::``, or a colour is there twice.
+        InputError: a line is no ``name:red,green,blue::``, a colour is there twice, or files of several exports differ.
     """
-    path = source / "labelmap.txt"
-    if not path.is_file():
-        return None
+    paths = [path for path in find_files(source) if path.name == "labelmap.txt"]
+    read = [_classes_of_colours(_read_cvat_lines(path), path) for path in paths]
+    if other := next((path for path, content in zip(paths, read) if content != read[0]), None):
+        raise InputError(
+            f"{other} has other classes or colours than {paths[0]}; prepare each export by itself, or give all colours "
+            "by --label_map."
+        )
+    return read[0] if read else None
+
+
+def _read_cvat_lines(path: Path) -> dict[str, list[int]]:
     with explained(f"{path} has a line that is no name:red,green,blue::", "correct it"):
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-        content = {line.split(":")[0]: [int(part) for part in line.split(":")[1].split(",")] for line in lines}
-    return _classes_of_colours(content, path)
+        return {line.split(":")[0]: [int(part) for part in line.split(":")[1].split(",")] for line in lines}
 
 
 def _classes_of_colours(content: Mapping[str, object], path: PathLike) -> tuple[LabelMap, Colours]:
@@ -220,14 +245,32 @@ def _is_colour(value: object) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
 
 
-def _by_colour(label: Path, colours: Colours) -> np.ndarray:
+def _codes_of(label: Path) -> np.ndarray:
+    """The colours of a mask as numbers, (H, W) int32: red, green and blue, 8 bits each."""
     mask = check_opaque(read_image(label), label)
     mask = np.repeat(mask[..., None], 3, axis=-1) if mask.ndim == 2 else mask[..., :3]
     if mask.dtype != np.uint8 or mask.shape[2] != 3 or suffix_of(label) in JPEG_SUFFIXES:
         raise InputError(
             f"{label} is no mask of exact colours (8 bits of red, green and blue, no JPEG); save it as PNG."
         )
-    codes = (mask.astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
+    return (mask.astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
+
+
+def is_of_objects(label: Label) -> bool:
+    """Whether a label is one of VOC's that have a colour for each object, as CVAT writes them too, by its folder."""
+    return isinstance(label, Path) and label.parent.name.lower() == OBJECTS
+
+
+def _by_object(label: Path) -> np.ndarray:
+    """The objects of such a label, numbered; black is none, nor is VOC's colour of what is undecided."""
+    codes = _codes_of(label)
+    codes[codes == _VOID] = 0
+    found, places = np.unique(codes, return_inverse=True)
+    return (places.reshape(codes.shape) + (found[0] != 0)).astype(np.int32)
+
+
+def _by_colour(label: Path, colours: Colours) -> np.ndarray:
+    codes = _codes_of(label)
     found = np.unique(codes)
     class_of = {(red << 16) + (green << 8) + blue: number for (red, green, blue), number in colours.items()}
     unknown = [code for code in found.tolist() if code not in class_of]

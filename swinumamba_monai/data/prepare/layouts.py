@@ -1,18 +1,27 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The folder layouts of volumes: nnU-Net v2, the Decathlon, AMOS 2022, and plain; and what ``dataset.json`` says."""
+"""The folder layouts of volumes: nnU-Net v2, the Decathlon, AMOS 2022, plain, and labels beside their images.
+
+And what ``dataset.json`` says.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from swinumamba_monai.data.datalist import DATALIST_NAME
+from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
+from swinumamba_monai.data.files.dicom_seg import CONTOURS_ALONE, find_segmentation, has_contours
+from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
-from swinumamba_monai.data.files.volume_listing import list_volumes
-from swinumamba_monai.data.files.volumes import volume_name
+from swinumamba_monai.data.files.volume_listing import FOLDERS, LABEL_NAME, list_volumes
+from swinumamba_monai.data.files.volumes import is_volume_file, volume_name
+from swinumamba_monai.data.files.walk import find_files, is_hidden
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
 from swinumamba_monai.data.prepare.volume_layouts import MASKS
 from swinumamba_monai.errors import InputError, explained
@@ -22,7 +31,7 @@ _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 
 # The number of a channel that nnU-Net puts after the name of an image.
 _CHANNEL = re.compile(r"(?<=.)_\d{4}$")
-_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg")
+_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg", "-label", "_gt", "_dseg")
 
 _KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM series each,"
 
@@ -30,7 +39,8 @@ _KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM se
 def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
     """Match volumes and labels in ``imagesTr`` and ``labelsTr`` (and ``Va``, ``Ts``), or in ``images`` and ``labels``.
 
-    The latter may also be called ``Masks``, ``volumes`` and the like.
+    The latter may also be called ``Masks``, ``volumes`` and the like. Without them labels may lie beside their images:
+    in a folder for each case, or anywhere with the name of the image and a word behind it.
 
     Images may have nnU-Net's ``_0000`` after their names, and further channels ``_0001`` and so on. ``imagesTs``
     without ``labelsTs``, as challenges give it, is not used: its images cannot be evaluated.
@@ -48,10 +58,14 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
         images, labels = (list_files(folder) if (folder := _called(source, words)) else [] for words in _PLAIN)
         if not images or not labels:
             below = [place for place in sorted(source.iterdir()) if place.is_dir() and _is_dataset(place)]
-            hint = f" {below[0]} has them: give that folder." if below else ""
+            if not below and (beside := _find_cases(source, list_files) or _find_by_name(source)):
+                beside.problems += problems
+                return beside
+            hint = f" {below[0]} has them: give that folder." if below else _contours_in(_called(source, _PLAIN[1]))
             raise InputError(
                 f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
-                f"AMOS 2022), or images and labels, with {_KINDS} in them.{hint}"
+                f"AMOS 2022), or images and labels, with {_KINDS} in them; or a folder for each case with an image and "
+                f"its label, which is called label, seg or mask or ends so.{hint}"
             )
         found = FoundPairs("folders images and labels")
         _match_channels(images, labels, source, found)
@@ -72,16 +86,62 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
     return found
 
 
+def _find_cases(source: Path, list_files: Callable[[Path], list[Path]]) -> FoundPairs | None:
+    """A folder for each case, with one image and one label in it; None where there is no such folder."""
+    found = FoundPairs("a folder for each case, with an image and its label")
+    for folder in sorted(place for place in source.iterdir() if place.is_dir() and not is_hidden(place.name)):
+        volumes = list_files(folder)
+        labels = list(filter(_is_label, volumes))
+        images = [volume for volume in volumes if volume not in labels]
+        if labels and not images and is_dicom_folder(folder):
+            images = [folder]  # of slices, with a segmentation among them
+        if len(images) == len(labels) == 1:
+            found.add(folder.name, *images, *labels, source)
+        elif volumes:
+            found.used.update(volumes)
+            found.problems.append(
+                f"{folder} has {len(images)} images and {len(labels)} labels, but needs one of each; take the others "
+                "out, or use the folders imagesTr and labelsTr."
+            )
+    return found if found.pairs else None
+
+
+def _is_label(volume: Path) -> bool:
+    """Whether a volume is a label, by its name or as a DICOM segmentation."""
+    if LABEL_NAME.fullmatch(volume_name(volume)):
+        return True
+    with suppress(InputError):  # of several, which reading them says
+        return (volume.is_dir() or is_dicom_file(volume)) and find_segmentation(volume) is not None
+    return True
+
+
+def _find_by_name(source: Path) -> FoundPairs | None:
+    """Files of a folder and those below with the name of another and a word behind it; None where there are none.
+
+    What a former preparation has written there is passed over.
+    """
+    made = {file.parent for file in find_files(source) if file.name == DATALIST_NAME}
+    made = {folder / "labels" if folder == source else folder for folder in made}
+    volumes = list(filter(is_volume_file, find_files(source, made)))
+    labels = [volume for volume in volumes if LABEL_NAME.fullmatch(volume_name(volume))]
+    found = FoundPairs("labels beside their images, by their names")
+    _match_channels([volume for volume in volumes if volume not in labels], labels, source, found)
+    return found if found.pairs else None
+
+
+def _contours_in(labels: Path | None) -> str:
+    """A sentence on a folder of labels whose files are structure sets, else nothing."""
+    contours = next(filter(has_contours, sorted(labels.iterdir())), None) if labels else None
+    return f" {contours} {CONTOURS_ALONE}" if contours else ""
+
+
 def _is_dataset(place: Path) -> bool:
     """Whether a folder has one of the layouts of volumes, by its folders."""
     plain = all(_called(place, words) for words in _PLAIN)
     return plain or (place / "imagesTr").is_dir() or any(folder.is_dir() for folder in place.glob(f"*/{MASKS}"))
 
 
-_PLAIN = tuple(
-    re.compile(words, re.IGNORECASE)
-    for words in ("images?|imgs?|volumes?|scans?", "labels?|masks?|segmentations?|annotations?|ground[ _]?truths?|gt")
-)
+_PLAIN = tuple(re.compile(words, re.IGNORECASE) for words in FOLDERS)
 
 
 # BTCV has img0001 and label0001, LiTS volume-0 and segmentation-0, others 1_image and 1_mask.

@@ -11,7 +11,9 @@ from pathlib import Path
 from swinumamba_monai.data.datalist import leads_outside
 from swinumamba_monai.data.files.annotations import read_annotations
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, stated_orientation
+from swinumamba_monai.data.files.limits import MAX_CHANNELS
 from swinumamba_monai.data.files.shapes import Annotations
+from swinumamba_monai.data.files.video import VIDEO_SUFFIXES
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
@@ -24,9 +26,10 @@ from swinumamba_monai.data.prepare.pictures import (
     label_keys,
     same_text,
     section_in,
+    slide_of,
     sort_files,
 )
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, listed
 
 
 class FoundPictures(FoundPairs):
@@ -65,8 +68,11 @@ class FoundPictures(FoundPairs):
     def _take_planes(self, key: Key, name: str, image: Path, planes: Sequence[str], label: Label) -> None:
         labels = image_names(label) if isinstance(label, Path) else []
         if len(labels) != len(planes):
+            are_channels = len(planes) <= MAX_CHANNELS
+            hint = ", or, if they are channels, save them as such (RGB, or ImageJ's or OME's)" if are_channels else ""
             self.problems.append(
-                f"{image} is a stack of {len(planes)} planes, but its label has {len(labels)}; give a stack of as many."
+                f"{image} is a stack of {len(planes)} planes, but its label has {len(labels)}; give a stack of as "
+                f"many{hint}."
             )
             return
         for number, (plane, plane_label) in enumerate(zip(planes, labels)):
@@ -76,8 +82,8 @@ class FoundPictures(FoundPairs):
     def _add(self, key: Key, name: str, image: Path, label: Label) -> None:
         self.pairs[name] = (image, label)
         self.split.setdefault(key.section, []).append(name)
-        if key.folders:
-            self.groups[name] = "/".join(key.folders)
+        if (slide := slide_of(key.name)) or key.folders:
+            self.groups[name] = "/".join([*key.folders, *([slide] if slide else [])])
 
 
 def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> FoundPictures:
@@ -91,7 +97,7 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
     Raises:
         InputError: there are no images, or no labels.
     """
-    files = sort_files(source, output)
+    files = sort_files(source, output, objects=masks_of_cells)
     found = FoundPictures("folders images and labels" if files.in_folders else "images and labels in one folder")
     label_of = _by_key(files, source)
     pairs = {image: labels for image in files.images if (labels := _labels_of(image, source, label_of)) is not None}
@@ -113,18 +119,28 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
         found.layout = "outlines of all images in one file"
         _match_annotations(found, files, for_many, source)
     elif not pairs and not samples and not (files.images and masks):
-        others = Inputs((), source, not_taken_of({*find_files(source)} - {*files.images, *files.labels})).reasons
-        besides = f", and besides {others}" if others else ""
-        layout = (
-            f"{source} has no known layout ({len(files.images)} images and {len(masks)} masks were found{besides}); it "
-            "needs folders images and labels (or masks; also imagesTr and labelsTr), labels next to their images named "
-            "<name>_label or <name>_masks, a folder with masks for every image, or a COCO or CVAT file."
-        )
-        raise InputError("\n".join([*found.problems, layout]))
+        raise InputError("\n".join([*found.problems, _no_layout(source, files, masks)]))
     else:
         _match_files(found, files, pairs, source)
     _set_sections(found)
     return found
+
+
+def _no_layout(source: Path, files: Pictures, masks: Sequence[Path]) -> str:
+    """The sentence for a folder in which nothing fits together: what was found, and what would be known."""
+    rest = {*find_files(source)} - {*files.images, *files.labels}
+    others = Inputs((), source, not_taken_of(rest)).reasons
+    parts = [f"{len(files.images)} images and {len(masks)} masks were found"]
+    if drawn := [label.name for label in files.labels if label not in masks]:
+        parts.append(f"{len(drawn)} files that may be labels, but fit no image by name and place ({listed(drawn)})")
+    parts += [f"and besides {others}"] if others else []
+    videos = any(file.suffix.lower() in VIDEO_SUFFIXES for file in rest)
+    hint = " Videos are read for inference alone: save the frames that have labels as images." if videos else ""
+    return (
+        f"{source} has no known layout ({', '.join(parts)}); it needs folders images and labels (or masks; also "
+        "imagesTr and labelsTr), labels next to their images named <name>_label or <name>_masks, a folder with masks "
+        f"for every image, or a COCO or CVAT file.{hint}"
+    )
 
 
 def _by_key(files: Pictures, source: Path) -> dict[Key, list[Path]]:

@@ -20,32 +20,39 @@ from typing import NamedTuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
+from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES
 from swinumamba_monai.data.files.walk import find_files, is_hidden
-from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, YOLO_SUFFIX
+from swinumamba_monai.data.prepare.label_forms import CLASSES, LABEL_SUFFIXES, OBJECTS, YOLO_SUFFIX, is_of_objects
 
 _SECTIONS = {
     **dict.fromkeys(("train", "training", "tr"), "training"),
     **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
-# The folders, with a section before or behind: train_images, imagesTs. VOC and CVC-ClinicDB have words of their own.
+# The folders, with a section before or behind: train_images, imagesTs. VOC, CVC-ClinicDB and EndoVis 2018 have words of
+# their own.
 _SECTION = "|".join(sorted(_SECTIONS, key=len, reverse=True))
 _IMAGE_FOLDER, _LABEL_FOLDER = (
     re.compile(rf"(?:({_SECTION})[ _-])?(?:{words})(?:[ _-]?({_SECTION}))?", re.IGNORECASE)
     for words in (
-        "(?:raw[ _]?)?images?|imgs?|frames|jpegimages|original",
-        "labels?|lbls?|masks?|annotations?|ground[ _]?truths?|gt|segmentationclass",
+        "(?:raw[ _]?)?images?|imgs?|(?:left[ _])?frames|jpegimages|original",
+        f"labels?|lbls?|masks?|annotations?|ground[ _]?truths?|gt|{CLASSES}|{OBJECTS}",
     )
 )
 # Ends of the names of labels, the best first: of CholecSeg8k's three the one with class numbers; Cellpose's window
 # saves its project as _seg.npy, beside which the masks may lie too.
 LABEL_ENDS = ("_watershed_mask", "_cp_masks", "_masks", "_color_mask", "_mask", "_labels", "_label", "_instances")
-LABEL_ENDS += ("_rois", "_roiset", "_seg", "_segmentation", "_gt")
-# What Cellpose saves beside an image besides its masks: flows and a figure.
-_RESULT_ENDS = ("_flows", "_dp", "_cp_output")
+LABEL_ENDS += ("_rois", "_roiset", "_seg", "_segmentation", "_gt", "-labelled")
+LABEL_ENDS += ("_simple segmentation", "_object identities")  # ilastik's; -labelled is QuPath's
+# What Cellpose saves beside an image besides its masks: flows, outlines and a figure, its word for masks behind them.
+_RESULT_ENDS = ("_flows", "_dp", "_cp_output", "_outlines")
+_CELLPOSE_END = "_cp_masks"
 _IMAGE_ENDS = ("_0000", "_img", "_image", "_raw", ".ome")
 # The Dresden dataset has image07.png and mask07.png in one folder.
 _IMAGE_START, _LABEL_START = re.compile(r"(?:image|img|frame)[ _-]?(?=\d)"), re.compile(r"(?:mask|label)[ _-]?(?=\d)")
+
+# What QuPath puts behind the name of a slide for each tile: the downsampling, the place and the size.
+_TILE = re.compile(r"(.+?) \[(?:d=[\d.]+,)?x=-?\d+,y=-?\d+,w=\d+,h=\d+.*\]")
 
 
 class Key(NamedTuple):
@@ -65,14 +72,16 @@ class Pictures(NamedTuple):
     in_folders: bool  # whether folders tell labels from images
 
 
-def sort_files(source: Path, output: Path) -> Pictures:
+def sort_files(source: Path, output: Path, objects: bool = False) -> Pictures:
     """Sort the files of a dataset into images and labels.
 
-    Where the dataset itself has folders of images and of labels, only these are searched.
+    Where the dataset itself has folders of images and of labels, only these are searched. In one folder a PNG or TIFF
+    file is the label of a JPEG file of its name, where no name says more: a label is no JPEG.
 
     Args:
         source: folder of the dataset.
         output: folder of the prepared dataset, which is not searched.
+        objects: whether labels are of single objects, of which VOC has a folder beside that of the classes.
     """
     skipped = {output, source / "labels"} if _made_here(source) else {output}
     folders = [
@@ -94,9 +103,11 @@ def sort_files(source: Path, output: Path) -> Pictures:
         others = [file for file in pictures if kinds[file] is None]
         named = {file: file.stem.lower() for file in ([] if in_folders else others)}
         called = {file for file, stem in named.items() if stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem)}
+        called = called or _beside_jpeg(named)
         images = [file for file in others if file not in called]
     if in_folders:
         labels = [file for file in files if kinds[file] == "label" and file.suffix.lower() in LABEL_SUFFIXES]
+        labels = _without_the_other(labels, objects)
     else:
         taken = set(images)
         # A text beside an image, and not in a folder of labels, may say anything.
@@ -107,8 +118,23 @@ def sort_files(source: Path, output: Path) -> Pictures:
 
 def _is_result(file: Path, stems: Collection[Path]) -> bool:
     """Whether a file is what Cellpose saved beside another, which ``stems`` has without its suffix."""
-    ends = [end for end in _RESULT_ENDS if file.stem.lower().endswith(end) and len(file.stem) > len(end)]
-    return any(file.with_name(file.stem[: -len(end)]) in stems for end in ends)
+    stem = file.stem[: -len(_CELLPOSE_END)] if file.stem.lower().endswith(_CELLPOSE_END) else file.stem
+    ends = [end for end in _RESULT_ENDS if stem.lower().endswith(end) and len(stem) > len(end)]
+    return any(file.with_name(stem[: -len(end)]) in stems for end in ends)
+
+
+def _beside_jpeg(files: Iterable[Path]) -> set[Path]:
+    """Those that a JPEG file beside them is called like, as QuPath saves tiles and their labels."""
+    jpegs = {file.with_suffix("") for file in files if file.suffix.lower() in JPEG_SUFFIXES}
+    return {file for file in files if file.with_suffix("") in jpegs and file.suffix.lower() not in JPEG_SUFFIXES}
+
+
+def _without_the_other(labels: list[Path], objects: bool) -> list[Path]:
+    """The labels without VOC's of objects, or without those of classes where the ones of objects are wanted."""
+    if not objects:
+        return [label for label in labels if not is_of_objects(label)]
+    there = any(map(is_of_objects, labels))
+    return [label for label in labels if not (there and label.parent.name.lower() == CLASSES)]
 
 
 def section_in(name: str) -> str:
@@ -147,6 +173,26 @@ def image_keys(file: Path, source: Path) -> list[Key]:
 def label_keys(file: Path, source: Path) -> list[Key]:
     """The same for a label."""
     return _keys_of(file, source, LABEL_ENDS, _LABEL_START)
+
+
+def labels_among(files: Collection[Path]) -> set[Path]:
+    """The pictures of one folder that are called like another one but for a word: ``a_mask.png``, ``mask07.png``."""
+    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    stems = {file.stem.lower() for file in pictures}
+    stems |= {stem[: -len(end)] for stem in stems for end in _IMAGE_ENDS if stem.endswith(end)}
+    numbers = {_IMAGE_START.sub("", stem, count=1) for stem in stems if _IMAGE_START.match(stem)}
+
+    def is_label(stem: str) -> bool:
+        of_number = _LABEL_START.match(stem) and _LABEL_START.sub("", stem, count=1) in numbers
+        return bool(of_number) or any(stem.endswith(end) and stem[: -len(end)] in stems for end in LABEL_ENDS)
+
+    return {file for file in pictures if is_label(file.stem.lower())}
+
+
+def slide_of(name: str) -> str | None:
+    """The name of the slide that an image is a tile of, as QuPath calls tiles; None for another image."""
+    tile = _TILE.fullmatch(name)
+    return tile[1] if tile else None
 
 
 def same_text(text: str) -> str:
