@@ -15,8 +15,7 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from swinumamba_monai.data.files.limits import MAX_PIXELS
-from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ellipse, as_ring, decode_runs
-from swinumamba_monai.data.files.xml_tree import read_xml
+from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_box, as_ellipse, as_ring, decode_runs
 from swinumamba_monai.errors import InputError, explained, shown
 
 # Kinds of QuPath's objects that are taken, if there are any of them: regions around cells are no cells.
@@ -79,7 +78,7 @@ def _labelme_shape(entry: dict, path: Path) -> Shape:
         return Shape(label, masks=[(_decoded(entry["mask"]), (round(top), round(left)))], group=group)
     if kind == "rectangle":
         (left, top), (right, bottom) = points
-        points = [(left, top), (right, top), (right, bottom), (left, bottom)]
+        points = as_box(left, top, right, bottom)
     elif kind == "circle":  # its middle, and a point of it
         middle, edge = np.array(points, dtype=np.float64)
         points = as_ellipse(middle, [np.linalg.norm(edge - middle)] * 2)
@@ -116,6 +115,25 @@ def read_annotations(path: Path) -> dict[str, Annotations] | None:
     """
     with explained(f"{path} has annotations that cannot be read", "export it again", *_MALFORMED):
         return _coco(path) if path.suffix.lower() == ".json" else _cvat(path)
+
+
+def read_xml(path: Path) -> ElementTree.Element:
+    """The root of an XML file.
+
+    Raises:
+        InputError: the file cannot be read, is no XML, or declares entities, which may unfold without end.
+    """
+    refusal = f"{path} declares entities, which may unfold without end and which no tool needs; remove them."
+
+    class Builder(ElementTree.TreeBuilder):
+        """Builds the tree of a file that declares nothing, in whatever encoding it would declare it."""
+
+        def doctype(self, *_: object) -> None:
+            raise InputError(refusal)
+
+    kinds = (OSError, ValueError, ElementTree.ParseError)
+    with explained(f"{path} is no XML that can be read", "export it again", *kinds):
+        return ElementTree.parse(path, ElementTree.XMLParser(target=Builder())).getroot()
 
 
 def _read_json(path: Path) -> object:
@@ -212,9 +230,13 @@ def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:
     if element.tag == "polygon":
         points = [[float(value) for value in point.split(",")] for point in given["points"].split(";")]
         return Shape(name, [[as_ring(points)]], group=group)
-    if element.tag in ("box", "ellipse"):
-        ring, middle = _box(given) if element.tag == "box" else _ellipse(given)
-        return Shape(name, [[_rotated(ring, middle, given)]], group=group)
+    if element.tag == "box":
+        left, top, right, bottom = (float(given[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
+        middle = [(left + right) / 2, (top + bottom) / 2]
+        return Shape(name, [[_turned(as_box(left, top, right, bottom), middle, given)]], group=group)
+    if element.tag == "ellipse":
+        middle, radii = ([float(given[name]) for name in names] for names in (("cx", "cy"), ("rx", "ry")))
+        return Shape(name, [[_turned(as_ellipse(middle, radii), middle, given)]], group=group)
     if element.tag == "mask":
         runs = [int(count) for count in given["rle"].split(",")]
         mask = decode_runs(runs, int(given["height"]), int(given["width"]), "C", path)
@@ -222,19 +244,7 @@ def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:
     raise InputError(f"{path} {NO_AREA.format('shape', shown(element.tag))}")
 
 
-def _box(given: Mapping[str, str]) -> tuple[np.ndarray, list[float]]:
-    """Its outline, and its middle."""
-    left, top, right, bottom = (float(given[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
-    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-    return as_ring(corners), [(left + right) / 2, (top + bottom) / 2]
-
-
-def _ellipse(given: Mapping[str, str]) -> tuple[np.ndarray, list[float]]:
-    middle, radii = ([float(given[name]) for name in names] for names in (("cx", "cy"), ("rx", "ry")))
-    return as_ellipse(middle, radii), middle
-
-
-def _rotated(ring: np.ndarray, middle: Sequence[float], given: Mapping[str, str]) -> np.ndarray:
+def _turned(ring: np.ndarray, middle: Sequence[float], given: Mapping[str, str]) -> np.ndarray:
     """An outline turned around its middle as its shape says, in degrees with the clock."""
     angle = np.deg2rad(float(given.get("rotation") or 0))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
