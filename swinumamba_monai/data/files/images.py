@@ -11,6 +11,7 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import tifffile
 from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
@@ -19,13 +20,26 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from swinumamba_monai.data.files.jpeg import decode_deep, jpeg_orientation
-from swinumamba_monai.data.files.limits import MAX_CHANNELS, MAX_DEFLATE, MOST_CHANNELS, check_size, check_unfolding
+from swinumamba_monai.data.files.limits import (
+    MAX_CHANNELS,
+    MAX_DEFLATE,
+    MOST_CHANNELS,
+    check_file,
+    check_size,
+    check_unfolding,
+)
 from swinumamba_monai.data.files.numbered import file_and_number
-from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
-from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES, JPEG_SUFFIXES, TIFF_SUFFIXES, suffix_of
+from swinumamba_monai.data.files.picture_kinds import (
+    IMAGE_SUFFIXES,
+    JPEG_SUFFIXES,
+    TIFF_SUFFIXES,
+    UPRIGHT,
+    exif_orientation,
+    suffix_of,
+    turn,
+)
 from swinumamba_monai.data.files.pixel_checks import check_opaque, check_pixels, check_steps
-from swinumamba_monai.data.files.presence import check_file
-from swinumamba_monai.data.files.tiff import decode_tiff, plane_names, tiff_orientation
+from swinumamba_monai.data.files.tiff import TiffPlane, plane_names, tiff_orientation
 from swinumamba_monai.errors import InputError, explained
 
 MAX_NUMBER = 1 << 24  # whole numbers beyond it are not all exact in float32
@@ -68,7 +82,9 @@ def read_image(path: PathLike, indices: bool = False, max_channels: int = MAX_CH
     with explained(f"{path} cannot be decoded", advice):
         suffix = suffix_of(path)
         if suffix in TIFF_SUFFIXES:
-            image = decode_tiff(path, plane, indices, max_channels)
+            with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name others, which stay closed
+                tiff = TiffPlane(path, file, plane, max_channels=max_channels)
+                image = tiff.as_seen(tiff.decode(), indices)
         else:
             image = _decode_pillow(path, suffix, indices)
     if image.ndim not in (2, 3):
@@ -103,11 +119,6 @@ def stated_orientation(path: Path) -> int:
         with _PILLOW_FILES[suffix](path) as file:
             return exif_orientation(file, path)
     return UPRIGHT
-
-
-def list_image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, by name."""
-    return sorted(filter(is_image_file, folder.iterdir()))
 
 
 def read_instances(path: PathLike) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from swinumamba_monai.data.files.limits import check_size, check_unfolding
-from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, turn, valid
+from swinumamba_monai.data.files.picture_kinds import ORIENTATION_TAG, UPRIGHT, turn, valid
 
 # The markers of frames: of all kinds of coding, without those of tables (C4, C8 and CC).
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
