@@ -183,14 +183,14 @@ def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str
     if given is not None:
         return given
     path = source / "dataset.json"
-    labels = read_dataset_json(source).get("labels", {})
-    if not labels:
+    content = read_dataset_json(source)
+    if not (labels := content.get("labels")):
         found.warnings.append(
             f"no label map is given and {source.name} has none in dataset.json: 1 is taken for {classes[1]}, 2 for "
             f"{classes[2]}, and so on."
         )
         return LabelMap.of_names(classes)
-    available = parse_label_map(labels, path, "regions_class_order" in read_dataset_json(source))
+    available = parse_label_map(labels, path, "regions_class_order" in content)
     selected = select_classes(available, classes)
     if selected is not None and len(selected.ids[0]) > len(available.ids[0]):
         dropped = len(available.names) - len(classes)

@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,19 +135,9 @@ def _keys_of(file: Path, source: Path, ends: Iterable[str], start: re.Pattern) -
     return [Key(section, tuple(folders), name) for name in stems]
 
 
-def image_keys(file: Path, source: Path) -> list[Key]:
-    """What an image and its label may have in common, the whole name first.
-
-    Args:
-        file: path of the image.
-        source: folder of the dataset, below which the names of folders count.
-    """
-    return _keys_of(file, source, _IMAGE_ENDS, _IMAGE_START)
-
-
-def label_keys(file: Path, source: Path) -> list[Key]:
-    """The same for a label."""
-    return _keys_of(file, source, LABEL_ENDS, _LABEL_START)
+# What an image and its label may have in common, the whole name first.
+image_keys = partial(_keys_of, ends=_IMAGE_ENDS, start=_IMAGE_START)
+label_keys = partial(_keys_of, ends=LABEL_ENDS, start=_LABEL_START)
 
 
 def same_text(text: str) -> str:

@@ -65,8 +65,8 @@ def find_chaos(
         found.warnings.append(f"{wanted[0]} alone is used; --series takes {' or '.join(others)} instead.")
     if any("CT" in ground.relative_to(source).parts for ground in grounds):
         found.warnings.append("the CT volumes of CHAOS are left out.")
-    labels = given or LabelMap.of_names(["background", *_CHAOS_ORGANS])
-    numbers = LabelMap.of_names(["background", *_CHAOS_ORGANS]) if given is None else _by_name(_CHAOS_ORGANS, given)
+    organs = LabelMap.of_names(["background", *_CHAOS_ORGANS])
+    numbers = organs if given is None else _by_name(_CHAOS_ORGANS, given)
     found.used.update(grounds, folders.values())
     made.mkdir()
     for (sequence, ground), place in folders.items():
@@ -77,7 +77,7 @@ def find_chaos(
             ids, affine = _read_ground(ground, place)
             write_volume(made / f"{name}.nii.gz", numbers.to_classes(ids, ground), affine)
             found.pairs[name] = (place, made / f"{name}.nii.gz")
-    return found, LabelMap.of_names(labels.names)
+    return found, LabelMap.of_names((given or organs).names)
 
 
 def find_totalsegmentator(
