@@ -87,8 +87,6 @@ def read_image(path: PathLike, indices: bool = False, max_channels: int = MAX_CH
                 image = tiff.as_seen(tiff.decode(), indices)
         else:
             image = _decode_pillow(path, suffix, indices)
-    if image.ndim not in (2, 3):
-        raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
     image = check_pixels(image, path)
     return image if indices else check_steps(image, path)  # numbers are counted before they become float32
 

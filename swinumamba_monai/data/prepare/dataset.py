@@ -88,7 +88,6 @@ class PreparedDataset:
 
     Attributes:
         layout: how the source folder is arranged, in words.
-        source_dir: folder of the originals.
         output_dir: folder of the datalist.
         sizes: number of images in each section.
         instances: number of cells in all of them.
@@ -98,7 +97,6 @@ class PreparedDataset:
     """
 
     layout: str
-    source_dir: Path
     output_dir: Path
     sizes: Mapping[str, int]
     instances: int
@@ -205,7 +203,6 @@ def check_and_write(
     logger.info("%s: %d images (%s), crops of %s proposed", output, len(used), found.layout, crop)
     return PreparedDataset(
         layout=found.layout,
-        source_dir=source,
         output_dir=output,
         sizes={section: len(sections[section]) for section in SECTIONS},
         instances=sum(good[name].num_instances for name in used),
