@@ -26,6 +26,7 @@ def test_cvat_that_is_refused(tmp_path):
         ('<annotations><track label="a"><polygon frame="x" points=""/></track></annotations>', "cannot be read"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotations/>", "declares entities"),
         ("<annotations><image", "no XML"),
+        ("<annotations>" + 2 * '<image name="a" height="9" width="9"/>' + "</annotations>", "names a twice"),
         ('<annotations><image name="a" height="9" width="9"><polyline/></image></annotations>', "'polyline'"),
         ('<annotations><image name="a" height="x" width="9"/></annotations>', "cannot be read"),
     ):

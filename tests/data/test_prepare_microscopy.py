@@ -85,6 +85,10 @@ def test_the_split_is_kept(source, tmp_path):
     ("text", "words"),
     [
         ('{"train": ["cell_00"], "test": ["cell_00"]}', "cell_00 twice"),
+        (
+            '{"train": ["cell_00"], "val": ["cell_01"], "validation": [], "test": ["cell_02"]}',
+            "both val and validation",
+        ),
         ('{"train": ["cell_00"]}', "needs the lists 'train' and 'test'"),
         ('{"train": ["cell_00", "cell_77"], "test": ["cell_01"]}', "names cell_77"),
         ('{"train": 3, "test": []}', "no lists of names"),

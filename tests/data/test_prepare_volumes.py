@@ -56,17 +56,22 @@ def nnunet(folder, cases=5, channels=1, labels=None, numbers=(0, 1, 2), **about)
 # Channels
 
 
-def test_channels_of_nnunet(tmp_path, capsys):
+def test_channels_of_nnunet(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
     source = nnunet(tmp_path / "source", channels=2)
     main(["prepare", "abdomen_mri", "--source_dir", str(source), "--output_dir", str(tmp_path / "out")])
     assert "--num_classes 3 --in_channels 2" in capsys.readouterr().out
+    assert "5 taken" in caplog.text and "not taken: none" in caplog.text
     (item, *_) = load_datalist(tmp_path / "out", "training", channels=2)
     assert [Path(image).name[-12:] for image in item["image"]] == ["_0000.nii.gz", "_0001.nii.gz"]
     with pytest.raises(InputError, match=r"give --in_channels 2"):
         load_datalist(tmp_path / "out", "training")
     prints = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
     assert [channel["median"] // 1000 for channel in prints["intensities"]] == [0, 1]
-    (source / "imagesTr" / "case_1_0001.nii.gz").unlink()
+    (source / "imagesTr" / "case_1_0001.nii.gz").rename(source / "imagesTr" / "case_1_0002.nii.gz")
+    with pytest.raises(InputError, match=r"1 problem.*\n.*case_1_0000\.nii\.gz has the further channels 0002, but"):
+        prepare_abdomen_mri(source, tmp_path / "other")
+    (source / "imagesTr" / "case_1_0002.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case_1_0000\.nii\.gz has no further channel, but others have 2"):
         prepare_abdomen_mri(source, tmp_path / "other")
 
@@ -320,9 +325,25 @@ def test_totalsegmentator(tmp_path):
     save(source / "s0002" / "segmentations" / "liver.nii.gz", np.zeros(SHAPE, np.uint8), np.eye(4))
     report = prepare_abdomen_mri(source, tmp_path / "other", PrepareOptions(skip_bad=True))
     assert sum(report.sizes.values()) == 3
+    assert report.warnings == []
     assert [problem.removeprefix(str(source)) for problem in report.problems] == [
         "/s0001/mri.nii.gz has no segmentations beside it.", "/s0002 has masks on several grids; replace liver.nii.gz.",
     ]  # fmt: skip
+
+
+def test_totalsegmentator_where_something_is_to_be_chosen(tmp_path):
+    source = tmp_path / "source"
+    for number in range(5):
+        save(source / f"s{number}" / "ct.nii.gz", noise(*SHAPE))
+        save(source / f"s{number}" / "segmentations" / "liver.nii.gz", classes((0, 1)))
+    save(source / "s3" / "mri.nii.gz", noise(*SHAPE))
+    (source / "meta.csv").write_text("image_id,split\ns0,train\ns1,val\ns2,test", encoding="utf-8")
+    both, split = prepare_abdomen_mri(source, tmp_path / "out").warnings
+    assert "of 1 subjects" in both and "mri.nii.gz is taken, and not ct.nii.gz" in both
+    assert "meta.csv has no columns image_id and split" in split
+    (source / "meta.csv").write_bytes("image_id;split;institute\ns0;train;Zürich".encode("latin-1"))
+    with pytest.raises(InputError, match=r"meta\.csv cannot be read .*save it in UTF-8"):
+        prepare_abdomen_mri(source, tmp_path / "other")
 
 
 def test_sagittal_volumes_get_the_spacing_of_their_slices(tmp_path):

@@ -158,11 +158,21 @@ def _coco(path: Path) -> dict[str, Annotations] | None:
         problem = f"{path} has an annotation, id {shown(annotation.get('id'))}, that cannot be read"
         with explained(problem, "correct or remove it", *_MALFORMED):
             of_image.append(_coco_shape(annotation, names, path))
-    result = {}
+    found = []
     for image in content["images"]:
         name, size = str(image["file_name"]), [int(image.get(side) or 0) for side in ("height", "width")]
-        result[name] = Annotations(path, shapes[str(image["id"])], _size(size), tuple(names.values()), image=name)
-    return result
+        found.append(Annotations(path, shapes[str(image["id"])], _size(size), tuple(names.values()), image=name))
+    return _by_image(found)
+
+
+def _by_image(found: Sequence[Annotations]) -> dict[str, Annotations]:
+    """Annotations by the names of their images, none of which comes twice."""
+    by_name = {one.image: one for one in found}
+    if twice := [one for one in found if by_name[one.image] is not one]:
+        raise InputError(
+            f"{twice[0].source} names {shown(twice[0].image)} twice; export it again with names of its own."
+        )
+    return by_name
 
 
 def _size(sides: Sequence[int]) -> tuple[int, int] | None:
@@ -193,11 +203,11 @@ def _cvat(path: Path) -> dict[str, Annotations] | None:
     names = tuple(dict.fromkeys(name.text or "" for label in root.iter("label") for name in label.findall("name")))
     if root.find("track") is not None:
         return _cvat_tracks(root, names, path)
-    result = {}
+    found = []
     for image in root.iter("image"):
         name, size = image.attrib["name"], (int(image.attrib["height"]), int(image.attrib["width"]))
-        result[name] = Annotations(path, _cvat_shapes(image, path), size, names, image=name)
-    return result
+        found.append(Annotations(path, _cvat_shapes(image, path), size, names, image=name))
+    return _by_image(found)
 
 
 def _cvat_tracks(root: ElementTree.Element, names: Sequence[str], path: Path) -> dict[str, Annotations]:
