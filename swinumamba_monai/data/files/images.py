@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,7 +20,6 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from swinumamba_monai.data.files.jpeg import decode_deep, jpeg_orientation
 from swinumamba_monai.data.files.limits import (
     MAX_CHANNELS,
     MAX_DEFLATE,
@@ -35,6 +35,8 @@ from swinumamba_monai.data.files.picture_kinds import (
     TIFF_SUFFIXES,
     UPRIGHT,
     exif_orientation,
+    jpeg_orientation,
+    jpeg_segments,
     suffix_of,
     turn,
 )
@@ -47,6 +49,10 @@ MAX_SCANS = 100  # number of scans of a progressive JPEG, which is decoded as of
 
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
 _PILLOW_FILES = {".png": PngImageFile, **dict.fromkeys(JPEG_SUFFIXES, JpegImageFile), ".bmp": BmpImageFile}
+
+# The markers of a JPEG's frames: of all kinds of coding, without those of tables (C4, C8 and CC).
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_LOSSLESS = 0xC3
 
 # Pillow modes that are no plain gray or colour; every other mode is kept.
 _PILLOW_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB"}
@@ -245,7 +251,7 @@ class InstanceFileReader(ImageFileReader):
 
 
 def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
-    if suffix in JPEG_SUFFIXES and (deep := decode_deep(path)) is not None:
+    if suffix in JPEG_SUFFIXES and (deep := _decode_deep(path)) is not None:
         return deep
     if suffix == ".png":
         with PngImageFile(path) as file:
@@ -272,6 +278,21 @@ def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
         if depth in (2, 4) and file.mode == "L":  # Pillow stretches these to 0 to 255, and class 1 would be 85 or 17
             image //= 255 // (2**depth - 1)
         return turn(image, exif_orientation(file, path))
+
+
+def _decode_deep(path: Path) -> np.ndarray | None:
+    """The pixels of a JPEG of 12 bits, or up to 16 without loss, (H, W) or (H, W, 3) uint16; None for any other."""
+    content = path.read_bytes()
+    for marker, segment in jpeg_segments(content):
+        if marker in _JPEG_FRAMES:
+            bits, height, width, channels = struct.unpack_from(">B2HB", segment)
+            if bits <= 8 or channels not in (1, 3):
+                return None
+            check_size(path, height, width, channels)
+            check_unfolding(path, height * width * channels * 2)
+            decode = imagecodecs.ljpeg_decode if marker == _LOSSLESS else imagecodecs.jpeg_decode
+            return turn(decode(content), jpeg_orientation(content))
+    return None
 
 
 def _png_bit_depth(path: Path) -> int:

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
@@ -29,6 +31,8 @@ ORIENTATION_TAG = 274  # number of the tag in EXIF and in TIFF
 UPRIGHT = 1
 # Marks of the chunks of a PNG that may say it; the last two are ImageMagick's.
 _PNG_MARKS = (b"eXIf", b"adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1")
+
+_APP1, _EXIF = 0xE1, b"Exif\0\0"  # marker of a JPEG's segment that may say it, and how that begins
 
 # Whether rows and columns change places, and the steps along both after that.
 _TURNS = {2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1)}
@@ -52,6 +56,26 @@ def exif_orientation(file: ImageFile, path: Path) -> int:
     with suppress(Exception):  # damaged EXIF data, for which Pillow has many errors, says nothing
         return valid(file.getexif().get(ORIENTATION_TAG))
     return UPRIGHT
+
+
+def jpeg_orientation(content: bytes) -> int:
+    """The same for the bytes of a JPEG, also of one that Pillow does not open."""
+    with suppress(Exception):  # damaged EXIF data, for which Pillow has many errors, says nothing
+        for marker, segment in jpeg_segments(content):
+            if marker == _APP1 and segment.startswith(_EXIF):
+                exif = Image.Exif()
+                exif.load(segment)
+                return valid(exif.get(ORIENTATION_TAG))
+    return UPRIGHT
+
+
+def jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The markers before the picture, each with what stands behind its length."""
+    place = 2
+    while content[place : place + 1] == b"\xff" and len(content) >= place + 10:
+        length = int.from_bytes(content[place + 2 : place + 4], "big")
+        yield content[place + 1], content[place + 4 : place + 2 + length]
+        place += 2 + length
 
 
 def valid(orientation: object) -> int:
