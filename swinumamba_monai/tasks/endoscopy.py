@@ -82,6 +82,8 @@ def prepare_endoscopy(
     label_map, colours = in_colours or (as_label_map(label_map), None)
     options = options or dataset.PrepareOptions()
     threshold = options.mask_threshold
+    if colours is not None and threshold is not None:
+        raise InputError("the label map has colours, so it takes no mask_threshold; leave one of them out.")
     sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
     with dataset.label_folder() as made:
 

@@ -144,6 +144,13 @@ def test_bad_names_of_yolo(names, tmp_path):
         read_yolo(tmp_path / "labels" / "train" / "0.txt")
 
 
+def test_names_of_yolo_in_another_encoding_are_not_replaced_by_numbers(tmp_path):
+    yolo(tmp_path, 0, "0 0.5 0.8 1 0.8 1 1 0.5 1")
+    (tmp_path / "classes.txt").write_bytes("Häkchen".encode("latin-1"))
+    with pytest.raises(InputError, match=r"classes\.txt has no names of classes .*UTF-8"):
+        read_yolo(tmp_path / "labels" / "train" / "0.txt")
+
+
 def test_what_lies_on_top_in_cvat_has_the_pixels(tmp_path):
     def box(label: str, z_order: int) -> str:
         return f'<box label="{label}" xtl="1" ytl="1" xbr="4" ybr="3" z_order="{z_order}"/>'

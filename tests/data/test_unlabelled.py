@@ -89,6 +89,8 @@ def test_folder_is_split(count, held_out, tmp_path):
     assert validation == held_out
     assert sorted(training + validation) == [f"{i:02d}.png" for i in range(count)]
     assert names(load_unlabelled(folder, "training", folder)) == training
+    with pytest.raises(InputError, match="no section 'test'; choose from training, validation"):
+        load_unlabelled(folder, "test")
 
 
 def test_few_images_are_trained_and_validated_on(tmp_path, caplog):

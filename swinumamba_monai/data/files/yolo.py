@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +56,10 @@ def _names_for(path: Path) -> Mapping[int, str]:
     """The names of the classes by their numbers, from the nearest file that has them; none where there is none."""
     for folder in list(path.parents)[:_FOLDERS_ABOVE]:
         for file in filter(Path.is_file, (folder / name for name in _NAME_FILES)):
-            with suppress(OSError, UnicodeDecodeError):
+            with explained(f"{file} has no names of classes that can be read", "save it in UTF-8", OSError, ValueError):
                 text = file.read_text(encoding="utf-8")
-                names = _names_of_yaml(file, text) if file.suffix == ".yaml" else dict(enumerate(text.splitlines()))
-                return {number: str(name).strip() for number, name in names.items() if str(name).strip()}
+            names = _names_of_yaml(file, text) if file.suffix == ".yaml" else dict(enumerate(text.splitlines()))
+            return {number: str(name).strip() for number, name in names.items() if str(name).strip()}
     return {}
 
 

@@ -13,6 +13,7 @@ from swinumamba_monai.data.datalist import SECTIONS, is_prepared, load_datalist
 from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.data.listing import Reader, load_images
+from swinumamba_monai.errors import check_known
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def load_unlabelled(
     Raises:
         InputError: There are no such images, or a bad one and not ``skip_bad``.
     """
+    check_known("section", [section], SECTIONS if is_prepared(dataset_dir) else SECTIONS[:2])
     options = {} if reader is None else {"reader": reader, "skip_bad": skip_bad}
     found = [_listed(dataset_dir, section, list_folder, options)]
     images = [_resolved(item["image"]) for item in found[0]]

@@ -109,6 +109,8 @@ def dataset_dir_or_synthetic(
     if dataset_dir is not None and not isinstance(dataset_dir, (str, os.PathLike)):
         raise InputError(f"dataset_dir must be the path of a folder, got {shown(repr(dataset_dir))}.")
     if not _is_synthetic(dataset_dir):
+        if not os.fspath(dataset_dir).strip():  # of a variable of the shell that is not set
+            raise InputError("dataset_dir is empty; give the folder of a dataset.")
         return os.fspath(dataset_dir)
     logger.info("using the synthetic dataset in %s", synthetic_dir)
     return str(find_task(task).synthesize(synthetic_dir))
