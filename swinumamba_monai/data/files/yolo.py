@@ -45,11 +45,8 @@ def read_yolo(path: Path) -> Annotations:
             if len(ring) < 3 or not (np.abs(ring - 0.5) <= 0.5 + _OUTSIDE).all():
                 raise ValueError(f"{line[:40]}...")
             shapes.append(Shape(name, [[ring]]))
-    return Annotations(path, shapes, names=tuple(names.values()) or _sorted_names(shapes), relative=True)
-
-
-def _sorted_names(shapes: list[Shape]) -> tuple[str, ...]:
-    return tuple(sorted({shape.name for shape in shapes}, key=lambda name: (len(name), name)))
+    numbered = sorted({shape.name for shape in shapes}, key=lambda name: (len(name), name))
+    return Annotations(path, shapes, names=tuple(names.values() or numbered), relative=True)
 
 
 def _names_for(path: Path) -> Mapping[int, str]:

@@ -92,18 +92,20 @@ def sort_files(source: Path, output: Path) -> Pictures:
     pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     images = [file for file in pictures if kinds[file] == "image"]
     if not images:
-        others = [file for file in pictures if kinds[file] is None]
-        named = {file: file.stem.lower() for file in ([] if in_folders else others)}
-        called = {file for file, stem in named.items() if stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem)}
-        images = [file for file in others if file not in called]
+        images = [file for file in pictures if kinds[file] is None and (in_folders or not _is_called_label(file))]
+    labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES]
     if in_folders:
-        labels = [file for file in files if kinds[file] == "label" and file.suffix.lower() in LABEL_SUFFIXES]
+        labels = [file for file in labels if kinds[file] == "label"]
     else:
         taken = set(images)
         # A text beside an image, and not in a folder of labels, may say anything.
-        labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES and file not in taken]
-        labels = [file for file in labels if file.suffix.lower() != YOLO_SUFFIX]
+        labels = [file for file in labels if file not in taken and file.suffix.lower() != YOLO_SUFFIX]
     return Pictures(images, labels, [f for f in files if f.suffix.lower() in (".json", ".xml")], in_folders)
+
+
+def _is_called_label(file: Path) -> bool:
+    stem = file.stem.lower()
+    return stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem) is not None
 
 
 def _is_result(file: Path, stems: Collection[Path]) -> bool:
