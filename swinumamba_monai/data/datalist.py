@@ -153,13 +153,13 @@ def load_datalist(
             for image, label in entries
         ]
     items = Inputs(pairs, f"the {section} section of {path.parent}")
-    if not items and not may_be_empty:
+    if not items and (not may_be_empty or section not in SECTIONS):
         raise InputError(f"{path} has no {section!r} images; its sections are {', '.join(SECTIONS)}.")
     if leads_outside(image_dir, path.parent):
         logger.info("%s takes its images from %s", path, image_dir)
     for folder in linked:
         logger.info("%s takes what is linked in them from %s", path, folder)
-    if check:
+    if check and items:
         class_names = _class_names(content, path)
         problems = check_pairs(items, lambda image, label: task.files.inspect(image, label, class_names, **reading))
         items.leave_out(problems, skip_bad)
