@@ -125,6 +125,21 @@ def test_an_unknown_task_is_one_sentence(tmp_path, name):
     assert str(made) in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 
+def test_no_folder_is_not_the_working_directory(tmp_path, monkeypatch):
+    """As of a variable of the shell that is not set."""
+    source = find_task("microscopy").synthesize(tmp_path / "source")
+    monkeypatch.chdir(source)
+    for arguments, name in ((("", tmp_path / "out"), "source_dir"), ((source, " "), "output_dir")):
+        with pytest.raises(InputError, match=f"{name} is empty"):
+            find_task("microscopy").prepare(*arguments)
+    (tmp_path / "bare").mkdir()
+    monkeypatch.chdir(tmp_path / "bare")
+    with pytest.raises(InputError, match="output_dir is empty"):
+        find_task("microscopy").synthesize("")
+    with pytest.raises(InputError, match="dataset_dir is empty"):
+        dataset_dir_or_synthetic("", str(tmp_path / "synthetic"))
+
+
 def test_looking_a_task_up_loads_no_reader():
     code = (
         "import sys; from swinumamba_monai.tasks import TASKS; TASKS['microscopy'].roi_size; "

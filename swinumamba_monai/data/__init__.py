@@ -19,7 +19,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "load_regions",
             "write_datalist",
         ],
-        "data.default_dataset": ["dataset_dir_or_synthetic", "remind_of_synthetic"],
         "data.files.images": [
             "ClassFileReader",
             "ImageFileReader",
@@ -42,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data.sampling.unlabelled": ["load_unlabelled"],
         "data.synthetic.abdomen_mri": ["synthesize_abdomen_mri"],
         "data.synthetic.endoscopy": ["synthesize_endoscopy"],
+        "data.synthetic.folder": ["dataset_dir_or_synthetic", "remind_of_synthetic"],
         "data.synthetic.microscopy": ["synthesize_microscopy"],
         "tasks.abdomen_mri": ["prepare_abdomen_mri"],
         "tasks.endoscopy": ["prepare_endoscopy"],

@@ -107,6 +107,7 @@ def load_datalist(
     check: bool = True,
     num_classes: int | None = None,
     skip_bad: bool = False,
+    may_be_empty: bool = False,
     **reading: object,
 ) -> Inputs:
     """The items of one section, ready for ``LoadImaged``.
@@ -117,6 +118,7 @@ def load_datalist(
         check: decode every file first (:func:`check_pairs`), so that a bad one is found before the training starts.
         num_classes: number of classes of the network, background included; None compares nothing.
         skip_bad: leave out what ``check`` finds to be bad, instead of refusing it.
+        may_be_empty: whether the section may have no items.
         reading: options of the task's :attr:`~swinumamba_monai.tasks.TaskFiles.inspect`, as its reader gets them.
 
     Returns:
@@ -151,13 +153,13 @@ def load_datalist(
             for image, label in entries
         ]
     items = Inputs(pairs, f"the {section} section of {path.parent}")
-    if not items:
+    if not items and (not may_be_empty or section not in SECTIONS):
         raise InputError(f"{path} has no {section!r} images; its sections are {', '.join(SECTIONS)}.")
     if leads_outside(image_dir, path.parent):
         logger.info("%s takes its images from %s", path, image_dir)
     for folder in linked:
         logger.info("%s takes what is linked in them from %s", path, folder)
-    if check:
+    if check and items:
         class_names = _class_names(content, path)
         problems = check_pairs(items, lambda image, label: task.files.inspect(image, label, class_names, **reading))
         items.leave_out(problems, skip_bad)

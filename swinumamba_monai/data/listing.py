@@ -8,9 +8,9 @@ Each is a list of dictionaries with "image" that knows what was passed over, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from monai.config import PathLike
@@ -23,7 +23,6 @@ from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, is_image_file
 from swinumamba_monai.data.files.numbered import without_number
 from swinumamba_monai.data.files.pixel_checks import check_channel
-from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES, frame_names
 from swinumamba_monai.data.files.volume_listing import find_volumes, names_of_results
 from swinumamba_monai.data.files.volumes import VOLUME_SUFFIXES, volume_files
@@ -32,18 +31,12 @@ from swinumamba_monai.data.inputs import Inputs, not_taken_of, noting, refuse_or
 from swinumamba_monai.data.prepare.pictures import labels_among
 from swinumamba_monai.errors import InputError
 
+if TYPE_CHECKING:
+    from swinumamba_monai.data.files.tiff_rows import TiffRows
+    from swinumamba_monai.inference.blocks import BlockInference
+
 Reader = ImageReader | type[ImageReader]
 Need = Callable[[object, np.ndarray, Mapping], None]  # a check of the name, the array and the metadata of an image
-
-
-class Blocks(Protocol):
-    """What :class:`~swinumamba_monai.inference.blocks.BlockInference` says of large images."""
-
-    def open(self, name: str | Sequence[str]) -> TiffRows | None: ...
-
-    def check(self, image: TiffRows) -> None: ...
-
-    def read_once(self, image: TiffRows) -> np.ndarray: ...
 
 
 def load_images(
@@ -51,7 +44,7 @@ def load_images(
     reader: Reader | None = None,
     skip_bad: bool = False,
     memory: Need | None = None,
-    blocks: Blocks | None = None,
+    blocks: BlockInference | None = None,
     channel: int | None = None,
 ) -> Inputs:
     """The images to run inference on.
@@ -175,17 +168,29 @@ def _checked(
     reader: Reader | None,
     skip_bad: bool,
     memory: Need | None,
-    blocks: Blocks | None = None,
+    blocks: BlockInference | None = None,
     channel: int | None = None,
 ) -> Inputs:
-    large = [item for item in found if blocks is not None and _check_large(item["image"], blocks, read=False)]
+    """The inputs, with large ones apart and without what is bad, as far as the reader tells."""
+
+    def open_large(name: str | tuple[str, ...]) -> TiffRows | None:
+        return None if blocks is None else blocks.open(name)
+
+    large = []
+    for item in found:
+        if image := open_large(item["image"]):
+            image.close()
+            large.append(item)
     if reader is not None:
         reader = reader() if isinstance(reader, type) else reader
 
         def read(name: str | tuple[str, ...]) -> None:
-            if blocks is not None and _check_large(name, blocks, channel=channel):
-                return
-            if Path(ensure_tuple(name)[0]).suffix.lower() not in VIDEO_SUFFIXES:
+            if image := open_large(name):
+                with image:
+                    blocks.check(image)
+                    check_channel(image.path, np.atleast_3d(image.read(0, 1)).shape[2], channel)
+                    blocks.read_once(image)
+            elif Path(ensure_tuple(name)[0]).suffix.lower() not in VIDEO_SUFFIXES:
                 image, meta = reader.get_data(reader.read(name))
                 check_channel(name, np.atleast_3d(image).shape[2], channel)
                 if memory is not None:
@@ -196,19 +201,6 @@ def _checked(
     found[:] = [item for item in found if item not in large]
     found.log()
     return found
-
-
-def _check_large(name: str | tuple[str, ...], blocks: Blocks, read: bool = True, channel: int | None = None) -> bool:
-    """Whether an image goes by blocks; with ``read`` one that cannot is refused."""
-    image = blocks.open(name)
-    if image is None:
-        return False
-    with image:
-        if read:
-            blocks.check(image)
-            check_channel(image.path, np.atleast_3d(image.read(0, 1)).shape[2], channel)
-            blocks.read_once(image)
-    return True
 
 
 def _list(

@@ -50,6 +50,11 @@ def init_conv(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def drop_path_rates(first: float, last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Drop path rates of the blocks of each stage, from that of the first of all to that of the last."""
+    return [part.tolist() for part in torch.linspace(first, last, sum(depths), device="cpu").split(list(depths))]
+
+
 class BaseNetwork:
     """What a segmentation network does around its layers: its ``forward``, from the image to the logits of its size.
 

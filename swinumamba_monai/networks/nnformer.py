@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.layers import Conv
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from swinumamba_monai.checks import is_counts, require, require_counts, require_rate
 
-from .base import BaseNetwork
+from .base import BaseNetwork, drop_path_rates
 from .nnformer_attention import TransformerBlock
 
 MERGED = 8  # patches of the finest map along a side to one of the coarsest
@@ -272,7 +271,7 @@ class NNFormer(BaseNetwork, nn.Module):
         def stage(i: int, shifts: list[int], heads: int, drop_paths: list[float], **links: bool) -> Stage:
             return Stage(dims[i], windows[i], shifts, heads, spatial_dims, drop_paths, **links)
 
-        down, up = _rates(drop_path_rate, depths), _rates(drop_path_rate, depths[2::-1])
+        down, up = (drop_path_rates(0, drop_path_rate, stages) for stages in (depths, depths[2::-1]))
         encoder = [
             stage(i, [shift * (block % 2) for block in range(depth)], num_heads[i], down[i], downsample=i < 3)
             for i, (depth, shift) in enumerate(zip(depths, shifts))
@@ -300,8 +299,3 @@ def _windows(sizes: Sequence[int], roi_size: Sequence[int], step: Sequence[int])
     smallest = [min(sides) * MERGED // 2**i for i in range(3)] + [min(sides)]
     windows = [min(window, side) for window, side in zip(sizes, smallest)]
     return windows, [window // 2 if side > window else 0 for window, side in zip(windows, smallest)]
-
-
-def _rates(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Drop path rates of the blocks of each stage, from 0 for the first of all to ``last``."""
-    return [part.tolist() for part in torch.linspace(0, last, sum(depths), device="cpu").split(list(depths))]

@@ -23,7 +23,7 @@ from swinumamba_monai.checks import is_counts, require, require_counts, require_
 from swinumamba_monai.ops.backends import check_backend_name
 from swinumamba_monai.ops.cuda.device import ALIGNED
 
-from .base import BaseNetwork, init_conv
+from .base import BaseNetwork, drop_path_rates, init_conv
 from .cuda_graphs import CUDAGraphs
 from .encoders import RELEASED, encoder_options
 from .mixers import MIXERS
@@ -65,13 +65,11 @@ class MambaDecoder(nn.Module):
         super().__init__()
         norm = {"norm_name": norm_name, "scan_backend": scan_backend}
         _, *skips = reversed(channels)
-        rates = torch.linspace(drop_path_rate, 0, sum(depths), device="cpu").split(list(depths))
+        rates = drop_path_rates(drop_path_rate, 0, depths)
         self.expand_layers = nn.ModuleList(PatchExpanding(2 * c, c, **norm) for c in skips)
         self.expand_layers.append(PatchExpanding(skips[-1], skips[-1], scale=4, **norm))
         self.concat_back_dim = nn.ModuleList(nn.Linear(2 * c, c) for c in skips)
-        self.stages = nn.ModuleList(
-            VSSStage(c, stage_rates.tolist(), **norm, **stage) for c, stage_rates in zip(skips, rates)
-        )
+        self.stages = nn.ModuleList(VSSStage(c, of_stage, **norm, **stage) for c, of_stage in zip(skips, rates))
         self.seg_layers = nn.ModuleList(nn.Conv2d(c, out_channels, kernel_size=1) for c in (*skips, skips[-1]))
 
     def forward(self, features: list[Tensor], all_heads: bool) -> list[Tensor]:

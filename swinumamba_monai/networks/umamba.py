@@ -170,7 +170,7 @@ class _UMamba(BaseNetwork, nn.Module):
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         """What the decoder gets, finest first."""
-        raise NotImplementedError
+        return self.encoder(x)
 
     def logits(self, x: Tensor, all_heads: bool) -> list[Tensor]:
         return self.decoder(self._maps(x), all_heads=all_heads)
@@ -237,9 +237,6 @@ class UMambaEnc(_UMamba):
         for block in self.modules():
             if isinstance(block, ResidualBlock):
                 nn.init.zeros_(block.conv2.norm.weight)
-
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        return self.encoder(x)
 
 
 def _plan(roi_size: Sequence[int] | None, spatial_dims: int) -> list[tuple[int, ...]]:

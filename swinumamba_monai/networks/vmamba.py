@@ -20,7 +20,7 @@ from torch import Tensor
 
 from swinumamba_monai.checks import require_counts
 
-from .base import continued, next_multiple
+from .base import continued, drop_path_rates, next_multiple
 from .mamba import MambaScan
 from .norm import make_norm
 from .vss import PatchEmbed, PatchMerging, VSSBlock, VSSStage
@@ -82,10 +82,9 @@ class VMambaEncoder(nn.Module):
         self.channels = [feature_size * 2**i for i in range(len(depths))]
         norm = {"norm_name": norm_name, "scan_backend": scan_backend}
         self.patch_embed = layers.patch_embed(in_channels, feature_size, patch_size, **norm)
-        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
+        rates = drop_path_rates(0, drop_path_rate, depths)
         self.layers = nn.ModuleList(
-            VSSStage(channels, stage_rates.tolist(), block=layers.block, **norm, **stage)
-            for channels, stage_rates in zip(self.channels, rates)
+            VSSStage(c, of_stage, block=layers.block, **norm, **stage) for c, of_stage in zip(self.channels, rates)
         )
         self.downsamples = nn.ModuleList(layers.downsample(channels, **norm) for channels in self.channels[:-1])
         self.apply(self._init_weights)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
+from swinumamba_monai.data.files.annotations import read_xml
 from swinumamba_monai.data.files.shapes import Annotations, Shape, as_ring, rasterize
-from swinumamba_monai.data.files.xml_tree import read_xml
 from swinumamba_monai.errors import InputError, explained, shown
 from swinumamba_monai.inference.polygons import CELL
 

@@ -9,6 +9,7 @@ that waits until its :attr:`Task.files` are asked for.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -100,9 +101,10 @@ class Task:
                 those of the dataset.
 
         Raises:
-            InputError: a label map where there are no classes, options that are for volumes alone, or another process
-                that prepares into ``output_dir``; for the rest see the task's own function.
+            InputError: an empty path, a label map where there are no classes, options that are for volumes alone, or
+                another process that prepares into ``output_dir``; for the rest see the task's own function.
         """
+        _refuse_empty(source_dir=source_dir, output_dir=output_dir)
         if options is not None and "nan" not in inspect.signature(self.files.inspect).parameters:
             for name in ("series", "nan", "in_channels", "label_grid"):
                 if getattr(options, name) not in (None, "file"):
@@ -126,6 +128,7 @@ class Task:
             InputError: an argument that the task does not have, values that are not possible, or a folder that holds
                 something else.
         """
+        _refuse_empty(output_dir=output_dir)
         known = inspect.signature(self.files.synthesize).parameters
         if unknown := [name for name in given if name not in known]:
             raise InputError(f"{self.name} images have no {unknown[0].removeprefix('num_')}; leave {unknown[0]} out.")
@@ -140,6 +143,13 @@ TASKS = {
         Task("microscopy", "III", ("f1",), 3, 3, (512, 512), {"image_size": (64, 80)}),
     )
 }
+
+
+def _refuse_empty(**folders: PathLike | str) -> None:
+    """Refuse paths of variables of the shell that are not set, which would be the working directory."""
+    for name, folder in folders.items():
+        if not os.fspath(folder).strip():
+            raise InputError(f"{name} is empty; give a folder.")
 
 
 def find_task(name: object) -> Task:

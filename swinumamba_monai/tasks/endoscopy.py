@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from monai.config import PathLike
 
-from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, list_image_files, read_classes
+from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, is_image_file, read_classes
 from swinumamba_monai.data.files.label_map import ENDOSCOPY_CLASSES, LabelMap, as_label_map, select_classes, simple_name
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import FrameReader
@@ -82,6 +82,8 @@ def prepare_endoscopy(
     label_map, colours = in_colours or (as_label_map(label_map), None)
     options = options or dataset.PrepareOptions()
     threshold = options.mask_threshold
+    if colours is not None and threshold is not None:
+        raise InputError("the label map has colours, so it takes no mask_threshold; leave one of them out.")
     sequences = sorted(path.parent for path in source.rglob("left_frames") if path.is_dir())
     sequences = sequences if any(map(_is_of_2017, sequences)) else []
     with dataset.label_folder() as made:
@@ -161,7 +163,7 @@ def _find_sequences(
     class_of = {instrument_of(name): number for number, name in enumerate(labels.names)}
     sections: dict[str, list[str]] = {"training": [], "test": []}
     for sequence in sequences:
-        frames = list_image_files(sequence / "left_frames")
+        frames = sorted(filter(is_image_file, (sequence / "left_frames").iterdir()))
         types = next((path for path in sorted(sequence.rglob("TypeSegmentation")) if path.is_dir()), None)
         folders = sorted(path for path in (sequence / "ground_truth").glob("*") if path.is_dir())
         if types is None and not folders:

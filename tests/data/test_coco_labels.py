@@ -61,6 +61,7 @@ def coco(**changes) -> dict:
     ("change", "words"),
     [
         ({"images": coco()["images"][:4]}, "an annotation of image 4"),
+        ({"images": [{**image, "file_name": "0.png"} for image in coco()["images"]]}, "names 0.png twice"),
         (
             {"annotations": [{"id": 1, "image_id": 0, "category_id": 3, "segmentation": [], "bbox": [1, 1, 2, 2]}]},
             "box",

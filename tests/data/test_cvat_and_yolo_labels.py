@@ -26,6 +26,7 @@ def test_cvat_that_is_refused(tmp_path):
         ('<annotations><track label="a"><polygon frame="x" points=""/></track></annotations>', "cannot be read"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotations/>", "declares entities"),
         ("<annotations><image", "no XML"),
+        ("<annotations>" + 2 * '<image name="a" height="9" width="9"/>' + "</annotations>", "names a twice"),
         ('<annotations><image name="a" height="9" width="9"><polyline/></image></annotations>', "'polyline'"),
         ('<annotations><image name="a" height="x" width="9"/></annotations>', "cannot be read"),
     ):
@@ -140,6 +141,13 @@ def test_bad_names_of_yolo(names, tmp_path):
     yolo(tmp_path, 0, "0 0.5 0.8 1 0.8 1 1 0.5 1")
     (tmp_path / "data.yaml").write_text(f"names: {names}")
     with pytest.raises(InputError, match=r"data\.yaml has no names of classes"):
+        read_yolo(tmp_path / "labels" / "train" / "0.txt")
+
+
+def test_names_of_yolo_in_another_encoding_are_not_replaced_by_numbers(tmp_path):
+    yolo(tmp_path, 0, "0 0.5 0.8 1 0.8 1 1 0.5 1")
+    (tmp_path / "classes.txt").write_bytes("Häkchen".encode("latin-1"))
+    with pytest.raises(InputError, match=r"classes\.txt has no names of classes .*UTF-8"):
         read_yolo(tmp_path / "labels" / "train" / "0.txt")
 
 

@@ -95,8 +95,16 @@ def test_missing_datasets_and_sections_say_what_to_do(dataset, tmp_path):
     for folder in (tmp_path / "nowhere", dataset / "images"):
         with pytest.raises(InputError, match="python -m swinumamba_monai prepare TASK"):
             load_datalist(folder, "training")
-    with pytest.raises(InputError, match="training, validation, test"):
-        load_datalist(dataset, "train")
+    for may_be_empty in (False, True):
+        with pytest.raises(InputError, match="training, validation, test"):
+            load_datalist(dataset, "train", may_be_empty=may_be_empty)
+
+
+def test_a_section_may_be_empty_where_that_is_said(tmp_path):
+    write_datalist(tmp_path, {"training": [save_pair(tmp_path, "a")], "validation": [], "test": []}, "one image")
+    assert load_datalist(tmp_path, "test", may_be_empty=True) == []
+    with pytest.raises(InputError, match="has no 'test' images"):
+        load_datalist(tmp_path, "test")
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,9 @@ def test_colours(tmp_path):
         for item in load_datalist(out, "test"):
             number = int(Path(item["image"]).stem)
             np.testing.assert_array_equal(read_instances(item["label"]), cells(number))
+    assert "has colours, so it takes no mask_threshold" in problems(
+        source, "endoscopy", {"grasper": [255, 0, 0]}, mask_threshold=128
+    )
     save(source / "labels" / "0.jpg", palette[cells(0)])
     (source / "labels" / "0.png").unlink()
     assert "0.jpg is no mask of exact colours" in problems(source, "endoscopy", colours)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_prepare_volumes import LABELS, SHAPE, classes, noise, save
+from volume_datasets import LABELS, SHAPE, classes, noise, save
 
 from swinumamba_monai.data.datalist import load_datalist
 from swinumamba_monai.errors import InputError

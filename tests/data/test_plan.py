@@ -9,9 +9,8 @@ import json
 import numpy as np
 import pytest
 
-from swinumamba_monai.data.prepare.fingerprint import describe_fingerprint, make_fingerprint
+from swinumamba_monai.data.prepare.fingerprint import describe_fingerprint, make_fingerprint, propose_2d
 from swinumamba_monai.data.prepare.inspection import PairReport
-from swinumamba_monai.data.prepare.plan import propose_2d
 
 MANY = 1e12  # pixels: the 5 % rule does not matter
 

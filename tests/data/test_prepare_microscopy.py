@@ -85,6 +85,10 @@ def test_the_split_is_kept(source, tmp_path):
     ("text", "words"),
     [
         ('{"train": ["cell_00"], "test": ["cell_00"]}', "cell_00 twice"),
+        (
+            '{"train": ["cell_00"], "val": ["cell_01"], "validation": [], "test": ["cell_02"]}',
+            "both val and validation",
+        ),
         ('{"train": ["cell_00"]}', "needs the lists 'train' and 'test'"),
         ('{"train": ["cell_00", "cell_77"], "test": ["cell_01"]}', "names cell_77"),
         ('{"train": 3, "test": []}', "no lists of names"),
@@ -230,6 +234,11 @@ def test_unusable_arguments_are_refused(source, tmp_path):
     for fractions in ({"val_fraction": 0.0}, {"test_fraction": 1.0}):
         with pytest.raises(InputError, match="between 0 and 1"):
             prepare_microscopy(source, tmp_path / "out", PrepareOptions(**fractions))
+    for threshold in (0, -1, float("nan")):  # of which every pixel would be, or none
+        with pytest.raises(InputError, match="mask_threshold must be a number above 0"):
+            PrepareOptions(mask_threshold=threshold)
+    with pytest.raises(InputError, match="no label_grid 'images'; choose from file, image"):
+        PrepareOptions(label_grid="images")
     for index in range(2, 20):
         (source / "images" / f"cell_{index:02d}.png").unlink()
         (source / "labels" / f"cell_{index:02d}.png").unlink()

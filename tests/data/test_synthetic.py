@@ -13,10 +13,10 @@ import pytest
 from scipy import ndimage
 
 from swinumamba_monai.data.datalist import load_datalist
-from swinumamba_monai.data.default_dataset import dataset_dir_or_synthetic, remind_of_synthetic
 from swinumamba_monai.data.files.images import read_image, read_instances
 from swinumamba_monai.data.prepare.inspection import check_pairs, inspect_cells
 from swinumamba_monai.data.synthetic import folder
+from swinumamba_monai.data.synthetic.folder import dataset_dir_or_synthetic, remind_of_synthetic
 from swinumamba_monai.data.synthetic.microscopy import synthesize_image, synthesize_microscopy
 from swinumamba_monai.errors import InputError
 

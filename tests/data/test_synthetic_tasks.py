@@ -12,10 +12,10 @@ import pytest
 from scipy import ndimage
 
 from swinumamba_monai.data.datalist import load_class_names, load_datalist
-from swinumamba_monai.data.default_dataset import dataset_dir_or_synthetic
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, ENDOSCOPY_CLASSES
 from swinumamba_monai.data.synthetic.abdomen_mri import synthesize_abdomen_mri, synthesize_volume
 from swinumamba_monai.data.synthetic.endoscopy import synthesize_frame
+from swinumamba_monai.data.synthetic.folder import dataset_dir_or_synthetic
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks import find_task
 

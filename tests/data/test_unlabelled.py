@@ -62,6 +62,18 @@ def test_extra_images_leave_out_what_is_held_out(prepared):
     assert load_unlabelled(prepared, "training", prepared / "images") == load_unlabelled(prepared, "training")
 
 
+def test_what_is_held_out_must_be_readable(prepared, tmp_path):
+    """Else images of a section that cannot be read would be trained on."""
+    content = json.loads((prepared / "datalist.json").read_text())
+    (copy := tmp_path / "copy").mkdir()
+    for section, words in (([{"image": "images/a.txt", "label": ""}], "no image"), ([{"image": "a.png"}], "KeyError")):
+        (copy / "datalist.json").write_text(json.dumps({**content, "source_dir": str(prepared), "test": section}))
+        with pytest.raises(InputError, match=words):
+            load_unlabelled(copy, "training", prepared / "images")
+    (copy / "datalist.json").write_text(json.dumps({**content, "source_dir": str(prepared), "test": []}))
+    assert len(load_unlabelled(copy, "training", prepared / "images")) == 3 + 2
+
+
 def test_extra_prepared_dataset(prepared, tmp_path):
     other = synthesize_microscopy(
         tmp_path / "other", num_train=2, num_validation=1, num_test=1, image_size=(64, 64), seed=1
@@ -77,6 +89,8 @@ def test_folder_is_split(count, held_out, tmp_path):
     assert validation == held_out
     assert sorted(training + validation) == [f"{i:02d}.png" for i in range(count)]
     assert names(load_unlabelled(folder, "training", folder)) == training
+    with pytest.raises(InputError, match="no section 'test'; choose from training, validation"):
+        load_unlabelled(folder, "test")
 
 
 def test_few_images_are_trained_and_validated_on(tmp_path, caplog):

@@ -15,8 +15,7 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from swinumamba_monai.data.files.limits import MAX_PIXELS
-from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_ellipse, as_ring, decode_runs
-from swinumamba_monai.data.files.xml_tree import read_xml
+from swinumamba_monai.data.files.shapes import NO_AREA, Annotations, Shape, as_box, as_ellipse, as_ring, decode_runs
 from swinumamba_monai.errors import InputError, explained, shown
 
 # Kinds of QuPath's objects that are taken, if there are any of them: regions around cells are no cells.
@@ -94,7 +93,7 @@ def _labelme_shape(entry: dict, path: Path) -> Shape:
         return Shape(label, masks=[(_decoded(entry["mask"]), (round(top), round(left)))], group=group)
     if kind == "rectangle":
         (left, top), (right, bottom) = points
-        points = [(left, top), (right, top), (right, bottom), (left, bottom)]
+        points = as_box(left, top, right, bottom)
     elif kind == "circle":  # its middle, and a point of it
         middle, edge = np.array(points, dtype=np.float64)
         points = as_ellipse(middle, [np.linalg.norm(edge - middle)] * 2)
@@ -133,6 +132,25 @@ def read_annotations(path: Path) -> dict[str, Annotations] | None:
         return _coco(path) if path.suffix.lower() == ".json" else _cvat(path)
 
 
+def read_xml(path: Path) -> ElementTree.Element:
+    """The root of an XML file.
+
+    Raises:
+        InputError: the file cannot be read, is no XML, or declares entities, which may unfold without end.
+    """
+    refusal = f"{path} declares entities, which may unfold without end and which no tool needs; remove them."
+
+    class Builder(ElementTree.TreeBuilder):
+        """Builds the tree of a file that declares nothing, in whatever encoding it would declare it."""
+
+        def doctype(self, *_: object) -> None:
+            raise InputError(refusal)
+
+    kinds = (OSError, ValueError, ElementTree.ParseError)
+    with explained(f"{path} is no XML that can be read", "export it again", *kinds):
+        return ElementTree.parse(path, ElementTree.XMLParser(target=Builder())).getroot()
+
+
 def _read_json(path: Path) -> object:
     with explained(f"{path} is no JSON that can be read", "export it again", OSError, ValueError, RecursionError):
         return json.loads(path.read_bytes())  # UTF-8 or 16, with a mark or without
@@ -155,11 +173,21 @@ def _coco(path: Path) -> dict[str, Annotations] | None:
         problem = f"{path} has an annotation, id {shown(annotation.get('id'))}, that cannot be read"
         with explained(problem, "correct or remove it", *_MALFORMED):
             of_image.append(_coco_shape(annotation, names, path))
-    result = {}
+    found = []
     for image in content["images"]:
         name, size = str(image["file_name"]), [int(image.get(side) or 0) for side in ("height", "width")]
-        result[name] = Annotations(path, shapes[str(image["id"])], _size(size), tuple(names.values()), image=name)
-    return result
+        found.append(Annotations(path, shapes[str(image["id"])], _size(size), tuple(names.values()), image=name))
+    return _by_image(found)
+
+
+def _by_image(found: Sequence[Annotations]) -> dict[str, Annotations]:
+    """Annotations by the names of their images, none of which comes twice."""
+    by_name = {one.image: one for one in found}
+    if twice := [one for one in found if by_name[one.image] is not one]:
+        raise InputError(
+            f"{twice[0].source} names {shown(twice[0].image)} twice; export it again with names of its own."
+        )
+    return by_name
 
 
 def _size(sides: Sequence[int]) -> tuple[int, int] | None:
@@ -190,11 +218,11 @@ def _cvat(path: Path) -> dict[str, Annotations] | None:
     names = tuple(dict.fromkeys(name.text or "" for label in root.iter("label") for name in label.findall("name")))
     if root.find("track") is not None:
         return _cvat_tracks(root, names, path)
-    result = {}
+    found = []
     for image in root.iter("image"):
         name, size = image.attrib["name"], (int(image.attrib["height"]), int(image.attrib["width"]))
-        result[name] = Annotations(path, _cvat_shapes(image, path), size, names, image=name, layered=True)
-    return result
+        found.append(Annotations(path, _cvat_shapes(image, path), size, names, image=name, layered=True))
+    return _by_image(found)
 
 
 def _cvat_tracks(root: ElementTree.Element, names: Sequence[str], path: Path) -> dict[str, Annotations]:
@@ -230,9 +258,13 @@ def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:
     if element.tag == "polygon":
         points = [[float(value) for value in point.split(",")] for point in given["points"].split(";")]
         return Shape(name, [[as_ring(points)]], group=group)
-    if element.tag in ("box", "ellipse"):
-        ring, middle = _box(given) if element.tag == "box" else _ellipse(given)
-        return Shape(name, [[_rotated(ring, middle, given)]], group=group)
+    if element.tag == "box":
+        left, top, right, bottom = (float(given[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
+        middle = [(left + right) / 2, (top + bottom) / 2]
+        return Shape(name, [[_turned(as_box(left, top, right, bottom), middle, given)]], group=group)
+    if element.tag == "ellipse":
+        middle, radii = ([float(given[name]) for name in names] for names in (("cx", "cy"), ("rx", "ry")))
+        return Shape(name, [[_turned(as_ellipse(middle, radii), middle, given)]], group=group)
     if element.tag == "mask":
         runs = [int(count) for count in given["rle"].split(",")]
         mask = decode_runs(runs, int(given["height"]), int(given["width"]), "C", path)
@@ -240,19 +272,7 @@ def _cvat_shape(element: ElementTree.Element, path: Path) -> Shape | None:
     raise InputError(f"{path} {NO_AREA.format('shape', shown(element.tag))}")
 
 
-def _box(given: Mapping[str, str]) -> tuple[np.ndarray, list[float]]:
-    """Its outline, and its middle."""
-    left, top, right, bottom = (float(given[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
-    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-    return as_ring(corners), [(left + right) / 2, (top + bottom) / 2]
-
-
-def _ellipse(given: Mapping[str, str]) -> tuple[np.ndarray, list[float]]:
-    middle, radii = ([float(given[name]) for name in names] for names in (("cx", "cy"), ("rx", "ry")))
-    return as_ellipse(middle, radii), middle
-
-
-def _rotated(ring: np.ndarray, middle: Sequence[float], given: Mapping[str, str]) -> np.ndarray:
+def _turned(ring: np.ndarray, middle: Sequence[float], given: Mapping[str, str]) -> np.ndarray:
     """An outline turned around its middle as its shape says, in degrees with the clock."""
     angle = np.deg2rad(float(given.get("rotation") or 0))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from swinumamba_monai.data.files.dicom_parts import PART_TAGS, is_stack, parts_of
+from swinumamba_monai.data.files.dicom_parts import PART_TAGS, grouped, is_stack, parts_of
 from swinumamba_monai.data.files.dicom_pixels import read_header
 
 if TYPE_CHECKING:
@@ -55,22 +55,15 @@ def volumes_in(key: str, files: Mapping[Path, object]) -> list[tuple[str, frozen
     with suppress(Exception):  # pydicom has no common class for a broken file; reading it says what is wrong
         for file in files:
             status = file.stat()
-            for number, header in enumerate(_read_headers(file, status.st_size, status.st_mtime_ns)):
-                headers[file, number] = header
+            found = _read_headers(file, status.st_size, status.st_mtime_ns)
+            headers |= {(file, number): header for number, header in enumerate(found)}
     if len({file for file, _ in headers}) < len(files):
         return []
     indices = {name: None for header in headers.values() for name in vars(header) if name.startswith(_INDEX)}
     parts = parts_of(key, headers, (*PART_TAGS, "StackID", *indices))
-    stacks = {str(header.StackID) for header in headers.values()}
-    if len(parts) == 1 and len(stacks) > 1 and not is_stack(headers):
-        parts = [
-            (
-                f"{key}-StackID-{stack}",
-                {f: h for f, h in headers.items() if str(h.StackID) == stack},
-                f"StackID {stack}",
-            )
-            for stack in sorted(stacks)
-        ]
+    if len(parts) == 1 and not is_stack(headers):
+        stacks = grouped(headers, lambda _, header: str(header.StackID))
+        parts = [(f"{key}-StackID-{stack}", stacks[stack], f"StackID {stack}") for stack in sorted(stacks)]
     return [(name, frozenset(frames), words) for name, frames, words in parts] if len(parts) > 1 else []
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
@@ -39,6 +39,14 @@ _LEAST_STACK = 3
 _PLANES = ("sagittal", "coronal", "axial")  # the plane of a slice, by the axis that its normal is next to
 
 
+def grouped(group: Headers, key_of: Callable[[Path, pydicom.Dataset], Hashable]) -> dict[Hashable, Headers]:
+    """The files with one key together, by the key, which is made of a file and its header."""
+    parts: dict[Hashable, Headers] = {}
+    for file, header in group.items():
+        parts.setdefault(key_of(file, header), {})[file] = header
+    return parts
+
+
 def by_folder(group: Headers) -> list[Headers]:
     """The files of each folder, where all folders have slices at the same places, and no header tells them apart.
 
@@ -46,13 +54,9 @@ def by_folder(group: Headers) -> list[Headers]:
     """
     if len(parts_of("", group)) > 1:
         return [group]
-    folders: dict[Path, Headers] = {}
-    for file, header in group.items():
-        folders.setdefault(file.parent, {})[file] = header
-    places = [
-        {_text(getattr(header, "ImagePositionPatient", "")) for header in part.values()} for part in folders.values()
-    ]
-    return list(folders.values()) if all(place == places[0] for place in places) else [group]
+    folders = list(grouped(group, lambda file, _: file.parent).values())
+    places = [{_text(header, "ImagePositionPatient") for header in part.values()} for part in folders]
+    return folders if all(place == places[0] for place in places) else [group]
 
 
 def visits_of(images: Headers) -> list[set[Path]]:
@@ -87,7 +91,7 @@ def join_lone_slices(
     for key, group in groups.items():
         file, header = next(iter(group.items()))
         if len(group) == 1 and not holds_several(header):
-            study, *agreed = (_text(getattr(header, tag, "")) for tag in STACK_TAGS)
+            study, *agreed = (_text(header, tag) for tag in STACK_TAGS)
             alike.setdefault((study or file.parent, *agreed), []).append(key)
     joined: dict[tuple[int, str], tuple[int, str]] = {}
     others = 0
@@ -141,18 +145,17 @@ def parts_of(key: str, group: Headers, tags: Sequence[str] = PART_TAGS) -> list[
                 for word, part in named.items()
                 for name, files, words in parts_of(f"{key}-{word.replace(' ', '')}", part, tags)
             ]
-    places = [_text(getattr(header, "ImagePositionPatient", "")) for header in group.values()]
+    places = [_text(header, "ImagePositionPatient") for header in group.values()]
     most = max(Counter(places).values())  # slices at one place, so as many volumes
     if most == 1 or "" in places:
         return [(key, group, "")]
-    texts = {tag: [_text(getattr(header, tag, "")) for header in group.values()] for tag in tags}
+    texts = {tag: [_text(header, tag) for header in group.values()] for tag in tags}
     for count in range(1, _MOST_TAGS + 1):
         for some in combinations(tags, count):
             of_files = list(zip(*(texts[tag] for tag in some)))
             if len(set(of_files)) == most and len(set(zip(of_files, places))) == len(group):
-                parts: dict[str, Headers] = {}
-                for (file, header), values in zip(group.items(), of_files):
-                    parts.setdefault(", ".join(map(" ".join, zip(some, values))), {})[file] = header
+                names = {file: ", ".join(map(" ".join, zip(some, values))) for file, values in zip(group, of_files)}
+                parts = grouped(group, lambda file, _, names=names: names[file])
                 return [(re.sub(NO_NAME, "_", f"{key}-{name.replace(' ', '-')}"), parts[name], name) for name in parts]
     return [(key, group, "")]
 
@@ -180,11 +183,7 @@ def by_direction(group: Headers) -> list[Headers]:
 
 def by_size(group: Headers) -> dict[str, Headers]:
     """The files whose slices are of one size together, by columns and rows, as in ``256 x 192``."""
-    sizes: dict[str, Headers] = {}
-    for file, header in group.items():
-        size = f"{_text(getattr(header, 'Columns', ''))} x {_text(getattr(header, 'Rows', ''))}"
-        sizes.setdefault(size, {})[file] = header
-    return sizes
+    return grouped(group, lambda _, header: f"{_text(header, 'Columns')} x {_text(header, 'Rows')}")
 
 
 def is_parallel(way: np.ndarray, other: np.ndarray) -> bool:
@@ -227,8 +226,9 @@ def words_of(header: pydicom.Dataset) -> Sequence[str]:
     return (str(kind),) if isinstance(kind, str) or not isinstance(kind, Sequence) else [str(word) for word in kind]
 
 
-def _text(value: object) -> str:
-    """A value or several of a header as text, numbers alike however they are written."""
+def _text(header: pydicom.Dataset, tag: str) -> str:
+    """The value of an element, or its several, as text, numbers alike however they are written; "" without one."""
+    value = getattr(header, tag, "")
     several = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     texts = []
     for one in several:

@@ -4,21 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from monai.data.utils import orientation_ras_lps
 
 from swinumamba_monai.data.files.dicom_frames import count_groups, element_of, groups_of
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file, read_header
+from swinumamba_monai.data.files.dicom_volume import slice_of
 from swinumamba_monai.data.files.limits import MAX_VOXELS, check_unfolding
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.errors import InputError, explained
-
-if TYPE_CHECKING:
-    import pydicom
 
 _MODALITY, _CONTOURS = "SEG", "RTSTRUCT"
 # What is said of such a file.
@@ -101,21 +97,16 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     pixels = pixels[: rows * columns * count].reshape(count, rows, columns)
     if count_groups(dataset) != count:
         raise ValueError(f"{count_groups(dataset)} descriptions of {count} frames")
-    groups = [groups_of(dataset, number) for number in range(count)]
-    orientation = np.array([_value(group, "PlaneOrientationSequence ImageOrientationPatient") for group in groups])
-    positions = np.array([_value(group, "PlanePositionSequence ImagePositionPatient") for group in groups])
-    spacing = np.array(_value(groups[0], "PixelMeasuresSequence PixelSpacing"), dtype=np.float64)
-    orientation, positions = orientation.astype(np.float64), positions.astype(np.float64)
+    slices = [slice_of(file, dataset, plane, number, count) for number, plane in enumerate(pixels)]
+    orientation, positions = (np.stack([getattr(one, of) for one in slices]) for of in ("orientation", "position"))
     if np.ptp(orientation, axis=0).max() > 1e-3:
         raise InputError(f"{file} has frames in several directions; convert it to NIfTI.")
     along_row, along_column = orientation[0, :3], orientation[0, 3:]
     normal = np.cross(along_row, along_column)
     depths = (positions - positions[0]) @ normal
     gaps = np.diff(np.unique(depths.round(3)))
-    stated, thickness = (
-        element_of(groups[0], f"PixelMeasuresSequence {name}") for name in ("SpacingBetweenSlices", "SliceThickness")
-    )
-    step = float(stated or 0) or (float(gaps.min()) if gaps.size else float(thickness or 1))
+    stated = element_of(groups_of(dataset, 0), "PixelMeasuresSequence SpacingBetweenSlices")
+    step = float(stated or 0) or (float(gaps.min()) if gaps.size else slices[0].thickness or 1.0)
     places = (depths - depths.min()) / step
     numbers = np.rint(places).astype(int)
     if not step > 0 or np.abs(places - numbers).max() > _OFF_GRID or rows * columns * (numbers.max() + 1) > MAX_VOXELS:
@@ -124,21 +115,15 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{file} has {count} frames, but as far apart as {numbers.max() + 1} slices; replace it.")
     check_unfolding(file, 4 * rows * columns * int(numbers.max() + 1))  # slices without a frame are in no file
     ids = np.zeros((numbers.max() + 1, rows, columns), np.int32)
-    for plane, group, place in zip(pixels, groups, numbers):
+    least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
+    for frame, (plane, place) in enumerate(zip(pixels, numbers)):
         part = plane.astype(np.int32)
         if kind != "LABELMAP":
-            number = int(_value(group, "SegmentIdentificationSequence ReferencedSegmentNumber"))
-            least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
-            part = np.where(plane >= least, number, 0)
+            number = element_of(groups_of(dataset, frame), "SegmentIdentificationSequence ReferencedSegmentNumber")
+            part = np.where(plane >= least, int(number), 0)
         ids[place][ids[place] == 0] = part[ids[place] == 0]
     affine = np.eye(4)
-    affine[:3, :3] = np.stack([along_row * spacing[1], along_column * spacing[0], normal * step], axis=1)
+    rows_apart, columns_apart = slices[0].spacing
+    affine[:3, :3] = np.stack([along_row * columns_apart, along_column * rows_apart, normal * step], axis=1)
     affine[:3, 3] = positions[depths.argmin()]
     return ids.T, orientation_ras_lps(affine)
-
-
-def _value(groups: Sequence[pydicom.Dataset], place: str) -> object:
-    """:func:`element_of` that has to be there, or a ValueError."""
-    if (value := element_of(groups, place)) is None:
-        raise ValueError(f"no {place.split()[-1]}")
-    return value

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from swinumamba_monai.data.files.dicom_parts import (
     PART_TAGS,
     STACK_TAGS,
     by_folder,
+    grouped,
     holds_several,
     join_lone_slices,
     parts_of,
@@ -174,12 +176,13 @@ def _without(images: Headers, aside: Container[Path]) -> Headers:
 def _by_uid(images: Headers, visits: Sequence[set[Path]]) -> dict[tuple[int, str], Headers]:
     """The files of each series, by the number of their visit where that tells series apart, and by their UID."""
     visit_of = {file: number for number, visit in enumerate(visits) for file in visit}
-    groups: dict[tuple[int, str], Headers] = {}
-    for file, header in images.items():
+
+    def key_of(file: Path, header: pydicom.Dataset) -> tuple[int, str]:
         key = _key(header)  # which two patients share where somebody made all alike, or took them out
         tells = key == _NO_UID or getattr(header, "StudyInstanceUID", None)
-        groups.setdefault((visit_of[file] if tells else 0, key), {})[file] = header
-    return groups
+        return visit_of[file] if tells else 0, key
+
+    return grouped(images, key_of)
 
 
 def _with_names(series: Sequence[Series]) -> list[Series]:
@@ -237,14 +240,10 @@ def list_series(
         InputError: as :func:`choose_series`.
     """
     found = find_series(folder)
-    places: dict[Path, list[Series]] = {}
-    for one in found:
-        places.setdefault(one.folder, []).append(one)
     names = []
-    if wanted is not None:
-        kept = choose_series(folder, found, wanted)
-        places = {place: chosen for place, group in places.items() if (chosen := [one for one in group if one in kept])}
-    for place, group in places.items():
+    kept = found if wanted is None else choose_series(folder, found, wanted)
+    for place, of_place in groupby(kept, lambda one: one.folder):  # by which series are sorted
+        group = list(of_place)
         below = [one for one in found if one.folder.is_relative_to(place)]
         with noting(problems):
             chosen = group if wanted is not None else choose_series(place, group)

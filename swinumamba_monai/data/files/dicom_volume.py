@@ -114,11 +114,22 @@ def _read_slices(file: Path, max_pixels: int) -> list[Slice]:
             return _cut_mosaic(file, dataset, frames[0])
         if len(frames) > 1 and count_groups(dataset) != len(frames):
             raise InputError(f"{file} has {len(frames)} frames without a position for each; convert it to NIfTI.")
-        return [_slice(file, dataset, pixels, number, len(frames)) for number, pixels in enumerate(frames)]
+        return [slice_of(file, dataset, pixels, number, len(frames)) for number, pixels in enumerate(frames)]
 
 
-def _slice(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray, number: int, frames: int) -> Slice:
-    """One frame with what the header says of it: for itself, for all frames, or for a file of a single one."""
+def slice_of(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray, number: int, frames: int) -> Slice:
+    """One frame with what the header says of it: for itself, for all frames, or for a file of a single one.
+
+    Args:
+        file: path of the file.
+        dataset: its header.
+        pixels: numbers of the frame as they are stored, (rows, columns).
+        number: number of the frame, from 0 on.
+        frames: number of all frames.
+
+    Raises:
+        ValueError: it lacks a position, an orientation or a spacing, or they are none.
+    """
     groups = groups_of(dataset, number)
 
     def value(sequence: str, attribute: str) -> object:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swinumamba_monai.data.files.shapes import Annotations, Shape, as_ellipse, as_ring
+from swinumamba_monai.data.files.shapes import Annotations, Shape, as_box, as_ellipse, as_ring
 from swinumamba_monai.errors import InputError, quoted, shown
 
 MAX_ROIS, MAX_ROI_BYTES = 1 << 17, 1 << 22
@@ -70,7 +70,7 @@ def _parse(data: bytes, name: str) -> Shape:
     if kind == RECTANGLE and subtype in (_TEXT, _IMAGE):
         raise InputError(f"{shown(name)} is a text or a picture, which has no pixels; keep areas only.")
     if kind == RECTANGLE:
-        return Shape(name, [[as_ring([(left, top), (right, top), (right, bottom), (left, bottom)])]])
+        return Shape(name, [[as_box(left, top, right, bottom)]])
     if kind == _OVAL:
         middle, radii = ((left + right) / 2, (top + bottom) / 2), ((right - left) / 2, (bottom - top) / 2)
         return Shape(name, [[as_ellipse(middle, radii)]])

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import tifffile
 from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
@@ -18,14 +20,28 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from swinumamba_monai.data.files.jpeg import decode_deep, jpeg_orientation
-from swinumamba_monai.data.files.limits import MAX_CHANNELS, MAX_DEFLATE, MOST_CHANNELS, check_size, check_unfolding
+from swinumamba_monai.data.files.limits import (
+    MAX_CHANNELS,
+    MAX_DEFLATE,
+    MOST_CHANNELS,
+    check_file,
+    check_size,
+    check_unfolding,
+)
 from swinumamba_monai.data.files.numbered import file_and_number
-from swinumamba_monai.data.files.orientation import UPRIGHT, exif_orientation, turn
-from swinumamba_monai.data.files.picture_kinds import IMAGE_SUFFIXES, JPEG_SUFFIXES, TIFF_SUFFIXES, suffix_of
+from swinumamba_monai.data.files.picture_kinds import (
+    IMAGE_SUFFIXES,
+    JPEG_SUFFIXES,
+    TIFF_SUFFIXES,
+    UPRIGHT,
+    exif_orientation,
+    jpeg_orientation,
+    jpeg_segments,
+    suffix_of,
+    turn,
+)
 from swinumamba_monai.data.files.pixel_checks import check_opaque, check_pixels, check_steps
-from swinumamba_monai.data.files.presence import check_file
-from swinumamba_monai.data.files.tiff import decode_tiff, plane_names, tiff_orientation
+from swinumamba_monai.data.files.tiff import TiffPlane, plane_names, tiff_orientation
 from swinumamba_monai.errors import InputError, explained
 
 MAX_NUMBER = 1 << 24  # whole numbers beyond it are not all exact in float32
@@ -33,6 +49,10 @@ MAX_SCANS = 100  # number of scans of a progressive JPEG, which is decoded as of
 
 # The plugin classes, not PIL.Image.open: that one has a lower limit of its own, which is a process-wide setting.
 _PILLOW_FILES = {".png": PngImageFile, **dict.fromkeys(JPEG_SUFFIXES, JpegImageFile), ".bmp": BmpImageFile}
+
+# The markers of a JPEG's frames: of all kinds of coding, without those of tables (C4, C8 and CC).
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_LOSSLESS = 0xC3
 
 # Pillow modes that are no plain gray or colour; every other mode is kept.
 _PILLOW_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB"}
@@ -68,11 +88,11 @@ def read_image(path: PathLike, indices: bool = False, max_channels: int = MAX_CH
     with explained(f"{path} cannot be decoded", advice):
         suffix = suffix_of(path)
         if suffix in TIFF_SUFFIXES:
-            image = decode_tiff(path, plane, indices, max_channels)
+            with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name others, which stay closed
+                tiff = TiffPlane(path, file, plane, max_channels=max_channels)
+                image = tiff.as_seen(tiff.decode(), indices)
         else:
             image = _decode_pillow(path, suffix, indices)
-    if image.ndim not in (2, 3):
-        raise InputError(f"{path} has {image.ndim} dimensions {image.shape}; save one image, (H, W) or (H, W, C).")
     image = check_pixels(image, path)
     return image if indices else check_steps(image, path)  # numbers are counted before they become float32
 
@@ -103,11 +123,6 @@ def stated_orientation(path: Path) -> int:
         with _PILLOW_FILES[suffix](path) as file:
             return exif_orientation(file, path)
     return UPRIGHT
-
-
-def list_image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, by name."""
-    return sorted(filter(is_image_file, folder.iterdir()))
 
 
 def read_instances(path: PathLike) -> np.ndarray:
@@ -248,7 +263,7 @@ class InstanceFileReader(ImageFileReader):
 
 
 def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
-    if suffix in JPEG_SUFFIXES and (deep := decode_deep(path)) is not None:
+    if suffix in JPEG_SUFFIXES and (deep := _decode_deep(path)) is not None:
         return deep
     if suffix == ".png":
         with PngImageFile(path) as file:
@@ -275,6 +290,21 @@ def _decode_pillow(path: Path, suffix: str, indices: bool) -> np.ndarray:
         if depth in (2, 4) and file.mode == "L":  # Pillow stretches these to 0 to 255, and class 1 would be 85 or 17
             image //= 255 // (2**depth - 1)
         return turn(image, exif_orientation(file, path))
+
+
+def _decode_deep(path: Path) -> np.ndarray | None:
+    """The pixels of a JPEG of 12 bits, or up to 16 without loss, (H, W) or (H, W, 3) uint16; None for any other."""
+    content = path.read_bytes()
+    for marker, segment in jpeg_segments(content):
+        if marker in _JPEG_FRAMES:
+            bits, height, width, channels = struct.unpack_from(">B2HB", segment)
+            if bits <= 8 or channels not in (1, 3):
+                return None
+            check_size(path, height, width, channels)
+            check_unfolding(path, height * width * channels * 2)
+            decode = imagecodecs.ljpeg_decode if marker == _LOSSLESS else imagecodecs.jpeg_decode
+            return turn(decode(content), jpeg_orientation(content))
+    return None
 
 
 def _png_bit_depth(path: Path) -> int:

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a file may claim to hold, before memory is taken for it."""
+"""What a file must be before a reader opens it, and what it may claim to hold before memory is taken for it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,23 @@ MAX_DEFLATE = 1032
 MAX_UNFOLDED_BYTES, MAX_UNFOLDING = 1 << 30, 50
 
 
+def check_file(path: Path) -> None:
+    """Refuse a path at which there is nothing, or something else than a file.
+
+    Args:
+        path: path that a reader is about to open; a link to a file is one.
+
+    Raises:
+        InputError: there is nothing, a folder, or a pipe, socket or device.
+    """
+    if path.is_file():
+        return
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the path.")
+    what = "a folder" if path.is_dir() else "a pipe, socket or device"  # whoever opens it may wait for ever
+    raise InputError(f"{path} is no file but {what}; check the path.")
+
+
 def most_channels(channel: int | None) -> int:
     """Largest number of channels of an image of which this one is looked at, or all with None."""
     return MAX_CHANNELS if channel is None else MOST_CHANNELS
@@ -34,7 +51,7 @@ def check_size(
     max_pixels: int | None = None,
     max_channels: int = MAX_CHANNELS,
 ) -> None:
-    """Refuse what the header claims before any memory is reserved for it; ``max_pixels`` is ``MAX_PIXELS`` if None.
+    """Refuse what the header claims before any memory is reserved for it.
 
     Args:
         path: path of the file, for the sentence.

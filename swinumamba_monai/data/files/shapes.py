@@ -81,6 +81,11 @@ def as_ring(points: Iterable) -> np.ndarray:
     return ring
 
 
+def as_box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    """The outline of a rectangle, as :func:`as_ring`, of its sides in pixels."""
+    return as_ring([(left, top), (right, top), (right, bottom), (left, bottom)])
+
+
 def as_ellipse(middle: Sequence[float], radii: Sequence[float]) -> np.ndarray:
     """The outline of an ellipse, as :func:`as_ring`.
 

@@ -16,7 +16,7 @@ from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
 from swinumamba_monai.data.files.limits import MAX_CHANNELS, check_size, check_unfolding
 from swinumamba_monai.data.files.numbered import name_part
-from swinumamba_monai.data.files.orientation import ORIENTATION_TAG, UPRIGHT, turn, valid
+from swinumamba_monai.data.files.picture_kinds import ORIENTATION_TAG, UPRIGHT, turn, valid
 from swinumamba_monai.errors import InputError
 
 # Number of pages of a TIFF file, which should have one: links of its pages that form a circle would be followed on.
@@ -67,20 +67,6 @@ def _full_size(file: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
         if not (series.keyframe.is_reduced or series.keyframe.is_mask)
         and not (series.kind in _SLIDES and series.name in _BESIDE_SLIDE)
     ]
-
-
-def decode_tiff(path: Path, plane: int | None, indices: bool, max_channels: int = MAX_CHANNELS) -> np.ndarray:
-    """The whole file as an image, or a plane of it; see :class:`TiffPlane`.
-
-    Args:
-        path: path of the file.
-        plane: number of the plane in a stack; None for the only one.
-        indices: whether a palette's numbers are wanted, instead of its colours.
-        max_channels: largest number of channels that is read.
-    """
-    with tifffile.TiffFile(path, _multifile=False) as file:  # its metadata may name other files, which are not opened
-        tiff = TiffPlane(path, file, plane, max_channels=max_channels)
-        return tiff.as_seen(tiff.decode(), indices)
 
 
 class TiffPlane:

@@ -18,8 +18,8 @@ from monai.config import PathLike
 from monai.utils import ImageMetaKey, optional_import
 
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
+from swinumamba_monai.data.files.limits import check_file
 from swinumamba_monai.data.files.numbered import file_and_number, name_part
-from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.errors import InputError, explained, quoted
 
 av, _has_av = optional_import("av")

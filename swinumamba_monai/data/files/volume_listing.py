@@ -17,7 +17,7 @@ from swinumamba_monai.data.files.dicom_series import (
     is_dicom_folder,
     list_series,
 )
-from swinumamba_monai.data.files.presence import check_file
+from swinumamba_monai.data.files.limits import check_file
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import noting

@@ -20,6 +20,7 @@ from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, 
 from swinumamba_monai.data.files.dicom_volume import read_dicom_files
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, lean_of
 from swinumamba_monai.data.files.itk import ITK_SUFFIXES, named_numbers, read_itk
+from swinumamba_monai.data.files.limits import check_file
 from swinumamba_monai.data.files.nifti import (
     FORMS_KEY,
     FREESURFER_SUFFIXES,
@@ -29,7 +30,6 @@ from swinumamba_monai.data.files.nifti import (
     voxels_beside,
 )
 from swinumamba_monai.data.files.pixel_checks import MAX_VALUE
-from swinumamba_monai.data.files.presence import check_file
 from swinumamba_monai.errors import InputError
 
 DICOM_SUFFIX = ".dcm"  # end of the name of a file, which is a volume where it holds all slices

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,21 +45,18 @@ def read_yolo(path: Path) -> Annotations:
             if len(ring) < 3 or not (np.abs(ring - 0.5) <= 0.5 + _OUTSIDE).all():
                 raise ValueError(f"{line[:40]}...")
             shapes.append(Shape(name, [[ring]]))
-    return Annotations(path, shapes, names=tuple(names.values()) or _sorted_names(shapes), relative=True)
-
-
-def _sorted_names(shapes: list[Shape]) -> tuple[str, ...]:
-    return tuple(sorted({shape.name for shape in shapes}, key=lambda name: (len(name), name)))
+    numbered = sorted({shape.name for shape in shapes}, key=lambda name: (len(name), name))
+    return Annotations(path, shapes, names=tuple(names.values() or numbered), relative=True)
 
 
 def _names_for(path: Path) -> Mapping[int, str]:
     """The names of the classes by their numbers, from the nearest file that has them; none where there is none."""
     for folder in list(path.parents)[:_FOLDERS_ABOVE]:
         for file in filter(Path.is_file, (folder / name for name in _NAME_FILES)):
-            with suppress(OSError, UnicodeDecodeError):
+            with explained(f"{file} has no names of classes that can be read", "save it in UTF-8", OSError, ValueError):
                 text = file.read_text(encoding="utf-8")
-                names = _names_of_yaml(file, text) if file.suffix == ".yaml" else dict(enumerate(text.splitlines()))
-                return {number: str(name).strip() for number, name in names.items() if str(name).strip()}
+            names = _names_of_yaml(file, text) if file.suffix == ".yaml" else dict(enumerate(text.splitlines()))
+            return {number: str(name).strip() for number, name in names.items() if str(name).strip()}
     return {}
 
 

@@ -26,7 +26,7 @@ from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, m
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import NNUNET_SPLITS, SPLIT, divide, read_split, split_file
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import InputError, check_known
 from swinumamba_monai.run_lock import lock_file
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class PrepareOptions:
         progress: called with the number of pairs checked and of all pairs.
 
     Raises:
-        InputError: a fraction is not between 0 and 1, the seed is below 0, or there is no channel.
+        InputError: a fraction is not between 0 and 1, the seed is below 0, the threshold not above it, there is no
+            channel or no such grid.
     """
 
     val_fraction: float = 0.1
@@ -76,6 +77,11 @@ class PrepareOptions:
             raise InputError(
                 f"val_fraction {self.val_fraction} and test_fraction {self.test_fraction} must be between 0 and 1."
             )
+        if self.mask_threshold is not None and not self.mask_threshold > 0:
+            raise InputError(
+                f"mask_threshold must be a number above 0, not {self.mask_threshold}; 0 is what is not marked."
+            )
+        check_known("label_grid", [self.label_grid], ("file", "image"))
         if self.in_channels is not None and self.in_channels < 1:
             raise InputError(f"in_channels is {self.in_channels}, but a volume has a channel or more.")
         if self.seed < 0:
@@ -88,7 +94,6 @@ class PreparedDataset:
 
     Attributes:
         layout: how the source folder is arranged, in words.
-        source_dir: folder of the originals.
         output_dir: folder of the datalist.
         sizes: number of images in each section.
         instances: number of cells in all of them.
@@ -98,7 +103,6 @@ class PreparedDataset:
     """
 
     layout: str
-    source_dir: Path
     output_dir: Path
     sizes: Mapping[str, int]
     instances: int
@@ -205,7 +209,6 @@ def check_and_write(
     logger.info("%s: %d images (%s), crops of %s proposed", output, len(used), found.layout, crop)
     return PreparedDataset(
         layout=found.layout,
-        source_dir=source,
         output_dir=output,
         sizes={section: len(sections[section]) for section in SECTIONS},
         instances=sum(good[name].num_instances for name in used),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,10 +88,6 @@ class FoundPairs:
         for name, (image, label) in pairs.items():
             with noting(self.problems):
                 self.pairs[name] = (image, make(name, image, label))
-
-    def add_channels(self, name: str, channels: Sequence[Path]) -> None:
-        """Take the further channels of a pair's image."""
-        self.channels[name] = (self.pairs[name][0], *sorted(channels))
 
     def images(self, name: str) -> tuple[Path, ...]:
         """The image of a pair, or all of its channels."""

@@ -69,7 +69,7 @@ def inspect_cells(image: PathLike, label: PathLike) -> PairReport:
     """Decode an image and its instance map and say what is wrong with them, or how large they are."""
     try:
         pixels, instances = read_image(image), read_instances(label)
-        _check_sizes(image, pixels, label, instances)
+        _check_sizes(image, pixels.shape[:2], label, instances.shape)
     except InputError as error:
         return PairReport(problem=str(error))
     numbers, sizes = np.unique(instances, return_counts=True)
@@ -121,7 +121,8 @@ def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> Pai
     """
     try:
         pixels, classes = read_image(image), read_classes(label)
-        _check_sizes(image, pixels, label, classes)  # before the map, which takes several times the mask's memory
+        # Before the map, which takes several times the mask's memory.
+        _check_sizes(image, pixels.shape[:2], label, classes.shape)
         numbers, classes = classes, label_map.to_classes(classes, label)
     except InputError as error:
         return PairReport(problem=str(error))
@@ -156,10 +157,7 @@ def inspect_volumes(
     try:
         (voxels, affine, _), (ids, label_affine) = read_channels(image, channels, nan), read_volume_label(label)
         image = ensure_tuple(image)[0]
-        if voxels.shape[:3] != ids.shape:
-            raise InputError(
-                f"{label} has {ids.shape} voxels but its image {image} has {voxels.shape[:3]}; both need one size."
-            )
+        _check_sizes(image, voxels.shape[:3], label, ids.shape, "voxels")
         apart = corners_apart(affine, label_affine, ids.shape)
         if apart > SAME_PLACE:
             raise InputError(
@@ -227,11 +225,9 @@ def check_pairs(
     return [report.problem for report in reports]
 
 
-def _check_sizes(image: PathLike, pixels: np.ndarray, label: PathLike, classes: np.ndarray) -> None:
-    if pixels.shape[:2] != classes.shape:
-        raise InputError(
-            f"{label} has {classes.shape} pixels but its image {image} has {pixels.shape[:2]}; both need one size."
-        )
+def _check_sizes(image: PathLike, size: tuple, label: PathLike, label_size: tuple, unit: str = "pixels") -> None:
+    if size != label_size:
+        raise InputError(f"{label} has {label_size} {unit} but its image {image} has {size}; both need one size.")
 
 
 def _describe_pixels(

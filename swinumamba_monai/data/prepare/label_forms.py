@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from monai.config import PathLike
+from monai.utils import ensure_tuple
 from PIL import Image
 
 from swinumamba_monai.data.files.annotations import read_outlines
@@ -143,10 +144,14 @@ def as_outlines(label: Label) -> Label:
     Raises:
         InputError: such a file cannot be read.
     """
-    if not isinstance(label, Path) or label.suffix.lower() not in _OUTLINE_SUFFIXES:
+    if not isinstance(label, Path) or not _is_drawn(label):
         return label
     readers = {".zip": read_rois, ".roi": read_rois, YOLO_SUFFIX: read_yolo}
     return readers.get(label.suffix.lower(), read_outlines)(label)
+
+
+def _is_drawn(file: Path) -> bool:
+    return file.suffix.lower() in _OUTLINE_SUFFIXES
 
 
 def values_of(labels: Sequence[Label]) -> set[int]:
@@ -314,8 +319,7 @@ def size_of(image: Path, label: Label) -> tuple[int, int]:
     Raises:
         InputError: the image cannot be read.
     """
-    drawn = isinstance(label, Annotations) or (isinstance(label, Path) and label.suffix.lower() in _OUTLINE_SUFFIXES)
-    drawn = drawn or (not isinstance(label, Path) and any(p.suffix.lower() in _OUTLINE_SUFFIXES for p in label))
+    drawn = isinstance(label, Annotations) or any(map(_is_drawn, ensure_tuple(label)))
     return read_image(image).shape[:2] if drawn else (0, 0)
 
 

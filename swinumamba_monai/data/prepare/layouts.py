@@ -210,10 +210,18 @@ def _match_channels(images: Sequence[Path], labels: Sequence[Path], source: Path
     first = [image for image in images if image in names]
     match_by_name(first, labels, source, found, names.__getitem__)
     for name, channels in further.items():
-        if name in found.pairs:
-            found.add_channels(name, channels)
-        else:
+        numbers = sorted(int(volume_name(channel)[-4:]) for channel in channels)
+        if name not in found.pairs:
             found.problems.append(f"{channels[0]} is a channel of {name}, but there is no {name}_0000.")
+        elif numbers == list(range(1, len(numbers) + 1)):
+            found.channels[name] = (found.pairs[name][0], *sorted(channels))
+        else:
+            image, _ = found.pairs.pop(name)
+            found.problems.append(
+                f"{image} has the further channels {', '.join(f'{number:04d}' for number in numbers)}, but they are "
+                "counted from 0001 on without a gap; complete them."
+            )
+        found.used.update(channels)
 
 
 def read_dataset_json(source: Path) -> dict:
@@ -243,14 +251,14 @@ def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str
     if given is not None:
         return given
     path = source / "dataset.json"
-    labels = read_dataset_json(source).get("labels", {})
-    if not labels:
+    content = read_dataset_json(source)
+    if not (labels := content.get("labels")):
         found.warnings.append(
             f"no label map is given and {source.name} has none in dataset.json: 1 is taken for {classes[1]}, 2 for "
             f"{classes[2]}, and so on."
         )
         return LabelMap.of_names(classes)
-    available = parse_label_map(labels, path, "regions_class_order" in read_dataset_json(source))
+    available = parse_label_map(labels, path, "regions_class_order" in content)
     selected = select_classes(available, classes)
     if selected is not None and len(selected.ids[0]) > len(available.ids[0]):
         dropped = len(available.names) - len(classes)

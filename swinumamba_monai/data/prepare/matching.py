@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from monai.utils import ensure_tuple
+
 from swinumamba_monai.data.datalist import leads_outside
 from swinumamba_monai.data.files.annotations import read_annotations
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, stated_orientation
@@ -44,7 +46,7 @@ class FoundPictures(FoundPairs):
             label: its label in the form that it has.
             source: folder of the dataset, out of which no link is followed.
         """
-        files = _files_of(label)
+        files = [label.source] if isinstance(label, Annotations) else ensure_tuple(label)
         self.used |= {image, *files}
         of_itself = key.folders[-1:] == (key.name,)  # a folder for each image, and both of one name
         name = "_".join(key.folders if of_itself else [*key.folders, key.name])
@@ -99,8 +101,12 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
     """
     files = sort_files(source, output, objects=masks_of_cells)
     found = FoundPictures("folders images and labels" if files.in_folders else "images and labels in one folder")
-    label_of = _by_key(files, source)
-    pairs = {image: labels for image in files.images if (labels := _labels_of(image, source, label_of)) is not None}
+    label_of: dict[Key, list[Path]] = defaultdict(list)  # the labels by every key that they may have, the best first
+    for label in sorted(files.labels, key=_rank):
+        for key in label_keys(label, source):
+            label_of[key].append(label)
+    keys = {image: next(filter(label_of.__contains__, image_keys(image, source)), None) for image in files.images}
+    pairs = {image: (key, label_of[key]) for image, key in keys.items() if key is not None}
     samples = _samples(files, source, pairs) if masks_of_cells else {}
     if samples:
         found.layout = "DSB-2018 with a mask per nucleus, or a folder with a label map for every image"
@@ -143,24 +149,11 @@ def _no_layout(source: Path, files: Pictures, masks: Sequence[Path]) -> str:
     )
 
 
-def _by_key(files: Pictures, source: Path) -> dict[Key, list[Path]]:
-    """The labels by every key that they may have, the best first."""
-    by_key: dict[Key, list[Path]] = defaultdict(list)
-    for label in sorted(files.labels, key=_rank):
-        for key in label_keys(label, source):
-            by_key[key].append(label)
-    return by_key
-
-
 def _rank(label: Path) -> tuple[int, int]:
+    """How good a label is for an image that has several: 0 and 0 is the best."""
     end = next((place for place, end in enumerate(LABEL_ENDS) if label.stem.lower().endswith(end)), -1)
     form = LABEL_SUFFIXES.index(label.suffix.lower())
     return end, max(0, form - len(IMAGE_SUFFIXES) + 1)
-
-
-def _labels_of(image: Path, source: Path, label_of: dict[Key, list[Path]]) -> tuple[Key, list[Path]] | None:
-    """The key and the labels of an image, the best first; None if there is none."""
-    return next(((key, label_of[key]) for key in image_keys(image, source) if key in label_of), None)
 
 
 def _match_files(
@@ -287,12 +280,6 @@ def _set_sections(found: FoundPairs) -> None:
         found.split["training"] += rest
     elif "training" not in found.split and found.split:
         found.split = {"training": rest, **found.split} if rest else {}
-
-
-def _files_of(label: Label) -> list[Path]:
-    if isinstance(label, Annotations):
-        return [label.source]
-    return [label] if isinstance(label, Path) else list(label)
 
 
 def _is_turned(image: Path, label: Path) -> bool:

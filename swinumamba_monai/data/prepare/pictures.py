@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,19 +102,21 @@ def sort_files(source: Path, output: Path, objects: bool = False) -> Pictures:
     images = [file for file in pictures if kinds[file] == "image"]
     if not images:
         others = [file for file in pictures if kinds[file] is None]
-        named = {file: file.stem.lower() for file in ([] if in_folders else others)}
-        called = {file for file, stem in named.items() if stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem)}
-        called = called or _beside_jpeg(named)
+        called = set() if in_folders else set(filter(_is_called_label, others)) or _beside_jpeg(others)
         images = [file for file in others if file not in called]
+    labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES]
     if in_folders:
-        labels = [file for file in files if kinds[file] == "label" and file.suffix.lower() in LABEL_SUFFIXES]
-        labels = _without_the_other(labels, objects)
+        labels = _without_the_other([file for file in labels if kinds[file] == "label"], objects)
     else:
         taken = set(images)
         # A text beside an image, and not in a folder of labels, may say anything.
-        labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES and file not in taken]
-        labels = [file for file in labels if file.suffix.lower() != YOLO_SUFFIX]
+        labels = [file for file in labels if file not in taken and file.suffix.lower() != YOLO_SUFFIX]
     return Pictures(images, labels, [f for f in files if f.suffix.lower() in (".json", ".xml")], in_folders)
+
+
+def _is_called_label(file: Path) -> bool:
+    stem = file.stem.lower()
+    return stem.endswith(LABEL_ENDS) or _LABEL_START.match(stem) is not None
 
 
 def _is_result(file: Path, stems: Collection[Path]) -> bool:
@@ -160,19 +163,9 @@ def _keys_of(file: Path, source: Path, ends: Iterable[str], start: re.Pattern) -
     return [Key(section, tuple(folders), name) for name in stems]
 
 
-def image_keys(file: Path, source: Path) -> list[Key]:
-    """What an image and its label may have in common, the whole name first.
-
-    Args:
-        file: path of the image.
-        source: folder of the dataset, below which the names of folders count.
-    """
-    return _keys_of(file, source, _IMAGE_ENDS, _IMAGE_START)
-
-
-def label_keys(file: Path, source: Path) -> list[Key]:
-    """The same for a label."""
-    return _keys_of(file, source, LABEL_ENDS, _LABEL_START)
+# What an image and its label may have in common, the whole name first.
+image_keys = partial(_keys_of, ends=_IMAGE_ENDS, start=_IMAGE_START)
+label_keys = partial(_keys_of, ends=LABEL_ENDS, start=_LABEL_START)
 
 
 def labels_among(files: Collection[Path]) -> set[Path]:

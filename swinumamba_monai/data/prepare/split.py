@@ -63,6 +63,8 @@ def read_split(path: Path, fold: int | None = None) -> dict[str, list[str]]:
             content = _fold(content, fold, path)
         elif isinstance(content.get("default"), dict):
             content = content["default"]
+        if "val" in content and "validation" in content:
+            raise InputError(f"{path} has both val and validation; leave one of them.")
         split = {section: list(content[key]) for key, section in _SPLIT_KEYS.items() if key in content}
         twice = [name for name, count in Counter(chain.from_iterable(split.values())).items() if count > 1]
     other = "test" if fold is None else "validation"

@@ -21,7 +21,7 @@ from swinumamba_monai.data.files.volumes import read_volume_label
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
-from swinumamba_monai.errors import InputError, listed
+from swinumamba_monai.errors import InputError, explained, listed
 
 # The gray values of CHAOS's organs in MRI, each with those around it.
 _CHAOS_ORGANS = {"liver": (55, 70), "right kidney": (110, 135), "left kidney": (175, 200), "spleen": (240, 255)}
@@ -65,8 +65,8 @@ def find_chaos(
         found.warnings.append(f"{wanted[0]} alone is used; --series takes {' or '.join(others)} instead.")
     if any("CT" in ground.relative_to(source).parts for ground in grounds):
         found.warnings.append("the CT volumes of CHAOS are left out.")
-    labels = given or LabelMap.of_names(["background", *_CHAOS_ORGANS])
-    numbers = LabelMap.of_names(["background", *_CHAOS_ORGANS]) if given is None else _by_name(_CHAOS_ORGANS, given)
+    organs = LabelMap.of_names(["background", *_CHAOS_ORGANS])
+    numbers = organs if given is None else _by_name(_CHAOS_ORGANS, given)
     found.used.update(grounds, folders.values())
     made.mkdir()
     for (sequence, ground), place in folders.items():
@@ -77,7 +77,7 @@ def find_chaos(
             ids, affine = _read_ground(ground, place)
             write_volume(made / f"{name}.nii.gz", numbers.to_classes(ids, ground), affine)
             found.pairs[name] = (place, made / f"{name}.nii.gz")
-    return found, LabelMap.of_names(labels.names)
+    return found, LabelMap.of_names((given or organs).names)
 
 
 def find_totalsegmentator(
@@ -100,6 +100,9 @@ def find_totalsegmentator(
     available = LabelMap.of_names(["background", *names])
     labels = _by_name(names, given) if given else select_classes(available, classes) or available
     found = FoundPairs("TotalSegmentator, a folder a subject with a mask for each structure")
+    first, last = _TOTALSEGMENTATOR_IMAGES
+    if both := [folder for folder in subjects if (folder / first).is_file() and (folder / last).is_file()]:
+        found.warnings.append(f"of {len(both)} subjects that have both, {last} is taken, and not {first}.")
     wanted = {number for ids in labels.ids[1:] for number in ids}
     found.used |= {*subjects, *images, source / "meta.csv"}
     found.problems += [
@@ -164,8 +167,11 @@ def _read_meta(path: Path, found: FoundPairs) -> dict[str, list[str]]:
     """The sections that TotalSegmentator's table gives, of the subjects that there are."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    problem = explained(f"{path} cannot be read", "save it in UTF-8, with semicolons between its columns")
+    with problem, path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file, delimiter=";"))
+    if not all({"image_id", "split"} <= row.keys() for row in rows):
+        found.warnings.append(f"{path} has no columns image_id and split between semicolons, so it divides nothing.")
     split: dict[str, list[str]] = {}
     for row in rows:
         section = _TOTALSEGMENTATOR_SPLIT.get(str(row.get("split")))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 
 from monai.config import PathLike
 
@@ -14,7 +13,7 @@ from swinumamba_monai.data.datalist import SECTIONS, is_prepared, load_datalist
 from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.data.inputs import Inputs
 from swinumamba_monai.data.listing import Reader, load_images
-from swinumamba_monai.errors import InputError
+from swinumamba_monai.errors import check_known
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +50,17 @@ def load_unlabelled(
     Raises:
         InputError: There are no such images, or a bad one and not ``skip_bad``.
     """
+    check_known("section", [section], SECTIONS if is_prepared(dataset_dir) else SECTIONS[:2])
     options = {} if reader is None else {"reader": reader, "skip_bad": skip_bad}
     found = [_listed(dataset_dir, section, list_folder, options)]
     images = [_resolved(item["image"]) for item in found[0]]
     if is_prepared(dataset_dir):
-        others = {path for name in SECTIONS if name != section for path in _section(dataset_dir, name)}
+        others = {
+            _resolved(item["image"])
+            for name in SECTIONS
+            if name != section
+            for item in load_datalist(dataset_dir, name, check=False, may_be_empty=True)
+        }
     else:
         images, others = _split_folder(images, section)
         found[0].source = f"{dataset_dir} for {section}"
@@ -90,13 +95,6 @@ def _resolved(image: Image) -> Image:
     if isinstance(image, tuple):
         return tuple(map(_resolved, image))
     return str(volume_path(image).resolve())
-
-
-def _section(dataset_dir: PathLike, section: str) -> list[Image]:
-    """The images of a section that may be empty."""
-    with suppress(InputError):
-        return [_resolved(item["image"]) for item in load_datalist(dataset_dir, section, check=False)]
-    return []
 
 
 def _split_folder(images: list[Image], section: str) -> tuple[list[Image], set[Image]]:
