@@ -20,7 +20,7 @@ from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import FrameReader
 from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.data.listing import load_frames
-from swinumamba_monai.data.prepare import dataset, label_forms
+from swinumamba_monai.data.prepare import colour_maps, dataset, label_forms
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import inspect_frames
 from swinumamba_monai.data.prepare.layouts import choose_label_map
@@ -78,7 +78,7 @@ def prepare_endoscopy(
             :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
     source, output = dataset.open_source(source_dir), Path(output_dir).resolve()
-    in_colours = label_forms.read_cvat_colours(source) if label_map is None else label_forms.read_colours(label_map)
+    in_colours = colour_maps.read_cvat_colours(source) if label_map is None else colour_maps.read_colours(label_map)
     label_map, colours = in_colours or (as_label_map(label_map), None)
     options = options or dataset.PrepareOptions()
     threshold = options.mask_threshold
