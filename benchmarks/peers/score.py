@@ -6,16 +6,20 @@ Every nucleus counts, on the border too. F1 is the mean over images at IoU 0.5 a
 all nuclei. With ``--manifest`` each group of images has its line too.
 
     python -m benchmarks.peers.score --dataset_dir prepared --predictions cellpose [--manifest manifest.csv]
+
+``--scores`` writes what was counted in each image to a CSV file.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data import load_datalist, read_instances
 from swinumamba_monai.metrics import CellCounts, cell_counts
 
@@ -48,15 +52,27 @@ def summary(counts: list[list[CellCounts]]) -> str:
     return f"{len(counts)} images: {shares}, found {tp}, false {fp}, missed {fn}"
 
 
+def write_scores(counts: Mapping[str, Sequence[CellCounts]], path: Path) -> None:
+    """A row for every image: nuclei found, false and missed, and F1, at each of :data:`THRESHOLDS`."""
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["name", *(f"{word}_{at}" for at in THRESHOLDS for word in ("found", "false", "missed", "f1"))])
+        for name, each in counts.items():
+            writer.writerow([name, *(value for at in each for value in (at.tp, at.fp, at.fn, f"{at.f1:.4f}"))])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder that `prepare microscopy` wrote")
     parser.add_argument("--predictions", type=Path, required=True, help="folder of NAME_instances.png or .tif")
     parser.add_argument("--manifest", type=Path, help="CSV with the columns name and group")
     parser.add_argument("--section", default="test")
+    parser.add_argument("--scores", type=Path, help="CSV file for the counts of each image")
     args = parser.parse_args()
     counts = score_folder(args.dataset_dir, args.predictions, args.section)
     print("all:", summary(list(counts.values())))
+    if args.scores:
+        write_scores(counts, args.scores)
     if args.manifest:
         with args.manifest.open(newline="") as file:
             groups = {row["name"]: GROUPS.get(row["group"], row["group"]) for row in csv.DictReader(file)}
