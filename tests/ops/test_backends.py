@@ -16,7 +16,7 @@ import torch
 
 from swinumamba_monai.networks import SwinUMambaD, UMambaBot, UMambaEnc
 from swinumamba_monai.networks.norm import LayerNorm
-from swinumamba_monai.networks.vss import SS2D
+from swinumamba_monai.networks.vss import SS2D, VSSBlock
 from swinumamba_monai.ops import BACKENDS, backends, cross_scan_2d, selective_scan, selective_scan_ref
 from swinumamba_monai.ops.cuda import nvrtc
 
@@ -267,7 +267,7 @@ class TestBackendOfANetwork:
 
     def test_portable_takes_the_portable_norm_too(self, emulator):
         """Where the kernels could run: they are on the emulated GPU, and auto takes them."""
-        self.network()(torch.zeros(1, 1, 32, 32))
+        VSSBlock(8, d_state=4)(torch.zeros(1, 4, 4, 8))
         assert {name for name, _ in emulator.launched} >= {"layer_norm", "scan_forward"}
         emulator.launched.clear()
         self.network(scan_backend="portable")(torch.zeros(1, 1, 32, 32))
