@@ -42,7 +42,17 @@ logger = logging.getLogger(__name__)
 
 SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
 # Arguments of the predictor and of this module, beside the entries of the config that they decide about.
-_ARGUMENTS = {*"bundle bundle_dir bundle_root checkpoint ckpt_path dataset_dir device output_dir progress".split()}
+_ARGUMENTS = {
+    "bundle",
+    "bundle_dir",
+    "bundle_root",
+    "checkpoint",
+    "ckpt_path",
+    "dataset_dir",
+    "device",
+    "output_dir",
+    "progress",
+}
 
 
 @dataclass

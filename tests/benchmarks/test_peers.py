@@ -36,7 +36,8 @@ def test_every_nucleus_of_every_image_counts(dataset, tmp_path):
     counts = score.score_folder(folder, out)
     assert score.summary(list(counts.values())) == "2 images: F1 0.833 0.833, AP 0.750, found 3, false 0, missed 1"
     score.write_scores(counts, out / "scores.csv")
-    assert (out / "scores.csv").read_text().split()[1:] == ["a,2,0,0,1.0000,2,0,0,1.0000", "b,1,0,1,0.6667,1,0,1,0.6667"]
+    rows = (out / "scores.csv").read_text().split()
+    assert rows[1:] == ["a,2,0,0,1.0000,2,0,0,1.0000", "b,1,0,1,0.6667,1,0,1,0.6667"]
     (out / "a_instances.png").unlink()
     with pytest.raises(FileNotFoundError, match="a_instances"):
         score.score_folder(folder, out)

@@ -19,10 +19,7 @@ from swinumamba_monai.ops.autocast import to_autocast_dtype
 from .device import ALIGNED
 
 NARROW = 64  # maps of fewer channels have their pixels taken two by two
-BY_PAIRS = (
-    torch.bfloat16,
-    torch.float16,
-)  # the maps that this is faster for, by up to three times; in TF32 it is slower
+BY_PAIRS = (torch.bfloat16, torch.float16)  # for which that is up to three times as fast; in TF32 it is slower
 
 
 def conv2d_cuda(

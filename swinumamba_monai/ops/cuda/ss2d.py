@@ -118,7 +118,7 @@ def _forward(x, *arguments):
     merged, states = torch.empty_like(scanned), []
     for samples in _slices(scanned, weights.A.shape[-1]):
         here = scanned[samples]
-        _, inputs = weights.project(here, x.new_empty(here[..., 0].numel(), len(weights.x_proj)))
+        _, inputs = weights.project(here, x.new_empty(here.shape[:2].numel(), len(weights.x_proj)))
         y, kept = scan_forward(inputs, x.shape[1:3], True, keep)
         merge(y, here, weights.D, merged[samples])
         states.append(kept)
