@@ -65,7 +65,8 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
             raise InputError(
                 f"{source} has no known layout; it needs the folders imagesTr and labelsTr (nnU-Net v2, Decathlon, "
                 f"AMOS 2022), or images and labels, with {_KINDS} in them; or a folder for each case with an image and "
-                f"its label, which is called label, seg or mask or ends so.{hint}"
+                f"its label, which is called label, seg or mask or ends so; or in one folder "
+                f"a.nii.gz and a_seg.nii.gz.{hint}"
             )
         found = FoundPairs("folders images and labels")
         _match_channels(images, labels, source, found)
