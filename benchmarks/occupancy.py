@@ -20,6 +20,7 @@ import torch
 from swinumamba_monai.ops.cuda import scan_one
 from swinumamba_monai.ops.cuda.device import ELEMENTS, divide_channels
 from swinumamba_monai.ops.cuda.fused import CONV_VECTOR, ROWS, RUN, THREADS, divide_row
+from swinumamba_monai.ops.cuda.instance_norm import make_macros as make_instance_macros
 from swinumamba_monai.ops.cuda.nvrtc import read_source
 from swinumamba_monai.ops.cuda.scan_layout import TUNING, make_layout
 from swinumamba_monai.reports.tables import markdown_lines
@@ -90,11 +91,11 @@ def launches(dtype: torch.dtype, shared_kib: int) -> list[Launch]:
     shared = 4 * THREADS * CONV_VECTOR
     found.append(Launch("conv_silu_backward", "conv_silu_backward", "conv.cu", macros, THREADS // 32, shared))
     lanes, _, teams = divide_channels(DECODER_CHANNELS // VECTOR, THREADS)
-    shared = 2 * 4 * lanes * teams * VECTOR
-    for kernel, needed in (
-        ("instance_statistics", shared), ("instance_norm", 0), ("instance_sums", shared), ("instance_backward", 0)
-    ):  # fmt: skip
-        found.append(Launch(kernel, kernel, "instance_norm.cu", own, -(-lanes * teams // 32), needed))
+    for two in (False, True):
+        macros, number = own | make_instance_macros(two), 4 * lanes * teams * VECTOR
+        for kernel, numbers in (("statistics", 2), ("norm", 0), ("sums", 2 + two), ("backward", 0)):
+            name, label = f"instance_{kernel}", f"instance_{kernel}{', two' if two else ''}"
+            found.append(Launch(label, name, "instance_norm.cu", macros, -(-lanes * teams // 32), numbers * number))
     for channels in (CHANNELS, DEEPEST):
         lanes, items = divide_row(channels // VECTOR)
         macros = own | {"LANES": lanes, "ITEMS": items}

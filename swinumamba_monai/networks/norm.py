@@ -62,12 +62,20 @@ class InstanceNorm(nn.InstanceNorm2d):
         super().__init__(channels, eps=eps, affine=affine)
         self.backend = BackendChoice(scan_backend)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, slope: float | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        slope: float | None = None,
+        residual_norm: InstanceNorm | None = None,
+    ) -> Tensor:
         """Map (b, channels, h, w) to the same shape: normed, with a residual added, through LeakyReLU.
 
         Args:
             x: the map.
             residual: what is added; None for nothing.
             slope: slope of LeakyReLU below zero; None for no LeakyReLU.
+            residual_norm: norm, of the same eps, that the residual goes through first; None for none.
         """
-        return self.backend.find(x).instance_norm(x, residual, self.weight, self.bias, self.eps, slope)
+        other = None if residual_norm is None else (residual_norm.weight, residual_norm.bias)
+        return self.backend.find(x).instance_norm(x, residual, self.weight, self.bias, self.eps, slope, other)

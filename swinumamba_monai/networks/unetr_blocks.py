@@ -86,13 +86,21 @@ class UnetrResidualBlock(UnetResBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, in_channels, h, w) to (b, out_channels, h, w)."""
         out = self.conv2(self._finish(self.norm1, self.conv1(x)))
-        return self._finish(self.norm2, out, self.norm3(self.conv3(x)) if self.downsample else x)
+        residual = (self.conv3(x), self.norm3) if self.downsample else (x, None)
+        return self._finish(self.norm2, out, *residual)
 
-    def _finish(self, norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Norm, sum and LeakyReLU."""
+    def _finish(
+        self,
+        norm: nn.Module,
+        x: Tensor,
+        residual: Tensor | None = None,
+        residual_norm: nn.Module | None = None,
+    ) -> Tensor:
+        """Norm, sum with a residual, which may have a norm of its own, and LeakyReLU."""
         if isinstance(norm, InstanceNorm):
-            return norm(x, residual, self.lrelu.negative_slope)
+            return norm(x, residual, self.lrelu.negative_slope, residual_norm)
         x = norm(x)
+        residual = residual if residual_norm is None else residual_norm(residual)
         return self.lrelu(x if residual is None else x + residual)
 
 

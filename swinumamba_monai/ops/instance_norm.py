@@ -15,8 +15,9 @@ def instance_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     slope: float | None = None,
+    residual_norm: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> Tensor:
-    """``leaky_relu(instance_norm(x) + residual)``.
+    """``leaky_relu(instance_norm(x) + residual)``, or ``leaky_relu(instance_norm(x) + instance_norm(residual))``.
 
     Args:
         x: map (b, c, ...) of more than one pixel.
@@ -25,6 +26,8 @@ def instance_norm(
         bias: what is added to each channel, (c,); None for 0.
         eps: number added to the variance.
         slope: slope of LeakyReLU below zero; None for no LeakyReLU.
+        residual_norm: weight and bias of an instance norm, of the same eps, that the residual goes through first; None
+            for none.
 
     Returns:
         map like x.
@@ -33,6 +36,8 @@ def instance_norm(
     tensor([[[-0.5000,  1.0000]]])
     """
     y = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
-    if residual is not None:
+    if residual_norm is not None:
+        y += F.instance_norm(residual, weight=residual_norm[0], bias=residual_norm[1], eps=eps)
+    elif residual is not None:
         y += residual
     return y if slope is None else F.leaky_relu(y, slope, inplace=True)

@@ -56,11 +56,22 @@ def map_inputs(b, h, w, d, n, *, dtype=torch.float32, seed=0, device="cpu") -> d
     }
 
 
+INSTANCE_NORMS = ("weight", "bias", "residual_weight", "residual_bias")
+
+
 def instance_norm_inputs(sizes, dtype=torch.float32, device="cpu") -> dict[str, Tensor]:
-    """Inputs of ``instance_norm`` for maps of these sizes, their channels last in memory."""
+    """Inputs of :func:`call_instance_norm` for maps of these sizes, their channels last in memory."""
     draw = Draw(sum(sizes), dtype, device)
     x, residual = (draw.normal(sizes[0], *sizes[2:], sizes[1]).movedim(-1, 1) for _ in range(2))
-    return {"x": x + 2, "residual": residual, "weight": draw.parameter(sizes[1]), "bias": draw.parameter(sizes[1])}
+    return {"x": x + 2, "residual": residual, **{name: draw.parameter(sizes[1]) for name in INSTANCE_NORMS}}
+
+
+def call_instance_norm(
+    function, x, residual=None, weight=None, bias=None, residual_weight=None, residual_bias=None, slope=0.01, two=True
+) -> Tensor:
+    """``function`` is an instance norm; ``two``: the residual goes through one, too."""
+    other = (residual_weight, residual_bias) if two else None
+    return function(x, residual, weight, bias, 1e-5, slope, other)
 
 
 def sequence_inputs(b, length, groups, d, n, *, dtype=torch.float32, seed=0, device="cpu") -> dict[str, Tensor]:

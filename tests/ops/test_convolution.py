@@ -16,7 +16,9 @@ from swinumamba_monai.ops.cuda.convolution import conv2d_cuda
 # channels in and out, side of the kernel, stride, padding, whether there is a bias, height and width of the map
 CASES = [
     (3, 48, 3, 1, 1, False, 12, 20),  # by pairs of pixels
-    (96, 48, 3, 1, 1, False, 1, 2),
+    (48, 48, 3, 1, 1, False, 3, 2),
+    (96, 48, 3, 1, 1, False, 1, 2),  # by the kernels for the gradient
+    (48, 96, 3, 1, 1, False, 5, 4),
     (5, 7, 3, 1, 1, False, 4, 7),  # an odd width has no pairs
     (3, 48, 1, 1, 0, False, 6, 5),
     (1, 48, 7, 2, 3, True, 12, 9),

@@ -67,8 +67,11 @@ def run_all_kernels(emulator):
             taps, bias = (copied(torch.randn(*shape, channels)) for shape in ((10,), ()))
             y = cuda_fused.conv_silu(x, taps)
             cuda_fused.conv_silu_backward(y, x, taps)
-            normed, statistics = cuda_instance_norm._forward(x, copied(x), bias, bias, 1e-5, 0.1)
-            cuda_instance_norm._backward(copied(x), x, normed, statistics, bias, bias, (1e-5, 0.1), True)
+            for two in (False, True):
+                residual, affine, options = copied(x), [bias] * 4 if two else [bias, bias, None, None], (two, 1e-5, 0.1)
+                normed, statistics = cuda_instance_norm._forward(x, residual, affine, options)
+                kept = (x, residual if two else None, normed, statistics)
+                cuda_instance_norm._backward(copied(x), *kept, affine, options, True)
             rows, gate = x.flatten(0, 2), copied(x).flatten(0, 2)
             y, statistics = cuda_fused.layer_norm(rows, gate, bias, bias, 1e-5)
             cuda_fused.layer_norm_backward(y, statistics, rows, gate, bias, bias)

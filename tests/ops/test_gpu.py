@@ -18,6 +18,7 @@ from cuda_cases import (
     assert_like_float64,
     assert_loss_like_float64,
     assert_near,
+    call_instance_norm,
     doubling_cross_scan,
     instance_norm_inputs,
     leaves,
@@ -215,13 +216,14 @@ def test_layer_norm(shape, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("sizes", [(2, 48, 160, 161), (3, 768, 10, 10), (1, 17, 5, 7, 9)], ids=str)
-def test_instance_norm(sizes, dtype):
+@pytest.mark.parametrize("two", [False, True], ids=["one norm", "two norms"])
+def test_instance_norm(sizes, dtype, two):
     inputs = instance_norm_inputs(sizes, dtype, "cuda")
-
-    def by_kernels(x, residual, weight, bias):
-        return find_backend("cuda", x).instance_norm(x, residual, weight, bias, 1e-5, 0.01)
-
-    assert_like_float64(by_kernels, partial(instance_norm, slope=0.01), inputs, TOLERANCES[dtype])
+    if not two:
+        inputs = {name: t for name, t in inputs.items() if not name.startswith("residual_")}
+    functions = (find_backend("cuda", inputs["x"]).instance_norm, instance_norm)
+    calls = (partial(call_instance_norm, function, two=two) for function in functions)
+    assert_like_float64(*calls, inputs, TOLERANCES[dtype])
 
 
 @DTYPES

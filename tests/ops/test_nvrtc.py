@@ -20,6 +20,7 @@ import torch
 from swinumamba_monai.ops.cuda import nvrtc, scan_one
 from swinumamba_monai.ops.cuda.device import ELEMENTS
 from swinumamba_monai.ops.cuda.fused import ROWS, RUN
+from swinumamba_monai.ops.cuda.instance_norm import make_macros as make_instance_macros
 from swinumamba_monai.ops.cuda.scan_layout import TUNING, make_layout
 
 
@@ -300,7 +301,7 @@ FILES = [
     ("pack.cu", {}),
     *(("conv.cu", {"RUN": RUN, "ROWS": rows}) for rows in ROWS),
     ("row_sums.cu", {}),
-    ("instance_norm.cu", {}),
+    *(("instance_norm.cu", make_instance_macros(two)) for two in (False, True)),
     *(("norm.cu", {"LANES": lanes, "ITEMS": items}) for lanes, items in ((8, 3), (32, 12))),
     ("scan_one.cu", scan_one.make_macros(2, 6400, 132, True)),
     ("scan_one.cu", scan_one.make_macros(1000, 100, 132, False)),
