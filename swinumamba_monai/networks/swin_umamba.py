@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from swinumamba_monai.checks import is_counts, require, require_counts, require_one_of, require_rate
-from swinumamba_monai.ops.backends import check_backend_name
+from swinumamba_monai.ops.backends import BackendChoice, check_backend_name
 from swinumamba_monai.ops.cuda.device import ALIGNED
 
 from .base import BaseNetwork, drop_path_rates, init_conv
@@ -64,6 +64,7 @@ class MambaDecoder(nn.Module):
     ) -> None:
         super().__init__()
         norm = {"norm_name": norm_name, "scan_backend": scan_backend}
+        self.backend = BackendChoice(scan_backend)
         _, *skips = reversed(channels)
         rates = drop_path_rates(drop_path_rate, 0, depths)
         self.expand_layers = nn.ModuleList(PatchExpanding(2 * c, c, **norm) for c in skips)
@@ -80,7 +81,8 @@ class MambaDecoder(nn.Module):
         x, *skips = reversed(features)
         maps = []
         for expand, fuse, stage, skip in zip(self.expand_layers, self.concat_back_dim, self.stages, skips):
-            x = stage(fuse(torch.cat([expand(x), skip], dim=-1)))
+            x = expand(x)
+            x = stage(fuse(self.backend.find(x).join(x, skip, -1)))
             maps.append(x)
         coarser = list(zip(self.seg_layers, maps))[::-1] if all_heads else []
         return [self._finest_logits(x), *(head(m.permute(0, 3, 1, 2)) for head, m in coarser)]

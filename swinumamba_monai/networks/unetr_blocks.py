@@ -135,4 +135,4 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Maps (b, in_channels, h, w) and (b, out_channels, 2 * h, 2 * w) to (b, out_channels, 2 * h, 2 * w)."""
         x = self.transp_conv(x)
-        return self.conv_block(self.backend.find(x).join(x, skip))
+        return self.conv_block(self.backend.find(x).join(x, skip, 1))

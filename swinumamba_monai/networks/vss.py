@@ -217,8 +217,8 @@ class PatchMerging(nn.Module):
         self.norm = make_norm(norm_name, 4 * channels, scan_backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
-        return self.reduction(self.norm(x))
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (b, h / 2, row, w / 2, column, c)
+        return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
 
 
 class PatchExpanding(nn.Module):

@@ -57,8 +57,8 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-def _join(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cat((x, y), dim=1)
+def _join(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    return torch.cat((x, y), dim)
 
 
 def _norm_gate(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -92,7 +92,7 @@ class Backend:
         norm: LayerNorm over the last axis, of x (..., d), weight (d,), bias (d,) and eps.
         instance_norm: instance norm as :func:`.instance_norm.instance_norm`.
         conv2d: convolution of a map, of the first five arguments of ``torch.nn.functional.conv2d``.
-        join: the maps x and y (b, c or d, h, w) as one (b, c + d, h, w).
+        join: ``torch.cat((x, y), dim)`` of two maps, dim being the axis of their channels.
         norm_gate: LayerNorm over the channels of a map times SiLU of a gate, of y and gate, both (b, h, w, d), weight
             (d,), bias (d,) and eps.
         ss2d: one operator for all of :func:`.ss2d.ss2d` with a layer norm; its ``pre_norm`` comes last.
@@ -107,7 +107,7 @@ class Backend:
     norm: Callable[..., Tensor] = _layer_norm
     instance_norm: Callable[..., Tensor] = instance_norm
     conv2d: Callable[..., Tensor] = F.conv2d
-    join: Callable[[Tensor, Tensor], Tensor] = _join
+    join: Callable[[Tensor, Tensor, int], Tensor] = _join
     norm_gate: Callable[..., Tensor] = _norm_gate
     ss2d: Callable[..., Tensor] | None = None
     class_sums: Callable[..., Tensor] | None = None

@@ -12,15 +12,16 @@ from swinumamba_monai.ops.cuda.joining import dense, join_channels
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", [(8, 8), (16, 8), (3, 8)], ids=str)
-def test_like_torch(channels, dtype):
+@pytest.mark.parametrize("dim", [1, -1])
+def test_like_torch(dim, channels, dtype):
     draw = torch.Generator().manual_seed(0)
-    maps = [torch.randn(2, c, 3, 5, generator=draw).to(dtype).requires_grad_() for c in channels]
-    expected, found = torch.cat(maps, dim=1), join_channels(*maps)
+    maps = [torch.randn(2, 3, 5, c, generator=draw).to(dtype).movedim(-1, dim).requires_grad_() for c in channels]
+    expected, found = torch.cat(maps, dim), join_channels(*maps, dim)
     assert torch.equal(found, expected)
     dy = torch.randn(expected.shape, generator=draw).to(dtype)
     gradients, wanted = (torch.autograd.grad(y, maps, dy) for y in (found, expected))
     assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
-    assert all(gradient.is_contiguous(memory_format=torch.channels_last) for gradient in gradients)
+    assert all(gradient.movedim(dim, -1).is_contiguous() for gradient in gradients)
 
 
 @pytest.mark.parametrize("start, stop", [(8, 16), (0, 8), (4, 12), (8, 12)])

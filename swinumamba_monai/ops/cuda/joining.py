@@ -16,38 +16,34 @@ from torch.autograd.function import once_differentiable
 WIDEST = torch.complex128  # the dtype with most bytes, 16
 
 
-def join_channels(x: Tensor, y: Tensor) -> Tensor:
-    """``torch.cat((x, y), dim=1)``.
+def join_channels(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    """``torch.cat((x, y), dim)``.
 
     Args:
-        x: map (b, c, h, w).
-        y: map (b, d, h, w).
-
-    Returns:
-        map (b, c + d, h, w).
+        x: map (b, c, h, w), or (b, h, w, c).
+        y: map with as many pixels.
+        dim: axis of the channels; in memory they lie last.
     """
     if torch.compiler.is_compiling() or x.dtype != y.dtype:
-        return torch.cat((x, y), dim=1)
-    return _Join.apply(x, y)
+        return torch.cat((x, y), dim)
+    return _Join.apply(x.movedim(dim, -1), y.movedim(dim, -1)).movedim(-1, dim)
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor) -> Tensor:
-        ctx.sizes = (x.shape[1], y.shape[1])
-        rows = [t.permute(0, 2, 3, 1).contiguous() for t in (x, y)]
-        out = x.new_empty(*rows[0].shape[:-1], sum(ctx.sizes))
-        for part, source in zip(out.split(ctx.sizes, dim=-1), rows):
+        ctx.sizes = (x.shape[-1], y.shape[-1])
+        out = x.new_empty(*x.shape[:-1], sum(ctx.sizes))
+        for part, source in zip(out.split(ctx.sizes, dim=-1), (x.contiguous(), y.contiguous())):
             if _is_wide(part):
                 part, source = part.view(WIDEST), source.view(WIDEST)
             part.copy_(source)
-        return out.permute(0, 3, 1, 2)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout: Tensor) -> tuple[Tensor, ...]:
-        rows = dout.permute(0, 2, 3, 1).contiguous()
-        return tuple(dense(part).permute(0, 3, 1, 2) for part in rows.split(ctx.sizes, dim=-1))
+        return tuple(map(dense, dout.contiguous().split(ctx.sizes, dim=-1)))
 
 
 def dense(x: Tensor) -> Tensor:
