@@ -37,15 +37,16 @@ SCRATCH = {  # the same network from random weights
     if other != name and base == arm._replace(weights=None, is_adapted=False, rates=base.rates)
 }
 RUN = ("task", "arm", "part", "seed", "share", "steps", "rate")  # what tells a run in scores.csv
+DIGITS = 6  # of a score
 SCORES = {"microscopy": "F1", "endoscopy": "DSC", "abdomen_mri": "DSC"}
 
 
 def read_runs(folder: Path) -> list[dict]:
-    """The results of all jobs that are done."""
+    """The results of all jobs that are done, scores as ``scores.csv`` has them, from which all can be computed again."""
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not runs:
         raise InputError(f"{folder} has no results; give the --output_dir of benchmarks.claim.work.")
-    return runs
+    return [run | {"scores": {case: round(score, DIGITS) for case, score in run["scores"].items()}} for run in runs]
 
 
 def scores_of(
@@ -162,7 +163,7 @@ def write_report(runs_dir: Path, output_dir: Path) -> None:
         for run in runs:
             if not run["is_choice"]:
                 head = [run[name] for name in RUN]
-                writer.writerows([*head, case, f"{score:.6f}"] for case, score in run["scores"].items())
+                writer.writerows([*head, case, f"{score:.{DIGITS}f}"] for case, score in run["scores"].items())
     draw_shares(runs, output_dir / "shares.png")
 
 
