@@ -42,7 +42,7 @@ SCORES = {"microscopy": "F1", "endoscopy": "DSC", "abdomen_mri": "DSC"}
 
 
 def read_runs(folder: Path) -> list[dict]:
-    """The results of all jobs that are done, scores as ``scores.csv`` has them, from which all can be computed again."""
+    """The results of all jobs that are done, their scores as ``scores.csv`` has them."""
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not runs:
         raise InputError(f"{folder} has no results; give the --output_dir of benchmarks.claim.work.")
