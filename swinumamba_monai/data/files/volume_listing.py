@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 # What inference and predict put behind the name of an image.
 _RESULTS = ("classes", "instances", "overlay", "outlines", "probabilities", "entropy")
 # What tells a label from an image where no folder does: the whole name, or its end, as 3D Slicer and BIDS have it too.
-LABEL_NAME = re.compile(r"(?:(.+)[ _.-])?(?:labels?|seg|segmentation|masks?|gt|dseg)", re.IGNORECASE)
+LABEL_WORDS = "labels?|seg|segmentation|masks?|gt|dseg"
+LABEL_NAME = re.compile(rf"(?:(.+)[ _.-])?(?:{LABEL_WORDS})", re.IGNORECASE)
 # What folders of images are called, and those of labels.
 FOLDERS = ("images?|imgs?|volumes?|scans?", "labels?|masks?|segmentations?|annotations?|ground[ _]?truths?|gt")
 _IMAGE_FOLDER, _LABEL_FOLDER = (re.compile(rf"(?:{words})(?:Tr|Va|Ts)?", re.IGNORECASE) for words in FOLDERS)

@@ -19,19 +19,18 @@ from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_seg import CONTOURS_ALONE, find_segmentation, has_contours
 from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
-from swinumamba_monai.data.files.volume_listing import FOLDERS, LABEL_NAME, list_volumes
+from swinumamba_monai.data.files.volume_listing import FOLDERS, LABEL_NAME, LABEL_WORDS, list_volumes
 from swinumamba_monai.data.files.volumes import is_volume_file, volume_name
 from swinumamba_monai.data.files.walk import find_files, is_hidden
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
 from swinumamba_monai.data.prepare.volume_layouts import MASKS
-from swinumamba_monai.errors import InputError, explained
+from swinumamba_monai.errors import InputError, explained, listed
 
 # The folders of a Decathlon-like dataset and the section that each is; AMOS 2022 alone has Va.
 _PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
 
 # The number of a channel that nnU-Net puts after the name of an image.
 _CHANNEL = re.compile(r"(?<=.)_\d{4}$")
-_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg", "-label", "_gt", "_dseg")
 
 _KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM series each,"
 
@@ -148,7 +147,7 @@ _PLAIN = tuple(re.compile(words, re.IGNORECASE) for words in FOLDERS)
 # BTCV has img0001 and label0001, LiTS volume-0 and segmentation-0, others 1_image and 1_mask.
 _IMAGE_WORD, _LABEL_WORD = (
     re.compile(rf"^(?:{words})[ _-]?(?=\d)|(?<=\d)[ _-](?:{words})$", re.IGNORECASE)
-    for words in ("image|img|volume|vol|scan", "label|mask|segmentation|seg|gt")
+    for words in ("image|img|volume|vol|scan", LABEL_WORDS)
 )
 
 
@@ -174,15 +173,17 @@ def match_by_name(
     image_of, label_of = by_name
     alike: dict[str, list[str]] = {}
     for name in label_of:
-        alike.setdefault(_LABEL_WORD.sub("", name), []).append(name)
+        named = LABEL_NAME.fullmatch(name)
+        alike.setdefault(named[1] if named and named[1] else _LABEL_WORD.sub("", name), []).append(name)
     for name, image in image_of.items():
-        others = alike.get(_IMAGE_WORD.sub("", name), [])
-        otherwise = others[0] if len(others) == 1 else None
-        label = label_of.pop(next((name + end for end in _LABEL_ENDS if name + end in label_of), otherwise), None)
-        if label is None:
-            found.problems.append(f"{image} has no label.")
+        others = [name] if name in label_of else alike.get(name) or alike.get(_IMAGE_WORD.sub("", name), [])
+        own = [label_of.pop(other) for other in others if other in label_of]
+        if len(own) == 1:
+            found.add(name, image, own[0], source)
         else:
-            found.add(name, image, label, source)
+            names = listed(label.name for label in own)
+            there = f"{len(own)} labels ({names}), but needs one; take the others out" if own else "no label"
+            found.problems.append(f"{image} has {there}.")
     found.problems += [f"{label} has no image." for label in label_of.values()]
     found.used.update(images, labels)
 
