@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import inspect_frames
 from swinumamba_monai.data.prepare.layouts import choose_label_map
 from swinumamba_monai.data.prepare.matching import match_pictures
+from swinumamba_monai.data.prepare.split import sequence_of
 from swinumamba_monai.data.synthetic.endoscopy import synthesize_endoscopy
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.tasks import TaskFiles
@@ -98,18 +98,18 @@ def prepare_endoscopy(
             found = _find_sequences(source, sequences, labels, made, threshold)
         else:
             found = match_pictures(source, output)
-            labels = label_map or _labels_of(found, source, threshold)
+            labels = label_map or _labels_of(found, threshold)
             if colours is not None or threshold is not None or not _are_numbers(found, labels):
                 found.make_labels(made, make)
-        names, regions = labels.all_names, dict(labels.regions)
-        inspect = partial(inspect_frames, label_map=LabelMap.of_names(names))
-        return dataset.check_and_write("endoscopy", found, source, output, options, inspect, made, names, True, regions)
+        # Frames of one recording look alike, and are called alike but for their number.
+        found.groups = {name: found.groups.get(name, sequence_of(name)) for name in found.pairs}
+        return dataset.check_and_write("endoscopy", found, output, options, labels)
 
 
-def _labels_of(found: FoundPairs, source: Path, threshold: float | None) -> LabelMap:
+def _labels_of(found: FoundPairs, threshold: float | None) -> LabelMap:
     """The classes where none are given: of ``dataset.json``, of outlines, of black and white, or the paper's."""
     labels = [label for _, label in found.pairs.values()]
-    if not (source / "dataset.json").is_file():
+    if not (found.source / "dataset.json").is_file():
         outlines = [label for label in map(_outlines_or_none, labels) if label is not None]
         names = dict.fromkeys(name for label in outlines for name in label.names if simple_name(name) != "background")
         if names == {"": None}:  # outlines without a class
@@ -119,7 +119,7 @@ def _labels_of(found: FoundPairs, source: Path, threshold: float | None) -> Labe
             return select_classes(available, ENDOSCOPY_CLASSES) or available
         if threshold is not None or label_forms.values_of(labels[:_LOOKED_AT]) in _BLACK_AND_WHITE:
             return LabelMap.of_names(_ONE_CLASS)
-    return choose_label_map(source, None, ENDOSCOPY_CLASSES, found)
+    return choose_label_map(found, ENDOSCOPY_CLASSES)
 
 
 def _outlines_or_none(label: Path | Annotations) -> Annotations | None:
@@ -158,7 +158,7 @@ def _find_sequences(
 ) -> FoundPairs:
     """Join the masks of every frame of EndoVis 2017 into one in the folder ``made``."""
     made.mkdir()
-    found = FoundPairs("EndoVis 2017, sequences with left_frames")
+    found = FoundPairs("EndoVis 2017, sequences with left_frames", source, made=made)
     found.used.update(file for name in _MAPPINGS for file in source.rglob(name))
     class_of = {instrument_of(name): number for number, name in enumerate(labels.names)}
     sections: dict[str, list[str]] = {"training": [], "test": []}

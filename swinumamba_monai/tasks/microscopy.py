@@ -72,7 +72,7 @@ def prepare_microscopy(
 
         if not all(is_image_name(label) and not is_of_objects(label) for label in labels):
             found.make_labels(maps, make)
-        return dataset.check_and_write("microscopy", found, source, output, options, inspect_cells, maps)
+        return dataset.check_and_write("microscopy", found, output, options)
 
 
 FILES = TaskFiles(

@@ -67,17 +67,17 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
                 f"its label, which is called label, seg or mask or ends so; or in one folder "
                 f"a.nii.gz and a_seg.nii.gz.{hint}"
             )
-        found = FoundPairs("folders images and labels")
-        _match_channels(images, labels, source, found)
+        found = FoundPairs("folders images and labels", source)
+        _match_channels(images, labels, found)
         found.problems += problems
         return found
-    found = FoundPairs("folders imagesTr and labelsTr")
+    found = FoundPairs("folders imagesTr and labelsTr", source)
     for part, section in _PARTS.items():
         folders = source / f"images{part}", source / f"labels{part}"
         if all(folder.is_dir() for folder in folders):
             before = set(found.pairs)
             images, labels = (list_files(folder) for folder in folders)
-            _match_channels(images, labels, source, found)
+            _match_channels(images, labels, found)
             found.split[section] = [name for name in found.pairs if name not in before]
         elif folders[0].is_dir() and any(list_files(folders[0])):
             found.warnings.append(f"{folders[0]} is not used, because there is no {folders[1].name}.")
@@ -88,7 +88,7 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
 
 def _find_cases(source: Path, list_files: Callable[[Path], list[Path]]) -> FoundPairs | None:
     """A folder for each case, with one image and one label in it; None where there is no such folder."""
-    found = FoundPairs("a folder for each case, with an image and its label")
+    found = FoundPairs("a folder for each case, with an image and its label", source)
     for folder in sorted(place for place in source.iterdir() if place.is_dir() and not is_hidden(place.name)):
         volumes = list_files(folder)
         labels = list(filter(_is_label, volumes))
@@ -96,7 +96,7 @@ def _find_cases(source: Path, list_files: Callable[[Path], list[Path]]) -> Found
         if labels and not images and is_dicom_folder(folder):
             images = [folder]  # of slices, with a segmentation among them
         if len(images) == len(labels) == 1:
-            found.add(folder.name, *images, *labels, source)
+            found.add(folder.name, *images, *labels)
         elif volumes:
             found.used.update(volumes)
             found.problems.append(
@@ -124,8 +124,8 @@ def _find_by_name(source: Path) -> FoundPairs | None:
     made = {folder / "labels" if folder == source else folder for folder in made}
     volumes = list(filter(is_volume_file, find_files(source, made)))
     labels = [volume for volume in volumes if LABEL_NAME.fullmatch(volume_name(volume))]
-    found = FoundPairs("labels beside their images, by their names")
-    _match_channels([volume for volume in volumes if volume not in labels], labels, source, found)
+    found = FoundPairs("labels beside their images, by their names", source)
+    _match_channels([volume for volume in volumes if volume not in labels], labels, found)
     return found if found.pairs else None
 
 
@@ -152,7 +152,7 @@ _IMAGE_WORD, _LABEL_WORD = (
 
 
 def match_by_name(
-    images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
+    images: Sequence[Path], labels: Sequence[Path], found: FoundPairs, name_of: Callable[[Path], str]
 ) -> None:
     """Put images and labels with one name together; a label may have an end like ``_seg`` after it.
 
@@ -161,7 +161,6 @@ def match_by_name(
     Args:
         images: files of images.
         labels: files of labels.
-        source: folder that they lie in.
         found: gets the pairs, and a problem for each file that is of none or has the name of another.
         name_of: gives the name of a file without its suffix.
     """
@@ -179,7 +178,7 @@ def match_by_name(
         others = [name] if name in label_of else alike.get(name) or alike.get(_IMAGE_WORD.sub("", name), [])
         own = [label_of.pop(other) for other in others if other in label_of]
         if len(own) == 1:
-            found.add(name, image, own[0], source)
+            found.add(name, image, own[0])
         else:
             names = listed(label.name for label in own)
             there = f"{len(own)} labels ({names}), but needs one; take the others out" if own else "no label"
@@ -194,7 +193,7 @@ def _called(source: Path, words: re.Pattern) -> Path | None:
     return folders[0] if len(folders) == 1 else None
 
 
-def _match_channels(images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs) -> None:
+def _match_channels(images: Sequence[Path], labels: Sequence[Path], found: FoundPairs) -> None:
     """:func:`match_by_name`, with nnU-Net's number of the channel taken from the images where the labels lack it.
 
     Images with the further numbers are the further channels of the first.
@@ -210,7 +209,7 @@ def _match_channels(images: Sequence[Path], labels: Sequence[Path], source: Path
         else:
             further.setdefault(case, []).append(image)
     first = [image for image in images if image in names]
-    match_by_name(first, labels, source, found, names.__getitem__)
+    match_by_name(first, labels, found, names.__getitem__)
     for name, channels in further.items():
         numbers = sorted(int(volume_name(channel)[-4:]) for channel in channels)
         if name not in found.pairs:
@@ -236,28 +235,24 @@ def read_dataset_json(source: Path) -> dict:
     return content
 
 
-def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str], found: FoundPairs) -> LabelMap:
-    """The label map of a dataset: the one given; else ``classes``, by the names in ``dataset.json``; else that file's.
+def choose_label_map(found: FoundPairs, classes: Sequence[str]) -> LabelMap:
+    """The label map of a dataset: ``classes``, by the names in its ``dataset.json``; else that file's.
 
     Where nothing says what the numbers mean they are taken for ``classes`` in their order, with a warning.
 
     Args:
-        source: folder of the dataset, in which ``dataset.json`` lies.
-        given: label map that the user gives, or None.
+        found: the pairs, which get the warnings.
         classes: the paper's classes, background first.
-        found: gets the warnings.
 
     Raises:
         InputError: ``dataset.json`` cannot be read, or its labels are no label map.
     """
-    if given is not None:
-        return given
-    path = source / "dataset.json"
-    content = read_dataset_json(source)
+    path = found.source / "dataset.json"
+    content = read_dataset_json(found.source)
     if not (labels := content.get("labels")):
         found.warnings.append(
-            f"no label map is given and {source.name} has none in dataset.json: 1 is taken for {classes[1]}, 2 for "
-            f"{classes[2]}, and so on."
+            f"no label map is given and {found.source.name} has none in dataset.json: 1 is taken for {classes[1]}, "
+            f"2 for {classes[2]}, and so on."
         )
         return LabelMap.of_names(classes)
     available = parse_label_map(labels, path, "regions_class_order" in content)

@@ -48,7 +48,7 @@ def find_chaos(
     grounds = sorted({file.parent for file in find_files(source) if file.parent.name == "Ground"})
     if not grounds:
         return None
-    found = FoundPairs("CHAOS, a folder a patient with DICOM files and PNG labels")
+    found = FoundPairs("CHAOS, a folder a patient with DICOM files and PNG labels", source, made=made)
     folders = {
         (sequence, ground): place
         for ground in grounds
@@ -99,7 +99,7 @@ def find_totalsegmentator(
     names = [name.removesuffix(".nii.gz") for name in structures]
     available = LabelMap.of_names(["background", *names])
     labels = _by_name(names, given) if given else select_classes(available, classes) or available
-    found = FoundPairs("TotalSegmentator, a folder a subject with a mask for each structure")
+    found = FoundPairs("TotalSegmentator, a folder a subject with a mask for each structure", source, made=made)
     first, last = _TOTALSEGMENTATOR_IMAGES
     if both := [folder for folder in subjects if (folder / first).is_file() and (folder / last).is_file()]:
         found.warnings.append(f"of {len(both)} subjects that have both, {last} is taken, and not {first}.")
