@@ -89,7 +89,8 @@ def prepare_endoscopy(
     with dataset.label_folder() as made:
 
         def make(name: str, image: Path, label: Path | Annotations) -> Path:
-            ids = label_forms.class_ids_of(label, label_forms.size_of(image, label), labels, threshold, colours)
+            size = label_forms.size_of(image, label)
+            ids = label_forms.class_ids_of(label, size, labels, threshold, colours, found.warnings)
             of_label = label.source if isinstance(label, Annotations) else label
             return label_forms.write_numbers(labels.to_classes(ids, of_label), made / name)
 
@@ -167,7 +168,7 @@ def _find_sequences(
         types = next((path for path in sorted(sequence.rglob("TypeSegmentation")) if path.is_dir()), None)
         folders = sorted(path for path in (sequence / "ground_truth").glob("*") if path.is_dir())
         if types is None and not folders:
-            found.warnings.append(f"{sequence} is not used, because it has no masks.")
+            found.warnings.append(f"{sequence} has no masks, and is not used.")
             continue
         unknown = [folder for folder in folders if types is None and instrument_of(folder.name) not in class_of]
         if unknown:

@@ -68,7 +68,8 @@ def prepare_microscopy(
     with dataset.label_folder() as maps:
 
         def make(name: str, image: Path, label: Label) -> Path:
-            return write_numbers(cells_of(label, size_of(image, label), options.mask_threshold), maps / name)
+            cells = cells_of(label, size_of(image, label), options.mask_threshold, found.warnings)
+            return write_numbers(cells, maps / name)
 
         if not all(is_image_name(label) and not is_of_objects(label) for label in labels):
             found.make_labels(maps, make)

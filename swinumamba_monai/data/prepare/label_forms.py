@@ -45,13 +45,16 @@ _VOID = 0xE0E0C0  # VOC's colour of edges between objects
 _PICKLED = "_seg.npy"  # what Cellpose's window saves
 
 
-def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None) -> np.ndarray:
+def cells_of(
+    label: Label, size: tuple[int, int], threshold: float | None = None, odd: list[str] | None = None
+) -> np.ndarray:
     """The cells of an image, numbered.
 
     Args:
         label: the label in any form; of several files each is the mask of one cell, a single one may number them.
         size: height and width of the image in pixels, which outlines are painted into.
         threshold: the least value of a pixel that belongs to the cell of a mask; None for every value but 0.
+        odd: see :func:`~swinumamba_monai.data.files.shapes.rasterize`.
 
     Returns:
         (H, W) int32.
@@ -61,14 +64,14 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
-        return rasterize(label, numbers_of(label.shapes), size)
+        return rasterize(label, numbers_of(label.shapes), size, odd)
     if isinstance(label, Path) and is_of_objects(label):
         return _by_object(label)
     if isinstance(label, Path):
         return read_instances(label) if is_image_name(label) else _read_array(label)
     if len(label) == 1 and threshold is None:
         (only,) = label
-        numbers = cells_of(only, size)
+        numbers = cells_of(only, size, odd=odd)
         return (numbers > 0).astype(np.int32) if np.unique(numbers).size == 2 else numbers
     cells = None
     for number, file in enumerate(label, start=1):
@@ -87,6 +90,7 @@ def class_ids_of(
     labels: LabelMap,
     threshold: float | None = None,
     colours: Colours | None = None,
+    odd: list[str] | None = None,
 ) -> np.ndarray:
     """The class ids of an image, as ``labels`` has them.
 
@@ -96,6 +100,7 @@ def class_ids_of(
         labels: the classes; outlines are matched by their names, or the number of the class in the file.
         threshold: the least value of a pixel of the only class; None for masks of ids.
         colours: the class of every colour of a mask in colours.
+        odd: see :func:`~swinumamba_monai.data.files.shapes.rasterize`.
 
     Returns:
         (H, W) int32.
@@ -105,7 +110,7 @@ def class_ids_of(
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
-        return rasterize(label, [_class_id(shape, labels, label) for shape in label.shapes], size)
+        return rasterize(label, [_class_id(shape, labels, label) for shape in label.shapes], size, odd)
     if not is_image_name(label):
         return _read_array(label)
     if threshold is not None:
