@@ -91,10 +91,10 @@ class Task:
         options: PrepareOptions | None = None,
         label_map: LabelMap | PathLike | str | None = None,
     ) -> PreparedDataset:
-        """Make a prepared dataset of a downloaded one.
+        """Make a prepared dataset of a downloaded one, whose images are referred to and never copied.
 
         Args:
-            source_dir: folder of the downloaded dataset, which stays as it is.
+            source_dir: folder of the downloaded dataset, which stays as it is; a ``split.json`` in it may divide it.
             output_dir: folder of the prepared one, which may be the same.
             options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
             label_map: the classes and their numbers in the labels, or the JSON file of them; None for the paper's, or

@@ -40,19 +40,9 @@ def prepare_abdomen_mri(
 ) -> dataset.PreparedDataset:
     """Find volumes and label volumes, check every pair, divide them into three sections and write the datalist.
 
-    Six layouts are known; orientation and spacing may be any:
-
-    - nnU-Net v2 raw: ``imagesTr/NAME_0000.nii.gz`` and ``labelsTr/NAME.nii.gz``, likewise ``Ts``, and ``dataset.json``;
-      ``_0001`` and so on are further channels;
-    - the Decathlon: the same without ``_0000``; several channels are the fourth dimension of the files;
-    - AMOS 2022: the same with ``imagesVa`` and ``labelsVa`` as validation section; its CT volumes are left out;
-    - folders ``images`` and ``labels`` with files of the same name; images may be folders with a DICOM series each;
-    - CHAOS and TotalSegmentator: see :mod:`~swinumamba_monai.data.prepare.volume_layouts`.
-
-    ``split.json`` may give ``train`` and ``test`` (and ``validation``), lists of names without suffix, or several such
-    divisions. Originals are referred to and never copied. When the numbers in the label files are not the classes
-    themselves, or a label is not stored on the grid of its image, label volumes that have the classes on these grids
-    are written to ``output_dir/labels``.
+    docs/own_data.md lists the layouts, of which AMOS 2022 loses its CT volumes; orientation and spacing may be any.
+    When the numbers in the label files are not the classes themselves, or a label is not stored on the grid of its
+    image, label volumes that have the classes on these grids are written to ``output_dir/labels``.
 
     Args:
         source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.

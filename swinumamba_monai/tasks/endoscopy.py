@@ -49,23 +49,15 @@ def prepare_endoscopy(
 ) -> dataset.PreparedDataset:
     """Find frames and masks, check every pair, divide them into three sections and write the datalist.
 
-    Two kinds of layouts are known:
+    docs/own_data.md lists the layouts and the forms of labels. Of labels that are no images of class numbers masks of
+    numbers are written into ``output_dir/labels``. What no split says is divided by folder, and else by sequence,
+    because the frames of one surgery look alike.
 
-    - EndoVis 2017: sequences with ``left_frames``, and ``ground_truth`` with a folder of masks for every instrument, or
-      ``TypeSegmentation`` with one mask of instrument numbers. Sequences below a folder with "test" in its name are the
-      test section. ``instrument_type_mapping.json`` or ``mappings.json``, in the source folder or at the sequences,
-      gives the number of every instrument. The masks of a frame are joined into one in ``output_dir/labels``; a pixel
-      of two instruments stays with the first folder by name;
-    - those of :mod:`~swinumamba_monai.data.prepare.pictures`: folders ``images`` and ``labels`` or ``masks`` with files
-      of the same name, as EndoVis 2015, above or below folders for each video or patient; ``imagesTr`` and ``labelsTr``
-      (and ``Ts``) as nnU-Net v2 has them, ``NAME_0000.png`` and ``NAME.png``; ``left_frames`` and ``labels`` as
-      EndoVis 2018; masks next to their frames, as CholecSeg8k; a COCO or CVAT file for all frames.
-
-    In the latter masks have one class number per pixel, in one channel, three equal ones or as the index of a palette;
-    or a colour for each class, black and white, or outlines, of which masks of numbers are written into
-    ``output_dir/labels``. ``split.json`` may give ``train`` and ``test`` (and ``validation``), lists of names without
-    suffix, or several such divisions. What it leaves open is divided by folder, and else by sequence, because the
-    frames of one surgery look alike. Originals are referred to and never copied.
+    EndoVis 2017 has sequences with ``left_frames``, and ``ground_truth`` with a folder of masks for every instrument,
+    or ``TypeSegmentation`` with one mask of instrument numbers. Sequences below a folder with "test" in its name are
+    the test section. ``instrument_type_mapping.json`` or ``mappings.json``, in the source folder or at the sequences,
+    gives the number of every instrument. The masks of a frame are joined into one in ``output_dir/labels``; a pixel of
+    two instruments stays with the first folder by name.
 
     Args:
         source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.

@@ -33,21 +33,9 @@ def prepare_microscopy(
 ) -> dataset.PreparedDataset:
     """Find images and instance maps, check every pair, divide them into three sections and write the datalist.
 
-    Layouts and forms of labels are those of :mod:`~swinumamba_monai.data.prepare.pictures` and
-    :mod:`~swinumamba_monai.data.prepare.label_forms`, among them
-
-    - folders ``images`` and ``labels`` or ``masks`` with files of the same name, or with ``_label`` after the name of
-      the label as in NeurIPS 2022 CellSeg, also below folders ``train`` and ``test`` as StarDist has them, and
-      nnU-Net's ``imagesTr`` and ``labelsTr``;
-    - the same files in one folder, the labels with ``_label``, ``_masks`` or ``_cp_masks``;
-    - DSB-2018 as Kaggle gives it: ``<id>/images/<id>.png`` and one mask per nucleus in ``<id>/masks``; or one label map
-      there;
-    - outlines of QuPath (GeoJSON) or ImageJ (ROI) for each image, or one COCO or CVAT file for all.
-
-    Labels that are no images of numbers become instance maps in ``output_dir/labels``; of two masks the first keeps a
-    pixel, of two outlines that on top. Originals are referred to and never copied. ``split.json`` may give ``train``
-    and ``test`` (and ``validation``), lists of names without suffix. The planes of a stack stay in one section, and
-    QuPath's tiles of a slide.
+    docs/own_data.md lists the layouts and the forms of labels. Those that are no images of numbers become instance maps
+    in ``output_dir/labels``; of two masks the first keeps a pixel, of two outlines that on top. The planes of a stack
+    stay in one section, and QuPath's tiles of a slide.
 
     Args:
         source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
