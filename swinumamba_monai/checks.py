@@ -56,10 +56,5 @@ def require_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
 
 
 def require_rate(name: str, value: object) -> None:
-    """The argument must be a probability below 1, or a ``ValueError`` names it.
-
-    Args:
-        name: name of the argument.
-        value: value that was given.
-    """
+    """The argument must be a probability below 1, or a ``ValueError`` names it."""
     require(name, value, isinstance(value, (int, float)) and 0 <= value < 1, "a number in [0, 1)")

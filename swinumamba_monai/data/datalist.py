@@ -238,12 +238,7 @@ def _task_of(content: Mapping, path: Path) -> Task:
 
 
 def leads_outside(path: Path, folder: Path) -> bool:
-    """Whether a path ends outside of a folder, by ``..``, as an absolute path or through a symbolic link.
-
-    Args:
-        path: path of a file or folder, which need not exist.
-        folder: folder that it should be in.
-    """
+    """Whether a path, which need not exist, ends outside of a folder: by ``..``, as an absolute one, through a link."""
     return not path.resolve().is_relative_to(folder.resolve())
 
 

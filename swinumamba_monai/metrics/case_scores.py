@@ -76,20 +76,11 @@ class CaseScores(CumulativeIterationMetric):
 
     @abstractmethod
     def score(self, pred: torch.Tensor, truth: torch.Tensor) -> Sequence[float]:
-        """The numbers of one case, in the order of ``columns``.
-
-        Args:
-            pred: prediction, channels first.
-            truth: truth, channels first.
-        """
+        """The numbers of one case, prediction and truth with channels first, in the order of ``columns``."""
 
     @abstractmethod
     def labels(self, pred: torch.Tensor, truth: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Truth and prediction as whole numbers of shape (H, W) or (H, W, D), for a picture.
-
-        Args:
-            pred, truth: see :meth:`score`.
-        """
+        """Truth and prediction as whole numbers of shape (H, W) or (H, W, D), for a picture."""
 
     @abstractmethod
     def settings(self) -> dict[str, object]:

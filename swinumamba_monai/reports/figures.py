@@ -184,12 +184,7 @@ def _unique(columns: Mapping[Column, np.ndarray], attribute: str = "score") -> l
 
 
 def painted_case(case: Case, class_names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and prediction over the image without its colours, darkened.
-
-    Args:
-        case: the case.
-        class_names: names of the labels 1, 2, ...; None if labels are cells.
-    """
+    """Truth and prediction over the image without its colours, darkened; without names of labels these are cells."""
     colours = palette(len(class_names) if class_names else case.truth.max())
     grey = np.repeat(case.image.mean(axis=2, keepdims=True), 3, axis=2) * (0.6 / 255)
     truth, pred = grey, grey.copy()

@@ -67,7 +67,6 @@ class Task:
         num_classes: classes of the paper's data, background included; for cells interior and boundary.
         roi_size: the paper's crop (h, w) in pixels.
         small_data: arguments of :meth:`synthesize` that make its smallest useful dataset.
-        module: full name of the module with ``FILES``, where it is not ``swinumamba_monai.tasks.NAME``.
     """
 
     name: str
@@ -77,12 +76,11 @@ class Task:
     num_classes: int
     roi_size: tuple[int, int]
     small_data: Mapping[str, object] = field(default_factory=dict)
-    module: str = ""
 
     @property
     def files(self) -> TaskFiles:
         """What the task's module says of its files; the first time loads its readers."""
-        return import_module(self.module or f"{__name__}.{self.name}").FILES
+        return import_module(f"{__name__}.{self.name}").FILES
 
     def prepare(
         self,

@@ -93,12 +93,7 @@ def affine_of(header: nib.Nifti1Header) -> np.ndarray:
 
 
 def put_forms(header: nib.Nifti1Header, forms: np.ndarray) -> None:
-    """Give a header both forms of another file of the same grid, with their codes and their unit, as they were.
-
-    Args:
-        header: header that is changed.
-        forms: numbers of both forms, the spacing and the unit of the other file, which :func:`read_nifti` gives.
-    """
+    """Give a header the forms of a file of the same grid, as :func:`read_nifti` gives them, with codes and unit."""
     numbers = iter(np.asarray(forms, dtype=np.float64).ravel().tolist())
     for name in _FORMS:
         header[name] = [next(numbers) for _ in range(4)] if name.startswith("srow") else next(numbers)

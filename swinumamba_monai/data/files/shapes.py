@@ -87,12 +87,7 @@ def as_box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 
 
 def as_ellipse(middle: Sequence[float], radii: Sequence[float]) -> np.ndarray:
-    """The outline of an ellipse, as :func:`as_ring`.
-
-    Args:
-        middle: x and y of its middle in pixels.
-        radii: radii along x and y in pixels.
-    """
+    """The outline of an ellipse, as :func:`as_ring`, of its middle (x, y) and its radii along x and y in pixels."""
     angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
     return as_ring(np.asarray(middle) + np.asarray(radii) * np.stack([np.cos(angles), np.sin(angles)], axis=1))
 

@@ -107,9 +107,7 @@ def find_volumes(
 def _labels_among(files: Sequence[Path], series: Sequence[Path]) -> list[Path]:
     """The files that are labels of others: by their folder, beside one of images, or by their name, beside an image.
 
-    Args:
-        files: files of volumes.
-        series: folders of DICOM series, which are images too.
+    The folders of DICOM series are images too.
     """
     images = {file.parent for file in files if not LABEL_NAME.fullmatch(volume_name(file))} | {*series}
     with_images = images | {folder.parent for folder in images if _IMAGE_FOLDER.fullmatch(folder.name)}

@@ -236,13 +236,9 @@ def read_dataset_json(source: Path) -> dict:
 
 
 def choose_label_map(found: FoundPairs, classes: Sequence[str]) -> LabelMap:
-    """The label map of a dataset: ``classes``, by the names in its ``dataset.json``; else that file's.
+    """The paper's ``classes``, by their names in the ``dataset.json`` of a dataset; else the classes of that file.
 
     Where nothing says what the numbers mean they are taken for ``classes`` in their order, with a warning.
-
-    Args:
-        found: the pairs, which get the warnings.
-        classes: the paper's classes, background first.
 
     Raises:
         InputError: ``dataset.json`` cannot be read, or its labels are no label map.

@@ -19,7 +19,7 @@ from swinumamba_monai.data.files.video import VIDEO_SUFFIXES
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
-from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label
+from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label, is_image_name
 from swinumamba_monai.data.prepare.pictures import (
     LABEL_ENDS,
     Key,
@@ -60,10 +60,10 @@ class FoundPictures(FoundPairs):
             self.problems.append(f"{image} has the name of another image, {name}; rename one.")
         elif len(planes) > 1:
             self._take_planes(key, name, image, planes, label)
-        elif isinstance(label, Path) and _is_turned(image, label):
+        elif is_image_name(label) and (turn := stated_orientation(image)) != stated_orientation(label):
             self.problems.append(
-                f"{image} is to be turned before it is seen (its orientation is {stated_orientation(image)}), but its "
-                f"label {label} is not turned like this; save both upright."
+                f"{image} is to be turned before it is seen (its orientation is {turn}), but its label {label} is not "
+                "turned like this; save both upright."
             )
         else:
             self._add(key, name, image, label)
@@ -279,8 +279,3 @@ def _set_sections(found: FoundPairs) -> None:
         found.split["training"] += rest
     elif "training" not in found.split and found.split:
         found.split = {"training": rest, **found.split} if rest else {}
-
-
-def _is_turned(image: Path, label: Path) -> bool:
-    """Whether an image is to be turned in another way than its label, where that is an image too."""
-    return label.suffix.lower() in IMAGE_SUFFIXES and stated_orientation(image) != stated_orientation(label)

@@ -22,12 +22,7 @@ _SPLIT_KEYS = {"train": "training", "validation": "validation", "val": "validati
 
 
 def split_file(path: Path, fold: int | None) -> Path:
-    """The file that divides a dataset: its own, or nnU-Net's beside it where that alone has folds.
-
-    Args:
-        path: path of ``split.json``, which need not be there.
-        fold: number of the fold that is asked for; None for the default division.
-    """
+    """The file that divides a dataset: ``split.json``, or, for a fold, nnU-Net's where that alone is there."""
     nnunet = path.with_name(NNUNET_SPLITS)
     return nnunet if fold is not None and not path.is_file() and nnunet.is_file() else path
 
