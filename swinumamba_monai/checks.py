@@ -44,13 +44,7 @@ def require_counts(**arguments: object) -> None:
 
 
 def require_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
-    """The argument must be one of some words, or a ``ValueError`` lists them.
-
-    Args:
-        name: name of the argument.
-        value: value that was given.
-        allowed: the words.
-    """
+    """The argument must be one of some words, or a ``ValueError`` lists them."""
     words = list(allowed)
     require(name, value, value in words, f"one of {', '.join(words)}")
 

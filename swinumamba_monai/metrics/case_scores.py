@@ -41,13 +41,7 @@ class Column:
 
 
 def dice(truth: np.ndarray, pred: np.ndarray, of_nothing: float = float("nan")) -> float:
-    """DSC of two boolean masks; ``of_nothing`` if both are empty.
-
-    Args:
-        truth: boolean mask.
-        pred: boolean mask of the same shape.
-        of_nothing: what two empty masks score.
-    """
+    """DSC of two boolean masks of one shape; ``of_nothing`` if both are empty."""
     total = np.count_nonzero(truth) + np.count_nonzero(pred)
     return 2 * np.count_nonzero(truth & pred) / total if total else of_nothing
 

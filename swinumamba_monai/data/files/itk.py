@@ -110,12 +110,9 @@ def named_numbers(path: Path) -> dict[int, str]:
 
 
 def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Write a volume, compressed, header and voxels in one file.
+    """Write a volume (X, Y, Z), or (X, Y, Z, C) of several numbers each, compressed, header and voxels in one file.
 
-    Args:
-        path: path of the file, whose suffix says the format.
-        voxels: voxels (X, Y, Z), or (X, Y, Z, C) with several numbers each.
-        affine: affine (4, 4) from voxels to mm, RAS+, with axes at right angles.
+    The suffix says the format; the affine (4, 4), to mm, RAS+, has axes at right angles.
     """
     check_itk(path)
     image = sitk.GetImageFromArray(np.moveaxis(voxels.T, 0, -1) if voxels.ndim == 4 else voxels.T, voxels.ndim == 4)

@@ -276,8 +276,7 @@ def _unused(source: Path, used: set[Path]) -> list[Path]:
 
 def _copy_labels(made: Path | None, output: Path) -> None:
     """Copy the labels that were made, if any, to where the datalist will be; replace no file by another."""
-    files = sorted(made.iterdir()) if made else []
-    targets = {file: output / "labels" / file.name for file in files}
+    targets = {file: output / "labels" / file.name for file in sorted(made.iterdir())} if made else {}
     for file, target in targets.items():
         if target.exists() and target.read_bytes() != file.read_bytes():
             raise InputError(f"{target} exists and is another label; give another output_dir.")

@@ -50,13 +50,7 @@ class FoundPairs:
     made: Path | None = None
 
     def add(self, name: str, image: Path, label: Path) -> None:
-        """Take a pair of files, or note why not.
-
-        Args:
-            name: name of the pair.
-            image: path of its image.
-            label: path of its label.
-        """
+        """Take a pair of files, or note why not."""
         self.used |= {image, label}
         if name in self.pairs:
             self.problems.append(f"{image} has the name of {self.pairs[name][0]}; rename one.")
@@ -83,9 +77,7 @@ class FoundPairs:
     def make_labels(self, folder: Path, make: Callable[[str, Path, Label], Path]) -> None:
         """Put a file in the place of every label; what cannot be made is a problem, and no pair any more.
 
-        Args:
-            folder: folder of the files, which is made.
-            make: writes the file of a label, of the name, the image and the label of a pair.
+        ``make`` gets name, image and label of a pair, and writes into ``folder``, which is made.
         """
         folder.mkdir()
         self.made = folder

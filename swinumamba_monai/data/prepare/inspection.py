@@ -112,13 +112,7 @@ def _count_within(instances: np.ndarray, number: int) -> int:
 
 
 def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> PairReport:
-    """Decode a frame and its class mask and say what is wrong with them, or what they hold.
-
-    Args:
-        image: path of the frame, or name of a plane of a stack.
-        label: path of the mask.
-        label_map: the classes of the numbers in the mask.
-    """
+    """Decode a frame, or a plane of a stack, and its class mask and say what is wrong with them, or what they hold."""
     try:
         pixels, classes = read_image(image), read_classes(label)
         # Before the map, which takes several times the mask's memory.

@@ -38,13 +38,7 @@ class FoundPictures(FoundPairs):
     """The images of a 2-D dataset with their labels in the forms that they have."""
 
     def take(self, key: Key, image: Path, label: Label) -> None:
-        """Take an image with its label, plane by plane where both are stacks, or note why not.
-
-        Args:
-            key: what both have in common, from which the name of the pair is made.
-            image: path of the image.
-            label: its label in the form that it has.
-        """
+        """Take an image with its label, called by what both share, stacks plane by plane, or note why not."""
         files = [label.source] if isinstance(label, Annotations) else ensure_tuple(label)
         self.used |= {image, *files}
         of_itself = key.folders[-1:] == (key.name,)  # a folder for each image, and both of one name
