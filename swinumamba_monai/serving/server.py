@@ -201,46 +201,26 @@ def _find_session(session_id: str) -> SessionInfo | None:
 _NAMES = dict.fromkeys(("model", "image", "id", "tag", "label", "session_id", "strategy", "method"), _name_or_nothing)
 _NAMES |= dict.fromkeys(("file", "files"), _upload)
 _WITH_NAMES_ALONE = ("remove_image", "remove_label", "download_label", "get_image_info", "get_label_info")
-_CHECKS: list[tuple[ModuleType, dict[str, dict[str, Callable]]]] = [
-    (
-        infer,
-        {"run_inference": {"": _is_here, "params": _text(_fields(INFERENCE)), "label": _label, "output": _no_dicom}},
-    ),
-    (wsi_infer, {"run_wsi_inference": {"": _is_here, "wsi": _region}}),
-    (batch_infer, {"run": {"model": _known("models"), "params": _batch, "images": lambda field, value: value}}),
-    (
-        train,
-        {"run_model": {"model": _known("trainers"), "params": _fields(TRAINING)}, "run": {"params": _by_model}},
-    ),
-    (activelearning, {"sample": {"params": _fields(SAMPLING)}}),
-    (
-        scoring,
-        {
-            "run": {"params": _fields(SAMPLING)},
-            "run_method": {"method": _known("scoring"), "params": _fields(SAMPLING)},
-        },
-    ),
-    (logs, {"get_logs": {}}),
-    (
-        session,
-        {
-            "get_session": {"": _is_one_file, "image": check_bounds},
-            "remove_session": {},
-            "create_session": {"uncompress": _one_file},
-        },
-    ),
-    (
-        datastore,
-        {
-            "add_image": {"params": _text(_information)},
-            "save_label": {"params": _text(check_data), "label": _upload},
-            "update_image_info": {"info": _text(_information)},
-            "update_label_info": {"info": _text(check_data)},
-            "download_image": {"check_sum": check_sum},
-            "download_dataset": {},
-            **{name: {} for name in _WITH_NAMES_ALONE},
-        },
-    ),
+_CHECKS: list[tuple[ModuleType, str, dict[str, Callable]]] = [
+    (infer, "run_inference", {"": _is_here, "params": _text(_fields(INFERENCE)), "label": _label, "output": _no_dicom}),
+    (wsi_infer, "run_wsi_inference", {"": _is_here, "wsi": _region}),
+    (batch_infer, "run", {"model": _known("models"), "params": _batch, "images": lambda field, value: value}),
+    (train, "run_model", {"model": _known("trainers"), "params": _fields(TRAINING)}),
+    (train, "run", {"params": _by_model}),
+    (activelearning, "sample", {"params": _fields(SAMPLING)}),
+    (scoring, "run", {"params": _fields(SAMPLING)}),
+    (scoring, "run_method", {"method": _known("scoring"), "params": _fields(SAMPLING)}),
+    (logs, "get_logs", {}),
+    (session, "get_session", {"": _is_one_file, "image": check_bounds}),
+    (session, "remove_session", {}),
+    (session, "create_session", {"uncompress": _one_file}),
+    (datastore, "add_image", {"params": _text(_information)}),
+    (datastore, "save_label", {"params": _text(check_data), "label": _upload}),
+    (datastore, "update_image_info", {"info": _text(_information)}),
+    (datastore, "update_label_info", {"info": _text(check_data)}),
+    (datastore, "download_image", {"check_sum": check_sum}),
+    (datastore, "download_dataset", {}),
+    *((datastore, name, {}) for name in _WITH_NAMES_ALONE),
 ]
 
 
@@ -325,9 +305,8 @@ def _describe_fields(error: RequestValidationError | ValidationError) -> str:
 
 
 def _guard() -> Doorkeeper:
-    for module, functions in _CHECKS:
-        for name, checks in functions.items():
-            setattr(module, name, _checked(getattr(module, name), checks))
+    for module, name, checks in _CHECKS:
+        setattr(module, name, _checked(getattr(module, name), checks))
     datastore.download_dataset = _sent_once(datastore.download_dataset)
     Request.form = functools.partialmethod(Request.form, max_fields=MAX_FIELDS)  # which go into memory
     inner = monai_label.app

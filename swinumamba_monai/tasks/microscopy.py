@@ -11,16 +11,8 @@ from monai.config import PathLike
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.listing import load_images
-from swinumamba_monai.data.prepare import dataset
+from swinumamba_monai.data.prepare import dataset, label_forms
 from swinumamba_monai.data.prepare.inspection import inspect_cells
-from swinumamba_monai.data.prepare.label_forms import (
-    Label,
-    cells_of,
-    is_image_name,
-    is_of_objects,
-    size_of,
-    write_numbers,
-)
 from swinumamba_monai.data.prepare.matching import match_pictures
 from swinumamba_monai.data.prepare.pictures import slide_of
 from swinumamba_monai.data.synthetic.microscopy import synthesize_microscopy
@@ -55,11 +47,12 @@ def prepare_microscopy(
     found.groups = {name: whole for name, whole in found.groups.items() if "#" in name or slide_of(name)}
     with dataset.label_folder() as maps:
 
-        def make(name: str, image: Path, label: Label) -> Path:
-            cells = cells_of(label, size_of(image, label), options.mask_threshold, found.warnings)
-            return write_numbers(cells, maps / name)
+        def make(name: str, image: Path, label: label_forms.Label) -> Path:
+            size = label_forms.size_of(image, label)
+            cells = label_forms.cells_of(label, size, options.mask_threshold, found.warnings)
+            return label_forms.write_numbers(cells, maps / name)
 
-        if not all(is_image_name(label) and not is_of_objects(label) for label in labels):
+        if not all(label_forms.is_image_name(label) and not label_forms.is_of_objects(label) for label in labels):
             found.make_labels(maps, make)
         return dataset.check_and_write("microscopy", found, output, options)
 

@@ -9,14 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from swinumamba_monai.data.files import dicom_series
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
-from swinumamba_monai.data.files.dicom_series import (
-    SERIES_SUFFIX,
-    choose_series,
-    find_series,
-    is_dicom_folder,
-    list_series,
-)
 from swinumamba_monai.data.files.limits import check_file
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
 from swinumamba_monai.data.files.walk import find_files
@@ -60,11 +54,11 @@ def list_volumes(folder: Path, series: str | None = None, problems: list[str] | 
 
 
 def _chosen(volume: Path, series: str) -> Path:
-    found = find_series(volume) if volume.is_dir() else []
+    found = dicom_series.find_series(volume) if volume.is_dir() else []
     if len(found) < 2:
         return volume
-    (chosen,) = choose_series(volume, choose_series(volume, found, series))
-    return volume / f"{chosen.key}{SERIES_SUFFIX}"
+    (chosen,) = dicom_series.choose_series(volume, dicom_series.choose_series(volume, found, series))
+    return volume / f"{chosen.key}{dicom_series.SERIES_SUFFIX}"
 
 
 def find_volumes(
@@ -91,7 +85,8 @@ def find_volumes(
         check_file(path)
         return [str(path)] if is_volume_file(path) or is_dicom_file(path) else []
     files = list(filter(is_volume_file, find_files(path)))
-    found = list_series(path, series, problems, bool(files)) if is_dicom_folder(path) else []
+    is_dicom = dicom_series.is_dicom_folder(path)
+    found = dicom_series.list_series(path, series, problems, bool(files)) if is_dicom else []
     written = names_of_results([volume_name(file) for file in files] + [Path(name).stem for name in found])
     results = {file: None for file in files if volume_name(file) in written}
     if results:

@@ -133,14 +133,8 @@ def read_channels(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """:func:`read_volume` of one file with all channels, or of a file for each of them, which have one grid.
 
-    Args:
-        image: path of the file, or of one for each channel.
-        channels: number of channels.
-        nan: number that takes the place of NaN; None refuses it.
-
-    Returns:
-        The voxels, the affine, and the forms of the NIfTI header of the first file, see
-        :func:`~swinumamba_monai.data.files.nifti.read_nifti`.
+    The voxels, the affine, and the forms of the NIfTI header of the first file are returned, see
+    :func:`~swinumamba_monai.data.files.nifti.read_nifti`.
 
     Raises:
         InputError: As for :func:`read_volume`; there are more or fewer files than channels, or they differ in size or

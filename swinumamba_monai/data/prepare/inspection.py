@@ -143,10 +143,9 @@ def inspect_volumes(
 
     Args:
         image: its path, or those of its channels.
-        label: its path.
-        label_map: the classes.
-        channels: see :func:`~swinumamba_monai.data.files.volumes.read_channels`, as the next.
-        nan: number that takes the place of NaN; None refuses it.
+        channels, nan: see :func:`~swinumamba_monai.data.files.volumes.read_volume`.
+        label: path of the label volume.
+        label_map: the classes of the numbers in it.
     """
     try:
         (voxels, affine, _), (ids, label_affine) = read_channels(image, channels, nan), read_volume_label(label)

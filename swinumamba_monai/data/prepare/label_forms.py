@@ -96,11 +96,10 @@ def class_ids_of(
 
     Args:
         label: a file, or the image's part of a file for many.
-        size: height and width of the image in pixels, which outlines are painted into.
         labels: the classes; outlines are matched by their names, or the number of the class in the file.
         threshold: the least value of a pixel of the only class; None for masks of ids.
         colours: the class of every colour of a mask in colours.
-        odd: see :func:`~swinumamba_monai.data.files.shapes.rasterize`.
+        size, odd: see :func:`cells_of`.
 
     Returns:
         (H, W) int32.
