@@ -13,15 +13,9 @@ import tifffile
 from monai.utils import ensure_tuple
 from PIL import Image
 
+from swinumamba_monai.data.files import images
 from swinumamba_monai.data.files.annotations import read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
-from swinumamba_monai.data.files.images import (
-    IMAGE_SUFFIXES,
-    read_classes,
-    read_image,
-    read_instances,
-    without_copies,
-)
 from swinumamba_monai.data.files.label_map import LabelMap, simple_name
 from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
@@ -38,7 +32,7 @@ YOLO_SUFFIX = ".txt"
 Label = Path | Sequence[Path] | Annotations
 
 _OUTLINE_SUFFIXES = (".geojson", ".json", ".zip", ".roi", YOLO_SUFFIX)
-LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", *_OUTLINE_SUFFIXES)
+LABEL_SUFFIXES = (*images.IMAGE_SUFFIXES, ".npy", *_OUTLINE_SUFFIXES)
 # VOC's and CVAT's folders, in lower case, of labels with a colour for each class, and for each object.
 CLASSES, OBJECTS = "segmentationclass", "segmentationobject"
 _VOID = 0xE0E0C0  # VOC's colour of edges between objects
@@ -68,14 +62,14 @@ def cells_of(
     if isinstance(label, Path) and is_of_objects(label):
         return _by_object(label)
     if isinstance(label, Path):
-        return read_instances(label) if is_image_name(label) else _read_array(label)
+        return images.read_instances(label) if is_image_name(label) else _read_array(label)
     if len(label) == 1 and threshold is None:
         (only,) = label
         numbers = cells_of(only, size, odd=odd)
         return (numbers > 0).astype(np.int32) if np.unique(numbers).size == 2 else numbers
     cells = None
     for number, file in enumerate(label, start=1):
-        mask = without_copies(check_opaque(read_image(file), file))
+        mask = images.without_copies(check_opaque(images.read_image(file), file))
         mask = mask > 0 if threshold is None else mask >= threshold
         cells = np.zeros(mask.shape[:2], np.int32) if cells is None else cells
         if mask.ndim != 2 or mask.shape != cells.shape:
@@ -118,7 +112,7 @@ def class_ids_of(
         return np.where(marked_in(label, threshold), labels.ids[1][0], labels.ids[0][0]).astype(np.int32)
     if colours is not None:
         return _by_colour(label, colours)
-    ids = read_classes(label)
+    ids = images.read_classes(label)
     known = {number for numbers in labels.ids for number in numbers}.union(labels.ignored)
     found = np.unique(ids).tolist()
     if len(labels.names) == 2 and found in ([0, 255], [255]) and 255 not in known:
@@ -133,7 +127,7 @@ def class_ids_of(
 
 def marked_in(mask: Path, threshold: float | None) -> np.ndarray:
     """Where a black and white mask is not black, or as bright as the threshold, (H, W) bool; some are in colour."""
-    pixels = check_opaque(read_image(mask), mask)
+    pixels = check_opaque(images.read_image(mask), mask)
     pixels = pixels if pixels.ndim == 2 else pixels[..., :3].max(-1)
     return pixels > 0 if threshold is None else pixels >= threshold
 
@@ -160,13 +154,13 @@ def values_of(labels: Sequence[Label]) -> set[int]:
     for label in labels:
         if is_image_name(label):
             with suppress(InputError):
-                values |= set(np.unique(read_classes(label)).tolist())
+                values |= set(np.unique(images.read_classes(label)).tolist())
     return values
 
 
 def _codes_of(label: Path) -> np.ndarray:
     """The colours of a mask as numbers, (H, W) int32: red, green and blue, 8 bits each."""
-    mask = check_opaque(read_image(label), label)
+    mask = check_opaque(images.read_image(label), label)
     mask = np.repeat(mask[..., None], 3, axis=-1) if mask.ndim == 2 else mask[..., :3]
     if mask.dtype != np.uint8 or mask.shape[2] != 3 or suffix_of(label) in JPEG_SUFFIXES:
         raise InputError(
@@ -224,7 +218,7 @@ def _class_id(shape: Shape, labels: LabelMap, annotations: Annotations) -> int:
 
 def is_image_name(label: Label) -> bool:
     """Whether a label is an image, or a plane of one, by its name."""
-    return isinstance(label, Path) and file_and_number(label)[0].suffix.lower() in IMAGE_SUFFIXES
+    return isinstance(label, Path) and file_and_number(label)[0].suffix.lower() in images.IMAGE_SUFFIXES
 
 
 def size_of(image: Path, label: Label) -> tuple[int, int]:
@@ -234,7 +228,7 @@ def size_of(image: Path, label: Label) -> tuple[int, int]:
         InputError: the image cannot be read.
     """
     drawn = isinstance(label, Annotations) or any(map(_is_drawn, ensure_tuple(label)))
-    return read_image(image).shape[:2] if drawn else (0, 0)
+    return images.read_image(image).shape[:2] if drawn else (0, 0)
 
 
 def write_numbers(numbers: np.ndarray, place: Path) -> Path:
