@@ -49,6 +49,12 @@ logger = logging.getLogger(__name__)
 DATALIST_NAME = "datalist.json"
 
 SECTIONS = ("training", "validation", "test")
+# What folders and tables of datasets call them.
+SECTION_WORDS = {
+    **dict.fromkeys(("train", "training", "tr"), "training"),
+    **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),
+    **dict.fromkeys(("test", "testing", "ts"), "test"),
+}
 
 _NO_DATALIST = "not a datalist with images and labels"
 _PREPARE = "python -m swinumamba_monai prepare {} --source_dir ... --output_dir ..."

@@ -28,7 +28,7 @@ LABEL_NAME = re.compile(rf"(?:(.+)[ _.-])?(?:{LABEL_WORDS})", re.IGNORECASE)
 FOLDERS = ("images?|imgs?|volumes?|scans?", "labels?|masks?|segmentations?|annotations?|ground[ _]?truths?|gt")
 _IMAGE_FOLDER, _LABEL_FOLDER = (re.compile(rf"(?:{words})(?:Tr|Va|Ts)?", re.IGNORECASE) for words in FOLDERS)
 # The number of a channel that nnU-Net puts behind the name of a case.
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
+CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 def list_volumes(folder: Path, series: str | None = None, problems: list[str] | None = None) -> list[Path]:
@@ -126,7 +126,7 @@ def case_names(names: Sequence[str]) -> dict[str, str]:
     """
     cases: dict[str, list[str]] = {}
     for name in names:
-        match = _CHANNEL.fullmatch(name)
+        match = CHANNEL.fullmatch(name)
         cases.setdefault(match[1] if match else name, []).append(name)
     return {
         name: case if len(alike) == 1 and name.endswith("_0000") else name
@@ -148,7 +148,7 @@ def _group_channels(files: Sequence[Path], channels: int, problems: list[str] | 
     groups: dict[Path, dict[int, Path]] = {}
     found: list[str | tuple[str, ...]] = []
     for file in files:
-        if match := _CHANNEL.fullmatch(volume_name(file)):
+        if match := CHANNEL.fullmatch(volume_name(file)):
             groups.setdefault(file.with_name(match[1]), {})[int(match[2])] = file
         else:
             found.append(str(file))

@@ -14,24 +14,19 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from swinumamba_monai.data.datalist import DATALIST_NAME
+from swinumamba_monai.data.datalist import DATALIST_NAME, SECTION_WORDS
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_seg import CONTOURS_ALONE, find_segmentation, has_contours
 from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
-from swinumamba_monai.data.files.volume_listing import FOLDERS, LABEL_NAME, LABEL_WORDS, list_volumes
+from swinumamba_monai.data.files.volume_listing import CHANNEL, FOLDERS, LABEL_NAME, LABEL_WORDS, list_volumes
 from swinumamba_monai.data.files.volumes import is_volume_file, volume_name
 from swinumamba_monai.data.files.walk import find_files, is_hidden
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
 from swinumamba_monai.data.prepare.volume_layouts import MASKS
 from swinumamba_monai.errors import InputError, explained, listed
 
-# The folders of a Decathlon-like dataset and the section that each is; AMOS 2022 alone has Va.
-_PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
-
-# The number of a channel that nnU-Net puts after the name of an image.
-_CHANNEL = re.compile(r"(?<=.)_\d{4}$")
-
+_PARTS = ("Tr", "Va", "Ts")  # ends of the names of a Decathlon-like dataset's folders; AMOS 2022 alone has Va
 _KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM series each,"
 
 
@@ -72,13 +67,13 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
         found.problems += problems
         return found
     found = FoundPairs("folders imagesTr and labelsTr", source)
-    for part, section in _PARTS.items():
+    for part in _PARTS:
         folders = source / f"images{part}", source / f"labels{part}"
         if all(folder.is_dir() for folder in folders):
             before = set(found.pairs)
             images, labels = (list_files(folder) for folder in folders)
             _match_channels(images, labels, found)
-            found.split[section] = [name for name in found.pairs if name not in before]
+            found.split[SECTION_WORDS[part.lower()]] = [name for name in found.pairs if name not in before]
         elif folders[0].is_dir() and any(list_files(folders[0])):
             found.warnings.append(f"{folders[0]} is not used, because there is no {folders[1].name}.")
     found.split = {section: names for section, names in found.split.items() if names}
@@ -203,7 +198,8 @@ def _match_channels(images: Sequence[Path], labels: Sequence[Path], found: Found
     further: dict[str, list[Path]] = {}
     for image in images:
         own = volume_name(image)
-        case = own if own in label_names else _CHANNEL.sub("", own)
+        match = CHANNEL.fullmatch(own)
+        case = match[1] if match and own not in label_names else own
         if own in label_names or not FURTHER_CHANNEL.search(own):
             names[image] = case
         else:
