@@ -54,8 +54,8 @@ def maps_of(found: FoundPairs, named: Names, labels: LabelMap) -> dict[str, Labe
     """
     maps: dict[str, LabelMap] = {}
     taken: dict[str, str] = {}
-    for name, (image, label) in list(found.pairs.items()):
-        del found.pairs[name]
+    pairs, found.pairs = found.pairs, {}
+    for name, (image, label) in pairs.items():
         with noting(found.problems):
             own = _map_by_names(labels, named[name], label)
             found.pairs[name] = image, label
@@ -71,8 +71,8 @@ def maps_of(found: FoundPairs, named: Names, labels: LabelMap) -> dict[str, Labe
             f"count, as in {found.pairs[first][1].name}: {numbers}."
         )
     if taken:
-        pairs = listed([f"'{name}' for {of_class}" for name, of_class in taken.items()], 5)
-        found.warnings.append(f"segments whose names are no classes are taken by their numbers: {pairs}.")
+        numbers = listed([f"'{name}' for {of_class}" for name, of_class in taken.items()], 5)
+        found.warnings.append(f"segments whose names are no classes are taken by their numbers: {numbers}.")
     return maps
 
 
