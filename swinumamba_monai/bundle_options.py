@@ -221,14 +221,10 @@ def _part(value: object, key: str) -> object:
     return value.get(key) if isinstance(value, Mapping) else None
 
 
-def _is_table(default: object) -> bool:
-    """Whether an entry of a config gives a number to each name, as the tolerances of the organs."""
-    return isinstance(default, Mapping) and bool(default) and all(type(n) in (int, float) for n in default.values())
-
-
 def _check_made(name: str, value: object, default: object) -> None:
     """Refuse what cannot take the place of a component, of a section, of a table, or of a list of components."""
-    if _is_table(default):
+    if isinstance(default, Mapping) and default and all(type(n) in (int, float) for n in default.values()):
+        # A number for each name, as the tolerances of the organs.
         several = value.values() if isinstance(value, Mapping) else value
         numbers = [value] if isinstance(several, (int, float, str)) else several
         if not all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers):

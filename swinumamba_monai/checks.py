@@ -44,22 +44,11 @@ def require_counts(**arguments: object) -> None:
 
 
 def require_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
-    """The argument must be one of some words, or a ``ValueError`` lists them.
-
-    Args:
-        name: name of the argument.
-        value: value that was given.
-        allowed: the words.
-    """
+    """The argument must be one of some words, or a ``ValueError`` lists them."""
     words = list(allowed)
     require(name, value, value in words, f"one of {', '.join(words)}")
 
 
 def require_rate(name: str, value: object) -> None:
-    """The argument must be a probability below 1, or a ``ValueError`` names it.
-
-    Args:
-        name: name of the argument.
-        value: value that was given.
-    """
+    """The argument must be a probability below 1, or a ``ValueError`` names it."""
     require(name, value, isinstance(value, (int, float)) and 0 <= value < 1, "a number in [0, 1)")

@@ -90,9 +90,11 @@ def check_value(name: str, value: object, default: object, shown_name: str = "")
     number = _NUMBERS.get(name)
     if number is None and not isinstance(default, bool) and isinstance(default, (int, float)):
         number = _Number(whole=isinstance(default, int) and name != "nsd_tolerances")
+    # What the config makes of other options; only a component or an expression can take its place.
+    is_made = name in _MADE or (name == "num_classes" and isinstance(default, str))
     if name == "device":
         _check_device(option, value)
-    elif _is_made(name, default) and value is not None and not (isinstance(value, dict) and "_target_" in value):
+    elif is_made and value is not None and not (isinstance(value, dict) and "_target_" in value):
         raise InputError(
             f"{option} is made by the config, {shown(default)}; give what this is made of, or an expression "
             f"that begins with $; got {shown(repr(value))}."
@@ -119,11 +121,6 @@ def check_value(name: str, value: object, default: object, shown_name: str = "")
             )
     elif isinstance(default, list) and isinstance(value, (str, dict)):
         raise InputError(f"{option} must be a list, such as {shown(default)}; got {shown(repr(value))}.")
-
-
-def _is_made(name: str, default: object) -> bool:
-    """Whether the config makes an option of others, so that only a component or an expression can replace it."""
-    return name in _MADE or (name == "num_classes" and isinstance(default, str))
 
 
 def _check_device(option: str, value: object) -> None:

@@ -50,12 +50,7 @@ def why_not_own(path: Path) -> str | None:
 
 
 def refuse(path: Path, reason: str) -> None:
-    """Say in the log that what was kept is not used, and remove it if this user can.
-
-    Args:
-        path: file or folder that was kept.
-        reason: words that follow the path in the sentence.
-    """
+    """Say in the log that what was kept is not used, with the reason behind its path, and remove it if possible."""
     logger.warning("%s %s: it is not used, and made again", path, reason)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

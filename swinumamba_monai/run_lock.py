@@ -107,20 +107,13 @@ class RunLock:
 def prediction_lock(folder: str | PathLike, suffix: str = "") -> RunLock:
     """The lock of an output folder of predictions, the command's and those of a bundle's ``inference``.
 
-    Args:
-        folder: the output folder.
-        suffix: name of a share of the images, which has a lock of its own.
+    A share of the images, which ``suffix`` names, has a lock of its own.
     """
     return RunLock(lock_file(folder, f"predict{suffix}"))
 
 
 def lock_file(folder: str | PathLike, command: str) -> Path:
-    """Where a run of a command holds its output folder.
-
-    Args:
-        folder: the output folder.
-        command: name of the command.
-    """
+    """Where a run of a command holds its output folder."""
     return Path(folder) / f".{command}.lock"
 
 

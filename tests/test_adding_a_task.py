@@ -17,6 +17,7 @@ from monai.data import NumpyReader
 from swinumamba_monai import tasks
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import dataset_dir_or_synthetic, load_class_names, load_datalist
+from swinumamba_monai.data.files.label_map import LabelMap
 from swinumamba_monai.data.prepare.dataset import PrepareOptions, check_and_write
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import PairReport
@@ -41,20 +42,10 @@ def inspect_arrays(image, label, class_names) -> PairReport:
 
 
 def prepare_arrays(source_dir, output_dir, options=None, label_map=None):
-    source, found = Path(source_dir), FoundPairs("arrays")
-    images, labels = (sorted((source / name).glob("*.npy")) for name in ("images", "labels"))
-    match_by_name(images, labels, source, found, lambda file: file.stem)
-    options = options or PrepareOptions()
-    return check_and_write(
-        "arrays",
-        found,
-        source,
-        output_dir,
-        options,
-        lambda image, label: inspect_arrays(image, label, CLASSES),
-        source / "none",
-        CLASSES,
-    )
+    found = FoundPairs("arrays", Path(source_dir))
+    images, labels = (sorted((found.source / name).glob("*.npy")) for name in ("images", "labels"))
+    match_by_name(images, labels, found, lambda file: file.stem)
+    return check_and_write("arrays", found, output_dir, options or PrepareOptions(), LabelMap.of_names(CLASSES))
 
 
 def synthesize_arrays(output_dir, num_train=4, num_validation=1, num_test=1, image_size=(16, 16), seed=0):

@@ -64,13 +64,7 @@ class Complexity:
 
 
 def paper_network(task: Task, system: str, options: Mapping[str, object]) -> nn.Module:
-    """A system for the paper's channels, classes and crops of a task, with the heads of deep supervision.
-
-    Args:
-        task: task whose images the network is for.
-        system: a key of :data:`~swinumamba_monai.networks.SYSTEMS`.
-        options: further arguments of the network.
-    """
+    """A system for the paper's channels, classes and crops of a task, with all heads and further options of its own."""
     sizes = {"in_channels": task.in_channels, "out_channels": task.num_classes, "roi_size": task.roi_size}
     return build_network(system, **sizes, deep_supervision=True, **options)
 

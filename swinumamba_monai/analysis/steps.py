@@ -12,12 +12,7 @@ from swinumamba_monai.tasks import Task
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which a network computes in a precision.
-
-    Args:
-        device: device of the network.
-        precision: ``"bf16"`` for autocast to bfloat16, ``"fp32"`` for none.
-    """
+    """A context in which a network computes in bfloat16, ``"bf16"``, or as it is, ``"fp32"``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -3,9 +3,13 @@
 """Check a dataset and make it a --dataset_dir."""
 
 import argparse
+import os
+import re
 import shlex
 import sys
+from collections.abc import Iterable, Iterator
 
+from swinumamba_monai.errors import listed
 from swinumamba_monai.tasks import TASKS, find_task
 
 
@@ -41,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = data.PrepareOptions(**{name: getattr(arguments, name) for name in names}, progress=_show_progress)
     task = find_task(arguments.task)
     made = task.prepare(arguments.source_dir, arguments.output_dir, options, arguments.label_map)
-    for sentence in made.warnings:
+    for sentence in _in_short(made.warnings):
         print(f"warning: {sentence}")
     print(data.describe_fingerprint(made.fingerprint))
     sections = ", ".join(f"{number} {section}" for section, number in made.sizes.items())
@@ -60,6 +64,17 @@ def run(arguments: argparse.Namespace) -> None:
     nan = f" --nan {arguments.nan:g}" if arguments.nan is not None else ""
     print(f"ready: --dataset_dir {shlex.quote(str(made.output_dir))}{num_classes}{in_channels}{nan}")
     made.inputs.finish()
+
+
+def _in_short(sentences: Iterable[str]) -> Iterator[str]:
+    """The sentences; of those of the form "FILE has WHAT" that differ in the file and in numbers alone the first."""
+    alike: dict[str, list[str]] = {}
+    for sentence in sentences:
+        file, _, what = sentence.partition(" has ")
+        alike.setdefault(re.sub(r"\d+", "", what) if os.sep in file else sentence, []).append(sentence)
+    for first, *others in alike.values():
+        files = listed(other.partition(" has ")[0] for other in others)
+        yield f"{first} So it is with {len(others)} others: {files}." if others else first
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -49,6 +49,12 @@ logger = logging.getLogger(__name__)
 DATALIST_NAME = "datalist.json"
 
 SECTIONS = ("training", "validation", "test")
+# What folders and tables of datasets call them.
+SECTION_WORDS = {
+    **dict.fromkeys(("train", "training", "tr"), "training"),
+    **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),
+    **dict.fromkeys(("test", "testing", "ts"), "test"),
+}
 
 _NO_DATALIST = "not a datalist with images and labels"
 _PREPARE = "python -m swinumamba_monai prepare {} --source_dir ... --output_dir ..."
@@ -238,12 +244,7 @@ def _task_of(content: Mapping, path: Path) -> Task:
 
 
 def leads_outside(path: Path, folder: Path) -> bool:
-    """Whether a path ends outside of a folder, by ``..``, as an absolute path or through a symbolic link.
-
-    Args:
-        path: path of a file or folder, which need not exist.
-        folder: folder that it should be in.
-    """
+    """Whether a path, which need not exist, ends outside of a folder: by ``..``, as an absolute one, through a link."""
     return not path.resolve().is_relative_to(folder.resolve())
 
 

@@ -92,10 +92,9 @@ class Inputs(list):
             self.leave_out(list(pool.map(problem_of, self)), skip_bad)
 
     def finish(self, *others: Inputs) -> None:
-        """Say it all again; what was left out because it was bad is an InputError, when everything else is done.
+        """Say it all again, with what the same run took besides, ``others``.
 
-        Args:
-            others: what the same run took besides.
+        What was left out because it was bad is an InputError, now that everything else is done.
         """
         parts = (self, *others)
         for part in parts:
@@ -108,8 +107,7 @@ class Inputs(list):
 def noting(problems: list[str] | None) -> Iterator[None]:
     """Put the sentence of an :class:`InputError` that ends the block among the problems, and go on behind it.
 
-    Args:
-        problems: sentences, one for each image that cannot be used; with None the error comes out.
+    Without a list of problems, None, the error comes out.
     """
     try:
         yield

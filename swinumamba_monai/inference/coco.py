@@ -20,6 +20,7 @@ from monai.utils import ensure_tuple
 
 from swinumamba_monai.atomic import write_file
 from swinumamba_monai.data import load_images, read_image
+from swinumamba_monai.data.files.limits import check_file
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.polygons import CELL, class_names, outlines, regions
 from swinumamba_monai.weight_files import find_checkpoint
@@ -92,8 +93,8 @@ def write_coco(
     are_classes = kinds == {"classes"}
     if are_classes and metadata is None:
         raise InputError(f"{predictions} holds classes; give the metadata.json of the bundle, which names them.")
-    if missing := [path for path in ensure_tuple(ckpt_path) if not Path(path).is_file()]:
-        raise InputError(f"there are no weights {missing[0]}.")
+    for path in ensure_tuple(ckpt_path):
+        check_file(Path(path))
     names = None
     if metadata is not None:  # also where cells need none: a wrong path is one
         models = Path(metadata).resolve().parent.with_name("models")

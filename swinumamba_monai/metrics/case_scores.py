@@ -41,13 +41,7 @@ class Column:
 
 
 def dice(truth: np.ndarray, pred: np.ndarray, of_nothing: float = float("nan")) -> float:
-    """DSC of two boolean masks; ``of_nothing`` if both are empty.
-
-    Args:
-        truth: boolean mask.
-        pred: boolean mask of the same shape.
-        of_nothing: what two empty masks score.
-    """
+    """DSC of two boolean masks of one shape; ``of_nothing`` if both are empty."""
     total = np.count_nonzero(truth) + np.count_nonzero(pred)
     return 2 * np.count_nonzero(truth & pred) / total if total else of_nothing
 
@@ -76,20 +70,11 @@ class CaseScores(CumulativeIterationMetric):
 
     @abstractmethod
     def score(self, pred: torch.Tensor, truth: torch.Tensor) -> Sequence[float]:
-        """The numbers of one case, in the order of ``columns``.
-
-        Args:
-            pred: prediction, channels first.
-            truth: truth, channels first.
-        """
+        """The numbers of one case, prediction and truth with channels first, in the order of ``columns``."""
 
     @abstractmethod
     def labels(self, pred: torch.Tensor, truth: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Truth and prediction as whole numbers of shape (H, W) or (H, W, D), for a picture.
-
-        Args:
-            pred, truth: see :meth:`score`.
-        """
+        """Truth and prediction as whole numbers of shape (H, W) or (H, W, D), for a picture."""
 
     @abstractmethod
     def settings(self) -> dict[str, object]:

@@ -68,10 +68,7 @@ def find_boundaries(truth: np.ndarray, pred: np.ndarray, spacing: Sequence[float
 def surface_dice(truth: Boundary, pred: Boundary, tolerance: float) -> float:
     """The NSD of what :func:`find_boundaries` found; nan if there is no boundary at all.
 
-    Args:
-        truth: boundary of the truth.
-        pred: boundary of the prediction.
-        tolerance: largest distance that counts as near, in the unit of the spacing.
+    Pieces count as near up to the tolerance, in the unit of the spacing.
     """
     total = truth.sizes.sum() + pred.sizes.sum()
     return float((truth.near(tolerance) + pred.near(tolerance)) / total) if total else float("nan")

@@ -139,19 +139,20 @@ def draw_scores(path: Path, columns: Mapping[Column, np.ndarray], heading: str) 
     """
     boxes = {column: values[np.isfinite(values)] for column, values in columns.items() if not column.is_count}
     boxes = {column: values for column, values in boxes.items() if len(values)}
-    labels = {score: list(dict.fromkeys(c.label for c in boxes if c.score == score)) for score in _unique(boxes)}
+    scores = dict.fromkeys(column.score for column in boxes)
+    labels = {score: list(dict.fromkeys(c.label for c in boxes if c.score == score)) for score in scores}
     widest = max(map(len, labels.values()), default=1)
     figure = Figure(figsize=(2 + max(4, 0.9 * widest), 2.8 * max(len(labels), 1) + 0.5), layout="constrained")
     figure.suptitle(heading, fontsize=10)
     panels = figure.subplots(max(len(labels), 1), 1, squeeze=False)[:, 0]
     jitter = np.random.default_rng(0)
     for axis, (score, places) in zip(panels, labels.items(), strict=False):
-        readings = list(dict.fromkeys(column.reading for column in boxes if column.score == score))
-        width = 0.8 / len(readings)
+        own = list(dict.fromkeys(column.reading for column in boxes if column.score == score))
+        width = 0.8 / len(own)
         for column, values in boxes.items():
             if column.score != score:
                 continue
-            x = places.index(column.label) + width * (readings.index(column.reading) - (len(readings) - 1) / 2)
+            x = places.index(column.label) + width * (own.index(column.reading) - (len(own) - 1) / 2)
             axis.boxplot(
                 [values],
                 positions=[x],
@@ -171,25 +172,14 @@ def draw_scores(path: Path, columns: Mapping[Column, np.ndarray], heading: str) 
             axis.set_ylim(-0.03, 1.03)
         axis.set_ylabel(score)
         axis.grid(axis="y", alpha=0.3)
-    readings = [reading for reading in _unique(boxes, "reading") if reading]
-    if readings:
+    if readings := [reading for reading in dict.fromkeys(column.reading for column in boxes) if reading]:
         patches = [Patch(facecolor=READING_COLOURS[reading], edgecolor="black", label=reading) for reading in readings]
         figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8)
     figure.savefig(path, dpi=150)
 
 
-def _unique(columns: Mapping[Column, np.ndarray], attribute: str = "score") -> list[str]:
-    """The values of an attribute in their first order."""
-    return list(dict.fromkeys(getattr(column, attribute) for column in columns))
-
-
 def painted_case(case: Case, class_names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and prediction over the image without its colours, darkened.
-
-    Args:
-        case: the case.
-        class_names: names of the labels 1, 2, ...; None if labels are cells.
-    """
+    """Truth and prediction over the image without its colours, darkened; without names of labels these are cells."""
     colours = palette(len(class_names) if class_names else case.truth.max())
     grey = np.repeat(case.image.mean(axis=2, keepdims=True), 3, axis=2) * (0.6 / 255)
     truth, pred = grey, grey.copy()

@@ -17,14 +17,9 @@ from swinumamba_monai.inference.polygons import CELL
 
 
 def elements(collection: Mapping) -> list[dict]:
-    """The ``elements`` of an annotation of MONAI Label.
+    """The ``elements`` of an annotation of MONAI Label, of what :func:`~swinumamba_monai.inference.geojson` gives.
 
-    Args:
-        collection: result of :func:`~swinumamba_monai.inference.geojson`.
-
-    Returns:
-        for each feature its ``label`` and ``contours``, lists of x, y. These have no holes, so they are the outer
-        rings alone.
+    Each has a ``label`` and ``contours``, lists of x, y; these have no holes, so they are the outer rings alone.
     """
     found = []
     for feature in collection["features"]:

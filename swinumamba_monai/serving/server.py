@@ -173,51 +173,62 @@ def _by_model(field: str, value: object) -> dict:
     return {model: _fields(TRAINING)(field, own) for model, own in (value or {}).items()}
 
 
+def _is_here(arguments: Mapping[str, object]) -> None:
+    """An inference on an image of the datastore, of a session or sent: any other name could be a file's path."""
+    image, session_id, file = (arguments.get(name) for name in ("image", "session_id", "file"))
+    sent = getattr(file, "filename", None)
+    if not (image or session_id or sent):
+        raise HTTPException(status_code=400, detail="name an image or a session, or send a file with its name.")
+    if session_id and _find_session(session_id) is None:
+        raise HTTPException(status_code=404, detail="there is no session of that name on this server.")
+    if image and not sent and image not in app_instance().datastore().list_images():
+        raise HTTPException(status_code=404, detail="there is no image of that name on this server.")
+
+
+def _is_one_file(arguments: Mapping[str, object]) -> None:
+    """A session, or its image, if that is one file."""
+    if arguments.get("image") and (found := _find_session(arguments["session_id"])) and os.path.isdir(found.image):
+        raise HTTPException(status_code=400, detail="the session has several files, and not one to send.")
+
+
+def _find_session(session_id: str) -> SessionInfo | None:
+    sessions = app_instance().sessions()
+    return None if sessions is None else sessions.get_session(session_id)
+
+
 # What each function behind an address gets, by the names of its arguments. A name with no check here is a number or a
 # switch, of which FastAPI has checked the kind; how large it is is looked at in each.
 _NAMES = dict.fromkeys(("model", "image", "id", "tag", "label", "session_id", "strategy", "method"), _name_or_nothing)
 _NAMES |= dict.fromkeys(("file", "files"), _upload)
 _WITH_NAMES_ALONE = ("remove_image", "remove_label", "download_label", "get_image_info", "get_label_info")
-_CHECKS: list[tuple[ModuleType, dict[str, dict[str, Callable]]]] = [
-    (infer, {"run_inference": {"params": _text(_fields(INFERENCE)), "label": _label, "output": _no_dicom}}),
-    (wsi_infer, {"run_wsi_inference": {"wsi": _region}}),
-    (batch_infer, {"run": {"model": _known("models"), "params": _batch, "images": lambda field, value: value}}),
-    (
-        train,
-        {"run_model": {"model": _known("trainers"), "params": _fields(TRAINING)}, "run": {"params": _by_model}},
-    ),
-    (activelearning, {"sample": {"params": _fields(SAMPLING)}}),
-    (
-        scoring,
-        {
-            "run": {"params": _fields(SAMPLING)},
-            "run_method": {"method": _known("scoring"), "params": _fields(SAMPLING)},
-        },
-    ),
-    (logs, {"get_logs": {}}),
-    (
-        session,
-        {"get_session": {"image": check_bounds}, "remove_session": {}, "create_session": {"uncompress": _one_file}},
-    ),
-    (
-        datastore,
-        {
-            "add_image": {"params": _text(_information)},
-            "save_label": {"params": _text(check_data), "label": _upload},
-            "update_image_info": {"info": _text(_information)},
-            "update_label_info": {"info": _text(check_data)},
-            "download_image": {"check_sum": check_sum},
-            "download_dataset": {},
-            **{name: {} for name in _WITH_NAMES_ALONE},
-        },
-    ),
+_CHECKS: list[tuple[ModuleType, str, dict[str, Callable]]] = [
+    (infer, "run_inference", {"": _is_here, "params": _text(_fields(INFERENCE)), "label": _label, "output": _no_dicom}),
+    (wsi_infer, "run_wsi_inference", {"": _is_here, "wsi": _region}),
+    (batch_infer, "run", {"model": _known("models"), "params": _batch, "images": lambda field, value: value}),
+    (train, "run_model", {"model": _known("trainers"), "params": _fields(TRAINING)}),
+    (train, "run", {"params": _by_model}),
+    (activelearning, "sample", {"params": _fields(SAMPLING)}),
+    (scoring, "run", {"params": _fields(SAMPLING)}),
+    (scoring, "run_method", {"method": _known("scoring"), "params": _fields(SAMPLING)}),
+    (logs, "get_logs", {}),
+    (session, "get_session", {"": _is_one_file, "image": check_bounds}),
+    (session, "remove_session", {}),
+    (session, "create_session", {"uncompress": _one_file}),
+    (datastore, "add_image", {"params": _text(_information)}),
+    (datastore, "save_label", {"params": _text(check_data), "label": _upload}),
+    (datastore, "update_image_info", {"info": _text(_information)}),
+    (datastore, "update_label_info", {"info": _text(check_data)}),
+    (datastore, "download_image", {"check_sum": check_sum}),
+    (datastore, "download_dataset", {}),
+    *((datastore, name, {}) for name in _WITH_NAMES_ALONE),
 ]
 
 
 def _checked(function: Callable, checks: Mapping[str, Callable[[str, object], object]]) -> Callable:
     """A function whose arguments are checked first; a refusal is the answer 400 with the sentence.
 
-    So is what the function finds of the image that it is given. Files that were sent are removed all the same.
+    So is what the function finds of the image that it is given. Files that were sent are removed all the same. The
+    check called "" is of all arguments together, and says itself what the answer is.
     """
     signature = inspect.signature(function)
 
@@ -232,6 +243,8 @@ def _checked(function: Callable, checks: Mapping[str, Callable[[str, object], ob
         except InputError as error:
             raise HTTPException(status_code=400, detail=str(error)) from error
         try:
+            if "" in checks:
+                checks[""](bound.arguments)
             return function(*bound.args, **bound.kwargs)
         except BaseException as error:
             _remove_sent(bound.arguments.get("background_tasks"))
@@ -244,6 +257,7 @@ def _checked(function: Callable, checks: Mapping[str, Callable[[str, object], ob
 
 
 def _say_why(error: BaseException) -> str | None:
+    """The sentence alone, of which no variable of the caller holds the error."""
     return str(cause) if (cause := find_input_error(error)) else None
 
 
@@ -263,43 +277,6 @@ def _sent_once(function: Callable) -> Callable:
         answer = function(limit_cases)
         answer.background = BackgroundTask(remove_file, answer.path)
         return answer
-
-    return call
-
-
-def _of_what_is_here(function: Callable) -> Callable:
-    """An inference on an image of the datastore, of a session or sent: any other name could be a file's path."""
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def call(*args: object, **kwargs: object) -> object:
-        bound = signature.bind(*args, **kwargs)
-        image, session_id, file = (bound.arguments.get(name) for name in ("image", "session_id", "file"))
-        sent = getattr(file, "filename", None)
-        if not (image or session_id or sent):
-            raise HTTPException(status_code=400, detail="name an image or a session, or send a file with its name.")
-        if session_id and _find_session(session_id) is None:
-            raise HTTPException(status_code=404, detail="there is no session of that name on this server.")
-        if image and not sent and image not in app_instance().datastore().list_images():
-            raise HTTPException(status_code=404, detail="there is no image of that name on this server.")
-        return function(*bound.args, **bound.kwargs)
-
-    return call
-
-
-def _find_session(session_id: str) -> SessionInfo | None:
-    sessions = app_instance().sessions()
-    return None if sessions is None else sessions.get_session(session_id)
-
-
-def _one_file_sent(function: Callable) -> Callable:
-    """A session, or its image, if that is one file."""
-
-    @functools.wraps(function)
-    def call(session_id: str, update_ts: bool = False, image: bool = False) -> object:
-        if image and (found := _find_session(session_id)) and os.path.isdir(found.image):
-            raise HTTPException(status_code=400, detail="the session has several files, and not one to send.")
-        return function(session_id, update_ts, image)
 
     return call
 
@@ -328,12 +305,8 @@ def _describe_fields(error: RequestValidationError | ValidationError) -> str:
 
 
 def _guard() -> Doorkeeper:
-    infer.run_inference = _of_what_is_here(infer.run_inference)
-    wsi_infer.run_wsi_inference = _of_what_is_here(wsi_infer.run_wsi_inference)
-    for module, functions in _CHECKS:
-        for name, checks in functions.items():
-            setattr(module, name, _checked(getattr(module, name), checks))
-    session.get_session = _one_file_sent(session.get_session)
+    for module, name, checks in _CHECKS:
+        setattr(module, name, _checked(getattr(module, name), checks))
     datastore.download_dataset = _sent_once(datastore.download_dataset)
     Request.form = functools.partialmethod(Request.form, max_fields=MAX_FIELDS)  # which go into memory
     inner = monai_label.app

@@ -67,7 +67,6 @@ class Task:
         num_classes: classes of the paper's data, background included; for cells interior and boundary.
         roi_size: the paper's crop (h, w) in pixels.
         small_data: arguments of :meth:`synthesize` that make its smallest useful dataset.
-        module: full name of the module with ``FILES``, where it is not ``swinumamba_monai.tasks.NAME``.
     """
 
     name: str
@@ -77,12 +76,11 @@ class Task:
     num_classes: int
     roi_size: tuple[int, int]
     small_data: Mapping[str, object] = field(default_factory=dict)
-    module: str = ""
 
     @property
     def files(self) -> TaskFiles:
         """What the task's module says of its files; the first time loads its readers."""
-        return import_module(self.module or f"{__name__}.{self.name}").FILES
+        return import_module(f"{__name__}.{self.name}").FILES
 
     def prepare(
         self,
@@ -91,10 +89,10 @@ class Task:
         options: PrepareOptions | None = None,
         label_map: LabelMap | PathLike | str | None = None,
     ) -> PreparedDataset:
-        """Make a prepared dataset of a downloaded one.
+        """Make a prepared dataset of a downloaded one, whose images are referred to and never copied.
 
         Args:
-            source_dir: folder of the downloaded dataset, which stays as it is.
+            source_dir: folder of the downloaded dataset, which stays as it is; a ``split.json`` in it may divide it.
             output_dir: folder of the prepared one, which may be the same.
             options: see :class:`~swinumamba_monai.data.prepare.dataset.PrepareOptions`; None for the defaults.
             label_map: the classes and their numbers in the labels, or the JSON file of them; None for the paper's, or

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,19 +40,9 @@ def prepare_abdomen_mri(
 ) -> dataset.PreparedDataset:
     """Find volumes and label volumes, check every pair, divide them into three sections and write the datalist.
 
-    Six layouts are known; orientation and spacing may be any:
-
-    - nnU-Net v2 raw: ``imagesTr/NAME_0000.nii.gz`` and ``labelsTr/NAME.nii.gz``, likewise ``Ts``, and ``dataset.json``;
-      ``_0001`` and so on are further channels;
-    - the Decathlon: the same without ``_0000``; several channels are the fourth dimension of the files;
-    - AMOS 2022: the same with ``imagesVa`` and ``labelsVa`` as validation section; its CT volumes are left out;
-    - folders ``images`` and ``labels`` with files of the same name; images may be folders with a DICOM series each;
-    - CHAOS and TotalSegmentator: see :mod:`~swinumamba_monai.data.prepare.volume_layouts`.
-
-    ``split.json`` may give ``train`` and ``test`` (and ``validation``), lists of names without suffix, or several such
-    divisions. Originals are referred to and never copied. When the numbers in the label files are not the classes
-    themselves, or a label is not stored on the grid of its image, label volumes that have the classes on these grids
-    are written to ``output_dir/labels``.
+    docs/own_data.md lists the layouts, of which AMOS 2022 loses its CT volumes; orientation and spacing may be any.
+    When the numbers in the label files are not the classes themselves, or a label is not stored on the grid of its
+    image, label volumes that have the classes on these grids are written to ``output_dir/labels``.
 
     Args:
         source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
@@ -77,19 +66,16 @@ def prepare_abdomen_mri(
             found, labels = pieces
         else:
             found = find_pairs(source, options.series)
-            _leave_out_other_series(found, source, options.series)
+            _leave_out_other_series(found, options.series)
             _leave_out_ct(found)
-            labels = label_map or segment_names.classes_of(found, source, ABDOMEN_CLASSES)
-            labels = labels or choose_label_map(source, None, ABDOMEN_CLASSES, found)
-        channels = _count_channels(found, source, options.in_channels)
+            named = {name: volumes.names_of_numbers(label) for name, (_, label) in found.pairs.items()}
+            labels = label_map or segment_names.classes_of(named, source, ABDOMEN_CLASSES)
+            labels = labels or choose_label_map(found, ABDOMEN_CLASSES)
+        channels = _count_channels(found, options.in_channels)
         if not pieces:
-            _write_classes(found, labels, made, channels, options)
-        inspect = partial(
-            inspect_volumes, label_map=LabelMap.of_names(labels.all_names), channels=channels, nan=options.nan
-        )
-        names, regions = labels.all_names, dict(labels.regions)
+            _write_classes(found, labels, named, made, channels, options)
         return dataset.check_and_write(
-            "abdomen_mri", found, source, output_dir, options, inspect, made, names, regions=regions
+            "abdomen_mri", found, output_dir, options, labels, channels=channels, nan=options.nan
         )
 
 
@@ -104,12 +90,12 @@ def _leave_out_ct(found: FoundPairs) -> None:
         found.split = {part: names for part, names in found.split.items() if names}
 
 
-def _leave_out_other_series(found: FoundPairs, source: Path, series: str | None) -> None:
+def _leave_out_other_series(found: FoundPairs, series: str | None) -> None:
     """Drop the images that are the only series of their folder, and not the one that is asked for."""
     if series is None or not found.pairs:
         return
     if all(image.is_file() for image, _ in found.pairs.values()):
-        raise InputError(f"series chooses among DICOM series, and {source} has none; leave it out.")
+        raise InputError(f"series chooses among DICOM series, and {found.source} has none; leave it out.")
     pairs, found.pairs = found.pairs, {}
     for name, (image, label) in pairs.items():
         with noting(found.problems):
@@ -118,7 +104,7 @@ def _leave_out_other_series(found: FoundPairs, source: Path, series: str | None)
             found.pairs[name] = (image, label)
 
 
-def _count_channels(found: FoundPairs, source: Path, wanted: int | None) -> int:
+def _count_channels(found: FoundPairs, wanted: int | None) -> int:
     """The channels of the images: those in files of their own, wanted, or of ``dataset.json``; what differs goes."""
     if not found.pairs:
         return 1
@@ -140,12 +126,17 @@ def _count_channels(found: FoundPairs, source: Path, wanted: int | None) -> int:
         raise InputError(f"in_channels is {wanted}, but most images have {channels} files of a channel each.")
     if channels > 1 or wanted is not None:
         return wanted or channels
-    named = read_dataset_json(source).get("channel_names") or read_dataset_json(source).get("modality") or {}
-    return max(1, len(named))
+    content = read_dataset_json(found.source)
+    return max(1, len(content.get("channel_names") or content.get("modality") or {}))
 
 
 def _write_classes(
-    found: FoundPairs, labels: LabelMap, folder: Path, channels: int, options: dataset.PrepareOptions
+    found: FoundPairs,
+    labels: LabelMap,
+    named: segment_names.Names,
+    folder: Path,
+    channels: int,
+    options: dataset.PrepareOptions,
 ) -> None:
     """Write the labels of all pairs as class numbers on the grids of their images, unless all are so already.
 
@@ -153,7 +144,7 @@ def _write_classes(
     the image's grid alone, as 3D Slicer does. With ``label_grid="image"`` its place does not count. Where it names its
     numbers itself the names count.
     """
-    maps = segment_names.maps_of(found, labels)
+    maps = segment_names.maps_of(found, named, labels)
     turned: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, (_, label) in list(found.pairs.items()):
         try:

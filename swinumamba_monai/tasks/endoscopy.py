@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.inspection import inspect_frames
 from swinumamba_monai.data.prepare.layouts import choose_label_map
 from swinumamba_monai.data.prepare.matching import match_pictures
+from swinumamba_monai.data.prepare.split import sequence_of
 from swinumamba_monai.data.synthetic.endoscopy import synthesize_endoscopy
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.tasks import TaskFiles
@@ -49,23 +49,15 @@ def prepare_endoscopy(
 ) -> dataset.PreparedDataset:
     """Find frames and masks, check every pair, divide them into three sections and write the datalist.
 
-    Two kinds of layouts are known:
+    docs/own_data.md lists the layouts and the forms of labels. Of labels that are no images of class numbers masks of
+    numbers are written into ``output_dir/labels``. What no split says is divided by folder, and else by sequence,
+    because the frames of one surgery look alike.
 
-    - EndoVis 2017: sequences with ``left_frames``, and ``ground_truth`` with a folder of masks for every instrument, or
-      ``TypeSegmentation`` with one mask of instrument numbers. Sequences below a folder with "test" in its name are the
-      test section. ``instrument_type_mapping.json`` or ``mappings.json``, in the source folder or at the sequences,
-      gives the number of every instrument. The masks of a frame are joined into one in ``output_dir/labels``; a pixel
-      of two instruments stays with the first folder by name;
-    - those of :mod:`~swinumamba_monai.data.prepare.pictures`: folders ``images`` and ``labels`` or ``masks`` with files
-      of the same name, as EndoVis 2015, above or below folders for each video or patient; ``imagesTr`` and ``labelsTr``
-      (and ``Ts``) as nnU-Net v2 has them, ``NAME_0000.png`` and ``NAME.png``; ``left_frames`` and ``labels`` as
-      EndoVis 2018; masks next to their frames, as CholecSeg8k; a COCO or CVAT file for all frames.
-
-    In the latter masks have one class number per pixel, in one channel, three equal ones or as the index of a palette;
-    or a colour for each class, black and white, or outlines, of which masks of numbers are written into
-    ``output_dir/labels``. ``split.json`` may give ``train`` and ``test`` (and ``validation``), lists of names without
-    suffix, or several such divisions. What it leaves open is divided by folder, and else by sequence, because the
-    frames of one surgery look alike. Originals are referred to and never copied.
+    EndoVis 2017 has sequences with ``left_frames``, and ``ground_truth`` with a folder of masks for every instrument,
+    or ``TypeSegmentation`` with one mask of instrument numbers. Sequences below a folder with "test" in its name are
+    the test section. ``instrument_type_mapping.json`` or ``mappings.json``, in the source folder or at the sequences,
+    gives the number of every instrument. The masks of a frame are joined into one in ``output_dir/labels``; a pixel of
+    two instruments stays with the first folder by name.
 
     Args:
         source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
@@ -89,7 +81,8 @@ def prepare_endoscopy(
     with dataset.label_folder() as made:
 
         def make(name: str, image: Path, label: Path | Annotations) -> Path:
-            ids = label_forms.class_ids_of(label, label_forms.size_of(image, label), labels, threshold, colours)
+            size = label_forms.size_of(image, label)
+            ids = label_forms.class_ids_of(label, size, labels, threshold, colours, found.warnings)
             of_label = label.source if isinstance(label, Annotations) else label
             return label_forms.write_numbers(labels.to_classes(ids, of_label), made / name)
 
@@ -98,18 +91,18 @@ def prepare_endoscopy(
             found = _find_sequences(source, sequences, labels, made, threshold)
         else:
             found = match_pictures(source, output)
-            labels = label_map or _labels_of(found, source, threshold)
+            labels = label_map or _labels_of(found, threshold)
             if colours is not None or threshold is not None or not _are_numbers(found, labels):
                 found.make_labels(made, make)
-        names, regions = labels.all_names, dict(labels.regions)
-        inspect = partial(inspect_frames, label_map=LabelMap.of_names(names))
-        return dataset.check_and_write("endoscopy", found, source, output, options, inspect, made, names, True, regions)
+        # Frames of one recording look alike, and are called alike but for their number.
+        found.groups = {name: found.groups.get(name, sequence_of(name)) for name in found.pairs}
+        return dataset.check_and_write("endoscopy", found, output, options, labels)
 
 
-def _labels_of(found: FoundPairs, source: Path, threshold: float | None) -> LabelMap:
+def _labels_of(found: FoundPairs, threshold: float | None) -> LabelMap:
     """The classes where none are given: of ``dataset.json``, of outlines, of black and white, or the paper's."""
     labels = [label for _, label in found.pairs.values()]
-    if not (source / "dataset.json").is_file():
+    if not (found.source / "dataset.json").is_file():
         outlines = [label for label in map(_outlines_or_none, labels) if label is not None]
         names = dict.fromkeys(name for label in outlines for name in label.names if simple_name(name) != "background")
         if names == {"": None}:  # outlines without a class
@@ -119,7 +112,7 @@ def _labels_of(found: FoundPairs, source: Path, threshold: float | None) -> Labe
             return select_classes(available, ENDOSCOPY_CLASSES) or available
         if threshold is not None or label_forms.values_of(labels[:_LOOKED_AT]) in _BLACK_AND_WHITE:
             return LabelMap.of_names(_ONE_CLASS)
-    return choose_label_map(source, None, ENDOSCOPY_CLASSES, found)
+    return choose_label_map(found, ENDOSCOPY_CLASSES)
 
 
 def _outlines_or_none(label: Path | Annotations) -> Annotations | None:
@@ -158,7 +151,7 @@ def _find_sequences(
 ) -> FoundPairs:
     """Join the masks of every frame of EndoVis 2017 into one in the folder ``made``."""
     made.mkdir()
-    found = FoundPairs("EndoVis 2017, sequences with left_frames")
+    found = FoundPairs("EndoVis 2017, sequences with left_frames", source, made=made)
     found.used.update(file for name in _MAPPINGS for file in source.rglob(name))
     class_of = {instrument_of(name): number for number, name in enumerate(labels.names)}
     sections: dict[str, list[str]] = {"training": [], "test": []}
@@ -167,7 +160,7 @@ def _find_sequences(
         types = next((path for path in sorted(sequence.rglob("TypeSegmentation")) if path.is_dir()), None)
         folders = sorted(path for path in (sequence / "ground_truth").glob("*") if path.is_dir())
         if types is None and not folders:
-            found.warnings.append(f"{sequence} is not used, because it has no masks.")
+            found.warnings.append(f"{sequence} has no masks, and is not used.")
             continue
         unknown = [folder for folder in folders if types is None and instrument_of(folder.name) not in class_of]
         if unknown:

@@ -11,16 +11,8 @@ from monai.config import PathLike
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, ImageFileReader
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.listing import load_images
-from swinumamba_monai.data.prepare import dataset
+from swinumamba_monai.data.prepare import dataset, label_forms
 from swinumamba_monai.data.prepare.inspection import inspect_cells
-from swinumamba_monai.data.prepare.label_forms import (
-    Label,
-    cells_of,
-    is_image_name,
-    is_of_objects,
-    size_of,
-    write_numbers,
-)
 from swinumamba_monai.data.prepare.matching import match_pictures
 from swinumamba_monai.data.prepare.pictures import slide_of
 from swinumamba_monai.data.synthetic.microscopy import synthesize_microscopy
@@ -33,21 +25,9 @@ def prepare_microscopy(
 ) -> dataset.PreparedDataset:
     """Find images and instance maps, check every pair, divide them into three sections and write the datalist.
 
-    Layouts and forms of labels are those of :mod:`~swinumamba_monai.data.prepare.pictures` and
-    :mod:`~swinumamba_monai.data.prepare.label_forms`, among them
-
-    - folders ``images`` and ``labels`` or ``masks`` with files of the same name, or with ``_label`` after the name of
-      the label as in NeurIPS 2022 CellSeg, also below folders ``train`` and ``test`` as StarDist has them, and
-      nnU-Net's ``imagesTr`` and ``labelsTr``;
-    - the same files in one folder, the labels with ``_label``, ``_masks`` or ``_cp_masks``;
-    - DSB-2018 as Kaggle gives it: ``<id>/images/<id>.png`` and one mask per nucleus in ``<id>/masks``; or one label map
-      there;
-    - outlines of QuPath (GeoJSON) or ImageJ (ROI) for each image, or one COCO or CVAT file for all.
-
-    Labels that are no images of numbers become instance maps in ``output_dir/labels``; of two masks the first keeps a
-    pixel, of two outlines that on top. Originals are referred to and never copied. ``split.json`` may give ``train``
-    and ``test`` (and ``validation``), lists of names without suffix. The planes of a stack stay in one section, and
-    QuPath's tiles of a slide.
+    docs/own_data.md lists the layouts and the forms of labels. Those that are no images of numbers become instance maps
+    in ``output_dir/labels``; of two masks the first keeps a pixel, of two outlines that on top. The planes of a stack
+    stay in one section, and QuPath's tiles of a slide.
 
     Args:
         source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
@@ -67,12 +47,14 @@ def prepare_microscopy(
     found.groups = {name: whole for name, whole in found.groups.items() if "#" in name or slide_of(name)}
     with dataset.label_folder() as maps:
 
-        def make(name: str, image: Path, label: Label) -> Path:
-            return write_numbers(cells_of(label, size_of(image, label), options.mask_threshold), maps / name)
+        def make(name: str, image: Path, label: label_forms.Label) -> Path:
+            size = label_forms.size_of(image, label)
+            cells = label_forms.cells_of(label, size, options.mask_threshold, found.warnings)
+            return label_forms.write_numbers(cells, maps / name)
 
-        if not all(is_image_name(label) and not is_of_objects(label) for label in labels):
+        if not all(label_forms.is_image_name(label) and not label_forms.is_of_objects(label) for label in labels):
             found.make_labels(maps, make)
-        return dataset.check_and_write("microscopy", found, source, output, options, inspect_cells, maps)
+        return dataset.check_and_write("microscopy", found, output, options)
 
 
 FILES = TaskFiles(

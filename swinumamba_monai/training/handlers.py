@@ -35,12 +35,7 @@ class EarlyStop:
         self.val_interval = val_interval
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
-        """Look after every validation, and before the first epoch of a run that was resumed.
-
-        Args:
-            trainer: trainer that is stopped.
-            evaluator: evaluator, which holds the best metric and its epoch.
-        """
+        """Look after every validation, and before the first epoch of a resumed run, whether to stop the trainer."""
         trainer.add_event_handler(Events.STARTED, self._look, trainer, evaluator)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._look, trainer, evaluator)
 

@@ -56,11 +56,7 @@ class FusedDiceCELoss(DiceCELoss):
         return super().forward(in_single_precision(input), target) if sums is None else self.of_sums(sums)
 
     def sums(self, input: Tensor, target: Tensor) -> Tensor | None:
-        """Sums over the pixels of each image, (b, 3 * classes + 1); None where the loss is not computed from them.
-
-        Args:
-            input, target: see :meth:`forward`.
-        """
+        """Sums over the pixels of each image, (b, 3 * classes + 1); None where the loss is not computed from them."""
         if not self._sums_are_enough or target.shape != (len(input), 1, *input.shape[2:]):
             return None
         class_sums = self._backend.find(input).class_sums

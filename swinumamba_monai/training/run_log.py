@@ -38,9 +38,7 @@ class RunLog:
     def attach(self, trainer: Engine, handlers: Sequence[object]) -> None:
         """Log from the start of the run on, in the first of its processes.
 
-        Args:
-            trainer: trainer of the run.
-            handlers: its handlers; ``--tracking mlflow`` has put MLflow's among them.
+        Among the handlers of the trainer ``--tracking mlflow`` has put MLflow's.
         """
         if idist.get_rank() > 0:
             return

@@ -41,6 +41,15 @@ def test_a_label_of_another_number_is_no_partner(tmp_path):
     assert str(error.value).count("has no image") == 4
 
 
+def test_several_labels_of_an_image_are_named_and_none_is_taken(tmp_path):
+    for case in "ab":
+        save(tmp_path / f"{case}.nii.gz", noise(*SHAPE))
+        save(tmp_path / f"{case}_seg.nii.gz", classes())
+    save(tmp_path / "a_mask.nii.gz", classes())
+    with pytest.raises(InputError, match=r"/a\.nii\.gz has 2 labels \(a_mask\.nii\.gz, a_seg\.nii\.gz\), but"):
+        prepare_abdomen_mri(tmp_path, tmp_path / "out", label_map=LABELS)
+
+
 def test_a_label_with_exchanged_axes_is_no_part_of_the_grid(tmp_path):
     """Its voxels may all be voxels of the image by the header, and nothing but background beyond it."""
     source = tmp_path / "source"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swinumamba_monai.cli import main
 from swinumamba_monai.data.datalist import load_datalist
 from swinumamba_monai.data.files.images import read_instances
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
@@ -254,3 +255,26 @@ def test_real_data(tmp_path):
     assert report.problems == []
     sample = prepare_microscopy(SHARED / "neurips22_sample", tmp_path / "neurips")
     assert sample.instances == 6 + 44 + 187
+
+
+def test_what_is_odd_about_many_labels_is_one_line(tmp_path, capsys, caplog):
+    """Masks of black and white, of which each is like one of classes, and outlines that lie under others."""
+    for number in range(9):
+        mask = np.zeros((9, 9), np.uint8)
+        mask[: number % 3 * 2 + 3 : 2, 1] = 255
+        save(tmp_path / "masks" / f"images/{number}.png", np.full((9, 9), 9, np.uint8))
+        save(tmp_path / "masks" / f"labels/{number}.png", mask)
+        save(tmp_path / "outlines" / f"images/{number}.png", np.full((9, 9), 9, np.uint8))
+        square = {"type": "Polygon", "coordinates": [[[1, 1], [4, 1], [4, 4], [1, 4]]]}
+        features = [{"type": "Feature", "geometry": square}] * 2
+        (tmp_path / "outlines" / "labels").mkdir(exist_ok=True)
+        (tmp_path / "outlines" / "labels" / f"{number}.geojson").write_text(json.dumps(features))
+    for name, first in (
+        ("masks", "0.png has one number for 2 pieces"),
+        ("outlines", "0.geojson has 1 shapes that lie"),
+    ):
+        folder = str(tmp_path / name)
+        assert main(["prepare", "microscopy", "--source_dir", folder, "--output_dir", f"{folder}/out"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
+        assert first in line and "So it is with 8 others: " in line and line.endswith("and 5 more.")
+    assert "lie under others" not in caplog.text

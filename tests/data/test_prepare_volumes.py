@@ -287,6 +287,8 @@ def test_a_folder_for_each_case(tmp_path):
     ("image", "label"),
     [
         ("{}.nii.gz", "{}-label.nii.gz"),
+        ("{}.nii.gz", "{}_masks.nii.gz"),
+        ("{}.nii.gz", "{}-Seg.nii.gz"),
         ("sub-{0}/anat/sub-{0}_T2w.nii.gz", "derivatives/manual/sub-{0}/anat/sub-{0}_T2w_dseg.nii.gz"),
     ],
 )

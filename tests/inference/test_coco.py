@@ -161,7 +161,7 @@ class TestCommand:
             content = json.loads((tmp_path / "coco.json").read_text())
             assert [category["name"] for category in content["categories"]] == names
         assert self.run(tmp_path, images, "--metadata", metadata, "--ckpt_path", "nosuch.pt") == 1
-        assert "no weights nosuch.pt" in capsys.readouterr().err
+        assert "nosuch.pt does not exist" in capsys.readouterr().err
         Image.fromarray(np.full((5, 6), 3, np.uint8)).save(tmp_path / "a_classes.png")
         assert self.run(tmp_path, images, "--metadata", metadata) == 1
         assert "holds class 3" in capsys.readouterr().err

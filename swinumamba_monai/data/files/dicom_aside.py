@@ -12,14 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from monai.utils import optional_import
 
-from swinumamba_monai.data.files.dicom_parts import (
-    by_direction,
-    by_size,
-    direction_of,
-    holds_several,
-    is_parallel,
-    words_of,
-)
+from swinumamba_monai.data.files import dicom_parts
 from swinumamba_monai.errors import shown
 
 if TYPE_CHECKING:
@@ -51,7 +44,7 @@ def no_scans(images: Headers) -> dict[Path, str]:
     """The secondary captures and localizers of a visit, with the word, if there is anything else in it."""
     aside: dict[Path, str] = {}
     captures = [f for f, h in images.items() if str(getattr(h, "SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)]
-    localizers = [file for file, header in images.items() if _LOCALIZERS & set(words_of(header))]
+    localizers = [file for file, header in images.items() if _LOCALIZERS & set(dicom_parts.words_of(header))]
     for reason, found in (("secondary capture", captures), ("localizer", localizers)):
         kind = [file for file in found if file not in aside]
         if len(kind) < len(images) - len(aside):
@@ -61,9 +54,9 @@ def no_scans(images: Headers) -> dict[Path, str]:
 
 def of_another_size(group: Headers) -> dict[Path, str]:
     """Single slices of a series whose others are a stack of one size, as a picture of it, with the word for them."""
-    sizes = by_size(group)
+    sizes = dicom_parts.by_size(group)
     alone = {file: header for part in sizes.values() if len(part) == 1 for file, header in part.items()}
-    if len(alone) == len(group) or any(map(holds_several, alone.values())):
+    if len(alone) == len(group) or any(map(dicom_parts.holds_several, alone.values())):
         return {}
     return dict.fromkeys(alone, "a slice of another size")
 
@@ -71,7 +64,7 @@ def of_another_size(group: Headers) -> dict[Path, str]:
 def across_stacks(groups: Sequence[Headers]) -> dict[Path, str]:
     """Slices of the series of a visit that are in other directions than its stacks, with the word for them."""
     aside: dict[Path, str] = {}
-    parallel = [by_direction(group) for group in groups]
+    parallel = [dicom_parts.by_direction(group) for group in groups]
     ways = [[_stack_direction(part.values()) for part in parts] for parts in parallel]
     stacks = [way for of_group in ways for way in of_group if way is not None]
     for parts, of_group in zip(parallel, ways):
@@ -92,17 +85,18 @@ def why_no_image(header: pydicom.Dataset) -> str:
 def _stack_direction(headers: Iterable[pydicom.Dataset]) -> np.ndarray | bool | None:
     """The orientation that several slices share, or None; False for a file that holds several itself."""
     headers = list(headers)
-    if any(map(holds_several, headers)):
+    if any(map(dicom_parts.holds_several, headers)):
         return False
-    ways = [direction_of(header) for header in headers]
-    if len(ways) < 2 or any(way is None or not is_parallel(way, ways[0]) for way in ways):
+    ways = [dicom_parts.direction_of(header) for header in headers]
+    if len(ways) < 2 or any(way is None or not dicom_parts.is_parallel(way, ways[0]) for way in ways):
         return None
     return ways[0]
 
 
 def _lies_in(headers: Iterable[pydicom.Dataset], stacks: Sequence[np.ndarray | bool]) -> bool:
     """Whether all slices have the orientation of a stack, and may be a part of it that was named otherwise."""
-    ways = [direction_of(header) for header in headers]
+    ways = [dicom_parts.direction_of(header) for header in headers]
     return any(
-        stack is not False and all(way is not None and is_parallel(way, stack) for way in ways) for stack in stacks
+        stack is not False and all(way is not None and dicom_parts.is_parallel(way, stack) for way in ways)
+        for stack in stacks
     )

@@ -89,12 +89,7 @@ def count_groups(dataset: pydicom.Dataset) -> int:
 
 
 def groups_of(dataset: pydicom.Dataset, number: int) -> list[pydicom.Dataset]:
-    """What a file says of one of its frames: in the header of the frame, where it has one, and in that of all.
-
-    Args:
-        dataset: header of the file.
-        number: number of the frame, from 0 on.
-    """
+    """What a file says of its frame ``number``, from 0 on: in the frame's own header, if any, and in that of all."""
     own, shared = (getattr(dataset, name, None) or [] for name in _GROUPS)
     return [*own[number : number + 1], *shared[:1]]
 

@@ -187,12 +187,7 @@ def by_size(group: Headers) -> dict[str, Headers]:
 
 
 def is_parallel(way: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two orientations are one but for rounding.
-
-    Args:
-        way: direction cosines of rows and columns (6), as DICOM has them.
-        other: those of other slices.
-    """
+    """Whether two orientations, direction cosines of rows and columns (6) as in DICOM, are one but for rounding."""
     return bool(np.abs(way - other).max() <= PARALLEL)
 
 

@@ -102,12 +102,7 @@ def read_header(file: Path, tags: Sequence[str] | None = None) -> pydicom.Datase
 
 
 def _check_deflated(file: Path, begin: int) -> None:
-    """Refuse a deflated file that is large, or unfolds to much, without keeping what it unfolds to.
-
-    Args:
-        file: path of the file.
-        begin: where its compressed part begins.
-    """
+    """Refuse a file, deflated from ``begin`` on, that is large or unfolds to much, and keep nothing of it."""
     if file.stat().st_size > _MAX_DEFLATED_BYTES:
         raise InputError(f"{file} is a deflated file of over {_MAX_DEFLATED_BYTES} bytes; store it uncompressed.")
     content, inflate, size = file.read_bytes()[begin:], zlib.decompressobj(-zlib.MAX_WBITS), 0

@@ -14,19 +14,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swinumamba_monai.data.files import dicom_parts
 from swinumamba_monai.data.files.dicom_aside import across_stacks, copies_in, no_scans, of_another_size, why_no_image
 from swinumamba_monai.data.files.dicom_frames import Frame, volumes_in
-from swinumamba_monai.data.files.dicom_parts import (
-    NO_NAME,
-    PART_TAGS,
-    STACK_TAGS,
-    by_folder,
-    grouped,
-    holds_several,
-    join_lone_slices,
-    parts_of,
-    visits_of,
-)
 from swinumamba_monai.data.files.dicom_pixels import has_pydicom, is_dicom_file, read_header
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import noting
@@ -40,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TAGS = "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesNumber NumberOfFrames ImagePositionPatient".split()
-_TAGS += [*STACK_TAGS, *PART_TAGS]
+_TAGS += [*dicom_parts.STACK_TAGS, *dicom_parts.PART_TAGS]
 
 SERIES_SUFFIX = ".dicom"
 _MAX_LISTED = 8
@@ -90,7 +80,7 @@ def holds_volume(file: Path) -> bool:
         return False
     try:
         header = read_header(file, ("NumberOfFrames", "ImageType", "Modality"))
-        return holds_several(header) or str(header.get("Modality")) == "SEG"
+        return dicom_parts.holds_several(header) or str(header.get("Modality")) == "SEG"
     except Exception:  # pydicom has no common class for a broken file
         return False
 
@@ -119,10 +109,10 @@ def find_series(folder: Path) -> list[Series]:
         raise InputError(f"{folder} holds DICOM files, which need pydicom; install swinumamba-monai[dicom].")
     images, aside, broken = _read_headers(files)
     aside |= copies_in(images)
-    visits = visits_of(_without(images, aside))
+    visits = dicom_parts.visits_of(_without(images, aside))
     for visit in visits:
         aside |= no_scans({file: images[file] for file in visit})
-    groups, joined, alike = join_lone_slices(_by_uid(_without(images, aside), visits))
+    groups, joined, alike = dicom_parts.join_lone_slices(_by_uid(_without(images, aside), visits))
     if joined:
         _warn(f"{folder}: {joined} slices with a SeriesInstanceUID each are put together into stacks")
     if alike:
@@ -141,7 +131,7 @@ def find_series(folder: Path) -> list[Series]:
         one
         for (_, key), group in groups.items()
         if (kept := _without(group, aside))
-        for whole in by_folder(kept)
+        for whole in dicom_parts.by_folder(kept)
         for one in _series(key, whole, broken)
     ]
     places = {file.parent for one in series for file in one.files}
@@ -182,7 +172,7 @@ def _by_uid(images: Headers, visits: Sequence[set[Path]]) -> dict[tuple[int, str
         tells = key == _NO_UID or getattr(header, "StudyInstanceUID", None)
         return visit_of[file] if tells else 0, key
 
-    return grouped(images, key_of)
+    return dicom_parts.grouped(images, key_of)
 
 
 def _with_names(series: Sequence[Series]) -> list[Series]:
@@ -272,8 +262,8 @@ def _warn(sentence: str) -> None:
 
 def _series(name: str, whole: Headers, broken: Sequence[Path]) -> Iterator[Series]:
     """The volumes of what one name is given to, each as a series."""
-    parts = [(key, group, words, None) for key, group, words in parts_of(name, whole)]
-    if all(map(holds_several, whole.values())) and (volumes := volumes_in(name, whole)):
+    parts = [(key, group, words, None) for key, group, words in dicom_parts.parts_of(name, whole)]
+    if all(map(dicom_parts.holds_several, whole.values())) and (volumes := volumes_in(name, whole)):
         parts = [
             (key, {file: whole[file] for file in sorted({file for file, _ in frames})}, words, frames)
             for key, frames, words in volumes
@@ -289,5 +279,5 @@ def _series(name: str, whole: Headers, broken: Sequence[Path]) -> Iterator[Serie
 
 def _key(header: pydicom.Dataset) -> str:
     """The UID as a part of a path that cannot lead anywhere else."""
-    text = re.sub(NO_NAME, "_", str(getattr(header, "SeriesInstanceUID", None) or _NO_UID))
+    text = re.sub(dicom_parts.NO_NAME, "_", str(getattr(header, "SeriesInstanceUID", None) or _NO_UID))
     return text[:64].lstrip(".") or _NO_UID

@@ -185,20 +185,12 @@ def _cut_mosaic(file: Path, dataset: pydicom.Dataset, pixels: np.ndarray) -> lis
         pixels, dataset, getattr(dataset, "RescaleSlope", None), getattr(dataset, "RescaleIntercept", None), file
     )
     orientation, spacing = _numbers(dataset.ImageOrientationPatient, 6), _numbers(dataset.PixelSpacing, 2)
-    slices = []
-    for number in range(count):
-        top, left = number // tiles * rows, number % tiles * columns
-        slices.append(
-            Slice(
-                name=f"{file} (slice {number + 1})",
-                pixels=pixels[top : top + rows, left : left + columns],
-                position=first + number * distance * normal,
-                orientation=orientation,
-                spacing=tuple(spacing.tolist()),
-                thickness=distance,
-            )
-        )
-    return slices
+    planes = pixels.reshape(tiles, rows, tiles, columns).swapaxes(1, 2).reshape(-1, rows, columns)[:count]
+    places = (first + number * distance * normal for number in range(count))
+    return [
+        Slice(f"{file} (slice {number})", plane, place, orientation, tuple(spacing.tolist()), distance)
+        for number, (plane, place) in enumerate(zip(planes, places), start=1)
+    ]
 
 
 def _geometry(place: Path, slices: Sequence[Slice]) -> tuple[list[int], tuple[np.ndarray, np.ndarray], np.ndarray]:

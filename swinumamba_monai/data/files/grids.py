@@ -31,25 +31,16 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
 
 
 def corners_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """How far apart two affines put the corners of a volume, in voxels of the first; a small error moves them most.
+    """How far apart two affines (4, 4) put the corners of a volume (X, Y, Z), in voxels of the first.
 
-    Args:
-        affine: affine (4, 4) from voxels to mm.
-        other: another one, of the same axes.
-        shape: numbers of voxels (X, Y, Z) of the volume.
+    The axes are the same in both; a small error moves the corners most.
     """
     corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
     return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max()) / min(spacing_of(affine))
 
 
 def reoriented(voxels: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels with their axes in the order and direction of another affine, where they stay, and their affine then.
-
-    Args:
-        voxels: volume (X, Y, Z) or (X, Y, Z, C).
-        affine: affine of the volume, (4, 4).
-        like: affine whose axes are wanted, (4, 4).
-    """
+    """Voxels (X, Y, Z) or (X, Y, Z, C) with their axes in order and direction as in ``like``, and their affine then."""
     turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(like))
     return (
         nib.orientations.apply_orientation(voxels, turn),

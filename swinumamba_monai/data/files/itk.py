@@ -41,8 +41,8 @@ _UNIT = re.compile(rb"^(?:(?:space )?units:|DistanceUnits[ \t]*=)(.*)$", re.MULT
 _UNITS = {"m": 1000.0, "meter": 1000.0, "cm": 10.0, "mm": 1.0, "um": 0.001, "\u00b5m": 0.001, "micron": 0.001}
 _SPACE = re.compile(rb"^space:[ \t]*(?:[lr][ap]s|(?:left|right)-(?:anterior|posterior)-superior)", re.M | re.I)
 _NO_SPACE = (
-    "{} does not say where its axes lead (it has no anatomical space); they are taken to lead left, posterior and "
-    "superior, as ITK takes them: correct its header"
+    "{} has volumes that do not say where their axes lead (no anatomical space); they are taken to lead left, "
+    "posterior and superior, as ITK takes them: correct their headers"
 )
 # What 3D Slicer says of the segments of a label.
 _SEGMENT = re.compile(rb"^Segment(\d+)_(Name|LabelValue):=(.*?)\r?$", re.MULTILINE)
@@ -73,7 +73,7 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix.lower() in _NRRD_SUFFIXES and _BZIP2.search(header):
         raise InputError(f"{path} is packed with bzip2, which ITK does not read; save it with gzip.")
     if path.suffix.lower() in _NRRD_SUFFIXES and not _SPACE.search(header):
-        log_once(logger, logging.WARNING, _NO_SPACE.format(path))
+        log_once(logger, logging.WARNING, _NO_SPACE.format(path.parent))
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     # What is in the file would choose among ITK's decoders, and HDF5 leads to other files.
@@ -110,12 +110,9 @@ def named_numbers(path: Path) -> dict[int, str]:
 
 
 def write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Write a volume, compressed, header and voxels in one file.
+    """Write a volume (X, Y, Z), or (X, Y, Z, C) of several numbers each, compressed, header and voxels in one file.
 
-    Args:
-        path: path of the file, whose suffix says the format.
-        voxels: voxels (X, Y, Z), or (X, Y, Z, C) with several numbers each.
-        affine: affine (4, 4) from voxels to mm, RAS+, with axes at right angles.
+    The suffix says the format; the affine (4, 4), to mm, RAS+, has axes at right angles.
     """
     check_itk(path)
     image = sitk.GetImageFromArray(np.moveaxis(voxels.T, 0, -1) if voxels.ndim == 4 else voxels.T, voxels.ndim == 4)

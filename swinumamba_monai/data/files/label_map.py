@@ -196,13 +196,9 @@ def _combinations(regions: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[
 
 
 def select_classes(available: LabelMap, names: Iterable[str]) -> LabelMap | None:
-    """Some classes of a dataset that has more, or has them in another order; None if it lacks one.
+    """The classes of these names, background first, of a dataset with more, or another order; None if one lacks.
 
     Names are compared as :func:`simple_name` makes them. What is not selected becomes background.
-
-    Args:
-        available: classes of the dataset.
-        names: names of the classes that are wanted, background first.
     """
     ids_of = {simple_name(name): ids for name, ids in zip(available.names, available.ids, strict=True)}
     names = tuple(names)

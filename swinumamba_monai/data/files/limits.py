@@ -22,14 +22,7 @@ MAX_UNFOLDED_BYTES, MAX_UNFOLDING = 1 << 30, 50
 
 
 def check_file(path: Path) -> None:
-    """Refuse a path at which there is nothing, or something else than a file.
-
-    Args:
-        path: path that a reader is about to open; a link to a file is one.
-
-    Raises:
-        InputError: there is nothing, a folder, or a pipe, socket or device.
-    """
+    """Refuse, by an InputError, a path of nothing, of a folder, or of a pipe, socket or device; links are followed."""
     if path.is_file():
         return
     if not path.exists():

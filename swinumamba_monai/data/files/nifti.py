@@ -25,8 +25,8 @@ PAIR_SUFFIX = ".hdr"  # end of the name of a header that has its voxels beside i
 FREESURFER_SUFFIXES = (".mgh", ".mgz")
 _MAX_OFFSET = 1 << 24  # bytes
 _NO_FORMS = (
-    "{} does not say where its axes lead (it has no sform and no qform); they are taken to lead left, anterior and "
-    "superior, as nibabel takes them, but other programs differ: correct its header"
+    "{} has volumes that do not say where their axes lead (no sform and no qform); they are taken to lead left, "
+    "anterior and superior, as nibabel takes them, but other programs differ: correct their headers"
 )
 _GZIP = b"\x1f\x8b"
 _PAIRS = (b"ni1\0", b"ni2\0")  # how a header says so, NIfTI-1 at byte 344 and NIfTI-2 at byte 4
@@ -61,7 +61,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         affine = affine_of(header) if is_nifti else np.asarray(image.affine, dtype=np.float64)
         forms = _forms(header) if is_nifti else None
         if is_nifti and not (header["sform_code"] or header["qform_code"]):
-            log_once(logger, logging.WARNING, _NO_FORMS.format(path))
+            log_once(logger, logging.WARNING, _NO_FORMS.format(path.parent))
         if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
             raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
         if dtype.fields or dtype.kind not in "uif":
@@ -93,12 +93,7 @@ def affine_of(header: nib.Nifti1Header) -> np.ndarray:
 
 
 def put_forms(header: nib.Nifti1Header, forms: np.ndarray) -> None:
-    """Give a header both forms of another file of the same grid, with their codes and their unit, as they were.
-
-    Args:
-        header: header that is changed.
-        forms: numbers of both forms, the spacing and the unit of the other file, which :func:`read_nifti` gives.
-    """
+    """Give a header the forms of a file of the same grid, as :func:`read_nifti` gives them, with codes and unit."""
     numbers = iter(np.asarray(forms, dtype=np.float64).ravel().tolist())
     for name in _FORMS:
         header[name] = [next(numbers) for _ in range(4)] if name.startswith("srow") else next(numbers)

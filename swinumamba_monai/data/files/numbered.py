@@ -18,12 +18,7 @@ _NUMBER = re.compile(r"#\d{6,}")
 
 
 def name_part(file: Path, number: int) -> str:
-    """What a part of a file is called, ``FILE#000007.SUFFIX``.
-
-    Args:
-        file: path of the file, such as a video or a TIFF stack.
-        number: number of the part in it, such as a frame or a plane.
-    """
+    """What part ``number`` of a file, a frame of a video or a plane of a stack, is called: ``FILE#000007.SUFFIX``."""
     return str(file.with_name(f"{file.stem}#{number:06d}{file.suffix}"))
 
 

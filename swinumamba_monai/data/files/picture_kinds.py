@@ -84,12 +84,7 @@ def valid(orientation: object) -> int:
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and flip pixels as they are to be seen.
-
-    Args:
-        image: pixels as they are stored, (H, W) or (H, W, C).
-        orientation: number from 1, as they are stored, to 8, as EXIF and TIFF count.
-    """
+    """Turn and flip pixels (H, W) or (H, W, C) as they are to be seen, by the number 1 to 8 of EXIF and TIFF."""
     if orientation == UPRIGHT:
         return image
     swap, rows, columns = _TURNS[orientation]

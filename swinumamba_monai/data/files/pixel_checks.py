@@ -62,16 +62,7 @@ def check_steps(image: np.ndarray, source: object) -> np.ndarray:
 
 
 def check_channel(source: object, channels: int, channel: int | None) -> None:
-    """Refuse to look at a channel that an image does not have.
-
-    Args:
-        source: the image, as the sentence names it.
-        channels: number of its channels.
-        channel: number of the channel that is looked at, from 0; None where none is chosen.
-
-    Raises:
-        InputError: there is no such channel.
-    """
+    """Refuse, by an InputError, to look at a channel, from 0 on, that an image does not have; None is all of them."""
     if channel is not None and channel >= channels:
         raise InputError(f"{source} has {channels} channel(s), so there is no channel {channel}; the first is 0.")
 

@@ -87,12 +87,7 @@ def as_box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 
 
 def as_ellipse(middle: Sequence[float], radii: Sequence[float]) -> np.ndarray:
-    """The outline of an ellipse, as :func:`as_ring`.
-
-    Args:
-        middle: x and y of its middle in pixels.
-        radii: radii along x and y in pixels.
-    """
+    """The outline of an ellipse, as :func:`as_ring`, of its middle (x, y) and its radii along x and y in pixels."""
     angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
     return as_ring(np.asarray(middle) + np.asarray(radii) * np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
@@ -104,15 +99,17 @@ def numbers_of(shapes: Iterable[Shape]) -> list[int]:
     return [things.setdefault(key, len(things) + 1) for key in keys]
 
 
-def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+def rasterize(
+    annotations: Annotations, numbers: Sequence[int], size: tuple[int, int], odd: list[str] | None = None
+) -> np.ndarray:
     """Put a number into the pixels of every shape; a pixel of two shapes is of that on top.
-
-    Shapes without a pixel are counted in the log: those that are smaller than one, and those that lie under others.
 
     Args:
         annotations: the shapes.
         numbers: one for each of them.
         size: height and width of the image in pixels.
+        odd: gets a sentence on shapes without a pixel: those smaller than one, and those that lie under others; None
+            puts it into the log.
 
     Returns:
         (H, W) int32, 0 where there is no shape.
@@ -125,6 +122,7 @@ def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int,
     scale = np.array(size[::-1] if annotations.relative else (1, 1))
     result = np.zeros(size, np.int32)
     empty = hidden = 0
+    said: list[str] = []
     shapes = list(enumerate(zip(annotations.shapes, numbers, strict=True), start=1))
     for position, (shape, number) in shapes if annotations.layered else sorted(shapes, key=_area):
         parts = [*shape.masks, *(_fill([ring * scale for ring in rings], size) for rings in shape.polygons)]
@@ -145,9 +143,13 @@ def rasterize(annotations: Annotations, numbers: Sequence[int], size: tuple[int,
         elif not any((result[window][mask] == number).any() for mask, window in windows):
             hidden += 1
     if empty:
-        logger.warning("%s has %d shapes that are smaller than a pixel; they are not used", annotations, empty)
+        said.append(f"{annotations} has {empty} shapes that are smaller than a pixel; they are not used.")
     if hidden:
-        logger.warning("%s has %d shapes that lie under others and have no pixel left", annotations, hidden)
+        said.append(f"{annotations} has {hidden} shapes that lie under others and have no pixel left.")
+    if odd is not None:
+        odd += said
+    elif said:
+        logger.warning("%s", " ".join(said))
     return result
 
 

@@ -9,14 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from swinumamba_monai.data.files import dicom_series
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
-from swinumamba_monai.data.files.dicom_series import (
-    SERIES_SUFFIX,
-    choose_series,
-    find_series,
-    is_dicom_folder,
-    list_series,
-)
 from swinumamba_monai.data.files.limits import check_file
 from swinumamba_monai.data.files.volumes import is_volume, is_volume_file, volume_name
 from swinumamba_monai.data.files.walk import find_files
@@ -28,12 +22,13 @@ logger = logging.getLogger(__name__)
 # What inference and predict put behind the name of an image.
 _RESULTS = ("classes", "instances", "overlay", "outlines", "probabilities", "entropy")
 # What tells a label from an image where no folder does: the whole name, or its end, as 3D Slicer and BIDS have it too.
-LABEL_NAME = re.compile(r"(?:(.+)[ _.-])?(?:labels?|seg|segmentation|masks?|gt|dseg)", re.IGNORECASE)
+LABEL_WORDS = "labels?|seg|segmentation|masks?|gt|dseg"
+LABEL_NAME = re.compile(rf"(?:(.+)[ _.-])?(?:{LABEL_WORDS})", re.IGNORECASE)
 # What folders of images are called, and those of labels.
 FOLDERS = ("images?|imgs?|volumes?|scans?", "labels?|masks?|segmentations?|annotations?|ground[ _]?truths?|gt")
 _IMAGE_FOLDER, _LABEL_FOLDER = (re.compile(rf"(?:{words})(?:Tr|Va|Ts)?", re.IGNORECASE) for words in FOLDERS)
 # The number of a channel that nnU-Net puts behind the name of a case.
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
+CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 def list_volumes(folder: Path, series: str | None = None, problems: list[str] | None = None) -> list[Path]:
@@ -59,11 +54,11 @@ def list_volumes(folder: Path, series: str | None = None, problems: list[str] | 
 
 
 def _chosen(volume: Path, series: str) -> Path:
-    found = find_series(volume) if volume.is_dir() else []
+    found = dicom_series.find_series(volume) if volume.is_dir() else []
     if len(found) < 2:
         return volume
-    (chosen,) = choose_series(volume, choose_series(volume, found, series))
-    return volume / f"{chosen.key}{SERIES_SUFFIX}"
+    (chosen,) = dicom_series.choose_series(volume, dicom_series.choose_series(volume, found, series))
+    return volume / f"{chosen.key}{dicom_series.SERIES_SUFFIX}"
 
 
 def find_volumes(
@@ -90,7 +85,8 @@ def find_volumes(
         check_file(path)
         return [str(path)] if is_volume_file(path) or is_dicom_file(path) else []
     files = list(filter(is_volume_file, find_files(path)))
-    found = list_series(path, series, problems, bool(files)) if is_dicom_folder(path) else []
+    is_dicom = dicom_series.is_dicom_folder(path)
+    found = dicom_series.list_series(path, series, problems, bool(files)) if is_dicom else []
     written = names_of_results([volume_name(file) for file in files] + [Path(name).stem for name in found])
     results = {file: None for file in files if volume_name(file) in written}
     if results:
@@ -106,9 +102,7 @@ def find_volumes(
 def _labels_among(files: Sequence[Path], series: Sequence[Path]) -> list[Path]:
     """The files that are labels of others: by their folder, beside one of images, or by their name, beside an image.
 
-    Args:
-        files: files of volumes.
-        series: folders of DICOM series, which are images too.
+    The folders of DICOM series are images too.
     """
     images = {file.parent for file in files if not LABEL_NAME.fullmatch(volume_name(file))} | {*series}
     with_images = images | {folder.parent for folder in images if _IMAGE_FOLDER.fullmatch(folder.name)}
@@ -132,7 +126,7 @@ def case_names(names: Sequence[str]) -> dict[str, str]:
     """
     cases: dict[str, list[str]] = {}
     for name in names:
-        match = _CHANNEL.fullmatch(name)
+        match = CHANNEL.fullmatch(name)
         cases.setdefault(match[1] if match else name, []).append(name)
     return {
         name: case if len(alike) == 1 and name.endswith("_0000") else name
@@ -154,7 +148,7 @@ def _group_channels(files: Sequence[Path], channels: int, problems: list[str] | 
     groups: dict[Path, dict[int, Path]] = {}
     found: list[str | tuple[str, ...]] = []
     for file in files:
-        if match := _CHANNEL.fullmatch(volume_name(file)):
+        if match := CHANNEL.fullmatch(volume_name(file)):
             groups.setdefault(file.with_name(match[1]), {})[int(match[2])] = file
         else:
             found.append(str(file))

@@ -14,6 +14,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
+from swinumamba_monai.data.files import nifti
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_seg import find_segmentation, named_segments, read_segmentation
 from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named, holds_volume, is_dicom_folder
@@ -21,19 +22,11 @@ from swinumamba_monai.data.files.dicom_volume import read_dicom_files
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart, lean_of
 from swinumamba_monai.data.files.itk import ITK_SUFFIXES, named_numbers, read_itk
 from swinumamba_monai.data.files.limits import check_file
-from swinumamba_monai.data.files.nifti import (
-    FORMS_KEY,
-    FREESURFER_SUFFIXES,
-    NIFTI_SUFFIXES,
-    PAIR_SUFFIX,
-    read_nifti,
-    voxels_beside,
-)
 from swinumamba_monai.data.files.pixel_checks import MAX_VALUE
 from swinumamba_monai.errors import InputError
 
 DICOM_SUFFIX = ".dcm"  # end of the name of a file, which is a volume where it holds all slices
-VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
+VOLUME_SUFFIXES = (*nifti.NIFTI_SUFFIXES, nifti.PAIR_SUFFIX, *nifti.FREESURFER_SUFFIXES, *ITK_SUFFIXES)
 _MAX_LEAN = 0.7  # cosine of the angle between two axes, up to which a gantry may be tilted (30 degrees at most)
 _FLAT = 1e-6  # share of the volume of a voxel with right angles: with less the axes lie in one plane
 
@@ -62,9 +55,9 @@ def volume_path(name: PathLike) -> Path:
 def volume_files(name: PathLike) -> list[Path]:
     """The files that a volume is read from: itself, or those of the DICOM series called so."""
     path = Path(name)
-    if path.is_file() and path.suffix.lower() == PAIR_SUFFIX:
+    if path.is_file() and path.suffix.lower() == nifti.PAIR_SUFFIX:
         with suppress(InputError):
-            return [path, voxels_beside(path)]
+            return [path, nifti.voxels_beside(path)]
     return [path] if path.is_file() else list(find_named(path).files)
 
 
@@ -114,8 +107,8 @@ def _read(path: Path, channels: int, nan: float | None) -> tuple[np.ndarray, np.
     if is_series:
         series = find_named(path)
         voxels, affine = read_dicom_files(path, series.files, frames=series.frames)
-    elif lower.endswith((*NIFTI_SUFFIXES, PAIR_SUFFIX, *FREESURFER_SUFFIXES)):
-        voxels, affine, forms = read_nifti(path)
+    elif lower.endswith((*nifti.NIFTI_SUFFIXES, nifti.PAIR_SUFFIX, *nifti.FREESURFER_SUFFIXES)):
+        voxels, affine, forms = nifti.read_nifti(path)
     elif lower.endswith(ITK_SUFFIXES):
         voxels, affine = read_itk(path)
     elif is_dicom_file(path):
@@ -133,14 +126,8 @@ def read_channels(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """:func:`read_volume` of one file with all channels, or of a file for each of them, which have one grid.
 
-    Args:
-        image: path of the file, or of one for each channel.
-        channels: number of channels.
-        nan: number that takes the place of NaN; None refuses it.
-
-    Returns:
-        The voxels, the affine, and the forms of the NIfTI header of the first file, see
-        :func:`~swinumamba_monai.data.files.nifti.read_nifti`.
+    The voxels, the affine, and the forms of the NIfTI header of the first file are returned, see
+    :func:`~swinumamba_monai.data.files.nifti.read_nifti`.
 
     Raises:
         InputError: As for :func:`read_volume`; there are more or fewer files than channels, or they differ in size or
@@ -285,7 +272,7 @@ class VolumeReader(ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if voxels.ndim == 4 else float("nan"),
             MetaKeys.SPACE: SpaceKeys.RAS,
         }
-        return voxels, meta if forms is None else {**meta, FORMS_KEY: forms}
+        return voxels, meta if forms is None else {**meta, nifti.FORMS_KEY: forms}
 
     def decode(self, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Voxels, affine, and both forms of a NIfTI header, of the files of one volume."""

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing, temporary_folder, write_file
 from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, write_datalist
-from swinumamba_monai.data.files.label_map import IGNORE_NAME
+from swinumamba_monai.data.files.label_map import IGNORE_NAME, LabelMap
 from swinumamba_monai.data.files.walk import is_hidden
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
 from swinumamba_monai.data.prepare.fingerprint import AXIAL, FINGERPRINT_NAME, make_fingerprint
@@ -28,6 +29,7 @@ from swinumamba_monai.data.prepare.inspection import PairReport, inspect_pairs
 from swinumamba_monai.data.prepare.split import NNUNET_SPLITS, SPLIT, divide, read_split, split_file
 from swinumamba_monai.errors import InputError, check_known
 from swinumamba_monai.run_lock import lock_file
+from swinumamba_monai.tasks import find_task
 
 logger = logging.getLogger(__name__)
 
@@ -133,41 +135,36 @@ def label_folder() -> Iterator[Path]:
 def check_and_write(
     task: str,
     found: FoundPairs,
-    source: Path,
     output_dir: PathLike,
     options: PrepareOptions,
-    inspect: Callable[[PathLike, PathLike], PairReport],
-    made_labels: Path,
-    class_names: Sequence[str] = (),
-    by_sequence: bool = False,
-    regions: Mapping[str, Sequence[int]] | None = None,
+    labels: LabelMap | None = None,
+    **reading: object,
 ) -> PreparedDataset:
     """Check every pair, divide them into three sections, and write datalist, fingerprint and the labels made here.
 
     Args:
         task: one of :data:`~swinumamba_monai.tasks.TASKS`.
-        found: the pairs.
-        source: the folder that the originals lie in.
-        output_dir: folder that the files are written into; it may be ``source``.
+        found: the pairs, whose labels have the numbers of the classes by now.
+        output_dir: folder that the files are written into; it may be the source.
         options: see :class:`PrepareOptions`.
-        inspect: see :func:`~swinumamba_monai.data.prepare.inspection.inspect_pairs`.
-        made_labels: the folder of :func:`label_folder`, with labels that were made, if any; all labels are then in it.
-        class_names: names of the numbers in the labels, background first; none for cells.
-        by_sequence: see :func:`~swinumamba_monai.data.prepare.split.divide`.
-        regions: see :func:`~swinumamba_monai.data.datalist.write_datalist`.
+        labels: the classes; None for cells.
+        reading: options of the task's :attr:`~swinumamba_monai.tasks.TaskFiles.inspect`, as its reader gets them.
 
     Raises:
         InputError: There are problems and not ``skip_bad`` (all are listed, one per line, and nothing is written); too
             few images are left, or no label has anything but background; ``output_dir`` holds another dataset.
     """
-    output = Path(output_dir).resolve()
-    linked_dir, split = found.linked_dir(source), _read_split(source, found, options.fold)
+    output, source = Path(output_dir).resolve(), found.source
+    class_names = labels.all_names if labels else ()
+    inspect = partial(find_task(task).files.inspect, class_names=class_names, **reading)
+    linked_dir, split = found.linked_dir(), _read_split(found, options.fold)
     items = found.items()
-    made_here = {output, lock_file(output, "prepare"), *([output / "labels"] if made_labels.is_dir() else [])}
-    inputs = Inputs(items, source, not_taken_of(_unused(source, found.used, made_here)))
+    made_here = {output, lock_file(output, "prepare"), *([output / "labels"] if found.made else [])}
+    inputs = Inputs(items, source, not_taken_of(_unused(source, found.used | made_here)))
     inputs.log()
     reports = dict(zip(found.pairs, inspect_pairs(items, inspect, options.progress), strict=True))
-    reports = {name: _of_originals(report, *found.pairs[name], made_labels) for name, report in reports.items()}
+    if found.made:
+        reports = {name: _of_originals(report, *found.pairs[name]) for name, report in reports.items()}
     split_name = split_file(source / SPLIT, options.fold).name
     problems = found.problems + [report.problem for report in reports.values() if report.problem]
     problems += _without_pair(chain.from_iterable(split.values()), found.pairs, split_name)
@@ -175,9 +172,7 @@ def check_and_write(
     inputs[:] = [item for item, report in zip(items, reports.values(), strict=True) if not report.problem]
     good = {name: report for name, report in reports.items() if not report.problem}
     shapes = {name: report.shape for name, report in good.items()}
-    sections = divide(
-        shapes, split, options.val_fraction, options.test_fraction, options.seed, by_sequence, found.groups
-    )
+    sections = divide(shapes, split, options.val_fraction, options.test_fraction, options.seed, found.groups)
     used = list(dict.fromkeys(name for section in SECTIONS for name in sections[section]))
     known_names = [name for name in class_names if name != IGNORE_NAME]
     # A single label without foreground is odd; a dataset without any cannot be learnt.
@@ -190,18 +185,17 @@ def check_and_write(
     taught = {number for name in sections["training"] for number in good[name].class_counts}
     warnings += _what_is_odd([name for number, name in enumerate(known_names) if number not in taught], prints)
     content = f"{prints['instances']} cells" if not class_names else f"{len(known_names) - 1} classes"
-    label_root = made_labels.parent if made_labels.is_dir() else source
-    _copy_labels(made_labels, output)
+    _copy_labels(found.made, output)
     # After the labels, so that there is a datalist of whole labels or none, and the same command goes on from there.
     write_datalist(
         output,
-        {section: [found.entry(name, source, label_root) for name in names] for section, names in sections.items()},
+        {section: [found.entry(name) for name in names] for section, names in sections.items()},
         f"{content} in {len(used)} images of {source.name}",
         source_dir="." if source == output else str(source),
-        label_dir=None if label_root == source else ".",
+        label_dir="." if found.made else None,
         task=task,
         class_names=class_names,
-        regions=regions,
+        regions=dict(labels.regions) if labels else None,
         linked_dir=None if linked_dir is None else str(linked_dir),
     )
     write_file(output / FINGERPRINT_NAME, json.dumps({"task": task, **prints}, indent=1) + "\n")
@@ -218,20 +212,18 @@ def check_and_write(
     )
 
 
-def _of_originals(report: PairReport, image: Path, label: Path, made_labels: Path) -> PairReport:
+def _of_originals(report: PairReport, image: Path, label: Path) -> PairReport:
     """A report whose sentences do not name a label that was made and is nowhere yet, but whose label it is."""
-    if not label.is_relative_to(made_labels):
-        return report
     texts = (report.problem, report.warning)
     problem, warning = (text and text.replace(str(label), f"the label of {image}") for text in texts)
     return replace(report, problem=problem, warning=warning)
 
 
-def _read_split(source: Path, found: FoundPairs, fold: int | None) -> dict[str, list[str]]:
+def _read_split(found: FoundPairs, fold: int | None) -> dict[str, list[str]]:
     """The names of the sections: those of a split file, else of the layout; a fold may be tested on what validates."""
-    split = read_split(source / SPLIT, fold)
+    split = read_split(found.source / SPLIT, fold)
     if not split:
-        found.warnings += _unread_splits(source)
+        found.warnings += _unread_splits(found.source)
     if split and "test" not in split:
         split["test"] = found.split.get("test") or split["validation"]
         if not found.split.get("test"):
@@ -271,24 +263,20 @@ def _what_is_odd(untaught: Sequence[str], prints: Mapping) -> Iterator[str]:
         )
 
 
-def _unused(source: Path, used: set[Path], made_here: set[Path]) -> list[Path]:
-    """The files of the source that are no part of a pair, without those that are about it and what is made here.
-
-    Of a hidden folder the folder alone.
-    """
+def _unused(source: Path, used: set[Path]) -> list[Path]:
+    """The files of the source that are not used, without those that are about it; of a hidden folder the folder."""
     unused = []
     for folder, folders, files in os.walk(source):
         place = Path(folder)
         unused += [place / name for name in folders if is_hidden(name)]
-        folders[:] = [name for name in folders if not ({place / name} & (used | made_here) or is_hidden(name))]
-        unused += [place / name for name in files if place / name not in used | made_here and name not in _ABOUT]
+        folders[:] = [name for name in folders if place / name not in used and not is_hidden(name)]
+        unused += [place / name for name in files if place / name not in used and name not in _ABOUT]
     return unused
 
 
-def _copy_labels(made: Path, output: Path) -> None:
+def _copy_labels(made: Path | None, output: Path) -> None:
     """Copy the labels that were made, if any, to where the datalist will be; replace no file by another."""
-    files = sorted(made.iterdir()) if made.is_dir() else []
-    targets = {file: output / "labels" / file.name for file in files}
+    targets = {file: output / "labels" / file.name for file in sorted(made.iterdir())} if made else {}
     for file, target in targets.items():
         if target.exists() and target.read_bytes() != file.read_bytes():
             raise InputError(f"{target} exists and is another label; give another output_dir.")

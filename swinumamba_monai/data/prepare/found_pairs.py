@@ -24,6 +24,7 @@ class FoundPairs:
 
     Attributes:
         layout: how the folder is arranged, in words.
+        source: the folder.
         pairs: image and label by the name of the image; the label in the form that it has, until it is made a file.
         channels: all images of a pair, the first of which is in ``pairs``, where every channel has a file.
         problems: a sentence for everything that is no pair.
@@ -32,9 +33,12 @@ class FoundPairs:
         used: files and folders of the source that the pairs are made of, or that a problem or warning names.
         links: folders outside of the source that the image and the label of each pair are links into, or None.
         groups: what names of one video, patient or stack have in common, by the name.
+        made: folder of the labels that were made of the source's, all of which are then in it; None where they are
+            files of the source.
     """
 
     layout: str
+    source: Path
     pairs: dict[str, tuple[Path, Label]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -43,24 +47,18 @@ class FoundPairs:
     channels: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     links: dict[str, tuple[Path | None, Path | None]] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
+    made: Path | None = None
 
-    def add(self, name: str, image: Path, label: Path, source: Path) -> None:
-        """Take a pair of files, or note why not.
-
-        Args:
-            name: name of the pair.
-            image: path of its image.
-            label: path of its label.
-            source: folder of the dataset, out of which no link is followed for a single pair.
-        """
+    def add(self, name: str, image: Path, label: Path) -> None:
+        """Take a pair of files, or note why not."""
         self.used |= {image, label}
         if name in self.pairs:
             self.problems.append(f"{image} has the name of {self.pairs[name][0]}; rename one.")
             return
         self.pairs[name] = (image, label)
-        self.links[name] = tuple(f.resolve().parent if leads_outside(f, source) else None for f in (image, label))
+        self.links[name] = tuple(f.resolve().parent if leads_outside(f, self.source) else None for f in (image, label))
 
-    def linked_dir(self, source: Path) -> Path | None:
+    def linked_dir(self) -> Path | None:
         """The folder of what links lead to: all images or all labels are some, for a single one is left out."""
         ends: list[Path] = []
         for kind in (0, 1):
@@ -72,18 +70,17 @@ class FoundPairs:
                 image, _ = self.pairs.pop(name, (None, None))
                 if image is not None:
                     self.problems.append(
-                        f"{image} or its label is a link out of {source}; give the folder that it leads to."
+                        f"{image} or its label is a link out of {self.source}; give the folder that it leads to."
                     )
         return Path(os.path.commonpath(ends)) if ends else None
 
     def make_labels(self, folder: Path, make: Callable[[str, Path, Label], Path]) -> None:
         """Put a file in the place of every label; what cannot be made is a problem, and no pair any more.
 
-        Args:
-            folder: folder of the files, which is made.
-            make: writes the file of a label, of the name, the image and the label of a pair.
+        ``make`` gets name, image and label of a pair, and writes into ``folder``, which is made.
         """
         folder.mkdir()
+        self.made = folder
         pairs, self.pairs = self.pairs, {}
         for name, (image, label) in pairs.items():
             with noting(self.problems):
@@ -101,8 +98,8 @@ class FoundPairs:
             for name, paths in images.items()
         ]
 
-    def entry(self, name: str, source: Path, label_root: Path) -> dict[str, str | list[str]]:
-        """What the datalist says of a pair: its images below ``source`` and its label below ``label_root``."""
-        images = [image.relative_to(source).as_posix() for image in self.images(name)]
-        label = self.pairs[name][1].relative_to(label_root).as_posix()
+    def entry(self, name: str) -> dict[str, str | list[str]]:
+        """What the datalist says of a pair: its images below the source, its label there or below ``made``'s parent."""
+        images = [image.relative_to(self.source).as_posix() for image in self.images(name)]
+        label = self.pairs[name][1].relative_to(self.made.parent if self.made else self.source).as_posix()
         return {"image": images if len(images) > 1 else images[0], "label": label}

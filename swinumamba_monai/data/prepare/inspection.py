@@ -112,13 +112,7 @@ def _count_within(instances: np.ndarray, number: int) -> int:
 
 
 def inspect_frames(image: PathLike, label: PathLike, label_map: LabelMap) -> PairReport:
-    """Decode a frame and its class mask and say what is wrong with them, or what they hold.
-
-    Args:
-        image: path of the frame, or name of a plane of a stack.
-        label: path of the mask.
-        label_map: the classes of the numbers in the mask.
-    """
+    """Decode a frame, or a plane of a stack, and its class mask and say what is wrong with them, or what they hold."""
     try:
         pixels, classes = read_image(image), read_classes(label)
         # Before the map, which takes several times the mask's memory.
@@ -149,10 +143,9 @@ def inspect_volumes(
 
     Args:
         image: its path, or those of its channels.
-        label: its path.
-        label_map: the classes.
-        channels: see :func:`~swinumamba_monai.data.files.volumes.read_channels`, as the next.
-        nan: number that takes the place of NaN; None refuses it.
+        channels, nan: see :func:`~swinumamba_monai.data.files.volumes.read_volume`.
+        label: path of the label volume.
+        label_map: the classes of the numbers in it.
     """
     try:
         (voxels, affine, _), (ids, label_affine) = read_channels(image, channels, nan), read_volume_label(label)

@@ -13,15 +13,9 @@ import tifffile
 from monai.utils import ensure_tuple
 from PIL import Image
 
+from swinumamba_monai.data.files import images
 from swinumamba_monai.data.files.annotations import read_outlines
 from swinumamba_monai.data.files.imagej_roi import read_rois
-from swinumamba_monai.data.files.images import (
-    IMAGE_SUFFIXES,
-    read_classes,
-    read_image,
-    read_instances,
-    without_copies,
-)
 from swinumamba_monai.data.files.label_map import LabelMap, simple_name
 from swinumamba_monai.data.files.limits import MAX_PIXELS
 from swinumamba_monai.data.files.numbered import file_and_number
@@ -38,20 +32,23 @@ YOLO_SUFFIX = ".txt"
 Label = Path | Sequence[Path] | Annotations
 
 _OUTLINE_SUFFIXES = (".geojson", ".json", ".zip", ".roi", YOLO_SUFFIX)
-LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", *_OUTLINE_SUFFIXES)
+LABEL_SUFFIXES = (*images.IMAGE_SUFFIXES, ".npy", *_OUTLINE_SUFFIXES)
 # VOC's and CVAT's folders, in lower case, of labels with a colour for each class, and for each object.
 CLASSES, OBJECTS = "segmentationclass", "segmentationobject"
 _VOID = 0xE0E0C0  # VOC's colour of edges between objects
 _PICKLED = "_seg.npy"  # what Cellpose's window saves
 
 
-def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None) -> np.ndarray:
+def cells_of(
+    label: Label, size: tuple[int, int], threshold: float | None = None, odd: list[str] | None = None
+) -> np.ndarray:
     """The cells of an image, numbered.
 
     Args:
         label: the label in any form; of several files each is the mask of one cell, a single one may number them.
         size: height and width of the image in pixels, which outlines are painted into.
         threshold: the least value of a pixel that belongs to the cell of a mask; None for every value but 0.
+        odd: see :func:`~swinumamba_monai.data.files.shapes.rasterize`.
 
     Returns:
         (H, W) int32.
@@ -61,18 +58,18 @@ def cells_of(label: Label, size: tuple[int, int], threshold: float | None = None
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
-        return rasterize(label, numbers_of(label.shapes), size)
+        return rasterize(label, numbers_of(label.shapes), size, odd)
     if isinstance(label, Path) and is_of_objects(label):
         return _by_object(label)
     if isinstance(label, Path):
-        return read_instances(label) if is_image_name(label) else _read_array(label)
+        return images.read_instances(label) if is_image_name(label) else _read_array(label)
     if len(label) == 1 and threshold is None:
         (only,) = label
-        numbers = cells_of(only, size)
+        numbers = cells_of(only, size, odd=odd)
         return (numbers > 0).astype(np.int32) if np.unique(numbers).size == 2 else numbers
     cells = None
     for number, file in enumerate(label, start=1):
-        mask = without_copies(check_opaque(read_image(file), file))
+        mask = images.without_copies(check_opaque(images.read_image(file), file))
         mask = mask > 0 if threshold is None else mask >= threshold
         cells = np.zeros(mask.shape[:2], np.int32) if cells is None else cells
         if mask.ndim != 2 or mask.shape != cells.shape:
@@ -87,15 +84,16 @@ def class_ids_of(
     labels: LabelMap,
     threshold: float | None = None,
     colours: Colours | None = None,
+    odd: list[str] | None = None,
 ) -> np.ndarray:
     """The class ids of an image, as ``labels`` has them.
 
     Args:
         label: a file, or the image's part of a file for many.
-        size: height and width of the image in pixels, which outlines are painted into.
         labels: the classes; outlines are matched by their names, or the number of the class in the file.
         threshold: the least value of a pixel of the only class; None for masks of ids.
         colours: the class of every colour of a mask in colours.
+        size, odd: see :func:`cells_of`.
 
     Returns:
         (H, W) int32.
@@ -105,7 +103,7 @@ def class_ids_of(
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
-        return rasterize(label, [_class_id(shape, labels, label) for shape in label.shapes], size)
+        return rasterize(label, [_class_id(shape, labels, label) for shape in label.shapes], size, odd)
     if not is_image_name(label):
         return _read_array(label)
     if threshold is not None:
@@ -114,7 +112,7 @@ def class_ids_of(
         return np.where(marked_in(label, threshold), labels.ids[1][0], labels.ids[0][0]).astype(np.int32)
     if colours is not None:
         return _by_colour(label, colours)
-    ids = read_classes(label)
+    ids = images.read_classes(label)
     known = {number for numbers in labels.ids for number in numbers}.union(labels.ignored)
     found = np.unique(ids).tolist()
     if len(labels.names) == 2 and found in ([0, 255], [255]) and 255 not in known:
@@ -129,7 +127,7 @@ def class_ids_of(
 
 def marked_in(mask: Path, threshold: float | None) -> np.ndarray:
     """Where a black and white mask is not black, or as bright as the threshold, (H, W) bool; some are in colour."""
-    pixels = check_opaque(read_image(mask), mask)
+    pixels = check_opaque(images.read_image(mask), mask)
     pixels = pixels if pixels.ndim == 2 else pixels[..., :3].max(-1)
     return pixels > 0 if threshold is None else pixels >= threshold
 
@@ -156,13 +154,13 @@ def values_of(labels: Sequence[Label]) -> set[int]:
     for label in labels:
         if is_image_name(label):
             with suppress(InputError):
-                values |= set(np.unique(read_classes(label)).tolist())
+                values |= set(np.unique(images.read_classes(label)).tolist())
     return values
 
 
 def _codes_of(label: Path) -> np.ndarray:
     """The colours of a mask as numbers, (H, W) int32: red, green and blue, 8 bits each."""
-    mask = check_opaque(read_image(label), label)
+    mask = check_opaque(images.read_image(label), label)
     mask = np.repeat(mask[..., None], 3, axis=-1) if mask.ndim == 2 else mask[..., :3]
     if mask.dtype != np.uint8 or mask.shape[2] != 3 or suffix_of(label) in JPEG_SUFFIXES:
         raise InputError(
@@ -220,7 +218,7 @@ def _class_id(shape: Shape, labels: LabelMap, annotations: Annotations) -> int:
 
 def is_image_name(label: Label) -> bool:
     """Whether a label is an image, or a plane of one, by its name."""
-    return isinstance(label, Path) and file_and_number(label)[0].suffix.lower() in IMAGE_SUFFIXES
+    return isinstance(label, Path) and file_and_number(label)[0].suffix.lower() in images.IMAGE_SUFFIXES
 
 
 def size_of(image: Path, label: Label) -> tuple[int, int]:
@@ -230,7 +228,7 @@ def size_of(image: Path, label: Label) -> tuple[int, int]:
         InputError: the image cannot be read.
     """
     drawn = isinstance(label, Annotations) or any(map(_is_drawn, ensure_tuple(label)))
-    return read_image(image).shape[:2] if drawn else (0, 0)
+    return images.read_image(image).shape[:2] if drawn else (0, 0)
 
 
 def write_numbers(numbers: np.ndarray, place: Path) -> Path:

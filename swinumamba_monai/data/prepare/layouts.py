@@ -14,25 +14,19 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from swinumamba_monai.data.datalist import DATALIST_NAME
+from swinumamba_monai.data.datalist import DATALIST_NAME, SECTION_WORDS
 from swinumamba_monai.data.files.dicom_pixels import is_dicom_file
 from swinumamba_monai.data.files.dicom_seg import CONTOURS_ALONE, find_segmentation, has_contours
 from swinumamba_monai.data.files.dicom_series import is_dicom_folder
 from swinumamba_monai.data.files.label_map import LabelMap, each_once, parse_label_map, select_classes
-from swinumamba_monai.data.files.volume_listing import FOLDERS, LABEL_NAME, list_volumes
+from swinumamba_monai.data.files.volume_listing import CHANNEL, FOLDERS, LABEL_NAME, LABEL_WORDS, list_volumes
 from swinumamba_monai.data.files.volumes import is_volume_file, volume_name
 from swinumamba_monai.data.files.walk import find_files, is_hidden
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
 from swinumamba_monai.data.prepare.volume_layouts import MASKS
-from swinumamba_monai.errors import InputError, explained
+from swinumamba_monai.errors import InputError, explained, listed
 
-# The folders of a Decathlon-like dataset and the section that each is; AMOS 2022 alone has Va.
-_PARTS = {"Tr": "training", "Va": "validation", "Ts": "test"}
-
-# The number of a channel that nnU-Net puts after the name of an image.
-_CHANNEL = re.compile(r"(?<=.)_\d{4}$")
-_LABEL_ENDS = ("", "_label", "_labels", "_seg", "_segmentation", "_mask", ".seg", "-label", "_gt", "_dseg")
-
+_PARTS = ("Tr", "Va", "Ts")  # ends of the names of a Decathlon-like dataset's folders; AMOS 2022 alone has Va
 _KINDS = "NIfTI, FreeSurfer, NRRD or MetaImage files, or folders with a DICOM series each,"
 
 
@@ -68,18 +62,18 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
                 f"its label, which is called label, seg or mask or ends so; or in one folder "
                 f"a.nii.gz and a_seg.nii.gz.{hint}"
             )
-        found = FoundPairs("folders images and labels")
-        _match_channels(images, labels, source, found)
+        found = FoundPairs("folders images and labels", source)
+        _match_channels(images, labels, found)
         found.problems += problems
         return found
-    found = FoundPairs("folders imagesTr and labelsTr")
-    for part, section in _PARTS.items():
+    found = FoundPairs("folders imagesTr and labelsTr", source)
+    for part in _PARTS:
         folders = source / f"images{part}", source / f"labels{part}"
         if all(folder.is_dir() for folder in folders):
             before = set(found.pairs)
             images, labels = (list_files(folder) for folder in folders)
-            _match_channels(images, labels, source, found)
-            found.split[section] = [name for name in found.pairs if name not in before]
+            _match_channels(images, labels, found)
+            found.split[SECTION_WORDS[part.lower()]] = [name for name in found.pairs if name not in before]
         elif folders[0].is_dir() and any(list_files(folders[0])):
             found.warnings.append(f"{folders[0]} is not used, because there is no {folders[1].name}.")
     found.split = {section: names for section, names in found.split.items() if names}
@@ -89,7 +83,7 @@ def find_pairs(source: Path, series: str | None = None) -> FoundPairs:
 
 def _find_cases(source: Path, list_files: Callable[[Path], list[Path]]) -> FoundPairs | None:
     """A folder for each case, with one image and one label in it; None where there is no such folder."""
-    found = FoundPairs("a folder for each case, with an image and its label")
+    found = FoundPairs("a folder for each case, with an image and its label", source)
     for folder in sorted(place for place in source.iterdir() if place.is_dir() and not is_hidden(place.name)):
         volumes = list_files(folder)
         labels = list(filter(_is_label, volumes))
@@ -97,7 +91,7 @@ def _find_cases(source: Path, list_files: Callable[[Path], list[Path]]) -> Found
         if labels and not images and is_dicom_folder(folder):
             images = [folder]  # of slices, with a segmentation among them
         if len(images) == len(labels) == 1:
-            found.add(folder.name, *images, *labels, source)
+            found.add(folder.name, *images, *labels)
         elif volumes:
             found.used.update(volumes)
             found.problems.append(
@@ -125,8 +119,8 @@ def _find_by_name(source: Path) -> FoundPairs | None:
     made = {folder / "labels" if folder == source else folder for folder in made}
     volumes = list(filter(is_volume_file, find_files(source, made)))
     labels = [volume for volume in volumes if LABEL_NAME.fullmatch(volume_name(volume))]
-    found = FoundPairs("labels beside their images, by their names")
-    _match_channels([volume for volume in volumes if volume not in labels], labels, source, found)
+    found = FoundPairs("labels beside their images, by their names", source)
+    _match_channels([volume for volume in volumes if volume not in labels], labels, found)
     return found if found.pairs else None
 
 
@@ -148,12 +142,12 @@ _PLAIN = tuple(re.compile(words, re.IGNORECASE) for words in FOLDERS)
 # BTCV has img0001 and label0001, LiTS volume-0 and segmentation-0, others 1_image and 1_mask.
 _IMAGE_WORD, _LABEL_WORD = (
     re.compile(rf"^(?:{words})[ _-]?(?=\d)|(?<=\d)[ _-](?:{words})$", re.IGNORECASE)
-    for words in ("image|img|volume|vol|scan", "label|mask|segmentation|seg|gt")
+    for words in ("image|img|volume|vol|scan", LABEL_WORDS)
 )
 
 
 def match_by_name(
-    images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs, name_of: Callable[[Path], str]
+    images: Sequence[Path], labels: Sequence[Path], found: FoundPairs, name_of: Callable[[Path], str]
 ) -> None:
     """Put images and labels with one name together; a label may have an end like ``_seg`` after it.
 
@@ -162,7 +156,6 @@ def match_by_name(
     Args:
         images: files of images.
         labels: files of labels.
-        source: folder that they lie in.
         found: gets the pairs, and a problem for each file that is of none or has the name of another.
         name_of: gives the name of a file without its suffix.
     """
@@ -174,15 +167,17 @@ def match_by_name(
     image_of, label_of = by_name
     alike: dict[str, list[str]] = {}
     for name in label_of:
-        alike.setdefault(_LABEL_WORD.sub("", name), []).append(name)
+        named = LABEL_NAME.fullmatch(name)
+        alike.setdefault(named[1] if named and named[1] else _LABEL_WORD.sub("", name), []).append(name)
     for name, image in image_of.items():
-        others = alike.get(_IMAGE_WORD.sub("", name), [])
-        otherwise = others[0] if len(others) == 1 else None
-        label = label_of.pop(next((name + end for end in _LABEL_ENDS if name + end in label_of), otherwise), None)
-        if label is None:
-            found.problems.append(f"{image} has no label.")
+        others = [name] if name in label_of else alike.get(name) or alike.get(_IMAGE_WORD.sub("", name), [])
+        own = [label_of.pop(other) for other in others if other in label_of]
+        if len(own) == 1:
+            found.add(name, image, own[0])
         else:
-            found.add(name, image, label, source)
+            names = listed(label.name for label in own)
+            there = f"{len(own)} labels ({names}), but needs one; take the others out" if own else "no label"
+            found.problems.append(f"{image} has {there}.")
     found.problems += [f"{label} has no image." for label in label_of.values()]
     found.used.update(images, labels)
 
@@ -193,7 +188,7 @@ def _called(source: Path, words: re.Pattern) -> Path | None:
     return folders[0] if len(folders) == 1 else None
 
 
-def _match_channels(images: Sequence[Path], labels: Sequence[Path], source: Path, found: FoundPairs) -> None:
+def _match_channels(images: Sequence[Path], labels: Sequence[Path], found: FoundPairs) -> None:
     """:func:`match_by_name`, with nnU-Net's number of the channel taken from the images where the labels lack it.
 
     Images with the further numbers are the further channels of the first.
@@ -203,13 +198,14 @@ def _match_channels(images: Sequence[Path], labels: Sequence[Path], source: Path
     further: dict[str, list[Path]] = {}
     for image in images:
         own = volume_name(image)
-        case = own if own in label_names else _CHANNEL.sub("", own)
+        match = CHANNEL.fullmatch(own)
+        case = match[1] if match and own not in label_names else own
         if own in label_names or not FURTHER_CHANNEL.search(own):
             names[image] = case
         else:
             further.setdefault(case, []).append(image)
     first = [image for image in images if image in names]
-    match_by_name(first, labels, source, found, names.__getitem__)
+    match_by_name(first, labels, found, names.__getitem__)
     for name, channels in further.items():
         numbers = sorted(int(volume_name(channel)[-4:]) for channel in channels)
         if name not in found.pairs:
@@ -235,28 +231,20 @@ def read_dataset_json(source: Path) -> dict:
     return content
 
 
-def choose_label_map(source: Path, given: LabelMap | None, classes: Sequence[str], found: FoundPairs) -> LabelMap:
-    """The label map of a dataset: the one given; else ``classes``, by the names in ``dataset.json``; else that file's.
+def choose_label_map(found: FoundPairs, classes: Sequence[str]) -> LabelMap:
+    """The paper's ``classes``, by their names in the ``dataset.json`` of a dataset; else the classes of that file.
 
     Where nothing says what the numbers mean they are taken for ``classes`` in their order, with a warning.
-
-    Args:
-        source: folder of the dataset, in which ``dataset.json`` lies.
-        given: label map that the user gives, or None.
-        classes: the paper's classes, background first.
-        found: gets the warnings.
 
     Raises:
         InputError: ``dataset.json`` cannot be read, or its labels are no label map.
     """
-    if given is not None:
-        return given
-    path = source / "dataset.json"
-    content = read_dataset_json(source)
+    path = found.source / "dataset.json"
+    content = read_dataset_json(found.source)
     if not (labels := content.get("labels")):
         found.warnings.append(
-            f"no label map is given and {source.name} has none in dataset.json: 1 is taken for {classes[1]}, 2 for "
-            f"{classes[2]}, and so on."
+            f"no label map is given and {found.source.name} has none in dataset.json: 1 is taken for {classes[1]}, "
+            f"2 for {classes[2]}, and so on."
         )
         return LabelMap.of_names(classes)
     available = parse_label_map(labels, path, "regions_class_order" in content)

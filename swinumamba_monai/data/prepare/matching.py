@@ -19,7 +19,7 @@ from swinumamba_monai.data.files.video import VIDEO_SUFFIXES
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
-from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label
+from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label, is_image_name
 from swinumamba_monai.data.prepare.pictures import (
     LABEL_ENDS,
     Key,
@@ -37,15 +37,8 @@ from swinumamba_monai.errors import InputError, listed
 class FoundPictures(FoundPairs):
     """The images of a 2-D dataset with their labels in the forms that they have."""
 
-    def take(self, key: Key, image: Path, label: Label, source: Path) -> None:
-        """Take an image with its label, plane by plane where both are stacks, or note why not.
-
-        Args:
-            key: what both have in common, from which the name of the pair is made.
-            image: path of the image.
-            label: its label in the form that it has.
-            source: folder of the dataset, out of which no link is followed.
-        """
+    def take(self, key: Key, image: Path, label: Label) -> None:
+        """Take an image with its label, called by what both share, stacks plane by plane, or note why not."""
         files = [label.source] if isinstance(label, Annotations) else ensure_tuple(label)
         self.used |= {image, *files}
         of_itself = key.folders[-1:] == (key.name,)  # a folder for each image, and both of one name
@@ -53,16 +46,18 @@ class FoundPictures(FoundPairs):
         if name in self.pairs and key.section:
             name = f"{key.section}_{name}"
         planes = image_names(image)
-        if any(leads_outside(file, source) for file in (image, *files)):
-            self.problems.append(f"{image} or its label is a link out of {source}; give the folder that it leads to.")
+        if any(leads_outside(file, self.source) for file in (image, *files)):
+            self.problems.append(
+                f"{image} or its label is a link out of {self.source}; give the folder that it leads to."
+            )
         elif name in self.pairs or f"{name}#000000" in self.pairs:
             self.problems.append(f"{image} has the name of another image, {name}; rename one.")
         elif len(planes) > 1:
             self._take_planes(key, name, image, planes, label)
-        elif isinstance(label, Path) and _is_turned(image, label):
+        elif is_image_name(label) and (turn := stated_orientation(image)) != stated_orientation(label):
             self.problems.append(
-                f"{image} is to be turned before it is seen (its orientation is {stated_orientation(image)}), but its "
-                f"label {label} is not turned like this; save both upright."
+                f"{image} is to be turned before it is seen (its orientation is {turn}), but its label {label} is not "
+                "turned like this; save both upright."
             )
         else:
             self._add(key, name, image, label)
@@ -100,7 +95,8 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
         InputError: there are no images, or no labels.
     """
     files = sort_files(source, output, objects=masks_of_cells)
-    found = FoundPictures("folders images and labels" if files.in_folders else "images and labels in one folder")
+    layout = "folders images and labels" if files.in_folders else "images and labels in one folder"
+    found = FoundPictures(layout, source)
     label_of: dict[Key, list[Path]] = defaultdict(list)  # the labels by every key that they may have, the best first
     for label in sorted(files.labels, key=_rank):
         for key in label_keys(label, source):
@@ -113,7 +109,7 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
         for key, (images, masks) in samples.items():
             found.used |= {*images, *masks}
             if len(images) == 1 and masks:
-                found.take(key, images[0], masks, source)
+                found.take(key, images[0], masks)
             else:
                 folder = source.joinpath(*key.folders, key.name)
                 found.problems.append(
@@ -123,11 +119,11 @@ def match_pictures(source: Path, output: Path, masks_of_cells: bool = False) -> 
     masks = [label for label in files.labels if label.suffix.lower() in IMAGE_SUFFIXES]
     if for_many:
         found.layout = "outlines of all images in one file"
-        _match_annotations(found, files, for_many, source)
+        _match_annotations(found, files, for_many)
     elif not pairs and not samples and not (files.images and masks):
         raise InputError("\n".join([*found.problems, _no_layout(source, files, masks)]))
     else:
-        _match_files(found, files, pairs, source)
+        _match_files(found, files, pairs)
     _set_sections(found)
     return found
 
@@ -156,9 +152,7 @@ def _rank(label: Path) -> tuple[int, int]:
     return end, max(0, form - len(IMAGE_SUFFIXES) + 1)
 
 
-def _match_files(
-    found: FoundPictures, files: Pictures, pairs: dict[Path, tuple[Key, list[Path]]], source: Path
-) -> None:
+def _match_files(found: FoundPictures, files: Pictures, pairs: dict[Path, tuple[Key, list[Path]]]) -> None:
     """Take the pairs, and note which images have no label and which labels no image."""
     seen, taken = {}, set()
     without: dict[str, list[Path]] = defaultdict(list)
@@ -166,7 +160,7 @@ def _match_files(
         if image in found.used:
             continue
         if image not in pairs:
-            without[image_keys(image, source)[0].section].append(image)
+            without[image_keys(image, found.source)[0].section].append(image)
             continue
         key, labels = pairs[image]
         taken.update(labels)
@@ -179,7 +173,7 @@ def _match_files(
             found.used |= {image, *equal}
         else:
             seen[key] = image
-            found.take(key, image, labels[0], source)
+            found.take(key, image, labels[0])
     stems = {image.stem for image in files.images}
     with_labels = {key.section for key, _ in pairs.values()}
     for section, images in without.items():
@@ -236,10 +230,9 @@ def _for_many(files: Pictures, found: FoundPairs) -> dict[Path, dict[str, Annota
     return {path: images for path, images in read.items() if images is not None}
 
 
-def _match_annotations(
-    found: FoundPictures, files: Pictures, for_many: dict[Path, dict[str, Annotations]], source: Path
-) -> None:
+def _match_annotations(found: FoundPictures, files: Pictures, for_many: dict[Path, dict[str, Annotations]]) -> None:
     """Take the images that the files name; of several with one name the one whose folders fit."""
+    source = found.source
     by_name: dict[str, list[Path]] = defaultdict(list)
     for image in files.images:
         by_name[same_text(image.name)].append(image)
@@ -260,7 +253,7 @@ def _match_annotations(
                 found.problems.append(f"{path} names {name}, of which there are {len(images)}, or which came before.")
                 continue
             key = image_keys(images[0], source)[0]
-            found.take(key._replace(section=key.section or section), images[0], label, source)
+            found.take(key._replace(section=key.section or section), images[0], label)
     for image in files.images:
         if image not in found.used:
             found.problems.append(f"{image} has no label.")
@@ -280,8 +273,3 @@ def _set_sections(found: FoundPairs) -> None:
         found.split["training"] += rest
     elif "training" not in found.split and found.split:
         found.split = {"training": rest, **found.split} if rest else {}
-
-
-def _is_turned(image: Path, label: Path) -> bool:
-    """Whether an image is to be turned in another way than its label, where that is an image too."""
-    return label.suffix.lower() in IMAGE_SUFFIXES and stated_orientation(image) != stated_orientation(label)

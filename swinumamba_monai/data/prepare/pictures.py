@@ -19,20 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from swinumamba_monai.data.datalist import DATALIST_NAME
+from swinumamba_monai.data.datalist import DATALIST_NAME, SECTION_WORDS
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES
 from swinumamba_monai.data.files.walk import find_files, is_hidden
 from swinumamba_monai.data.prepare.label_forms import CLASSES, LABEL_SUFFIXES, OBJECTS, YOLO_SUFFIX, is_of_objects
 
-_SECTIONS = {
-    **dict.fromkeys(("train", "training", "tr"), "training"),
-    **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),
-    **dict.fromkeys(("test", "testing", "ts"), "test"),
-}
 # The folders, with a section before or behind: train_images, imagesTs. VOC, CVC-ClinicDB and EndoVis 2018 have words of
 # their own.
-_SECTION = "|".join(sorted(_SECTIONS, key=len, reverse=True))
+_SECTION = "|".join(sorted(SECTION_WORDS, key=len, reverse=True))
 _IMAGE_FOLDER, _LABEL_FOLDER = (
     re.compile(rf"(?:({_SECTION})[ _-])?(?:{words})(?:[ _-]?({_SECTION}))?", re.IGNORECASE)
     for words in (
@@ -143,7 +138,7 @@ def _without_the_other(labels: list[Path], objects: bool) -> list[Path]:
 def section_in(name: str) -> str:
     """The section that a word of a name says: ``instances_train2017``."""
     words = re.findall(rf"(?<![a-z])({_SECTION})(?![a-z])", name.lower())
-    return _SECTIONS[words[-1]] if words else ""
+    return SECTION_WORDS[words[-1]] if words else ""
 
 
 def _keys_of(file: Path, source: Path, ends: Iterable[str], start: re.Pattern) -> list[Key]:
@@ -152,8 +147,8 @@ def _keys_of(file: Path, source: Path, ends: Iterable[str], start: re.Pattern) -
     for part in file.relative_to(source).parts[:-1]:
         matched = _IMAGE_FOLDER.fullmatch(part) or _LABEL_FOLDER.fullmatch(part)
         word = (matched[1] or matched[2] or "") if matched else part
-        section = _SECTIONS.get(word.lower(), section)
-        if not matched and word.lower() not in _SECTIONS:
+        section = SECTION_WORDS.get(word.lower(), section)
+        if not matched and word.lower() not in SECTION_WORDS:
             folders.append(same_text(part))
     stem = same_text(file.stem)
     if Path(stem).suffix.lower() in IMAGE_SUFFIXES:

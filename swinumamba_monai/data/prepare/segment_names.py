@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from swinumamba_monai.data.files.label_map import LabelMap, select_classes, simple_name
-from swinumamba_monai.data.files.volumes import names_of_numbers
 from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.data.prepare.found_pairs import FoundPairs
 from swinumamba_monai.data.prepare.layouts import read_dataset_json
@@ -21,57 +20,59 @@ from swinumamba_monai.errors import InputError, listed, shown
 _BACKGROUND = "background"
 
 
-def classes_of(found: FoundPairs, source: Path, classes: Sequence[str]) -> LabelMap | None:
+Names = Mapping[str, Mapping[int, str]]  # for each pair what its label calls its numbers, as names_of_numbers reads it
+
+
+def classes_of(named: Names, source: Path, classes: Sequence[str]) -> LabelMap | None:
     """The classes that all labels of a dataset together name, numbered as they come.
 
     Args:
-        found: the pairs.
+        named: the names in the labels.
         source: folder of the dataset; a ``dataset.json`` with labels in it counts more.
         classes: the paper's, whose order is kept where the labels name just these.
 
     Returns:
         The classes; None where a label has no names, or ``dataset.json`` has some.
     """
-    named = [names_of_numbers(label) for _, label in found.pairs.values()]
-    if read_dataset_json(source).get("labels") or not named or not all(named):
+    if read_dataset_json(source).get("labels") or not named or not all(named.values()):
         return None
-    names = {simple_name(name): shown(name) for of_label in named for name in of_label.values()}
+    names = {simple_name(name): shown(name) for of_label in named.values() for name in of_label.values()}
     names.pop(_BACKGROUND, None)
     available = LabelMap.of_names([_BACKGROUND, *names.values()])
     are_known = len(available.names) == len(classes) and select_classes(available, classes) is not None
     return LabelMap.of_names(classes) if are_known else available
 
 
-def maps_of(found: FoundPairs, labels: LabelMap) -> dict[str, LabelMap]:
+def maps_of(found: FoundPairs, named: Names, labels: LabelMap) -> dict[str, LabelMap]:
     """The label map of each label that names its numbers, and means other classes by them than the label map does.
 
     Args:
         found: the pairs, by whose names the maps are; a label of which some names are those of other classes than
             their numbers, and some of none, becomes a problem. It gets warnings of what names and numbers say.
+        named: the names in the labels.
         labels: the classes, and the numbers of labels without names.
     """
     maps: dict[str, LabelMap] = {}
     taken: dict[str, str] = {}
-    for name, (image, label) in list(found.pairs.items()):
-        names = names_of_numbers(label)
-        del found.pairs[name]
+    pairs, found.pairs = found.pairs, {}
+    for name, (image, label) in pairs.items():
         with noting(found.problems):
-            own = _map_by_names(labels, names, label)
+            own = _map_by_names(labels, named[name], label)
             found.pairs[name] = image, label
             if own is not labels:
                 maps[name] = own
                 continue
-            taken |= _taken_by_number(labels, names)
+            taken |= _taken_by_number(labels, named[name])
     if maps:
-        label = found.pairs[next(iter(maps))][1]
-        numbers = listed([f"{number} {shown(name)}" for number, name in sorted(names_of_numbers(label).items())], 5)
+        first = next(iter(maps))
+        numbers = listed([f"{number} {shown(name)}" for number, name in sorted(named[first].items())], 5)
         found.warnings.append(
             f"{len(maps)} labels number their segments otherwise than the label map; the names of their segments "
-            f"count, as in {label.name}: {numbers}."
+            f"count, as in {found.pairs[first][1].name}: {numbers}."
         )
     if taken:
-        pairs = listed([f"'{name}' for {of_class}" for name, of_class in taken.items()], 5)
-        found.warnings.append(f"segments whose names are no classes are taken by their numbers: {pairs}.")
+        numbers = listed([f"'{name}' for {of_class}" for name, of_class in taken.items()], 5)
+        found.warnings.append(f"segments whose names are no classes are taken by their numbers: {numbers}.")
     return maps
 
 

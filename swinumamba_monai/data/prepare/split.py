@@ -22,12 +22,7 @@ _SPLIT_KEYS = {"train": "training", "validation": "validation", "val": "validati
 
 
 def split_file(path: Path, fold: int | None) -> Path:
-    """The file that divides a dataset: its own, or nnU-Net's beside it where that alone has folds.
-
-    Args:
-        path: path of ``split.json``, which need not be there.
-        fold: number of the fold that is asked for; None for the default division.
-    """
+    """The file that divides a dataset: ``split.json``, or, for a fold, nnU-Net's where that alone is there."""
     nnunet = path.with_name(NNUNET_SPLITS)
     return nnunet if fold is not None and not path.is_file() and nnunet.is_file() else path
 
@@ -92,7 +87,6 @@ def divide(
     val_fraction: float,
     test_fraction: float,
     seed: int,
-    by_sequence: bool = False,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, list[str]]:
     """The names of the three sections: those of the split, and a part of the training names for what it lacks.
@@ -104,30 +98,26 @@ def divide(
         test_fraction: the part of all names that becomes the test section.
         seed: seed of the random choices. They are spread over the image sizes, in which scanners and microscopes
             differ.
-        by_sequence: names that differ in their last number only (``op1_07``, ``op1_08``) are frames of one recording,
-            which look alike: whole recordings are chosen. Of a single one the last frames are taken.
-        groups: name of the stack, or of what else they are parts of, for names that belong together; these are not
-            divided either.
+        groups: the recording, the stack, or what else a name is a part of, for names that look alike because of it:
+            whole groups are chosen. Of a single one the last names are taken.
 
     Raises:
         InputError: A section would be empty.
     """
     rng = np.random.default_rng(seed)
     groups = groups or {}
-    group_of = {name: groups.get(name) or (sequence_of(name) if by_sequence else name) for name in shapes}
+    group_of = {name: groups.get(name, name) for name in shapes}
     sections = {section: [name for name in names if name in shapes] for section, names in split.items()}
     sections.setdefault("training", list(shapes))
     for section, fraction in (("test", test_fraction), ("validation", val_fraction)):
         if section not in sections:
             names = sections["training"]
-            chosen = (
-                _sequences(names, fraction, rng, group_of)
-                if by_sequence or groups
-                else _sample(names, fraction, shapes, rng)
-            )
-            sections[section] = chosen
-            of_section = set(chosen)
-            sections["training"] = [name for name in names if name not in of_section]
+            if groups:
+                sections[section] = _sequences(names, fraction, rng, group_of)
+            else:
+                sections[section] = _sample(names, fraction, shapes, rng)
+            chosen = set(sections[section])
+            sections["training"] = [name for name in names if name not in chosen]
     empty = [section for section in SECTIONS if not sections[section]]
     if empty:
         if unnamed := [section for section in empty if section in split and not split[section]]:
@@ -140,7 +130,7 @@ def divide(
 
 
 def sequence_of(name: str) -> str:
-    """The recording that a frame belongs to: its name without the last number."""
+    """The recording that a frame belongs to, by its name without the last number: of ``op1_07`` and ``op1_08`` one."""
     return re.sub(r"[_\-. ]*[A-Za-z]*\d+$", "", name)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from swinumamba_monai.data.datalist import SECTION_WORDS
 from swinumamba_monai.data.files.dicom_series import choose_series, find_series
 from swinumamba_monai.data.files.dicom_volume import read_dicom_files
 from swinumamba_monai.data.files.grids import SAME_PLACE, corners_apart
@@ -28,7 +29,6 @@ _CHAOS_ORGANS = {"liver": (55, 70), "right kidney": (110, 135), "left kidney": (
 _CHAOS_SEQUENCES = ("T2SPIR", "InPhase", "OutPhase")  # sequences, of which the first that there is is taken
 _TOTALSEGMENTATOR_IMAGES = ("ct.nii.gz", "mri.nii.gz")  # the last that there is counts
 MASKS = "segmentations"  # TotalSegmentator's folder of them, beside an image
-_TOTALSEGMENTATOR_SPLIT = {"train": "training", "val": "validation", "test": "test"}
 
 
 def find_chaos(
@@ -48,7 +48,7 @@ def find_chaos(
     grounds = sorted({file.parent for file in find_files(source) if file.parent.name == "Ground"})
     if not grounds:
         return None
-    found = FoundPairs("CHAOS, a folder a patient with DICOM files and PNG labels")
+    found = FoundPairs("CHAOS, a folder a patient with DICOM files and PNG labels", source, made=made)
     folders = {
         (sequence, ground): place
         for ground in grounds
@@ -99,7 +99,7 @@ def find_totalsegmentator(
     names = [name.removesuffix(".nii.gz") for name in structures]
     available = LabelMap.of_names(["background", *names])
     labels = _by_name(names, given) if given else select_classes(available, classes) or available
-    found = FoundPairs("TotalSegmentator, a folder a subject with a mask for each structure")
+    found = FoundPairs("TotalSegmentator, a folder a subject with a mask for each structure", source, made=made)
     first, last = _TOTALSEGMENTATOR_IMAGES
     if both := [folder for folder in subjects if (folder / first).is_file() and (folder / last).is_file()]:
         found.warnings.append(f"of {len(both)} subjects that have both, {last} is taken, and not {first}.")
@@ -174,7 +174,7 @@ def _read_meta(path: Path, found: FoundPairs) -> dict[str, list[str]]:
         found.warnings.append(f"{path} has no columns image_id and split between semicolons, so it divides nothing.")
     split: dict[str, list[str]] = {}
     for row in rows:
-        section = _TOTALSEGMENTATOR_SPLIT.get(str(row.get("split")))
+        section = SECTION_WORDS.get(str(row.get("split")))
         if section and row.get("image_id") in found.pairs:
             split.setdefault(section, []).append(row["image_id"])
     return split

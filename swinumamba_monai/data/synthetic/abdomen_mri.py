@@ -66,13 +66,9 @@ def synthesize_abdomen_mri(
     Volumes are 16-bit NIfTI files of axial slices, about 190 mm high, in several orientations and spacings.
 
     Args:
-        output_dir: new or empty folder, or one that holds this very dataset.
-        num_train: number of training volumes.
-        num_validation: number of validation volumes.
-        num_test: number of test volumes.
+        output_dir, num_train, num_validation, num_test, seed: see :meth:`swinumamba_monai.tasks.Task.synthesize`.
         image_size: height and width of a slice in voxels, 48 at least.
         num_slices: number of slices of a volume, 4 at least.
-        seed: seed of the random numbers; the same arguments give the same files.
 
     Raises:
         InputError: The folder holds something else, a number is negative or the volumes are too small.

@@ -73,12 +73,8 @@ def synthesize_endoscopy(
     Frames are 8-bit RGB, masks have one class number per pixel.
 
     Args:
-        output_dir: new or empty folder, or one that holds this very dataset.
-        num_train: number of training frames.
-        num_validation: number of validation frames.
-        num_test: number of test frames.
+        output_dir, num_train, num_validation, num_test, seed: see :meth:`swinumamba_monai.tasks.Task.synthesize`.
         image_size: height and width in pixels, 64 at least.
-        seed: seed of the random numbers; the same arguments give the same files.
 
     Raises:
         InputError: The folder holds something else, a number is negative or the frames are too small.

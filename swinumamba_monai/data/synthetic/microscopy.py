@@ -34,12 +34,8 @@ def synthesize_microscopy(
     Three of four images are fluorescence (8-bit gray), the fourth is stained tissue (8-bit RGB).
 
     Args:
-        output_dir: new or empty folder, or one that holds this very dataset.
-        num_train: number of training images.
-        num_validation: number of validation images.
-        num_test: number of test images.
+        output_dir, num_train, num_validation, num_test, seed: see :meth:`swinumamba_monai.tasks.Task.synthesize`.
         image_size: height and width in pixels, 64 at least.
-        seed: seed of the random numbers; the same arguments give the same files.
 
     Raises:
         InputError: The folder holds something else, a number is negative or the images are too small.

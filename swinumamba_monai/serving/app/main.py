@@ -34,13 +34,7 @@ from monailabel.utils.others.label_colors import get_color  # noqa: E402
 from swinumamba_monai.data import read_image  # noqa: E402
 from swinumamba_monai.data.files.images import is_image_file  # noqa: E402
 from swinumamba_monai.data.files.label_map import LabelMap  # noqa: E402
-from swinumamba_monai.data.prepare.inspection import (  # noqa: E402
-    PairReport,
-    check_pairs,
-    inspect_cells,
-    inspect_frames,
-    inspect_volumes,
-)
+from swinumamba_monai.data.prepare import inspection  # noqa: E402
 from swinumamba_monai.errors import InputError  # noqa: E402
 from swinumamba_monai.inference import ClassesToInstancesd, geojson  # noqa: E402
 from swinumamba_monai.inference.polygons import CELL, class_names  # noqa: E402
@@ -159,7 +153,7 @@ class TrainTask(BundleTrainTask):
                 numbers = read_asap(item["label"], read_image(item["image"]).shape[:2], self.names)
                 item["label"] = f"{self.folder.name}/{number}.png"
                 Image.fromarray(numbers).save(item["label"])
-        if problems := [problem for problem in check_pairs(items, self._inspect) if problem]:
+        if problems := [problem for problem in inspection.check_pairs(items, self._inspect) if problem]:
             raise InputError(f"{len(problems)} of {len(items)} saved labels cannot be trained on: {' '.join(problems)}")
         return items
 
@@ -171,14 +165,15 @@ class TrainTask(BundleTrainTask):
         elif problem := self._inspect(image, label).problem:
             raise InputError(problem)
 
-    def _inspect(self, image: str, label: str) -> PairReport:
+    def _inspect(self, image: str, label: str) -> inspection.PairReport:
         """As the bundle's own training does it: MONAI Label takes whatever it is sent for a label."""
         if self.names is None:
-            return inspect_cells(image, label)
+            return inspection.inspect_cells(image, label)
         classes = LabelMap.of_names(map(str, range(self.bundle_config["num_classes"])))
         if is_image_file(Path(image)):
-            return inspect_frames(image, label, classes)
-        return inspect_volumes(image, label, classes, self.bundle_config["in_channels"], self.bundle_config["nan"])
+            return inspection.inspect_frames(image, label, classes)
+        channels, nan = (self.bundle_config[name] for name in ("in_channels", "nan"))
+        return inspection.inspect_volumes(image, label, classes, channels, nan)
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list) -> None:
         if pretrained:  # MONAI Label's own cannot do without
