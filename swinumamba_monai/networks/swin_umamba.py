@@ -24,12 +24,11 @@ from swinumamba_monai.ops.backends import BackendChoice, check_backend_name
 from swinumamba_monai.ops.cuda.device import ALIGNED
 
 from .base import BaseNetwork, drop_path_rates, init_conv
-from .convolution import Conv2d, adopt_convolutions
 from .cuda_graphs import CUDAGraphs
 from .encoders import RELEASED, encoder_options
 from .mixers import MIXERS
 from .norm import NORMS, InstanceNorm
-from .unetr_blocks import SkipBlock, UpBlock
+from .unetr_blocks import Conv2d, SkipBlock, UpBlock, adopt_convolutions
 from .vmamba import FIRST, VMambaEncoder
 from .vss import PatchExpanding, VSSStage
 

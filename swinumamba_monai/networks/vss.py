@@ -24,7 +24,6 @@ from torch.utils.checkpoint import checkpoint
 from swinumamba_monai.ops.backends import BackendChoice
 from swinumamba_monai.ops.ss2d import ss2d
 
-from .convolution import Conv2d
 from .cuda_graphs import has_hooks
 from .mamba import init_scan
 from .norm import LayerNorm, make_norm
@@ -195,7 +194,7 @@ class PatchEmbed(nn.Module):
         self, in_channels: int, channels: int, patch_size: int = 4, norm_name: str = "layer", scan_backend: str = "auto"
     ) -> None:
         super().__init__()
-        self.proj = Conv2d(in_channels, channels, patch_size, scan_backend, stride=patch_size)
+        self.proj = nn.Conv2d(in_channels, channels, kernel_size=patch_size, stride=patch_size)
         self.norm = make_norm(norm_name, channels, scan_backend)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from swinumamba_monai.ops.mlp import mlp
 
-from .convolution import Conv2d
 from .norm import make_norm
 from .vss import SS2D, mix_normed
 
@@ -80,7 +79,7 @@ class Permute(nn.Module):
 
 def _halving_conv(in_channels: int, channels: int, norm_name: str, scan_backend: str) -> list[nn.Module]:
     """Half of the resolution by a convolution, then the norm: channels first to channels last."""
-    conv = Conv2d(in_channels, channels, 3, scan_backend, stride=2, padding=1)
+    conv = nn.Conv2d(in_channels, channels, kernel_size=3, stride=2, padding=1)
     return [conv, Permute(0, 2, 3, 1), make_norm(norm_name, channels, scan_backend)]
 
 

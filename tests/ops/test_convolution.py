@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from swinumamba_monai.networks.convolution import Conv2d, adopt_convolutions
+from swinumamba_monai.networks.unetr_blocks import Conv2d, adopt_convolutions
 from swinumamba_monai.ops.cuda import convolution
 from swinumamba_monai.ops.cuda.convolution import conv2d_cuda
 
