@@ -148,14 +148,14 @@ def _backward(dout, merged, states, statistics, x, *parameters):
     del gate, dgate, dgated, normed
 
     # the scan and its projections
-    scanned = conv_silu(x @ weights.to_map.t(), weights.taps).flatten(1, 2)
-    dmerged = dmerged.view(scanned.shape)
-    dprojected = x.new_empty(*scanned.shape[:2], len(weights.x_proj))  # first the projection, then its gradient
-    ddts, dscans = [], []  # of the samples that are scanned at a time
-    for samples in _slices(scanned, weights.A.shape[-1]):
-        low, inputs = weights.project(scanned[samples], dprojected[samples].flatten(0, 1))
+    dmerged = dmerged.view(x.shape[0], -1, weights.channels)
+    dx_projs, ddts, dscans = [], [], []  # of the samples that are scanned at a time
+    for samples in _slices(dmerged, weights.A.shape[-1]):
+        scanned = conv_silu(x[samples] @ weights.to_map.t(), weights.taps).flatten(1, 2)
+        dprojected = x.new_empty(*scanned.shape[:2], len(weights.x_proj))  # first the projection, then its gradient
+        low, inputs = weights.project(scanned, dprojected.flatten(0, 1))
         delta = inputs.delta  # is overwritten by its gradient
-        here = dprojected[samples].unflatten(-1, (DIRECTIONS, -1))
+        here = dprojected.unflatten(-1, (DIRECTIONS, -1))
         dBC = here[..., : weights.num_BC].unflatten(-1, (2, -1))
         du, dscan = scan_backward(
             dmerged[samples][None], states[samples], inputs, x.shape[1:3], True, ddelta=delta, dBC=dBC
@@ -168,15 +168,17 @@ def _backward(dout, merged, states, statistics, x, *parameters):
         here[..., weights.num_BC :] = dlow[..., weights.zeros :]
         dscans.append(dscan)
         del low, inputs, delta, ddelta, dlow, here, dBC
-    ddt, dscan = (ddts[0], dscans[0]) if len(ddts) == 1 else (torch.cat(ddts, 1), sum(dscans))
-    dprojected = dprojected.flatten(0, 1)
-    dscanned = dmerged.flatten(0, 1).addmm_(dprojected, weights.x_proj)
-    dx_proj = dprojected.t() @ scanned.flatten(0, 1)
-    del scanned, dprojected
+        dprojected = dprojected.flatten(0, 1)
+        dmerged[samples].flatten(0, 1).addmm_(dprojected, weights.x_proj)
+        dx_projs.append(dprojected.t() @ scanned.flatten(0, 1))
+        del scanned, dprojected
+    ddt, dx_proj, dscan = ddts[0], dx_projs[0], dscans[0]
+    if len(ddts) > 1:
+        ddt, dx_proj, dscan = torch.cat(ddts, 1), torch.stack(dx_projs).sum(0), sum(dscans)
 
     # the convolution and its half of in_proj
     map_in = x @ weights.to_map.t()  # again, instead of keeping it through the scan
-    dmap, dconv = conv_silu_backward(dscanned.view(map_in.shape), map_in, weights.taps)
+    dmap, dconv = conv_silu_backward(dmerged.view(map_in.shape), map_in, weights.taps)
     dmap = dmap.flatten(0, 2)
     dx = dmap @ weights.to_map if dx is None else dx.addmm_(dmap, weights.to_map)
     dparameters = unpack(
