@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Spacing
+from monai.transforms import Compose, Spacing
+from scipy.spatial.transform import Rotation
 from skimage.measure import label
 from skimage.morphology import dilation, disk
 from skimage.segmentation import find_boundaries
 
 from swinumamba_monai.cells import InstancesToClasses, InstancesToClassesd
-from swinumamba_monai.data.sampling.transforms import SliceSpacingd, ToRGB, ToRGBd
+from swinumamba_monai.data.sampling.transforms import SliceOrientationd, SliceSpacingd, ToRGB, ToRGBd
 from swinumamba_monai.data.synthetic.microscopy import synthesize_image
 from swinumamba_monai.errors import InputError
 
@@ -157,6 +158,25 @@ def test_slices_are_resampled_and_stay_where_they_are():
     torch.testing.assert_close(same.as_tensor(), volume.as_tensor())
     one, both = (SliceSpacingd("image", spacing=spacing)(items)["image"] for spacing in (3, [3.0, 3.0]))
     torch.testing.assert_close(one.as_tensor(), both.as_tensor(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("degrees", [45, 135, -45])
+def test_slices_at_45_degrees_come_back_and_are_turned_as_their_label(axis, degrees):
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, :3] @= Rotation.from_euler("xyz"[axis], degrees, degrees=True).as_matrix()
+    single = torch.from_numpy(affine.astype(np.float32).astype(np.float64))  # as NIfTI keeps it, and its label may not
+    voxels = torch.zeros(1, 5, 5, 5)
+    voxels[0, 0, 1, 3] = 1
+    transforms = Compose(
+        [SliceOrientationd(["image", "label"], "PLS"), SliceSpacingd(["image", "label"], 1.3, "nearest")]
+    )
+    volumes = {"image": MetaTensor(voxels, affine=single), "label": MetaTensor(voxels, affine=torch.from_numpy(affine))}
+    turned = transforms(volumes)
+    assert torch.equal(turned["image"].as_tensor(), turned["label"].as_tensor())
+    back = transforms.inverse(turned)["image"]
+    torch.testing.assert_close(back.affine, single)
+    assert torch.equal(back.as_tensor(), voxels)
 
 
 def test_slices_that_would_be_one_pixel_are_refused():

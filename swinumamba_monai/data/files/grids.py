@@ -50,7 +50,7 @@ def reoriented(voxels: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tupl
         affine: affine of the volume, (4, 4).
         like: affine whose axes are wanted, (4, 4).
     """
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(like))
+    turn = nib.io_orientation(np.linalg.solve(like, affine))
     return (
         nib.orientations.apply_orientation(voxels, turn),
         affine @ nib.orientations.inv_ornt_aff(turn, voxels.shape),
