@@ -255,6 +255,50 @@ def test_axes_that_lead_nobody_knows_where_are_said_once(tmp_path, caplog):
     assert "b.nii.gz" not in caplog.text
 
 
+def change_header(path: Path, **fields) -> Path:
+    """Change fields of the header of a NIfTI file as they are, which nibabel corrects where it saves."""
+    content = path.read_bytes()
+    header = nib.Nifti1Header(content[:348], check=False)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + content[348:])
+    return path
+
+
+def test_forms_that_lead_into_different_directions_are_said_once(tmp_path, caplog):
+    """The forms may say different places, of a scan and of an atlas; but left is left in both."""
+    for name, row, fields in (
+        ("moved", AFFINE[0] + [0, 0, 0, 30], {}),
+        ("mirrored", -AFFINE[0], {}),
+        ("single", AFFINE[0], {"quatern_b": 2}),  # whose qform is none
+    ):
+        nib.save(nib.Nifti1Image(VOXELS, AFFINE), tmp_path / f"{name}.nii")
+        path = change_header(tmp_path / f"{name}.nii", srow_x=row, qform_code=1, **fields)
+        for _ in range(2):
+            np.testing.assert_allclose(read_volume(path)[1][0], row)
+    assert caplog.text.count("mirrored.nii lead to RAS by its sform and to LAS by its qform") == 1
+    assert "moved.nii" not in caplog.text and "single.nii" not in caplog.text
+
+
+def test_voxels_do_not_begin_in_their_header(tmp_path):
+    """nibabel takes the header for voxels."""
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        content = bytearray(kind(VOXELS, AFFINE).to_bytes())
+        place = kind.header_class.template_dtype.fields["vox_offset"][1]
+        content[place : place + 4] = bytes(4)  # 0, as whole number and as float
+        (tmp_path / "a.nii").write_bytes(content)
+        with pytest.raises(InputError, match="says that its voxels begin at byte 0, within its header"):
+            read_volume(tmp_path / "a.nii")
+
+
+def test_a_freesurfer_file_without_directions_is_said(tmp_path, caplog):
+    content = bytearray(nib.MGHImage(VOXELS.astype(np.int32), AFFINE).to_bytes())
+    content[28:30] = bytes(2)  # whether what follows is good
+    (tmp_path / "a.mgz").write_bytes(gzip.compress(content))
+    read_volume(tmp_path / "a.mgz")
+    assert "a.mgz does not say where its axes lead" in caplog.text
+
+
 def nrrd(path: Path, fields: str, content: bytes = VOXELS.astype("<u2").tobytes("F")) -> Path:
     axes = "type: ushort\ndimension: 3\nsizes: 10 12 5\nendian: little\nencoding: raw\n"
     path.write_bytes(f"NRRD0004\n{axes}{fields}\n\n".encode() + content)
