@@ -15,6 +15,8 @@ from test_strange_volumes import NORMAL, PLANES, VOXELS, check, series
 
 from swinumamba_monai import Predictor
 from swinumamba_monai.cli import main
+from swinumamba_monai.data.files import dicom_series
+from swinumamba_monai.data.files.dicom_pixels import read_header
 from swinumamba_monai.data.files.dicom_series import list_series
 from swinumamba_monai.data.files.volumes import VolumeReader, read_volume
 from swinumamba_monai.data.listing import load_volumes
@@ -227,3 +229,18 @@ def test_a_predictor_takes_the_series_of_a_folder_that_it_was_built_for(tmp_path
         built("all")(tmp_path)
     with pytest.raises(InputError, match="but none is T3"):
         built("T3")(tmp_path)
+
+
+def test_the_headers_of_a_folder_are_read_once_for_all_of_its_volumes(tmp_path, monkeypatch):
+    """A dynamic series has thousands of files, and a hundred volumes."""
+    folder = series(tmp_path / "a", AcquisitionNumber=1)
+    series(folder, first=10, AcquisitionNumber=2)
+    read = []
+    monkeypatch.setattr(dicom_series, "read_header", lambda file, tags: read.append(file) or read_header(file, tags))
+    for item in load_volumes(folder, series="all", reader=VolumeReader()):
+        np.testing.assert_array_equal(read_volume(item["image"])[0], VOXELS)
+    assert len(read) == 10
+    write_slice(folder / "14.dcm", PLANES[4], NORMAL * 16, 14, AcquisitionNumber=1)  # which was of the second
+    with pytest.raises(InputError):
+        read_volume(item["image"])
+    assert len(read) > 10
