@@ -24,7 +24,8 @@ MAX_PAGES = 1000
 _PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 # What scanners of slides put beside the image, as tifffile calls it in files of these kinds.
-_SLIDES, _BESIDE_SLIDE = ("svs", "ndpi"), ("Thumbnail", "Label", "Macro", "Map")
+_SLIDES, _BESIDE_SLIDE = ("svs", "ndpi", "philips"), ("Thumbnail", "Label", "Macro", "Map")
+_WHITE = 255
 _CMYK = 1  # value of the tag InkSet for the inks CMYK, the default
 
 
@@ -103,6 +104,8 @@ class TiffPlane:
             raise InputError(f"{path} holds {len(found)} separate images; save each as a file of its own.")
         self._path = path
         self._series, self.page = series, page = found[0], found[0].keyframe
+        if series.kind == "philips":  # tiles without tissue are left out
+            page.nodata = _WHITE
         # tifffile names every axis with a letter: S are samples of a pixel, C channels, Z, T, Q, ... stacks.
         shown = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "YX"]
         self._shape = tuple(size for _, size in shown)
