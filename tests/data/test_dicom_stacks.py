@@ -231,6 +231,20 @@ def test_a_predictor_takes_the_series_of_a_folder_that_it_was_built_for(tmp_path
         built("T3")(tmp_path)
 
 
+def test_a_folder_that_alone_is_another_than_in_its_study_does_not_stop_the_rest(tmp_path):
+    """A stack and, in a folder of their own, a slice along it and two across: these are set aside beside the stack."""
+    series(tmp_path / "a", StudyInstanceUID="1.9")
+    for name, way in (("x", [1, 0, 0, 0, 0.8, -0.6]), ("y", [1, 0, 0, 0, 0, -1]), ("z", [0, 1, 0, 0, 0, -1])):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        attributes = {"StudyInstanceUID": "1.9", "ImageOrientationPatient": way}
+        write_slice(
+            tmp_path / "b" / f"{name}.dcm", PLANES[0], (0, 0, 0), 1, "1.7" if name == "x" else "1.8", **attributes
+        )
+    found = load_volumes(tmp_path, reader=VolumeReader(), skip_bad=True)
+    assert [item["image"] for item in found] == [str(tmp_path / "a.dicom")]
+    assert len(found.bad) == 1 and "b has slices of 2 series" in found.bad[0]
+
+
 def test_the_headers_of_a_folder_are_read_once_for_all_of_its_volumes(tmp_path, monkeypatch):
     """A dynamic series has thousands of files, and a hundred volumes."""
     folder = series(tmp_path / "a", AcquisitionNumber=1)
