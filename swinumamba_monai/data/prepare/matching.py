@@ -14,6 +14,7 @@ from swinumamba_monai.data.datalist import leads_outside
 from swinumamba_monai.data.files.annotations import read_annotations
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, stated_orientation
 from swinumamba_monai.data.files.limits import MAX_CHANNELS
+from swinumamba_monai.data.files.picture_kinds import UPRIGHT
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES
 from swinumamba_monai.data.files.walk import find_files
@@ -59,10 +60,10 @@ class FoundPictures(FoundPairs):
             self.problems.append(f"{image} has the name of another image, {name}; rename one.")
         elif len(planes) > 1:
             self._take_planes(key, name, image, planes, label)
-        elif isinstance(label, Path) and _is_turned(image, label):
+        elif _is_turned(image, files):
             self.problems.append(
                 f"{image} is to be turned before it is seen (its orientation is {stated_orientation(image)}), but its "
-                f"label {label} is not turned like this; save both upright."
+                f"label {files[0]} does not say that it is turned like this; save both upright."
             )
         else:
             self._add(key, name, image, label)
@@ -282,6 +283,16 @@ def _set_sections(found: FoundPairs) -> None:
         found.split = {"training": rest, **found.split} if rest else {}
 
 
-def _is_turned(image: Path, label: Path) -> bool:
-    """Whether an image is to be turned in another way than its label, where that is an image too."""
-    return label.suffix.lower() in IMAGE_SUFFIXES and stated_orientation(image) != stated_orientation(label)
+def _is_turned(image: Path, files: Sequence[Path]) -> bool:
+    """Whether an image is to be turned in another way than its label.
+
+    Those in JSON and XML state the size of the image as their programs showed it; of others without pixels nobody
+    knows whether they were drawn on the image as it is stored.
+    """
+    stated = stated_orientation(image)
+    of_files = {
+        stated_orientation(file) if file.suffix.lower() in IMAGE_SUFFIXES else UPRIGHT
+        for file in (files if stated != UPRIGHT else files[:1])  # masks of cells are thousands
+        if file.suffix.lower() not in (".json", ".xml")
+    }
+    return bool(of_files - {stated})
