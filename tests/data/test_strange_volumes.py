@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import write_slice
+from scipy.spatial.transform import Rotation
 
 from swinumamba_monai.data.datalist import load_class_names, load_datalist
 from swinumamba_monai.data.files.volume_listing import list_volumes
@@ -278,6 +279,13 @@ def test_forms_that_lead_into_different_directions_are_said_once(tmp_path, caplo
             np.testing.assert_allclose(read_volume(path)[1][0], row)
     assert caplog.text.count("mirrored.nii lead to RAS by its sform and to LAS by its qform") == 1
     assert "moved.nii" not in caplog.text and "single.nii" not in caplog.text
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("z", 135, degrees=True).as_matrix()  # so that rounding says where axes lead
+    image = nib.Nifti1Image(VOXELS, turned)
+    image.set_qform(turned, 1)
+    nib.save(image, tmp_path / "turned.nii")
+    read_volume(tmp_path / "turned.nii")
+    assert "turned.nii" not in caplog.text
 
 
 def test_voxels_do_not_begin_in_their_header(tmp_path):

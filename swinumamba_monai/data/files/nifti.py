@@ -113,9 +113,10 @@ def _say_what_is_open(path: Path, header: nib.Nifti1Header) -> None:
     if not (header["sform_code"] > 0 and header["qform_code"] > 0):
         return
     with suppress(ValueError):  # of a qform that is none, where the sform counts
-        first, second = ("".join(map(str, nib.aff2axcodes(form))) for form in (header.get_sform(), header.get_qform()))
-        if first != second:
-            log_once(logger, logging.WARNING, _TWO_FORMS.format(path, first, second))
+        forms = header.get_sform(), header.get_qform()
+        if (nib.io_orientation(np.linalg.solve(*forms)) != nib.io_orientation(np.eye(4))).any():
+            words = ("".join(nib.aff2axcodes(form)) for form in forms)
+            log_once(logger, logging.WARNING, _TWO_FORMS.format(path, *words))
 
 
 def put_forms(header: nib.Nifti1Header, forms: np.ndarray) -> None:
