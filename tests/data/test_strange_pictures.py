@@ -136,6 +136,19 @@ def test_a_slide_of_philips_is_its_largest_level_and_white_where_nothing_was_sca
         np.testing.assert_array_equal(rows.read(100, 200), seen[100:200])
 
 
+def test_components_of_inform_are_the_channels_of_one_image(tmp_path):
+    """As PerkinElmer's scanners and inForm write a field of view, with a thumbnail in colours behind it."""
+    components = np.random.default_rng(0).random((6, 40, 50), dtype=np.float32)
+    options = {"software": "PerkinElmer-QPI", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "a_component_data.tif") as writer:
+        for component in components:
+            writer.write(component, photometric="minisblack", **options)
+        writer.write(np.zeros((10, 12, 3), np.uint8), photometric="rgb", **options)
+    assert image_names(tmp_path / "a_component_data.tif") == [str(tmp_path / "a_component_data.tif")]
+    image = read_image(tmp_path / "a_component_data.tif", max_channels=64)
+    np.testing.assert_array_equal(image, np.moveaxis(components, 0, -1))
+
+
 def test_pyramids_and_thumbnails_are_one_image(tmp_path):
     """As ImageMagick's ptif and cameras write them: smaller copies and masks of the first image behind it."""
     large = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)

@@ -24,7 +24,7 @@ MAX_PAGES = 1000
 _PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 # What scanners of slides put beside the image, as tifffile calls it in files of these kinds.
-_SLIDES, _BESIDE_SLIDE = ("svs", "ndpi", "philips"), ("Thumbnail", "Label", "Macro", "Map")
+_SLIDES, _BESIDE_SLIDE = ("svs", "ndpi", "philips", "qpi"), ("Thumbnail", "Label", "Macro", "Map")
 _WHITE = 255
 _CMYK = 1  # value of the tag InkSet for the inks CMYK, the default
 
