@@ -187,6 +187,13 @@ def test_slices_that_would_be_one_pixel_are_refused():
     assert SliceSpacingd("image", 1.25)({"image": volume[:, :1, :1]})["image"].shape == (1, 1, 1, 3)
 
 
+def test_a_single_slice_in_another_direction_is_refused():
+    """As a localizer's: it would be cut into 300 slices of a row each."""
+    volume = MetaTensor(torch.rand(1, 300, 1, 300), affine=np.diag([1.0, 1, 1, 1]))
+    with pytest.raises(InputError, match=r"single slice in another direction, .* 300 x 1 pixels"):
+        SliceSpacingd("image", 1.25)({"image": volume})
+
+
 @pytest.mark.parametrize("spacing", [[1.0], [0.0, 1.0], [1.0, 1.0, 1.0], [1.0, 101.0], 0, "fine", ["1", "2"]], ids=str)
 def test_a_spacing_is_of_two_axes(spacing):
     with pytest.raises(InputError, match="spacing holds the mm"):

@@ -178,7 +178,8 @@ class SliceSpacingd(Spacingd):
         allow_missing_keys: skip keys that are not there.
 
     Raises:
-        InputError: ``spacing`` is none, or slices of a volume become a single pixel, as where metres are taken for mm.
+        InputError: ``spacing`` is none; slices of a volume become a single pixel, as where metres are taken for mm; or
+            it is one slice in another direction.
     """
 
     def __init__(
@@ -202,8 +203,14 @@ class SliceSpacingd(Spacingd):
         upright = {key: _put_upright(volume) for key, volume in volumes.items()}
         planned = super().__call__(upright, lazy=True)
         for key, volume in volumes.items():
-            if max(planned[key].peek_pending_shape()[:2]) == 1 < min(volume.shape[1:3]):
-                name = volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the volume")
+            name = volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the volume")
+            height, width = volume.shape[1:3]
+            if min(height, width) == 1 < max(height, width):
+                raise InputError(
+                    f"{name} is a single slice in another direction, which would be cut into slices of {height} x "
+                    f"{width} pixels; give --axcodes (ILA for a coronal, IPR for a sagittal one), or leave it out."
+                )
+            if max(planned[key].peek_pending_shape()[:2]) == 1 < min(height, width):
                 sides = " x ".join(f"{mm:g}" for mm in self.spacing_transform.pixdim[:2])
                 raise InputError(
                     f"the slices of {name} become a single pixel of {sides} mm; correct the spacing in its header or "
