@@ -281,6 +281,8 @@ def test_foreign_files_are_set_aside_and_named(tmp_path, caplog):
     assert "5 of 8 DICOM files are set aside" in record
     for words in ("state.dcm (Grayscale", "capture.dcm (sec", "scout.dcm (loc", "plan.dcm (slices in", "DICOMDIR (Med"):
         assert words in record
+    with pytest.raises(InputError, match="lists the files of a CD; give the folder"):
+        read_volume(folder / "DICOMDIR")
     (tmp_path / "only").mkdir()
     write_state(tmp_path / "only" / "a.dcm")
     with pytest.raises(InputError, match="no DICOM file of an image"):
