@@ -9,6 +9,7 @@ Each is a list of dictionaries with "image" that knows what was passed over, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,7 +143,10 @@ def load_volumes(
     _check_series(path, series)
     found.bad += refuse_or_leave_out(problems, skip_bad, path)
     if Path(path).is_dir() and not is_prepared(path):
-        taken = {file for item in found for name in ensure_tuple(item["image"]) for file in volume_files(name)}
+        taken: set[Path] = set()
+        for name in (name for item in found for name in ensure_tuple(item["image"])):
+            with suppress(InputError):  # which reading it says
+                taken.update(volume_files(name))
         found.not_taken = not_taken_of(
             file for file in find_files(Path(path).absolute(), pipes=True) if file not in taken
         )

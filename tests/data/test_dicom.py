@@ -254,6 +254,19 @@ def write_state(path, series="1.2.3"):
     dataset.save_as(path)
 
 
+def write_directory(path):
+    """The list of the files of a CD, whose class is in its file's meta information alone, as the standard has it."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.1.3.10", "1.2.3.4"
+    meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    dataset.FileSetID, dataset.DirectoryRecordSequence = "CD", []
+    dataset.is_little_endian, dataset.is_implicit_VR = True, False
+    dataset.save_as(path)
+
+
 def test_foreign_files_are_set_aside_and_named(tmp_path, caplog):
     folder = write_series(tmp_path / "s")
     write_state(folder / "state.dcm")
@@ -261,14 +274,15 @@ def test_foreign_files_are_set_aside_and_named(tmp_path, caplog):
     write_slice(folder / "scout.dcm", PIXELS[0], (9, 9, 9), 1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     across = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}
     write_slice(folder / "plan.dcm", PIXELS[0], (9, 9, 9), 1, "1.9", **across)
-    write_state(folder / "directory.dcm")
-    (folder / "directory.dcm").rename(folder / "DICOMDIR")
+    write_directory(folder / "DICOMDIR")
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(stored(folder), PIXELS)
     (record,) = [record.getMessage() for record in caplog.records if "swinumamba" in record.name]
     assert "5 of 8 DICOM files are set aside" in record
-    for words in ("state.dcm (Grayscale", "capture.dcm (sec", "scout.dcm (loc", "plan.dcm (slices in", "DICOMDIR ("):
+    for words in ("state.dcm (Grayscale", "capture.dcm (sec", "scout.dcm (loc", "plan.dcm (slices in", "DICOMDIR (Med"):
         assert words in record
+    with pytest.raises(InputError, match="lists the files of a CD; give the folder"):
+        read_volume(folder / "DICOMDIR")
     (tmp_path / "only").mkdir()
     write_state(tmp_path / "only" / "a.dcm")
     with pytest.raises(InputError, match="no DICOM file of an image"):

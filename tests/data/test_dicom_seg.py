@@ -122,6 +122,19 @@ def test_frames_far_apart(tmp_path):
         prepare_abdomen_mri(tmp_path / "in", tmp_path / "out", label_map=LABELS)
 
 
+def test_segments_that_overlap_are_said(tmp_path, caplog):
+    dataset = pydicom.dcmread(write_seg(tmp_path / "a.dcm", bits=8))
+    read_volume_label(tmp_path / "a.dcm")
+    assert "overlap" not in caplog.text
+    pixels = np.frombuffer(dataset.PixelData, np.uint8).reshape(-1, *SHAPE[1:]).copy()
+    pixels[1] |= pixels[0]  # the frames of both segments of the last slice
+    dataset.PixelData = pixels.tobytes()
+    dataset.save_as(tmp_path / "b.dcm")
+    for _ in range(2):
+        np.testing.assert_array_equal(read_volume_label(tmp_path / "b.dcm")[0], np.transpose(TRUTH[1:], (2, 1, 0)))
+    assert caplog.text.count("b.dcm has segments that overlap: 2 loses 30 voxels to those before it") == 1
+
+
 def test_a_segmentation_that_pydicom_brings(tmp_path):
     """One frame of dcmqi's, cut out of a file whose header still describes three."""
     dataset = pydicom.dcmread(Path(pydicom.__file__).parent / "data" / "test_files" / "liver_1frame.dcm")

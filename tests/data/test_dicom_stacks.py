@@ -15,6 +15,8 @@ from test_strange_volumes import NORMAL, PLANES, VOXELS, check, series
 
 from swinumamba_monai import Predictor
 from swinumamba_monai.cli import main
+from swinumamba_monai.data.files import dicom_series
+from swinumamba_monai.data.files.dicom_pixels import read_header
 from swinumamba_monai.data.files.dicom_series import list_series
 from swinumamba_monai.data.files.volumes import VolumeReader, read_volume
 from swinumamba_monai.data.listing import load_volumes
@@ -227,3 +229,32 @@ def test_a_predictor_takes_the_series_of_a_folder_that_it_was_built_for(tmp_path
         built("all")(tmp_path)
     with pytest.raises(InputError, match="but none is T3"):
         built("T3")(tmp_path)
+
+
+def test_a_folder_that_alone_is_another_than_in_its_study_does_not_stop_the_rest(tmp_path):
+    """A stack and, in a folder of their own, a slice along it and two across: these are set aside beside the stack."""
+    series(tmp_path / "a", StudyInstanceUID="1.9")
+    for name, way in (("x", [1, 0, 0, 0, 0.8, -0.6]), ("y", [1, 0, 0, 0, 0, -1]), ("z", [0, 1, 0, 0, 0, -1])):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        attributes = {"StudyInstanceUID": "1.9", "ImageOrientationPatient": way}
+        write_slice(
+            tmp_path / "b" / f"{name}.dcm", PLANES[0], (0, 0, 0), 1, "1.7" if name == "x" else "1.8", **attributes
+        )
+    found = load_volumes(tmp_path, reader=VolumeReader(), skip_bad=True)
+    assert [item["image"] for item in found] == [str(tmp_path / "a.dicom")]
+    assert len(found.bad) == 1 and "b has slices of 2 series" in found.bad[0]
+
+
+def test_the_headers_of_a_folder_are_read_once_for_all_of_its_volumes(tmp_path, monkeypatch):
+    """A dynamic series has thousands of files, and a hundred volumes."""
+    folder = series(tmp_path / "a", AcquisitionNumber=1)
+    series(folder, first=10, AcquisitionNumber=2)
+    read = []
+    monkeypatch.setattr(dicom_series, "read_header", lambda file, tags: read.append(file) or read_header(file, tags))
+    for item in load_volumes(folder, series="all", reader=VolumeReader()):
+        np.testing.assert_array_equal(read_volume(item["image"])[0], VOXELS)
+    assert len(read) == 10
+    write_slice(folder / "14.dcm", PLANES[4], NORMAL * 16, 14, AcquisitionNumber=1)  # which was of the second
+    with pytest.raises(InputError):
+        read_volume(item["image"])
+    assert len(read) > 10

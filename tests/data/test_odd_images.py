@@ -111,6 +111,24 @@ def test_stacks_are_read_plane_by_plane(layout, axes, tmp_path):
         read_image(path)
 
 
+@pytest.mark.parametrize("axes", ["ZYX", "CYX"])
+def test_planes_that_a_file_names_and_lacks_are_refused(axes, tmp_path):
+    """As of a recording that was stopped; tifffile gives zeros in their place."""
+    pixels = np.arange(3 * 6 * 7, dtype=np.uint16).reshape(3, 6, 7)
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, pixels, photometric="minisblack", metadata={"axes": axes})
+    description = tifffile.tiffcomment(path)
+    with tifffile.TiffWriter(path) as file:
+        file.write(pixels[0], description=description, metadata=None)
+        file.write(pixels[1], metadata=None)
+    *names, lacking = image_names(path)
+    assert len(names) == (2 if axes == "ZYX" else 0)
+    for name, plane in zip(names, pixels):
+        np.testing.assert_array_equal(read_image(name), plane)
+    with pytest.raises(InputError, match="lacks a plane that its description names"):
+        read_image(lacking)
+
+
 def test_names_with_a_number_sign_are_names(tmp_path):
     Image.fromarray(GRAY).save(tmp_path / "plate#3.png")
     np.testing.assert_array_equal(read_image(tmp_path / "plate#3.png"), GRAY)

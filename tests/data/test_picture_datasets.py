@@ -150,6 +150,16 @@ def test_folders_of_videos_stay_together_and_apart(tmp_path):
     assert sum(len(part) for part in folders) == len(set.union(*folders)) == 5
 
 
+def test_an_image_that_is_turned_and_the_masks_of_its_cells_not(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 3
+    for name in "ab":
+        for number in (1, 2):
+            save(tmp_path / "in" / name / "masks" / f"{number}.png", (cells() == number).astype(np.uint8) * 255)
+        save(tmp_path / "in" / name / "images" / f"{name}.png", np.zeros(SIZE, np.uint8), exif=exif)
+    assert "a.png is to be turned before it is seen" in problems(tmp_path / "in")
+
+
 def test_stacks_and_labels_of_another_depth(tmp_path):
     source = fill(tmp_path / "source")
     save(source / "images" / "z.tif", np.zeros((4, *SIZE), np.uint8), metadata={"axes": "ZYX"})
@@ -167,6 +177,14 @@ def test_an_image_that_is_turned_and_its_label_not(tmp_path):
     save(source / "images" / "x.png", np.zeros(SIZE, np.uint8), exif=exif)
     save(source / "labels" / "x.png", cells())
     assert "x.png is to be turned before it is seen (its orientation is 3)" in problems(source)
+    (source / "labels" / "x.png").unlink()
+    np.save(source / "labels" / "x.npy", cells())
+    (source / "labels" / "y.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5")
+    save(source / "images" / "y.png", np.zeros(SIZE, np.uint8), exif=exif)
+    for name in ("x.png", "y.png"):  # whoever drew them may have seen the image as it is stored
+        assert f"{name} is to be turned before it is seen" in problems(source)
+    for name in ("images/y.png", "labels/y.txt", "labels/x.npy"):
+        (source / name).unlink()
     save(source / "labels" / "x.png", cells(), exif=exif)
     prepare_microscopy(source, tmp_path / "out")
     item = next(

@@ -5,16 +5,19 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import write_slice
+from scipy.spatial.transform import Rotation
 from volume_datasets import AFFINE, LABELS, SHAPE, classes, noise, save
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.data.datalist import has_ignored, load_class_names, load_datalist
+from swinumamba_monai.data.files import grids
 from swinumamba_monai.data.files.label_map import IGNORED, LabelMap
 from swinumamba_monai.data.files.volumes import read_volume, read_volume_label
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
@@ -119,6 +122,17 @@ def test_labels_that_are_stored_otherwise_are_turned(tmp_path):
         is_series = item["image"].endswith("series")
         np.testing.assert_array_equal(ids, label if is_series else classes())
         np.testing.assert_allclose(label_affine, affine if is_series else AFFINE, atol=1e-5)
+
+
+def test_labels_are_turned_at_45_degrees_too():
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("x", 45, degrees=True).as_matrix()
+    for order in permutations(range(3)):
+        turn = np.array([[axis, -1] for axis in order])
+        stored = nib.orientations.apply_orientation(classes(), turn)
+        other = affine @ nib.orientations.inv_ornt_aff(turn, classes().shape)
+        labels, _ = grids.reoriented(stored, other.astype(np.float32), affine)  # as NIfTI keeps it
+        np.testing.assert_array_equal(labels, classes())
 
 
 def test_labels_with_another_header_only_when_asked(tmp_path):

@@ -20,6 +20,7 @@ from swinumamba_monai.data.files.images import (
     read_instances,
     stated_orientation,
 )
+from swinumamba_monai.data.files.tiff_rows import open_rows
 from swinumamba_monai.errors import InputError
 
 GRAY = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -111,6 +112,41 @@ def test_a_slide_of_a_scanner_is_its_largest_level(tmp_path):
         writer.write(colours[:30], description="Aperio macro", metadata=None, subfiletype=9)
     assert image_names(file) == [str(file)]
     np.testing.assert_array_equal(read_image(file), colours)
+
+
+def test_a_slide_of_philips_is_its_largest_level_and_white_where_nothing_was_scanned(tmp_path):
+    """As CAMELYON's: tiles without tissue are left out, and OpenSlide shows them white."""
+    file, colours = tmp_path / "slide.tif", np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
+    tiles = [colours[y : y + 128, x : x + 128] for y in (0, 128) for x in (0, 128)]
+    level = '<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING">"{0}" "{0}"'
+    levels = "".join(f"{level.format(mm)}</Attribute></DataObject>" for mm in (0.00025, 0.0005))
+    words = f'<DataObject ObjectType="DPUfsImport"><Attribute>{levels}</Attribute></DataObject>'
+    options = {"tile": (128, 128), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(file) as writer:
+        first = {"description": words, "software": "Philips DP v1.0"}
+        writer.write(iter([*tiles[:3], None]), shape=colours.shape, dtype=np.uint8, **options, **first)
+        writer.write(colours[::2, ::2], subfiletype=1, **options)
+        for name in ("Macro", "Label"):
+            writer.write(colours[:40], description=name, metadata=None, software=False)
+    assert image_names(file) == [str(file)]
+    seen = colours.copy()
+    seen[128:, 128:] = 255
+    np.testing.assert_array_equal(read_image(file), seen)
+    with open_rows(file) as rows:
+        np.testing.assert_array_equal(rows.read(100, 200), seen[100:200])
+
+
+def test_components_of_inform_are_the_channels_of_one_image(tmp_path):
+    """As PerkinElmer's scanners and inForm write a field of view, with a thumbnail in colours behind it."""
+    components = np.random.default_rng(0).random((6, 40, 50), dtype=np.float32)
+    options = {"software": "PerkinElmer-QPI", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "a_component_data.tif") as writer:
+        for component in components:
+            writer.write(component, photometric="minisblack", **options)
+        writer.write(np.zeros((10, 12, 3), np.uint8), photometric="rgb", **options)
+    assert image_names(tmp_path / "a_component_data.tif") == [str(tmp_path / "a_component_data.tif")]
+    image = read_image(tmp_path / "a_component_data.tif", max_channels=64)
+    np.testing.assert_array_equal(image, np.moveaxis(components, 0, -1))
 
 
 def test_pyramids_and_thumbnails_are_one_image(tmp_path):

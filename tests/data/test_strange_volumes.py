@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import write_slice
+from scipy.spatial.transform import Rotation
 
 from swinumamba_monai.data.datalist import load_class_names, load_datalist
 from swinumamba_monai.data.files.volume_listing import list_volumes
@@ -253,6 +254,57 @@ def test_axes_that_lead_nobody_knows_where_are_said_once(tmp_path, caplog):
         nib.save(image, tmp_path / name)
         np.testing.assert_allclose(read_volume(tmp_path / name)[1][:3, :3], np.diag([-2, 1.5, 3]))
     assert caplog.text.count(f"{tmp_path} has volumes that do not say where their axes lead") == 1
+
+
+def change_header(path: Path, **fields) -> Path:
+    """Change fields of the header of a NIfTI file as they are, which nibabel corrects where it saves."""
+    content = path.read_bytes()
+    header = nib.Nifti1Header(content[:348], check=False)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + content[348:])
+    return path
+
+
+def test_forms_that_lead_into_different_directions_are_said_once(tmp_path, caplog):
+    """The forms may say different places, of a scan and of an atlas; but left is left in both."""
+    for name, row, fields in (
+        ("moved", AFFINE[0] + [0, 0, 0, 30], {}),
+        ("mirrored", -AFFINE[0], {}),
+        ("single", AFFINE[0], {"quatern_b": 2}),  # whose qform is none
+    ):
+        nib.save(nib.Nifti1Image(VOXELS, AFFINE), tmp_path / f"{name}.nii")
+        path = change_header(tmp_path / f"{name}.nii", srow_x=row, qform_code=1, **fields)
+        for _ in range(2):
+            np.testing.assert_allclose(read_volume(path)[1][0], row)
+    assert caplog.text.count("mirrored.nii lead to RAS by its sform and to LAS by its qform") == 1
+    assert "moved.nii" not in caplog.text and "single.nii" not in caplog.text
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("z", 135, degrees=True).as_matrix()  # so that rounding says where axes lead
+    image = nib.Nifti1Image(VOXELS, turned)
+    image.set_qform(turned, 1)
+    nib.save(image, tmp_path / "turned.nii")
+    read_volume(tmp_path / "turned.nii")
+    assert "turned.nii" not in caplog.text
+
+
+def test_voxels_do_not_begin_in_their_header(tmp_path):
+    """nibabel takes the header for voxels."""
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        content = bytearray(kind(VOXELS, AFFINE).to_bytes())
+        place = kind.header_class.template_dtype.fields["vox_offset"][1]
+        content[place : place + 4] = bytes(4)  # 0, as whole number and as float
+        (tmp_path / "a.nii").write_bytes(content)
+        with pytest.raises(InputError, match="says that its voxels begin at byte 0, within its header"):
+            read_volume(tmp_path / "a.nii")
+
+
+def test_a_freesurfer_file_without_directions_is_said(tmp_path, caplog):
+    content = bytearray(nib.MGHImage(VOXELS.astype(np.int32), AFFINE).to_bytes())
+    content[28:30] = bytes(2)  # whether what follows is good
+    (tmp_path / "a.mgz").write_bytes(gzip.compress(content))
+    read_volume(tmp_path / "a.mgz")
+    assert "a.mgz does not say where its axes lead" in caplog.text
 
 
 def nrrd(path: Path, fields: str, content: bytes = VOXELS.astype("<u2").tobytes("F")) -> Path:

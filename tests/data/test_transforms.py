@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Spacing
+from monai.transforms import Compose, Spacing
+from scipy.spatial.transform import Rotation
 from skimage.measure import label
 from skimage.morphology import dilation, disk
 from skimage.segmentation import find_boundaries
 
 from swinumamba_monai.cells import InstancesToClasses, InstancesToClassesd
-from swinumamba_monai.data.sampling.transforms import SliceSpacingd, ToRGB, ToRGBd
+from swinumamba_monai.data.sampling.transforms import SliceOrientationd, SliceSpacingd, ToRGB, ToRGBd
 from swinumamba_monai.data.synthetic.microscopy import synthesize_image
 from swinumamba_monai.errors import InputError
 
@@ -159,12 +160,38 @@ def test_slices_are_resampled_and_stay_where_they_are():
     torch.testing.assert_close(one.as_tensor(), both.as_tensor(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("degrees", [45, 135, -45])
+def test_slices_at_45_degrees_come_back_and_are_turned_as_their_label(axis, degrees):
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, :3] @= Rotation.from_euler("xyz"[axis], degrees, degrees=True).as_matrix()
+    single = torch.from_numpy(affine.astype(np.float32).astype(np.float64))  # as NIfTI keeps it, and its label may not
+    voxels = torch.zeros(1, 5, 5, 5)
+    voxels[0, 0, 1, 3] = 1
+    transforms = Compose(
+        [SliceOrientationd(["image", "label"], "PLS"), SliceSpacingd(["image", "label"], 1.3, "nearest")]
+    )
+    volumes = {"image": MetaTensor(voxels, affine=single), "label": MetaTensor(voxels, affine=torch.from_numpy(affine))}
+    turned = transforms(volumes)
+    assert torch.equal(turned["image"].as_tensor(), turned["label"].as_tensor())
+    back = transforms.inverse(turned)["image"]
+    torch.testing.assert_close(back.affine, single)
+    assert torch.equal(back.as_tensor(), voxels)
+
+
 def test_slices_that_would_be_one_pixel_are_refused():
     """As of metres that are taken for millimetres: all of the image would be one number."""
     volume = MetaTensor(torch.rand(1, 300, 300, 3), affine=np.diag([1e-3, 1e-3, 5e-3, 1]))
     with pytest.raises(InputError, match=r"become a single pixel of 1\.25 x 1\.25 mm; correct the spacing"):
         SliceSpacingd("image", 1.25)({"image": volume})
     assert SliceSpacingd("image", 1.25)({"image": volume[:, :1, :1]})["image"].shape == (1, 1, 1, 3)
+
+
+def test_a_single_slice_in_another_direction_is_refused():
+    """As a localizer's: it would be cut into 300 slices of a row each."""
+    volume = MetaTensor(torch.rand(1, 300, 1, 300), affine=np.diag([1.0, 1, 1, 1]))
+    with pytest.raises(InputError, match=r"single slice in another direction, .* 300 x 1 pixels"):
+        SliceSpacingd("image", 1.25)({"image": volume})
 
 
 @pytest.mark.parametrize("spacing", [[1.0], [0.0, 1.0], [1.0, 1.0, 1.0], [1.0, 101.0], 0, "fine", ["1", "2"]], ids=str)

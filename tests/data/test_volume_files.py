@@ -29,6 +29,13 @@ def test_units_become_mm(unit, size, tmp_path):
     np.testing.assert_allclose(read_volume(tmp_path / "a.nii")[1], AFFINE, rtol=1e-6)  # float32 in the header
 
 
+def test_microns_that_are_taken_for_mm_are_refused(tmp_path):
+    """A volume of 7 mm would fill 1e10 pixels of 1.25 mm."""
+    nib.save(nib.Nifti1Image(VOXELS, np.diag([1e3, 1e3, 1e3, 1]) @ AFFINE), tmp_path / "a.nii")
+    with pytest.raises(InputError, match=r"a\.nii has voxels of 1500 x 1250 x 2000 mm; correct the spacing"):
+        read_volume(tmp_path / "a.nii")
+
+
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize(
     ("name", "is_gzipped"), [("a.nii.gz", False), ("a.nii", True), ("Up.Nii", False), ("UP.nII.Gz", True)]

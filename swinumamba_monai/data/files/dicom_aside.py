@@ -79,7 +79,8 @@ def why_no_image(header: pydicom.Dataset) -> str:
     """What a file without slices is, or ""; an AttributeError where it says nothing at all."""
     if getattr(header, "Rows", None) and str(getattr(header, "Modality", "")) not in _NO_IMAGES:
         return ""
-    return shown(UID(header.SOPClassUID).name)
+    # A DICOMDIR says what it is before its elements alone.
+    return shown(UID(header.get("SOPClassUID") or header.file_meta.MediaStorageSOPClassUID).name)
 
 
 def _stack_direction(headers: Iterable[pydicom.Dataset]) -> np.ndarray | bool | None:

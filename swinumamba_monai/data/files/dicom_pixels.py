@@ -138,6 +138,8 @@ def read_pixels(file: Path, max_pixels: int) -> tuple[pydicom.Dataset, np.ndarra
     """
     with explained(f"{file} is a slice that cannot be decoded", "replace it, or convert the series to NIfTI"):
         dataset = read_header(file)
+        if "DirectoryRecordSequence" in dataset:
+            raise InputError(f"{file} lists the files of a CD; give the folder that it lies in.")
         frames = int(getattr(dataset, "NumberOfFrames", None) or 1)
         rows, columns = int(dataset.Rows), int(dataset.Columns)
         claimed = rows * columns * frames

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ from swinumamba_monai.data.files.dicom_pixels import is_dicom_file, read_header
 from swinumamba_monai.data.files.dicom_volume import slice_of
 from swinumamba_monai.data.files.limits import MAX_VOXELS, check_unfolding
 from swinumamba_monai.data.files.walk import find_files
-from swinumamba_monai.errors import InputError, explained
+from swinumamba_monai.errors import InputError, explained, listed, log_once
+
+logger = logging.getLogger(__name__)
 
 _MODALITY, _CONTOURS = "SEG", "RTSTRUCT"
 # What is said of such a file.
@@ -116,12 +120,18 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     check_unfolding(file, 4 * rows * columns * int(numbers.max() + 1))  # slices without a frame are in no file
     ids = np.zeros((numbers.max() + 1, rows, columns), np.int32)
     least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
+    lost: Counter[int] = Counter()
     for frame, (plane, place) in enumerate(zip(pixels, numbers)):
         part = plane.astype(np.int32)
+        free = ids[place] == 0
         if kind != "LABELMAP":
             number = element_of(groups_of(dataset, frame), "SegmentIdentificationSequence ReferencedSegmentNumber")
             part = np.where(plane >= least, int(number), 0)
-        ids[place][ids[place] == 0] = part[ids[place] == 0]
+            lost[int(number)] += np.count_nonzero(part[~free])
+        ids[place][free] = part[free]
+    if overlaps := [f"{number} loses {count} voxels" for number, count in sorted(lost.items()) if count]:
+        sentence = f"{file} has segments that overlap: {listed(overlaps)} to those before it"
+        log_once(logger, logging.WARNING, sentence)
     affine = np.eye(4)
     rows_apart, columns_apart = slices[0].spacing
     affine[:3, :3] = np.stack([along_row * columns_apart, along_column * rows_apart, normal * step], axis=1)

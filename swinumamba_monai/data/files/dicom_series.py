@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +108,14 @@ def find_series(folder: Path) -> list[Series]:
     files = [file for file in find_files(folder) if is_dicom_file(file)]
     if files and not has_pydicom:
         raise InputError(f"{folder} holds DICOM files, which need pydicom; install swinumamba-monai[dicom].")
-    images, aside, broken = _read_headers(files)
+    states = (file.stat() for file in files)
+    return list(_find_series(folder, tuple((f, state.st_size, state.st_mtime_ns) for f, state in zip(files, states))))
+
+
+@lru_cache(maxsize=4)  # the headers of all slices are read, and a series is looked for whenever a volume of it is
+def _find_series(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> tuple[Series, ...]:
+    """:func:`find_series`; sizes and times tell the files from those before them of the same names."""
+    images, aside, broken = _read_headers([file for file, *_ in files])
     aside |= copies_in(images)
     visits = dicom_parts.visits_of(_without(images, aside))
     for visit in visits:
@@ -137,7 +145,8 @@ def find_series(folder: Path) -> list[Series]:
     places = {file.parent for one in series for file in one.files}
     for place in sorted({file.parent for file in broken} - places):
         series.append(Series(_NO_UID, tuple(file for file in broken if file.parent == place)))
-    return _with_names(sorted(series, key=lambda one: (one.folder, len(one.number), one.number, one.key, one.files)))
+    order = sorted(series, key=lambda one: (one.folder, len(one.number), one.number, one.key, one.files))
+    return tuple(_with_names(order))
 
 
 def _read_headers(files: Sequence[Path]) -> tuple[Headers, dict[Path, str], list[Path]]:

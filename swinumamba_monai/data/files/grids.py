@@ -41,7 +41,7 @@ def corners_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
 
 def reoriented(voxels: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Voxels (X, Y, Z) or (X, Y, Z, C) with their axes in order and direction as in ``like``, and their affine then."""
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(like))
+    turn = nib.io_orientation(np.linalg.solve(like, affine))
     return (
         nib.orientations.apply_orientation(voxels, turn),
         affine @ nib.orientations.inv_ornt_aff(turn, voxels.shape),

@@ -8,7 +8,7 @@ import gzip
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,15 @@ _NO_FORMS = (
     "{} has volumes that do not say where their axes lead (no sform and no qform); they are taken to lead left, "
     "anterior and superior, as nibabel takes them, but other programs differ: correct their headers"
 )
+_TWO_FORMS = (
+    "the axes of {} lead to {} by its sform and to {} by its qform; the sform counts, as for nibabel, but other "
+    "programs differ: correct its header"
+)
+_NO_DIRECTIONS = (
+    "{} does not say where its axes lead (it has no directions); they are taken to lead left, inferior and anterior in "
+    "steps of 1 mm, as FreeSurfer takes them: correct its header"
+)
+_MGH_GOOD = slice(28, 30)  # bytes of a FreeSurfer header that say whether it has directions
 _GZIP = b"\x1f\x8b"
 _PAIRS = (b"ni1\0", b"ni2\0")  # how a header says so, NIfTI-1 at byte 344 and NIfTI-2 at byte 4
 _NIFTI_2 = (540).to_bytes(4, "little"), (540).to_bytes(4, "big")  # how its header begins
@@ -60,8 +69,8 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         is_nifti = isinstance(image, nib.Nifti1Pair)
         affine = affine_of(header) if is_nifti else np.asarray(image.affine, dtype=np.float64)
         forms = _forms(header) if is_nifti else None
-        if is_nifti and not (header["sform_code"] or header["qform_code"]):
-            log_once(logger, logging.WARNING, _NO_FORMS.format(path.parent))
+        if is_nifti:
+            _say_what_is_open(path, header)
         if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
             raise InputError(f"{path} has the size {tuple(shape)}, but 1 to {MAX_VOXELS} voxels can be read.")
         if dtype.fields or dtype.kind not in "uif":
@@ -73,6 +82,11 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         claimed = offset + math.prod(shape) * dtype.itemsize
         if claimed > held:
             raise InputError(f"{path} claims {claimed} bytes of voxels, which no file of its size holds; replace it.")
+        if isinstance(image, nib.Nifti1Image) and offset < header.single_vox_offset:
+            raise InputError(
+                f"{path} says that its voxels begin at byte {offset}, within its header; save it once more by the "
+                "program that you see it right in."
+            )
         voxels = np.asanyarray(image.dataobj)
         # What is behind them is short, but at its end gzip says whether all came out as it went in.
         image.dataobj.file_like.read(_MAX_OFFSET)
@@ -90,6 +104,19 @@ def affine_of(header: nib.Nifti1Header) -> np.ndarray:
     affine = np.array(header.get_best_affine(), dtype=np.float64)
     affine[:3] *= _UNITS.get(header.get_xyzt_units()[0], 1.0)
     return affine
+
+
+def _say_what_is_open(path: Path, header: nib.Nifti1Header) -> None:
+    """Log that a header does not say where its axes lead, or says it in two ways."""
+    if not (header["sform_code"] or header["qform_code"]):
+        log_once(logger, logging.WARNING, _NO_FORMS.format(path.parent))
+    if not (header["sform_code"] > 0 and header["qform_code"] > 0):
+        return
+    with suppress(ValueError):  # of a qform that is none, where the sform counts
+        forms = header.get_sform(), header.get_qform()
+        if (nib.io_orientation(np.linalg.solve(*forms)) != nib.io_orientation(np.eye(4))).any():
+            words = ("".join(nib.aff2axcodes(form)) for form in forms)
+            log_once(logger, logging.WARNING, _TWO_FORMS.format(path, *words))
 
 
 def put_forms(header: nib.Nifti1Header, forms: np.ndarray) -> None:
@@ -117,6 +144,8 @@ def _opened(path: Path) -> Iterator[tuple[nib.spatialimages.SpatialImage, int]]:
         stream.seek(0)
         is_second = header[:4] in _NIFTI_2
         if path.name.lower().endswith(FREESURFER_SUFFIXES):
+            if not int.from_bytes(header[_MGH_GOOD], "big"):  # nibabel puts its own there
+                log_once(logger, logging.WARNING, _NO_DIRECTIONS.format(path))
             yield nib.MGHImage.from_stream(stream), _bytes_in(path)
         elif header[4:8] in _PAIRS or header[344:] in _PAIRS:
             voxels = voxels_beside(path)

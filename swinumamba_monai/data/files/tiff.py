@@ -24,7 +24,8 @@ MAX_PAGES = 1000
 _PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 # What scanners of slides put beside the image, as tifffile calls it in files of these kinds.
-_SLIDES, _BESIDE_SLIDE = ("svs", "ndpi"), ("Thumbnail", "Label", "Macro", "Map")
+_SLIDES, _BESIDE_SLIDE = ("svs", "ndpi", "philips", "qpi"), ("Thumbnail", "Label", "Macro", "Map")
+_WHITE = 255
 _CMYK = 1  # value of the tag InkSet for the inks CMYK, the default
 
 
@@ -101,7 +102,10 @@ class TiffPlane:
         found = _full_size(file)
         if len(found) != 1:
             raise InputError(f"{path} holds {len(found)} separate images; save each as a file of its own.")
+        self._path = path
         self._series, self.page = series, page = found[0], found[0].keyframe
+        if series.kind == "philips":  # tiles without tissue are left out
+            page.nodata = _WHITE
         # tifffile names every axis with a letter: S are samples of a pixel, C channels, Z, T, Q, ... stacks.
         shown = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "YX"]
         self._shape = tuple(size for _, size in shown)
@@ -144,19 +148,28 @@ class TiffPlane:
 
     def decode(self) -> np.ndarray:
         """What is stored, in the order of ``axes``; where every page has one plane, only its pages are decoded."""
-        if self._position and (pages := self.pages()):
+        if (pages := self.pages()) and self._position:
             return np.stack([page.asarray() for page in pages])
         return self._series.asarray().reshape(self._shape)[self._place(len(self._shape))]
 
     def pages(self) -> list[tifffile.TiffPage]:
-        """The pages of the plane, each a channel or all; none where a page has several planes or is missing."""
+        """The pages of the plane, each a channel or all; none where a page has several planes.
+
+        Raises:
+            InputError: one is missing.
+        """
         pages, shape = self._series.pages, self._shape
         leading = next((n for n in range(len(shape)) if math.prod(shape[:n]) == len(pages)), None)
         if leading is None or max(self._position, default=-1) >= leading:
             return []
         numbers = np.arange(len(pages)).reshape(shape[:leading])[self._place(leading)]
         found = [pages[number] for number in numbers.ravel().tolist()]
-        return [] if None in found else found  # an OME file may say that it has pages that it lacks
+        if None in found:
+            raise InputError(
+                f"{self._path} lacks a plane that its description names, as if it was not recorded to its end; save "
+                "the planes that it has as a file of their own."
+            )
+        return found
 
     def _place(self, axes: int) -> tuple[int | slice, ...]:
         """The index of the plane along so many of the first axes."""

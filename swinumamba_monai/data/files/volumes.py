@@ -28,6 +28,7 @@ from swinumamba_monai.errors import InputError
 DICOM_SUFFIX = ".dcm"  # end of the name of a file, which is a volume where it holds all slices
 VOLUME_SUFFIXES = (*nifti.NIFTI_SUFFIXES, nifti.PAIR_SUFFIX, *nifti.FREESURFER_SUFFIXES, *ITK_SUFFIXES)
 _MAX_LEAN = 0.7  # cosine of the angle between two axes, up to which a gantry may be tilted (30 degrees at most)
+_MAX_SIDE = 100.0  # mm of the shortest side of a voxel: longer ones are in microns, and would fill any memory
 _FLAT = 1e-6  # share of the volume of a voxel with right angles: with less the axes lie in one plane
 
 
@@ -184,6 +185,9 @@ def _check(voxels: np.ndarray, affine: np.ndarray, path: Path, nan: float | None
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > _FLAT * np.prod(sizes)):
         raise InputError(f"{path} has no usable geometry (the affine is singular); correct its header.")
+    if min(sizes) > _MAX_SIDE:
+        sides = " x ".join(f"{side:g}" for side in sizes.round(3))
+        raise InputError(f"{path} has voxels of {sides} mm; correct the spacing in its header, or the unit of it.")
     leaning = lean_of(affine)
     if leaning > _MAX_LEAN:
         raise InputError(

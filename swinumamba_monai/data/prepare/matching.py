@@ -14,12 +14,13 @@ from swinumamba_monai.data.datalist import leads_outside
 from swinumamba_monai.data.files.annotations import read_annotations
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES, image_names, stated_orientation
 from swinumamba_monai.data.files.limits import MAX_CHANNELS
+from swinumamba_monai.data.files.picture_kinds import UPRIGHT
 from swinumamba_monai.data.files.shapes import Annotations
 from swinumamba_monai.data.files.video import VIDEO_SUFFIXES
 from swinumamba_monai.data.files.walk import find_files
 from swinumamba_monai.data.inputs import Inputs, not_taken_of
 from swinumamba_monai.data.prepare.found_pairs import FURTHER_CHANNEL, FoundPairs
-from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label, is_image_name
+from swinumamba_monai.data.prepare.label_forms import LABEL_SUFFIXES, Label
 from swinumamba_monai.data.prepare.pictures import (
     LABEL_ENDS,
     Key,
@@ -54,10 +55,10 @@ class FoundPictures(FoundPairs):
             self.problems.append(f"{image} has the name of another image, {name}; rename one.")
         elif len(planes) > 1:
             self._take_planes(key, name, image, planes, label)
-        elif is_image_name(label) and (turn := stated_orientation(image)) != stated_orientation(label):
+        elif _is_turned(image, files):
             self.problems.append(
-                f"{image} is to be turned before it is seen (its orientation is {turn}), but its label {label} is not "
-                "turned like this; save both upright."
+                f"{image} is to be turned before it is seen (its orientation is {stated_orientation(image)}), but its "
+                f"label {files[0]} does not say that it is turned like this; save both upright."
             )
         else:
             self._add(key, name, image, label)
@@ -273,3 +274,18 @@ def _set_sections(found: FoundPairs) -> None:
         found.split["training"] += rest
     elif "training" not in found.split and found.split:
         found.split = {"training": rest, **found.split} if rest else {}
+
+
+def _is_turned(image: Path, files: Sequence[Path]) -> bool:
+    """Whether an image is to be turned in another way than its label.
+
+    Those in JSON and XML state the size of the image as their programs showed it; of others without pixels nobody
+    knows whether they were drawn on the image as it is stored.
+    """
+    stated = stated_orientation(image)
+    of_files = {
+        stated_orientation(file) if file.suffix.lower() in IMAGE_SUFFIXES else UPRIGHT
+        for file in (files if stated != UPRIGHT else files[:1])  # masks of cells are thousands
+        if file.suffix.lower() not in (".json", ".xml")
+    }
+    return bool(of_files - {stated})

@@ -5,21 +5,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Orientationd, Spacingd, Transform
 from monai.utils import ImageMetaKey, TransformBackends, convert_to_numpy, convert_to_tensor, ensure_tuple
+from scipy.spatial.transform import Rotation
 
 from swinumamba_monai.data.files.grids import MIN_LEAN
 from swinumamba_monai.data.files.pixel_checks import check_channel
 from swinumamba_monai.errors import InputError, shown
 
 MAX_SLAB = 1 << 22  # voxels that are resampled at once, or one slice
+# A turn of all places by a fiftieth of a degree: more than affines of one grid differ by, less than anybody turns
+# slices.
+_NUDGE = np.eye(4)
+_NUDGE[:3, :3] = Rotation.from_rotvec([3e-4, 3e-4, 3e-4]).as_matrix()
 
 
 class ToRGB(Transform):
@@ -110,6 +116,9 @@ class ToRGBd(MapTransform):
 class SliceOrientationd(Orientationd):
     """Turn volumes (C, X, Y, Z) so that slices lie along the last axis, rows and columns before it.
 
+    MONAI's transform, but for axes at 45 degrees: which of two directions they have is left to rounding there, which is
+    another for an image than for its label, and for what goes back to the file. Here a turn of all of them decides.
+
     Args:
         keys: the volumes.
         axcodes: directions of the three axes, a letter of R or L, A or P, S or I each. "PLS" gives axial slices as
@@ -130,6 +139,29 @@ class SliceOrientationd(Orientationd):
             )
         super().__init__(keys, axcodes=codes, labels=None, allow_missing_keys=allow_missing_keys)
 
+    def __call__(
+        self, data: Mapping[Hashable, NdarrayOrTensor], lazy: bool | None = None
+    ) -> dict[Hashable, NdarrayOrTensor]:
+        return self._without_ties(data, partial(super().__call__, lazy=lazy))
+
+    def inverse(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        return self._without_ties(data, super().inverse)
+
+    def _without_ties(
+        self, data: Mapping[Hashable, NdarrayOrTensor], turn: Callable[[Mapping], dict[Hashable, NdarrayOrTensor]]
+    ) -> dict[Hashable, NdarrayOrTensor]:
+        """What a method of MONAI's makes of the volumes, those with axes at 45 degrees nudged as long as it looks."""
+        nudge, nudged = torch.from_numpy(_NUDGE), {}
+        for key in self.key_iterator(data):
+            affine = data[key].affine.double()
+            if not np.array_equal(nib.io_orientation(affine), nib.io_orientation(nudge @ affine)):
+                nudged[key] = data[key].clone()
+                nudged[key].affine = nudge @ affine
+        turned = turn({**data, **nudged})
+        for key in nudged:
+            turned[key].affine = torch.linalg.solve(nudge, turned[key].affine)
+        return turned
+
 
 class SliceSpacingd(Spacingd):
     """Resample volumes (C, H, W, S) in the planes of their slices; the slices stay where they are.
@@ -146,7 +178,8 @@ class SliceSpacingd(Spacingd):
         allow_missing_keys: skip keys that are not there.
 
     Raises:
-        InputError: ``spacing`` is none, or slices of a volume become a single pixel, as where metres are taken for mm.
+        InputError: ``spacing`` is none; slices of a volume become a single pixel, as where metres are taken for mm; or
+            it is one slice in another direction.
     """
 
     def __init__(
@@ -170,8 +203,14 @@ class SliceSpacingd(Spacingd):
         upright = {key: _put_upright(volume) for key, volume in volumes.items()}
         planned = super().__call__(upright, lazy=True)
         for key, volume in volumes.items():
-            if max(planned[key].peek_pending_shape()[:2]) == 1 < min(volume.shape[1:3]):
-                name = volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the volume")
+            name = volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the volume")
+            height, width = volume.shape[1:3]
+            if min(height, width) == 1 < max(height, width):
+                raise InputError(
+                    f"{name} is a single slice in another direction, which would be cut into slices of {height} x "
+                    f"{width} pixels; give --axcodes (ILA for a coronal, IPR for a sagittal one), or leave it out."
+                )
+            if max(planned[key].peek_pending_shape()[:2]) == 1 < min(height, width):
                 sides = " x ".join(f"{mm:g}" for mm in self.spacing_transform.pixdim[:2])
                 raise InputError(
                     f"the slices of {name} become a single pixel of {sides} mm; correct the spacing in its header or "
