@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -29,8 +30,10 @@ from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.errors import InputError, check_known, find_input_error, listed, quoted, shown
 from swinumamba_monai.inference.folders import keep_folders, result_names
+from swinumamba_monai.inference.kept_blocks import KeptBlocks
 from swinumamba_monai.inference.writers import MAX_16_BIT
 from swinumamba_monai.prediction.large import predict_large
+from swinumamba_monai.prediction.location import CONFIG
 from swinumamba_monai.prediction.objects import seen_in
 from swinumamba_monai.prediction.predictor import Predictor
 from swinumamba_monai.prediction.progress import bar_of
@@ -40,7 +43,7 @@ from swinumamba_monai.run_lock import prediction_lock
 
 logger = logging.getLogger(__name__)
 
-SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
+SETTINGS, SUMMARY, COCO, BLOCKS = "predict.json", "summary", "coco", ".blocks"
 # Arguments of the predictor and of this module, beside the entries of the config that they decide about.
 _ARGUMENTS = {
     "bundle",
@@ -172,6 +175,10 @@ def _check_letters(name: str) -> str:
     return name
 
 
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 class _Job:
     """The images of a run, and its output folder."""
 
@@ -197,11 +204,12 @@ class _Job:
         self.lock.take("a prediction", "--output_dir")
         settings = {
             "bundle": self.predictor.bundle_dir.name,
-            "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.predictor.checkpoints],
+            "config": _hash(self.predictor.bundle_dir / CONFIG),
+            "weights": list(map(_hash, self.predictor.checkpoints)),
             "options": {name: repr(value) for name, value in options.items()},
         }
-        file, text = self.folder / SETTINGS, json.dumps(settings, indent=1)
-        others = file.is_file() and file.read_text(encoding="utf-8") != text
+        file, self.settings = self.folder / SETTINGS, json.dumps(settings, indent=1)
+        others = file.is_file() and file.read_text(encoding="utf-8") != self.settings
         for path in [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]:
             self.rows.update(read_summary(path))
             if others and overwrite:
@@ -211,8 +219,8 @@ class _Job:
             self._warn_of_other_forms()
         elif others and not (self.rows and all(row["error"] for row in self.rows.values())):  # failures are no results
             raise InputError(
-                f"{self.folder} holds results of another bundle, other weights or other options, as {SETTINGS} in it "
-                "says; give another output folder, or --overwrite."
+                f"{self.folder} holds results of another bundle or config, other weights or other options, as "
+                f"{SETTINGS} in it says; give another output folder, or --overwrite."
             )
         for name, row in self.rows.items():
             image = self.names.get(name, row["image"])
@@ -221,7 +229,7 @@ class _Job:
                     f"{self.folder} holds results of {row['image']}, and {image} would have the same names; "
                     "give another output folder, or --overwrite."
                 )
-        write_file(file, text)
+        write_file(file, self.settings)
 
     def _warn_of_other_forms(self) -> None:
         """Name what earlier runs wrote of these images in forms that this one does not; it may have been edited."""
@@ -268,6 +276,8 @@ class _Job:
             gathered = [f"{SUMMARY}_*of*.csv", *([f"{COCO}_*of*.json"] if "coco" in self.formats else [])]
             for path in [path for pattern in gathered for path in self.folder.glob(pattern)]:
                 path.unlink()
+            if not report.failed:  # of images that changed since they were begun, or are not there any more
+                shutil.rmtree(self.folder / BLOCKS, ignore_errors=True)
         return report
 
     def _is_finished(self, name: str) -> bool:
@@ -307,12 +317,14 @@ class _Job:
                 f"{' and '.join(sorted(unable))}; leave that out of --format."
             )
         self.files.make_folder(name)
-        found = predict_large(self.predictor.blocks, image, self.files.large_mask(name), self.files.polygons(name))
-        overview = seen_in(found.overview, self.predictor.channel)
-        doubts = self.predictor.doubts(overview, found.table, artefacts=found.artefacts, dark=found.dark)
-        if found.cut:
-            doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
-        for doubt in doubts:
-            logger.warning("%s: %s", image.path, doubt)
-        self.files.write_table(name, found.table, found.outlines)
+        files = self.files.large_mask(name), self.files.polygons(name)
+        with KeptBlocks(self.folder / BLOCKS, self.settings) as kept:
+            found = predict_large(self.predictor.blocks, image, *files, kept)
+            overview = seen_in(found.overview, self.predictor.channel)
+            doubts = self.predictor.doubts(overview, found.table, artefacts=found.artefacts, dark=found.dark)
+            if found.cut:
+                doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
+            for doubt in doubts:
+                logger.warning("%s: %s", image.path, doubt)
+            self.files.write_table(name, found.table, found.outlines)
         return columns_of(found.table, doubts)

@@ -15,6 +15,7 @@ import numpy as np
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.inference.blocks import Block, BlockInference
+from swinumamba_monai.inference.kept_blocks import KeptBlocks
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.painting import outlined, picture_step
 from swinumamba_monai.prediction.artefacts import artefact_cells, dark_cells
@@ -42,7 +43,9 @@ class LargePrediction:
     dark: np.ndarray
 
 
-def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons: Path | None = None) -> LargePrediction:
+def predict_large(
+    blocks: BlockInference, image: TiffRows, file: Path, polygons: Path | None = None, kept: KeptBlocks | None = None
+) -> LargePrediction:
     """Predict an image by blocks.
 
     Args:
@@ -50,6 +53,7 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
         image: an image that ``blocks.open`` gave.
         file: ``.tif`` file to write, whole or not at all: the cells.
         polygons: GeoJSON file to write likewise, or none.
+        kept: what is kept of its blocks; None keeps none.
 
     Raises:
         InputError: it cannot be predicted in blocks, or not with the memory there is; its file is damaged.
@@ -65,7 +69,7 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
         add_features(block)
 
     with _features_in(polygons) as add_features:
-        overview, cut = blocks.write(image, file, gather)
+        overview, cut = blocks.write(image, file, gather, kept)
     table = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     outlines = outlined(picture.image, picture.labels, one_colour=True)
     return LargePrediction(table, outlines, overview, cut, np.concatenate(artefacts), np.concatenate(dark))

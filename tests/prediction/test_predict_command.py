@@ -205,6 +205,16 @@ class TestAgain:
         assert main([*one, "min_size=5"]) == 0
         assert len(read_rows(copy / "summary.csv")) == 1, "the other image has results of other options"
 
+    def test_another_config_does_not_mix(self, small, copy, tmp_path, capsys):
+        config = tmp_path / "microscopy" / "configs" / "inference.json"
+        shutil.copytree(find_bundle("microscopy") / "configs", config.parent)
+        words = small.words(copy, "--bundle_dir", tmp_path)
+        assert main(words) == 0
+        assert "(2 finished before)" in capsys.readouterr().out
+        config.write_text(config.read_text().replace('"grow": 1', '"grow": 2'))
+        assert main(words) == 1
+        assert "holds results of another bundle or config" in capsys.readouterr().err
+
     def test_images_of_the_same_names_do_not_mix(self, small, copy, tmp_path, capsys):
         shutil.copytree(small.folder, tmp_path / "other")
         words = [word if word != str(small.folder) else str(tmp_path / "other") for word in small.words(copy)]
