@@ -175,6 +175,11 @@ def _check_letters(name: str) -> str:
     return name
 
 
+def _is_there(image: str) -> bool:
+    """Whether there is the file of an image, which may be a part of it."""
+    return file_and_number(image)[0].exists()
+
+
 def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -214,22 +219,47 @@ class _Job:
             self.rows.update(read_summary(path))
             if others and overwrite:
                 path.unlink(missing_ok=True)
-        if overwrite:
-            self.rows = {name: row for name, row in self.rows.items() if name not in self.names and not others}
-            self._warn_of_other_forms()
-        elif others and not (self.rows and all(row["error"] for row in self.rows.values())):  # failures are no results
+        if others and not overwrite and not (self.rows and all(row["error"] for row in self.rows.values())):
             raise InputError(
                 f"{self.folder} holds results of another bundle or config, other weights or other options, as "
                 f"{SETTINGS} in it says; give another output folder, or --overwrite."
             )
-        for name, row in self.rows.items():
-            image = self.names.get(name, row["image"])
-            if row["image"] != image and os.path.realpath(row["image"]) != os.path.realpath(image):
+        self._keep_rows(overwrite, others)
+        if overwrite:
+            self._warn_of_other_forms()
+        write_file(file, self.settings)
+
+    def _keep_rows(self, overwrite: bool, others: bool) -> None:
+        """Leave the rows that still count.
+
+        Args:
+            overwrite: whether those of the images of this run do not.
+            others: whether these rows are of other settings, so that then none does.
+
+        Raises:
+            InputError: there are results of other images with the names of these, or of these with other names.
+        """
+        called = {os.path.abspath(image): name for name, image in self.names.items()}
+        rows, self.rows = self.rows, {}
+        for name, row in rows.items():
+            was, image = row["image"], self.names.get(name)
+            now = name if image else called.get(os.path.abspath(was))
+            if overwrite and (others or now):
+                continue
+            if row["error"]:
+                if not _is_there(was):
+                    continue
+            elif image and os.path.realpath(was) != os.path.realpath(image):
                 raise InputError(
-                    f"{self.folder} holds results of {row['image']}, and {image} would have the same names; "
+                    f"{self.folder} holds results of {was}, and {image} would have the same names; "
                     "give another output folder, or --overwrite."
                 )
-        write_file(file, self.settings)
+            elif now and now != name:
+                raise InputError(
+                    f"{self.folder} holds results of {was} as {name}, and beside the other images it would be {now}; "
+                    "give another output folder, or --overwrite."
+                )
+            self.rows[name] = row
 
     def _warn_of_other_forms(self) -> None:
         """Name what earlier runs wrote of these images in forms that this one does not; it may have been edited."""
@@ -250,6 +280,8 @@ class _Job:
             )
         summary = self.folder / f"{SUMMARY}{self.suffix}.csv"
         kept = mine if self.suffix else {name: row for name, row in self.rows.items() if name not in names} | mine
+        if gone := [row["image"] for row in kept.values() if not _is_there(row["image"])]:
+            logger.warning("%s: not there any more; the results and the row in %s stay", listed(gone), summary.name)
         write_summary(summary, kept)
         waiting = [name for name in names if name not in mine]
         with bar_of(len(waiting), "image", disable=not progress) as bar:
@@ -285,9 +317,12 @@ class _Job:
         return row is not None and not row["error"] and self.files.are_there(name)
 
     def _has_changed(self, name: str) -> bool:
-        """Whether the file of a finished image is newer than what was found in it."""
+        """Whether the file of a finished image was written, or put in its place, after what was found in it."""
         file, _ = file_and_number(self.names[name])
-        return file.is_file() and file.stat().st_mtime > self.files.path(name, OUTLINES).stat().st_mtime
+        if not file.is_file():  # but a folder of DICOM files
+            return False
+        image, found = file.stat(), self.files.path(name, OUTLINES).stat()
+        return max(image.st_mtime, image.st_ctime) > max(found.st_mtime, found.st_ctime)
 
     def _predict(self, name: str) -> dict[str, object]:
         """The row of the summary, after all files of the image are written; without them if it failed."""

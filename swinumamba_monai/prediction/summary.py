@@ -11,17 +11,29 @@ from pathlib import Path
 import numpy as np
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.errors import explained
 from swinumamba_monai.formulas import as_cell, from_cell
 
 COLUMNS = ("name", "image", "objects", "area_mean", "score_mean", "warnings", "error")
 
 
 def read_summary(path: Path) -> dict[str, dict[str, str]]:
-    """The rows by name, without those that a stopped run has left half written; none where there is no such file."""
+    """The rows by name, without those that a stopped run has left half written; none where there is no such file.
+
+    Raises:
+        InputError: another program has written the file in a form of its own.
+    """
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if set(row) == set(COLUMNS) and None not in row.values()]
+    advice = "save it as CSV in UTF-8 with commas, or delete it, and the images are predicted again"
+    with (
+        explained(f"{path} cannot be read as this command has written it", advice, UnicodeDecodeError, csv.Error),
+        path.open(newline="", encoding="utf-8-sig") as file,
+    ):
+        table = csv.DictReader(file)
+        if table.fieldnames != list(COLUMNS):
+            raise csv.Error(f"its columns are {table.fieldnames}")
+        rows = [row for row in table if set(row) == set(COLUMNS) and None not in row.values()]
     rows = [{column: from_cell(text) for column, text in row.items()} for row in rows]
     return {row["name"]: row for row in rows}
 
