@@ -38,24 +38,22 @@ from swinumamba_monai.prediction.objects import seen_in
 from swinumamba_monai.prediction.predictor import Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.result_files import FORMATS, OUTLINES, ResultFiles
-from swinumamba_monai.prediction.summary import COLUMNS, add_row, columns_of, read_summary, write_summary
+from swinumamba_monai.prediction.summary import (
+    COLUMNS,
+    add_row,
+    columns_of,
+    is_there,
+    read_summary,
+    rows_that_count,
+    write_summary,
+)
 from swinumamba_monai.run_lock import prediction_lock
 
 logger = logging.getLogger(__name__)
 
 SETTINGS, SUMMARY, COCO, BLOCKS = "predict.json", "summary", "coco", ".blocks"
 # Arguments of the predictor and of this module, beside the entries of the config that they decide about.
-_ARGUMENTS = {
-    "bundle",
-    "bundle_dir",
-    "bundle_root",
-    "checkpoint",
-    "ckpt_path",
-    "dataset_dir",
-    "device",
-    "output_dir",
-    "progress",
-}
+_ARGUMENTS = set("bundle bundle_dir bundle_root checkpoint ckpt_path dataset_dir device output_dir progress".split())
 
 
 @dataclass
@@ -110,34 +108,22 @@ def predict_images(
             a place that cannot be written. What cannot be predicted is in the report instead.
     """
     number, count = share
-    if not 1 <= number <= count:
-        raise InputError(f"share {number}/{count} is none; the shares of 8 are 1/8 to 8/8.")
-    check_known("format", formats, FORMATS)
-    if not os.fspath(output_dir):
-        raise InputError("--output_dir is empty; give the folder of the results.")
-    if any(Path(path).is_dir() and Path(path).resolve() == Path(output_dir).resolve() for path in images):
-        raise InputError(
-            f"{output_dir} holds the images; give another output folder, or results become images next time."
-        )
     options = dict(options or {})
-    for name in _ARGUMENTS & options.keys():
-        raise InputError(f"{name} is no option to be set: it follows from the arguments of the prediction.")
+    _check_request(images, output_dir, formats, share, options)
     places, problems = [], []
     for path in images:
         with noting(problems):
-            _check_place(path)
-            places.append(path)
+            places.append(_check_place(path))
     if not places:
         raise InputError(problems[0])
     place = as_literal(str(output_dir))
     predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": place})
     if predictor.of_volumes and set(formats) - {"masks"}:
         raise InputError(f"{predictor.bundle_dir.name} writes volumes, which have no outlines; leave --format out.")
-    inputs = []
+    inputs, found = [], {}
     for path in places:
         with noting(problems):
             inputs.append(predictor.list_images(path))
-    found = {}
     for item in chain.from_iterable(inputs):
         with noting(problems):
             # An image may be several files, each a channel; it is called by the first.
@@ -156,14 +142,37 @@ def predict_images(
     return report
 
 
-def _check_place(path: str | PathLike) -> None:
-    """Refuse what is known to hold no images before a network is built."""
+def _check_request(
+    images: Sequence[str | PathLike],
+    output_dir: str | PathLike,
+    formats: Sequence[str],
+    share: tuple[int, int],
+    options: Mapping[str, object],
+) -> None:
+    """Refuse arguments of :func:`predict_images` that cannot be, before a file is opened."""
+    number, count = share
+    if not 1 <= number <= count:
+        raise InputError(f"share {number}/{count} is none; the shares of 8 are 1/8 to 8/8.")
+    check_known("format", formats, FORMATS)
+    if not os.fspath(output_dir):
+        raise InputError("--output_dir is empty; give the folder of the results.")
+    if any(Path(path).is_dir() and Path(path).resolve() == Path(output_dir).resolve() for path in images):
+        raise InputError(
+            f"{output_dir} holds the images; give another output folder, or results become images next time."
+        )
+    for name in _ARGUMENTS & options.keys():
+        raise InputError(f"{name} is no option to be set: it follows from the arguments of the prediction.")
+
+
+def _check_place(path: str | PathLike) -> str | PathLike:
+    """The path, unless it is known, before a network is built, to hold no images."""
     if not os.fspath(path):
         raise InputError("a path is empty; give images, a folder of them or a prepared dataset.")
     if not Path(path).exists():
         raise InputError(f"{path} does not exist; give images, a folder of them or a prepared dataset.")
     if (Path(path) / SETTINGS).is_file():
         raise InputError(f"{path} holds the results of a prediction, as {SETTINGS} in it says; give its images.")
+    return path
 
 
 def _check_letters(name: str) -> str:
@@ -173,11 +182,6 @@ def _check_letters(name: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"the name {name} is not in UTF-8; rename it.") from error
     return name
-
-
-def _is_there(image: str) -> bool:
-    """Whether there is the file of an image, which may be a part of it."""
-    return file_and_number(image)[0].exists()
 
 
 def _hash(path: Path) -> str:
@@ -200,7 +204,6 @@ class _Job:
         _, self.names = result_names(list(images))
         keep_folders(Compose(predictor.savers), [{"image": image} for image in images])
         self.files = ResultFiles(folder, predictor, formats)
-        self.rows: dict[str, dict[str, str]] = {}
         self.lock = prediction_lock(folder, suffix)
 
     def open(self, options: Mapping[str, object], overwrite: bool) -> None:
@@ -215,51 +218,21 @@ class _Job:
         }
         file, self.settings = self.folder / SETTINGS, json.dumps(settings, indent=1)
         others = file.is_file() and file.read_text(encoding="utf-8") != self.settings
+        rows = {}
         for path in [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]:
-            self.rows.update(read_summary(path))
             if others and overwrite:
                 path.unlink(missing_ok=True)
-        if others and not overwrite and not (self.rows and all(row["error"] for row in self.rows.values())):
+            else:
+                rows.update(read_summary(path))
+        if others and not overwrite and not (rows and all(row["error"] for row in rows.values())):
             raise InputError(
                 f"{self.folder} holds results of another bundle or config, other weights or other options, as "
                 f"{SETTINGS} in it says; give another output folder, or --overwrite."
             )
-        self._keep_rows(overwrite, others)
+        self.rows = rows_that_count(rows, self.names, overwrite)
         if overwrite:
             self._warn_of_other_forms()
         write_file(file, self.settings)
-
-    def _keep_rows(self, overwrite: bool, others: bool) -> None:
-        """Leave the rows that still count.
-
-        Args:
-            overwrite: whether those of the images of this run do not.
-            others: whether these rows are of other settings, so that then none does.
-
-        Raises:
-            InputError: there are results of other images with the names of these, or of these with other names.
-        """
-        called = {os.path.abspath(image): name for name, image in self.names.items()}
-        rows, self.rows = self.rows, {}
-        for name, row in rows.items():
-            was, image = row["image"], self.names.get(name)
-            now = name if image else called.get(os.path.abspath(was))
-            if overwrite and (others or now):
-                continue
-            if row["error"]:
-                if not _is_there(was):
-                    continue
-            elif image and os.path.realpath(was) != os.path.realpath(image):
-                raise InputError(
-                    f"{self.folder} holds results of {was}, and {image} would have the same names; "
-                    "give another output folder, or --overwrite."
-                )
-            elif now and now != name:
-                raise InputError(
-                    f"{self.folder} holds results of {was} as {name}, and beside the other images it would be {now}; "
-                    "give another output folder, or --overwrite."
-                )
-            self.rows[name] = row
 
     def _warn_of_other_forms(self) -> None:
         """Name what earlier runs wrote of these images in forms that this one does not; it may have been edited."""
@@ -280,7 +253,7 @@ class _Job:
             )
         summary = self.folder / f"{SUMMARY}{self.suffix}.csv"
         kept = mine if self.suffix else {name: row for name, row in self.rows.items() if name not in names} | mine
-        if gone := [row["image"] for row in kept.values() if not _is_there(row["image"])]:
+        if gone := [row["image"] for row in kept.values() if not is_there(row["image"])]:
             logger.warning("%s: not there any more; the results and the row in %s stay", listed(gone), summary.name)
         write_summary(summary, kept)
         waiting = [name for name in names if name not in mine]
