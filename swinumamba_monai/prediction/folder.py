@@ -135,6 +135,8 @@ def predict_images(
     try:
         job.open(options, overwrite)
         report = job.run(sorted(job.names)[number - 1 :: count], progress)
+        if overwrite:
+            job.warn_of_other_forms()
     finally:
         job.lock.release()
     report.failed += problems
@@ -230,11 +232,9 @@ class _Job:
                 f"{SETTINGS} in it says; give another output folder, or --overwrite."
             )
         self.rows = rows_that_count(rows, self.names, overwrite)
-        if overwrite:
-            self._warn_of_other_forms()
         write_file(file, self.settings)
 
-    def _warn_of_other_forms(self) -> None:
+    def warn_of_other_forms(self) -> None:
         """Name what earlier runs wrote of these images in forms that this one does not; it may have been edited."""
         paths = self.files.of_other_forms(self.names)
         if "coco" not in self.formats:

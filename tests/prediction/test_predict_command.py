@@ -177,6 +177,10 @@ class TestAgain:
         others = {"coco.json", *(f"{image.stem}_rois.zip" for image in small.images)}
         assert {name for name in before if after[name] == before[name]} == others, "they may have been edited"
         assert all(name in caplog.text for name in others) and "left as they are" in caplog.text
+        assert main([*small.words(copy, "--overwrite", "--format", "geojson", "coco", "roi"), "output_ext=.tif"]) == 0
+        *_, left = caplog.records
+        assert all(f"{image.stem}_instances.png" in left.message for image in small.images)
+        assert ".tif" not in left.message and ".json" not in left.message
 
     @pytest.mark.parametrize("lost", ["{}_instances.png", "{}_objects.csv", "{}_rois.zip"])
     def test_an_image_with_a_file_lost_is_predicted_again(self, small, copy, lost, capsys):
