@@ -40,7 +40,9 @@ logger = logging.getLogger(__name__)
 
 MARGIN = 256  # pixels that a block sees of its neighbours: half a window, and four of the largest cells that are known
 MARGIN_OF_CELLS = 4  # the same in diameters, where cells are said to be larger
-SLACK = 8  # pixels beyond its core up to which a block takes a cell, if no block before it has: both may see it anew
+# Pixels beyond its core in which a block takes a cell that no block before has taken: each may see the centroid of a
+# cell on the seam in the other's core.
+SLACK = 8
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ from swinumamba_monai.inference.kept_blocks import KeptBlocks
 from swinumamba_monai.inference.writers import MAX_16_BIT
 from swinumamba_monai.prediction.large import predict_large
 from swinumamba_monai.prediction.location import CONFIG
-from swinumamba_monai.prediction.objects import seen_in
 from swinumamba_monai.prediction.predictor import Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.result_files import FORMATS, OUTLINES, ResultFiles
@@ -327,12 +326,8 @@ class _Job:
         self.files.make_folder(name)
         files = self.files.large_mask(name), self.files.polygons(name)
         with KeptBlocks(self.folder / BLOCKS, self.settings) as kept:
-            found = predict_large(self.predictor.blocks, image, *files, kept)
-            overview = seen_in(found.overview, self.predictor.channel)
-            doubts = self.predictor.doubts(overview, found.table, artefacts=found.artefacts, dark=found.dark)
-            if found.cut:
-                doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
-            for doubt in doubts:
-                logger.warning("%s: %s", image.path, doubt)
-            self.files.write_table(name, found.table, found.outlines)
-        return columns_of(found.table, doubts)
+            table, outlines, doubts = predict_large(self.predictor, image, *files, kept)
+            self.files.write_table(name, table, outlines)
+        for doubt in doubts:
+            logger.warning("%s: %s", image.path, doubt)
+        return columns_of(table, doubts)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ import tifffile
 import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
+from result_tables import read_rows
 from torch import nn
 
 from swinumamba_monai.cli import main
@@ -71,11 +71,6 @@ def predicted(folder, tmp_path_factory):
     report = predict_images("microscopy", [folder], out, device="cpu", options=OPTIONS)
     assert report.predicted == 2 and not report.failed
     return out
-
-
-def read_rows(file) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
 
 
 def test_the_files_are_those_of_the_whole_image(folder, tmp_path, caplog):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -19,15 +18,11 @@ import pytest
 import tifffile
 from forked import run_forked
 from PIL import Image
+from result_tables import read_rows
 from skimage.measure import regionprops
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import read_image
-
-
-def read_rows(file) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
 
 
 @pytest.fixture(scope="module")

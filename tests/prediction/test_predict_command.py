@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import shutil
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from result_tables import read_rows
 from skimage.measure import regionprops
 
 from swinumamba_monai.cli import main
@@ -25,11 +25,6 @@ from swinumamba_monai.distribution.network_of_config import build_bundle_network
 from swinumamba_monai.inference import InstanceWriter
 from swinumamba_monai.prediction import Predictor, find_bundle
 from swinumamba_monai.tasks import TASKS
-
-
-def read_rows(file) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
 
 
 def times(folder) -> dict[str, int]:
