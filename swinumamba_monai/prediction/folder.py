@@ -325,7 +325,8 @@ class _Job:
             )
         self.files.make_folder(name)
         files = self.files.large_mask(name), self.files.polygons(name)
-        with KeptBlocks(self.folder / BLOCKS, self.settings) as kept:
+        # What a GPU answers, in another precision, is not continued on a CPU.
+        with KeptBlocks(self.folder / BLOCKS, f"{self.settings} {self.predictor.device.type}") as kept:
             table, outlines, doubts = predict_large(self.predictor, image, *files, kept)
             self.files.write_table(name, table, outlines)
         for doubt in doubts:

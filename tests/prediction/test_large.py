@@ -234,13 +234,15 @@ class TestStopped:
         for name in ("slide_instances.tif", "slide_objects.csv", "slide_outlines.png"):
             assert (tmp_path / "out" / name).read_bytes() == (predicted / name).read_bytes(), name
 
-    def test_takes_no_block_of_other_options_or_another_image(self, run, folder, tmp_path):
-        image = read_image(folder / "slide.tif")
-        assert run(folder, stop=6) == 6
-        assert run(folder, grow=1) == 9
-        assert run(folder, stop=6, grow=0) == 6
+    def test_takes_no_block_of_other_options_or_another_image(self, run, tmp_path):
+        image = np.full((1200, 1100), 20, np.uint8)
+        image[:, 100:1000:300] += (np.arange(1200) // 6).astype(np.uint8)[:, None]  # so that no two blocks are alike
+
+        tifffile.imwrite(tmp_path / "slide.tif", image, tile=(256, 256))
+        assert run(tmp_path, stop=6) == 6
+        assert run(tmp_path, grow=1) == 9
+        assert run(tmp_path, stop=6, grow=0) == 6
         image[-2, -2] += 200  # of the last block alone, but of the look of all
-        (tmp_path / "images").mkdir()
-        tifffile.imwrite(tmp_path / "images" / "slide.tif", image, tile=(256, 256))
-        assert run(tmp_path / "images", grow=0) == 9
+        tifffile.imwrite(tmp_path / "slide.tif", image, tile=(256, 256))
+        assert run(tmp_path, grow=0) == 9
         assert not (tmp_path / "out" / ".blocks").exists()
