@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from swinumamba_monai.data.files.pixel_checks import check_steps
 from swinumamba_monai.data.files.tiff_rows import TiffRows, open_rows
 from swinumamba_monai.data.sampling.intensity import sampling_step
 from swinumamba_monai.errors import InputError
+from swinumamba_monai.inference.kept_blocks import KeptBlocks
 from swinumamba_monai.inference.memory import MemoryNeed
 from swinumamba_monai.inference.one_image import ImageInference, as_loaded
 from swinumamba_monai.inference.rescaling import AUTO
@@ -38,7 +40,9 @@ logger = logging.getLogger(__name__)
 
 MARGIN = 256  # pixels that a block sees of its neighbours: half a window, and four of the largest cells that are known
 MARGIN_OF_CELLS = 4  # the same in diameters, where cells are said to be larger
-SLACK = 8  # pixels beyond its core up to which a block takes a cell, if no block before it has: both may see it anew
+# Pixels beyond its core in which a block takes a cell that no block before has taken: each may see the centroid of a
+# cell on the seam in the other's core.
+SLACK = 8
 
 
 @dataclass(frozen=True)
@@ -136,14 +140,15 @@ class BlockInference:
         bands = image.bands(self.block_size)
         return check_steps(np.concatenate([band[-start % step :: step, ::step] for start, band in bands]), image.path)
 
-    def blocks(self, image: TiffRows, overview: np.ndarray) -> Iterator[Block]:
+    def blocks(self, image: TiffRows, overview: np.ndarray, kept: KeptBlocks | None = None) -> Iterator[Block]:
         """Predict an image block by block, from top left, along the rows.
 
         Args:
             image: image that :meth:`open` gave.
             overview: what :meth:`read_once` gave of it, whose brightness all blocks are normalised by.
+            kept: what is kept of its blocks; None keeps none.
         """
-        prepare = _fitted(self.inference.prepare, overview)
+        find = partial(self._find, prepare=_fitted(self.inference.prepare, overview))
         bands, columns = self._spans(image.height), self._spans(image.width)
         labels, cells = np.zeros((0, image.width), np.int32), 0
         logger.info("%s: %d blocks of up to %d pixels", image.path, len(bands) * len(columns), self.block_size)
@@ -156,7 +161,7 @@ class BlockInference:
                 for span in columns:
                     block = pixels[:, span.start : span.stop]
                     written = labels[:, span.start : span.stop]
-                    found, scores = self._find(block, prepare)
+                    found, scores = kept.answer(block, overview, find) if kept else find(block)
                     own, cut = _own_cells(found, written, band, span)
                     numbers = _numbers_of(found, written, own)
                     np.copyto(written, numbers + cells, where=numbers > 0)
@@ -177,7 +182,11 @@ class BlockInference:
                     logger.warning("%s: %s", image.path, self.doubt(cut))
 
     def write(
-        self, image: TiffRows, file: Path, gather: Callable[[Block], None] = lambda block: None
+        self,
+        image: TiffRows,
+        file: Path,
+        gather: Callable[[Block], None] = lambda block: None,
+        kept: KeptBlocks | None = None,
     ) -> tuple[np.ndarray, int]:
         """Predict an image and write its cells.
 
@@ -185,6 +194,7 @@ class BlockInference:
             image: image that :meth:`open` gave.
             file: ``.tif`` file to write, whole or not at all.
             gather: called with every block before its rows are written.
+            kept: what is kept of its blocks; None keeps none.
 
         Returns:
             what :meth:`read_once` gives, and how many cells are not whole.
@@ -197,7 +207,7 @@ class BlockInference:
 
         def rows() -> Iterator[np.ndarray]:
             nonlocal cut
-            for block in self.blocks(image, overview):
+            for block in self.blocks(image, overview, kept):
                 cut += block.cut
                 gather(block)
                 yield block.rows

@@ -11,10 +11,7 @@ flow are doubled instead of counted.
 A network has four channels: the logits of background and cell, and the direction to the centre along rows and along
 columns, of length 1 in a cell. Its target has three: 1 in a cell and 0 elsewhere, and the direction, 0 outside.
 
-On the 53 validation images of DSB-2018 flows were better than the two other usual ways, with the same network, images
-and minutes: the mean of F1 at IoU 0.5 and 0.75, each with its best settings, was 0.849 for flows, 0.837 for the
-distance to the edge with a watershed, and 0.802 for horizontal and vertical maps (Swin-UMamba†, seed 0, 6.3 minutes of
-an H200 each, 2026-11-28).
+Flows beside the two other usual ways, at the same minutes, are in docs/results_nuclei.md.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ from scipy.sparse.linalg import spsolve
 from torch import Tensor, nn
 
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.instances.whole_cells import AUTO, finish_cells, resize_cells, weighted_mean
+from swinumamba_monai.instances.whole_cells import AUTO, finish_cells, resize_cells
 
 FLOW_CHANNELS = 4  # number of channels of a network's output: background, cell, rows, columns
 FLOW_WEIGHT = 12.5  # weight of the squared error of the flow, as in Cellpose: half of the error of five times the flow
@@ -223,15 +220,18 @@ class FlowLoss(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss, a scalar, of a network's output (b, 4, h, w) and targets (b, 3, h, w).
 
-        A fourth channel of the targets, if there is one, weighs the pixels (0: nothing is known). Other numbers of
-        channels are a ValueError.
+        A fourth channel of the targets, if there is one, weighs the pixels (0: nothing is known; of all of them, the
+        loss is 0). Other numbers of channels are a ValueError.
         """
         if output.shape[1] != FLOW_CHANNELS or target.shape[1] not in (3, 4):
             raise ValueError(f"Flows have 4 channels and their targets 3, not {output.shape[1]} and {target.shape[1]}.")
         output = output.float()
         foreground = F.binary_cross_entropy_with_logits(output[:, 1] - output[:, 0], target[:, 0], reduction="none")
         flow = ((output[:, 2:] - target[:, 1:3]) ** 2).mean(1)
-        return weighted_mean(foreground + FLOW_WEIGHT * flow, target[:, 3:])
+        loss = foreground + FLOW_WEIGHT * flow
+        if target.shape[1] == 3:
+            return loss.mean()
+        return (loss * target[:, 3]).sum() / target[:, 3].sum().clamp_min(1)
 
 
 class InstancesToFlowsd(MapTransform):

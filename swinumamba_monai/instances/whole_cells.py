@@ -7,7 +7,6 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 from skimage.measure import label
-from torch import Tensor
 
 from swinumamba_monai.cells import keep_cells
 
@@ -101,16 +100,3 @@ def _fill_holes(ids: np.ndarray) -> np.ndarray:
             hole = ndimage.binary_fill_holes(cell) & (ids[box] == 0)
             filled[box][hole] = number
     return filled
-
-
-def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
-    """The mean of a loss over the pixels that count.
-
-    Args:
-        loss: loss of each pixel, (b, h, w).
-        weight: weights (b, 1, h, w), of which all may be 0, and the mean then is; or (b, 0, h, w), where all pixels
-            count alike.
-    """
-    if weight.shape[1] == 0:
-        return loss.mean()
-    return (loss * weight[:, 0]).sum() / weight.sum().clamp_min(1)

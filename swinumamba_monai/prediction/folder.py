@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -29,30 +30,29 @@ from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import noting
 from swinumamba_monai.errors import InputError, check_known, find_input_error, listed, quoted, shown
 from swinumamba_monai.inference.folders import keep_folders, result_names
+from swinumamba_monai.inference.kept_blocks import KeptBlocks
 from swinumamba_monai.inference.writers import MAX_16_BIT
 from swinumamba_monai.prediction.large import predict_large
-from swinumamba_monai.prediction.objects import seen_in
+from swinumamba_monai.prediction.location import CONFIG
 from swinumamba_monai.prediction.predictor import Predictor
 from swinumamba_monai.prediction.progress import bar_of
 from swinumamba_monai.prediction.result_files import FORMATS, OUTLINES, ResultFiles
-from swinumamba_monai.prediction.summary import COLUMNS, add_row, columns_of, read_summary, write_summary
+from swinumamba_monai.prediction.summary import (
+    COLUMNS,
+    add_row,
+    columns_of,
+    is_there,
+    read_summary,
+    rows_that_count,
+    write_summary,
+)
 from swinumamba_monai.run_lock import prediction_lock
 
 logger = logging.getLogger(__name__)
 
-SETTINGS, SUMMARY, COCO = "predict.json", "summary", "coco"
+SETTINGS, SUMMARY, COCO, BLOCKS = "predict.json", "summary", "coco", ".blocks"
 # Arguments of the predictor and of this module, beside the entries of the config that they decide about.
-_ARGUMENTS = {
-    "bundle",
-    "bundle_dir",
-    "bundle_root",
-    "checkpoint",
-    "ckpt_path",
-    "dataset_dir",
-    "device",
-    "output_dir",
-    "progress",
-}
+_ARGUMENTS = set("bundle bundle_dir bundle_root checkpoint ckpt_path dataset_dir device output_dir progress".split())
 
 
 @dataclass
@@ -107,34 +107,22 @@ def predict_images(
             a place that cannot be written. What cannot be predicted is in the report instead.
     """
     number, count = share
-    if not 1 <= number <= count:
-        raise InputError(f"share {number}/{count} is none; the shares of 8 are 1/8 to 8/8.")
-    check_known("format", formats, FORMATS)
-    if not os.fspath(output_dir):
-        raise InputError("--output_dir is empty; give the folder of the results.")
-    if any(Path(path).is_dir() and Path(path).resolve() == Path(output_dir).resolve() for path in images):
-        raise InputError(
-            f"{output_dir} holds the images; give another output folder, or results become images next time."
-        )
     options = dict(options or {})
-    for name in _ARGUMENTS & options.keys():
-        raise InputError(f"{name} is no option to be set: it follows from the arguments of the prediction.")
+    _check_request(images, output_dir, formats, share, options)
     places, problems = [], []
     for path in images:
         with noting(problems):
-            _check_place(path)
-            places.append(path)
+            places.append(_check_place(path))
     if not places:
         raise InputError(problems[0])
     place = as_literal(str(output_dir))
     predictor = Predictor(bundle, progress=progress, **of_predictor, **{**options, "output_dir": place})
     if predictor.of_volumes and set(formats) - {"masks"}:
         raise InputError(f"{predictor.bundle_dir.name} writes volumes, which have no outlines; leave --format out.")
-    inputs = []
+    inputs, found = [], {}
     for path in places:
         with noting(problems):
             inputs.append(predictor.list_images(path))
-    found = {}
     for item in chain.from_iterable(inputs):
         with noting(problems):
             # An image may be several files, each a channel; it is called by the first.
@@ -146,6 +134,8 @@ def predict_images(
     try:
         job.open(options, overwrite)
         report = job.run(sorted(job.names)[number - 1 :: count], progress)
+        if overwrite:
+            job.warn_of_other_forms()
     finally:
         job.lock.release()
     report.failed += problems
@@ -153,14 +143,37 @@ def predict_images(
     return report
 
 
-def _check_place(path: str | PathLike) -> None:
-    """Refuse what is known to hold no images before a network is built."""
+def _check_request(
+    images: Sequence[str | PathLike],
+    output_dir: str | PathLike,
+    formats: Sequence[str],
+    share: tuple[int, int],
+    options: Mapping[str, object],
+) -> None:
+    """Refuse arguments of :func:`predict_images` that cannot be, before a file is opened."""
+    number, count = share
+    if not 1 <= number <= count:
+        raise InputError(f"share {number}/{count} is none; the shares of 8 are 1/8 to 8/8.")
+    check_known("format", formats, FORMATS)
+    if not os.fspath(output_dir):
+        raise InputError("--output_dir is empty; give the folder of the results.")
+    if any(Path(path).is_dir() and Path(path).resolve() == Path(output_dir).resolve() for path in images):
+        raise InputError(
+            f"{output_dir} holds the images; give another output folder, or results become images next time."
+        )
+    for name in _ARGUMENTS & options.keys():
+        raise InputError(f"{name} is no option to be set: it follows from the arguments of the prediction.")
+
+
+def _check_place(path: str | PathLike) -> str | PathLike:
+    """The path, unless it is known, before a network is built, to hold no images."""
     if not os.fspath(path):
         raise InputError("a path is empty; give images, a folder of them or a prepared dataset.")
     if not Path(path).exists():
         raise InputError(f"{path} does not exist; give images, a folder of them or a prepared dataset.")
     if (Path(path) / SETTINGS).is_file():
         raise InputError(f"{path} holds the results of a prediction, as {SETTINGS} in it says; give its images.")
+    return path
 
 
 def _check_letters(name: str) -> str:
@@ -170,6 +183,10 @@ def _check_letters(name: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"the name {name} is not in UTF-8; rename it.") from error
     return name
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class _Job:
@@ -188,7 +205,6 @@ class _Job:
         _, self.names = result_names(list(images))
         keep_folders(Compose(predictor.savers), [{"image": image} for image in images])
         self.files = ResultFiles(folder, predictor, formats)
-        self.rows: dict[str, dict[str, str]] = {}
         self.lock = prediction_lock(folder, suffix)
 
     def open(self, options: Mapping[str, object], overwrite: bool) -> None:
@@ -197,33 +213,27 @@ class _Job:
         self.lock.take("a prediction", "--output_dir")
         settings = {
             "bundle": self.predictor.bundle_dir.name,
-            "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.predictor.checkpoints],
+            "config": _hash(self.predictor.bundle_dir / CONFIG),
+            "weights": list(map(_hash, self.predictor.checkpoints)),
             "options": {name: repr(value) for name, value in options.items()},
         }
-        file, text = self.folder / SETTINGS, json.dumps(settings, indent=1)
-        others = file.is_file() and file.read_text(encoding="utf-8") != text
+        file, self.settings = self.folder / SETTINGS, json.dumps(settings, indent=1)
+        others = file.is_file() and file.read_text(encoding="utf-8") != self.settings
+        rows = {}
         for path in [self.folder / f"{SUMMARY}.csv", *sorted(self.folder.glob(f"{SUMMARY}_*of*.csv"))]:
-            self.rows.update(read_summary(path))
             if others and overwrite:
                 path.unlink(missing_ok=True)
-        if overwrite:
-            self.rows = {name: row for name, row in self.rows.items() if name not in self.names and not others}
-            self._warn_of_other_forms()
-        elif others and not (self.rows and all(row["error"] for row in self.rows.values())):  # failures are no results
+            else:
+                rows.update(read_summary(path))
+        if others and not overwrite and not (rows and all(row["error"] for row in rows.values())):
             raise InputError(
-                f"{self.folder} holds results of another bundle, other weights or other options, as {SETTINGS} in it "
-                "says; give another output folder, or --overwrite."
+                f"{self.folder} holds results of another bundle or config, other weights or other options, as "
+                f"{SETTINGS} in it says; give another output folder, or --overwrite."
             )
-        for name, row in self.rows.items():
-            image = self.names.get(name, row["image"])
-            if row["image"] != image and os.path.realpath(row["image"]) != os.path.realpath(image):
-                raise InputError(
-                    f"{self.folder} holds results of {row['image']}, and {image} would have the same names; "
-                    "give another output folder, or --overwrite."
-                )
-        write_file(file, text)
+        self.rows = rows_that_count(rows, self.names, overwrite)
+        write_file(file, self.settings)
 
-    def _warn_of_other_forms(self) -> None:
+    def warn_of_other_forms(self) -> None:
         """Name what earlier runs wrote of these images in forms that this one does not; it may have been edited."""
         paths = self.files.of_other_forms(self.names)
         if "coco" not in self.formats:
@@ -242,6 +252,8 @@ class _Job:
             )
         summary = self.folder / f"{SUMMARY}{self.suffix}.csv"
         kept = mine if self.suffix else {name: row for name, row in self.rows.items() if name not in names} | mine
+        if gone := [row["image"] for row in kept.values() if not is_there(row["image"])]:
+            logger.warning("%s: not there any more; the results and the row in %s stay", listed(gone), summary.name)
         write_summary(summary, kept)
         waiting = [name for name in names if name not in mine]
         with bar_of(len(waiting), "image", disable=not progress) as bar:
@@ -268,6 +280,8 @@ class _Job:
             gathered = [f"{SUMMARY}_*of*.csv", *([f"{COCO}_*of*.json"] if "coco" in self.formats else [])]
             for path in [path for pattern in gathered for path in self.folder.glob(pattern)]:
                 path.unlink()
+            if not report.failed:  # of images that changed since they were begun, or are not there any more
+                shutil.rmtree(self.folder / BLOCKS, ignore_errors=True)
         return report
 
     def _is_finished(self, name: str) -> bool:
@@ -275,9 +289,12 @@ class _Job:
         return row is not None and not row["error"] and self.files.are_there(name)
 
     def _has_changed(self, name: str) -> bool:
-        """Whether the file of a finished image is newer than what was found in it."""
+        """Whether the file of a finished image was written, or put in its place, after what was found in it."""
         file, _ = file_and_number(self.names[name])
-        return file.is_file() and file.stat().st_mtime > self.files.path(name, OUTLINES).stat().st_mtime
+        if not file.is_file():  # but a folder of DICOM files
+            return False
+        image, found = file.stat(), self.files.path(name, OUTLINES).stat()
+        return max(image.st_mtime, image.st_ctime) > max(found.st_mtime, found.st_ctime)
 
     def _predict(self, name: str) -> dict[str, object]:
         """The row of the summary, after all files of the image are written; without them if it failed."""
@@ -307,12 +324,11 @@ class _Job:
                 f"{' and '.join(sorted(unable))}; leave that out of --format."
             )
         self.files.make_folder(name)
-        found = predict_large(self.predictor.blocks, image, self.files.large_mask(name), self.files.polygons(name))
-        overview = seen_in(found.overview, self.predictor.channel)
-        doubts = self.predictor.doubts(overview, found.table, artefacts=found.artefacts, dark=found.dark)
-        if found.cut:
-            doubts = (*doubts, self.predictor.blocks.doubt(found.cut))
+        files = self.files.large_mask(name), self.files.polygons(name)
+        # What a GPU answers, in another precision, is not continued on a CPU.
+        with KeptBlocks(self.folder / BLOCKS, f"{self.settings} {self.predictor.device.type}") as kept:
+            table, outlines, doubts = predict_large(self.predictor, image, *files, kept)
+            self.files.write_table(name, table, outlines)
         for doubt in doubts:
             logger.warning("%s: %s", image.path, doubt)
-        self.files.write_table(name, found.table, found.outlines)
-        return columns_of(found.table, doubts)
+        return columns_of(table, doubts)

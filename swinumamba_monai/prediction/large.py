@@ -7,49 +7,36 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from swinumamba_monai.atomic import replacing
 from swinumamba_monai.data.files.tiff_rows import TiffRows
-from swinumamba_monai.inference.blocks import Block, BlockInference
+from swinumamba_monai.inference.blocks import Block
+from swinumamba_monai.inference.kept_blocks import KeptBlocks
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.painting import outlined, picture_step
 from swinumamba_monai.prediction.artefacts import artefact_cells, dark_cells
 from swinumamba_monai.prediction.objects import object_table, seen_in
+from swinumamba_monai.prediction.predictor import Predictor
 
 
-@dataclass(frozen=True)
-class LargePrediction:
-    """What was found in a large image, but for its map, which is in a file.
-
-    Args:
-        table: table of a :class:`~swinumamba_monai.prediction.predictor.Prediction`, in the order of the blocks.
-        outlines: the picture, of every n-th pixel.
-        overview: every n-th pixel of the image, from which its look was taken.
-        cut: number of cells that are not whole.
-        artefacts: numbers of what :func:`~swinumamba_monai.prediction.artefacts.artefact_cells` finds.
-        dark: numbers of what :func:`~swinumamba_monai.prediction.artefacts.dark_cells` finds.
-    """
-
-    table: dict[str, np.ndarray]
-    outlines: np.ndarray
-    overview: np.ndarray
-    cut: int
-    artefacts: np.ndarray
-    dark: np.ndarray
-
-
-def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons: Path | None = None) -> LargePrediction:
+def predict_large(
+    predictor: Predictor, image: TiffRows, file: Path, polygons: Path | None = None, kept: KeptBlocks | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[str, ...]]:
     """Predict an image by blocks.
 
     Args:
-        blocks: the inference by blocks.
-        image: an image that ``blocks.open`` gave.
+        predictor: the predictor, which has ``blocks``.
+        image: an image that its ``blocks.open`` gave.
         file: ``.tif`` file to write, whole or not at all: the cells.
         polygons: GeoJSON file to write likewise, or none.
+        kept: what is kept of its blocks; None keeps none.
+
+    Returns:
+        table and doubts of a :class:`~swinumamba_monai.prediction.predictor.Prediction`, the table in the order of the
+        blocks, and between them the picture with outlines (H, W, 3), of every n-th pixel.
 
     Raises:
         InputError: it cannot be predicted in blocks, or not with the memory there is; its file is damaged.
@@ -57,18 +44,21 @@ def predict_large(blocks: BlockInference, image: TiffRows, file: Path, polygons:
     picture, tables, artefacts, dark = _Picture(image), [], [], []
 
     def gather(block: Block) -> None:
-        seen = seen_in(block.image, blocks.channel)
-        tables.append(_table_of(block, blocks.channel))
+        seen = seen_in(block.image, predictor.channel)
+        tables.append(_table_of(block, predictor.channel))
         artefacts.append(artefact_cells(block.labels, seen) + block.before)
         dark.append(dark_cells(block.labels, seen) + block.before)
         picture.add(block, seen)
         add_features(block)
 
     with _features_in(polygons) as add_features:
-        overview, cut = blocks.write(image, file, gather)
+        overview, cut = predictor.blocks.write(image, file, gather, kept)
     table = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    outlines = outlined(picture.image, picture.labels, one_colour=True)
-    return LargePrediction(table, outlines, overview, cut, np.concatenate(artefacts), np.concatenate(dark))
+    of_cells = {"artefacts": np.concatenate(artefacts), "dark": np.concatenate(dark)}
+    doubts = predictor.doubts(seen_in(overview, predictor.channel), table, **of_cells)
+    if cut:
+        doubts = (*doubts, predictor.blocks.doubt(cut))
+    return table, outlined(picture.image, picture.labels, one_colour=True), doubts
 
 
 def _table_of(block: Block, channel: int | None) -> dict[str, np.ndarray]:

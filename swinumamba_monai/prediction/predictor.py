@@ -187,43 +187,30 @@ class Predictor:
         if self.of_volumes and (stack or not _is_path(image)):
             raise InputError(f"{self.bundle_dir.name} takes volumes with their geometry; give the path of a file.")
         if _is_path(image):
-            if not stack and isinstance(image, (str, PathLike)) and len(planes := image_names(Path(image))) > 1:
-                raise InputError(
-                    f"{image} is a stack of {len(planes)} planes; give stack=True, or the name of one, "
-                    f"such as {planes[0]}."
-                )
-            is_chosen = "series" in self._given and isinstance(image, (str, PathLike)) and Path(image).is_dir()
-            items = self.list_images(image) if stack or is_chosen else [{"image": image}]
-            if is_chosen and len(items) > 1:
-                raise InputError(f"{image} has {len(items)} volumes of this series; call it for one of its folders.")
-            if self.blocks is not None and (large := self.blocks.open(image)):
-                with large:
-                    self._check_large(large)
+            items = self._items_of(image, stack)
             with plain_errors():
                 loaded = [self._inference.load(item)["image"] for item in items]
-                return self._predict_stack(loaded) if stack else self._predict(*loaded)
-        if isinstance(image, torch.Tensor):
-            image = image.detach().cpu()
-            image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy does not have
-        if isinstance(image, Image.Image) and image.mode in OTHER_MODES:
-            raise InputError(
-                f"the numbers of a PIL image of mode {image.mode} are not its brightness; give image.convert('RGB')."
-            )
-        if np.ma.is_masked(image):
-            raise InputError("pixels of the array are masked; give numbers for them by array.filled(...).")
-        try:
-            array = np.asarray(image)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{type(image).__name__} cannot be made an array: {quoted(error)}.") from error
-        array = check_steps(check_pixels(array, "the array"), "the array")
-        channels, most = array.shape[3 if stack else 2 :], most_channels(self.channel)
-        if array.ndim - stack not in (2, 3) or (channels and channels[0] > most):
-            wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"
-            first = array.ndim - stack == 3 and array.shape[stack] <= MAX_CHANNELS
-            how = f"; if the channels come first, give np.moveaxis(array, {int(stack)}, -1)" if first else ""
-            raise InputError(f"the array has the shape {array.shape}; give {wanted}, C up to {most}{how}.")
+        else:
+            array = _array_of(image, stack, most_channels(self.channel))
+            loaded = [as_loaded(part) for part in (array if stack else [array])]
         with plain_errors():
-            return self._predict_stack(list(map(as_loaded, array))) if stack else self._predict(as_loaded(array))
+            return self._predict_stack(loaded) if stack else self._predict(*loaded)
+
+    def _items_of(self, image: Paths, stack: bool) -> Sequence[Mapping[str, object]]:
+        """What the bundle's transforms read of a path, or of the paths of channels: one item, or those of a stack."""
+        of_one = isinstance(image, (str, PathLike))
+        if of_one and not stack and len(planes := image_names(Path(image))) > 1:
+            raise InputError(
+                f"{image} is a stack of {len(planes)} planes; give stack=True, or the name of one, such as {planes[0]}."
+            )
+        is_chosen = "series" in self._given and of_one and Path(image).is_dir()
+        items = self.list_images(image) if stack or is_chosen else [{"image": image}]
+        if is_chosen and len(items) > 1:
+            raise InputError(f"{image} has {len(items)} volumes of this series; call it for one of its folders.")
+        if self.blocks is not None and (large := self.blocks.open(image)):
+            with large:
+                self._check_large(large)
+        return items
 
     def _check_large(self, image: TiffRows) -> None:
         """Refuse an image that does not fit into memory, before it is read."""
@@ -293,3 +280,28 @@ def _is_path(image: object) -> bool:
     """Whether this is a path, or the paths of several channels."""
     parts = image if isinstance(image, (list, tuple)) and image else [image]
     return all(isinstance(part, (str, PathLike)) for part in parts)
+
+
+def _array_of(image: object, stack: bool, most: int) -> np.ndarray:
+    """What a caller gave instead of a path, as an array of finite numbers with up to ``most`` channels last."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy does not have
+    if isinstance(image, Image.Image) and image.mode in OTHER_MODES:
+        raise InputError(
+            f"the numbers of a PIL image of mode {image.mode} are not its brightness; give image.convert('RGB')."
+        )
+    if np.ma.is_masked(image):
+        raise InputError("pixels of the array are masked; give numbers for them by array.filled(...).")
+    try:
+        array = np.asarray(image)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{type(image).__name__} cannot be made an array: {quoted(error)}.") from error
+    array = check_steps(check_pixels(array, "the array"), "the array")
+    channels = array.shape[3 if stack else 2 :]
+    if array.ndim - stack not in (2, 3) or (channels and channels[0] > most):
+        wanted = "(Z, H, W) or (Z, H, W, C)" if stack else "(H, W) or (H, W, C), or (Z, H, W) with stack=True"
+        first = array.ndim - stack == 3 and array.shape[stack] <= MAX_CHANNELS
+        how = f"; if the channels come first, give np.moveaxis(array, {int(stack)}, -1)" if first else ""
+        raise InputError(f"the array has the shape {array.shape}; give {wanted}, C up to {most}{how}.")
+    return array

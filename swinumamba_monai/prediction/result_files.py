@@ -17,7 +17,7 @@ from swinumamba_monai.atomic import replacing, write_file
 from swinumamba_monai.data.files.images import read_image
 from swinumamba_monai.errors import plain_errors
 from swinumamba_monai.formulas import as_cell
-from swinumamba_monai.inference.coco import to_coco
+from swinumamba_monai.inference.coco import SUFFIXES, to_coco
 from swinumamba_monai.inference.polygons import geojson
 from swinumamba_monai.painting import outlined
 from swinumamba_monai.prediction.objects import seen_in
@@ -71,8 +71,11 @@ class ResultFiles:
         return any(map(Path.is_file, masks)) and all(self.path(name, ending).is_file() for ending in self._others)
 
     def of_other_forms(self, names: Iterable[str]) -> list[Path]:
-        """What is there of these images in forms that are not written now."""
+        """What is there of these images, when they are written, in forms that were not."""
         paths = [self.path(name, end) for end in set(FURTHER.values()) - set(self._others) for name in names]
+        for name in names:
+            masks = [self.path(name, self.mask).with_suffix(suffix) for suffix in SUFFIXES]
+            paths += sorted(filter(Path.is_file, masks), key=lambda path: path.stat().st_mtime)[:-1]
         return [path for path in paths if path.is_file()]
 
     def called(self, names: Sequence[str]) -> list[str]:

@@ -5,25 +5,78 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.numbered import file_and_number
+from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.formulas import as_cell, from_cell
 
 COLUMNS = ("name", "image", "objects", "area_mean", "score_mean", "warnings", "error")
 
 
 def read_summary(path: Path) -> dict[str, dict[str, str]]:
-    """The rows by name, without those that a stopped run has left half written; none where there is no such file."""
+    """The rows by name, without those that a stopped run has left half written; none where there is no such file.
+
+    Raises:
+        InputError: another program has written the file in a form of its own.
+    """
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if set(row) == set(COLUMNS) and None not in row.values()]
+    advice = "save it as CSV in UTF-8 with commas, or delete it, and the images are predicted again"
+    with (
+        explained(f"{path} cannot be read as this command has written it", advice, UnicodeDecodeError, csv.Error),
+        path.open(newline="", encoding="utf-8-sig") as file,
+    ):
+        table = csv.DictReader(file)
+        if table.fieldnames != list(COLUMNS):
+            raise csv.Error(f"its columns are {table.fieldnames}")
+        rows = [row for row in table if set(row) == set(COLUMNS) and None not in row.values()]
     rows = [{column: from_cell(text) for column, text in row.items()} for row in rows]
     return {row["name"]: row for row in rows}
+
+
+def is_there(image: str) -> bool:
+    """Whether there is the file of an image, or the one that it is a part of."""
+    return file_and_number(image)[0].exists()
+
+
+def rows_that_count(
+    rows: Mapping[str, dict[str, str]], names: Mapping[str, str], overwrite: bool
+) -> dict[str, dict[str, str]]:
+    """The rows of earlier runs that still say something: of results, and of failures whose files are there.
+
+    Args:
+        rows: rows by name.
+        names: images of this run by name.
+        overwrite: whether this run takes the place of what there is of its images.
+
+    Raises:
+        InputError: there are results of other images with the names of these, or of these with other names.
+    """
+    called = {os.path.abspath(image): name for name, image in names.items()}
+    advice = "give another output folder, or --overwrite"
+    counting = {}
+    for name, row in rows.items():
+        was, image = row["image"], names.get(name)
+        now = name if image else called.get(os.path.abspath(was))  # what this run calls it; None if it is another's
+        if (overwrite and now) or (row["error"] and not is_there(was)):
+            continue
+        if not row["error"] and image and os.path.realpath(was) != os.path.realpath(image):
+            raise InputError(
+                f"the output folder holds results of {was}, and {image} would have the same names; {advice}."
+            )
+        if not row["error"] and now and now != name:
+            raise InputError(
+                f"the output folder holds results of {was} as {name}, and beside the other images it would be {now}; "
+                f"{advice}."
+            )
+        counting[name] = row
+    return counting
 
 
 def write_summary(path: Path, rows: Mapping[str, Mapping[str, object]]) -> None:

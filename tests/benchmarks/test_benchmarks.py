@@ -107,6 +107,13 @@ class TestScripts:
         assert {row["network"] for row in failed} == {"Swin-UMamba†, mamba_ssm"}, "and its reason stands in the row"
         check_times([row for row in rows if "error" not in row])
 
+    def test_prediction(self, tmp_path):
+        rows = run("prediction", tmp_path, "--threads", str(torch.get_num_threads()))["rows"]
+        assert [(row["images"], row["side"]) for row in rows] == [(2, 64), (1, 1100)]
+        for row in rows:
+            assert "error" not in row, row
+            assert row["images_per_second"] == pytest.approx(row["images"] / row["seconds"]) and row["peak_bytes"] > 1e8
+
     def test_loss_curve(self, loss_curves):
         record = json.loads((loss_curves / "loss_curve.json").read_text())
         assert [len(row["losses"]) for row in record["rows"]] == [6, 6, 6]

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ import tifffile
 import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
+from result_tables import read_rows
 from torch import nn
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import read_image
 from swinumamba_monai.errors import InputError
-from swinumamba_monai.inference import memory
+from swinumamba_monai.inference import BlockInference, memory
 from swinumamba_monai.painting import outlined
 from swinumamba_monai.prediction import Predictor, find_bundle, predict_images
 
@@ -70,11 +71,6 @@ def predicted(folder, tmp_path_factory):
     report = predict_images("microscopy", [folder], out, device="cpu", options=OPTIONS)
     assert report.predicted == 2 and not report.failed
     return out
-
-
-def read_rows(file) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
 
 
 def test_the_files_are_those_of_the_whole_image(folder, tmp_path, caplog):
@@ -195,3 +191,58 @@ def test_nothing_is_left_of_an_image_whose_network_fails(folder, tmp_path):
     report = predict_images("microscopy", [folder / "slide.tif"], tmp_path, device="cpu", options=options)
     assert len(report.failed) == 1 and "slide.tif" in report.failed[0]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["predict.json", "summary.csv"]
+
+
+class TestStopped:
+    """In the sixth of nine blocks, as by Ctrl-C."""
+
+    @pytest.fixture
+    def run(self, tmp_path, monkeypatch):
+        find = BlockInference._find
+
+        def run(folder: Path, stop: int | None = None, **options: object) -> int:
+            """How many blocks the network is asked for; with ``stop`` it comes no further than that many."""
+            asked = []
+
+            def counted(*given, **more):
+                asked.append(given)
+                if len(asked) == stop:
+                    raise KeyboardInterrupt
+                return find(*given, **more)
+
+            monkeypatch.setattr(BlockInference, "_find", counted)
+            given = {"overwrite": bool(options), "options": OPTIONS | options, "device": "cpu"}
+            with pytest.raises(KeyboardInterrupt) if stop else nullcontext():
+                report = predict_images("microscopy", [folder / "slide.tif"], tmp_path / "out", **given)
+                assert report.predicted == 1 and not report.failed
+            return len(asked)
+
+        return run
+
+    def test_goes_on_from_the_blocks_that_are_finished(self, run, folder, predicted, tmp_path):
+        assert run(folder, stop=6) == 6
+        assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [".blocks", "predict.json", "summary.csv"]
+        assert run(folder) == 9 - 5
+        files = {file.name for file in (tmp_path / "out").iterdir()}
+        assert files == {
+            "predict.json",
+            "summary.csv",
+            "slide_instances.tif",
+            "slide_objects.csv",
+            "slide_outlines.png",
+        }
+        for name in ("slide_instances.tif", "slide_objects.csv", "slide_outlines.png"):
+            assert (tmp_path / "out" / name).read_bytes() == (predicted / name).read_bytes(), name
+
+    def test_takes_no_block_of_other_options_or_another_image(self, run, tmp_path):
+        image = np.full((1200, 1100), 20, np.uint8)
+        image[:, 100:1000:300] += (np.arange(1200) // 6).astype(np.uint8)[:, None]  # so that no two blocks are alike
+
+        tifffile.imwrite(tmp_path / "slide.tif", image, tile=(256, 256))
+        assert run(tmp_path, stop=6) == 6
+        assert run(tmp_path, grow=1) == 9
+        assert run(tmp_path, stop=6, grow=0) == 6
+        image[-2, -2] += 200  # of the last block alone, but of the look of all
+        tifffile.imwrite(tmp_path / "slide.tif", image, tile=(256, 256))
+        assert run(tmp_path, grow=0) == 9
+        assert not (tmp_path / "out" / ".blocks").exists()

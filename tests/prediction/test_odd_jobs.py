@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -19,15 +18,11 @@ import pytest
 import tifffile
 from forked import run_forked
 from PIL import Image
+from result_tables import read_rows
 from skimage.measure import regionprops
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import read_image
-
-
-def read_rows(file) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +64,56 @@ def test_an_image_that_has_changed_since_is_named(small, tmp_path, caplog):
     os.utime(changed, (later, later))
     assert main(mine.words(tmp_path / "out")) == 0
     assert f"{changed.name} changed after the results were written" in caplog.text
+
+
+def test_images_that_are_gone_renamed_or_mended(small, tmp_path, caplog):
+    """A failure goes with its file, also when that comes again as another kind; what was found is named and stays."""
+    images = shutil.copytree(small.folder, tmp_path / "images")
+    first, second = sorted(images.iterdir())
+    for name in ("c.png", "d.png"):
+        (images / name).write_bytes(b"no image")
+    mine = replace(small, folder=images)
+    assert main(mine.words(tmp_path / "out")) == 1
+    first.rename(images / "b.png")
+    (images / "c.png").unlink()
+    (images / "d.png").unlink()
+    Image.open(second).save(images / "d.tif")
+    assert main(mine.words(tmp_path / "out")) == 0
+    names = [row["name"] for row in read_rows(tmp_path / "out" / "summary.csv")]
+    assert names == sorted([first.stem, second.stem, "b", "d"])
+    assert f"{first}: not there any more" in caplog.text and "changed after" not in caplog.text
+    for old, new in (("b.png", "a.png"), (second.name, "b.png"), ("a.png", second.name)):
+        (images / old).rename(images / new)
+    assert main(mine.words(tmp_path / "out")) == 0
+    assert f"b.png, {second.name} changed after the results were written" in caplog.text
+
+
+def test_the_same_image_by_another_name_is_not_counted_twice(small, tmp_path, capsys):
+    """Results are called by the way from the folder that holds all images."""
+    images, more = shutil.copytree(small.folder, tmp_path / "a"), shutil.copytree(small.folder, tmp_path / "b")
+    words = replace(small, folder=images).words(tmp_path / "out")
+    assert main(words) == 0
+    words.insert(words.index(str(images)), str(more))
+    assert main(words) == 1
+    assert f"as {small.images[0].stem}, and beside the other images it would be a/" in capsys.readouterr().err
+    assert main([*words[:4], "--overwrite", *words[4:]]) == 0
+    assert len(read_rows(tmp_path / "out" / "summary.csv")) == 4
+
+
+@pytest.mark.parametrize(
+    "old, new, encoding", [(",", ";", "utf-8-sig"), ("name", "näme", "latin-1"), ("e", "\0", "utf-8")]
+)
+def test_a_summary_that_another_program_has_written_is_refused(small, tmp_path, capsys, old, new, encoding):
+    """All images would be predicted again, and what was written there be lost."""
+    summary = tmp_path / "out" / "summary.csv"
+    assert main(small.words(tmp_path / "out")) == 0
+    written = summary.read_text()
+    summary.write_text(written, encoding="utf-8-sig")
+    assert main(small.words(tmp_path / "out")) == 0
+    assert "(2 finished before)" in capsys.readouterr().out
+    summary.write_text(written.replace(old, new), encoding=encoding)
+    assert main(small.words(tmp_path / "out")) == 1
+    assert f"{summary} cannot be read as this command has written it" in capsys.readouterr().err
 
 
 def test_a_bad_share_does_not_stop_the_others_of_torchrun(small, tmp_path):

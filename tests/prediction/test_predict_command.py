@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import shutil
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from result_tables import read_rows
 from skimage.measure import regionprops
 
 from swinumamba_monai.cli import main
@@ -25,11 +25,6 @@ from swinumamba_monai.distribution.network_of_config import build_bundle_network
 from swinumamba_monai.inference import InstanceWriter
 from swinumamba_monai.prediction import Predictor, find_bundle
 from swinumamba_monai.tasks import TASKS
-
-
-def read_rows(file) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
 
 
 def times(folder) -> dict[str, int]:
@@ -177,6 +172,10 @@ class TestAgain:
         others = {"coco.json", *(f"{image.stem}_rois.zip" for image in small.images)}
         assert {name for name in before if after[name] == before[name]} == others, "they may have been edited"
         assert all(name in caplog.text for name in others) and "left as they are" in caplog.text
+        assert main([*small.words(copy, "--overwrite", "--format", "geojson", "coco", "roi"), "output_ext=.tif"]) == 0
+        *_, left = caplog.records
+        assert all(f"{image.stem}_instances.png" in left.message for image in small.images)
+        assert ".tif" not in left.message and ".json" not in left.message
 
     @pytest.mark.parametrize("lost", ["{}_instances.png", "{}_objects.csv", "{}_rois.zip"])
     def test_an_image_with_a_file_lost_is_predicted_again(self, small, copy, lost, capsys):
@@ -204,6 +203,16 @@ class TestAgain:
         assert len(read_rows(copy / "summary.csv")) == 2, "the other image is as it was"
         assert main([*one, "min_size=5"]) == 0
         assert len(read_rows(copy / "summary.csv")) == 1, "the other image has results of other options"
+
+    def test_another_config_does_not_mix(self, small, copy, tmp_path, capsys):
+        config = tmp_path / "microscopy" / "configs" / "inference.json"
+        shutil.copytree(find_bundle("microscopy") / "configs", config.parent)
+        words = small.words(copy, "--bundle_dir", tmp_path)
+        assert main(words) == 0
+        assert "(2 finished before)" in capsys.readouterr().out
+        config.write_text(config.read_text().replace('"grow": 1', '"grow": 2'))
+        assert main(words) == 1
+        assert "holds results of another bundle or config" in capsys.readouterr().err
 
     def test_images_of_the_same_names_do_not_mix(self, small, copy, tmp_path, capsys):
         shutil.copytree(small.folder, tmp_path / "other")

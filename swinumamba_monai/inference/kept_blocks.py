@@ -1,0 +1,68 @@
+# Copyright (c) the swinumamba_monai authors
+# SPDX-License-Identifier: Apache-2.0
+"""What was found in the blocks of a large image, kept until the image is finished: a stopped run goes on from there.
+
+A block has a file that is called by a hash of all that its answer follows from. So what was found in another image, by
+other weights or with other options, has another name and is never taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from swinumamba_monai.atomic import replacing
+
+Found = tuple[np.ndarray, np.ndarray]
+
+
+class KeptBlocks:
+    """The answers of the blocks of one image, for as long as a ``with`` statement takes.
+
+    Where a run was stopped in it, by Ctrl-C or by being killed, they stay for the next. An error removes them: the
+    answers may be why.
+
+    Args:
+        folder: where their files go, made when there is one; images may share it.
+        settings: what decides about the answers beside the image: config, weights, options.
+    """
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self.folder, self._settings, self._files = folder, settings, []
+
+    def __enter__(self) -> KeptBlocks:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None or issubclass(error, Exception):
+            for file in self._files:
+                file.unlink(missing_ok=True)
+            with suppress(OSError):  # those of another image are there
+                self.folder.rmdir()
+
+    def answer(self, block: np.ndarray, overview: np.ndarray, find: Callable[[np.ndarray], Found]) -> Found:
+        """The labels (H, W) of a block's cells and their scores (n,): those that are kept, or else found and kept now.
+
+        Args:
+            block: the block (H, W) or (H, W, C).
+            overview: every n-th pixel of the image, from which the look of all its blocks is taken.
+            find: gives the answer of a block.
+        """
+        digest = hashlib.sha256(self._settings.encode())
+        for pixels in (overview, block):
+            digest.update(f"{pixels.dtype.str} {pixels.shape}".encode())
+            digest.update(np.ascontiguousarray(pixels))
+        file = self.folder / f"{digest.hexdigest()}.npz"
+        self._files.append(file)
+        if file.is_file():
+            with np.load(file) as kept:
+                return kept["labels"], kept["scores"]
+        labels, scores = find(block)
+        self.folder.mkdir(exist_ok=True)
+        with replacing(file) as temporary:
+            np.savez_compressed(temporary, labels=labels, scores=scores)
+        return labels, scores
