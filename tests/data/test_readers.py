@@ -190,9 +190,10 @@ def test_pixels_that_cannot_be_used_are_refused(tmp_path):
     five = np.zeros((8, 9, 5), np.uint8)
     tifffile.imwrite(tmp_path / "five.tif", five, photometric="minisblack", planarconfig="contig")
     refused(tmp_path / "five.tif", "5 channels", "or look for cells in one of them by --channel")
-    tifffile.imwrite(tmp_path / "last.tif", np.zeros((40, 50, 2), np.uint16))  # as if it were 40 planes
-    with pytest.raises(InputError, match="40 planes of 50 x 2 pixels, as if its channels came last"):
-        read_image(image_names(tmp_path / "last.tif")[0])
+    for channels in (2, 7):
+        tifffile.imwrite(tmp_path / "last.tif", np.zeros((40, 50, channels), np.uint16))  # as if it were 40 planes
+        with pytest.raises(InputError, match=f"40 planes of 50 x {channels} pixels, as if its channels came last"):
+            read_image(image_names(tmp_path / "last.tif")[0])
     tifffile.imwrite(tmp_path / "cmyk.tif", RGBA.astype(np.uint16), photometric="separated")
     refused(tmp_path / "cmyk.tif", "SEPARATED")
 

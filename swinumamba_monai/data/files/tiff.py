@@ -21,6 +21,7 @@ from swinumamba_monai.errors import InputError
 
 # Number of pages of a TIFF file, which should have one: links of its pages that form a circle would be followed on.
 MAX_PAGES = 1000
+_NARROWEST = 16  # number of columns up to which tall planes, of which there are many, are taken for channels
 _PLANE_AXES = "YXSC"  # as tifffile names them: rows, columns, samples of a pixel, channels
 _TIFF_COLOURS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 # What scanners of slides put beside the image, as tifffile calls it in files of these kinds.
@@ -120,7 +121,7 @@ class TiffPlane:
         if plane is not None and plane >= planes:
             raise InputError(f"{path} has {planes} planes, but none with the number {plane}.")
         sizes = dict(zip(self.axes, self.own_shape))
-        if sizes["X"] <= MAX_CHANNELS < min(planes, sizes["Y"]) / 2:
+        if sizes["X"] <= _NARROWEST < min(planes, sizes["Y"]) / 2:
             raise InputError(
                 f"{path} is a stack of {planes} planes of {sizes['Y']} x {sizes['X']} pixels, as if its channels came "
                 "last; save it with the channels first, as ImageJ or OME do, or as RGB."
