@@ -20,6 +20,9 @@ FAR_OFF = 2  # times the diameter that was given, by which the median cell may b
 # Where the ground of a gray image lies between its dark and its bright end. Of the 445 gray images in training and
 # validation of DSB-2018 none is between 0.13 and 0.9; fluorescence in uneven light stays below 0.37, relief has 0.45.
 DARK_GROUND, BRIGHT_GROUND = 0.4, 0.5
+# By how much a thousandth of the values may widen the spread of an image that is measured by it; that of 15 abdominal MRI
+# and 27 endoscopic frames is not widened by a thousandth.
+WIDENED = 1.1
 RED = 0.25  # share of the cells that may be red on a bright ground
 DARK = 0.5  # share of the cells that may be darker than what is around them on a dark ground
 PROPERTIES = ("label", "area", "centroid", "bbox", "intensity_mean")
@@ -102,7 +105,7 @@ def find_doubts(
     if not len(area) and image.min() < image.max():
         doubts.append("nothing was found, though the image is not flat")
     if not of_cells:
-        return doubts
+        return doubts + _doubts_of_spread(image)
     diameter, (smallest, largest) = diameter_of(area), KNOWN_DIAMETERS
     if "diameter" not in given and diameter is not None and not smallest <= diameter <= largest:
         doubts.append(
@@ -123,6 +126,19 @@ def find_doubts(
             "and saturated specks have; look at them"
         )
     return doubts + _doubts_of_look(image, table, given, len(dark) / max(1, len(area)))
+
+
+def _doubts_of_spread(image: np.ndarray) -> list[str]:
+    """A few values far from all others, of an image whose brightness is measured by the spread of all of them."""
+    some = image.reshape(-1)[:: max(1, image.size // 1_000_000)]
+    low, high = np.percentile(some, (0.1, 99.9))
+    spread = image.std(dtype=np.float64)
+    if spread <= WIDENED * (usual := image.clip(low, high).std(dtype=np.float64)):
+        return []
+    return [
+        f"a few values, from {image.min():g} to {image.max():g}, lie so far from the others that these have "
+        f"{usual / spread:.0%} of the contrast that the network knows; take them out of the image"
+    ]
 
 
 def _doubts_of_look(

@@ -216,6 +216,13 @@ class TestTable:
         assert found.doubts and "nothing was found" in caplog.text
         assert not predictor(np.full((20, 20), 7)).doubts, "in a flat image there is nothing to find"
 
+    @pytest.mark.parametrize("brightest, contrast", [(1e4, None), (1e6, "20%")])
+    def test_voxels_that_take_the_contrast_from_all_others(self, brightest, contrast):
+        volume = np.random.default_rng(0).normal(500, 200, (100, 100, 100)).astype(np.float32)
+        volume[3, 4, 5] = brightest
+        doubts = find_doubts(volume, {"area": np.array([300.0])})
+        assert [f"these have {contrast} of the contrast" in doubt for doubt in doubts] == [True] * bool(contrast)
+
     @pytest.mark.parametrize("score, unsure", [(0.3, True), (0.6, False)])
     def test_a_network_that_is_not_sure_says_so(self, score, unsure):
         table = {"area": np.array([300.0, 300.0]), "score": np.array([score, score])}
