@@ -86,5 +86,8 @@ def test_command_takes_folders_and_archives(small_bundle, tmp_path, capsys):
     assert code == 1 and "checks failed" in error.splitlines()[-1]
     assert f"bad.zip: archive: {tmp_path / 'bad.zip'} cannot be read as a zip archive" in out
     assert out.count("microscopy: files: ok") == 1 and "lacks docs/README.md" in out
-    assert main(["verify", str(bundle), "--override", "{"]) == 1
-    assert "--override is not JSON" in capsys.readouterr().err
+    for text, problem in {"{": "--override is not JSON", "[1]": "--override is no JSON object"}.items():
+        assert main(["verify", str(bundle), "--override", text]) == 1
+        assert problem in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().out == f"nowhere: there is no folder or archive {tmp_path / 'nowhere'}\n"
