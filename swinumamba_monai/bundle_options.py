@@ -159,6 +159,32 @@ def as_literal(text: str) -> str:
     return f"${escaped}"
 
 
+def read_entries(texts: Sequence[str], options: Mapping[str, object]) -> dict[str, object]:
+    """Entries of a config as a command takes them: by ``--set``, and as options of their own.
+
+    Args:
+        texts: what stands behind ``--set``, such as ``"min_size=0"``, read as MONAI's command line reads a value.
+        options: values of the options by the names of their entries; None for one that was not given.
+
+    Raises:
+        InputError: a text is not like that, or an entry was given both ways.
+    """
+    from fire.parser import DefaultParseValue
+
+    entries = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise InputError(f"--set takes NAME=VALUE, such as min_size=0, not {shown(repr(text))}.")
+        entries[name] = DefaultParseValue(value)
+    for name, value in options.items():
+        if value is not None:
+            if name in entries:
+                raise InputError(f"--{name} and --set {name} are both given; leave one out.")
+            entries[name] = DefaultParseValue(value) if isinstance(value, str) else value
+    return entries
+
+
 def check_option(name: str, value: object, config: Mapping[str, object]) -> None:
     """Refuse an option that a config does not have, or a value that is not of the kind of the config's own.
 
