@@ -74,6 +74,8 @@ def read_checkpoint(path: str | PathLike) -> dict:
             plain data: numbers, text, and tensors whose elements all lie in the file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file of weights in it.")
     if not path.is_file():
         raise InputError(f"there is no checkpoint file {path}.")
     try:
@@ -279,6 +281,8 @@ def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
 def find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint, without what other tools put around it, before its names and beside its weights.
 
+    Of a network with its average beside it the network is taken, with a warning.
+
     Args:
         content: content of the file.
         source: name of the file, for the sentence.
@@ -292,6 +296,8 @@ def find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
     if not known and len(others) > 1:
         raise InputError(f"{source} holds several networks ({listed(others)}); save the one that is wanted alone.")
     for key in (known or others)[:1]:
+        if beside := [other for other in others if other != key]:
+            logger.warning("%s holds several networks (%s): %s is taken", source, listed([key, *beside]), key)
         content = content[key]
     found = {str(name): value for name, value in content.items() if not COUNTERS.search(str(name))}
     weights = {PREFIXES.sub("", name): value for name, value in found.items()}
