@@ -238,9 +238,15 @@ def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | 
         shipped: name of the file that ships, where it is another; it comes before ``model.safetensors``.
 
     Where none exists it is the path of ``model.pt``, so that a sentence on the missing file names that.
+
+    Raises:
+        InputError: one of them is a link to nothing, in whose place another would be taken, or none.
     """
     trained = Path(folder) / f"{name}.pt"
     files = (trained, *(Path(folder) / f"{other}.safetensors" for other in (shipped or name, name)))
+    for file in files:
+        if file.is_symlink() and not file.exists():
+            raise InputError(f"{file} is a link to a file that is not there; mend or remove it.")
     return str(next((file for file in files if file.is_file()), trained))
 
 

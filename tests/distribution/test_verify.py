@@ -76,6 +76,11 @@ def test_by_a_schema(small_bundle, tmp_path):
     assert "'colour' is a required property" in problems(bundle, schema_file=str(schema))["metadata"]
 
 
+def test_a_link_has_its_own_name(small_bundle, tmp_path):
+    (tmp_path / "endoscopy").symlink_to(small_bundle("endoscopy", weights=False).rename(tmp_path / "other"))
+    assert problems(tmp_path / "endoscopy", override=WINDOW) == {}
+
+
 def test_command_takes_folders_and_archives(small_bundle, tmp_path, capsys):
     bundle = small_bundle(weights=False)
     archive = package_bundle(bundle, tmp_path / "dist").archive
