@@ -14,9 +14,11 @@ put its two files there. Then render. The placeholders:
 - ``{train.max_epochs}`` is ``max_epochs`` in the object ``train``. Values may have placeholders of their own.
 - ``{spacing?}`` may be missing: the entry of the object or list, or the line of the text, is then left out.
 - A list in the place of an item of a list is put in item by item.
-- ``"@": ["seed", "amp"]`` in an object stands for ``"seed": "@seed", "amp": "@amp"``, MONAI's references to options.
+- ``"@": ["seed", "amp"]`` in an object stands for ``"seed": "@seed", "amp": "@amp"``, MONAI's references to options;
+  an object in the place of the list is put in entry by entry.
 - ``{"<": "saver", "key": "entropy"}`` is the value of ``saver``, in which ``{key}`` is ``entropy``.
-- ``{options}`` are the names at the top of the config, before ``network_def``.
+- ``{options}`` are the names at the top of the config, before ``network_def``; ``{settings}`` those of them that make
+  a run what it is, each with its value as an expression.
 - ``{package_version}`` is the version of the Python package, ``{task}`` the bundle's name.
 
 A name that a task does not have is refused, and so is a value that no source asks for.
@@ -36,6 +38,12 @@ ROOT = SOURCES.parent
 # The source of an overlay, and the systems that are trained by its recipe.
 OVERLAYS = {"nnUNet": ("nnUNet", "UMambaBot", "UMambaEnc")}
 WIDTH = 120  # columns of a line of JSON
+# Options that may change from one part of a run to the next: where files lie (data_dir is the data's own place), how
+# long it goes on, what is seen of it, and where it computes.
+NO_SETTINGS = set(
+    "bundle_root dataset_dir output_dir ckpt_dir cache_dir resume max_epochs early_stop_patience log_interval "
+    "picture_interval num_pictures sw_batch_size cache_rate device amp_dtype".split()
+)
 
 _PLACEHOLDER = re.compile(r"\{([\w.]+)(\??)\}")
 _MISSING = object()  # the value of an optional placeholder that has none; null is a value
@@ -95,7 +103,7 @@ class Values:
             for key, item in node.items():
                 value = self.fill(item)
                 if key == "@":
-                    filled |= {name: f"@{name}" for name in value}
+                    filled |= value if isinstance(value, dict) else {name: f"@{name}" for name in value}
                 elif value is not _MISSING:
                     filled[key] = value
             return filled
@@ -176,8 +184,15 @@ def _fill_file(values: Values, source: Path) -> str:
         return values.fill_text(text)
     node = json.loads(text)
     top = {name: node[name] for name in takewhile(lambda name: name != "network_def", node)}
-    options = [name for name in values.fill(top) if name not in ("imports", "tracking_uri")]  # it may hold a password
-    return format_json(Values(*values.layers, {"options": options}, used=values.used).fill(node)) + "\n"
+    hidden = ("imports", "tracking_uri")  # it may hold a password
+    options = {name: value for name, value in values.fill(top).items() if name not in hidden}
+    settings = {
+        name: f"$is_on(@{name})" if isinstance(value, bool) else f"@{name}"
+        for name, value in options.items()
+        if name not in NO_SETTINGS
+    }
+    own = {"options": list(options), "settings": settings}
+    return format_json(Values(*values.layers, own, used=values.used).fill(node)) + "\n"
 
 
 if __name__ == "__main__":

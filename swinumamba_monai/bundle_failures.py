@@ -87,6 +87,7 @@ def _not_made(
     if not guilty:
         if len(places) == 0 or len(list(walk_tb(cause.__traceback__))) > _OWN_FRAMES:
             return None
+        places = dict.fromkeys(places)  # an entry of a config on top is there twice
         return InputError(f"{made} cannot be made as {listed(places)} of the config says ({quoted(cause)}).")
     named = [name for name in guilty if re.search(rf"\b{re.escape(last[name])}\b", str(cause))]
     return InputError(f"{made} cannot be made with {_as_typed(named or guilty, options)} ({quoted(cause)}).")

@@ -13,6 +13,7 @@ import ast
 import difflib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -54,7 +55,7 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
     Raises:
         InputError: the option is in no config, with the nearest one that is; a path is not read as it was typed; a
             value is not of the kind of the config's own; nothing reads an entry of a config; what is to be run is
-            nothing that runs, where MONAI would end in silence.
+            nothing that runs, where MONAI would end in silence; several processes were started of configs for one.
     """
     if arguments is None:
         if not is_bundle_command() or sys.argv[1:2] not in _COMMANDS:
@@ -78,6 +79,7 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
         files = [files] if "," not in files or Path(files).is_file() else files.split(",")  # as MONAI does
     config = ConfigParser.load_config_files(files)
     _check_run_id(arguments, options, {**config, **options})
+    _check_processes(files, {**config, **options})
     not_of_config = [*_OF_MONAI, *(_OF_TRACKING if "tracking" in options else ())]
     for name, value in options.items():
         if name not in not_of_config or name in config:
@@ -102,6 +104,18 @@ def check_options(arguments: Sequence[str] | None = None, resolved: MutableMappi
         _check_entries(file, entries, below, config, text)
         on_top.update(entries if number else {})
     report_plainly(partial(explain_failure, options={**on_top, **options}, config=config))
+
+
+def _check_processes(files: Sequence[str], config: Mapping[str, object]) -> None:
+    """Refuse a config for one process under torchrun, where each would do the whole run into the same folder."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1" and not re.search("idist.initialize|init_process_group", json.dumps(config, default=str)):
+        names = {Path(file).stem for file in files}
+        name = next((name for name in ("evaluate", "inference") if name in names), "train")
+        raise InputError(
+            f"{processes} processes were started, but these configs drive one; add configs/multi_gpu_{name}.json, as "
+            "the last --config_file."
+        )
 
 
 def _check_dropped(name: str, config: Mapping[str, object]) -> None:
@@ -157,6 +171,32 @@ def as_literal(text: str) -> str:
     for mark in (_SEPARATOR, *_MACROS):
         escaped = escaped.replace(mark, f"\\x{ord(mark):02x}")
     return f"${escaped}"
+
+
+def read_entries(texts: Sequence[str], options: Mapping[str, object]) -> dict[str, object]:
+    """Entries of a config as a command takes them: by ``--set``, and as options of their own.
+
+    Args:
+        texts: what stands behind ``--set``, such as ``"min_size=0"``, read as MONAI's command line reads a value.
+        options: values of the options by the names of their entries; None for one that was not given.
+
+    Raises:
+        InputError: a text is not like that, or an entry was given both ways.
+    """
+    from fire.parser import DefaultParseValue
+
+    entries = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise InputError(f"--set takes NAME=VALUE, such as min_size=0, not {shown(repr(text))}.")
+        entries[name] = DefaultParseValue(value)
+    for name, value in options.items():
+        if value is not None:
+            if name in entries:
+                raise InputError(f"--{name} and --set {name} are both given; leave one out.")
+            entries[name] = DefaultParseValue(value) if isinstance(value, str) else value
+    return entries
 
 
 def check_option(name: str, value: object, config: Mapping[str, object]) -> None:

@@ -74,6 +74,8 @@ def read_checkpoint(path: str | PathLike) -> dict:
             plain data: numbers, text, and tensors whose elements all lie in the file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file of weights in it.")
     if not path.is_file():
         raise InputError(f"there is no checkpoint file {path}.")
     try:
@@ -236,9 +238,15 @@ def find_checkpoint(folder: str | PathLike, name: str = "model", shipped: str | 
         shipped: name of the file that ships, where it is another; it comes before ``model.safetensors``.
 
     Where none exists it is the path of ``model.pt``, so that a sentence on the missing file names that.
+
+    Raises:
+        InputError: one of them is a link to nothing, in whose place another would be taken, or none.
     """
     trained = Path(folder) / f"{name}.pt"
     files = (trained, *(Path(folder) / f"{other}.safetensors" for other in (shipped or name, name)))
+    for file in files:
+        if file.is_symlink() and not file.exists():
+            raise InputError(f"{file} is a link to a file that is not there; mend or remove it.")
     return str(next((file for file in files if file.is_file()), trained))
 
 
@@ -279,6 +287,8 @@ def save_half_precision(source: str | PathLike, target: str | PathLike) -> int:
 def find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint, without what other tools put around it, before its names and beside its weights.
 
+    Of a network with its average beside it the network is taken, with a warning.
+
     Args:
         content: content of the file.
         source: name of the file, for the sentence.
@@ -292,6 +302,8 @@ def find_weights(content: Mapping, source: str) -> dict[str, Tensor]:
     if not known and len(others) > 1:
         raise InputError(f"{source} holds several networks ({listed(others)}); save the one that is wanted alone.")
     for key in (known or others)[:1]:
+        if beside := [other for other in others if other != key]:
+            logger.warning("%s holds several networks (%s): %s is taken", source, listed([key, *beside]), key)
         content = content[key]
     found = {str(name): value for name, value in content.items() if not COUNTERS.search(str(name))}
     weights = {PREFIXES.sub("", name): value for name, value in found.items()}

@@ -46,6 +46,12 @@ def test_a_constructor_that_refuses_what_stands_in_the_config(wrong, cause):
     assert cause in sentence
 
 
+def test_an_entry_of_a_config_on_top_is_named_once():
+    loader = {**LOADER, "batch_size": 0}
+    sentence = explained({"sets": {"loader": loader}, "run": "$@sets#loader"}, **{"sets#loader": loader})
+    assert sentence.startswith("DataLoader cannot be made as sets#loader of the config says (")
+
+
 def test_an_error_further_down_keeps_its_traceback():
     deep = {"_target_": "json.loads", "s": "no json"}
     assert explained({"run": deep}) is None

@@ -209,6 +209,14 @@ def test_another_network_on_top_leaves_entries_of_the_first_config_unread(tmp_pa
         check_options(["inference", "--config_file", f"{CONFIGS / 'inference.json'},{file}"], {})
 
 
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_several_processes_of_a_config_for_one(name, monkeypatch):
+    """Each would do the whole run, or find that the other has locked its folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=rf"2 processes .* one; add configs/multi_gpu_{name}\.json, as the last"):
+        check(name)
+
+
 @pytest.mark.parametrize("bundle", ["abdomen_mri", "endoscopy", "microscopy"])
 @pytest.mark.parametrize(
     "files",
@@ -219,7 +227,8 @@ def test_another_network_on_top_leaves_entries_of_the_first_config_unread(tmp_pa
         "train evaluate multi_gpu_evaluate",
     ],
 )
-def test_what_ships_passes(bundle, files):
+def test_what_ships_passes(bundle, files, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2" if "multi" in files else "1")
     paths = [CONFIGS.parents[1] / bundle / "configs" / f"{name}.json" for name in files.split()]
     for overlay in [None, *OVERLAYS.values()] if "train" in files.split() else [None]:
         used = [paths[0], *([overlay] if overlay else []), *paths[1:]]

@@ -100,6 +100,8 @@ def test_nothing_is_said_of_readers_that_nobody_asked_for(recwarn, caplog):
         (["prepare", "microscopy", "--source_dir", ".", "--label_map", "a.json"], "microscopy takes no label_map"),
         (["synthesize", "endoscopy", "--num_slices", "3"], "have no slices"),
         (["synthesize", "endoscopy", "--image_size", "8", "8"], "not possible"),
+        (["table", "complexity", "--measure", "--batch_size", "0"], "--batch_size must be a positive integer, got 0"),
+        (["table", "complexity", "--measure", "--repeats", "0"], "--repeats must be a positive integer, got 0"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, monkeypatch, arguments, words):

@@ -157,8 +157,10 @@ class TestDamageIsRefused:
         assert outcomes == {"read", "refused"}
 
     def test_no_such_file(self, tmp_path):
-        for path in (tmp_path / "absent.pt", tmp_path):
-            with refused(net := build(), f"there is no checkpoint file {path}."):
+        absent = tmp_path / "absent.pt"
+        sentences = {absent: f"there is no checkpoint file {absent}.", tmp_path: f"{tmp_path} is a folder; give a file"}
+        for path, sentence in sentences.items():
+            with refused(net := build(), sentence):
                 load_pretrained(net, path)
 
     @pytest.mark.parametrize("legacy", [False, True])

@@ -103,6 +103,15 @@ class TestTransfer:
             with refused(net := build(), "holds several networks (", "save the one that is wanted alone"):
                 load_pretrained(net, content)
 
+    def test_an_average_beside_the_network_is_named(self, caplog):
+        """As timm and VMamba save it: the network itself is taken, and the log says that there was a choice."""
+        state = weights()
+        average = {name: torch.zeros_like(w) for name, w in state.items()}
+        net = build()
+        load_pretrained(net, {"state_dict": state, "state_dict_ema": average, "optimizer": {"state": {}}})
+        assert_holds(net, state)
+        assert "the state dict holds several networks (state_dict, state_dict_ema): state_dict is taken" in caplog.text
+
     def test_vmamba_of_another_version(self):
         state = {"layers.0.blocks.0.op.A_logs": torch.zeros(3, 1), "classifier.head.weight": torch.zeros(3, 3)}
         with refused(net := build(), "a VMamba checkpoint of another version"):

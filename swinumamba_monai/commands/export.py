@@ -21,14 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("HEIGHT", "WIDTH"),
         help="crops of the training; default: the config's",
     )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="other entries of the config, such as those that the training was given",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     from swinumamba_monai import export
+    from swinumamba_monai.bundle_options import read_entries
     from swinumamba_monai.distribution.network_of_config import read_bundle_network
 
     names = ("network_name", "in_channels", "num_classes", "encoder", "roi_size")
-    overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    network = read_bundle_network(arguments.config_file, arguments.ckpt_file, overrides)
+    entries = read_entries(arguments.set, {name: getattr(arguments, name) for name in names})
+    network = read_bundle_network(arguments.config_file, arguments.ckpt_file, entries)
     write = {"onnx": export.export_onnx, "program": export.export_program}[arguments.format]
     print(f"ready: {write(network, arguments.filepath)}")

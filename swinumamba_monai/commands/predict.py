@@ -39,22 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     import torch
-    from fire.parser import DefaultParseValue
 
+    from swinumamba_monai.bundle_options import read_entries
     from swinumamba_monai.prediction import predict_images
 
-    options = {}
-    for text in arguments.set:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise InputError(f"--set takes NAME=VALUE, such as min_size=0, not {shown(repr(text))}.")
-        options[name] = DefaultParseValue(value)
-    for name in ("channel", "invert", "diameter"):
-        value = getattr(arguments, name)
-        if value is not None and value is not False:  # but 0, the first channel
-            if name in options:
-                raise InputError(f"--{name} and --set {name} are both given; leave one out.")
-            options[name] = DefaultParseValue(value) if isinstance(value, str) else value
+    named = {"channel": arguments.channel, "invert": arguments.invert or None, "diameter": arguments.diameter}
+    options = read_entries(arguments.set, named)
     local_rank = os.environ.get("LOCAL_RANK")  # of torchrun, whose processes each have a GPU of their own
     own_device = f"cuda:{local_rank}" if local_rank and torch.cuda.is_available() else None
     try:

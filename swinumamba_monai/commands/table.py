@@ -5,7 +5,7 @@
 import argparse
 from pathlib import Path
 
-from swinumamba_monai.errors import check_known
+from swinumamba_monai.errors import InputError, check_known
 from swinumamba_monai.tasks import TASKS, find_task
 
 
@@ -53,6 +53,9 @@ def _complexity(arguments: argparse.Namespace) -> None:
     encoders = list(ENCODERS)[1:] if arguments.encoders is None else arguments.encoders
     check_known("network", systems, SYSTEMS)
     check_known("encoder", encoders, ENCODERS)
+    for name in ("batch_size", "repeats"):
+        if (value := getattr(arguments, name)) < 1:
+            raise InputError(f"--{name} must be a positive integer, got {value}.")
     check_output_folder(arguments.output_dir)
     rows = analysis.complexity_rows(arguments.tasks, systems, encoders)
     columns, notes = analysis.COMPLEXITY_COLUMNS, analysis.COMPLEXITY_NOTES

@@ -24,12 +24,18 @@ def run(arguments: argparse.Namespace) -> None:
         override = json.loads(arguments.override)
     except ValueError as error:
         raise InputError(f"--override is not JSON ({error}).") from error
+    if not isinstance(override, dict):
+        raise InputError('--override is no JSON object of id-value pairs, such as {"roi_size": [64, 64]}.')
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # what the configs that run have to say
     failed = 0
     try:
         for path in map(Path, arguments.bundles):
+            if not path.exists():
+                print(f"{path.name}: there is no folder or archive {path}")
+                failed += 1
+                continue
             with temporary_folder("unpacked") as temporary:
                 try:
                     bundle = unpack_archive(path, temporary) if path.is_file() else path

@@ -11,6 +11,7 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 from torch import nn
 
+from swinumamba_monai.bundle_options import check_option
 from swinumamba_monai.errors import InputError, find_input_error, quoted
 from swinumamba_monai.pretrained import load_pretrained
 
@@ -23,7 +24,7 @@ def build_bundle_network(config_file: str | PathLike, overrides: Mapping[str, ob
         overrides: values of the config's entries by their ids, such as ``{"num_classes": 3}``.
 
     Raises:
-        InputError: no such file, or no ``network_def`` that can be built.
+        InputError: no such file, no such entry, or no ``network_def`` that can be built.
     """
     path = Path(config_file)
     if not path.is_file():
@@ -31,8 +32,12 @@ def build_bundle_network(config_file: str | PathLike, overrides: Mapping[str, ob
     try:
         parser = ConfigParser()
         parser.read_config(str(path))
+        for name, value in (overrides or {}).items():
+            check_option(name, value, parser.get())
         parser.update(dict(overrides or {}))
         return parser.get_parsed_content("network_def")
+    except InputError:
+        raise
     except Exception as error:  # a config can fail in any way, or have none
         reason = find_input_error(error) or quoted(error)
         raise InputError(f"{path} gives no network_def that can be built ({reason}).") from error

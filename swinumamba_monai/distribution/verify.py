@@ -7,6 +7,7 @@ The checks run the bundle's configs, which are code: verify only bundles that yo
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ def verify_bundle(
     Yields:
         what was checked, and None or a sentence on what is wrong.
     """
-    root = Path(bundle_dir).resolve()
+    root = Path(os.path.abspath(bundle_dir))  # a link keeps its name
     with temporary_folder("verify") as scratch:
         bundle = _Bundle(root, scratch, schema_file, dict(override or {}))
         for name, check in _CHECKS.items():

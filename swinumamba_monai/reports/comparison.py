@@ -60,8 +60,11 @@ def compare(a: PathLike, b: PathLike, columns: Sequence[str] | None = None, seed
         seed: seed of the bootstrap.
 
     Raises:
-        InputError: the files are no such tables, hold different cases, or do not share a column that is asked for.
+        InputError: the files are no such tables, hold different cases, or do not share a column that is asked for; or
+            there is no such seed.
     """
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"the seed of the bootstrap must be from 0 to {(1 << 32) - 1}, not {seed}.")
     table_a, table_b = read_cases(Path(a)), read_cases(Path(b))
     only = {a: [name for name in table_a if name not in table_b], b: [name for name in table_b if name not in table_a]}
     if parts := [f"only {path} has {listed(names)}" for path, names in only.items() if names]:

@@ -188,6 +188,11 @@ def link(bundle: Path) -> None:
     (bundle / "docs" / "more.md").symlink_to("/etc/passwd")
 
 
+def link_to_nothing(bundle: Path) -> None:
+    (bundle / "models" / "model.pt").unlink()
+    (bundle / "models" / "model.pt").symlink_to("/data/disk/that/is/away.pt")
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -198,6 +203,7 @@ def link(bundle: Path) -> None:
         (lambda b: (b / "configs" / "metadata.json").write_text("{"), "metadata.json cannot be read"),
         (lambda b: (b / "LICENSE").unlink(), "lacks LICENSE"),
         (link, "is a link"),
+        (link_to_nothing, "model.pt is a link to a file that is not there"),
         (other_classes, "does not fit the network"),
         (no_network, "no network_def that can be built"),
         (lambda b: (b / "models" / "model.pt").write_bytes(b"text"), "corrupt"),

@@ -76,6 +76,11 @@ def test_by_a_schema(small_bundle, tmp_path):
     assert "'colour' is a required property" in problems(bundle, schema_file=str(schema))["metadata"]
 
 
+def test_a_link_has_its_own_name(small_bundle, tmp_path):
+    (tmp_path / "endoscopy").symlink_to(small_bundle("endoscopy", weights=False).rename(tmp_path / "other"))
+    assert problems(tmp_path / "endoscopy", override=WINDOW) == {}
+
+
 def test_command_takes_folders_and_archives(small_bundle, tmp_path, capsys):
     bundle = small_bundle(weights=False)
     archive = package_bundle(bundle, tmp_path / "dist").archive
@@ -86,5 +91,8 @@ def test_command_takes_folders_and_archives(small_bundle, tmp_path, capsys):
     assert code == 1 and "checks failed" in error.splitlines()[-1]
     assert f"bad.zip: archive: {tmp_path / 'bad.zip'} cannot be read as a zip archive" in out
     assert out.count("microscopy: files: ok") == 1 and "lacks docs/README.md" in out
-    assert main(["verify", str(bundle), "--override", "{"]) == 1
-    assert "--override is not JSON" in capsys.readouterr().err
+    for text, problem in {"{": "--override is not JSON", "[1]": "--override is no JSON object"}.items():
+        assert main(["verify", str(bundle), "--override", text]) == 1
+        assert problem in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().out == f"nowhere: there is no folder or archive {tmp_path / 'nowhere'}\n"

@@ -263,6 +263,10 @@ class TestCommand:
         [
             ({"--config_file": "no.json"}, "no config file no.json"),
             ({"--ckpt_file": "no.pt"}, "no checkpoint file no.pt"),
+            ({"--set": "feature_size=8"}, "--feature_size is no option of this config"),
+            ({"--set": "num_classes"}, "--set takes NAME=VALUE"),
+            ({"--set": "num_classes=3", "--config_file": "no.json"}, "no config file no.json"),
+            ({"--set": "num_classes=3", "--num_classes": "3"}, "--num_classes and --set num_classes are both given"),
             ({"--filepath": "model.bin"}, "must end in .pt2"),
             ({"--filepath": "nowhere/model.pt2"}, "no folder nowhere"),
         ],
@@ -284,7 +288,6 @@ class TestCommand:
         torch.save(network.state_dict(), "model.pt")
         definition = {"_target_": "swinumamba_monai.networks.build_network", "name": "@network_name"}
         definition |= {
-            "base_channels": 4,
             "in_channels": "@in_channels",
             "out_channels": "@num_classes",
             "roi_size": "@roi_size",
@@ -295,6 +298,7 @@ class TestCommand:
         arguments = {"--config_file": "inference.json", "--ckpt_file": "model.pt", "--filepath": "model.pt2"}
         arguments["--network_name"] = "nnUNet"
         words = [*(word for pair in arguments.items() for word in pair), "--roi_size", "64", "32"]
+        words += ["--set", "network_def#base_channels=4", "in_channels=2"]
         assert main(["export", "program", *words]) == 0
         assert "ready: model.pt2" in capsys.readouterr().out
         x = torch.rand(1, 2, 50, 77)

@@ -143,6 +143,11 @@ def test_files_that_do_not_match(
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_a_seed_that_is_none(runs: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+    assert main(["compare", *map(str, runs), "--seed", "-1"]) == 1
+    assert capsys.readouterr().err == "error: the seed of the bootstrap must be from 0 to 4294967295, not -1.\n"
+
+
 def test_columns_that_are_not_shared(runs: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="do not share old; they share f1"):
         compare(*runs, columns=["f1", "old"])
