@@ -7,12 +7,15 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, find_named
 from swinumamba_monai.data.files.numbered import file_and_number
+from swinumamba_monai.data.files.volumes import volume_path
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.formulas import as_cell, from_cell
 
@@ -41,14 +44,20 @@ def read_summary(path: Path) -> dict[str, dict[str, str]]:
 
 
 def is_there(image: str) -> bool:
-    """Whether there is the file of an image, or the one that it is a part of."""
-    return file_and_number(image)[0].exists()
+    """Whether there is the file of an image, or the one that it is a part of, or a DICOM series of that name."""
+    path, _ = file_and_number(volume_path(image))
+    if path.suffix == SERIES_SUFFIX:
+        with suppress(InputError):
+            return bool(find_named(path).files)
+    return path.exists()
 
 
 def rows_that_count(
     rows: Mapping[str, dict[str, str]], names: Mapping[str, str], overwrite: bool
 ) -> dict[str, dict[str, str]]:
     """The rows of earlier runs that still say something: of results, and of failures whose files are there.
+
+    The failure of an image that this run calls otherwise says nothing any more: its row gets the new name.
 
     Args:
         rows: rows by name.
@@ -64,7 +73,7 @@ def rows_that_count(
     for name, row in rows.items():
         was, image = row["image"], names.get(name)
         now = name if image else called.get(os.path.abspath(was))  # what this run calls it; None if it is another's
-        if (overwrite and now) or (row["error"] and not is_there(was)):
+        if (overwrite and now) or (row["error"] and (now not in (None, name) or not is_there(was))):
             continue
         if not row["error"] and image and os.path.realpath(was) != os.path.realpath(image):
             raise InputError(
