@@ -30,3 +30,12 @@ def test_a_part_of_the_channels(start, stop):
     x = torch.randn(2, 3, 16).bfloat16()[..., start:stop]
     found = dense(x)
     assert torch.equal(found, x) and found.dtype == x.dtype and found.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "x", [torch.arange(33).bfloat16()[1:].view(2, 2, 8), torch.arange(8).bfloat16().view(1, 8, 1).movedim(1, -1)]
+)
+def test_a_map_that_lies_between_wide_numbers(x):
+    """Begun behind the first number of its memory, or of a single pixel, whose strides say nothing."""
+    y = torch.ones_like(x)
+    assert torch.equal(join_channels(x, y, -1), torch.cat((x, y), -1))

@@ -35,7 +35,7 @@ class _Join(torch.autograd.Function):
         ctx.sizes = (x.shape[-1], y.shape[-1])
         out = x.new_empty(*x.shape[:-1], sum(ctx.sizes))
         for part, source in zip(out.split(ctx.sizes, dim=-1), (x.contiguous(), y.contiguous())):
-            if _is_wide(part):
+            if _is_wide(part) and _is_wide(source):
                 part, source = part.view(WIDEST), source.view(WIDEST)
             part.copy_(source)
         return out
