@@ -27,8 +27,8 @@ class KeptBlocks:
     answers may be why.
 
     Args:
-        folder: where their files go, made when there is one; images may share it.
-        settings: what decides about the answers beside the image: config, weights, options.
+        folder: where their files go, made when there is one; images and processes may share it.
+        settings: what decides about the answers beside the image: version, config, weights, options.
     """
 
     def __init__(self, folder: Path, settings: str) -> None:
@@ -58,11 +58,11 @@ class KeptBlocks:
             digest.update(np.ascontiguousarray(pixels))
         file = self.folder / f"{digest.hexdigest()}.npz"
         self._files.append(file)
-        if file.is_file():
-            with np.load(file) as kept:
-                return kept["labels"], kept["scores"]
+        with suppress(FileNotFoundError), np.load(file) as kept:
+            return kept["labels"], kept["scores"]
         labels, scores = find(block)
-        self.folder.mkdir(exist_ok=True)
-        with replacing(file) as temporary:
-            np.savez_compressed(temporary, labels=labels, scores=scores)
+        with suppress(FileNotFoundError):  # another process has removed the folder, which was empty, before this one
+            self.folder.mkdir(exist_ok=True)
+            with replacing(file) as temporary:
+                np.savez_compressed(temporary, labels=labels, scores=scores)
         return labels, scores

@@ -23,6 +23,7 @@ from pathlib import Path
 from monai.transforms import Compose
 from monai.utils import ensure_tuple
 
+from swinumamba_monai import __version__
 from swinumamba_monai.atomic import write_file
 from swinumamba_monai.bundle_options import as_literal
 from swinumamba_monai.data.files.numbered import file_and_number
@@ -326,7 +327,8 @@ class _Job:
         self.files.make_folder(name)
         files = self.files.large_mask(name), self.files.polygons(name)
         # What a GPU answers, in another precision, is not continued on a CPU.
-        with KeptBlocks(self.folder / BLOCKS, f"{self.settings} {self.predictor.device.type}") as kept:
+        settings = f"{__version__} {self.settings} {self.predictor.device.type}"
+        with KeptBlocks(self.folder / BLOCKS, settings) as kept:
             table, outlines, doubts = predict_large(self.predictor, image, *files, kept)
             self.files.write_table(name, table, outlines)
         for doubt in doubts:

@@ -246,3 +246,8 @@ class TestStopped:
         tifffile.imwrite(tmp_path / "slide.tif", image, tile=(256, 256))
         assert run(tmp_path, grow=0) == 9
         assert not (tmp_path / "out" / ".blocks").exists()
+
+    def test_takes_no_block_of_another_version(self, run, folder, predicted, tmp_path, monkeypatch):
+        assert run(folder, stop=6) == 6
+        monkeypatch.setattr("swinumamba_monai.prediction.folder.__version__", "0.0.1")
+        assert run(folder) == 9
