@@ -108,13 +108,16 @@ def find_series(folder: Path) -> list[Series]:
     files = [file for file in find_files(folder) if is_dicom_file(file)]
     if files and not has_pydicom:
         raise InputError(f"{folder} holds DICOM files, which need pydicom; install swinumamba-monai[dicom].")
-    states = (file.stat() for file in files)
-    return list(_find_series(folder, tuple((f, state.st_size, state.st_mtime_ns) for f, state in zip(files, states))))
+    states = [(file.stat(), file) for file in files]
+    return list(_find_series(folder, tuple((f, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s, f in states)))
 
 
 @lru_cache(maxsize=4)  # the headers of all slices are read, and a series is looked for whenever a volume of it is
-def _find_series(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> tuple[Series, ...]:
-    """:func:`find_series`; sizes and times tell the files from those before them of the same names."""
+def _find_series(folder: Path, files: tuple[tuple[Path, int, int, int], ...]) -> tuple[Series, ...]:
+    """:func:`find_series`; sizes and times tell the files from those before them of the same names.
+
+    A copy may keep the time of its content, but not that of its change.
+    """
     images, aside, broken = _read_headers([file for file, *_ in files])
     aside |= copies_in(images)
     visits = dicom_parts.visits_of(_without(images, aside))
