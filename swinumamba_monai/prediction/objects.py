@@ -129,16 +129,20 @@ def find_doubts(
 
 
 def _doubts_of_spread(image: np.ndarray) -> list[str]:
-    """A few values far from all others, of an image whose brightness is measured by the spread of all of them."""
-    some = image.reshape(-1)[:: max(1, image.size // 1_000_000)]
-    low, high = np.percentile(some, (0.1, 99.9))
-    spread = image.std(dtype=np.float64)
-    if spread <= WIDENED * (usual := image.clip(low, high).std(dtype=np.float64)):
-        return []
-    return [
-        f"a few values, from {image.min():g} to {image.max():g}, lie so far from the others that these have "
-        f"{usual / spread:.0%} of the contrast that the network knows; take them out of the image"
-    ]
+    """A few values far from all others, of an image whose brightness is measured by the spread of all of them.
+
+    So is each channel of a volume (X, Y, Z, C). Those of a picture are colours, much alike, and are taken together.
+    """
+    doubts = []
+    for channel in np.moveaxis(image, -1, 0) if image.ndim == 4 else [image]:
+        low, high = np.percentile(channel.flat[:: max(1, channel.size // 1_000_000)], (0.1, 99.9))
+        spread, usual = channel.std(dtype=np.float64), channel.clip(low, high).std(dtype=np.float64)
+        if spread > WIDENED * usual:
+            doubts.append(
+                f"a few values, from {channel.min():g} to {channel.max():g}, lie so far from the others that these "
+                f"have {usual / spread:.0%} of the contrast that the network knows; take them out of the image"
+            )
+    return doubts
 
 
 def _doubts_of_look(

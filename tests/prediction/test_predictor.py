@@ -216,10 +216,13 @@ class TestTable:
         assert found.doubts and "nothing was found" in caplog.text
         assert not predictor(np.full((20, 20), 7)).doubts, "in a flat image there is nothing to find"
 
+    @pytest.mark.parametrize("channels", [False, True])
     @pytest.mark.parametrize("brightest, contrast", [(1e4, None), (1e6, "20%")])
-    def test_voxels_that_take_the_contrast_from_all_others(self, brightest, contrast):
+    def test_voxels_that_take_the_contrast_from_all_others(self, brightest, contrast, channels):
         volume = np.random.default_rng(0).normal(500, 200, (100, 100, 100)).astype(np.float32)
         volume[3, 4, 5] = brightest
+        if channels:
+            volume = np.stack([volume, np.random.default_rng(1).normal(0, 1e5, volume.shape)], axis=-1)
         doubts = find_doubts(volume, {"area": np.array([300.0])})
         assert [f"these have {contrast} of the contrast" in doubt for doubt in doubts] == [True] * bool(contrast)
 
