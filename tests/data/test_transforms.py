@@ -179,6 +179,17 @@ def test_slices_at_45_degrees_come_back_and_are_turned_as_their_label(axis, degr
     assert torch.equal(back.as_tensor(), voxels)
 
 
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 0, 2)])
+def test_axes_at_45_degrees_to_two_others_are_turned_alike_whatever_their_last_digits(order):
+    """Two of them lean alike towards the third, so that rounding said which comes first."""
+    affine, draw = np.eye(4), np.random.default_rng(0)
+    affine[:3, :3] = (Rotation.from_euler("xy", [45, 45], degrees=True).as_matrix() * [1, 1.3, 5])[:, order]
+    voxels = torch.arange(24.0).reshape(1, 2, 3, 4)
+    near = [affine + 1e-6 * np.eye(4, 3) @ draw.normal(size=(3, 4)) for _ in range(8)]
+    turned = [SliceOrientationd("image", "PLS")({"image": MetaTensor(voxels, affine=one)})["image"] for one in near]
+    assert all(torch.equal(volume.as_tensor(), turned[0].as_tensor()) for volume in turned)
+
+
 def test_slices_that_would_be_one_pixel_are_refused():
     """As of metres that are taken for millimetres: all of the image would be one number."""
     volume = MetaTensor(torch.rand(1, 300, 300, 3), affine=np.diag([1e-3, 1e-3, 5e-3, 1]))
