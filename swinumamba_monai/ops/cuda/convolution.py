@@ -20,8 +20,8 @@ from swinumamba_monai.ops.autocast import to_autocast_dtype
 
 from .device import ALIGNED
 
-NARROW = 64  # number of channels of which a map has fewer for this
-BY_PAIRS = (torch.bfloat16, torch.float16)  # dtypes for which that is faster; in TF32 it is slower
+NARROW = 64  # a map of fewer channels is narrow
+BY_PAIRS = (torch.bfloat16, torch.float16)  # dtypes in which narrow maps are faster by pairs; in TF32 they are slower
 
 
 def conv2d_cuda(
