@@ -61,7 +61,8 @@ class KeptBlocks:
         with suppress(FileNotFoundError), np.load(file) as kept:
             return kept["labels"], kept["scores"]
         labels, scores = find(block)
-        with suppress(FileNotFoundError):  # another process has removed the folder, which was empty, before this one
+        # Another process may remove the folder while it is empty; between two looks of mkdir it is there and gone.
+        with suppress(FileNotFoundError, FileExistsError):
             self.folder.mkdir(exist_ok=True)
             with replacing(file) as temporary:
                 np.savez_compressed(temporary, labels=labels, scores=scores)
