@@ -226,6 +226,12 @@ class TestTable:
         doubts = find_doubts(volume, {"area": np.array([300.0])})
         assert [f"these have {contrast} of the contrast" in doubt for doubt in doubts] == [True] * bool(contrast)
 
+    def test_a_slice_of_air_is_no_doubt(self):
+        """Every second voxel of two million was of one slice."""
+        volume = np.random.default_rng(0).normal(500, 200, (1000, 1000, 2))
+        volume[..., 0] *= 1e-3
+        assert not find_doubts(volume, {"area": np.array([300.0])})
+
     @pytest.mark.parametrize("score, unsure", [(0.3, True), (0.6, False)])
     def test_a_network_that_is_not_sure_says_so(self, score, unsure):
         table = {"area": np.array([300.0, 300.0]), "score": np.array([score, score])}
