@@ -74,7 +74,7 @@ def _in_short(sentences: Iterable[str]) -> Iterator[str]:
         alike.setdefault(re.sub(r"\d+", "", what) if os.sep in file else sentence, []).append(sentence)
     for first, *others in alike.values():
         files = listed(other.partition(" has ")[0] for other in others)
-        yield f"{first} So it is with {len(others)} others: {files}." if others else first
+        yield f"{first} So it is with {len(others)} other{'s' * (len(others) > 1)}: {files}." if others else first
 
 
 def _show_progress(done: int, total: int) -> None:

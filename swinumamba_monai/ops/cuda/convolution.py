@@ -5,8 +5,8 @@
 Matrix units load :data:`.device.ALIGNED` channels at a time: with the 3 of a colour image a 1×1 convolution spent 5 ms
 of a step in one product. For 48 channels cuDNN has slower kernels than for 96, which two neighbouring pixels together
 have: of 13 maps of 384×640 a convolution from 48 to 48 takes 0.62 ms, of pairs of pixels 0.47, although half of their
-weights are zero; its gradients 0.64 and 1.39 ms, of pairs 0.45 and 0.62. From 96 to 48 it takes 1.31 ms, by the kernels
-for the gradient of one from 48 to 96, which is the same sum, 0.71 (H200, bfloat16).
+weights are zero; its gradients 0.64 and 1.39 ms, of pairs 0.45 and 0.62. From 96 to 48 it takes 1.31 ms and from 48 to
+96 1.67, by the kernels for the gradient of the other, which are the same sums, 0.71 and 0.75 (H200, bfloat16).
 """
 
 from __future__ import annotations
