@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.data.files.dicom_series import SERIES_SUFFIX, is_series_there
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.errors import InputError, explained
 from swinumamba_monai.formulas import as_cell, from_cell
@@ -41,8 +42,9 @@ def read_summary(path: Path) -> dict[str, dict[str, str]]:
 
 
 def is_there(image: str) -> bool:
-    """Whether there is the file of an image, or the one that it is a part of."""
-    return file_and_number(image)[0].exists()
+    """Whether there is the file of an image, the one that it is a part of, or the folder of a DICOM series."""
+    file = file_and_number(image)[0]
+    return file.exists() or (file.suffix == SERIES_SUFFIX and is_series_there(file))
 
 
 def rows_that_count(

@@ -265,6 +265,14 @@ def find_named(path: Path) -> Series:
     return choose_series(path, [one for one in alike if one.folder == path.parent] or alike)[0]
 
 
+def is_series_there(path: Path) -> bool:
+    """Whether there still is the folder of a series that :func:`list_series` calls so; its files are not read."""
+    folder, place = path.with_name(path.name.removesuffix(SERIES_SUFFIX)), path.parent
+    if folder.is_dir() or not place.is_dir():
+        return folder.is_dir()
+    return folder.name == place.name or any(map(is_dicom_file, place.iterdir()))
+
+
 def _warn(sentence: str) -> None:
     log_once(logger, logging.WARNING, sentence)  # a series is looked for whenever it is read
 
