@@ -166,7 +166,8 @@ class TestAgain:
         assert main(small.words(copy, "--format", "masks", "geojson", "roi")) == 0
         after = times(copy)
         assert {name for name in before if after[name] != before[name]} == {"predict.json"}
-        assert "(2 finished before)" in capsys.readouterr().out
+        printed = capsys.readouterr()
+        assert "(2 finished before)" in printed.out and "image/s" not in printed.err
         assert read_rows(copy / "summary.csv") == rows
 
     def test_overwrite_predicts_them_again(self, small, copy, caplog):
