@@ -31,6 +31,8 @@ class RunLock:
 
     Args:
         path: the lock's file; it says who holds it, and is gone when the run has ended in good order.
+        others: pattern of locks in the same folder whose runs go on side by side, but not beside this one's; each
+            side takes its own lock first and then looks at the other's, so that never both go on.
 
     Attributes:
         was_left: whether the file was there when the lock was taken: the run before this one was killed.
@@ -40,8 +42,9 @@ class RunLock:
     # Locks that are held, by process, for forks take a copy of it along.
     _held: ClassVar[dict[tuple[int, Path], RunLock]] = {}
 
-    def __init__(self, path: str | PathLike) -> None:
+    def __init__(self, path: str | PathLike, others: str = "") -> None:
         self.path = Path(path).absolute()
+        self._others = others
         self._descriptor: int | None = None
         self._made: list[Path] = []
 
@@ -78,6 +81,29 @@ class RunLock:
             raise
         self._held[os.getpid(), self.path] = self
         atexit.register(self.release)
+        for path in self.path.parent.glob(self._others) if self._others else ():
+            if holder := self._holder_of(path):
+                self.release()
+                return holder
+        return None
+
+    @classmethod
+    def _holder_of(cls, path: Path) -> str | None:
+        """Who else holds the lock of this file, as :meth:`acquire` says it; None if nobody does."""
+        if (os.getpid(), path) in cls._held:  # which closing the file would let go
+            return None
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # its holder has just removed it
+            return None
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return _describe_holder(os.read(descriptor, 1000))
+        except OSError:  # a file system without locks
+            return None
+        finally:
+            os.close(descriptor)
         return None
 
     def take(self, what: str, option: str) -> None:
@@ -107,9 +133,11 @@ class RunLock:
 def prediction_lock(folder: str | PathLike, suffix: str = "") -> RunLock:
     """The lock of an output folder of predictions, the command's and those of a bundle's ``inference``.
 
-    A share of the images, which ``suffix`` names, has a lock of its own.
+    A share of the images, which ``suffix`` names, has a lock of its own. A run of all images, which gathers and removes
+    what the shares have written, and runs of shares keep each other out.
     """
-    return RunLock(lock_file(folder, f"predict{suffix}"))
+    others = lock_file(folder, "predict" if suffix else "predict_*of*").name
+    return RunLock(lock_file(folder, f"predict{suffix}"), others)
 
 
 def lock_file(folder: str | PathLike, command: str) -> Path:

@@ -257,7 +257,7 @@ class _Job:
             logger.warning("%s: not there any more; the results and the row in %s stay", listed(gone), summary.name)
         write_summary(summary, kept)
         waiting = [name for name in names if name not in mine]
-        with bar_of(len(waiting), "image", disable=not progress) as bar:
+        with bar_of(len(waiting), "image", disable=not (progress and waiting)) as bar:
             for name in waiting:
                 bar.set_postfix_str(shown(Path(name).name), refresh=False)
                 row = self._predict(name)

@@ -52,7 +52,7 @@ def test_numbers_become_classes_in_the_order_of_the_map():
 
 def test_ids_outside_the_map_are_refused():
     labels = LabelMap.of_names(["background", "liver"])
-    with pytest.raises(InputError, match=r"a\.nii has the label ids 2, 5, but the label map has 0, 1"):
+    with pytest.raises(InputError, match=r"a\.nii has the label ids 2, 5, but the classes have 0, 1"):
         labels.to_classes(np.array([0, 1, 2, 5]), "a.nii")
 
 

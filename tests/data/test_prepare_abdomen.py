@@ -139,7 +139,7 @@ def test_every_problem_is_listed_and_nothing_written(source, tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     save_pair(images / "thin.nii.gz", tmp_path / "unused.nii.gz")
     expected = {
-        "case_0": "has the label ids 7, but the label map has 0, 1, 2",
+        "case_0": "has the label ids 7, but the classes have 0, 1, 2",
         "case_1": "lies elsewhere than its image case_1.nii.gz: the affines differ, and corners are 0.70 mm apart",
         "case_2": "4 dimensions (8, 9, 4, 3)",
         "case_3": "(8, 9, 5) voxels",

@@ -53,14 +53,18 @@ def copy(done, tmp_path):
     return shutil.copytree(done, tmp_path / "out")
 
 
-def test_a_second_prediction_in_the_folder_is_refused(small, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("held", "share"), [("predict", ()), ("predict_2of3", ()), ("predict", ("--share", "1/2"))], ids=str
+)
+def test_a_second_prediction_in_the_folder_is_refused(small, tmp_path, capsys, held, share):
+    """One of all images gathers what shares have written, and removes it."""
     take = "import sys; from swinumamba_monai.run_lock import RunLock; RunLock(sys.argv[1]).acquire()"
-    command = [sys.executable, "-c", f"{take}; print(flush=True); input()", str(tmp_path / ".predict.lock")]
+    command = [sys.executable, "-c", f"{take}; print(flush=True); input()", str(tmp_path / f".{held}.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         first.stdout.readline()
-        assert main(small.words(tmp_path)) == 1
+        assert main(small.words(tmp_path, *share)) == 1
         assert f"a prediction is running in {tmp_path} (process {first.pid} on " in capsys.readouterr().err
-        assert [path.name for path in tmp_path.iterdir()] == [".predict.lock"]
+        assert [path.name for path in tmp_path.iterdir()] == [f".{held}.lock"]
         first.communicate(b"\n", timeout=300)
 
 
@@ -162,7 +166,8 @@ class TestAgain:
         assert main(small.words(copy, "--format", "masks", "geojson", "roi")) == 0
         after = times(copy)
         assert {name for name in before if after[name] != before[name]} == {"predict.json"}
-        assert "(2 finished before)" in capsys.readouterr().out
+        printed = capsys.readouterr()
+        assert "(2 finished before)" in printed.out and "image/s" not in printed.err
         assert read_rows(copy / "summary.csv") == rows
 
     def test_overwrite_predicts_them_again(self, small, copy, caplog):

@@ -92,8 +92,8 @@ class LabelMap:
         if unknown := [number for number in found.tolist() if number not in class_of]:
             known = ", ".join(map(str, sorted(class_of)))
             raise InputError(
-                f"{name} has the label ids {listed(unknown, 5)}, but the label map has {known}; give them a class, or "
-                'list them under "background", in the label map.'
+                f"{name} has the label ids {listed(unknown, 5)}, but the classes have {known}; give them a class, or "
+                'list them under "background", in a label map, --label_map of prepare.'
             )
         classes = np.array([class_of[number] for number in found.tolist()], dtype=np.uint8)
         return classes[np.searchsorted(found, label)]
