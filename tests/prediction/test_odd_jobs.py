@@ -23,7 +23,6 @@ from skimage.measure import regionprops
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.data import read_image
-from swinumamba_monai.prediction.summary import is_there
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +86,6 @@ def test_images_that_are_gone_renamed_or_mended(small, tmp_path, caplog):
         (images / old).rename(images / new)
     assert main(mine.words(tmp_path / "out")) == 0
     assert f"b.png, {second.name} changed after the results were written" in caplog.text
-
-
-def test_a_series_is_there_as_long_as_its_folder_is(tmp_path):
-    """It is called after the folder, ``s.dicom``, or by its UID in it, and no file has that name."""
-    folder = tmp_path / "images" / "s"
-    names = [f"{folder}.dicom", f"{folder / 's'}.dicom", f"{folder / '1.2.3'}.dicom"]
-    folder.mkdir(parents=True)
-    (folder / "1.dcm").write_bytes(b"\0" * 128 + b"DICM")
-    (folder.parent / "other.nii.gz").touch()
-    assert [is_there(name) for name in names] == [True, True, True]
-    shutil.rmtree(folder)
-    assert [is_there(name) for name in names] == [False, False, False]
 
 
 def test_the_same_image_by_another_name_is_not_counted_twice(small, tmp_path, capsys):
