@@ -253,7 +253,9 @@ class _Job:
             )
         summary = self.folder / f"{SUMMARY}{self.suffix}.csv"
         kept = mine if self.suffix else {name: row for name, row in self.rows.items() if name not in names} | mine
-        if gone := [row["image"] for row in kept.values() if not is_there(row["image"])]:
+        # This run has just found its own, and to look for a DICOM series opens all files of its folder.
+        others = [row["image"] for name, row in kept.items() if name not in self.names]
+        if gone := [image for image in others if not is_there(image)]:
             logger.warning("%s: not there any more; the results and the row in %s stay", listed(gone), summary.name)
         write_summary(summary, kept)
         waiting = [name for name in names if name not in mine]

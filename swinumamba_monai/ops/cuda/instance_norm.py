@@ -140,9 +140,9 @@ def _backward(dy, x, residual, y, statistics, affine, options, residual_wanted: 
         launcher.params.slope = 1.0
     launcher.give(sums=sums, out=dx)
     launcher.launch("instance_backward")
-    dbias, *dweights = sums.sum(0) if any(t is not None for t in affine) else [None] * numbers
-    daffine = [gradient for dweight in dweights for gradient in (dweight, dbias)]
-    daffine += [None] * (len(affine) - len(daffine))
+    totals = sums.sum(0) if any(t is not None for t in affine) else [None] * numbers
+    dbias, dweight, dresidual_weight = (*totals, None)[:3]
+    daffine = (dweight, dbias, dresidual_weight, dbias)
     return (
         dx,
         dy if residual_wanted and dresidual is None else dresidual,
