@@ -81,7 +81,7 @@ def rows_that_count(
             )
         if not row["error"] and now and now != name:
             raise InputError(
-                f"the output folder holds results of {was} as {name}, and beside the other images it would be {now}; "
+                f"the output folder holds results of {was} as {name}, and with the images given now it would be {now}; "
                 f"{advice}."
             )
         counting[name] = row

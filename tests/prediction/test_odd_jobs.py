@@ -95,7 +95,7 @@ def test_the_same_image_by_another_name_is_not_counted_twice(small, tmp_path, ca
     assert main(words) == 0
     words.insert(words.index(str(images)), str(more))
     assert main(words) == 1
-    assert f"as {small.images[0].stem}, and beside the other images it would be a/" in capsys.readouterr().err
+    assert f"as {small.images[0].stem}, and with the images given now it would be a/" in capsys.readouterr().err
     assert main([*words[:4], "--overwrite", *words[4:]]) == 0
     assert len(read_rows(tmp_path / "out" / "summary.csv")) == 4
 
