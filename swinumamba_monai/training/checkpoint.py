@@ -159,6 +159,7 @@ class TrainingCheckpoint:
         trainer.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last, evaluator)
+        trainer.add_event_handler(Events.COMPLETED, self._tell_place, evaluator)
 
     def _take_folder(self, trainer: Engine) -> bool:
         """Keep other runs out of the folder until this one has ended; whether the last one there was killed."""
@@ -214,6 +215,16 @@ class TrainingCheckpoint:
         self._write_record(state)
         if evaluator.state.best_metric_epoch == -1:  # not validated yet: the last network is the best one known
             save_atomically(self.network.state_dict(), self.best_path)
+
+    def _tell_place(self, evaluator: Engine) -> None:
+        """Say where the best network is, and its score; nothing where the run was stopped before there is one."""
+        if idist.get_rank() > 0 or not self.best_path.exists():
+            return
+        if (epoch := evaluator.state.best_metric_epoch) == -1:
+            said = "the last one, for none was validated"
+        else:
+            said = f"of epoch {epoch}, {evaluator.state.key_metric_name} {evaluator.state.best_metric:.4f}"
+        logger.info("the best network is %s: %s", self.best_path, said)
 
     def _write_record(self, state: Mapping) -> None:
         record = json.loads(self.settings) | {name: state[name] for name in ("epoch", "best_metric_epoch", "seconds")}
