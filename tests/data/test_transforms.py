@@ -215,7 +215,7 @@ def test_a_stack_of_thick_slices_in_another_direction_is_warned_of(sides, axcode
     transforms = Compose([SliceOrientationd("image", axcodes), SliceSpacingd("image", 1.25)])
     transforms({"image": volume})
     said = [record.getMessage() for record in caplog.records]
-    assert all("thick slices in another direction" in line and warned in line for line in said)
+    assert all("the slices are thick and lie in another direction" in line and warned in line for line in said)
     assert len(said) == (warned is not None)
     both = Compose([SliceOrientationd(["image", "label"], axcodes), SliceSpacingd(["image", "label"], 1.25)])
     both({"image": volume, "label": volume})

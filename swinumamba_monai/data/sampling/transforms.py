@@ -25,6 +25,7 @@ from swinumamba_monai.errors import InputError, shown
 logger = logging.getLogger(__name__)
 
 MAX_SLAB = 1 << 22  # voxels that are resampled at once, or one slice
+DOUBT_KEY = "doubt"  # in the metadata of a volume: why what the network makes of it is not to be trusted
 _OTHER_AXCODES = "--axcodes (ILA for a coronal, IPR for a sagittal one)"
 # A turn of all places by a thirtieth of a degree: more than affines of one grid differ by, less than anybody turns
 # slices. By other parts about each axis, or two axes that lean alike would be turned alike.
@@ -175,8 +176,8 @@ class SliceSpacingd(Spacingd):
     every item whose name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has
     beside "image". And it gets a few slices at a time, because it makes a grid of four float64 for every voxel.
 
-    A stack of thick slices in another direction is warned of, but not beside its label: preparing did so, and a
-    validation reads its volumes again each time.
+    A stack of thick slices in another direction is warned of, in the log and under ``DOUBT_KEY``, but not beside its
+    label: preparing did so, and a validation reads its volumes again each time.
 
     Args:
         keys: the volumes, slices along the last axis.
@@ -219,11 +220,13 @@ class SliceSpacingd(Spacingd):
                 )
             sides = spacing_of(convert_to_numpy(volume.affine))
             if len(volumes) == 1 and thick_axis(sides) in (0, 1):
-                logger.warning(
-                    "%s is a stack of thick slices in another direction, with voxels of %s mm: slices that are cut "
-                    "across them, as coarse as that, are what the network gets; look at the result, or use a network "
-                    "trained on such stacks and its %s", name, " x ".join(f"{mm:g}" for mm in sides), _OTHER_AXCODES
-                )  # fmt: skip
+                sides = " x ".join(f"{mm:g}" for mm in sides)
+                volume.meta[DOUBT_KEY] = (
+                    f"the slices are thick and lie in another direction, with voxels of {sides} mm: slices across "
+                    "them, as coarse as that, are what the network gets; look at the result, or use a network trained "
+                    f"on such stacks and its {_OTHER_AXCODES}"
+                )
+                logger.warning("%s: %s", name, volume.meta[DOUBT_KEY])
             if max(planned[key].peek_pending_shape()[:2]) == 1 < min(height, width):
                 sides = " x ".join(f"{mm:g}" for mm in self.spacing_transform.pixdim[:2])
                 raise InputError(
