@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from traceback import walk_tb
@@ -15,6 +16,7 @@ REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")  # a reference to an entry, at
 _NOT_MADE = re.compile(r"Failed to instantiate component '([\w.]+)' with keywords: (\S*)")
 _NOT_FOUND = re.compile(r"Cannot locate class or function path: '(.*)'")
 _NOT_DEFINED = re.compile(r"the referring item `@([\w:]+)` is not defined in the config content")
+_TOO_FEW = "the dataset length is less than the number of participating ranks"  # MONAI's DistributedSampler
 _OWN_FRAMES = 3  # frames of an error that a constructor raises itself: MONAI's call of it, a decorator, the constructor
 
 
@@ -41,6 +43,11 @@ def explain_failure(
     config = {**config, **options}
     failure = cause = None
     while error is not None:
+        if str(error).startswith(_TOO_FEW):
+            return InputError(
+                f"each of the {os.environ.get('WORLD_SIZE')} processes needs an image of the section that is validated "
+                "or evaluated, which has fewer; start no more processes than it has images."
+            )
         if missing := _NOT_FOUND.search(str(error)):
             return _not_there(missing[1], options, config)
         if lacking := _NOT_DEFINED.search(str(error)):

@@ -7,12 +7,11 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
 from swinumamba_monai import __version__
-from swinumamba_monai.errors import InputError, find_input_error
+from swinumamba_monai.errors import InputError, find_input_error, hush_unasked_reader
 
 # Modules of swinumamba_monai.commands, in the order of the list that --help shows.
 COMMANDS = (
@@ -42,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "; an entry of the config is given as --set NAME=VALUE" if hasattr(arguments, "set") else ""
         parser.error(f"unrecognized arguments: {' '.join(others)}{hint}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # Whatever is read, MONAI also prepares a reader of DICOM on a GPU, and says in three lines that it cannot be had.
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    hush_unasked_reader()
     try:
         arguments.command(arguments)
     except (InputError, OSError) as error:

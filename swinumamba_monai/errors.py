@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -164,6 +165,12 @@ def is_bundle_command() -> bool:
     return os.path.normpath(sys.argv[0]).split(os.sep)[-3:] == ["monai", "bundle", "__main__.py"]
 
 
+def hush_unasked_reader() -> None:
+    """Keep MONAI from saying, in three lines for each ``LoadImage``, that it cannot read DICOM on a GPU."""
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+
+
 def _make_record(*parts: object, **more: object) -> logging.LogRecord:
     """A record of any log: of an error that is an :class:`InputError`, the sentence alone.
 
@@ -199,6 +206,7 @@ def report_plainly(explain: Callable[[BaseException], InputError | None] = lambd
     """
     if not is_bundle_command():
         return
+    hush_unasked_reader()
     logging.setLogRecordFactory(_make_record)
     threading.excepthook = _thread_hook
     show_traceback = sys.__excepthook__

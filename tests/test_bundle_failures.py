@@ -46,6 +46,19 @@ def test_a_constructor_that_refuses_what_stands_in_the_config(wrong, cause):
     assert cause in sentence
 
 
+def test_more_processes_than_images(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    sampler = {
+        "_target_": "DistributedSampler",
+        "dataset": [1, 2],
+        "even_divisible": False,
+        "num_replicas": 3,
+        "rank": 0,
+    }
+    sentence = explained({"validate": {"sampler": sampler}, "run": "$@validate#sampler"})
+    assert sentence.startswith("each of the 3 processes needs an image of the section")
+
+
 def test_an_entry_of_a_config_on_top_is_named_once():
     loader = {**LOADER, "batch_size": 0}
     sentence = explained({"sets": {"loader": loader}, "run": "$@sets#loader"}, **{"sets#loader": loader})

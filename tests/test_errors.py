@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import monai.bundle
@@ -18,6 +19,7 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.handlers import StatsHandler
+from monai.transforms import LoadImage
 
 from swinumamba_monai.errors import MAX_QUOTED, InputError, find_input_error, quoted, report_plainly, shown
 
@@ -50,6 +52,18 @@ def keep_hooks(monkeypatch):
     """What the command changes in its process is as before after the test."""
     for place, name in ((sys, "excepthook"), (threading, "excepthook"), (logging, "_logRecordFactory")):
         monkeypatch.setattr(place, name, getattr(place, name))
+
+
+def test_a_bundle_says_nothing_of_a_reader_that_nobody_asked_for(monkeypatch, recwarn, caplog):
+    """Of one on a GPU, twice in three lines: for the images and for the labels. Other warnings stay."""
+    keep_hooks(monkeypatch)
+    monkeypatch.setattr(sys, "argv", [monai.bundle.__file__.replace("__init__", "__main__"), "run"])
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.NOTSET)
+    report_plainly()
+    LoadImage()
+    warnings.warn("something else", stacklevel=1)
+    assert [str(warning.message) for warning in recwarn] == ["something else"] and not caplog.messages
 
 
 def test_hook_of_the_command(monkeypatch, capsys):

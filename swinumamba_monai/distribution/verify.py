@@ -7,7 +7,6 @@ The checks run the bundle's configs, which are code: verify only bundles that yo
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -58,10 +57,14 @@ class _Bundle:
         return str(path)
 
     def dataset_dir(self) -> str:
-        task = TASKS.get(self.root.name)
-        if task is None:
-            names = ", ".join(TASKS)
-            raise InputError(f"images are made by the folder's name, {self.root.name}; verify a copy called {names}.")
+        config = Path(self.config("inference")).read_text(encoding="utf-8")
+        tasks = [task for name, task in TASKS.items() if f"'{name}'" in config]  # as dataset_dir_or_synthetic takes it
+        if len(tasks) != 1:
+            raise InputError(
+                f"{self.config('inference')} must name one of the tasks {', '.join(TASKS)}, in "
+                "dataset_dir_or_synthetic, whose images it is run on."
+            )
+        (task,) = tasks
         counts = {"num_train": 2, "num_validation": 1, "num_test": 1}
         folder = self.scratch / "data"
         if not folder.exists():
@@ -102,7 +105,7 @@ def verify_bundle(
     Yields:
         what was checked, and None or a sentence on what is wrong.
     """
-    root = Path(os.path.abspath(bundle_dir))  # a link keeps its name
+    root = Path(bundle_dir).resolve()
     with temporary_folder("verify") as scratch:
         bundle = _Bundle(root, scratch, schema_file, dict(override or {}))
         for name, check in _CHECKS.items():

@@ -149,6 +149,7 @@ class BlockInference:
             kept: what is kept of its blocks; None keeps none.
         """
         find = partial(self._find, prepare=_fitted(self.inference.prepare, overview))
+        find = kept.finder(overview, find) if kept else find
         bands, columns = self._spans(image.height), self._spans(image.width)
         labels, cells = np.zeros((0, image.width), np.int32), 0
         logger.info("%s: %d blocks of up to %d pixels", image.path, len(bands) * len(columns), self.block_size)
@@ -161,7 +162,7 @@ class BlockInference:
                 for span in columns:
                     block = pixels[:, span.start : span.stop]
                     written = labels[:, span.start : span.stop]
-                    found, scores = kept.answer(block, overview, find) if kept else find(block)
+                    found, scores = find(block)
                     own, cut = _own_cells(found, written, band, span)
                     numbers = _numbers_of(found, written, own)
                     np.copyto(written, numbers + cells, where=numbers > 0)

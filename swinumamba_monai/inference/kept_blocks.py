@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.owned import refuse
 
 Found = tuple[np.ndarray, np.ndarray]
 
@@ -23,8 +25,7 @@ Found = tuple[np.ndarray, np.ndarray]
 class KeptBlocks:
     """The answers of the blocks of one image, for as long as a ``with`` statement takes.
 
-    Where a run was stopped in it, by Ctrl-C or by being killed, they stay for the next. An error removes them: the
-    answers may be why.
+    Whatever stopped a run in it, such as Ctrl-C or a full disk, they stay for the next.
 
     Args:
         folder: where their files go, made when there is one; images and processes may share it.
@@ -38,28 +39,35 @@ class KeptBlocks:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None or issubclass(error, Exception):
+        if error is None:
             for file in self._files:
                 file.unlink(missing_ok=True)
             with suppress(OSError):  # those of another image are there
                 self.folder.rmdir()
 
-    def answer(self, block: np.ndarray, overview: np.ndarray, find: Callable[[np.ndarray], Found]) -> Found:
-        """The labels (H, W) of a block's cells and their scores (n,): those that are kept, or else found and kept now.
+    def finder(self, overview: np.ndarray, find: Callable[[np.ndarray], Found]) -> Callable[[np.ndarray], Found]:
+        """What gives the labels (H, W) of a block's cells and their scores (n,), kept ones where there are any.
 
         Args:
-            block: the block (H, W) or (H, W, C).
             overview: every n-th pixel of the image, from which the look of all its blocks is taken.
-            find: gives the answer of a block.
+            find: gives the answer of a block (H, W) or (H, W, C), which is kept.
         """
         digest = hashlib.sha256(self._settings.encode())
-        for pixels in (overview, block):
-            digest.update(f"{pixels.dtype.str} {pixels.shape}".encode())
-            digest.update(np.ascontiguousarray(pixels))
+        _add(digest, overview)
+        return partial(self._answer, digest, find)
+
+    def _answer(self, of_image: hashlib._Hash, find: Callable[[np.ndarray], Found], block: np.ndarray) -> Found:
+        digest = of_image.copy()
+        _add(digest, block)
         file = self.folder / f"{digest.hexdigest()}.npz"
         self._files.append(file)
-        with suppress(FileNotFoundError), np.load(file) as kept:
-            return kept["labels"], kept["scores"]
+        try:
+            with np.load(file) as kept:
+                return kept["labels"], kept["scores"]
+        except FileNotFoundError:
+            pass
+        except Exception:  # NumPy and zipfile have no common class for it
+            refuse(file, "is damaged")
         labels, scores = find(block)
         # Another process may remove the folder while it is empty; between two looks of mkdir it is there and gone.
         with suppress(FileNotFoundError, FileExistsError):
@@ -67,3 +75,8 @@ class KeptBlocks:
             with replacing(file) as temporary:
                 np.savez_compressed(temporary, labels=labels, scores=scores)
         return labels, scores
+
+
+def _add(digest: hashlib._Hash, pixels: np.ndarray) -> None:
+    digest.update(f"{pixels.dtype.str} {pixels.shape}".encode())
+    digest.update(np.ascontiguousarray(pixels))

@@ -74,6 +74,8 @@ def build_network(
         encoder: a key of :data:`.encoders.ENCODERS`, for the systems with :attr:`System.vmamba`; None for the paper's.
         options: keyword arguments of the network's own class, in place of the paper's.
 
+    The network keeps ``options`` as ``further_options``, for a resumed training to compare.
+
     Raises:
         InputError: no such name, no such encoder, an option that the network does not have, or ``deep_supervision`` is
             no switch.
@@ -90,7 +92,7 @@ def build_network(
         roi_size = (roi_size, roi_size)
     if len(roi_size) != 2 or any(isinstance(side, bool) or side != int(side) or side < 1 for side in roi_size):
         raise ValueError(f"roi_size must be two positive integers (h, w), got {roi_size!r}.")
-    system, supervised = SYSTEMS[name], is_on(deep_supervision)
+    system, supervised, further = SYSTEMS[name], is_on(deep_supervision), dict(options)
     if system.fixed_roi_size:
         options["roi_size"] = roi_size
     if system.deep_supervision:
@@ -103,6 +105,8 @@ def build_network(
             raise InputError(f"encoder must be one of {', '.join(ENCODERS)}, got {shown(repr(encoder))}.")
         options["encoder"] = encoder
     try:
-        return system.make(in_channels, out_channels, **options)
+        network = system.make(in_channels, out_channels, **options)
     except TypeError as error:  # an option that is not the network's, or not of its kind
         raise InputError(f"the network {name} cannot be built: {error}.") from error
+    network.further_options = further
+    return network

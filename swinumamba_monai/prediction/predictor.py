@@ -31,6 +31,7 @@ from swinumamba_monai.data.files.limits import MAX_CHANNELS, most_channels
 from swinumamba_monai.data.files.pixel_checks import check_pixels, check_steps
 from swinumamba_monai.data.files.tiff_rows import TiffRows
 from swinumamba_monai.data.inputs import Inputs
+from swinumamba_monai.data.sampling.transforms import DOUBT_KEY
 from swinumamba_monai.devices import find_device
 from swinumamba_monai.errors import InputError, plain_errors, quoted
 from swinumamba_monai.inference.one_image import ImageInference, as_loaded
@@ -250,6 +251,8 @@ class Predictor:
         doubts = self.doubts(seen, table, looked_again, *of_cells)
         for doubt in doubts:
             logger.warning("%s: %s", name, doubt)
+        if doubt := getattr(item["image"], "meta", {}).get(DOUBT_KEY):  # which is in the log already
+            doubts = (*doubts, doubt)
         return Prediction(labels, table, doubts, image, data)
 
     def doubts(

@@ -35,6 +35,12 @@ _MAPPINGS = ("instrument_type_mapping.json", "mappings.json")
 # What EndoVis 2017's folders have around the name of the instrument: the hand, a subtype, and the word labels.
 _AROUND = re.compile(r"(^|_)(left|right|maryland|labels?)(?=_|$)", re.IGNORECASE)
 
+# The folders of the Dresden Surgical Anatomy Dataset, which hold organ/NN/mask07.png.
+_DRESDEN = set(
+    "abdominal_wall colon inferior_mesenteric_artery intestinal_veins liver multilabel pancreas small_intestine spleen "
+    "stomach ureter vesicular_glands".split()
+)
+_DRESDEN_MASK = re.compile(r"mask\d+")
 
 _LOOKED_AT = 50  # masks that tell whether all are black and white; others are refused when they are not
 _ONE_CLASS = ("background", "foreground")
@@ -66,8 +72,8 @@ def prepare_endoscopy(
             ``dataset.json`` where there is one.
 
     Raises:
-        InputError: The layout is unknown, or the instruments of EndoVis 2017 have no numbers; for the rest see
-            :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
+        InputError: The layout is unknown, the instruments of EndoVis 2017 have no numbers, or there are several organs
+            of the Dresden dataset; for the rest see :func:`~swinumamba_monai.data.prepare.dataset.check_and_write`.
     """
     source, output = dataset.open_source(source_dir), Path(output_dir).resolve()
     in_colours = colour_maps.read_cvat_colours(source) if label_map is None else colour_maps.read_colours(label_map)
@@ -91,12 +97,25 @@ def prepare_endoscopy(
             found = _find_sequences(source, sequences, labels, made, threshold)
         else:
             found = match_pictures(source, output)
+            _check_organs(found)
             labels = label_map or _labels_of(found, threshold)
             if colours is not None or threshold is not None or not _are_numbers(found, labels):
                 found.make_labels(made, make)
         # Frames of one recording look alike, and are called alike but for their number.
         found.groups = {name: found.groups.get(name, sequence_of(name)) for name in found.pairs}
         return dataset.check_and_write("endoscopy", found, output, options, labels)
+
+
+def _check_organs(found: FoundPairs) -> None:
+    """Refuse the Dresden dataset as a whole: every organ would be one class, and its patients would not stay apart."""
+    masks = [label for _, label in found.pairs.values() if isinstance(label, Path)]
+    places = {mask.parents[1] for mask in masks if _DRESDEN_MASK.fullmatch(mask.stem)}
+    organs = sorted(place for place in places if place.name in _DRESDEN)
+    if len(organs) > 1:
+        raise InputError(
+            f"{found.source} has a folder for each of {len(organs)} organs, whose masks are of that organ alone and "
+            f"would all become one class; give the folder of one, such as {organs[0]}."
+        )
 
 
 def _labels_of(found: FoundPairs, threshold: float | None) -> LabelMap:

@@ -99,7 +99,8 @@ class TrainingCheckpoint:
         resume: whether to go on from ``checkpoint.pt``; without such a file it begins anew, with a warning.
         best_name: name of the file of the best network.
         last_name: name of the file of the last epoch's state.
-        settings: options that make the run what it is. A run resumed with others is warned that it ends elsewhere.
+        settings: options that make the run what it is. A run resumed with others is warned that it ends elsewhere; as
+            with others that :func:`~swinumamba_monai.networks.build_network` was given for the network.
         overwrite: whether a network of another training that lies at ``best_name`` may be replaced.
     """
 
@@ -122,7 +123,8 @@ class TrainingCheckpoint:
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.resume = resume
-        self.settings = json.dumps(dict(settings or {}))
+        further = {"network_def": getattr(network, "further_options", {})}
+        self.settings = json.dumps({**(settings or {}), **further}, default=str)  # a class of torch may be given there
         self.overwrite = overwrite
         self._seconds = 0.0
         self._best_next_metric = -math.inf
@@ -159,6 +161,7 @@ class TrainingCheckpoint:
         trainer.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last, evaluator)
+        trainer.add_event_handler(Events.COMPLETED, self._tell_place, evaluator)
 
     def _take_folder(self, trainer: Engine) -> bool:
         """Keep other runs out of the folder until this one has ended; whether the last one there was killed."""
@@ -215,8 +218,19 @@ class TrainingCheckpoint:
         if evaluator.state.best_metric_epoch == -1:  # not validated yet: the last network is the best one known
             save_atomically(self.network.state_dict(), self.best_path)
 
+    def _tell_place(self, evaluator: Engine) -> None:
+        """Say where the best network is, and its score; nothing where the run was stopped before there is one."""
+        if idist.get_rank() > 0 or not self.best_path.exists():
+            return
+        said = "the last one, for none was validated"
+        if (epoch := evaluator.state.best_metric_epoch) != -1:
+            said = f"of epoch {epoch}, {evaluator.state.key_metric_name} {evaluator.state.best_metric:.4f}"
+        logger.info("the best network is %s: %s", self.best_path, said)
+
     def _write_record(self, state: Mapping) -> None:
-        record = json.loads(self.settings) | {name: state[name] for name in ("epoch", "best_metric_epoch", "seconds")}
+        record = {name: state[name] for name in ("epoch", "best_metric_epoch", "seconds")}
+        # Without options of a network that was given none, as in records of earlier versions: they are of one row.
+        record = {name: value for name, value in json.loads(self.settings).items() if value != {}} | record
         record["parameters"] = sum(p.numel() for p in self.network.parameters())
         if torch.cuda.is_available():
             record |= {"gpu": torch.cuda.get_device_name(), "gpu_bytes": torch.cuda.max_memory_reserved()}
@@ -270,8 +284,7 @@ class TrainingCheckpoint:
             before = dict(json.loads(state["settings"]))
         now = json.loads(self.settings)
         changed = {name: old for name, old in before.items() if now.get(name, old) != old}
-        others = [f"{name} {now[name]!r} (was {shown(repr(old))})" for name, old in changed.items()]
-        if others:
+        if others := [f"{name} {now[name]!r} (was {shown(repr(old))})" for name, old in changed.items()]:
             logger.warning("resumed with %s; it will not end where the run as begun would have", ", ".join(others))
 
     def _restore_optimizer(self, saved: dict, epoch: int) -> None:

@@ -130,6 +130,7 @@ class MaskedImageModel(nn.Module):
         encoder = find_encoder(network)
         if encoder is None:
             raise InputError(f"{type(network).__name__} has no VMamba encoder; choose SwinUMambaD or SwinUMamba.")
+        self.further_options = getattr(network, "further_options", {})
         self.stride = network.step[0]
         self.vssm_encoder = encoder
         if hasattr(network, "stem"):

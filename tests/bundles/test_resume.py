@@ -200,10 +200,13 @@ class TestResume:
     def test_other_options_are_named(self, trained, dataset, tmp_path, caplog):
         shutil.copytree(trained / "models", tmp_path / "models")
         others = {"batch_size": 4, "deep_supervision": "False", "rotation_range": 0.0, "boundary_dilation": 1}
+        others |= {"network_def#drop_path_rate": 0.3}
         same = {"tf32": "true", "log_interval": 3, "early_stop_patience": 9}
         run("train", tmp_path, dataset_dir=str(dataset), resume=True, **{**SHORT, **others, **same})
         named = "batch_size 4 (was 2), deep_supervision False (was True), rotation_range 0.0 (was 3.14159)"
-        assert f"resumed with {named}, boundary_dilation 1 (was 0); it will not end where" in caplog.text
+        assert f"resumed with {named}, boundary_dilation 1 (was 0)" in caplog.text
+        of_network = {name.split("#")[1]: value for name, value in SHORT.items() if "network_def#" in name}
+        assert f"network_def {of_network | {'drop_path_rate': 0.3}} (was {of_network}); it will" in caplog.text
 
     def test_signal_from_outside(self, dataset, tmp_path):
         """Slurm signals a process and its workers: it ends with a sentence and 143, as a shell would say of SIGTERM."""

@@ -123,6 +123,18 @@ def test_names_of_other_datasets(image, label, name, tmp_path):
     assert report.sizes == {"training": 3, "validation": 1, "test": 1} and report.instances == 10
 
 
+def test_the_organs_of_the_dresden_dataset_are_no_one_class(tmp_path):
+    for organ in ("liver", "small_intestine"):
+        for patient in range(3):
+            folder = tmp_path / "in" / "data" / organ / f"0{patient}"
+            save(folder / "image00.png")
+            save(folder / "mask00.png", (cells() > 0).astype(np.uint8) * 255)
+    for given in (tmp_path / "in", tmp_path / "in" / "data"):
+        assert f"give the folder of one, such as {tmp_path / 'in' / 'data' / 'liver'}." in problems(given, "endoscopy")
+    report = prepare_endoscopy(tmp_path / "in" / "data" / "liver", tmp_path / "out")
+    assert report.sizes == {"training": 1, "validation": 1, "test": 1}
+
+
 def test_test_images_without_labels_are_named(tmp_path):
     source = tmp_path / "source"
     for number in range(5):

@@ -252,6 +252,18 @@ def test_sagittal_volumes_get_the_spacing_of_their_slices(tmp_path):
     assert any("--axcodes IPR --spacing [1.5,1.25] in every command" in warning for warning in report.warnings)
 
 
+def test_thick_slices_in_another_direction_than_most_are_named(tmp_path):
+    source = tmp_path / "source"
+    for case in range(5):
+        sides = [6.0, 1.5, 1.5] if case == 3 else [1.5, 1.5, 6.0]
+        for part, voxels in (("images", noise(*SHAPE)), ("labels", classes())):
+            save(source / part / f"{case}.nii.gz", voxels, np.diag([*sides, 1.0]))
+    report = prepare_abdomen_mri(source, tmp_path / "out", label_map=LABELS)
+    assert [
+        w for w in report.warnings if "1 volumes are stacks of thick" in w and f"{source / 'images' / '3.nii.gz'}" in w
+    ]
+
+
 def test_channels_in_a_fourth_dimension_of_plain_folders(tmp_path, capsys):
     source, voxels = tmp_path / "source", np.zeros((12, 10, 3, 2), np.float32)
     voxels[..., 1] = 7

@@ -205,6 +205,23 @@ def test_a_single_slice_in_another_direction_is_refused():
         SliceSpacingd("image", 1.25)({"image": volume})
 
 
+@pytest.mark.parametrize(("sides", "axcodes", "warned"), [
+    ([6.0, 1, 1], "PLS", "1 x 6 x 1 mm"), ([1, 6.0, 1], "PLS", "6 x 1 x 1 mm"), ([1, 1, 6.0], "PLS", None),
+    ([6.0, 1, 1], "IPR", None), ([1.0, 1, 1], "PLS", None),
+])  # fmt: skip
+def test_a_stack_of_thick_slices_in_another_direction_is_warned_of(sides, axcodes, warned, caplog):
+    """A sagittal or coronal one: axial slices of 6 mm along a side would be cut, without a word."""
+    volume = MetaTensor(torch.rand(1, 5, 5, 5), affine=np.diag([*sides, 1]))
+    transforms = Compose([SliceOrientationd("image", axcodes), SliceSpacingd("image", 1.25)])
+    transforms({"image": volume})
+    said = [record.getMessage() for record in caplog.records]
+    assert all("the slices are thick and lie in another direction" in line and warned in line for line in said)
+    assert len(said) == (warned is not None)
+    both = Compose([SliceOrientationd(["image", "label"], axcodes), SliceSpacingd(["image", "label"], 1.25)])
+    both({"image": volume, "label": volume})
+    assert len(caplog.records) == len(said), "preparing has said it"
+
+
 @pytest.mark.parametrize("spacing", [[1.0], [0.0, 1.0], [1.0, 1.0, 1.0], [1.0, 101.0], 0, "fine", ["1", "2"]], ids=str)
 def test_a_spacing_is_of_two_axes(spacing):
     with pytest.raises(InputError, match="spacing holds the mm"):

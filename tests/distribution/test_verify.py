@@ -76,9 +76,12 @@ def test_by_a_schema(small_bundle, tmp_path):
     assert "'colour' is a required property" in problems(bundle, schema_file=str(schema))["metadata"]
 
 
-def test_a_link_has_its_own_name(small_bundle, tmp_path):
-    (tmp_path / "endoscopy").symlink_to(small_bundle("endoscopy", weights=False).rename(tmp_path / "other"))
-    assert problems(tmp_path / "endoscopy", override=WINDOW) == {}
+def test_a_copy_of_another_name(small_bundle):
+    copy = small_bundle("endoscopy", weights=False)
+    assert problems(copy.rename(copy.with_name("my_tools")), override=WINDOW) == {}
+    edit(copy.with_name("my_tools") / "configs" / "inference.json", lambda c: c["dataset"].update(data=[]))
+    found = problems(copy.with_name("my_tools"), override=WINDOW)
+    assert "inference.json must name one of the tasks abdomen_mri, " in found["inference on an image"]
 
 
 def test_command_takes_folders_and_archives(small_bundle, tmp_path, capsys):

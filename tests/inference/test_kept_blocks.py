@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ def find(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_an_answer_that_another_process_removes_meanwhile_is_found_anew(tmp_path, monkeypatch):
     """It had the same image under another name, and has finished it."""
     kept = KeptBlocks(tmp_path / "blocks", "")
-    kept.answer(BLOCK, BLOCK, find)
+    kept.finder(BLOCK, find)(BLOCK)
     load = np.load
 
     def too_late(file: Path):
@@ -30,7 +29,7 @@ def test_an_answer_that_another_process_removes_meanwhile_is_found_anew(tmp_path
         return load(file)
 
     monkeypatch.setattr(np, "load", too_late)
-    labels, scores = kept.answer(BLOCK, BLOCK, find)
+    labels, scores = kept.finder(BLOCK, find)(BLOCK)
     np.testing.assert_array_equal(labels, BLOCK)
     assert len(scores) == 11
 
@@ -45,17 +44,26 @@ def test_a_folder_that_another_process_removes_meanwhile_costs_no_answer(tmp_pat
 
     monkeypatch.setattr(Path, "mkdir", in_vain)
     with KeptBlocks(tmp_path / "blocks", "") as kept:
-        labels, _ = kept.answer(BLOCK, BLOCK, find)
+        labels, _ = kept.finder(BLOCK, find)(BLOCK)
     np.testing.assert_array_equal(labels, BLOCK)
 
 
-def test_a_damaged_answer_ends_the_run_and_is_gone(tmp_path):
-    with KeptBlocks(tmp_path / "blocks", "") as kept:
-        kept.answer(BLOCK, BLOCK, find)
-        (file,) = (tmp_path / "blocks").iterdir()
-        content = file.read_bytes()
-    (tmp_path / "blocks").mkdir()
+def test_a_damaged_answer_is_found_anew(tmp_path, caplog):
+    KeptBlocks(tmp_path / "blocks", "").finder(BLOCK, find)(BLOCK)
+    (file,) = (tmp_path / "blocks").iterdir()
+    content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(BadZipFile), KeptBlocks(tmp_path / "blocks", "") as kept:
-        kept.answer(BLOCK, BLOCK, find)
-    assert not file.exists()
+    labels, _ = KeptBlocks(tmp_path / "blocks", "").finder(BLOCK, find)(BLOCK)
+    np.testing.assert_array_equal(labels, BLOCK)
+    assert f"{file} is damaged: it is not used, and made again" in caplog.text
+    assert file.read_bytes() == content
+
+
+def test_an_error_leaves_the_answers_and_the_end_of_the_image_removes_them(tmp_path):
+    with pytest.raises(OSError, match="full"), KeptBlocks(tmp_path / "blocks", "") as kept:
+        kept.finder(BLOCK, find)(BLOCK)
+        raise OSError("the disk is full")
+    with KeptBlocks(tmp_path / "blocks", "") as kept:
+        labels, _ = kept.finder(BLOCK, lambda block: pytest.fail("it was found before"))(BLOCK)
+    np.testing.assert_array_equal(labels, BLOCK)
+    assert not (tmp_path / "blocks").exists()

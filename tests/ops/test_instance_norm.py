@@ -44,6 +44,15 @@ def test_float32(emulator, sizes, two):
     assert launched == [*statistics, "instance_norm", "instance_sums", "instance_backward"]
 
 
+@TWO
+def test_a_residual_of_another_size_is_refused(emulator, two):
+    inputs = instance_norm_inputs((2, 8, 3, 5), torch.float32)
+    inputs["residual"] = inputs["residual"][:, :, :2]
+    with pytest.raises(RuntimeError, match="must match"):
+        call_instance_norm(by_backend, **inputs, slope=0.01, two=two)
+    assert not emulator.launched
+
+
 @pytest.mark.parametrize("slope", [None, 0.0, 0.3])
 @pytest.mark.parametrize("without", [("residual",), ("weight", "bias"), ("residual", "weight", "bias")], ids=str)
 def test_what_is_left_out(emulator, without, slope):

@@ -24,6 +24,16 @@ def test_like_torch(dim, channels, dtype):
     assert all(gradient.movedim(dim, -1).is_contiguous() for gradient in gradients)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 5, 8), (2, 1, 5, 8), (2, 3, 1, 8), (3, 5, 8)], ids=str)
+def test_other_sizes_are_refused_as_by_torch(shape):
+    x, y = torch.ones(2, 3, 5, 8), torch.ones(shape)
+    with pytest.raises(RuntimeError) as expected:
+        torch.cat((x, y), -1)
+    with pytest.raises(RuntimeError) as found:
+        join_channels(x, y, -1)
+    assert str(found.value) == str(expected.value)
+
+
 @pytest.mark.parametrize("start, stop", [(8, 16), (0, 8), (4, 12), (8, 12)])
 def test_a_part_of_the_channels(start, stop):
     """Of half precision 8 numbers are 16 bytes: a part that begins or ends elsewhere is copied number by number."""

@@ -186,11 +186,11 @@ def test_a_call_says_that_the_command_goes_by_blocks(folder, monkeypatch):
         predictor(folder / "slide.tif")
 
 
-def test_nothing_is_left_of_an_image_whose_network_fails(folder, tmp_path):
+def test_no_result_is_left_of_an_image_whose_network_fails(folder, tmp_path):
     options = {**OPTIONS, "network": "$torch.nn.MaxPool2d(2)"}
     report = predict_images("microscopy", [folder / "slide.tif"], tmp_path, device="cpu", options=options)
     assert len(report.failed) == 1 and "slide.tif" in report.failed[0]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["predict.json", "summary.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".blocks", "predict.json", "summary.csv"]
 
 
 class TestStopped:

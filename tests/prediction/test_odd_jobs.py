@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
@@ -28,6 +29,16 @@ from swinumamba_monai.data import read_image
 @pytest.fixture(scope="module")
 def small(small_bundle):
     return small_bundle("microscopy")
+
+
+def test_a_sagittal_stack_is_warned_of_in_the_summary_too(small_bundle, tmp_path, caplog):
+    voxels = np.random.default_rng(0).random((4, 60, 50), np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.diag([6.0, 1, 1, 1])), tmp_path / "a.nii.gz")
+    small = replace(small_bundle("abdomen_mri"), folder=tmp_path / "a.nii.gz")
+    assert main(small.words(tmp_path / "out")) == 0
+    (row,) = read_rows(tmp_path / "out" / "summary.csv")
+    assert "with voxels of 1 x 6 x 1 mm: slices across them" in row["warnings"]
+    assert caplog.text.count("slices across them") == 1
 
 
 @pytest.mark.parametrize(("channels", "channel"), [(6, 0), (6, 5), (4, 3)])

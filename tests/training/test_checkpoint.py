@@ -49,6 +49,14 @@ def test_the_gradient_scaler_goes_on(tmp_path):
     assert (state["scale"], state["_growth_tracker"], state["growth_interval"]) == (4.0, 2, 7)
 
 
+def test_the_end_says_where_the_best_network_is(tmp_path, caplog):
+    caplog.set_level("INFO")
+    start(tmp_path / "none", None)
+    assert f"the best network is {tmp_path}/none/model.pt: the last one, for none was validated" in caplog.messages
+    validated(tmp_path / "all", [(0.1, 0.5), (0.25, 0.4), (0.2, 0.3)])
+    assert f"the best network is {tmp_path}/all/model.pt: of epoch 2, val_f1 0.2500" in caplog.messages
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 MIN_LEAN = 1e-3  # cosine of the angle between two axes, 0 for right angles, from which on it is more than rounding
 SAME_PLACE = 0.05  # part of a voxel; grids whose corners are closer are one
+_THICK = 2  # times the longer side of a pixel, from which on the slices of a volume are thick
 
 
 def lean_of(affine: np.ndarray) -> float:
@@ -28,6 +29,15 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
         plane = np.cross(affine[:3, 0], affine[:3, 1])
         sizes[2] = abs(plane @ affine[:3, 2]) / np.linalg.norm(plane)
     return tuple(float(round(value, 5)) for value in sizes)
+
+
+def thick_axis(spacing: Sequence[float]) -> int | None:
+    """The axis along which the slices of a stack lie, by the three sides of its voxels; None where no side is twice as
+    long as both others.
+    """
+    axis = int(np.argmax(spacing))
+    others = [side for number, side in enumerate(spacing) if number != axis]
+    return axis if spacing[axis] >= _THICK * max(others) else None
 
 
 def corners_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:

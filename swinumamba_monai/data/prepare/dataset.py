@@ -20,6 +20,7 @@ from monai.config import PathLike
 
 from swinumamba_monai.atomic import replacing, temporary_folder, write_file
 from swinumamba_monai.data.datalist import DATALIST_NAME, SECTIONS, write_datalist
+from swinumamba_monai.data.files.grids import thick_axis
 from swinumamba_monai.data.files.label_map import IGNORE_NAME, LabelMap
 from swinumamba_monai.data.files.walk import is_hidden
 from swinumamba_monai.data.inputs import Inputs, not_taken_of, refuse_or_leave_out
@@ -184,6 +185,7 @@ def check_and_write(
         warnings.append(f"{len(good) - len(used)} images are in no section of {split_name} and are not used.")
     taught = {number for name in sections["training"] for number in good[name].class_counts}
     warnings += _what_is_odd([name for number, name in enumerate(known_names) if number not in taught], prints)
+    warnings += _cut_across(found, good, prints)
     content = f"{prints['instances']} cells" if not class_names else f"{len(known_names) - 1} classes"
     _copy_labels(found.made, output)
     # After the labels, so that there is a datalist of whole labels or none, and the same command goes on from there.
@@ -260,6 +262,18 @@ def _what_is_odd(untaught: Sequence[str], prints: Mapping) -> Iterator[str]:
         yield (
             f"the slices of most volumes are not axial: --axcodes {axcodes} --spacing {spacing} in every command takes "
             "them as they were made; without, axial ones are cut."
+        )
+
+
+def _cut_across(found: FoundPairs, reports: Mapping[str, PairReport], prints: Mapping) -> Iterator[str]:
+    """A sentence on volumes of thick slices in another direction than most, whose order of axes here is RAS."""
+    across = "RLAPSI".index(prints["proposal"].get("axcodes", AXIAL)[2]) // 2
+    others = [name for name, r in reports.items() if r.spacing and thick_axis(r.spacing) not in (None, across)]
+    if others:
+        yield (
+            f"{len(others)} volumes are stacks of thick slices in another direction than most, the first "
+            f"{found.pairs[others[0]][0]}: coarse slices are cut across them; leave them out if the network shall not "
+            "learn from these."
         )
 
 

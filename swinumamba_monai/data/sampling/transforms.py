@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -17,11 +18,15 @@ from monai.transforms import MapTransform, Orientationd, Spacingd, Transform
 from monai.utils import ImageMetaKey, TransformBackends, convert_to_numpy, convert_to_tensor, ensure_tuple
 from scipy.spatial.transform import Rotation
 
-from swinumamba_monai.data.files.grids import MIN_LEAN
+from swinumamba_monai.data.files.grids import MIN_LEAN, spacing_of, thick_axis
 from swinumamba_monai.data.files.pixel_checks import check_channel
 from swinumamba_monai.errors import InputError, shown
 
+logger = logging.getLogger(__name__)
+
 MAX_SLAB = 1 << 22  # voxels that are resampled at once, or one slice
+DOUBT_KEY = "doubt"  # in the metadata of a volume: why what the network makes of it is not to be trusted
+_OTHER_AXCODES = "--axcodes (ILA for a coronal, IPR for a sagittal one)"
 # A turn of all places by a thirtieth of a degree: more than affines of one grid differ by, less than anybody turns
 # slices. By other parts about each axis, or two axes that lean alike would be turned alike.
 _NUDGE = np.eye(4)
@@ -171,6 +176,9 @@ class SliceSpacingd(Spacingd):
     every item whose name begins with that of a key for metadata, and fails on the "image_path" that MONAI Label has
     beside "image". And it gets a few slices at a time, because it makes a grid of four float64 for every voxel.
 
+    A stack of thick slices in another direction is warned of, in the log and under ``DOUBT_KEY``, but not beside its
+    label: preparing did so, and a validation reads its volumes again each time.
+
     Args:
         keys: the volumes, slices along the last axis.
         spacing: distance of the pixels of a slice along H and W, in mm; one number for both.
@@ -208,8 +216,17 @@ class SliceSpacingd(Spacingd):
             if min(height, width) == 1 < max(height, width):
                 raise InputError(
                     f"{name} is a single slice in another direction, which would be cut into slices of {height} x "
-                    f"{width} pixels; give --axcodes (ILA for a coronal, IPR for a sagittal one), or leave it out."
+                    f"{width} pixels; give {_OTHER_AXCODES}, or leave it out."
                 )
+            sides = spacing_of(convert_to_numpy(volume.affine))
+            if len(volumes) == 1 and thick_axis(sides) in (0, 1):
+                sides = " x ".join(f"{mm:g}" for mm in sides)
+                volume.meta[DOUBT_KEY] = (
+                    f"the slices are thick and lie in another direction, with voxels of {sides} mm: slices across "
+                    "them, as coarse as that, are what the network gets; look at the result, or use a network trained "
+                    f"on such stacks and its {_OTHER_AXCODES}"
+                )
+                logger.warning("%s: %s", name, volume.meta[DOUBT_KEY])
             if max(planned[key].peek_pending_shape()[:2]) == 1 < min(height, width):
                 sides = " x ".join(f"{mm:g}" for mm in self.spacing_transform.pixdim[:2])
                 raise InputError(

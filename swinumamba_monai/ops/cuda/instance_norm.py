@@ -43,7 +43,8 @@ def instance_norm_cuda(
     residual_norm: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> Tensor:
     """:func:`swinumamba_monai.ops.instance_norm.instance_norm`; what it returns has its channels last in memory."""
-    if torch.compiler.is_compiling() or x[0, 0].numel() == 1:  # which is refused there
+    is_like = residual is None or residual.shape == x.shape  # of another the kernels would read beyond
+    if torch.compiler.is_compiling() or x[0, 0].numel() == 1 or not is_like:  # which is refused there
         return instance_norm(x, residual, weight, bias, eps, slope, residual_norm)
     maps = [None if t is None else t.to(x.dtype).movedim(1, -1).contiguous() for t in (x, residual)]
     affine = (weight, bias, *(residual_norm or (None, None)))

@@ -24,9 +24,10 @@ def join_channels(x: Tensor, y: Tensor, dim: int) -> Tensor:
         y: map with as many pixels.
         dim: axis of the channels; in memory they lie last.
     """
-    if torch.compiler.is_compiling() or x.dtype != y.dtype:
-        return torch.cat((x, y), dim)
-    return _Join.apply(x.movedim(dim, -1), y.movedim(dim, -1)).movedim(-1, dim)
+    maps = x.movedim(dim, -1), y.movedim(dim, -1)
+    if torch.compiler.is_compiling() or x.dtype != y.dtype or maps[0].shape[:-1] != maps[1].shape[:-1]:
+        return torch.cat((x, y), dim)  # which refuses maps of different sizes, where copies would repeat the smaller
+    return _Join.apply(*maps).movedim(-1, dim)
 
 
 class _Join(torch.autograd.Function):
