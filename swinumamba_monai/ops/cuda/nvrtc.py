@@ -108,14 +108,23 @@ def _supported_architectures() -> list[int]:
 
 
 def read_source(name: str, words: Path = SOURCES / "nvidia.cuh") -> str:
-    """A kernel file with what it builds on before it.
+    """A kernel file with what it builds on before it, and what it includes in place, for NVRTC is given no files.
 
     Args:
         name: file in the folder ``kernels``.
         words: file that says what the kernels' macros and intrinsic functions mean on the machine at hand.
     """
     parts = [words, SOURCES / "common.cuh", SOURCES / name]
-    return "\n".join(f'#line 1 "{part.name}"\n{part.read_text(encoding="utf-8")}' for part in parts)
+    return "\n".join(f'#line 1 "{part.name}"\n{_read(part)}' for part in parts)
+
+
+def _read(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if line.startswith('#include "'):
+            name = line.split('"')[1]
+            lines[number - 1] = f'#line 1 "{name}"\n{_read(SOURCES / name)}\n#line {number + 1} "{file.name}"'
+    return "\n".join(lines)
 
 
 def _compile(source: str, name: str, options: tuple[str, ...], binary: bool) -> bytes:

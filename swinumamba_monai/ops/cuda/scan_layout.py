@@ -176,7 +176,7 @@ def make_layout(
         return positions // min(rows, positions) * 32 * warps * matrix_vector
 
     def forward_bytes(warps: int, tile: int) -> int:
-        """The size of ``ForwardMemory`` in scan.cu, which says what the terms are."""
+        """The size of ``ForwardMemory`` in scan_forward.cuh, which says what the terms are."""
         columns = warps * 32 // STATE_LANES
         floats = 2 * tile * columns * 2 + 2 * tile * 2 * states + warps * tile * 40
         moved = tuning.stages * (2 * tile * columns + matrix_elements(warps, tile))
