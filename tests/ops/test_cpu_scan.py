@@ -20,11 +20,12 @@ from swinumamba_monai.ops.reference import cross_scan_2d_ref, selective_scan_ref
 from swinumamba_monai.ops.scan import projected_scan_2d
 
 pytest.importorskip("numba")
+from swinumamba_monai.ops.cpu.math import LN2, MODERATE  # imports Numba
 
 # batch, height, width, channels, states: below, at and beyond the 64 channels and 32 positions worked on at once
-MAPS = [(1, 1, 1, 1, 1), (3, 7, 5, 37, 16), (1, 4, 8, 64, 8), (1, 11, 3, 65, 5), (2, 1, 67, 131, 1)]
+MAPS = [(1, 1, 1, 1, 1), (3, 7, 5, 37, 16), (1, 4, 8, 64, 8), (1, 11, 3, 65, 11), (2, 1, 67, 131, 1)]
 # batch, length, groups, channels of a group, states
-SEQUENCES = [(1, 1, 1, 1, 1), (3, 31, 2, 5, 16), (2, 97, 1, 67, 5), (1, 64, 3, 64, 8), (2, 97, 2, 67, 1)]
+SEQUENCES = [(1, 1, 1, 1, 1), (3, 31, 2, 5, 16), (2, 97, 1, 67, 11), (1, 64, 3, 64, 8), (2, 97, 2, 67, 1)]
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -107,6 +108,23 @@ def test_projected_map_agrees_with_reference(sizes, rank, dtype):
 @pytest.mark.parametrize("sizes", SEQUENCES)
 def test_sequence_agrees_with_reference(sizes, delta_softplus, dtype):
     assert_like_reference(selective_scan_jit, sequence_reference, random_sequence(*sizes, dtype), delta_softplus)
+
+
+@pytest.mark.parametrize("states", [1, 4, 12])
+@pytest.mark.parametrize("largest", [MODERATE - 1e-3, 127])
+def test_decays_are_as_exact_as_float32_with_and_without_bounds(largest, states):
+    exponents = torch.linspace(-largest, largest, 64)
+    delta = torch.stack([torch.ones(64), exponents.abs() * LN2]).view(1, 2, 1, 64)
+    u = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(delta.shape)
+    A = exponents.sign().view(1, 64, 1).expand(1, 64, states)
+    B = torch.ones(1, 2, 1, states)
+    zeros = torch.zeros(1, 64)
+    decays = selective_scan_jit(u, delta, A, B, B / states, zeros, zeros, False)[0, 1, 0]
+    truth = torch.exp(delta[0, 1, 0].double() * exponents.sign())
+    normal = truth > 2.0**-126
+    error = (decays - truth).abs() / truth
+    assert (error[normal] < 2e-7 + 1e-7 * exponents.abs()[normal]).all()  # the product of Δ and A is rounded, too
+    assert (decays[~normal] <= 2.0**-126).all()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

@@ -27,7 +27,9 @@ from swinumamba_monai.owned import CACHE, keep, load_kept
 
 logger = logging.getLogger(__name__)
 
-_TAKES_A_WHILE = "the loops of the scan are compiled, once for each dtype: ten seconds, half a minute for training"
+_TAKES_A_WHILE = (
+    "the loops of the scan are compiled, once for each dtype: a quarter of a minute, half a minute for training"
+)
 
 
 class LoopCache(NullCache):

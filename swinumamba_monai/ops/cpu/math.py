@@ -50,6 +50,18 @@ def apart(typing_context):
     return types.void(), generate
 
 
+@intrinsic
+def multiply_add(typing_context, a, b, c):
+    """a * b + c, rounded once where the processor can: LLVM does not fuse a product that is needed twice."""
+
+    def generate(context, builder, signature, arguments):
+        number = arguments[0].type
+        function = builder.module.declare_intrinsic("llvm.fmuladd", [number], ir.FunctionType(number, [number] * 3))
+        return builder.call(function, arguments)
+
+    return a(a, b, c), generate
+
+
 # 2^x = 2^k 2^r, where k is the integer nearest to x. Adding 1.5 * 2^23 rounds a number to an integer and leaves that in
 # the lowest bits of the sum, from where it is moved into the exponent of 2^k; 127, the bias of an exponent, is part of
 # what is added. For 2^r, |r| <= 1/2, serves a polynomial within 1.1e-7 of it. It is 1 at r = 0, and misses 1 - 2^r by
@@ -58,6 +70,8 @@ LOG2E, LN2 = 1 / math.log(2), math.log(2)
 _ROUNDER = np.float32(1.5 * 2**23 + 127)
 _MANTISSA_BITS = np.int32(23)
 _LOWEST, _HIGHEST = np.float32(-127), np.float32(128)  # where the bits of 2^k are those of 0 and of infinity
+MODERATE = 125  # where no |x| is larger, k is added to the exponent of 2^r itself, which needs no bounds
+_ROUNDER_WITHOUT_BIAS = np.float32(1.5 * 2**23)
 
 
 def _fit(x, truth, at_zero, degree):
@@ -77,21 +91,40 @@ _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
 
 
 @inner
-def _compose(rounded, r):
-    power = np.int32(np.float32(rounded).view(np.int32) << _MANTISSA_BITS).view(np.float32)
-    return power * (((((_P5 * r + _P4) * r + _P3) * r + _P2) * r + _P1) * r + _ONE)
+def _exp2_of_fraction(r):
+    return ((((_P5 * r + _P4) * r + _P3) * r + _P2) * r + _P1) * r + _ONE
 
 
 @inner
-def _exp2_falling_float32(x):
+def _compose(rounded, r):
+    power = np.int32(np.float32(rounded).view(np.int32) << _MANTISSA_BITS).view(np.float32)
+    return power * _exp2_of_fraction(r)
+
+
+@inner
+def _exp2_below_127(x):
     x = _LOWEST if x < _LOWEST else x  # this way round, NaN stays NaN
     rounded = x + _ROUNDER
     return _compose(rounded, x - (rounded - _ROUNDER))
 
 
 @inner
-def _exp2_float32(x):
-    return _exp2_falling_float32(_HIGHEST if x > _HIGHEST else x)
+def _exp2_falling_float32(a, b):
+    return _exp2_below_127(a * b)
+
+
+@inner
+def _exp2_float32(a, b):
+    x = a * b
+    return _exp2_below_127(_HIGHEST if x > _HIGHEST else x)
+
+
+@inner
+def _exp2_moderate_float32(a, b):
+    rounded = multiply_add(a, b, _ROUNDER_WITHOUT_BIAS)
+    fraction = _exp2_of_fraction(multiply_add(a, b, _ROUNDER_WITHOUT_BIAS - rounded))
+    k = np.int32(np.float32(rounded).view(np.int32) << _MANTISSA_BITS)
+    return np.int32(np.float32(fraction).view(np.int32) + k).view(np.float32)
 
 
 @inner
@@ -123,8 +156,8 @@ def _sigmoid_float32(x):
 
 
 @inner
-def _exp2_float64(x):
-    return math.exp(x * LN2)
+def _exp2_float64(a, b):
+    return math.exp(a * b * LN2)
 
 
 @inner
@@ -139,19 +172,23 @@ def _sigmoid_float64(x):
 
 
 def _by_precision(float32, float64):
-    """A function of one number that compiles to one of two, by the precision of the number."""
+    """A function of numbers that compiles to one of two, by the precision of the first."""
 
-    def function(x):
+    def function(*numbers):
         raise NotImplementedError("only compiled loops call this")
 
     @overload(function, jit_options=_OPTIONS)
-    def choose(x):
-        return (lambda x: float32(x)) if x == types.float32 else (lambda x: float64(x))
+    def choose(*numbers):
+        if numbers[0] == types.float32:
+            return lambda *numbers: float32(*numbers)
+        return lambda *numbers: float64(*numbers)
 
     return function
 
 
-exp2 = _by_precision(_exp2_float32, _exp2_float64)  # 2^x; in float32 to 1e-7, 0 below -126.5, infinity above 127.5
-exp2_falling = _by_precision(_exp2_falling_float32, _exp2_float64)  # that for x below 127, which saves a comparison
+# 2^(a b); in float32 to 1e-7, 0 where a b is below -126.5, infinity above 127.5
+exp2 = _by_precision(_exp2_float32, _exp2_float64)
+exp2_falling = _by_precision(_exp2_falling_float32, _exp2_float64)  # that for a b below 127, which saves a comparison
+exp2_moderate = _by_precision(_exp2_moderate_float32, _exp2_float64)  # and for |a b| <= MODERATE
 softplus = _by_precision(_softplus_float32, _softplus_float64)  # log(1 + e^x)
 sigmoid = _by_precision(_sigmoid_float32, _sigmoid_float64)  # 1 / (1 + e^-x), the derivative of softplus

@@ -45,10 +45,10 @@ def _make_keep_states(power):
             b0, b1, b2, b3 = rows[t, b], rows[t, b + 1], rows[t, b + 2], rows[t, b + 3]
             for j in range(CHANNELS):
                 h0, h1, h2, h3 = h[j], h[j + CHANNELS], h[j + 2 * CHANNELS], h[j + 3 * CHANNELS]
-                decay0 = power(step[t, j] * A[j])
-                decay1 = power(step[t, j] * A[j + CHANNELS])
-                decay2 = power(step[t, j] * A[j + 2 * CHANNELS])
-                decay3 = power(step[t, j] * A[j + 3 * CHANNELS])
+                decay0 = power(step[t, j], A[j])
+                decay1 = power(step[t, j], A[j + CHANNELS])
+                decay2 = power(step[t, j], A[j + 2 * CHANNELS])
+                decay3 = power(step[t, j], A[j + 3 * CHANNELS])
                 states[t, j], states[t, j + CHANNELS] = h0, h1
                 states[t, j + 2 * CHANNELS], states[t, j + 3 * CHANNELS] = h2, h3
                 decay[t, j], decay[t, j + CHANNELS] = decay0, decay1
@@ -70,7 +70,7 @@ def _make_keep_state(power):
         for t in range(len(rows)):
             b0 = rows[t, b]
             for j in range(CHANNELS):
-                decay0 = power(step[t, j] * A[j])
+                decay0 = power(step[t, j], A[j])
                 states[t, j] = h[j]
                 decay[t, j] = decay0
                 h[j] = decay0 * h[j] + inflow[t, j] * b0

@@ -12,7 +12,7 @@ whose outputs it adds. It writes what no other task writes; the caller adds up t
 So the tasks run in any order, on any number of threads, to the same bits.
 
 A task walks a direction in chunks of POSITIONS visits. It gathers a chunk into buffers of (POSITIONS, CHANNELS), which
-stay in the core's first cache, and goes through them again and again, in the forward for STATES of the n states at a
+stay in the core's first cache, and goes through them again and again, in the forward for eight of the n states at a
 time. The innermost loops run over the CHANNELS lanes of a buffer and become vector instructions. They are kept short
 because LLVM, before version 16, makes no vectors of a loop in which more than eight pairs of arrays might overlap; that
 is also why what belongs to several states, (n, CHANNELS), is kept in arrays of one axis. Lanes beyond the last channel
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .math import apart, inner, softplus
+from .math import MODERATE, apart, inner, softplus
 from .scan_layout import CHANNELS, POSITIONS, STATES
 
 
@@ -157,6 +157,39 @@ def discretise(step, bias, delta_softplus):
         else:
             for j in range(CHANNELS):
                 step[t, j] += bias[j]
+
+
+@inner
+def find_fastest(A):
+    """The largest size of the rates of each channel of a block, (CHANNELS,).
+
+    Args:
+        A: rates of the block, from :func:`load_matrix`.
+    """
+    fastest = np.zeros(CHANNELS, A.dtype)
+    for i in range(0, len(A), CHANNELS):
+        for j in range(CHANNELS):
+            fastest[j] = max(fastest[j], abs(A[i + j]))
+    return fastest
+
+
+@inner
+def is_moderate(step, fastest, largest):
+    """Whether no exponent Δ A of a chunk is larger than MODERATE; what is NaN stays so in either case.
+
+    Args:
+        step: Δ of the chunk, (POSITIONS, CHANNELS).
+        fastest: largest size of A times log2(e) of each channel, (CHANNELS,).
+        largest: overwritten, (CHANNELS,).
+    """
+    apart()
+    for j in range(CHANNELS):
+        largest[j] = 0
+    for t in range(POSITIONS):
+        for j in range(CHANNELS):
+            size = abs(step[t, j])
+            largest[j] = size if size > largest[j] else largest[j]
+    return (largest * fastest).max() <= MODERATE
 
 
 @inner
