@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
-import pickle
 
 import pytest
 import torch
@@ -94,7 +92,6 @@ class TestPublishedSize:
         assert manifest["num_params"] == parameters
 
 
-NOT_IMAGES = [(1, 8, 8), (1, 2, 8, 8), (1, 1, 0, 8), (1, 1, 8, 0), (0, 1, 8, 8), (1, 1, 8, 8, 8)]
 SIZES = [(1, 1), (1, 7), (5, 3), (31, 33), (32, 32), (64, 96), (37, 101)]
 
 
@@ -120,22 +117,6 @@ class TestSizes:
         by_hand = torch.cat([x, x[:, :, -1:].expand(-1, -1, 27, -1)], dim=2)
         by_hand = torch.cat([by_hand, by_hand[..., -1:].expand(-1, -1, -1, 24)], dim=3)
         assert torch.equal(net(x), net(by_hand)[:, :, :37, :40])
-
-    @BOTH
-    def test_without_deep_supervision(self, cls):
-        net = build(cls, deep_supervision=False)
-        x = image(2, 1, 33, 40)
-        out = net(x)
-        assert isinstance(out, torch.Tensor) and out.shape == (2, 3, 33, 40)
-        net.deep_supervision = True
-        assert torch.equal(net(x)[0], out)
-
-    @BOTH
-    @pytest.mark.parametrize("shape", NOT_IMAGES, ids=str)
-    def test_wrong_input(self, cls, shape):
-        with pytest.raises(ValueError) as error:
-            build(cls)(torch.zeros(shape))
-        assert str(error.value) == f"expected an input of shape (b, 1, h, w), got {shape}."
 
 
 class TestBatch:
@@ -203,32 +184,6 @@ class TestModule:
         expected = net(x)
         actual = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
-
-    @BOTH
-    def test_deepcopy_is_independent(self, cls):
-        net, x = build(cls).eval(), image(1, 1, 33, 40)
-        expected = net(x)
-        twin = copy.deepcopy(net)
-        with torch.no_grad():
-            for p in twin.parameters():
-                p.zero_()
-        assert torch.equal(net(x), expected) and not torch.equal(twin(x), expected)
-
-    @BOTH
-    def test_pickle(self, cls):
-        net, x = build(cls).eval(), image(1, 1, 33, 40)
-        assert torch.equal(pickle.loads(pickle.dumps(net))(x), net(x))
-
-    @BOTH
-    def test_state_dict(self, cls):
-        net, x = build(cls).eval(), image(1, 1, 33, 40)
-        file = io.BytesIO()
-        torch.save(net.state_dict(), file)
-        file.seek(0)
-        twin = build(cls, seed=1).eval()
-        assert not torch.equal(twin(x), net(x))
-        twin.load_state_dict(torch.load(file, weights_only=True))
-        assert torch.equal(twin(x), net(x))
 
     @BOTH
     def test_gradient_checkpointing(self, cls):

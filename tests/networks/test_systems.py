@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial
 
 import monai.bundle
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SYSTEMS, SwinUMambaD, build_network
@@ -106,11 +109,16 @@ def test_heads_in_evaluation_when_asked_for(name):
 
 @SUPERVISED
 def test_deep_supervision_switched_on_later(name):
-    network = build(name)
+    network, x = build(name), torch.randn(2, 2, 50, 37)
     frozen = [n for n, p in network.named_parameters() if not p.requires_grad]
     assert frozen, "the heads that are not used"
-    network.deep_supervision = True
-    sum(head.square().mean() for head in network(torch.randn(2, 2, *ROI))).backward()
+    outputs = []
+    for network.deep_supervision in (False, True):
+        torch.manual_seed(1)  # of the drop path
+        outputs.append(network(x))
+    alone, heads = outputs
+    assert alone.shape == (2, 3, 50, 37) and torch.equal(heads[0], alone)
+    sum(head.square().mean() for head in heads).backward()
     assert _idle(network) == [] and all(network.get_parameter(n).grad is not None for n in frozen)
 
 
@@ -125,20 +133,45 @@ def test_image_of_any_size(name, size):
 
 
 @EVERY
-def test_state_dict_there_and_back(name):
+def test_state_dict_there_and_back(name, tmp_path):
     network, other = build(name, deep_supervision=True).eval(), build(name).eval()
     for parameter in other.parameters():
         torch.nn.init.zeros_(parameter)
-    other.load_state_dict(network.state_dict())  # the heads of deep supervision are there either way
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    other.load_state_dict(weights)  # the heads of deep supervision are there either way
     x = torch.randn(1, 2, *ROI)
     with torch.no_grad():
         assert torch.equal(network(x), other(x))
 
 
 @EVERY
+@torch.no_grad()
+def test_copies_are_independent(name):
+    network, x = build(name).eval(), torch.randn(1, 2, *ROI)
+    expected = network(x)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(network)))
+    assert torch.equal(twin(x), expected)
+    for parameter in twin.parameters():
+        parameter.zero_()
+    assert torch.equal(network(x), expected) and not torch.equal(twin(x), expected)
+
+
+@EVERY
+@torch.no_grad()
+def test_metadata_stays(name):
+    network, x = build(name).eval(), torch.randn(1, 2, *ROI)
+    y = network(MetaTensor(x, meta={"name": "a"}))
+    assert isinstance(y, MetaTensor) and y.meta["name"] == "a" and torch.equal(y.as_tensor(), network(x))
+
+
+@EVERY
 def test_wrong_input(name):
-    with pytest.raises(ValueError, match=r"\(1, 1, 64, 64\)"):
-        build(name).eval()(torch.zeros(1, 1, *ROI))
+    network = build(name).eval()
+    for shape in [(2, 8, 8), (1, 1, 8, 8), (1, 2, 0, 8), (1, 2, 8, 0), (0, 2, 8, 8), (1, 2, 8, 8, 8)]:
+        with pytest.raises(ValueError) as error:
+            network(torch.zeros(shape))
+        assert str(error.value) == f"expected an input of shape (b, 2, h, w), got {shape}."
 
 
 def test_wrong_name():

@@ -12,7 +12,6 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.data import MetaTensor
 from small_umamba import BOTH, build, image, released
 
 from swinumamba_monai.networks import Mamba, UMambaBot, UMambaEnc
@@ -53,14 +52,6 @@ class TestSizes:
         assert torch.equal(net(x), net(by_hand)[..., :4])
 
     @BOTH
-    def test_without_deep_supervision(self, cls):
-        net, x = build(cls, deep_supervision=False), image(2, 1, 9, 10)
-        out = net(x)
-        assert out.shape == (2, 3, 9, 10)
-        net.deep_supervision = True
-        assert torch.equal(net(x)[0], out)
-
-    @BOTH
     def test_anisotropic_plan(self, cls):
         """As nnU-Net plans for thick slices: the first stages leave the first axis as it is."""
         strides, kernels = [[1, 1, 1], [1, 2, 2], [2, 2, 2]], [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
@@ -77,13 +68,11 @@ class TestSizes:
         assert all(side % step == 0 for side, step in zip(roi_size, net.step))
         assert net.channels[-1] == min(32 * 2 ** (stages - 1), 512 if len(roi_size) == 2 else 320)
 
-    @DIMS
     @pytest.mark.parametrize("shape", [(1, 8), (1, 2, 8, 8), (1, 2, 8, 8, 8), (1, 1, 0, 8), (1, 1, 8, 0, 8)], ids=str)
-    def test_wrong_input(self, spatial_dims, shape):
-        axes = "d, h, w" if spatial_dims == 3 else "h, w"
+    def test_wrong_volume(self, shape):
         with pytest.raises(ValueError) as error:
-            build(UMambaBot, spatial_dims=spatial_dims)(torch.zeros(shape))
-        assert str(error.value) == f"expected an input of shape (b, 1, {axes}), got {shape}."
+            build(UMambaBot, spatial_dims=3)(torch.zeros(shape))
+        assert str(error.value) == f"expected an input of shape (b, 1, d, h, w), got {shape}."
 
 
 class TestComputation:
@@ -135,12 +124,6 @@ class TestComputation:
         assert net(image(1, 1, 8, 12, dtype=torch.bfloat16))[0].dtype == torch.bfloat16
 
     @BOTH
-    def test_monai_tensors(self, cls):
-        net, x = build(cls).eval(), image(1, 1, 9, 10)
-        out = net(MetaTensor(x))
-        assert isinstance(out, MetaTensor) and torch.equal(out.as_tensor(), net(x))
-
-    @BOTH
     def test_initialisation(self, cls):
         torch.manual_seed(0)
         net = cls(1, 2, strides=(1, 2, 2))
@@ -170,22 +153,10 @@ class TestModule:
         torch.testing.assert_close(torch.export.export(net, (x,)).module()(y), net(y), rtol=0, atol=1e-5)
 
     @BOTH
-    def test_copies(self, cls):
+    def test_a_copy_takes_the_released_names(self, cls):
         net, x = build(cls).eval(), image(1, 1, 8, 12)
         twin = pickle.loads(pickle.dumps(copy.deepcopy(net)))
-        assert torch.equal(twin(x), net(x))
         twin.load_state_dict(released(net.state_dict()))
-        assert torch.equal(twin(x), net(x))
-
-    @BOTH
-    def test_state_dict(self, cls):
-        net, x = build(cls).eval(), image(1, 1, 8, 12)
-        file = io.BytesIO()
-        torch.save(net.state_dict(), file)
-        file.seek(0)
-        twin = build(cls, seed=1).eval()
-        assert not torch.equal(twin(x), net(x))
-        twin.load_state_dict(torch.load(file, weights_only=True))
         assert torch.equal(twin(x), net(x))
 
 
