@@ -18,6 +18,7 @@ import requests
 from PIL import Image
 
 from swinumamba_monai.data import read_image
+from swinumamba_monai.tasks import find_task
 
 PYTHON = os.environ.get("SWINUMAMBA_LABEL_PYTHON")
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,14 @@ def run(*arguments: str) -> None:
         [sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def make_served(task: str, folder: Path) -> tuple[Path, Path, Path]:
+    """A small synthetic dataset in a folder, a bundle trained on it, and studies: images of it."""
+    data = find_task(task).synthesize(folder / "data", num_train=3, num_validation=2, num_test=1, **SMALL[task])
+    bundle, studies = make_bundle(task, folder, data), folder / "studies"
+    make_studies(task, studies, data)
+    return data, bundle, studies
 
 
 def make_bundle(task: str, folder: Path, data: Path) -> Path:

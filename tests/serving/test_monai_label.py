@@ -16,13 +16,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import requests
-from label_server import PYTHON, SMALL, Server, make_bundle, make_studies, run, stem
+from label_server import PYTHON, SMALL, Server, make_served, run, stem
 from PIL import Image
 
 from swinumamba_monai.data import read_image
 from swinumamba_monai.inference import geojson
 from swinumamba_monai.serving.annotations import elements
-from swinumamba_monai.tasks import find_task
 from swinumamba_monai.weight_files import read_weights, save_half_precision
 
 pytestmark = pytest.mark.skipif(
@@ -70,16 +69,13 @@ def asap_polygons(content: bytes) -> list[tuple[str, list[list[int]]]]:
 
 @pytest.mark.parametrize("task", list(SMALL))
 def test_server_gives_what_the_command_line_gives_and_learns(task, tmp_path) -> None:
-    data = find_task(task).synthesize(tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL[task])
-    bundle = make_bundle(task, tmp_path, data)
+    data, bundle, studies = make_served(task, tmp_path)
     model = bundle / "models" / "model.pt"
     if task == "microscopy":  # as it ships
         save_half_precision(model, model.with_suffix(".safetensors"))
         model.unlink()
     if task == "endoscopy":  # trained on classes of one's own
         model.with_name("run.json").write_text(json.dumps({"class_names": OWN_NAMES}))
-    studies = tmp_path / "studies"
-    make_studies(task, studies, data)
     images = sorted(studies.iterdir())
     expected = {image: predict(bundle, image, tmp_path / "expected" / image.name) for image in images}
     answer = tmp_path / f"answer{'.nii.gz' if task == 'abdomen_mri' else '.png'}"

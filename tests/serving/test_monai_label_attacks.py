@@ -14,10 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import requests
-from label_server import PYTHON, SMALL, Server, make_bundle, make_studies
+from label_server import PYTHON, Server, make_served
 from PIL import Image
-
-from swinumamba_monai.tasks import find_task
 
 resource = pytest.importorskip("resource")  # Windows has none
 pytestmark = pytest.mark.skipif(
@@ -50,12 +48,8 @@ def test_a_client_cannot_get_in(tmp_path, tmp_path_factory, monkeypatch) -> None
     """Requests as an attacker makes them: no code runs, nothing is read or written outside of the studies."""
     temporary = tmp_path_factory.mktemp("t")
     monkeypatch.setenv("TMPDIR", str(temporary))
-    data = find_task("microscopy").synthesize(
-        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
-    )
-    bundle, studies, trap = make_bundle("microscopy", tmp_path, data), tmp_path / "studies", tmp_path / "trap"
-    make_studies("microscopy", studies, data)
-    outside = tmp_path / "outside.png"
+    data, bundle, studies = make_served("microscopy", tmp_path)
+    outside, trap = tmp_path / "outside.png", tmp_path / "trap"
     shutil.copy(studies / "rgb.png", outside)
     (studies / "linked.png").symlink_to(outside)
     (studies / "labels" / "linked").mkdir(parents=True)
@@ -219,23 +213,15 @@ def test_a_client_cannot_get_in(tmp_path, tmp_path_factory, monkeypatch) -> None
 
 def test_an_origin_that_is_allowed(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MONAI_LABEL_CORS_ORIGINS", '["http://viewer.example"]')
-    data = find_task("microscopy").synthesize(
-        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
-    )
-    bundle = make_bundle("microscopy", tmp_path, data)
-    make_studies("microscopy", tmp_path / "studies", data)
-    with Server(bundle, tmp_path / "studies", tmp_path / "server.log") as server:
+    _, bundle, studies = make_served("microscopy", tmp_path)
+    with Server(bundle, studies, tmp_path / "server.log") as server:
         assert ask(server, "GET", "/info/", headers={"Origin": "http://viewer.example"}) == 200
         assert ask(server, "GET", "/info/", headers={"Origin": "http://evil.example"}) == 403
 
 
 def test_many_clients_at_once_and_images_too_large(tmp_path) -> None:
     """The folder is still looked after then, and what does not fit into memory is refused and forgotten."""
-    data = find_task("microscopy").synthesize(
-        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
-    )
-    bundle, studies = make_bundle("microscopy", tmp_path, data), tmp_path / "studies"
-    make_studies("microscopy", studies, data)
+    _, bundle, studies = make_served("microscopy", tmp_path)
     content = (studies / "gray.png").read_bytes()
 
     def come_and_go(number: int) -> None:
@@ -272,11 +258,7 @@ def test_many_clients_at_once_and_images_too_large(tmp_path) -> None:
 
 def test_a_training_ends_with_its_server(tmp_path) -> None:
     """And so does one that waits for its turn."""
-    data = find_task("microscopy").synthesize(
-        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
-    )
-    bundle, studies = make_bundle("microscopy", tmp_path, data), tmp_path / "studies"
-    make_studies("microscopy", studies, data)
+    data, bundle, studies = make_served("microscopy", tmp_path)
     label = (data / json.loads((data / "datalist.json").read_text())["test"][0]["label"]).read_bytes()
     with Server(bundle, studies, tmp_path / "server.log") as server:
         server.save_label(studies / "rgb.png", "rgb.png", label)
@@ -290,15 +272,11 @@ def test_a_training_ends_with_its_server(tmp_path) -> None:
 
 
 def test_training_on_a_name_that_a_config_would_take_for_a_place(tmp_path) -> None:
-    data = find_task("microscopy").synthesize(
-        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
-    )
-    bundle = make_bundle("microscopy", tmp_path, data)
-    make_studies("microscopy", tmp_path / "studies", data)
+    data, bundle, studies = make_served("microscopy", tmp_path)
     label = (data / json.loads((data / "datalist.json").read_text())["test"][0]["label"]).read_bytes()
     for number in range(2):
-        shutil.copy(tmp_path / "studies" / "rgb.png", tmp_path / "studies" / f"slide@#{number}.png")
-    with Server(bundle, tmp_path / "studies", tmp_path / "server.log") as server:
+        shutil.copy(studies / "rgb.png", studies / f"slide@#{number}.png")
+    with Server(bundle, studies, tmp_path / "server.log") as server:
         for number in range(2):
             query = {"image": f"slide@#{number}", "tag": "final"}
             assert ask(server, "PUT", "/datastore/label", params=query, files={"label": ("a.png", label)}) == 200
