@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import run_forked
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from small_weights import ON_CPU, SMALL_NETWORK
 
@@ -99,6 +100,13 @@ def run(bundle: str, kind: str, out: Path, before=lambda workflow: None, **overr
     finally:
         sys.excepthook = hook
     return workflow
+
+
+def before_the_metric(workflow: ConfigWorkflow, handler) -> None:
+    """Have a handler called after the postprocessing of each batch, and before the metric."""
+    workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, handler)
+    handlers = workflow.evaluator._event_handlers[Events.ITERATION_COMPLETED]
+    handlers.insert(0, handlers.pop())
 
 
 def refusal(bundle: str, kind: str, out: Path, **override) -> str:

@@ -60,3 +60,14 @@ def pretrained_in(tmp_path_factory, dataset_of) -> Callable[[str], Path]:
         return made[bundle]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def dataset(dataset_of) -> Path:
+    """That of microscopy, on which what every bundle does is tried."""
+    return dataset_of("microscopy")
+
+
+@pytest.fixture(scope="session")
+def trained(trained_in) -> Path:
+    return trained_in("microscopy")

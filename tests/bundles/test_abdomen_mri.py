@@ -7,14 +7,14 @@ from __future__ import annotations
 import csv
 import json
 import re
+from functools import partial
 
 import bundle_runs
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import NETWORK, SHORT, load_weights, workflow_of
-from ignite.engine import Events
+from bundle_runs import NETWORK, SHORT, before_the_metric, load_weights, workflow_of
 from monai.data.utils import set_rnd
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import LoadImage
@@ -26,12 +26,7 @@ from swinumamba_monai.data import LabelMap, prepare_abdomen_mri, synthesize_abdo
 TURN = np.array([[0.9397, -0.3420, 0.0], [0.3368, 0.9254, -0.1736], [0.0594, 0.1632, 0.9848]])
 
 
-def run(kind, out, before=lambda workflow: None, **override):
-    return bundle_runs.run("abdomen_mri", kind, out, before, **override)
-
-
-def refusal(kind, out, **override):
-    return bundle_runs.refusal("abdomen_mri", kind, out, **override)
+run, refusal = (partial(f, "abdomen_mri") for f in (bundle_runs.run, bundle_runs.refusal))
 
 
 def oblique_affine(axes: tuple[int, ...], flips: tuple[int, ...], spacing: tuple[float, ...]) -> np.ndarray:
@@ -202,10 +197,7 @@ class TestScores:
                     moved[..., 0] = 0
                     item["pred"] = moved if written["moved"] else item["label"]
 
-            # after the postprocessing, before the metric
-            workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, replace)
-            handlers = workflow.evaluator._event_handlers[Events.ITERATION_COMPLETED]
-            handlers.insert(0, handlers.pop())
+            before_the_metric(workflow, replace)
 
         for moved in (False, True):
             written["moved"] = moved

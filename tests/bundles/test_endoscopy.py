@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 
 import bundle_runs
 import imagecodecs
@@ -13,20 +14,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from bundle_runs import NETWORK, SHORT
-from ignite.engine import Events
+from bundle_runs import NETWORK, SHORT, before_the_metric
 from PIL import Image
 
 from swinumamba_monai.data import LabelMap, prepare_endoscopy, read_image
 from swinumamba_monai.inference.overlay import class_overlay
 
-
-def run(kind, out, before=lambda workflow: None, **override):
-    return bundle_runs.run("endoscopy", kind, out, before, **override)
-
-
-def refusal(kind, out, **override):
-    return bundle_runs.refusal("endoscopy", kind, out, **override)
+run, refusal = (partial(f, "endoscopy") for f in (bundle_runs.run, bundle_runs.refusal))
 
 
 def bright(workflow) -> None:
@@ -166,9 +160,7 @@ class TestScores:
                 for item in engine.state.output:
                     item["pred"] = item["label"]
 
-            workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, replace)
-            handlers = workflow.evaluator._event_handlers[Events.ITERATION_COMPLETED]
-            handlers.insert(0, handlers.pop())  # before the metric
+            before_the_metric(workflow, replace)
 
         options = {"dataset_dir": str(dataset_of("endoscopy")), "output_dir": str(tmp_path), **NETWORK}
         run("evaluate", trained_in("endoscopy"), truth, num_figures=0, **options)

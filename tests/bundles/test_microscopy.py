@@ -33,16 +33,6 @@ from swinumamba_monai.data import read_image, synthesize_microscopy
 run, refusal = (partial(f, "microscopy") for f in (bundle_runs.run, bundle_runs.refusal))
 
 
-@pytest.fixture(scope="module")
-def dataset(dataset_of) -> Path:
-    return dataset_of("microscopy")
-
-
-@pytest.fixture(scope="module")
-def trained(trained_in) -> Path:
-    return trained_in("microscopy")
-
-
 def test_pretrained_encoder_is_frozen_at_first(trained, dataset, tmp_path):
     before = torch.load(trained / "models" / "model.pt", weights_only=True)
     pretrained = tmp_path / "encoder.pt"

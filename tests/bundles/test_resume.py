@@ -33,16 +33,6 @@ FOUR_EPOCHS = {"max_epochs": 4, "val_interval": 2}
 run, refusal = (partial(f, "microscopy") for f in (bundle_runs.run, bundle_runs.refusal))
 
 
-@pytest.fixture(scope="module")
-def dataset(dataset_of) -> Path:
-    return dataset_of("microscopy")
-
-
-@pytest.fixture(scope="module")
-def trained(trained_in) -> Path:
-    return trained_in("microscopy")
-
-
 def test_resumed_run_goes_on_and_keeps_a_better_model(trained, dataset, tmp_path):
     models = tmp_path / "models"
     models.mkdir()
