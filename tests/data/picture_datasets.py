@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from swinumamba_monai.data.datalist import load_datalist
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks.endoscopy import prepare_endoscopy
@@ -43,6 +44,11 @@ def fill(source: Path, count: int = 5, labels: str = "labels") -> Path:
         save(source / "images" / f"{number}.png")
         save(source / labels / f"{number}.png", cells(number))
     return source
+
+
+def names(dataset_dir: Path, section: str) -> list[str]:
+    """The images of a section of a prepared dataset, by name."""
+    return [Path(item["image"]).stem for item in load_datalist(dataset_dir, section)]
 
 
 def problems(source: Path, task: str = "microscopy", label_map: dict | None = None, **options) -> str:

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
+from volume_datasets import AFFINE, LABELS, save
 
 from swinumamba_monai.data.datalist import load_class_names, load_datalist
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, LabelMap, parse_label_map
@@ -19,13 +20,6 @@ from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks.abdomen_mri import prepare_abdomen_mri
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "abdomen_mri"
-AFFINE = np.diag([1.5, 1.5, 6.0, 1.0])
-LABELS = LabelMap.of_names(["background", "liver", "spleen"])
-
-
-def save(path, voxels, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(voxels, affine), path)
 
 
 def save_pair(image, label, shape=(8, 9, 4), classes=(0, 1, 2), affine=AFFINE):

@@ -10,7 +10,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from PIL import Image
+from picture_datasets import names, save
 
 from swinumamba_monai.data.datalist import load_class_names, load_datalist
 from swinumamba_monai.data.files.images import read_classes
@@ -22,11 +22,6 @@ from swinumamba_monai.tasks.endoscopy import instrument_of, prepare_endoscopy
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "endoscopy"
 PARTS = LabelMap.of_names(["background", "shaft", "manipulator"])
 MAPPING = {"Bipolar Forceps": 1, "Prograsp Forceps": 2, "Large Needle Driver": 3, "Other": 4}
-
-
-def save(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 def mask(*windows, size=(6, 8), value=30):
@@ -46,10 +41,6 @@ def surgeries(tmp_path):
             save(source / "images" / name, np.full((6, 8, 3), 9, dtype=np.uint8))
             save(source / "labels" / name, mask(np.s_[:2], value=1) + mask(np.s_[4:], value=2))
     return source
-
-
-def names(folder, section):
-    return [Path(item["image"]).stem for item in load_datalist(folder, section)]
 
 
 def test_surgeries_are_not_torn_apart(surgeries, tmp_path):

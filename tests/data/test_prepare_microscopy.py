@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from picture_datasets import names, save
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.data.datalist import load_datalist
@@ -19,11 +19,6 @@ from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks.microscopy import prepare_microscopy
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "microscopy"
-
-
-def save(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 def save_pair(image, label, size=(6, 8), cells=2):
@@ -42,10 +37,6 @@ def source(tmp_path):
         name, size = f"cell_{index:02d}", (6, 8) if index < 10 else (12, 8)
         save_pair(folder / "images" / f"{name}.png", folder / "labels" / f"{name}.png", size)
     return folder
-
-
-def names(folder, section):
-    return [Path(item["image"]).stem for item in load_datalist(folder, section)]
 
 
 def write_split(source, **split):
