@@ -1,9 +1,10 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""Small networks: the options of a bundle that make one, and weights as several tools save them."""
+"""Small networks: the options of a bundle that make one, its inference, and weights as several tools save them."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from monai.bundle import ConfigWorkflow
 
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
+from swinumamba_monai.prediction import find_bundle
 
 BOTH = pytest.mark.parametrize("cls", [SwinUMambaD, SwinUMamba], ids=lambda cls: cls.__name__)
 ENCODER = "vssm_encoder."
@@ -33,6 +36,19 @@ def build(cls=SwinUMambaD, seed=0, **changes):
     if cls is SwinUMambaD:
         options["decoder_depths"] = (1, 1, 1)
     return cls(**{**options, **changes})
+
+
+def run_inference(bundle: str, **options: object) -> None:
+    """Run a bundle's ``inference.json`` as MONAI does, in this process and on the CPU."""
+    config = find_bundle(bundle) / "configs" / "inference.json"
+    given = {"bundle_root": str(config.parents[1]), **ON_CPU, **options}
+    workflow = ConfigWorkflow(str(config), workflow_type="infer", run_id="inference", logging_file=False, **given)
+    hook = sys.excepthook  # which a bundle replaces
+    try:
+        workflow.initialize()
+        workflow.run()
+    finally:
+        sys.excepthook = hook
 
 
 def without_early_blocks(net: nn.Module) -> nn.Module:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tifffile
 from forked import run_forked
-from monai.bundle import ConfigWorkflow
 from scipy.ndimage import maximum_filter
+from small_weights import run_inference
 
 from swinumamba_monai import Predictor
 from swinumamba_monai.data import ImageFileReader, VolumeReader, load_images, load_volumes, read_instances
@@ -186,24 +186,10 @@ class TestWithoutTheCheckOfImages:
 
     def test_the_evaluator_asks(self, large, tmp_path, monkeypatch):
         monkeypatch.setattr(memory, "free_memory", lambda: 100_000_000)
-        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-        bundle = Path(__file__).parents[2] / "bundles" / "microscopy"
-        workflow = ConfigWorkflow(
-            config_file=str(bundle / "configs" / "inference.json"),
-            workflow_type="infer",
-            run_id="inference",
-            logging_file=False,
-            bundle_root=str(bundle),
-            dataset_dir=str(large),
-            output_dir=str(tmp_path / "out"),
-            check_images=False,
-            num_workers=0,
-            network="$torch.nn.Identity()",
-            checkpointloader=None,
-        )
-        workflow.initialize()
+        network = {"network": "$torch.nn.Identity()", "checkpointloader": None}
+        places = {"dataset_dir": str(large), "output_dir": str(tmp_path / "out")}
         with pytest.raises(RuntimeError) as caught:
-            workflow.run()
+            run_inference("microscopy", check_images=False, **places, **network)
         assert "large.tif (1024 x 2048) takes about 0.2 GB of memory" in str(find_input_error(caught.value))
 
     def test_the_predictor_asks_of_files_and_arrays(self, large, monkeypatch):

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from monai.bundle import ConfigWorkflow
 from PIL import Image
 from result_tables import read_rows
+from small_weights import run_inference
 from torch import nn
 
 from swinumamba_monai.cli import main
@@ -23,7 +22,7 @@ from swinumamba_monai.data import read_image
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference import BlockInference, memory
 from swinumamba_monai.painting import outlined
-from swinumamba_monai.prediction import Predictor, find_bundle, predict_images
+from swinumamba_monai.prediction import Predictor, predict_images
 
 
 class Squares(nn.Module):
@@ -148,22 +147,8 @@ def test_one_channel_of_a_large_multiplex_image(folder, predicted, tmp_path, cha
         assert sum(name.startswith("intensity_mean") for name in row) == channels
 
 
-def test_the_bundles_inference_writes_the_same(folder, predicted, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    workflow = ConfigWorkflow(
-        config_file=str(find_bundle("microscopy") / "configs" / "inference.json"),
-        workflow_type="infer",
-        run_id="inference",
-        logging_file=False,
-        bundle_root=str(find_bundle("microscopy")),
-        dataset_dir=str(folder),
-        output_dir=str(tmp_path / "out"),
-        device="cpu",
-        num_workers=0,
-        **OPTIONS,
-    )
-    workflow.initialize()
-    workflow.run()
+def test_the_bundles_inference_writes_the_same(folder, predicted, tmp_path):
+    run_inference("microscopy", dataset_dir=str(folder), output_dir=str(tmp_path / "out"), **OPTIONS)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["slide_instances.tif", "small_instances.png"]
     for file in (tmp_path / "out").iterdir():
         np.testing.assert_array_equal(read_image(file), read_image(predicted / file.name))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from monai.bundle import ConfigWorkflow
 from PIL import Image
 from skimage.measure import regionprops
+from small_weights import run_inference
 
 from swinumamba_monai import Predictor
 from swinumamba_monai.data import read_image
@@ -40,24 +40,10 @@ def image(small_bundle) -> np.ndarray:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_labels_are_those_of_the_bundles_inference(task, small_bundle, tmp_path, monkeypatch):
+def test_the_labels_are_those_of_the_bundles_inference(task, small_bundle, tmp_path):
     small = small_bundle(task)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    workflow = ConfigWorkflow(
-        config_file=str(find_bundle(task) / "configs" / "inference.json"),
-        workflow_type="infer",
-        run_id="inference",
-        logging_file=False,
-        bundle_root=str(tmp_path),
-        dataset_dir=str(small.folder),
-        output_dir=str(tmp_path / "out"),
-        ckpt_path=str(small.checkpoint),
-        device="cpu",
-        num_workers=0,
-        **small.options,
-    )
-    workflow.initialize()
-    workflow.run()
+    places = {"dataset_dir": str(small.folder), "output_dir": str(tmp_path / "out"), "ckpt_path": str(small.checkpoint)}
+    run_inference(task, **places, **small.options)
     predictor = predictor_of(small)
     for path in small.images:
         (file,) = (tmp_path / "out").glob(f"{path.name.split('.')[0]}_*s.*")
