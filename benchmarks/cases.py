@@ -69,11 +69,7 @@ QUICK_BATCHES = (Batch(replace(TASKS["abdomen_mri"], name="toy", num_classes=3, 
 # backend and whether there are heads.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "nnU-Net": lambda task, toy, scan_backend, heads: NNUNet(
-        task.in_channels,
-        task.num_classes,
-        task.roi_size,
-        base_channels=8 if toy else 32,
-        deep_supervision=heads,
+        task.in_channels, task.num_classes, task.roi_size, base_channels=8 if toy else 32, deep_supervision=heads
     ),
     "Swin-UMamba†": lambda task, toy, scan_backend, heads: SwinUMambaD(
         task.in_channels, task.num_classes, deep_supervision=heads, scan_backend=scan_backend, **(toy or {})

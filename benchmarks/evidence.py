@@ -183,11 +183,7 @@ def _start(workflow: str, run: Run, folder: Path, gpu: str | None, seconds: floa
         metric = f"@validate#key_metric#val_{TASKS[run.task].scores[0]}"
         config |= {"output_dir": str(folder / "evaluation"), "num_figures": 0}
         config["+validate#handlers"] = [
-            {
-                "_target_": "benchmarks.evidence_handlers.KeepCases",
-                "path": str(folder / "cases.npz"),
-                "metric": metric,
-            }
+            {"_target_": "benchmarks.evidence_handlers.KeepCases", "path": str(folder / "cases.npz"), "metric": metric}
         ]
     config_file = folder / f"{workflow}.json"
     _write_json(config_file, config)

@@ -123,13 +123,7 @@ def right_checksums(png: bytes) -> bytes:
 def formats(folder: Path) -> Iterator[Format]:
     yield Format(
         "a.png",
-        [
-            picture("PNG", "L"),
-            picture("PNG", "RGB"),
-            picture("PNG", "P"),
-            picture("PNG", "RGBA"),
-            tiff_as_png16(),
-        ],
+        [picture("PNG", "L"), picture("PNG", "RGB"), picture("PNG", "P"), picture("PNG", "RGBA"), tiff_as_png16()],
         image,
         64,
         right_checksums,

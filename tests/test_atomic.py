@@ -17,13 +17,7 @@ from pathlib import Path
 import pytest
 
 from swinumamba_monai import atomic
-from swinumamba_monai.atomic import (
-    check_output_folder,
-    remove_unfinished,
-    replacing,
-    temporary_folder,
-    writing_folder,
-)
+from swinumamba_monai.atomic import check_output_folder, remove_unfinished, replacing, temporary_folder, writing_folder
 from swinumamba_monai.run_lock import RunLock
 
 WRITE = """

@@ -158,14 +158,8 @@ def test_values_of_an_args_file(tmp_path):
     [
         (["--mirror_axes", "5"], "error: mirror_axes can hold 0 (top and bottom) and 1 (left and right), not 5."),
         (["--output_ext", "5"], "error: --output_ext must be a word, such as .png; got 5."),
-        (
-            ["--network_def#depths", "3"],
-            "error: build_network cannot be made with --network_def#depths 3 (V",
-        ),
-        (
-            ["--dataloader#batchsize", "3"],
-            "error: DataLoader cannot be made with --dataloader#batchsize 3 (T",
-        ),
+        (["--network_def#depths", "3"], "error: build_network cannot be made with --network_def#depths 3 (V"),
+        (["--dataloader#batchsize", "3"], "error: DataLoader cannot be made with --dataloader#batchsize 3 (T"),
         (["--inferer#_target_", "monai.Nope"], "error: there is no class or function monai.Nope, which --inferer#_tar"),
         (["--output_dir", "$no + 'x'"], "error: --output_dir $no + 'x' cannot be evaluated (NameError: name 'no' is"),
     ],

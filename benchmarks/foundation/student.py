@@ -36,12 +36,7 @@ class Student(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder: str,
-        num_classes: int,
-        teacher_classes: int = 0,
-        teacher_channels: Sequence[int] = (),
-        **options,
+        self, encoder: str, num_classes: int, teacher_classes: int = 0, teacher_channels: Sequence[int] = (), **options
     ) -> None:
         super().__init__()
         self.num_classes = num_classes

@@ -13,15 +13,7 @@ from skimage.measure import points_in_poly
 from torch import nn
 
 from benchmarks.foundation import train_formula
-from benchmarks.foundation.contours import (
-    CONTOURS,
-    FAR,
-    NUM_CLASSES,
-    TEXTURES,
-    draw_places,
-    draw_shapes,
-    paint,
-)
+from benchmarks.foundation.contours import CONTOURS, FAR, NUM_CLASSES, TEXTURES, draw_places, draw_shapes, paint
 from benchmarks.foundation.formula import _noise, make_images
 from benchmarks.foundation.train_formula import FormulaTraining
 from benchmarks.nuclei.draws import Draws

@@ -18,9 +18,7 @@ from benchmarks.foundation import probe, train
 from benchmarks.foundation.packed import load_images
 from benchmarks.foundation.student import Student
 from benchmarks.foundation.teacher import EfficientNetLite2
-from benchmarks.foundation.views import (
-    RandomViews,
-)
+from benchmarks.foundation.views import RandomViews
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.networks import build_network, build_vmamba
 from swinumamba_monai.pretrained import load_pretrained

@@ -14,14 +14,7 @@ import bundle_runs
 import numpy as np
 import pytest
 import torch
-from bundle_runs import (
-    NETWORK,
-    PRETRAIN,
-    SHORT,
-    STAGES,
-    command,
-    load_weights,
-)
+from bundle_runs import NETWORK, PRETRAIN, SHORT, STAGES, command, load_weights
 from forked import run_forked
 from ignite.engine import Events
 from PIL import Image

@@ -16,15 +16,7 @@ from pathlib import Path
 import bundle_runs
 import pytest
 import torch
-from bundle_runs import (
-    RUN_FILES,
-    SHORT,
-    STAGES,
-    assert_same,
-    command,
-    load_weights,
-    power_loss,
-)
+from bundle_runs import RUN_FILES, SHORT, STAGES, assert_same, command, load_weights, power_loss
 from ignite.engine import Events
 
 FOUR_EPOCHS = {"max_epochs": 4, "val_interval": 2}

@@ -60,11 +60,7 @@ def test_a_second_run_into_the_same_folder_takes_the_same_images(trained_in, tmp
     options = {**NETWORK, "dataset_dir": str(tmp_path), "output_dir": str(tmp_path), "save_entropy": True}
     for _ in range(2):
         bundle_runs.run("abdomen_mri", "inference", trained_in("abdomen_mri"), **options)
-        assert sorted(file.name for file in tmp_path.iterdir()) == [
-            "a.nii.gz",
-            "a_classes.nii.gz",
-            "a_entropy.nii.gz",
-        ]
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["a.nii.gz", "a_classes.nii.gz", "a_entropy.nii.gz"]
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,7 @@ import tifffile
 from monai.transforms import LoadImage
 from PIL import Image, ImageOps
 
-from swinumamba_monai.data.files.images import (
-    ImageFileReader,
-    image_names,
-    read_classes,
-    read_image,
-    read_instances,
-)
+from swinumamba_monai.data.files.images import ImageFileReader, image_names, read_classes, read_image, read_instances
 from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.errors import InputError
 

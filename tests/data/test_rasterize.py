@@ -17,11 +17,7 @@ from swinumamba_monai.errors import InputError
 
 def test_overlaps_and_runs():
     square = np.array([(0, 0), (4, 0), (4, 4), (0, 4)], float)
-    shapes = [
-        Shape("a", [[square]]),
-        Shape("b", [[square + 2]]),
-        Shape("c", masks=[(np.ones((2, 2), bool), (-1, -1))]),
-    ]
+    shapes = [Shape("a", [[square]]), Shape("b", [[square + 2]]), Shape("c", masks=[(np.ones((2, 2), bool), (-1, -1))])]
     painted = rasterize(Annotations(Path("x"), shapes, layered=True), [1, 2, 3], (6, 6))
     assert (painted[:4, :4] == 1).all() and (painted == 2).sum() == 12 and (painted == 3).sum() == 0
     assert decode_runs([1, 2, 1], 2, 2, "F", "x").tolist() == [[False, True], [True, False]]

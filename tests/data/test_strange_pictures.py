@@ -13,13 +13,7 @@ import pytest
 import tifffile
 from PIL import Image, PngImagePlugin
 
-from swinumamba_monai.data.files.images import (
-    image_names,
-    read_classes,
-    read_image,
-    read_instances,
-    stated_orientation,
-)
+from swinumamba_monai.data.files.images import image_names, read_classes, read_image, read_instances, stated_orientation
 from swinumamba_monai.data.files.tiff_rows import open_rows
 from swinumamba_monai.errors import InputError
 

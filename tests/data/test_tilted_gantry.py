@@ -75,8 +75,7 @@ def pipeline(axcodes="PLS", spacing=(1.25, 1.5), mode="bilinear"):
 
 
 @pytest.mark.parametrize(
-    ("axcodes", "count", "apart"),
-    [("PLS", 37, DISTANCE), ("ILA", ROWS, 3 * np.cos(TILT)), ("IPR", COLUMNS, 2.5)],
+    ("axcodes", "count", "apart"), [("PLS", 37, DISTANCE), ("ILA", ROWS, 3 * np.cos(TILT)), ("IPR", COLUMNS, 2.5)]
 )
 def test_the_network_sees_these_slices_and_the_result_lies_on_them(tmp_path, axcodes, count, apart):
     image = LoadImage(reader=VolumeReader(), ensure_channel_first=True)(write_tilted(tmp_path / "a"))

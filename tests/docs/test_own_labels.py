@@ -307,11 +307,7 @@ def test_labels_of_classes(row, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("heading", "made"),
-    [
-        ("Labels of cells", [*CELLS, *FOR_MANY]),
-        ("Labels of classes", [*MASKS, *FOR_MANY]),
-    ],
+    ("heading", "made"), [("Labels of cells", [*CELLS, *FOR_MANY]), ("Labels of classes", [*MASKS, *FOR_MANY])]
 )
 def test_nothing_is_made_that_the_page_does_not_list(heading, made):
     assert set(made) <= set(rows(heading))

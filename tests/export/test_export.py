@@ -287,11 +287,7 @@ class TestCommand:
         network = build_network("nnUNet", in_channels=2, out_channels=3, roi_size=(64, 32), base_channels=4).eval()
         torch.save(network.state_dict(), "model.pt")
         definition = {"_target_": "swinumamba_monai.networks.build_network", "name": "@network_name"}
-        definition |= {
-            "in_channels": "@in_channels",
-            "out_channels": "@num_classes",
-            "roi_size": "@roi_size",
-        }
+        definition |= {"in_channels": "@in_channels", "out_channels": "@num_classes", "roi_size": "@roi_size"}
         config = {"network_name": "SwinUMambaD", "in_channels": 2, "num_classes": 3, "roi_size": [64, 64]}
         config["network_def"] = definition
         Path("inference.json").write_text(json.dumps(config))
