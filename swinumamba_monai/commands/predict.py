@@ -25,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channel", type=int, help="the channel to look at, from 0 on; default: all of them")
     parser.add_argument("--invert", action="store_true", help="dark cells on a bright ground, as inverted fluorescence")
     parser.add_argument(
-        "--diameter",
-        help="diameter of the cells in pixels; default: auto, which looks again at small or large ones",
+        "--diameter", help="diameter of the cells in pixels; default: auto, which looks again at small or large ones"
     )
     parser.add_argument("--device", help="cuda:0, cpu, ...; default: a GPU if there is one")
     parser.add_argument("--overwrite", action="store_true", help="predict finished images again")

@@ -16,10 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     complexity.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS), help="rows")
     complexity.add_argument("--systems", nargs="+", metavar="NETWORK_NAME", help="default: all")
     complexity.add_argument(
-        "--encoders",
-        nargs="*",
-        metavar="ENCODER",
-        help="VMamba's besides the paper's; default: all; none by no name",
+        "--encoders", nargs="*", metavar="ENCODER", help="VMamba's besides the paper's; default: all; none by no name"
     )
     complexity.add_argument("--output_dir", default=".", help="folder of complexity.md, .csv and what is measured")
     complexity.add_argument(

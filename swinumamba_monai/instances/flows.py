@@ -115,11 +115,7 @@ def _same_cell_gradient(heat: np.ndarray, ids: np.ndarray, axis: int) -> np.ndar
 
 
 def flows_to_instances(
-    output: Tensor,
-    foreground: float = 0.5,
-    merge: int = 5,
-    min_size: int | str = AUTO,
-    min_score: float = 0.4,
+    output: Tensor, foreground: float = 0.5, merge: int = 5, min_size: int | str = AUTO, min_score: float = 0.4
 ) -> tuple[np.ndarray, np.ndarray]:
     """Number the cells: pixels whose walks along the flow end at one place are one cell.
 

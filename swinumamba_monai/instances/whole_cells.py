@@ -15,11 +15,7 @@ AUTO_SIZES = 10, 30  # pixels that a cell has at the least, by itself and beside
 
 
 def finish_cells(
-    ids: np.ndarray,
-    probability: np.ndarray,
-    min_size: int | str,
-    min_score: float,
-    agreement: np.ndarray | None = None,
+    ids: np.ndarray, probability: np.ndarray, min_size: int | str, min_score: float, agreement: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Make each cell one piece without holes, drop what is too small or too doubtful, and number the rest.
 

@@ -90,11 +90,7 @@ class UnetrResidualBlock(UnetResBlock):
         return self._finish(self.norm2, out, *residual)
 
     def _finish(
-        self,
-        norm: nn.Module,
-        x: Tensor,
-        residual: Tensor | None = None,
-        residual_norm: nn.Module | None = None,
+        self, norm: nn.Module, x: Tensor, residual: Tensor | None = None, residual_norm: nn.Module | None = None
     ) -> Tensor:
         """Norm, sum with a residual, which may have a norm of its own, and LeakyReLU."""
         if isinstance(norm, InstanceNorm):

@@ -203,12 +203,7 @@ INFERENCE: dict[str, Check] = {
     **dict.fromkeys(("label", "label_info", "labels", "selected_label_name"), check_data),
 }
 
-SAMPLING: dict[str, Check] = {
-    **_WHO,
-    "strategy": check_name,
-    "label_tag": _optional_name,
-    "labels": check_data,
-}
+SAMPLING: dict[str, Check] = {**_WHO, "strategy": check_name, "label_tag": _optional_name, "labels": check_data}
 
 
 def check_segments(value: object, names: Mapping[int, str]) -> None:

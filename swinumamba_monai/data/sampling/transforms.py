@@ -90,11 +90,7 @@ class ToRGBd(MapTransform):
     backend = ToRGB.backend
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        in_channels: int = 3,
-        channel: int | None = None,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, in_channels: int = 3, channel: int | None = None, allow_missing_keys: bool = False
     ) -> None:
         if in_channels != 3:
             raise InputError(
