@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
-from skimage.measure import label
+from skimage.measure import label, regionprops
 
 from swinumamba_monai.cells import keep_cells
 
@@ -90,9 +90,7 @@ def _largest_pieces(ids: np.ndarray) -> np.ndarray:
 def _fill_holes(ids: np.ndarray) -> np.ndarray:
     """Give background that one cell encloses to that cell."""
     filled = ids.copy()
-    for number, box in enumerate(ndimage.find_objects(ids), start=1):
-        if box is not None:
-            cell = ids[box] == number
-            hole = ndimage.binary_fill_holes(cell) & (ids[box] == 0)
-            filled[box][hole] = number
+    for cell in regionprops(ids):
+        hole = ndimage.binary_fill_holes(cell.image) & (ids[cell.slice] == 0)
+        filled[cell.slice][hole] = cell.label
     return filled

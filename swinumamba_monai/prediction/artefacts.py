@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from skimage.measure import regionprops
 
 FULL = 0.01  # share of the image's range: what is so little below an object's brightest pixel has its full value
 # Share of an object's pixels of full value, at the least; the outlines of letters are wider than their lines.
@@ -54,14 +55,12 @@ def dark_cells(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
     """
     light = np.pad(np.atleast_3d(image)[..., :3].max(-1).astype(np.float32), AROUND, "edge")
     labels, dark = np.pad(labels, AROUND), []
-    for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        near = tuple(slice(side.start - AROUND, side.stop + AROUND) for side in box)
-        inside = labels[near] == number
+    for cell in regionprops(labels):
+        near = tuple(slice(side.start - AROUND, side.stop + AROUND) for side in cell.slice)
+        inside = labels[near] == cell.label
         around = ndimage.binary_dilation(inside, iterations=AROUND) & (labels[near] == 0)
         if around.any() and light[near][inside].mean() < light[near][around].mean():
-            dark.append(number)
+            dark.append(cell.label)
     return np.array(dark, int)
 
 
@@ -70,10 +69,8 @@ def _drawn_bright(labels: np.ndarray, light: np.ndarray) -> np.ndarray:
     span, margin = float(np.ptp(light)), GROUND[1]
     labels, light = np.pad(labels, margin), np.pad(light, margin, "edge")
     drawn = []
-    for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        inside = labels[box] == number
+    for cell in regionprops(labels):
+        box, inside = cell.slice, cell.image
         brightest = light[box][inside].max()
         full = inside & (light[box] >= brightest - FULL * span)
         if full.sum() < max(PIXELS, SHARE * inside.sum()):
@@ -83,5 +80,5 @@ def _drawn_bright(labels: np.ndarray, light: np.ndarray) -> np.ndarray:
         ground = np.median(around[(distance >= GROUND[0]) & (distance <= GROUND[1])])
         contrast, beside = brightest - ground, np.median(around[distance == BESIDE]) - ground
         if 0 < CONTRAST * span <= contrast and beside <= BARE * contrast:
-            drawn.append(number)
+            drawn.append(cell.label)
     return np.array(drawn, int)
