@@ -23,11 +23,12 @@ from swinumamba_monai.data import load_images, read_image
 from swinumamba_monai.data.files.limits import check_file
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.polygons import CELL, class_names, outlines, regions
+from swinumamba_monai.inference.writers import RowsFirstWriter
 from swinumamba_monai.weight_files import find_checkpoint
 
 # Ends of the names of files that the bundles write: numbers of cells, numbers of classes.
 POSTFIXES = ("instances", "classes")
-SUFFIXES = (".png", ".tif", ".tiff")
+SUFFIXES = RowsFirstWriter.suffixes
 
 
 def to_coco(items: Iterable[tuple[str, np.ndarray]], names: Mapping[int, str] | None = None) -> dict:

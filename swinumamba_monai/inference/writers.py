@@ -55,7 +55,7 @@ class RowsFirstWriter(ImageWriter):
     """
 
     content: str
-    suffixes: tuple[str, ...]
+    suffixes: tuple[str, ...] = (".png", ".tif", ".tiff")
 
     def __init__(self, output_dtype: object = None, scale: int | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -122,7 +122,6 @@ class InstanceWriter(RowsFirstWriter):
     """
 
     content = "cell ids"
-    suffixes = (".png", ".tif", ".tiff")
 
     def pixels(self, array: np.ndarray) -> np.ndarray:
         ids = self.whole_numbers(array)
@@ -133,7 +132,6 @@ class ClassWriter(RowsFirstWriter):
     """Write class numbers, (1, H, W) or (H, W), as an 8-bit gray PNG or TIFF image in (H, W) order."""
 
     content = "class numbers"
-    suffixes = (".png", ".tif", ".tiff")
 
     def pixels(self, array: np.ndarray) -> np.ndarray:
         classes = self.whole_numbers(array)
