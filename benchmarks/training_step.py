@@ -7,6 +7,7 @@ from __future__ import annotations
 from swinumamba_monai.analysis.measurement import free, measure, reason
 
 from .cases import BATCHES, DEFAULT_NETWORKS, HAVE_RELEASED, NETWORKS, QUICK_BATCHES, RELEASED, WAYS, MeasuredStep
+from .inference import attempt
 from .record import Record, make_parser, start
 from .released import why_released_is_unavailable
 from .timing import ratio
@@ -62,15 +63,13 @@ def measure_batch(batch, names, device, arguments, record) -> None:
     """Rows of one batch: in each precision all networks are built, nnU-Net in every way, and then take turns."""
     ways = WAYS[: 4 if arguments.compile else 3] if device.type == "cuda" else WAYS[:1]
     for precision in arguments.precisions:
-        steps, results = {}, {}
-        for key in [(name, way) for name in names for way in (ways if name == "nnU-Net" else [None])]:
-            name, way = key
-            options = {"way": way, "precision": precision}
-            try:
-                steps[key] = MeasuredStep(name, batch, device, arguments.quick, arguments.scan_backend, **options)
-            except Exception as error:
-                results[key] = {"error": reason(error)}
-                free(device)
+
+        def make_step(key, precision=precision):
+            options = {"way": key[1], "precision": precision}
+            return MeasuredStep(key[0], batch, device, arguments.quick, arguments.scan_backend, **options)
+
+        keys = [(name, way) for name in names for way in (ways if name == "nnU-Net" else [None])]
+        steps, results = attempt(keys, make_step, device)
         peaks = {key: peak_of(step) for key, step in steps.items()}
         results |= measure(steps, device, arguments.repeats, arguments.warmup, arguments.sample_seconds)
         called = ("nnU-Net", "as called")
