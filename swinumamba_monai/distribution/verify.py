@@ -64,11 +64,9 @@ class _Bundle:
                 f"{self.config('inference')} must name one of the tasks {', '.join(TASKS)}, in "
                 "dataset_dir_or_synthetic, whose images it is run on."
             )
-        (task,) = tasks
-        counts = {"num_train": 2, "num_validation": 1, "num_test": 1}
         folder = self.scratch / "data"
         if not folder.exists():
-            task.synthesize(folder, **counts, **task.small_data)
+            tasks[0].synthesize(folder, num_train=2, num_validation=1, num_test=1, **tasks[0].small_data)
         return str(folder)
 
     def workflow(self, name: str, run_id: str, **override) -> ConfigWorkflow:
