@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +39,17 @@ def save(path: Path, pixels: np.ndarray | None = None, **options) -> Path:
     return path
 
 
-def fill(source: Path, count: int = 5, labels: str = "labels") -> Path:
-    """Images 0.png, 1.png, ... with maps of two cells."""
+def white(number: int = 0) -> np.ndarray:
+    """The same cells in white on black."""
+    return (cells(number) > 0).astype(np.uint8) * 255
+
+
+def fill(source: Path, count: int = 5, labels: str | None = "labels/{}.png", label: Callable = cells) -> Path:
+    """Images 0.png, 1.png, ... with maps of two cells or another label of each; without labels the images alone."""
     for number in range(count):
         save(source / "images" / f"{number}.png")
-        save(source / labels / f"{number}.png", cells(number))
+        if labels:
+            save(source / labels.format(number), label(number))
     return source
 
 

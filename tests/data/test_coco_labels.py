@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 import pytest
-from picture_datasets import TWO, problems, save
+from picture_datasets import TWO, fill, problems, save
 
 from swinumamba_monai.data.files.annotations import read_annotations
 from swinumamba_monai.data.files.shapes import rasterize
@@ -89,9 +89,7 @@ def coco(**changes) -> dict:
     ],
 )
 def test_bad_coco(change, words, tmp_path):
-    source = tmp_path / "source"
-    for number in range(5):
-        save(source / "images" / f"{number}.png")
+    source = fill(tmp_path / "source", labels=None)
     (source / "instances.json").write_text(json.dumps(coco(**change)))
     assert words in problems(source)
 
@@ -115,9 +113,7 @@ def test_coco_names_and_sizes(tmp_path):
 
 
 def test_classes_of_outlines(tmp_path):
-    source = tmp_path / "source"
-    for number in range(5):
-        save(source / "images" / f"{number}.png")
+    source = fill(tmp_path / "source", labels=None)
     (source / "instances.json").write_text(json.dumps(coco()))
     assert "a shape of 'grasper', which is no class" in problems(source, "endoscopy", TWO)
     prepare_endoscopy(source, tmp_path / "named")
@@ -129,9 +125,7 @@ def test_classes_of_outlines(tmp_path):
 
 def test_annotations_by_their_ids(tmp_path):
     """LIVECell's COCO file has an object of them, and no list."""
-    source = tmp_path / "source"
-    for number in range(5):
-        save(source / "images" / f"{number}.png")
+    source = fill(tmp_path / "source", labels=None)
     content = coco()
     content["annotations"] = {str(annotation["id"]): annotation for annotation in content["annotations"]}
     (source / "instances.json").write_text(json.dumps(content))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 from dicom_files import write_slice
+from picture_datasets import fill, save
 from PIL import Image
 
 from swinumamba_monai.cli import main
@@ -187,10 +188,7 @@ def test_bad_volumes(tmp_path):
 
 
 def test_prepare_ends_with_the_list_and_exit_code_1(tmp_path, capsys):
-    source = tmp_path / "source"
-    for number in range(5):
-        picture(source / "images" / f"{number}.png")
-        picture(source / "labels" / f"{number}.png", number + 1)
+    source = fill(tmp_path / "source")
     (source / "images" / "x.czi").write_bytes(b"")
     (source / "images" / "2.png").write_text("no image")
     (source / "notes.txt").write_text("")
@@ -201,15 +199,12 @@ def test_prepare_ends_with_the_list_and_exit_code_1(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "ready: --dataset_dir" in shown.out and (tmp_path / "out" / "datalist.json").is_file()
     assert "error: all but 1 are done" in shown.err and "2.png cannot be decoded" in shown.err.splitlines()[-1]
-    picture(source / "images" / "2.png")
+    save(source / "images" / "2.png")
     assert main([*arguments[:-1], str(tmp_path / "other")]) == 0
 
 
 def test_prepare_says_what_it_does_not_take(tmp_path, caplog):
-    source = tmp_path / "source"
-    for number in range(5):
-        picture(source / "images" / f"{number}.png")
-        picture(source / "labels" / f"{number}.png", number + 1)
+    source = fill(tmp_path / "source")
     for name in ("images/x.czi", "old/1.png", "notes.txt", "dataset.json"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("{}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_datasets import SIZE, TWO, cells, fill, problems, save
+from picture_datasets import SIZE, TWO, cells, fill, problems, save, white
 from PIL import Image
 
 from swinumamba_monai.cli import main
@@ -50,10 +50,7 @@ def test_masks_of_cvat(tmp_path):
 
 
 def test_masks_of_black_and_white(tmp_path):
-    source = tmp_path / "source"
-    for number in range(5):
-        save(source / "images" / f"{number}.png")
-        save(source / "masks" / f"{number}.png", (cells(number) > 0).astype(np.uint8) * 255)
+    source = fill(tmp_path / "source", labels="masks/{}.png", label=white)
     (tmp_path / "map.json").write_text(json.dumps(TWO))
     report = prepare_endoscopy(source, tmp_path / "named", None, tmp_path / "map.json")
     assert "masks of 0 and 255: 255 is taken for tool." in report.warnings
@@ -101,10 +98,7 @@ def test_colours(tmp_path):
 
 
 def test_prepare_takes_a_threshold_from_the_command_line(tmp_path, capsys):
-    source = tmp_path / "source"
-    for number in range(5):
-        save(source / "images" / f"{number}.png")
-        save(source / "masks" / f"{number}.jpg", (cells(number) > 0).astype(np.uint8) * 255)
+    source = fill(tmp_path / "source", labels="masks/{}.jpg", label=white)
     arguments = ["prepare", "endoscopy", "--source_dir", str(source), "--output_dir", str(tmp_path / "out")]
     assert main(arguments) == 1
     assert "--mask_threshold 128" in capsys.readouterr().err
@@ -126,15 +120,11 @@ def test_255_that_is_to_be_ignored_is_neither_white_nor_a_soft_edge(numbers, tmp
 @pytest.mark.parametrize("task", ["endoscopy", "microscopy"])
 def test_shapes_in_the_transparency_of_a_mask_are_not_passed_over(task, tmp_path):
     """White everywhere, and seen where the shapes are: read as white, all of the picture would be one of them."""
-    source = tmp_path / "source"
-    for number in range(5):
-        alpha = (cells(number) > 0).astype(np.uint8) * 255
-        save(source / "images" / f"{number}.png")
-        save(source / "masks" / f"{number}.png", np.dstack([np.full((*SIZE, 3), 255, np.uint8), alpha]))
+    rgb = np.full((*SIZE, 3), 255, np.uint8)
+    source = fill(tmp_path / "source", labels="masks/{}.png", label=lambda number: np.dstack([rgb, white(number)]))
     assert problems(source, task).count("has transparent pixels that are not black") == 5
     for number in range(5):
-        alpha = (cells(number) > 0).astype(np.uint8) * 255
-        save(source / "masks" / f"{number}.png", np.dstack([alpha // 255] * 3 + [alpha]))
+        save(source / "masks" / f"{number}.png", np.dstack([white(number) // 255] * 3 + [white(number)]))
     prepare_endoscopy(source, tmp_path / "made")
     (label,) = [item["label"] for item in load_datalist(tmp_path / "made", "test", check=False)]
     np.testing.assert_array_equal(read_classes(label), cells(int(Path(label).stem)) > 0)
@@ -144,9 +134,7 @@ def test_shapes_in_the_transparency_of_a_mask_are_not_passed_over(task, tmp_path
 def test_other_classes_than_the_bundles_but_as_many_are_said(change, is_said, tmp_path, capsys):
     """The bundle's metadata would give them its names where the record of the training is lost."""
     names = ["background", *map(change, ENDOSCOPY_CLASSES[1:])]
-    for number in range(5):
-        save(tmp_path / "source" / "images" / f"{number}.png")
-        save(tmp_path / "source" / "masks" / f"{number}.png", cells(number) % 8)
+    fill(tmp_path / "source")
     (tmp_path / "map.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
     given = ["--source_dir", str(tmp_path / "source"), "--output_dir", str(tmp_path / "made")]
     assert main(["prepare", "endoscopy", *given, "--label_map", str(tmp_path / "map.json")]) == 0

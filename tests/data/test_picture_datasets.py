@@ -226,7 +226,7 @@ def test_links_out_of_the_dataset(tmp_path):
 
 
 def test_the_same_twice_in_place(tmp_path):
-    source = fill(tmp_path / "source", labels="masks")
+    source = fill(tmp_path / "source", labels="masks/{}.png")
     for number in range(5):
         (source / "masks" / f"{number}.png").unlink()
         (source / "masks" / f"{number}.geojson").write_text(json.dumps(geojson(cells(number))))
