@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,23 +13,21 @@ from bundle_runs import PRETRAIN, SHORT, run
 
 from swinumamba_monai.tasks import find_task
 
-SMALL = {
-    "abdomen_mri": {"num_train": 3, "num_validation": 2, "image_size": (48, 64), "num_slices": 4},
-    "endoscopy": {"num_train": 4, "num_validation": 2, "image_size": (64, 96)},
-    "microscopy": {"num_train": 4, "num_validation": 2, "image_size": (64, 80)},
+COUNTS = {
+    "abdomen_mri": {"num_train": 3, "num_validation": 2, "num_test": 2},
+    "endoscopy": {"num_train": 4, "num_validation": 2, "num_test": 2},
+    "microscopy": {"num_train": 4, "num_validation": 2, "num_test": 2},
 }
 
 
 @pytest.fixture(scope="session")
 def dataset_of(tmp_path_factory) -> Callable[[str], Path]:
     """The dataset of a bundle."""
-    made = {}
 
+    @cache
     def get(bundle: str) -> Path:
-        if bundle not in made:
-            folder = tmp_path_factory.mktemp("data") / bundle
-            made[bundle] = find_task(bundle).synthesize(folder, num_test=2, **SMALL[bundle])
-        return made[bundle]
+        task = find_task(bundle)
+        return task.synthesize(tmp_path_factory.mktemp("data") / bundle, **COUNTS[bundle], **task.small_data)
 
     return get
 
@@ -36,13 +35,12 @@ def dataset_of(tmp_path_factory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def trained_in(tmp_path_factory, dataset_of) -> Callable[[str], Path]:
     """The folder of a training run of a bundle; nothing is to be changed in it."""
-    made = {}
 
+    @cache
     def get(bundle: str) -> Path:
-        if bundle not in made:
-            made[bundle] = tmp_path_factory.mktemp("trained")
-            run(bundle, "train", made[bundle], dataset_dir=str(dataset_of(bundle)), **SHORT)
-        return made[bundle]
+        folder = tmp_path_factory.mktemp("trained")
+        run(bundle, "train", folder, dataset_dir=str(dataset_of(bundle)), **SHORT)
+        return folder
 
     return get
 
@@ -50,14 +48,13 @@ def trained_in(tmp_path_factory, dataset_of) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def pretrained_in(tmp_path_factory, dataset_of) -> Callable[[str], Path]:
     """The folder of a pretraining run of a bundle, with pictures."""
-    made = {}
 
+    @cache
     def get(bundle: str) -> Path:
-        if bundle not in made:
-            made[bundle] = tmp_path_factory.mktemp("pretrained")
-            options = {**PRETRAIN, "max_epochs": 2, "picture_interval": 1}
-            run(bundle, "pretrain", made[bundle], dataset_dir=str(dataset_of(bundle)), **options)
-        return made[bundle]
+        folder = tmp_path_factory.mktemp("pretrained")
+        options = {**PRETRAIN, "max_epochs": 2, "picture_interval": 1}
+        run(bundle, "pretrain", folder, dataset_dir=str(dataset_of(bundle)), **options)
+        return folder
 
     return get
 

@@ -15,12 +15,6 @@ from swinumamba_monai.distribution.network_of_config import build_bundle_network
 ROOT = Path(__file__).parents[2]
 BUNDLES = ("abdomen_mri", "endoscopy", "microscopy")
 SMALL = {"feature_size": 8, "depths": [1, 1, 1, 1], "decoder_depths": [1, 1, 1], "d_state": 2}
-# What the synthetic images of a test are made with.
-DATA = {
-    "abdomen_mri": {"image_size": (48, 64), "num_slices": 4},
-    "endoscopy": {"image_size": (64, 96)},
-    "microscopy": {"image_size": (64, 80)},
-}
 
 
 def copy_bundle(name: str, folder: Path, weights: bool = True) -> Path:

@@ -18,7 +18,7 @@ import torch
 from monai.bundle import download, download_large_files, get_bundle_versions, load, push_to_hf_hub, scripts
 from PIL import Image
 from safetensors.torch import save_file as save_safetensors
-from small_bundles import BUNDLES, DATA, ROOT
+from small_bundles import BUNDLES, ROOT
 
 from swinumamba_monai.data import load_images
 from swinumamba_monai.distribution import package_bundle
@@ -54,7 +54,8 @@ def test_download_large_files_and_run_on_a_file(small_bundle, serve, tmp_path, e
     model.unlink()
     url = serve(dist)
     archive = package_bundle(bundle, dist, url).archive
-    data = find_task("microscopy").synthesize(tmp_path / "data", num_test=1, **DATA["microscopy"])
+    task = find_task("microscopy")
+    data = task.synthesize(tmp_path / "data", num_test=1, **task.small_data)
     image = load_images(data)[0]["image"]
 
     monai("download", "--name", "microscopy", "--url", f"{url}/{archive.name}", "--bundle_dir", ".")

@@ -18,9 +18,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from small_bundles import DATA, ROOT, copy_bundle
+from small_bundles import ROOT, copy_bundle
 
 from swinumamba_monai.distribution import package_bundle
+from swinumamba_monai.tasks import find_task
 
 # What a checkout holds besides the sources; wheels that were built before must not find their way into a new one.
 NO_SOURCES = ".* build dist demo *.egg-info __pycache__ models eval shared".split()
@@ -111,7 +112,7 @@ def test_the_wheel_alone_runs(python, tmp_path):
     package = package_bundle(copy_bundle("endoscopy", tmp_path / "bundles"), tmp_path / "dist")
     empty = tmp_path / "empty"
     empty.mkdir()
-    height, width = map(str, DATA["endoscopy"]["image_size"])
+    height, width = map(str, find_task("endoscopy").small_data["image_size"])
     counts = ["--num_train", "1", "--num_validation", "1", "--num_test", "1", "--image_size", height, width]
     inference = ["--config_file", "endoscopy/configs/inference.json", "--bundle_root", "endoscopy"]
     inference += ["--dataset_dir", "data", "--output_dir", "results", "--num_workers", "0"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -18,12 +19,6 @@ from short_runs import run_bundle
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.tasks import TASKS, find_task
-
-SIZES = {
-    "abdomen_mri": {"image_size": (48, 64), "num_slices": 4},
-    "endoscopy": {"image_size": (64, 96)},
-    "microscopy": {"image_size": (64, 80)},
-}
 
 
 def _with_classes_up_to(highest: int, source: Path, folder: Path) -> None:
@@ -42,16 +37,14 @@ def _with_classes_up_to(highest: int, source: Path, folder: Path) -> None:
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory) -> Callable[[str, Path], None]:
     """Fills an empty folder with copies of the bundles, data, and what one training of the task left behind."""
-    made: dict[str, Path] = {}
 
-    def get(task: str, folder: Path) -> None:
-        if task not in made:
-            place = tmp_path_factory.mktemp(task)
-            _build(task, place)
-            made[task] = place
-        shutil.copytree(made[task], folder, dirs_exist_ok=True, symlinks=True)
+    @cache
+    def made(task: str) -> Path:
+        place = tmp_path_factory.mktemp(task)
+        _build(task, place)
+        return place
 
-    return get
+    return lambda task, folder: shutil.copytree(made(task), folder, dirs_exist_ok=True, symlinks=True)
 
 
 def _copy_small(source: str, target: str) -> None:
@@ -63,7 +56,7 @@ def _build(task: str, place: Path) -> None:
     for name in TASKS:
         shutil.copytree(ROOT / "bundles" / name, place / "bundles" / name, copy_function=_copy_small)
     data = place / "my_data"
-    find_task(task).synthesize(data, num_train=4, num_validation=2, num_test=2, **SIZES[task])
+    find_task(task).synthesize(data, num_train=4, num_validation=2, num_test=2, **find_task(task).small_data)
     shutil.copytree(data, place / "DOWNLOADED")
     shutil.copytree(data, place / "DSB2018")
     if task == "abdomen_mri":

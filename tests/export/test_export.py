@@ -12,6 +12,7 @@ import json
 import logging
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +57,7 @@ def thin_of(network_of):
 
 @pytest.fixture(scope="module")
 def program_of(thin_of):
-    made = {}
-
-    def get(name: str):
-        if name not in made:
-            made[name] = make_program(thin_of[name])
-        return made[name]
-
-    return get
+    return cache(lambda name: make_program(thin_of[name]))
 
 
 def random_images(smallest: int, channels: int = 2) -> list[torch.Tensor]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,21 +48,18 @@ class Small:
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory):
-    made = {}
-
+    @cache
     def get(task: str) -> Small:
-        if task not in made:
-            place = tmp_path_factory.mktemp(task)
-            counts = {"num_train": 1, "num_validation": 1, "num_test": 2}
-            find_task(task).synthesize(place / "data", **counts, **find_task(task).small_data)
-            (place / "my_images").mkdir()
-            for image in sorted((place / "data" / "images").iterdir())[:2]:
-                (place / "my_images" / image.name).write_bytes(image.read_bytes())
-            options = {**SMALL_NETWORK, **OF_TASK[task]}
-            torch.manual_seed(1)
-            network = build_bundle_network(find_bundle(task) / "configs" / "inference.json", options)
-            torch.save(network.state_dict(), place / "model.pt")
-            made[task] = Small(task, place / "my_images", place / "model.pt", options)
-        return made[task]
+        place = tmp_path_factory.mktemp(task)
+        counts = {"num_train": 1, "num_validation": 1, "num_test": 2}
+        find_task(task).synthesize(place / "data", **counts, **find_task(task).small_data)
+        (place / "my_images").mkdir()
+        for image in sorted((place / "data" / "images").iterdir())[:2]:
+            (place / "my_images" / image.name).write_bytes(image.read_bytes())
+        options = {**SMALL_NETWORK, **OF_TASK[task]}
+        torch.manual_seed(1)
+        network = build_bundle_network(find_bundle(task) / "configs" / "inference.json", options)
+        torch.save(network.state_dict(), place / "model.pt")
+        return Small(task, place / "my_images", place / "model.pt", options)
 
     return get

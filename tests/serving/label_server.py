@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import nibabel as nib
+import pytest
 import requests
 from PIL import Image
 
@@ -24,11 +25,9 @@ PYTHON = os.environ.get("SWINUMAMBA_LABEL_PYTHON")
 ROOT = Path(__file__).parents[2]
 NETWORK = {"feature_size": 8, "depths": [1, 1, 1, 1], "decoder_depths": [1, 1, 1], "d_state": 2}
 SHORT = {"max_epochs": 1, "iterations_per_epoch": 2, "batch_size": 2, "num_workers": 0, "roi_size": [64, 64]}
-SMALL = {
-    "abdomen_mri": {"image_size": (48, 64), "num_slices": 4},
-    "endoscopy": {"image_size": (64, 96)},
-    "microscopy": {"image_size": (64, 80)},
-}
+needs_server = pytest.mark.skipif(
+    not PYTHON, reason="SWINUMAMBA_LABEL_PYTHON names no environment with MONAI Label; `make test-label` does"
+)
 # The function that MONAI Label's plugin for CVAT puts on Nuclio, on the image that CVAT sends it.
 CVAT = """
 import base64, logging, sys
@@ -49,9 +48,15 @@ def run(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def make_data(task: str, folder: Path) -> Path:
+    """A small synthetic dataset below a folder."""
+    counts = {"num_train": 3, "num_validation": 2, "num_test": 1}
+    return find_task(task).synthesize(folder / "data", **counts, **find_task(task).small_data)
+
+
 def make_served(task: str, folder: Path) -> tuple[Path, Path, Path]:
     """A small synthetic dataset in a folder, a bundle trained on it, and studies: images of it."""
-    data = find_task(task).synthesize(folder / "data", num_train=3, num_validation=2, num_test=1, **SMALL[task])
+    data = make_data(task, folder)
     bundle, studies = make_bundle(task, folder, data), folder / "studies"
     make_studies(task, studies, data)
     return data, bundle, studies

@@ -16,17 +16,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import requests
-from label_server import PYTHON, SMALL, Server, make_served, run, stem
+from label_server import Server, make_served, needs_server, run, stem
 from PIL import Image
 
 from swinumamba_monai.data import read_image
 from swinumamba_monai.inference import geojson
 from swinumamba_monai.serving.annotations import elements
+from swinumamba_monai.tasks import TASKS
 from swinumamba_monai.weight_files import read_weights, save_half_precision
 
-pytestmark = pytest.mark.skipif(
-    not PYTHON, reason="SWINUMAMBA_LABEL_PYTHON names no environment with MONAI Label; `make test-label` does"
-)
+pytestmark = needs_server
 OWN_NAMES = ["background", "Greifer", "greifer", *(f"class {number}" for number in range(3, 8))]
 LABELS = {
     "abdomen_mri": {"liver": 1, "left kidney": 13},
@@ -67,7 +66,7 @@ def asap_polygons(content: bytes) -> list[tuple[str, list[list[int]]]]:
     ]
 
 
-@pytest.mark.parametrize("task", list(SMALL))
+@pytest.mark.parametrize("task", TASKS)
 def test_server_gives_what_the_command_line_gives_and_learns(task, tmp_path) -> None:
     data, bundle, studies = make_served(task, tmp_path)
     model = bundle / "models" / "model.pt"

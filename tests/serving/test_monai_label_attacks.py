@@ -14,13 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import requests
-from label_server import PYTHON, Server, make_served
+from label_server import Server, make_served, needs_server
 from PIL import Image
 
 resource = pytest.importorskip("resource")  # Windows has none
-pytestmark = pytest.mark.skipif(
-    not PYTHON, reason="SWINUMAMBA_LABEL_PYTHON names no environment with MONAI Label; `make test-label` does"
-)
+pytestmark = needs_server
 
 
 def ask(server: Server, method: str, path: str, **options: object) -> int:

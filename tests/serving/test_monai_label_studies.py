@@ -9,17 +9,13 @@ import json
 import time
 
 import numpy as np
-import pytest
 import requests
-from label_server import PYTHON, SMALL, Server, make_bundle
+from label_server import Server, make_bundle, make_data, needs_server
 from PIL import Image
 
 from swinumamba_monai.data import read_image
-from swinumamba_monai.tasks import find_task
 
-pytestmark = pytest.mark.skipif(
-    not PYTHON, reason="SWINUMAMBA_LABEL_PYTHON names no environment with MONAI Label; `make test-label` does"
-)
+pytestmark = needs_server
 
 ASAP = """<ASAP_Annotations><Annotations><Annotation Name="cell"><Coordinates>
 <Coordinate X="1" Y="1"/><Coordinate X="9" Y="1"/><Coordinate X="9" Y="9"/></Coordinates></Annotation></Annotations>
@@ -27,9 +23,7 @@ ASAP = """<ASAP_Annotations><Annotations><Annotation Name="cell"><Coordinates>
 
 
 def test_every_picture_is_served_and_every_label_fits(tmp_path) -> None:
-    data = find_task("microscopy").synthesize(
-        tmp_path / "data", num_train=3, num_validation=2, num_test=1, **SMALL["microscopy"]
-    )
+    data = make_data("microscopy", tmp_path)
     bundle, studies, log = make_bundle("microscopy", tmp_path, data), tmp_path / "studies", tmp_path / "server.log"
     (studies / "more").mkdir(parents=True)
     pair = json.loads((data / "datalist.json").read_text())["test"][0]
