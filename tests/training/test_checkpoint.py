@@ -170,6 +170,11 @@ def adam(folder, resume=False, **options):
     return optimizer
 
 
+def state_of_adam(folder, **options):
+    adam(folder, **options)
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
 def spoil(change):
     def spoilt(state):
         change(state["optimizer"]["state"][0], state["optimizer"])
@@ -203,8 +208,7 @@ def spoil(change):
 )
 def test_a_state_that_does_not_fit_is_refused(tmp_path, change):
     """A fused optimizer would write beyond the end of one that is too short."""
-    adam(tmp_path)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state = state_of_adam(tmp_path)
     change(state)
     torch.save(state, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match="holds the state of another optimizer"):
@@ -214,8 +218,7 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path, change):
 @pytest.mark.parametrize("fused", [True, False])
 def test_states_get_memory_of_their_own(tmp_path, fused):
     """A kernel goes along the memory of a state: in another order, or shared with another's, it would be spoilt."""
-    adam(tmp_path)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state = state_of_adam(tmp_path)
     states = state["optimizer"]["state"]
     index = next(i for i, part in states.items() if part["exp_avg"].ndim > 1)
     turned = torch.rand(states[index]["exp_avg"].shape[::-1]).permute(*reversed(range(states[index]["exp_avg"].ndim)))
@@ -232,8 +235,7 @@ def test_states_get_memory_of_their_own(tmp_path, fused):
 
 def test_a_state_beyond_its_memory_is_refused(tmp_path):
     """All of its elements are the last one of a storage that is large enough for as many: found by a crash."""
-    adam(tmp_path)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state = state_of_adam(tmp_path)
     first = state["optimizer"]["state"][0]
     shape = first["exp_avg"].shape
     first["exp_avg"] = torch.zeros(shape.numel()).as_strided(shape, (0,) * len(shape), shape.numel() - 1)
@@ -244,8 +246,7 @@ def test_a_state_beyond_its_memory_is_refused(tmp_path):
 
 def test_options_are_those_of_the_run_that_goes_on(tmp_path):
     """What is said, recorded and used is one value, whatever a file says."""
-    adam(tmp_path, weight_decay=0.05)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state = state_of_adam(tmp_path, weight_decay=0.05)
     state["optimizer"]["param_groups"][0] |= {"fused": True, "betas": (0.0, 0.0), "lr": 7.0, "maximize": True}
     torch.save(state, tmp_path / "checkpoint.pt")
     optimizer = adam(tmp_path, resume=True, weight_decay=0.9)
