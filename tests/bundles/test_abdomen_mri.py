@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from functools import partial
@@ -18,6 +17,7 @@ from bundle_runs import NETWORK, SHORT, before_the_metric, load_weights, workflo
 from monai.data.utils import set_rnd
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import LoadImage
+from result_tables import read_rows
 from scipy import ndimage
 
 from swinumamba_monai.data import LabelMap, prepare_abdomen_mri, synthesize_abdomen_mri
@@ -204,8 +204,7 @@ class TestScores:
             out = tmp_path / str(moved)
             options = {"dataset_dir": str(dataset_of("abdomen_mri")), "output_dir": str(out), **NETWORK}
             run("evaluate", trained_in("abdomen_mri"), truth, num_figures=0, **options)
-        with open(tmp_path / "False" / "metrics.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(tmp_path / "False" / "metrics.csv")
         scores = [name for name in rows[0] if name.startswith(("dsc_corrected", "nsd_corrected"))]
         assert len(scores) == 2 * 14 and all(float(row[name]) == 1 for row in rows for name in scores)
         summary = json.loads((tmp_path / "True" / "summary.json").read_text())

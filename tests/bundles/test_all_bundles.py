@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -34,6 +33,7 @@ from bundle_runs import (
 from ignite.engine import Events
 from monai.bundle import load, verify_metadata, verify_net_in_out
 from PIL import Image
+from result_tables import read_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from swinumamba_monai.data.files.label_map import ABDOMEN_CLASSES, ENDOSCOPY_CLASSES
@@ -211,8 +211,7 @@ class TestEvaluation:
     def test_writes_its_report(self, bundle, trained_in, dataset_of, tmp_path):
         data = dataset_of(bundle)
         run(bundle, "evaluate", trained_in(bundle), dataset_dir=str(data), output_dir=str(tmp_path), **NETWORK)
-        with open(tmp_path / "metrics.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(tmp_path / "metrics.csv")
         expected = [Path(item["image"]).name for item in json.loads((data / "datalist.json").read_text())["test"]]
         assert [row["name"] for row in rows] == expected
         columns = json.loads((tmp_path / "summary.json").read_text())["columns"]

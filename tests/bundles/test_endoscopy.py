@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from functools import partial
 
@@ -16,6 +15,7 @@ import tifffile
 import torch
 from bundle_runs import NETWORK, SHORT, before_the_metric
 from PIL import Image
+from result_tables import read_rows
 
 from swinumamba_monai.data import LabelMap, prepare_endoscopy, read_image
 from swinumamba_monai.inference.overlay import class_overlay
@@ -164,8 +164,7 @@ class TestScores:
 
         options = {"dataset_dir": str(dataset_of("endoscopy")), "output_dir": str(tmp_path), **NETWORK}
         run("evaluate", trained_in("endoscopy"), truth, num_figures=0, **options)
-        with open(tmp_path / "metrics.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(tmp_path / "metrics.csv")
         names = [name.removeprefix("truth_pixels_") for name in rows[0] if name.startswith("truth_pixels_")]
         assert len(names) == 7
         for row in rows:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from functools import partial
 from itertools import takewhile
@@ -18,6 +17,7 @@ from bundle_runs import NETWORK, PRETRAIN, SHORT, STAGES, command, load_weights
 from forked import run_forked
 from ignite.engine import Events
 from PIL import Image
+from result_tables import read_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -141,8 +141,7 @@ class TestPretraining:
 def test_evaluation_writes_its_report(trained, dataset, tmp_path):
     """What every bundle's holds, ``test_all_bundles.py`` looks at."""
     run("evaluate", trained, dataset_dir=str(dataset), output_dir=str(tmp_path), num_figures=0, **NETWORK)
-    with open(tmp_path / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "metrics.csv")
     expected = [Path(item["image"]).name for item in json.loads((dataset / "datalist.json").read_text())["test"]]
     assert [row["name"] for row in rows] == expected
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
@@ -17,6 +16,7 @@ import torch
 from bundle_runs import ROOT, run
 from forked import run_forked
 from PIL import Image
+from result_tables import read_rows
 from scipy import ndimage
 from skimage.draw import ellipse
 from skimage.transform import resize
@@ -72,8 +72,7 @@ def held_out() -> list[str]:
     """Six small fluorescence images of the test split, if the data are here."""
     if not SHARED.is_dir():
         return []
-    with (SHARED / "manifest.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row["split"], row["group"]) == ("test", "gray_dark")]
+    rows = [row for row in read_rows(SHARED / "manifest.csv") if (row["split"], row["group"]) == ("test", "gray_dark")]
     return [row["name"] for row in rows if row["width"] == "256"][:6]
 
 
@@ -125,8 +124,7 @@ def test_evaluation_scores_what_inference_writes(tmp_path):
     scores = {}
     for more in ({}, {"diameter": None}):
         run("microscopy", "evaluate", tmp_path, output_dir=str(tmp_path / "scores"), num_figures=0, **more, **given)
-        with (tmp_path / "scores" / "metrics.csv").open(newline="") as file:
-            scores[str(more)] = {row["name"]: float(row["f1"]) for row in csv.DictReader(file)}
+        scores[str(more)] = {row["name"]: float(row["f1"]) for row in read_rows(tmp_path / "scores" / "metrics.csv")}
     run("microscopy", "inference", tmp_path, output_dir=str(tmp_path / "written"), **given)
     for name, truth in truths.items():
         written = np.asarray(Image.open(tmp_path / "written" / f"{name}_instances.png")).astype(np.int32)

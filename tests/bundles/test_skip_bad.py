@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from bundle_runs import NETWORK, OF_BUNDLE, PRETRAIN, SHORT, refusal
 from PIL import Image
+from result_tables import read_rows
 
 from swinumamba_monai.data import load_datalist
 
@@ -60,8 +60,7 @@ def test_evaluation(bundle, trained_in, dataset_of, tmp_path):
     assert bad.name in sentence and "skip_bad" in sentence
     sentence = refusal(bundle, "evaluate", tmp_path, skip_bad=True, **options)
     assert "all but 1 are done" in sentence and bad.name in sentence.splitlines()[-1]
-    with (tmp_path / "out" / "metrics.csv").open(encoding="utf-8") as file:
-        assert [Path(row["name"]).name for row in csv.DictReader(file)] == [good.name]
+    assert [Path(row["name"]).name for row in read_rows(tmp_path / "out" / "metrics.csv")] == [good.name]
 
 
 @pytest.mark.parametrize("bundle", TASKS)

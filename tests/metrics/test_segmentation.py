@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
+from result_tables import read_rows
 
 from swinumamba_monai.data import ImageFileReader
 from swinumamba_monai.errors import InputError
@@ -134,8 +134,7 @@ def test_volumes_predicted_slice_by_slice_are_reported(tmp_path: Path) -> None:
     options = {"class_names": ["liver", "right kidney", "aorta"], "tolerances": [1, 2, 3], "in_mm": True}
     metrics = evaluate(tmp_path / "report", items, load, cut_slices=[3], every_mean=True, **options)
 
-    with (tmp_path / "report" / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "report" / "metrics.csv")
     assert [row["name"] for row in rows] == [f"image_{seed}.nii.gz" for seed in range(3)]
     metric = DiceNSDMetric(cut_slices=[3], **options)
     for row, item in zip(rows, items, strict=True):
@@ -152,8 +151,8 @@ def test_volumes_predicted_slice_by_slice_are_reported(tmp_path: Path) -> None:
     assert (column["score"], column["reading"], column["class"]) == ("nsd", "corrected", "right_kidney")
     low, high = column["interval"]
     assert low <= column["mean"] <= high and column["n"] == 3
-    with (tmp_path / "report" / "classes.csv").open(newline="") as file:
-        classes = {(row["score"], row["reading"], row["class"]): row for row in csv.DictReader(file)}
+    rows = read_rows(tmp_path / "report" / "classes.csv")
+    classes = {(row["score"], row["reading"], row["class"]): row for row in rows}
     assert len(classes) == 2 * 2 * 4
     assert [classes["dsc", "corrected", name]["n_present"] for name in ("mean", "liver", "aorta")] == ["", "3", "2"]
     for name in ("scores.png", "predictions.png", "worst_cases.png"):
@@ -174,8 +173,8 @@ def test_frames_are_reported(tmp_path: Path) -> None:
     options = {"class_names": ["shaft", "wrist", "jaw"], "tolerances": 2, "only_present": True, "channels": 2}
     metrics = evaluate(tmp_path / "report", items, load, **options)
     assert 0 < metrics["val_scores"] < 1
-    with (tmp_path / "report" / "metrics.csv").open(newline="") as file:
-        assert [row["name"] for row in csv.DictReader(file)] == ["one/image/frame000.png", "two/image/frame000.png"]
+    rows = read_rows(tmp_path / "report" / "metrics.csv")
+    assert [row["name"] for row in rows] == ["one/image/frame000.png", "two/image/frame000.png"]
 
 
 def share(rank: int, folder: Path) -> None:

@@ -16,6 +16,7 @@ from forked import call_in_group
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, MetaTensor
 from PIL import Image
+from result_tables import read_rows
 
 import swinumamba_monai
 from swinumamba_monai.errors import InputError
@@ -137,8 +138,7 @@ def test_report_of_an_evaluation(tmp_path: Path) -> None:
     assert columns["val_dice_boundary"]["n"] == 0
     assert all(columns["val_dice_boundary"][name] is None for name in ("mean", "std", "interval"))
 
-    with (output_dir / "classes.csv").open(newline="") as file:
-        classes = {(row["score"], row["reading"], row["class"]): row for row in csv.DictReader(file)}
+    classes = {(row["score"], row["reading"], row["class"]): row for row in read_rows(output_dir / "classes.csv")}
     assert classes.keys() == {
         *((score, "published", "cell") for score in ("precision", "recall", "f1", "dice")),
         *((score, "corrected", "cell") for score in ("precision", "recall", "f1")),
@@ -211,8 +211,7 @@ def test_worst_cases_are_those_with_the_lowest_scores(tmp_path: Path, monkeypatc
 def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     items = [item(f"{folder}/frames/1.png", 3, 2) for folder in ("one", "two")]
     evaluate(tmp_path, [*items, items[0]], num_figures=0)  # the last one is a repetition, not another file
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        names = [row["name"] for row in csv.DictReader(file)]
+    names = [row["name"] for row in read_rows(tmp_path / "metrics.csv")]
     assert names == ["one/frames/1.png", "two/frames/1.png", "one/frames/1.png"]
 
 

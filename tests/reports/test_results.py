@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import pytest
+from result_tables import read_rows
 
 from swinumamba_monai.cli import main
 from swinumamba_monai.errors import InputError
@@ -30,8 +30,7 @@ def evaluation(folder, scores, network_name="nnUNet", training=None, run=True, n
 
 def table(tmp_path, *arguments):
     assert main(["table", "results", *arguments, "--output_dir", str(tmp_path / "out")]) == 0
-    with (tmp_path / "out" / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "out" / "results.csv")
     return rows, [row for row in rows if row["source"] == "here"]
 
 

@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of predictions read of their tables."""
+"""The rows of a table that a command or an evaluation wrote."""
 
 import csv
 from pathlib import Path
