@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -91,14 +92,11 @@ def workflow_of(bundle: str, kind: str, out: Path, **override) -> ConfigWorkflow
 def run(bundle: str, kind: str, out: Path, before=lambda workflow: None, **override) -> ConfigWorkflow:
     """Run a workflow in this process; ``before`` is called with it when it is ready to run."""
     workflow = workflow_of(bundle, kind, out, **override)
-    hook = sys.excepthook
-    try:
+    with patch.object(sys, "excepthook", sys.excepthook):  # initialize replaces it
         workflow.initialize()
         before(workflow)
         workflow.run()
         workflow.finalize()
-    finally:
-        sys.excepthook = hook
     return workflow
 
 

@@ -109,16 +109,15 @@ def test_properties(bundle, kind, dataset_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = PRETRAIN if kind == "pretrain" else NETWORK
     workflow = workflow_of(bundle, kind, tmp_path / "bundle", dataset_dir=str(dataset_of(bundle)), **options)
-    hook = sys.excepthook
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # initialize replaces it
     workflow.initialize()
-    sys.excepthook = hook
     assert workflow.check_properties() == []
 
 
 @every_bundle
 def test_monai_loads_the_bundle_from_anywhere(bundle, trained_in, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    hook = sys.excepthook
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     model = trained_in(bundle) / "models" / "model.pt"
     net = load(
         bundle,
@@ -128,7 +127,6 @@ def test_monai_loads_the_bundle_from_anywhere(bundle, trained_in, tmp_path, monk
         device="cpu",
         net_override={name.split("#")[1]: value for name, value in NETWORK.items() if "#" in name},
     )
-    sys.excepthook = hook
     weights = load_weights(model)
     assert all(torch.equal(weights[name], value) for name, value in net.state_dict().items())
     assert not any(tmp_path.iterdir()), "nothing is written where it is loaded"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import fire
 from monai.bundle import ConfigParser, run
@@ -48,11 +49,8 @@ def run_bundle(words: Sequence[str]) -> None:
     for option, value in SMALL[name].items():
         if f"{inner}{option}" not in parser:  # an overlay that sets it is what the command is about
             added += [f"--{inner}{option}", str(value).replace(" ", "")]
-    hook = sys.excepthook
-    try:
+    with patch.object(sys, "excepthook", sys.excepthook):  # the bundles' initialize replaces it
         fire.Fire({"run": run}, command=[*words, *added])
-    finally:
-        sys.excepthook = hook
 
 
 def config_of(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -127,8 +127,10 @@ def labels_of(by_blocks: BlockInference, path: Path) -> np.ndarray:
     return read_instances(path.with_name(f"{path.stem}_instances.tif"))
 
 
-def assert_same_cells(ids: np.ndarray, others: np.ndarray, count: int) -> None:
-    """Both hold ``count`` cells of the very same pixels, with numbers of their own from 1 on."""
+def assert_same_cells(by_blocks: BlockInference, path: Path, image: np.ndarray, count: int) -> None:
+    """By blocks and whole, ``count`` cells are found of the very same pixels, with numbers of their own from 1 on."""
+    ids = labels_of(by_blocks, path)
+    others = np.asarray(by_blocks.inference(as_loaded(image))[1]["pred"])[0]
     pairs = np.unique(np.stack([ids.ravel(), others.ravel()]), axis=1)
     assert pairs.shape[1] == count + 1
     assert np.array_equal(pairs[0], np.arange(count + 1)) and np.array_equal(np.sort(pairs[1]), np.arange(count + 1))
@@ -147,29 +149,21 @@ class TestCells:
     @pytest.mark.parametrize("shape", [(300, 330), (75, 1000), (1000, 75)])
     def test_are_those_of_the_whole_image(self, make, save, shape: tuple[int, int]):
         image, count = draw(*shape, ground_at=lambda y, x: 30 + 60 * y / shape[0])
-        by_blocks = make()
-        ids = labels_of(by_blocks, save(image))
-        _, data = by_blocks.inference(as_loaded(image))
-        assert_same_cells(ids, np.asarray(data["pred"])[0], count)
+        assert_same_cells(make(), save(image), image, count)
 
     def test_of_a_stain_inverted(self, make, save):
         """Colours, and the largest value of the whole image."""
         gray, count = draw(300, 300)
         image = 255 - np.dstack([gray, gray // 2, gray // 3])
         image[:, 190:] = np.maximum(image[:, 190:], 1) - 1  # the brightest pixels lie in the first blocks
-        by_blocks = make(invert=True)
-        ids = labels_of(by_blocks, save(image, photometric="rgb"))
-        _, data = by_blocks.inference(as_loaded(image))
-        assert_same_cells(ids, np.asarray(data["pred"])[0], count)
+        assert_same_cells(make(invert=True), save(image, photometric="rgb"), image, count)
 
     def test_by_classes(self, make, save):
         """The mean and the deviation are those of the whole image, of which one half is brighter than the other."""
         image, count = draw(300, 300)
         image[:, 150:] = np.where(image[:, 150:] > GROUND, image[:, 150:], 2 * GROUND)
         by_blocks = make(network=Three(), normalize=NormalizeIntensityd("image", channel_wise=True), results=CLASSES)
-        ids = labels_of(by_blocks, save(image))
-        _, data = by_blocks.inference(as_loaded(image))
-        assert_same_cells(ids, np.asarray(data["pred"])[0], count)
+        assert_same_cells(by_blocks, save(image), image, count)
 
     def test_an_empty_part_stays_empty(self, make, save):
         """A block of noise alone is not stretched to the range of the image."""

@@ -65,6 +65,21 @@ def assert_within(actual, expected, tolerance, name=""):
     assert error <= tolerance, f"{name}: {error:.2e} > {tolerance:.0e}"
 
 
+def assert_heads_within(outs, exact, tolerance):
+    assert len(outs) == 4
+    for i, out in enumerate(outs):
+        assert_within(out, exact[f"out64_{i}"], tolerance, f"head {i}")
+
+
+def assert_gradients_within(net, exact, number, tolerance):
+    """Of so many parameters, each within the tolerance times its largest expected gradient."""
+    parameters = dict(net.named_parameters())
+    gradients = {key.removeprefix("grad64/"): value for key, value in exact.items() if key.startswith("grad64/")}
+    assert len(gradients) == number
+    for name, expected in gradients.items():
+        assert_within(parameters[name].grad, expected, tolerance * expected.abs().max(), name)
+
+
 def build(cls, in_channels, out_channels, weights, **options):
     with torch.device("meta"):  # every value is loaded, none needs to be drawn
         net = cls(in_channels, out_channels, scan_backend="portable", **options)
@@ -89,17 +104,11 @@ def test_swin_umamba_d(dtype, net_d, golden):
     image, exact = golden("SwinUMambaD_1x1x64x96")["input"], golden("SwinUMambaD_1x1x64x96_f64")
     net_d.to(dtype).zero_grad()
     outs = net_d(image.to(dtype))
-    assert len(outs) == 4
-    for i, out in enumerate(outs):
-        assert_within(out, exact[f"out64_{i}"], OUTPUT_TOLERANCE[dtype], f"head {i}")
+    assert_heads_within(outs, exact, OUTPUT_TOLERANCE[dtype])
     loss = outs[0].square().sum() / outs[0].numel()
     assert_within(loss, exact["loss64"], OUTPUT_TOLERANCE[dtype], "loss")
     loss.backward()
-    parameters = dict(net_d.named_parameters())
-    gradients = {key.removeprefix("grad64/"): value for key, value in exact.items() if key.startswith("grad64/")}
-    assert len(gradients) == 5
-    for name, expected in gradients.items():
-        assert_within(parameters[name].grad, expected, GRADIENT_TOLERANCE[dtype] * expected.abs().max(), name)
+    assert_gradients_within(net_d, exact, 5, GRADIENT_TOLERANCE[dtype])
 
 
 @DTYPES
@@ -109,9 +118,7 @@ def test_swin_umamba(dtype, net, golden):
     net.to(dtype)
     with torch.no_grad():
         outs = net(image.to(dtype))
-    assert len(outs) == 4
-    for i, out in enumerate(outs):
-        assert_within(out, exact[f"out64_{i}"], OUTPUT_TOLERANCE[dtype], f"head {i}")
+    assert_heads_within(outs, exact, OUTPUT_TOLERANCE[dtype])
     assert_within(outs[0].double().square().mean(), exact["loss64"], OUTPUT_TOLERANCE[dtype], "loss")
 
 
@@ -155,12 +162,7 @@ def test_vmamba_of_the_final_version(dtype, backend, weights_of, golden):
     loss = stages[3].square().mean() + stages[0].square().mean()
     assert_within(loss, exact["loss64"], tolerance, "loss")
     loss.backward()
-    parameters = dict(net.named_parameters())
-    gradients = {key.removeprefix("grad64/"): value for key, value in exact.items() if key.startswith("grad64/")}
-    assert len(gradients) == 6
-    for name, expected in gradients.items():
-        bound = VMAMBA_GRADIENT_TOLERANCE[dtype] * expected.abs().max()
-        assert_within(parameters[name].grad, expected, bound, name)
+    assert_gradients_within(net, exact, 6, VMAMBA_GRADIENT_TOLERANCE[dtype])
 
 
 class TestSS2D:
