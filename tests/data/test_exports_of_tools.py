@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
+from picture_datasets import save
 from PIL import Image
 
 from swinumamba_monai.data.datalist import SECTIONS, load_class_names, load_datalist
@@ -37,14 +37,6 @@ def numbers(name: str) -> np.ndarray:
 
 def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".tif":
-        tifffile.imwrite(path, pixels)
-    else:
-        Image.fromarray(pixels).save(path)
 
 
 def labels_in(prepared: Path, read) -> dict[str, np.ndarray]:
@@ -214,9 +206,8 @@ def test_files_that_fit_no_image_and_videos_are_named(tmp_path):
 
 def test_planes_that_may_be_channels(tmp_path):
     for name in NAMES:
-        place = tmp_path / "in" / "images" / f"{name}.tif"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        tifffile.imwrite(place, np.moveaxis(picture(), -1, 0), photometric="minisblack", metadata=None)
+        planes, place = np.moveaxis(picture(), -1, 0), tmp_path / "in" / "images" / f"{name}.tif"
+        save(place, planes, photometric="minisblack", metadata=None)
         save(tmp_path / "in" / "labels" / f"{name}.tif", numbers(name))
     with pytest.raises(InputError, match=r"a stack of 3 planes, .* or, if they are channels, save them as such"):
         prepare_microscopy(tmp_path / "in", tmp_path / "out")

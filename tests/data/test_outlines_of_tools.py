@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_datasets import save
 from PIL import Image
 
 from swinumamba_monai.data.files.annotations import read_annotations, read_outlines
@@ -78,8 +79,7 @@ def coco(**of_images: object) -> dict:
 
 def test_coco_without_sizes_and_with_ids_as_texts(tmp_path):
     for number in (1, 2, 3):
-        (tmp_path / "in" / "images").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full(SIZE, 7, np.uint8)).save(tmp_path / "in" / "images" / f"{number}.png")
+        save(tmp_path / "in" / "images" / f"{number}.png", np.full(SIZE, 7, np.uint8))
     place = tmp_path / "in" / "labels.json"
     place.write_text(json.dumps(coco()))
     assert prepare_microscopy(tmp_path / "in", tmp_path / "out").instances == 3
@@ -146,10 +146,9 @@ def qupath(place: Path, *names: str | None) -> None:
 
 def test_outlines_without_a_class(tmp_path):
     """Where no outline has a class all are the foreground; one among others is no class without a name."""
+    (tmp_path / "in" / "labels").mkdir(parents=True)
     for number in range(3):
-        for folder in ("images", "labels"):
-            (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((*SIZE, 3), 7, np.uint8)).save(tmp_path / "in" / "images" / f"{number}.png")
+        save(tmp_path / "in" / "images" / f"{number}.png", np.full((*SIZE, 3), 7, np.uint8))
         qupath(tmp_path / "in" / "labels" / f"{number}.geojson", None, None)
     prepare_endoscopy(tmp_path / "in", tmp_path / "out")
     content = json.loads((tmp_path / "out" / "datalist.json").read_text())
@@ -165,10 +164,9 @@ def test_outlines_without_a_class(tmp_path):
 
 def test_a_label_that_was_made_is_named_by_its_image(tmp_path):
     """What is odd about it lies in a folder that is gone when the sentence is read."""
+    (tmp_path / "in" / "labels").mkdir(parents=True)
     for number in range(4):
-        for folder in ("images", "labels"):
-            (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full(SIZE, 7, np.uint8)).save(tmp_path / "in" / "images" / f"{number}.png")
+        save(tmp_path / "in" / "images" / f"{number}.png", np.full(SIZE, 7, np.uint8))
         array = np.zeros(SIZE if number < 3 else (9, 9), np.uint8)
         array[2:5, 2:5] = number > 0
         np.save(tmp_path / "in" / "labels" / f"{number}.npy", array)
@@ -184,12 +182,11 @@ def test_hidden_folders_and_masks_with_alpha(tmp_path):
     for number in range(3):
         place = tmp_path / "in" / f"s{number}"
         for folder, names in (("images", ["a"]), ("masks", ["x", "y"])):
-            (place / folder).mkdir(parents=True)
             for column, name in enumerate(names):
                 pixels = np.zeros((*SIZE, 4), np.uint8)
                 pixels[5:9, 20 * column : 20 * column + 9, :3] = 255
                 pixels[..., 3] = 255
-                Image.fromarray(pixels).save(place / folder / f"{name}.png")
+                save(place / folder / f"{name}.png", pixels)
     (tmp_path / "in" / ".git" / "objects").mkdir(parents=True)
     (tmp_path / "in" / ".git" / "objects" / "ab12").write_bytes(b"x")
     report = prepare_microscopy(tmp_path / "in", tmp_path / "out")
@@ -200,10 +197,9 @@ def test_hidden_folders_and_masks_with_alpha(tmp_path):
 def test_what_cellpose_saves_besides_masks_is_no_image(tmp_path):
     for name in ("a", "b", "c", "_flows"):
         for end in ("", "_cp_masks", "_flows", "_dP", "_cp_output"):
-            (tmp_path / "in").mkdir(exist_ok=True)
             pixels = np.zeros(SIZE, np.uint8)
             pixels[3:9, 4:9] = 1
-            Image.fromarray(pixels).save(tmp_path / "in" / f"{name}{end}.png")
+            save(tmp_path / "in" / f"{name}{end}.png", pixels)
     report = prepare_microscopy(tmp_path / "in", tmp_path / "out")
     assert report.instances == 4
     assert len(report.inputs.not_taken[".png files"]) == 12
@@ -212,8 +208,7 @@ def test_what_cellpose_saves_besides_masks_is_no_image(tmp_path):
 def test_names_of_a_split_have_no_suffix(tmp_path):
     for name in ("a.1", "b.1", "c.1", "d.1"):
         for folder in ("images", "labels"):
-            (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.eye(40, dtype=np.uint8)).save(tmp_path / "in" / folder / f"{name}.png")
+            save(tmp_path / "in" / folder / f"{name}.png", np.eye(40, dtype=np.uint8))
     split = {"train": ["a.1", "b.1"], "val": ["c.1.png"], "test": ["e"]}
     (tmp_path / "in" / "split.json").write_text(json.dumps(split))
     with pytest.raises(InputError) as error:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from dicom_files import write_slice
 from scipy.spatial.transform import Rotation
+from volume_datasets import save
 
 from swinumamba_monai.data.datalist import load_class_names, load_datalist
 from swinumamba_monai.data.files.volume_listing import list_volumes
@@ -197,9 +198,7 @@ def dataset(source: Path, images: str, labels: str, image: str, label: str) -> n
             (images, image, RANDOM.integers(0, 99, ids.shape).astype(np.int16)),
             (labels, label, ids),
         ):
-            path = source / folder / name.format(number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(voxels, AFFINE), path)
+            save(source / folder / name.format(number), voxels, AFFINE)
     return ids
 
 

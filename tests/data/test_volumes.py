@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import volume_datasets
 from dicom_files import write_slice
 from monai.data import PydicomReader
 from monai.transforms import LoadImage, SaveImage
@@ -21,10 +23,7 @@ from swinumamba_monai.errors import InputError
 AFFINE = np.array([[-1.5, 0, 0, 40], [0, 0, 2.0, -30], [0, 1.25, 0, 7], [0, 0, 0, 1]])  # LSA
 
 
-def save(path, voxels, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(voxels, affine), path)
-    return path
+save = partial(volume_datasets.save, affine=AFFINE)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ LABELS = LabelMap.of_names(["background", "liver", "spleen"])
 def save(path, voxels, affine=AFFINE):
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
 
 
 def noise(*shape, seed=0):
