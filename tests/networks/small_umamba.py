@@ -1,6 +1,6 @@
 # Copyright (c) the swinumamba_monai authors
 # SPDX-License-Identifier: Apache-2.0
-"""The two networks of U-Mamba, small, and what their tests ask of both."""
+"""The two networks of U-Mamba, small, what their tests ask of both, and what is given to other networks too."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from swinumamba_monai.networks import UMambaBot, UMambaEnc
 from swinumamba_monai.networks.residual_unet import ResidualBlock
 
 CLASSES = [UMambaBot, UMambaEnc]
+NOT_COUNTS = (0, -1, 1.0, "1", None, True)
 BOTH = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 TINY = {"base_channels": 4, "d_state": 4, "strides": (1, 2, 2), "scan_backend": "portable"}
 

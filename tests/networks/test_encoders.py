@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from small_umamba import image
 from torch import nn
 
 from swinumamba_monai.errors import InputError
@@ -34,10 +35,6 @@ def build(cls=SwinUMambaD, seed=0, **changes):
 def classifier(name="vmamba_tiny_s2l5", seed=1, **changes):
     torch.manual_seed(seed)
     return build_vmamba(name, **{"num_classes": 5, **SMALL, **changes})
-
-
-def image(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 class TestReleased:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_umamba import image
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinumamba_monai.networks import NNFormer
@@ -20,10 +21,6 @@ DIMS = pytest.mark.parametrize("dims", [2, 3])
 def build(dims, seed=0, **changes):
     torch.manual_seed(seed)
     return NNFormer(**{**TINY, "spatial_dims": dims, "roi_size": ROI[dims], **changes})
-
-
-def image(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 class TestPublishedSize:

@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.data import MetaTensor
+from small_umamba import NOT_COUNTS, image
 
 from swinumamba_monai.networks import SwinUMamba, SwinUMambaD
 
@@ -39,10 +40,6 @@ def build(cls, seed=0, **changes):
         if name.endswith(("in_proj.weight", "out_proj.weight")):
             nn.init.normal_(p, std=p.shape[1] ** -0.5)
     return net
-
-
-def image(*shape, seed=0, **options):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(**options)
 
 
 def loss_of(heads):
@@ -238,7 +235,6 @@ class TestDropPath:
         assert torch.equal(net(x), net(x)) and torch.equal(net(x), expected)
 
 
-NOT_COUNTS = (0, -1, 1.0, "1", None, True)
 WRONG = [
     *(("in_channels", value) for value in NOT_COUNTS),
     *(("out_channels", value) for value in NOT_COUNTS),

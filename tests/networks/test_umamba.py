@@ -12,7 +12,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from small_umamba import BOTH, build, image, released
+from small_umamba import BOTH, NOT_COUNTS, build, image, released
 
 from swinumamba_monai.networks import Mamba, UMambaBot, UMambaEnc
 from swinumamba_monai.networks.residual_unet import ResidualBlock
@@ -160,7 +160,6 @@ class TestModule:
         assert torch.equal(twin(x), net(x))
 
 
-NOT_COUNTS = (0, -1, 1.0, "1", None, True)
 WRONG = [
     *(("base_channels", value) for value in NOT_COUNTS),
     *(("d_state", value) for value in NOT_COUNTS),

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from small_umamba import image
 
 from swinumamba_monai.networks import SwinUMambaD, VMambaClassifier
 from swinumamba_monai.pretrained import load_pretrained
@@ -19,10 +20,6 @@ TINY = {"depths": (1, 1, 1, 1), "feature_size": 8, "d_state": 4, "drop_path_rate
 def build(seed=0, **changes):
     torch.manual_seed(seed)
     return VMambaClassifier(**{"num_classes": 5, **TINY, **changes})
-
-
-def image(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_names_and_shapes_of_the_published_checkpoint(reference_dir):
