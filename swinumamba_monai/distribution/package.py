@@ -152,7 +152,13 @@ def _package(
     content = archive.read_bytes()
     info[stem] = {"checksum": hashlib.sha1(content).hexdigest(), "source": f"{address}{archive.name}"}  # as in the zoo
     _write(output / MODEL_INFO, (json.dumps(dict(sorted(info.items())), indent=4) + "\n").encode())
-    return Package(archive, _sha256(content), *map(assets.get, (WEIGHTS, ENCODER_WEIGHTS)), output / "huggingface")
+    return Package(
+        archive=archive,
+        sha256=_sha256(content),
+        weights=assets.get(WEIGHTS),
+        encoder=assets.get(ENCODER_WEIGHTS),
+        huggingface_dir=output / "huggingface",
+    )
 
 
 def read_metadata(bundle: Path) -> dict:

@@ -228,7 +228,14 @@ def find_backend(backend: str | Backend, x: Tensor, d_state: int = 1) -> Backend
 
 @torch.compiler.assume_constant_result
 def log_backend_once(name: str, device_type: str, dtype: torch.dtype, d_state: int = 1) -> None:
-    """Name the choice of :func:`choose_backend`, of these arguments, in the log, and what slows it; each text once."""
+    """Name the choice of :func:`choose_backend` in the log, and what slows it; each text once.
+
+    Args:
+        name: name of the backend that was asked for.
+        device_type: type of the tensors' device.
+        dtype: dtype of the tensors.
+        d_state: number of states of each channel.
+    """
     chosen = choose_backend(name, device_type, dtype, d_state)
     if chosen in _EXPORT_REGISTRY:
         return

@@ -22,7 +22,13 @@ def _import_error() -> str | None:
 
 
 def why_mamba_is_unavailable(device_type: str, dtype: torch.dtype, d_state: int) -> str | None:
-    """The reason why the kernel cannot run on such tensors, of so many states of a channel, or None if it can."""
+    """The reason why the kernel cannot run on such tensors, or None if it can.
+
+    Args:
+        device_type: type of the tensors' device, such as "cuda".
+        dtype: dtype of the tensors.
+        d_state: number of states of each channel.
+    """
     if device_type != "cuda":
         return f"mamba_ssm needs a CUDA device, not '{device_type}'"
     if dtype == torch.float64:

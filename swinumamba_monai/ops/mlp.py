@@ -37,9 +37,17 @@ _lean = direct_function(_forward, _backward, num_options=0)
 
 
 def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    """``linear(gelu(linear(x)))``, (..., d), of x (..., c), weights (m, c) and (d, m), and biases (m,) and (d,).
+    """``linear(gelu(linear(x)))``. Differentiable once; under autocast in its dtype.
 
-    Differentiable once; under autocast in its dtype.
+    Args:
+        x: (..., c).
+        weight1: (m, c).
+        bias1: (m,).
+        weight2: (d, m).
+        bias2: (d,).
+
+    Returns:
+        (..., d).
     """
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # they see to the memory themselves
     if recorded or not torch.is_grad_enabled():

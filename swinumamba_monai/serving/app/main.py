@@ -212,8 +212,11 @@ class BundleApp(MONAILabelApp):
         """The studies folder, with what MONAI Label's environment variables say of it."""
         options = {name: getattr(settings, f"MONAI_LABEL_DATASTORE_{name.upper()}") for name in DATASTORE_OPTIONS}
         extensions = settings.MONAI_LABEL_DATASTORE_FILE_EXT
-        # by a trainer that is made after this
-        return Studies(lambda *said: self.trainer.check_label(*said), self.studies, extensions=extensions, **options)
+        return Studies(self.check_label, self.studies, extensions=extensions, **options)
+
+    def check_label(self, image: str, label: str, info: dict) -> None:
+        """Refuse a label, InputError, that the bundle could not be trained on."""
+        self.trainer.check_label(image, label, info)
 
     def init_infers(self) -> dict:
         task = InferTask(str(self.bundle), self.conf)
