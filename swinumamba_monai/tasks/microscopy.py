@@ -27,8 +27,9 @@ def prepare_microscopy(
     """Find images and instance maps, check every pair, divide them into three sections and write the datalist.
 
     docs/own_data.md lists the layouts and the forms of labels. Those that are no images of numbers become instance maps
-    in ``output_dir/labels``; of two masks the first keeps a pixel, of two outlines that on top. The planes of a stack
-    stay in one section, and QuPath's tiles of a slide, and the images of a patient of TCGA.
+    in ``output_dir/labels``; of two masks the first keeps a pixel, of two outlines that on top. The patches in the
+    arrays of PanNuke become images in ``output_dir/images``. The planes of a stack stay in one section, and QuPath's
+    tiles of a slide, and the images of a patient of TCGA.
 
     Args:
         source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.

@@ -86,7 +86,7 @@ def test_monuseg(tmp_path):
 
 def monusac(source: Path) -> Path:
     first, second, third = (region(*box) for box in BOXES.values())
-    for slide in NAMES:
+    for slide in (*NAMES, NAMES[1].replace("DX1", "DX2"), NAMES[3].replace("DX1", "DX2")):
         for number in (1, 2):
             image = save(source / slide / f"{slide}_{number}.tif")
             image.with_suffix(".svs").write_bytes(image.read_bytes())
@@ -97,13 +97,13 @@ def monusac(source: Path) -> Path:
 def test_monusac(tmp_path):
     """The images of a patient stay together; undecided regions are no cells, and lost classes are said."""
     report = prepare_microscopy(monusac(tmp_path / "in"), tmp_path / "out")
-    assert report.instances == 16 and list(report.inputs.not_taken) == [".svs files"]
+    assert report.instances == 24 and list(report.inputs.not_taken) == [".svs files"]
     patients = [{name[:12] for name in names} for names in sections(tmp_path / "out").values()]
     assert sum(map(len, patients)) == len(NAMES)
     assert not any((label[6:9, 2:9] > 0).any() for label in labels(tmp_path / "out"))
     said = "\n".join(report.warnings)
-    assert said.count("regions called Ambiguous (1), which are no cells") == 8
-    assert said.count("has classes of cells, which are not used") == 8
+    assert said.count("regions called Ambiguous (1), which are no cells") == 12
+    assert said.count("has classes of cells, which are not used") == 12
 
 
 def test_classes_of_monusac(tmp_path):
@@ -160,14 +160,17 @@ def test_bad_files_of_aperio_do_not_stop_the_others(text, words, tmp_path):
 
 
 def test_other_xml_beside_an_image_is_no_label(tmp_path):
-    """VOC's boxes, beside the maps that are learnt, and CVAT's file for all images."""
+    """VOC's boxes, beside CVAT's file for all images, which counts."""
+    images = ""
     for number in range(3):
-        save(tmp_path / "in" / "JPEGImages" / f"{number}.png")
-        save(tmp_path / "in" / "Annotations" / f"{number}.png", nuclei().astype(np.uint8))
-        (tmp_path / "in" / "Annotations" / f"{number}.xml").write_text("<annotation><object/></annotation>")
-    assert prepare_microscopy(tmp_path / "in", tmp_path / "out").inputs.not_taken == {
-        ".xml files": ["0.xml", "1.xml", "2.xml"]
-    }
+        save(tmp_path / "in" / "images" / f"{number}.png")
+        (tmp_path / "in" / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "in" / "annotations" / f"{number}.xml").write_text("<annotation><object/></annotation>")
+        box = '<box label="cell" xtl="1" ytl="1" xbr="5" ybr="4"/>'
+        images += f'<image id="{number}" name="{number}.png" width="12" height="10">{box}</image>'
+    (tmp_path / "in" / "annotations" / "all.xml").write_text(f"<annotations>{images}</annotations>")
+    report = prepare_microscopy(tmp_path / "in", tmp_path / "out")
+    assert report.instances == 3 and report.inputs.not_taken == {".xml files": ["0.xml", "1.xml", "2.xml"]}
     assert read_annotations(aperio(tmp_path / "a.xml", Description="")) is None
 
 
@@ -215,9 +218,10 @@ def test_lizard(tmp_path):
         np.array_equal(label, np.array([0, 1, 3, 2])[nuclei()])
         for label in labels(tmp_path / "classes", "validation", read_classes)
     )
-    matlab(place, inst_map=nuclei(), id=ids, **{"class": classes})
-    said = problems(tmp_path / "in", "endoscopy", {"background": 0, "a": [1, 2, 3, 4]})
-    assert "has no class for each of its 3 nuclei, but 4 in all" in said
+    for variables in ({"id": ids, "class": classes}, {"inst_type": classes}):
+        matlab(place, inst_map=nuclei(), **variables)
+        said = problems(tmp_path / "in", "endoscopy", {"background": 0, "a": [1, 2, 3, 4]})
+        assert "has no class for each of its 3 nuclei, but 4 in all" in said
 
 
 def test_matlab_keeps_doubles_that_are_whole_in_fewer_bytes(tmp_path):
