@@ -21,11 +21,14 @@ import tifffile
 import torch
 from fuzzed_structures import structures
 from PIL import Image
+from scipy.io import savemat
 
 from swinumamba_monai.data import load_datalist, load_images, read_label_map, read_volume
 from swinumamba_monai.data.files.annotations import read_annotations, read_outlines
+from swinumamba_monai.data.files.aperio import read_aperio
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.images import read_image
+from swinumamba_monai.data.files.matlab import classes_of_nuclei
 from swinumamba_monai.data.files.shapes import Annotations, rasterize
 from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.data.prepare.label_forms import cells_of
@@ -200,12 +203,19 @@ def formats(folder: Path) -> Iterator[Format]:
         b"</annotations>"
     )
     yield Format("cvat.xml", [cvat, tracks], all_painted, len(cvat))
+    corners = b'<Vertices><Vertex X="1" Y="1"/><Vertex X="5" Y="1"/><Vertex X="5" Y="4"/></Vertices>'
+    aperio = (
+        b'<Annotations><Annotation Name="a"><Regions><Region Type="0">%s</Region><Region Type="2">%s</Region></Regions>'
+        b"</Annotation></Annotations>"
+    ) % (corners, corners)
+    yield Format("aperio.xml", [aperio], lambda path: painted(read_aperio(path)), len(aperio))
     yolo = b"0 0.25 0.2 0.75 0.2 0.75 0.5\n1 0.5 0.8 1 0.8 1 1\n"
     yield Format("a.txt", [yolo], lambda path: painted(read_yolo(path)), len(yolo))
     yield Format("a.roi", roi_files(), lambda path: painted(read_rois(path)), 100)
     array = io.BytesIO()
     np.save(array, pixels(7, 9))
     yield Format("a.npy", [array.getvalue()], lambda path: cells_of(path, (7, 9)), 128)
+    yield Format("a.mat", [matlab(False), matlab(True)], nuclei, 400)
     archive = write_archive(folder / "seed.zip", {"a/LICENSE": b"free", "a/configs/b.json": b"{}"})
     yield Format("a.zip", [archive.read_bytes()], whole_or_nothing, 400)
     archive.unlink()
@@ -241,6 +251,18 @@ def roi_files() -> list[bytes]:
     path = np.array([0, 1, 1, 1, 5, 1, 1, 5, 4, 4], ">f4").tobytes()
     composite = bytes(header[:36]) + (10).to_bytes(4, "big") + bytes(24) + path
     return [bytes(header) + corners, composite]
+
+
+def matlab(compressed: bool) -> bytes:
+    """Nuclei with their classes, and a structure that is not read."""
+    file = io.BytesIO()
+    variables = {"inst_map": pixels(7, 9) % 3, "id": [1, 2], "class": [5.0, 6.0], "other": {"a": ["b"]}}
+    savemat(file, variables, do_compression=compressed)
+    return file.getvalue()
+
+
+def nuclei(path: Path) -> None:
+    classes_of_nuclei(path, cells_of(path, (7, 9)))
 
 
 def painted(found: Annotations) -> None:

@@ -26,7 +26,7 @@ MAX_GROWTH = 1024  # MB
 FORMATS = "a.png a.jpg a.bmp a.tif a.nii b.nii.gz c.nii.gz a.dcm a.pt a.safetensors datalist.json labels.json a.zip"
 FORMATS += " checkpoint.pt weights.pt run.json summary.json metrics.csv dataset.json split.json"
 FORMATS += " a.mp4 a.avi a.mkv a.mpg tags.dcm"
-FORMATS += " a.geojson coco.json cvat.xml a.txt a.roi a.npy"
+FORMATS += " a.geojson coco.json cvat.xml aperio.xml a.txt a.roi a.npy a.mat"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")

@@ -49,11 +49,13 @@ logger = logging.getLogger(__name__)
 DATALIST_NAME = "datalist.json"
 
 SECTIONS = ("training", "validation", "test")
-# What folders and tables of datasets call them.
+# What folders and tables of datasets call them; the longer names are those of MoNuSeg, MoNuSAC and Kumar.
 SECTION_WORDS = {
     **dict.fromkeys(("train", "training", "tr"), "training"),
+    **dict.fromkeys(("monuseg 2018 training data", "monusac_images_and_annotations"), "training"),
     **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),
-    **dict.fromkeys(("test", "testing", "ts"), "test"),
+    **dict.fromkeys(("test", "testing", "ts", "test_same", "test_diff"), "test"),
+    **dict.fromkeys(("monusegtestdata", "monusac testing data and annotations"), "test"),
 }
 
 _NO_DATALIST = "not a datalist with images and labels"

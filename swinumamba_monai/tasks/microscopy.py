@@ -14,7 +14,8 @@ from swinumamba_monai.data.listing import load_images
 from swinumamba_monai.data.prepare import dataset, label_forms
 from swinumamba_monai.data.prepare.inspection import inspect_cells
 from swinumamba_monai.data.prepare.matching import match_pictures
-from swinumamba_monai.data.prepare.pictures import slide_of
+from swinumamba_monai.data.prepare.pannuke import find_pannuke
+from swinumamba_monai.data.prepare.pictures import patient_of, slide_of
 from swinumamba_monai.data.synthetic.microscopy import synthesize_microscopy
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks import TaskFiles
@@ -26,8 +27,9 @@ def prepare_microscopy(
     """Find images and instance maps, check every pair, divide them into three sections and write the datalist.
 
     docs/own_data.md lists the layouts and the forms of labels. Those that are no images of numbers become instance maps
-    in ``output_dir/labels``; of two masks the first keeps a pixel, of two outlines that on top. The planes of a stack
-    stay in one section, and QuPath's tiles of a slide.
+    in ``output_dir/labels``; of two masks the first keeps a pixel, of two outlines that on top. The patches in the
+    arrays of PanNuke become images in ``output_dir/images``. The planes of a stack stay in one section, and QuPath's
+    tiles of a slide, and the images of a patient of TCGA.
 
     Args:
         source_dir, output_dir, options: see :meth:`swinumamba_monai.tasks.Task.prepare`.
@@ -38,14 +40,16 @@ def prepare_microscopy(
     """
     source, output = dataset.open_source(source_dir), Path(output_dir).resolve()
     options = options or dataset.PrepareOptions()
-    found = match_pictures(source, output, masks_of_cells=True)
-    labels = [label for _, label in found.pairs.values()]
-    if options.mask_threshold is not None and any(isinstance(label, (Path, Annotations)) for label in labels):
-        raise InputError(
-            "mask_threshold is for masks of one cell each, but labels here number the cells; leave it out."
-        )
-    found.groups = {name: whole for name, whole in found.groups.items() if "#" in name or slide_of(name)}
     with dataset.label_folder() as maps:
+        found = find_pannuke(source, output, maps.parent)
+        if found is None:
+            found = match_pictures(source, output, masks_of_cells=True)
+            found.groups = {n: whole for n, whole in found.groups.items() if "#" in n or slide_of(n) or patient_of(n)}
+        labels = [label for _, label in found.pairs.values()]
+        if options.mask_threshold is not None and any(isinstance(label, (Path, Annotations)) for label in labels):
+            raise InputError(
+                "mask_threshold is for masks of one cell each, but labels here number the cells; leave it out."
+            )
 
         def make(name: str, image: Path, label: label_forms.Label) -> Path:
             size = label_forms.size_of(image, label)

@@ -26,6 +26,7 @@ from own_pictures import (
     same_cells,
     save,
 )
+from scipy.io import savemat
 
 from swinumamba_monai.data import load_datalist
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
@@ -104,6 +105,27 @@ def write_yolo(folder: Path, name: str) -> np.ndarray:
     (folder / f"{name}.txt").write_text("\n".join(lines))
     (folder / "classes.txt").write_text("\n".join(CLASSES.values()))
     return expected
+
+
+def write_aperio(folder: Path, name: str) -> np.ndarray:
+    """What labelme has, as regions of a layer for each class."""
+    expected, layers = write_labelme(folder, name), ""
+    for shape in json.loads((folder / f"{name}.json").read_text())["shapes"]:
+        kind = "0" if shape["shape_type"] == "polygon" else "1"
+        vertices = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in shape["points"])
+        region = f'<Regions><Region Id="1" Type="{kind}"><Vertices>{vertices}</Vertices></Region></Regions>'
+        layers += (
+            f'<Annotation Name=""><Attributes><Attribute Name="{shape["label"]}"/></Attributes>{region}</Annotation>'
+        )
+    (folder / f"{name}.json").unlink()
+    (folder / f"{name}.xml").write_text(f"<Annotations>{layers}</Annotations>")
+    return expected
+
+
+def write_matlab(folder: Path, name: str) -> np.ndarray:
+    classes = {"class": [[3], [2], [1]], "id": [[3], [2], [1]]} if name in "ab" else {"inst_type": [[1], [2], [3]]}
+    savemat(folder / f"{name}.mat", {"inst_map": numbers_of(name), **classes})
+    return numbers_of(name)
 
 
 def one_cvat_video(folder: Path) -> dict[str, np.ndarray]:
@@ -223,6 +245,8 @@ SHARED_FORMS: dict[str, Form] = {
     "`.geojson`, `.json`: QuPath": write_geojson,
     "`.json`: labelme": write_labelme,
     "`.txt`: YOLO segmentation": write_yolo,
+    "`.xml`: Aperio ImageScope": write_aperio,
+    "`.mat`: MATLAB 5 to 7.2": write_matlab,
 }
 FOR_MANY = {
     "`.json`: COCO": one_coco_file,

@@ -141,7 +141,7 @@ def check_and_write(
     labels: LabelMap | None = None,
     **reading: object,
 ) -> PreparedDataset:
-    """Check every pair, divide them into three sections, and write datalist, fingerprint and the labels made here.
+    """Check every pair, divide them into three sections, and write datalist, fingerprint and what was made here.
 
     Args:
         task: one of :data:`~swinumamba_monai.tasks.TASKS`.
@@ -160,15 +160,17 @@ def check_and_write(
     inspect = partial(find_task(task).files.inspect, class_names=class_names, **reading)
     linked_dir, split = found.linked_dir(), _read_split(found, options.fold)
     items = found.items()
-    made_here = {output, lock_file(output, "prepare"), *([output / "labels"] if found.made else [])}
+    made = [folder for folder in (found.made_images, found.made) if folder]
+    made_here = {output, lock_file(output, "prepare"), *(output / folder.name for folder in made)}
     inputs = Inputs(items, source, not_taken_of(_unused(source, found.used | made_here)))
     inputs.log()
     reports = dict(zip(found.pairs, inspect_pairs(items, inspect, options.progress), strict=True))
     if found.made:
-        reports = {name: _of_originals(report, *found.pairs[name]) for name, report in reports.items()}
-    split_name = split_file(source / SPLIT, options.fold).name
+        reports = {name: _of_originals(report, name, found) for name, report in reports.items()}
+    split_path = split_file(source / SPLIT, options.fold)
     problems = found.problems + [report.problem for report in reports.values() if report.problem]
-    problems += _without_pair(chain.from_iterable(split.values()), found.pairs, split_name)
+    if split_path.is_file():  # of what the layout names it was said already why it is no pair
+        problems += _without_pair(chain.from_iterable(split.values()), found.pairs, split_path.name)
     inputs.bad = refuse_or_leave_out(problems, options.skip_bad, source)
     inputs[:] = [item for item, report in zip(items, reports.values(), strict=True) if not report.problem]
     good = {name: report for name, report in reports.items() if not report.problem}
@@ -182,18 +184,18 @@ def check_and_write(
     prints = make_fingerprint([good[name] for name in sections["training"] + sections["validation"]], known_names)
     warnings = found.warnings + [report.warning for report in good.values() if report.warning]
     if len(used) < len(good):
-        warnings.append(f"{len(good) - len(used)} images are in no section of {split_name} and are not used.")
+        warnings.append(f"{len(good) - len(used)} images are in no section of {split_path.name} and are not used.")
     taught = {number for name in sections["training"] for number in good[name].class_counts}
     warnings += _what_is_odd([name for number, name in enumerate(known_names) if number not in taught], prints)
     warnings += _cut_across(found, good, prints)
     content = f"{prints['instances']} cells" if not class_names else f"{len(known_names) - 1} classes"
-    _copy_labels(found.made, output)
-    # After the labels, so that there is a datalist of whole labels or none, and the same command goes on from there.
+    _copy_made(made, output)
+    # After the files, so that there is a datalist of whole ones or none, and the same command goes on from there.
     write_datalist(
         output,
         {section: [found.entry(name) for name in names] for section, names in sections.items()},
         f"{content} in {len(used)} images of {source.name}",
-        source_dir="." if source == output else str(source),
+        source_dir="." if source == output or found.made_images else str(source),
         label_dir="." if found.made else None,
         task=task,
         class_names=class_names,
@@ -214,8 +216,10 @@ def check_and_write(
     )
 
 
-def _of_originals(report: PairReport, image: Path, label: Path) -> PairReport:
+def _of_originals(report: PairReport, name: str, found: FoundPairs) -> PairReport:
     """A report whose sentences do not name a label that was made and is nowhere yet, but whose label it is."""
+    image, label = found.pairs[name]
+    image = found.source / name if found.made_images else image
     texts = (report.problem, report.warning)
     problem, warning = (text and text.replace(str(label), f"the label of {image}") for text in texts)
     return replace(report, problem=problem, warning=warning)
@@ -288,12 +292,13 @@ def _unused(source: Path, used: set[Path]) -> list[Path]:
     return unused
 
 
-def _copy_labels(made: Path | None, output: Path) -> None:
-    """Copy the labels that were made, if any, to where the datalist will be; replace no file by another."""
-    targets = {file: output / "labels" / file.name for file in sorted(made.iterdir())} if made else {}
+def _copy_made(folders: Sequence[Path], output: Path) -> None:
+    """Copy labels, or images, that were made to where the datalist will be; replace no file by another."""
+    targets = {file: output / folder.name / file.name for folder in folders for file in sorted(folder.iterdir())}
     for file, target in targets.items():
         if target.exists() and target.read_bytes() != file.read_bytes():
-            raise InputError(f"{target} exists and is another label; give another output_dir.")
+            kind = file.parent.name.removesuffix("s")
+            raise InputError(f"{target} exists and is another {kind}; give another output_dir.")
     output.mkdir(parents=True, exist_ok=True)
     for file, target in targets.items():
         target.parent.mkdir(exist_ok=True)

@@ -35,6 +35,7 @@ class FoundPairs:
         groups: what names of one video, patient or stack have in common, by the name.
         made: folder of the labels that were made of the source's, all of which are then in it; None where they are
             files of the source.
+        made_images: folder beside it of the images that were made, in the same way.
     """
 
     layout: str
@@ -48,6 +49,7 @@ class FoundPairs:
     links: dict[str, tuple[Path | None, Path | None]] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
     made: Path | None = None
+    made_images: Path | None = None
 
     def add(self, name: str, image: Path, label: Path) -> None:
         """Take a pair of files, or note why not."""
@@ -99,7 +101,8 @@ class FoundPairs:
         ]
 
     def entry(self, name: str) -> dict[str, str | list[str]]:
-        """What the datalist says of a pair: its images below the source, its label there or below ``made``'s parent."""
-        images = [image.relative_to(self.source).as_posix() for image in self.images(name)]
-        label = self.pairs[name][1].relative_to(self.made.parent if self.made else self.source).as_posix()
+        """What the datalist says of a pair: images and label below the source, or below the parent of their folder."""
+        image_dir, label_dir = (made.parent if made else self.source for made in (self.made_images, self.made))
+        images = [image.relative_to(image_dir).as_posix() for image in self.images(name)]
+        label = self.pairs[name][1].relative_to(label_dir).as_posix()
         return {"image": images if len(images) > 1 else images[0], "label": label}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from PIL import Image
 
 from swinumamba_monai.data.files import images
 from swinumamba_monai.data.files.annotations import read_outlines
+from swinumamba_monai.data.files.aperio import read_aperio
 from swinumamba_monai.data.files.imagej_roi import read_rois
 from swinumamba_monai.data.files.label_map import LabelMap, simple_name
 from swinumamba_monai.data.files.limits import MAX_PIXELS
+from swinumamba_monai.data.files.matlab import MAP, classes_of_nuclei, has_classes, read_variables
 from swinumamba_monai.data.files.numbered import file_and_number
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES, suffix_of
 from swinumamba_monai.data.files.pixel_checks import check_opaque
@@ -26,17 +29,20 @@ from swinumamba_monai.data.files.yolo import read_yolo
 from swinumamba_monai.data.prepare.colour_maps import Colours
 from swinumamba_monai.errors import InputError, explained, shown
 
-YOLO_SUFFIX = ".txt"
+YOLO_SUFFIX, XML_SUFFIX, _MATLAB_SUFFIX = ".txt", ".xml", ".mat"
+
+LOST_CLASSES = "{} has classes of cells, which are not used: cells are told apart here and have no classes."
 
 # The label of one image: a file (or a plane of one), a mask for every cell, or its part of a file for many images.
 Label = Path | Sequence[Path] | Annotations
 
-_OUTLINE_SUFFIXES = (".geojson", ".json", ".zip", ".roi", YOLO_SUFFIX)
-LABEL_SUFFIXES = (*images.IMAGE_SUFFIXES, ".npy", *_OUTLINE_SUFFIXES)
+_OUTLINE_SUFFIXES = (".geojson", ".json", ".zip", ".roi", YOLO_SUFFIX, XML_SUFFIX)
+LABEL_SUFFIXES = (*images.IMAGE_SUFFIXES, ".npy", _MATLAB_SUFFIX, *_OUTLINE_SUFFIXES)
 # VOC's and CVAT's folders, in lower case, of labels with a colour for each class, and for each object.
 CLASSES, OBJECTS = "segmentationclass", "segmentationobject"
 _VOID = 0xE0E0C0  # VOC's colour of edges between objects
 _PICKLED = "_seg.npy"  # what Cellpose's window saves
+_UNDECIDED = "ambiguous"  # what MoNuSAC calls regions whose nuclei cannot be told apart, and which are not scored
 
 
 def cells_of(
@@ -58,10 +64,13 @@ def cells_of(
     """
     label = as_outlines(label)
     if isinstance(label, Annotations):
+        label = _without_undecided(label, odd)
         return rasterize(label, numbers_of(label.shapes), size, odd)
     if isinstance(label, Path) and is_of_objects(label):
         return _by_object(label)
     if isinstance(label, Path):
+        if odd is not None and _is_matlab(label) and has_classes(label):
+            odd.append(LOST_CLASSES.format(label))
         return images.read_instances(label) if is_image_name(label) else _read_array(label)
     if len(label) == 1 and threshold is None:
         (only,) = label
@@ -105,7 +114,8 @@ def class_ids_of(
     if isinstance(label, Annotations):
         return rasterize(label, [_class_id(shape, labels, label) for shape in label.shapes], size, odd)
     if not is_image_name(label):
-        return _read_array(label)
+        numbers = _read_array(label)
+        return check_numbers(classes_of_nuclei(label, numbers), label) if _is_matlab(label) else numbers
     if threshold is not None:
         if len(labels.names) != 2:
             raise InputError(f"mask_threshold parts one class from the background, but there are {labels.names[1:]}.")
@@ -140,12 +150,27 @@ def as_outlines(label: Label) -> Label:
     """
     if not isinstance(label, Path) or not _is_drawn(label):
         return label
-    readers = {".zip": read_rois, ".roi": read_rois, YOLO_SUFFIX: read_yolo}
+    readers = {".zip": read_rois, ".roi": read_rois, YOLO_SUFFIX: read_yolo, XML_SUFFIX: read_aperio}
     return readers.get(label.suffix.lower(), read_outlines)(label)
+
+
+def _is_matlab(file: Path) -> bool:
+    return file.suffix.lower() == _MATLAB_SUFFIX
 
 
 def _is_drawn(file: Path) -> bool:
     return file.suffix.lower() in _OUTLINE_SUFFIXES
+
+
+def _without_undecided(label: Annotations, odd: list[str] | None) -> Annotations:
+    """The annotations without MoNuSAC's undecided regions; ``odd`` gets a sentence on these, and on lost classes."""
+    odd = [] if odd is None else odd
+    shapes = [shape for shape in label.shapes if shape.name.lower() != _UNDECIDED]
+    if undecided := len(label.shapes) - len(shapes):
+        odd.append(f"{label} has regions called Ambiguous ({undecided}), which are no cells; they are background here.")
+    if len({shape.name for shape in shapes}) > 1:
+        odd.append(LOST_CLASSES.format(label))
+    return replace(label, shapes=shapes)
 
 
 def values_of(labels: Sequence[Label]) -> set[int]:
@@ -247,7 +272,9 @@ def write_numbers(numbers: np.ndarray, place: Path) -> Path:
 
 
 def _read_array(path: Path) -> np.ndarray:
-    """The numbers of a ``.npy`` file, (H, W) int32; nothing in it is run."""
+    """The numbers of a ``.npy`` file, or of the nuclei in a ``.mat`` file, (H, W) int32; nothing in it is run."""
+    if _is_matlab(path):
+        return check_numbers(read_variables(path, MAP)[MAP], path)
     if path.name.lower().endswith(_PICKLED):
         raise InputError(
             f"{path} is a project of Cellpose's window, a pickle that could run code and is not opened; save its masks "
@@ -255,12 +282,20 @@ def _read_array(path: Path) -> np.ndarray:
         )
     with explained(f"{path} is no plain array", "save whole numbers with numpy.save"):
         array = np.load(path, allow_pickle=False, mmap_mode="r")
-    array = np.squeeze(array) if isinstance(array, np.ndarray) else np.empty(0)
+    return check_numbers(np.squeeze(array) if isinstance(array, np.ndarray) else np.empty(0), path)
+
+
+def check_numbers(array: np.ndarray, source: object) -> np.ndarray:
+    """An array as a map of numbers (H, W) int32, 0 for the background.
+
+    Raises:
+        InputError: it has another shape, or others than whole numbers up to 2,147,483,647; ``source`` says whose it is.
+    """
     is_map = array.dtype.kind in "uibf" and array.ndim == 2 and 0 < array.size <= MAX_PIXELS
     whole = is_map and (array.dtype.kind != "f" or bool((array % 1 == 0).all()))
     if not whole or array.min() < 0 or array.max() > np.iinfo(np.int32).max:
         raise InputError(
-            f"{path} is no map of numbers (H, W): it has the type {array.dtype} and the shape {array.shape}; save "
+            f"{source} is no map of numbers (H, W): it has the type {array.dtype} and the shape {array.shape}; save "
             "whole numbers, with 0 for the background."
         )
     return np.asarray(array).astype(np.int32)

@@ -27,6 +27,7 @@ from swinumamba_monai.data.prepare.pictures import (
     Pictures,
     image_keys,
     label_keys,
+    patient_of,
     same_text,
     section_in,
     slide_of,
@@ -55,7 +56,7 @@ class FoundPictures(FoundPairs):
             self.problems.append(f"{image} has the name of another image, {name}; rename one.")
         elif len(planes) > 1:
             self._take_planes(key, name, image, planes, label)
-        elif _is_turned(image, files):
+        elif not isinstance(label, Annotations) and _is_turned(image, files):
             self.problems.append(
                 f"{image} is to be turned before it is seen (its orientation is {stated_orientation(image)}), but its "
                 f"label {files[0]} does not say that it is turned like this; save both upright."
@@ -80,7 +81,9 @@ class FoundPictures(FoundPairs):
     def _add(self, key: Key, name: str, image: Path, label: Label) -> None:
         self.pairs[name] = (image, label)
         self.split.setdefault(key.section, []).append(name)
-        if (slide := slide_of(key.name)) or key.folders:
+        if patient := patient_of(key.name):
+            self.groups[name] = patient
+        elif (slide := slide_of(key.name)) or key.folders:
             self.groups[name] = "/".join([*key.folders, *([slide] if slide else [])])
 
 
@@ -279,13 +282,13 @@ def _set_sections(found: FoundPairs) -> None:
 def _is_turned(image: Path, files: Sequence[Path]) -> bool:
     """Whether an image is to be turned in another way than its label.
 
-    Those in JSON and XML state the size of the image as their programs showed it; of others without pixels nobody
-    knows whether they were drawn on the image as it is stored.
+    Those in JSON state the size of the image as their programs showed it; of others without pixels nobody knows whether
+    they were drawn on the image as it is stored.
     """
     stated = stated_orientation(image)
     of_files = {
         stated_orientation(file) if file.suffix.lower() in IMAGE_SUFFIXES else UPRIGHT
         for file in (files if stated != UPRIGHT else files[:1])  # masks of cells are thousands
-        if file.suffix.lower() not in (".json", ".xml")
+        if file.suffix.lower() != ".json"
     }
     return bool(of_files - {stated})

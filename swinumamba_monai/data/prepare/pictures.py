@@ -20,19 +20,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swinumamba_monai.data.datalist import DATALIST_NAME, SECTION_WORDS
+from swinumamba_monai.data.files.aperio import is_aperio
 from swinumamba_monai.data.files.images import IMAGE_SUFFIXES
 from swinumamba_monai.data.files.picture_kinds import JPEG_SUFFIXES
 from swinumamba_monai.data.files.walk import find_files, is_hidden
-from swinumamba_monai.data.prepare.label_forms import CLASSES, LABEL_SUFFIXES, OBJECTS, YOLO_SUFFIX, is_of_objects
+from swinumamba_monai.data.prepare.label_forms import (
+    CLASSES,
+    LABEL_SUFFIXES,
+    OBJECTS,
+    XML_SUFFIX,
+    YOLO_SUFFIX,
+    is_of_objects,
+)
 
-# The folders, with a section before or behind: train_images, imagesTs. VOC, CVC-ClinicDB and EndoVis 2018 have words of
-# their own.
+# The folders, with a section before or behind: train_images, imagesTs. VOC, CVC-ClinicDB, EndoVis 2018, MoNuSeg and
+# Lizard have words of their own.
 _SECTION = "|".join(sorted(SECTION_WORDS, key=len, reverse=True))
 _IMAGE_FOLDER, _LABEL_FOLDER = (
     re.compile(rf"(?:({_SECTION})[ _-])?(?:{words})(?:[ _-]?({_SECTION}))?", re.IGNORECASE)
     for words in (
-        "(?:raw[ _]?)?images?|imgs?|(?:left[ _])?frames|jpegimages|original",
-        f"labels?|lbls?|masks?|annotations?|ground[ _]?truths?|gt|{CLASSES}|{OBJECTS}",
+        r"(?:(?:raw|tissue)[ _]?)?images?|imgs?|(?:left[ _])?frames|jpegimages|original|lizard[ _]images\d",
+        f"(?:lizard[ _])?labels?|lbls?|masks?|annotations?|ground[ _]?truths?|gt|{CLASSES}|{OBJECTS}",
     )
 )
 # Ends of the names of labels, the best first: of CholecSeg8k's three the one with class numbers; Cellpose's window
@@ -49,6 +57,8 @@ _IMAGE_START, _LABEL_START = re.compile(r"(?:image|img|frame)[ _-]?(?=\d)"), re.
 
 # What QuPath puts behind the name of a slide for each tile: the downsampling, the place and the size.
 _TILE = re.compile(r"(.+?) \[(?:d=[\d.]+,)?x=-?\d+,y=-?\d+,w=\d+,h=\d+.*\]")
+# The patient in the names of slides of TCGA, and of what is cut out of them.
+_OF_TCGA = re.compile(r"(?<![A-Za-z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])")
 
 
 class Key(NamedTuple):
@@ -91,15 +101,19 @@ def sort_files(source: Path, output: Path, objects: bool = False) -> Pictures:
     )
     stems = {file.with_suffix("") for file in files}
     files = [file for file in files if not _is_result(file, stems)]
+    outlines = set(filter(_has_outlines, files))
     kinds = {file: _kind(file, source) for file in files}
     in_folders = "label" in kinds.values()
+    if in_folders:  # MoNuSeg's images for the test lie beside their outlines, unlike those to train on
+        beside = {file.with_suffix("") for file in outlines if kinds[file] is None}
+        kinds |= {file: "label" if file in outlines else "image" for file in files if file.with_suffix("") in beside}
     pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     images = [file for file in pictures if kinds[file] == "image"]
     if not images:
         others = [file for file in pictures if kinds[file] is None]
         called = set() if in_folders else set(filter(_is_called_label, others)) or _beside_jpeg(others)
         images = [file for file in others if file not in called]
-    labels = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES]
+    labels = [file for file in files if file.suffix.lower() in {*LABEL_SUFFIXES} - {XML_SUFFIX} or file in outlines]
     if in_folders:
         labels = _without_the_other([file for file in labels if kinds[file] == "label"], objects)
     else:
@@ -107,6 +121,11 @@ def sort_files(source: Path, output: Path, objects: bool = False) -> Pictures:
         # A text beside an image, and not in a folder of labels, may say anything.
         labels = [file for file in labels if file not in taken and file.suffix.lower() != YOLO_SUFFIX]
     return Pictures(images, labels, [f for f in files if f.suffix.lower() in (".json", ".xml")], in_folders)
+
+
+def _has_outlines(file: Path) -> bool:
+    """Whether a file is XML with the outlines of one image, and not CVAT's for many, or VOC's with boxes."""
+    return file.suffix.lower() == XML_SUFFIX and file.is_file() and is_aperio(file)
 
 
 def _is_called_label(file: Path) -> bool:
@@ -178,9 +197,15 @@ def labels_among(files: Collection[Path]) -> set[Path]:
 
 
 def slide_of(name: str) -> str | None:
-    """The name of the slide that an image is a tile of, as QuPath calls tiles; None for another image."""
+    """The slide that an image is a tile of, as QuPath calls tiles; None for another image."""
     tile = _TILE.fullmatch(name)
     return tile[1] if tile else None
+
+
+def patient_of(name: str) -> str | None:
+    """The patient of TCGA in the name of an image, or None."""
+    found = _OF_TCGA.search(name)
+    return found[0] if found else None
 
 
 def same_text(text: str) -> str:
