@@ -247,7 +247,12 @@ class TrainingCheckpoint:
             raise InputError(f"{self.last_path} is not a checkpoint of a training run, it cannot be resumed.")
         if math.isnan(state["best_metric"] + state["seconds"]) or not 0 <= state["seconds"] < math.inf:
             raise InputError(f"{self.last_path} says of its run what is no number, it cannot be resumed.")
-        load_pretrained(self.network, state["model"], strict=True)
+        changed = self._changed_settings(state)
+        try:
+            load_pretrained(self.network, state["model"], strict=True)
+        except InputError as error:
+            options = changed or "this network"
+            raise InputError(f"{self.last_path} cannot be resumed with {options}: {error}") from error
         self._restore_optimizer(state["optimizer"], state["epoch"])
         trainer.state.epoch = state["epoch"]
         self._seconds = state["seconds"]
@@ -256,7 +261,8 @@ class TrainingCheckpoint:
         evaluator.state.best_metric = state["best_metric"]
         evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         trainer.add_event_handler(Events.STARTED, self._restore_scaler, self._scaler_state(state["scaler"]))
-        self._compare_settings(state)
+        if changed:
+            logger.warning("resumed with %s; it will not end where the run as begun would have", changed)
         best = f"best metric {state['best_metric']:.4f} of epoch {state['best_metric_epoch']}"
         logger.info("resumed after epoch %d of %d, %s", state["epoch"], trainer.state.max_epochs, best)
         if state["epoch"] >= trainer.state.max_epochs:
@@ -279,13 +285,12 @@ class TrainingCheckpoint:
         if trainer.scaler and state:
             trainer.scaler.load_state_dict(trainer.scaler.state_dict() | state)
 
-    def _compare_settings(self, state: Mapping) -> None:
+    def _changed_settings(self, state: Mapping) -> str:
         with explained(f"{self.last_path} has unreadable settings", "it cannot be resumed"):
             before = dict(json.loads(state["settings"]))
         now = json.loads(self.settings)
         changed = {name: old for name, old in before.items() if now.get(name, old) != old}
-        if others := [f"{name} {now[name]!r} (was {shown(repr(old))})" for name, old in changed.items()]:
-            logger.warning("resumed with %s; it will not end where the run as begun would have", ", ".join(others))
+        return ", ".join(f"{name} {now[name]!r} (was {shown(repr(old))})" for name, old in changed.items())
 
     def _restore_optimizer(self, saved: dict, epoch: int) -> None:
         """The state of each parameter; options stay those of this run, and the schedule is replayed, not restored, so
