@@ -72,9 +72,11 @@ class KeptBlocks:
         except Exception:  # NumPy and zipfile have no common class for it
             refuse(file, "is damaged")
         labels, scores = find(block)
-        kept = explained(f"what was found cannot be kept in {self.folder}", "free space, the next run goes on", OSError)
+        keeping = explained(
+            f"what was found cannot be kept in {self.folder}", "free space, the next run goes on", OSError
+        )
         # Another process may remove the folder while it is empty; between two looks of mkdir it is there and gone.
-        with kept, suppress(FileNotFoundError, FileExistsError):
+        with keeping, suppress(FileNotFoundError, FileExistsError):
             self.folder.mkdir(exist_ok=True)
             with replacing(file) as temporary:
                 np.savez_compressed(temporary, labels=labels, scores=scores)
