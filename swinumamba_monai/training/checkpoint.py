@@ -30,9 +30,7 @@ from swinumamba_monai.weight_files import RECORD_NAME, read_checkpoint, read_rec
 logger = logging.getLogger(__name__)
 
 MAX_EPOCHS = 1_000_000  # the schedule of so many is replayed in seconds
-
 MAX_STEPS = 1 << 31  # number of steps between two changes of a gradient scaler's factor
-
 SCALARS = ("step", "mu_product", "eta", "mu")  # names of what torch's optimizers keep of a parameter as one number
 
 # What a run is resumed from; the rest is not in files of every version.
@@ -251,15 +249,13 @@ class TrainingCheckpoint:
         try:
             load_pretrained(self.network, state["model"], strict=True)
         except InputError as error:
-            options = changed or "this network"
-            raise InputError(f"{self.last_path} cannot be resumed with {options}: {error}") from error
+            raise InputError(f"{self.last_path} cannot be resumed with {changed or 'this network'}: {error}") from error
         self._restore_optimizer(state["optimizer"], state["epoch"])
         trainer.state.epoch = state["epoch"]
         self._seconds = state["seconds"]
         self._best_next_metric = state["best_next_metric"]
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
-        evaluator.state.best_metric = state["best_metric"]
-        evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        evaluator.state.best_metric, evaluator.state.best_metric_epoch = state["best_metric"], state["best_metric_epoch"]
         trainer.add_event_handler(Events.STARTED, self._restore_scaler, self._scaler_state(state["scaler"]))
         if changed:
             logger.warning("resumed with %s; it will not end where the run as begun would have", changed)
@@ -287,8 +283,7 @@ class TrainingCheckpoint:
 
     def _changed_settings(self, state: Mapping) -> str:
         with explained(f"{self.last_path} has unreadable settings", "it cannot be resumed"):
-            before = dict(json.loads(state["settings"]))
-        now = json.loads(self.settings)
+            before, now = dict(json.loads(state["settings"])), json.loads(self.settings)
         changed = {name: old for name, old in before.items() if now.get(name, old) != old}
         return ", ".join(f"{name} {now[name]!r} (was {shown(repr(old))})" for name, old in changed.items())
 
