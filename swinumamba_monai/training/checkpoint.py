@@ -245,7 +245,7 @@ class TrainingCheckpoint:
             raise InputError(f"{self.last_path} is not a checkpoint of a training run, it cannot be resumed.")
         if math.isnan(state["best_metric"] + state["seconds"]) or not 0 <= state["seconds"] < math.inf:
             raise InputError(f"{self.last_path} says of its run what is no number, it cannot be resumed.")
-        changed = self._changed_settings(state)
+        changed, best = self._changed_settings(state), (state["best_metric"], state["best_metric_epoch"])
         try:
             load_pretrained(self.network, state["model"], strict=True)
         except InputError as error:
@@ -255,14 +255,14 @@ class TrainingCheckpoint:
         self._seconds = state["seconds"]
         self._best_next_metric = state["best_next_metric"]
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
-        evaluator.state.best_metric, evaluator.state.best_metric_epoch = state["best_metric"], state["best_metric_epoch"]
+        evaluator.state.best_metric, evaluator.state.best_metric_epoch = best
         trainer.add_event_handler(Events.STARTED, self._restore_scaler, self._scaler_state(state["scaler"]))
         if changed:
             logger.warning("resumed with %s; it will not end where the run as begun would have", changed)
-        best = f"best metric {state['best_metric']:.4f} of epoch {state['best_metric_epoch']}"
-        logger.info("resumed after epoch %d of %d, %s", state["epoch"], trainer.state.max_epochs, best)
-        if state["epoch"] >= trainer.state.max_epochs:
-            logger.warning("the run has its %d epochs, there is nothing left to train", trainer.state.max_epochs)
+        epoch, epochs = state["epoch"], trainer.state.max_epochs
+        logger.info("resumed after epoch %d of %d, best metric %.4f of epoch %d", epoch, epochs, *best)
+        if epoch >= epochs:
+            logger.warning("the run has its %d epochs, there is nothing left to train", epochs)
             self._lock.release()
 
     def _scaler_state(self, saved: Mapping) -> dict:
