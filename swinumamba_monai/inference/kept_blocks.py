@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from swinumamba_monai.atomic import replacing
+from swinumamba_monai.errors import explained
 from swinumamba_monai.owned import refuse
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -51,6 +52,8 @@ class KeptBlocks:
         Args:
             overview: every n-th pixel of the image, from which the look of all its blocks is taken.
             find: gives the answer of a block (H, W) or (H, W, C), which is kept.
+
+        What it gives raises an InputError where an answer cannot be written, as on a full disk.
         """
         digest = hashlib.sha256(self._settings.encode())
         _add(digest, overview)
@@ -69,8 +72,11 @@ class KeptBlocks:
         except Exception:  # NumPy and zipfile have no common class for it
             refuse(file, "is damaged")
         labels, scores = find(block)
+        keeping = explained(
+            f"what was found cannot be kept in {self.folder}", "free space, the next run goes on", OSError
+        )
         # Another process may remove the folder while it is empty; between two looks of mkdir it is there and gone.
-        with suppress(FileNotFoundError, FileExistsError):
+        with keeping, suppress(FileNotFoundError, FileExistsError):
             self.folder.mkdir(exist_ok=True)
             with replacing(file) as temporary:
                 np.savez_compressed(temporary, labels=labels, scores=scores)

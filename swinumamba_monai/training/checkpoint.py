@@ -30,9 +30,7 @@ from swinumamba_monai.weight_files import RECORD_NAME, read_checkpoint, read_rec
 logger = logging.getLogger(__name__)
 
 MAX_EPOCHS = 1_000_000  # the schedule of so many is replayed in seconds
-
 MAX_STEPS = 1 << 31  # number of steps between two changes of a gradient scaler's factor
-
 SCALARS = ("step", "mu_product", "eta", "mu")  # names of what torch's optimizers keep of a parameter as one number
 
 # What a run is resumed from; the rest is not in files of every version.
@@ -247,20 +245,24 @@ class TrainingCheckpoint:
             raise InputError(f"{self.last_path} is not a checkpoint of a training run, it cannot be resumed.")
         if math.isnan(state["best_metric"] + state["seconds"]) or not 0 <= state["seconds"] < math.inf:
             raise InputError(f"{self.last_path} says of its run what is no number, it cannot be resumed.")
-        load_pretrained(self.network, state["model"], strict=True)
+        changed, best = self._changed_settings(state), (state["best_metric"], state["best_metric_epoch"])
+        try:
+            load_pretrained(self.network, state["model"], strict=True)
+        except InputError as error:
+            raise InputError(f"{self.last_path} cannot be resumed with {changed or 'this network'}: {error}") from error
         self._restore_optimizer(state["optimizer"], state["epoch"])
         trainer.state.epoch = state["epoch"]
         self._seconds = state["seconds"]
         self._best_next_metric = state["best_next_metric"]
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
-        evaluator.state.best_metric = state["best_metric"]
-        evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        evaluator.state.best_metric, evaluator.state.best_metric_epoch = best
         trainer.add_event_handler(Events.STARTED, self._restore_scaler, self._scaler_state(state["scaler"]))
-        self._compare_settings(state)
-        best = f"best metric {state['best_metric']:.4f} of epoch {state['best_metric_epoch']}"
-        logger.info("resumed after epoch %d of %d, %s", state["epoch"], trainer.state.max_epochs, best)
-        if state["epoch"] >= trainer.state.max_epochs:
-            logger.warning("the run has its %d epochs, there is nothing left to train", trainer.state.max_epochs)
+        if changed:
+            logger.warning("resumed with %s; it will not end where the run as begun would have", changed)
+        epoch, epochs = state["epoch"], trainer.state.max_epochs
+        logger.info("resumed after epoch %d of %d, best metric %.4f of epoch %d", epoch, epochs, *best)
+        if epoch >= epochs:
+            logger.warning("the run has its %d epochs, there is nothing left to train", epochs)
             self._lock.release()
 
     def _scaler_state(self, saved: Mapping) -> dict:
@@ -279,13 +281,11 @@ class TrainingCheckpoint:
         if trainer.scaler and state:
             trainer.scaler.load_state_dict(trainer.scaler.state_dict() | state)
 
-    def _compare_settings(self, state: Mapping) -> None:
+    def _changed_settings(self, state: Mapping) -> str:
         with explained(f"{self.last_path} has unreadable settings", "it cannot be resumed"):
-            before = dict(json.loads(state["settings"]))
-        now = json.loads(self.settings)
+            before, now = dict(json.loads(state["settings"])), json.loads(self.settings)
         changed = {name: old for name, old in before.items() if now.get(name, old) != old}
-        if others := [f"{name} {now[name]!r} (was {shown(repr(old))})" for name, old in changed.items()]:
-            logger.warning("resumed with %s; it will not end where the run as begun would have", ", ".join(others))
+        return ", ".join(f"{name} {now[name]!r} (was {shown(repr(old))})" for name, old in changed.items())
 
     def _restore_optimizer(self, saved: dict, epoch: int) -> None:
         """The state of each parameter; options stay those of this run, and the schedule is replayed, not restored, so

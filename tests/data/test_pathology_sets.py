@@ -14,11 +14,12 @@ from scipy.io import savemat
 
 from swinumamba_monai.data import load_datalist
 from swinumamba_monai.data.files.annotations import read_annotations
-from swinumamba_monai.data.files.aperio import read_aperio
+from swinumamba_monai.data.files.aperio import is_aperio, read_aperio
 from swinumamba_monai.data.files.images import read_classes, read_image, read_instances
 from swinumamba_monai.data.files.matlab import read_variables
 from swinumamba_monai.data.files.shapes import numbers_of, rasterize
 from swinumamba_monai.data.prepare.dataset import PrepareOptions
+from swinumamba_monai.data.prepare.label_forms import check_numbers
 from swinumamba_monai.errors import InputError
 from swinumamba_monai.tasks.endoscopy import prepare_endoscopy
 from swinumamba_monai.tasks.microscopy import prepare_microscopy
@@ -157,6 +158,12 @@ def test_bad_files_of_aperio_do_not_stop_the_others(text, words, tmp_path):
     assert path.name in problem and words in problem
     report = prepare_microscopy(tmp_path / "in", tmp_path / "out", PrepareOptions(skip_bad=True))
     assert list(report.problems) == [problem] and sum(report.sizes.values()) == 3
+
+
+def test_a_file_of_aperio_in_utf_16(tmp_path):
+    path = aperio(tmp_path / "a.xml", Description=region(*BOXES[1]))
+    path.write_text('<?xml version="1.0" encoding="UTF-16"?>' + path.read_text(), "utf-16")
+    assert is_aperio(path) and len(read_aperio(path).shapes) == 1
 
 
 def test_other_xml_beside_an_image_is_no_label(tmp_path):
@@ -305,10 +312,10 @@ def test_folds_of_pannuke_stay_whole(tmp_path):
 
 
 def test_bad_arrays_of_pannuke(tmp_path):
-    """Those whose numbers differ, a pickle, and single patches; good ones are left."""
+    """Those whose sizes differ, a pickle, and single patches; good ones are left."""
     source = pannuke(tmp_path / "in", folds=5)
     place = [source / f"Fold {fold}" / "masks" / f"fold{fold}" / "masks.npy" for fold in range(6)]
-    np.save(place[1], np.load(place[1])[:1])
+    np.save(place[1], np.load(place[1])[:, :8])
     np.save(place[2], np.array([None], object), allow_pickle=True)
     np.save(place[3], np.load(place[3])[..., :5])
     masks = np.load(place[4])
@@ -318,7 +325,7 @@ def test_bad_arrays_of_pannuke(tmp_path):
     np.save(images, np.where(np.arange(6)[:, None, None, None] == 3, np.nan, np.load(images)))
     report = prepare_microscopy(source, tmp_path / "out", PrepareOptions(skip_bad=True))
     words = (
-        "has 1 patches, but",
+        "has 2 patches of 8 x 12 pixels, but",
         "is no plain array",
         "has the shape (4, 10, 12, 5)",
         "(patch 0) is no map of numbers",
@@ -330,3 +337,12 @@ def test_bad_arrays_of_pannuke(tmp_path):
     with pytest.raises(InputError, match=r"has 5 problem\(s\)"):
         prepare_microscopy(source, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_numbers_of_half_precision(recwarn):
+    numbers = nuclei().astype(np.float16)
+    np.testing.assert_array_equal(check_numbers(numbers, "a.npy"), nuclei())
+    numbers[0, 0] = np.inf
+    with pytest.raises(InputError, match="is no map of numbers"):
+        check_numbers(numbers, "a.npy")
+    assert not recwarn

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from swinumamba_monai.errors import InputError
 from swinumamba_monai.inference.kept_blocks import KeptBlocks
 
 BLOCK = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -67,3 +70,10 @@ def test_an_error_leaves_the_answers_and_the_end_of_the_image_removes_them(tmp_p
         labels, _ = kept.finder(BLOCK, lambda block: pytest.fail("it was found before"))(BLOCK)
     np.testing.assert_array_equal(labels, BLOCK)
     assert not (tmp_path / "blocks").exists()
+
+
+def test_a_full_disk_is_said_of_the_folder_that_is_on_it(tmp_path, monkeypatch):
+    """And not of the file of the image, in whose writing the blocks are found."""
+    monkeypatch.setattr(np, "savez_compressed", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(InputError, match=f"kept in {tmp_path}/blocks .*No space left.*the next run goes on"):
+        KeptBlocks(tmp_path / "blocks", "").finder(BLOCK, find)(BLOCK)

@@ -86,6 +86,15 @@ def test_settings_of_a_stranger_are_quoted_in_part(tmp_path, caplog):
     assert len(line) < 250
 
 
+def test_weights_of_another_network_are_refused_with_the_changed_options(tmp_path):
+    start(tmp_path, None, settings={"network_name": "A"})
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["model"].popitem()
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"point\.pt cannot be resumed with network_name 'B' \(was 'A'\): .* lacks"):
+        start(tmp_path, None, resume=True, epochs=2, settings={"network_name": "B"})
+
+
 class Given(Metric):
     """A metric with one value after the other."""
 

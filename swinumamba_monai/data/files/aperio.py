@@ -20,9 +20,9 @@ _FREE_TEXT = "Description"  # the attribute that every layer has by itself, with
 
 
 def is_aperio(path: Path) -> bool:
-    """Whether an XML file begins as ImageScope's do."""
+    """Whether an XML file begins as ImageScope's do, in UTF-8 or 16."""
     with path.open("rb") as file:
-        return _ROOT in file.read(_BEGINNING)
+        return _ROOT in file.read(_BEGINNING).replace(b"\0", b"")
 
 
 def read_aperio(path: Path) -> Annotations:

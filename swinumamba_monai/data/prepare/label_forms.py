@@ -292,8 +292,8 @@ def check_numbers(array: np.ndarray, source: object) -> np.ndarray:
         InputError: it has another shape, or others than whole numbers up to 2,147,483,647; ``source`` says whose it is.
     """
     is_map = array.dtype.kind in "uibf" and array.ndim == 2 and 0 < array.size <= MAX_PIXELS
-    whole = is_map and (array.dtype.kind != "f" or bool((array % 1 == 0).all()))
-    if not whole or array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+    whole = is_map and (array.dtype.kind != "f" or bool((np.trunc(array) == array).all()))
+    if not whole or array.min() < 0 or array.max().item() > np.iinfo(np.int32).max:  # half precision ends below
         raise InputError(
             f"{source} is no map of numbers (H, W): it has the type {array.dtype} and the shape {array.shape}; save "
             "whole numbers, with 0 for the background."

@@ -23,8 +23,9 @@ _CHANNELS = {_IMAGES: 3, _MASKS: 6}  # of the masks one for each class of nuclei
 def find_pannuke(source: Path, output: Path, folder: Path) -> FoundPairs | None:
     """The patches of ``images/fold1/images.npy`` and ``masks/fold1/masks.npy`` (or beside), None where there are none.
 
-    Three folds are for training, validation and test, in the order of their names; fewer or more are divided by chance,
-    as wholes. A folder images and one labels with files called ``fold1_000012.png`` are made in ``folder``.
+    Three folds are for training, validation and test, in the order of their names; more are divided by chance, as
+    wholes, and of one or two the last patches validate. A folder images and one labels with files called
+    ``fold1_000012.png`` are made in ``folder``.
 
     Args:
         source: the dataset.
@@ -59,8 +60,9 @@ def _masks_of(images: Path) -> Path:
 def _take(found: FoundPairs, images: Path, masks: Path) -> None:
     """Write the patches of a fold; bad ones are problems."""
     pixels, numbers, fold = _open(images), _open(masks), images.parent.name
-    if len(pixels) != len(numbers):
-        raise InputError(f"{masks} has {len(numbers)} patches, but {images} has {len(pixels)}; download them again.")
+    of_masks, of_images = ("{} patches of {} x {} pixels".format(*array.shape) for array in (numbers, pixels))
+    if of_masks != of_images:
+        raise InputError(f"{masks} has {of_masks}, but {images} has {of_images}; download them again.")
     if fold in found.groups.values():
         raise InputError(f"{images} lies in a folder called {fold} as those of another fold do; rename one.")
     for place in range(len(pixels)):
