@@ -246,6 +246,7 @@ def test_matlab_keeps_doubles_that_are_whole_in_fewer_bytes(tmp_path):
     [
         ({"other": np.ones((2, 2)), "inst_map": {"a": 1}}, "has no inst_map with the numbers of its nuclei, but other"),
         ({"inst_map": np.array([["a"]], object)}, "but nothing"),
+        ({"inst_map": np.ones((10, 12)) * 1j}, "but nothing"),
         ({"inst_map": np.full((10, 12), 0.5)}, "no map of numbers"),
         ({"inst_map": np.zeros((3, 10, 12))}, "no map of numbers"),
         (b"MATLAB 7.3 MAT-file, Platform: GLNXA64", "is a file of MATLAB 7.3, which is HDF5"),

@@ -27,6 +27,7 @@ _MATRIX, _COMPRESSED = 14, 15
 # Types of numbers by the kind of their element; kinds of arrays that are numbers, and no structures, texts or objects.
 _TYPES = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 _DOUBLE, _UINT64 = 6, 15
+_COMPLEX = 8  # bit of an array's second byte
 _START = 1 << 12  # bytes of a variable, in which its name is
 
 
@@ -47,7 +48,7 @@ def read_variables(path: Path, *names: str) -> dict[str, np.ndarray]:
             variable = _unpacked(packed, _START) if kind == _COMPRESSED else packed
             (_, flags), (_, shape), (_, name) = islice(_elements(variable), 3)
             name = bytes(name).decode("latin-1")
-            if kind in (_MATRIX, _COMPRESSED) and _DOUBLE <= flags[0] <= _UINT64:
+            if kind in (_MATRIX, _COMPRESSED) and _DOUBLE <= flags[0] <= _UINT64 and not flags[1] & _COMPLEX:
                 there.append(name)
                 if name in names:
                     variable = _unpacked(packed, MAX_UNFOLDED_BYTES) if kind == _COMPRESSED else packed
