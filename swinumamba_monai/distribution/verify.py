@@ -64,9 +64,10 @@ class _Bundle:
                 f"{self.config('inference')} must name one of the tasks {', '.join(TASKS)}, in "
                 "dataset_dir_or_synthetic, whose images it is run on."
             )
+        (task,) = tasks
         folder = self.scratch / "data"
         if not folder.exists():
-            tasks[0].synthesize(folder, num_train=2, num_validation=1, num_test=1, **tasks[0].small_data)
+            task.synthesize(folder, num_train=2, num_validation=1, num_test=1, **task.small_data)
         return str(folder)
 
     def workflow(self, name: str, run_id: str, **override) -> ConfigWorkflow:

@@ -66,10 +66,11 @@ def _elements(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         start = place + _TAG
         if kind >> 16:
             kind, size, start = kind & 0xFFFF, kind >> 16, place + _TAG // 2
-        if start + size > len(data):
+        end = start + size
+        if end > len(data):
             raise ValueError("it ends within a variable")
-        yield kind, data[start : start + size]
-        place = start + (size if kind == _COMPRESSED else -(-(start + size) // _TAG) * _TAG - start)
+        yield kind, data[start:end]
+        place = end if kind == _COMPRESSED else -(-end // _TAG) * _TAG  # others are filled up to whole tags
 
 
 def _unpacked(packed: memoryview, most: int) -> memoryview:

@@ -113,7 +113,8 @@ def sort_files(source: Path, output: Path, objects: bool = False) -> Pictures:
         others = [file for file in pictures if kinds[file] is None]
         called = set() if in_folders else set(filter(_is_called_label, others)) or _beside_jpeg(others)
         images = [file for file in others if file not in called]
-    labels = [file for file in files if file.suffix.lower() in {*LABEL_SUFFIXES} - {XML_SUFFIX} or file in outlines]
+    suffixes = {*LABEL_SUFFIXES} - {XML_SUFFIX}  # XML may say anything
+    labels = [file for file in files if file.suffix.lower() in suffixes or file in outlines]
     if in_folders:
         labels = _without_the_other([file for file in labels if kinds[file] == "label"], objects)
     else:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 CHANNELS = 64  # number of channels of a block: four vectors of AVX-512, whose latencies overlap, in float32
 POSITIONS = 32  # number of positions of a chunk: 8 KiB a buffer in float32
-STATES = 4  # number of states of a channel that the loops take at once, as many as they write out, or its only one;
-# the forward takes twice as many where there are
+# Number of states of a channel that the loops take at once, as many as they write out, or its only one; the forward
+# takes twice as many where there are.
+STATES = 4
 
 
 def count_parts(u: Tensor, A: Tensor) -> int:
